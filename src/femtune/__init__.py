@@ -1,0 +1,1 @@
+"""Learn to reason from questions and correct answers alone."""

@@ -1,0 +1,47 @@
+"""The errors that femtune raises on purpose; everything else is a bug.
+
+    FemtuneError
+    ├── DataError      (ValueError)    a problem, an example or a file of them is not as it must be
+    ├── ConfigError    (ValueError)    a setting is unknown, impossible, or at odds with another
+    ├── ModelError     (ValueError)    a model folder, its tokenizer or its template can't be used
+    ├── RewardError    (RuntimeError)  a reward function failed, timed out, or gave no number
+    ├── EngineError    (RuntimeError)  an engine could not generate or score
+    ├── RunError       (RuntimeError)  a run directory can't be written, or holds something else
+    └── NothingKept    (RuntimeError)  an E-step kept no draw: there is nothing to learn from
+
+Each is also the standard library's class in brackets. A message says what was found, where (file,
+row, column), and what to do, in this order. A completion that fails (cut off, unparsable, wrong) is
+data, not an error: see `Score.reason` in types.py.
+"""
+
+
+class FemtuneError(Exception):
+    """Anything that femtune refuses or reports; the CLI prints its message without a traceback."""
+
+
+class DataError(FemtuneError, ValueError):
+    """A problem, an example, or a file of them is not as it must be."""
+
+
+class ConfigError(FemtuneError, ValueError):
+    """A setting is unknown, impossible, or at odds with another."""
+
+
+class ModelError(FemtuneError, ValueError):
+    """A model folder, its tokenizer or its chat template can't be used."""
+
+
+class RewardError(FemtuneError, RuntimeError):
+    """A reward function failed, timed out, or gave something that is no number."""
+
+
+class EngineError(FemtuneError, RuntimeError):
+    """An engine could not generate or score."""
+
+
+class RunError(FemtuneError, RuntimeError):
+    """A run directory can't be written, or holds something else."""
+
+
+class NothingKept(FemtuneError, RuntimeError):
+    """An E-step kept no draw: there is nothing to learn from."""

@@ -1,0 +1,194 @@
+"""The nouns, without behaviour: problem -> request -> completion -> score -> draw -> example.
+
+A problem (x, y*) is asked under a prompt; the engine's completion holds rationale z and answer y;
+the reward scores it; a draw is a completion with its score and provenance; an example is a draw as
+the M-step sees it. Tokens are the ground truth everywhere: the tokens that were sampled are the
+tokens that are trained on, text is only for rewards and readers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Message = Mapping[str, str]  # {"role": "user", "content": "..."}
+Prompt = str | Sequence[Message]  # what the user's `prompt` column holds
+
+FinishReason = Literal["stop", "length", "error"]  # end token | max_new_tokens | engine failed
+
+# Why a draw is not accepted; "" if it is. Closed, so that counts of each can be shown.
+Reason = Literal[
+    "", "cut off", "unparsable", "leaks the hint", "wrong", "reward failed", "engine failed"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question x and its correct answer y*; `columns` are the row's others, for the reward."""
+
+    id: str
+    prompt: Prompt
+    answer: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. Temperature 0 takes the most likely token."""
+
+    max_new_tokens: int = 512  # the prompt does not count
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class DrawKey:
+    """Names a draw for ever; its seed follows from it (see `draw_seed`)."""
+
+    iteration: int  # from 1; 0 is the evaluation of the base model
+    problem_id: str
+    stage: int  # position in Scheme.stages
+    index: int  # attempt within the stage, from 0
+
+
+def draw_seed(run_seed: int, key: DrawKey) -> int:
+    """The seed of one draw: 63 bits of a hash, as engines take signed seeds.
+
+    >>> draw_seed(0, DrawKey(1, "a", 0, 0)) == draw_seed(0, DrawKey(1, "a", 0, 0))
+    True
+    >>> draw_seed(0, DrawKey(1, "a", 0, 0)) == draw_seed(0, DrawKey(1, "a", 0, 1))
+    False
+    """
+    name = f"{run_seed}\x00{key.iteration}\x00{key.problem_id}\x00{key.stage}\x00{key.index}"
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion asked of an engine."""
+
+    key: DrawKey
+    tokens: tuple[int, ...]  # the rendered prompt, as the model is fed
+    seed: int  # 0 <= seed < 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine wrote after a prompt."""
+
+    tokens: tuple[int, ...]  # as sampled, the end token included
+    text: str  # decoded, without special tokens
+    finish_reason: FinishReason
+    logprob: float  # nats, summed over tokens, of the model at temperature 1 without top-p, top-k
+    error: str = ""  # what the engine said, where finish_reason is "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A completion's text, split; `problem` says why it could not be, else it is empty."""
+
+    rationale: str
+    answer: str
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a reward made of a completion."""
+
+    reward: float  # 0 to 1
+    answer: str  # y as parsed; "" where there is none
+    reason: Reason = ""  # why it is not accepted
+    detail: str = ""  # the reason at length, for readers
+    rationale: str = ""  # z as parsed
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One completion with its provenance, as it is stored."""
+
+    key: DrawKey
+    prompt: str  # name of the prompt it was drawn under: "plain" or "hinted"
+    seed: int
+    completion: Completion
+    score: Score
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it passed the filter: ended, parsed, no leak, reward >= accept_at."""
+        return self.score.reason == ""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A draw as the M-step sees it: weight x log pi(z, y given x), under the plain prompt."""
+
+    draw: Draw
+    weight: float = 1.0
+
+
+# A rule maps one problem's draws of an iteration (in order of their keys) and the examples made of
+# them so far to new examples. Pure. `chain` in weigh.py makes one rule of several.
+Rule = Callable[[Sequence[Draw], Sequence[Example]], Sequence[Example]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Ask every problem, or every one still unsolved, up to `draws` times under one prompt."""
+
+    prompt: Literal["plain", "hinted"]
+    draws: int = 1
+    ask: Literal["unsolved", "all"] = "unsolved"
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """Where rationales come from (stages) and what each draw counts for (weigh)."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    weigh: Rule
+    accept_at: float = 1.0  # a draw is accepted where its reward is at least this
+
+
+# r(answer, y*): pure, from a problem and a parsed completion to a reward in [0, 1].
+Reward = Callable[[Sequence[Problem], Sequence[Completion], Sequence[Parsed]], Sequence[float]]
+
+
+class Tokenizer(Protocol):
+    """Text to prompt tokens and back: see prompts.ChatTokenizer, and engines/fake.py for bytes."""
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """The tokens a model is fed before it writes, template and BOS included."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Completion tokens as text, special tokens left out."""
+        ...
+
+
+class Engine(Protocol):
+    """Generates completions for token prompts, scores given ones, loads new weights."""
+
+    def load(self, weights: Path) -> None:
+        """Serve these weights from now on. Raises ModelError where they can't be read."""
+        ...
+
+    def generate(
+        self, pull: Callable[[int], Sequence[Request]], sampling: Sampling
+    ) -> Iterator[Sequence[tuple[Request, Completion]]]:
+        """Complete requests, in any order, those that end together as one batch.
+
+        Calls `pull(n)` whenever it has room for n >= 1 more requests and gets at most n. An empty
+        answer means "none now": the engine goes on with those it has, and is done when it has none.
+        What it has yielded is graded before it is resumed, so a retry is in the next `pull`.
+        """
+        ...
+
+    def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        """Nats of each completion given its prompt, summed over the completion's tokens."""
+        ...
