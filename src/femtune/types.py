@@ -1,4 +1,4 @@
-"""The nouns, without behaviour: problem -> request -> completion -> score -> draw -> example.
+"""The nouns, almost without behaviour: problem -> request -> completion -> score -> draw -> example.
 
 A problem (x, y*) is asked under a prompt; the engine's completion holds rationale z and answer y;
 the reward scores it; a draw is a completion with its score and provenance; an example is a draw as
@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from femtune.errors import ConfigError
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 Prompt = str | Sequence[Message]  # what the user's `prompt` column holds
@@ -144,6 +146,10 @@ class Stage:
     draws: int = 1
     ask: Literal["unsolved", "all"] = "unsolved"
 
+    def __post_init__(self) -> None:
+        if self.prompt not in ("plain", "hinted") or self.draws < 1:
+            raise ConfigError(f"{self}: the prompt is plain or hinted, and draws are at least 1.")
+
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
@@ -155,8 +161,8 @@ class Scheme:
     accept_at: float = 1.0  # a draw is accepted where its reward is at least this
 
 
-# r(answer, y*): pure, from a problem and a parsed completion to a reward in [0, 1].
-Reward = Callable[[Sequence[Problem], Sequence[Completion], Sequence[Parsed]], Sequence[float]]
+# r(answer, y*): pure, from problems and parsed completions to rewards in [0, 1]; None abstains.
+Reward = Callable[[Sequence[Problem], Sequence[Completion], Sequence[Parsed]], Sequence[float | None]]
 
 
 class Tokenizer(Protocol):

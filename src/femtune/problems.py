@@ -1,0 +1,208 @@
+"""What comes in: problems from a file, checked before anything is generated, and split.
+
+A row of a file is a problem (`prompt` may also be a list of role/content messages):
+
+    {"id": "hs-1", "prompt": "Rate the response from 0 to 4. ...", "answer": 3, "axis": "help"}
+
+`id` is optional, whatever else stands in the row goes to the reward with its type, and a null is
+the same as no value. Nothing is mended silently: what can't be used is named with its row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from femtune.errors import ConfigError, DataError
+from femtune.prompts import Prompts, prompt_text
+from femtune.reading import JSON_COLUMNS, read_problems
+from femtune.types import Completion, Problem, Prompt, Reward, Tokenizer
+from femtune.words import brief, first
+
+
+def load_problems(
+    path: str | os.PathLike[str],
+    *,
+    columns: Mapping[str, str] | None = None,
+    answers: bool = True,
+) -> list[Problem]:
+    """Problems of a .jsonl, .json (a list), .csv, .tsv or .parquet file, in the file's order.
+
+    `columns` maps femtune's name to the file's: `{"answer": "helpfulness"}`. The file's column
+    stays available to the reward under its own name too; a column that the file itself calls
+    `answer` is then left out. Without `id`, ids are "<file stem>-<row>", rows counted from 1.
+    Answers become text: 4 and 4.0 are "4", 4.5 is "4.5", true is "true"; csv cells stay as they
+    are. With answers=False a row may lack its answer, which is then "", as in items to predict.
+
+    Raises DataError where the file or a row of it can't be used.
+    """
+    required = ("prompt", "answer") if answers else ("prompt",)
+    return read_problems(Path(path), columns or {}, required)
+
+
+def save_problems(problems: Sequence[Problem], path: str | os.PathLike[str]) -> None:
+    """Write problems as Parquet, for `load_problems` (which gives back equal ones) and `datasets`.
+
+    Columns that Parquet has no one type for (text in some rows, a number in others) are stored as
+    JSON text, and the file's metadata names them. Raises DataError where JSON can't hold them.
+    """
+    if len({isinstance(problem.prompt, str) for problem in problems}) == 2:
+        raise DataError("prompts are text in some problems and messages in others: use one form.")
+    table: dict[str, Any] = {
+        "id": pa.array([problem.id for problem in problems], pa.string()),
+        "prompt": pa.array([problem.prompt for problem in problems]),
+        "answer": pa.array([problem.answer for problem in problems], pa.string()),
+    }
+    as_json = []
+    for name in dict.fromkeys(name for problem in problems for name in problem.columns):
+        if name in ("id", "prompt", "answer"):
+            raise DataError(f"a further column is called `{name}`, as a problem's own: rename it.")
+        values = [problem.columns.get(name) for problem in problems]
+        table[name] = _native(values)
+        if table[name] is None:
+            as_json.append(name)
+            try:
+                table[name] = [None if v is None else json.dumps(v) for v in values]
+            except TypeError as error:
+                message = f"column `{name}` can't be stored: {error}. Use text, numbers or lists."
+                raise DataError(message) from error
+    metadata = {JSON_COLUMNS: json.dumps(as_json).encode()}
+    partial = Path(f"{os.fspath(path)}.partial")  # a killed write leaves no half a file behind
+    with partial.open("wb") as file:  # pyarrow takes a name with a colon for a URI
+        pq.write_table(pa.table(table).replace_schema_metadata(metadata), file)
+    partial.replace(path)
+
+
+def _native(values: list[Any]) -> Any:
+    """Values as an Arrow array, or None if it would not give the same ones back."""
+    try:
+        array = pa.array(values)
+        storable = not _has_empty_struct(array.type)
+        return array if storable and array.to_pylist() == values else None
+    except (pa.ArrowException, OverflowError, TypeError):
+        return None
+
+
+def _has_empty_struct(kind: Any) -> bool:
+    """Parquet has no struct without fields."""
+    children = [kind.field(i).type for i in range(kind.num_fields)]
+    return (pa.types.is_struct(kind) and not children) or any(map(_has_empty_struct, children))
+
+
+def split(
+    problems: Sequence[Problem], eval_share: float, seed: int
+) -> tuple[list[Problem], list[Problem]]:
+    """Problems to train on, and about `eval_share` (0 to 1) of them held out.
+
+    The side of a problem follows from the seed and its prompt alone: equal prompts never straddle,
+    and problems that are added move none.
+
+    >>> problems = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(1000)]
+    >>> train, held_out = split(problems, eval_share=0.1, seed=0)
+    >>> len(train), len(held_out)
+    (901, 99)
+
+    Raises ConfigError for a share outside 0 to 1, DataError where a side would be empty.
+    """
+    if not 0 <= eval_share < 1:
+        raise ConfigError(f"eval_share is {eval_share:g}, expected 0 <= eval_share < 1.")
+    sides: tuple[list[Problem], list[Problem]] = ([], [])
+    for problem in problems:
+        name = f"{seed}\x00{_spaced(problem.prompt)}".encode()
+        place = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") / 2**64
+        sides[place < eval_share].append(problem)
+    if eval_share and not all(sides):
+        raise DataError(
+            f"of {len(problems)} problems, eval_share {eval_share:g} puts {len(sides[0])} into "
+            f"training and {len(sides[1])} into evaluation: change eval_share, or give a file each."
+        )
+    return sides
+
+
+def check_disjoint(train: Sequence[Problem], test: Sequence[Problem]) -> None:
+    """Refuse test problems whose prompt is also trained on, whitespace aside.
+
+    Raises DataError that names them.
+    """
+    trained = {_spaced(problem.prompt): problem.id for problem in train}
+    pairs = ((problem.id, trained.get(_spaced(problem.prompt))) for problem in test)
+    found = [
+        f'"{test_id}" (in training "{train_id}")' for test_id, train_id in pairs if train_id is not None
+    ]
+    if found:
+        raise DataError(
+            f"{len(found)} of {len(test)} test problems are trained on: {first(found)}. "
+            "Remove them from one side, or let `split` make the test set."
+        )
+
+
+def check_gold(
+    problems: Sequence[Problem],
+    reward: Reward,
+    accept_at: float = 1.0,
+    prompts: Prompts | None = None,
+) -> None:
+    """Refuse problems whose own answer would not be accepted: no draw of theirs ever could be.
+
+    y* is written as a model would write it, read back by `prompts.parse`, then graded. Raises
+    DataError that names the problems and what the reward said; RewardError where it fails on one.
+    """
+    read = prompts or Prompts()
+    texts = [f"It must be {problem.answer}.\nAnswer: {problem.answer}" for problem in problems]
+    parsed = [read.parse(text) for text in texts]
+    rewards = reward(problems, [Completion((), text, "stop", 0.0) for text in texts], parsed)
+    found = []
+    for problem, written, value in zip(problems, parsed, rewards, strict=True):
+        said = f'"{problem.id}": answer {brief(problem.answer)!r}'
+        if written.problem:
+            found.append(f"{said} can't be read back, {written.problem}")
+        elif value is None or not value >= accept_at:
+            earned = "no reward" if value is None else f"reward {value:g}"
+            found.append(f"{said} earns {earned}, expected {accept_at:g}")
+    if found:
+        raise DataError(
+            f"the correct answers of {len(found)} of {len(problems)} problems are not accepted: "
+            f"{first(found, '; ')}. Mend the answers, or choose the reward that fits them."
+        )
+
+
+def check_lengths(
+    problems: Sequence[Problem],
+    prompts: Prompts,
+    tokenizer: Tokenizer,
+    context: int,
+    max_new_tokens: int,
+) -> int:
+    """Tokens of the longest prompt, plain or hinted, when all fit with what is written after them.
+
+    Raises DataError with how many don't, the longest, and what would make them fit.
+    """
+    names = ("plain", "hinted")
+    lengths = [
+        max((len(tokenizer.encode_prompt(prompts.render(name, problem))), name) for name in names)
+        for problem in problems
+    ]
+    over = [p.id for p, (n, _) in zip(problems, lengths, strict=True) if n + max_new_tokens > context]
+    (longest, name), problem = max(
+        zip(lengths, problems, strict=True), key=lambda pair: pair[0], default=((0, ""), None)
+    )
+    if over and problem is not None:
+        room = context - longest
+        fits = f"set max_new_tokens to {room} or less" if room > 0 else "use a longer context"
+        raise DataError(
+            f"{len(over)} of {len(problems)} problems don't fit the context of {context} tokens: "
+            f'the longest prompt (the {name} one of "{problem.id}") has {longest} tokens, and '
+            f"max_new_tokens is {max_new_tokens}: {fits}, or remove {first(over)}."
+        )
+    return longest
+
+
+def _spaced(prompt: Prompt) -> str:
+    return " ".join(prompt_text(prompt).split())

@@ -1,0 +1,314 @@
+"""From a file to problems: its rows, what is asked of each, and the faults of all of them at once.
+
+A reader of a kind of file gives places and rows; a row that it can't make out is a `_BadRow`, as is
+one that makes no problem. They are counted, and named together at the end.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from femtune.errors import DataError
+from femtune.types import Problem, Prompt
+from femtune.words import SHOWN, first
+
+# Other data sets' names for ours: only ever suggested, never taken by themselves.
+ALIASES = {
+    "prompt": ("question", "problem", "instruction", "query", "input", "text"),
+    "answer": (
+        *("solution", "ground_truth", "label", "target", "response_score", "score", "rating"),
+        *("gold", "reference", "output"),
+    ),
+}
+JSON_COLUMNS = b"femtune.json"  # Parquet metadata: columns that are stored as JSON text
+
+
+def read_problems(file: Path, renamed: Mapping[str, str], required: Sequence[str]) -> list[Problem]:
+    """Problems of a file, in its order; `renamed` maps femtune's names of columns to the file's.
+
+    Raises DataError where the file or a row of it can't be used, or lacks a `required` column.
+    """
+    file = _existing(file)
+    faults, checked = _Faults(file), False
+    problems: list[Problem] = []
+    places: dict[str, int] = {}
+    try:
+        for number, (place, row) in enumerate(_READERS[file.suffix.lower()](file), 1):
+            try:
+                values = _object(row)
+                if not checked:
+                    _check_columns(file, values, renamed, required)
+                    checked = True
+                values |= {name: values.get(source) for name, source in renamed.items()}
+                problem = _problem(f"{file.stem}-{number}", values, required)
+                if problems and type(problem.prompt) is not type(problems[0].prompt):
+                    raise _BadRow("`prompt` is text in some rows and a list of messages in others")
+                if problem.id in places:
+                    raise _BadRow(
+                        "`id` given before",
+                        f'"{problem.id}", first in {faults.unit} {places[problem.id]}',
+                    )
+            except _BadRow as fault:
+                faults.add(place, fault)
+            else:
+                places[problem.id] = place
+                problems.append(problem)
+    except UnicodeDecodeError as error:
+        message = f"{file}, line {_undecodable_line(file)}: not UTF-8. Save the file as UTF-8."
+        raise DataError(message) from error
+    faults.report()
+    if not problems:
+        raise DataError(f"{file} holds no rows: expected one problem in each.")
+    return problems
+
+
+# --- rows
+
+
+class _BadRow(Exception):
+    """A row that is no problem: what is wrong, the same words for every such row, and details."""
+
+    def __init__(self, what: str, detail: str = "") -> None:
+        super().__init__(what)
+        self.what, self.detail = what, detail
+
+
+@dataclass
+class _Faults:
+    """The bad rows of a file: how many of each kind, and the first few."""
+
+    file: Path
+    counts: dict[str, int] = field(default_factory=dict)
+    shown: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """What a place in the file counts."""
+        return "row" if self.file.suffix.lower() in (".json", ".parquet") else "line"
+
+    def add(self, place: int, fault: _BadRow) -> None:
+        self.counts[fault.what] = self.counts.get(fault.what, 0) + 1
+        shown = self.shown.setdefault(fault.what, [])
+        if len(shown) < SHOWN:
+            shown.append(f"{place} ({fault.detail})" if fault.detail else str(place))
+
+    def report(self) -> None:
+        if not self.counts:
+            return
+        total = sum(self.counts.values())
+        lines = [f"{self.file}: rows that can't be used: {total}. Mend or remove them."]
+        for what, count in self.counts.items():
+            more = f" and {count - SHOWN} more" if count > SHOWN else ""
+            units = self.unit if count == 1 else f"{self.unit}s"
+            lines.append(f"  {what}: {units} {', '.join(self.shown[what])}{more}")
+        raise DataError("\n".join(lines))
+
+
+def _object(row: Any) -> dict[str, Any]:
+    if isinstance(row, _BadRow):
+        raise row
+    if not isinstance(row, dict):
+        raise _BadRow("no object with prompt and answer", type(row).__name__)
+    return row
+
+
+def _problem(default_id: str, values: dict[str, Any], required: Sequence[str]) -> Problem:
+    for name in required:
+        if name not in values:
+            raise _BadRow(f"`{name}` is missing")
+    others = {
+        sys.intern(name): value  # a reader makes new key strings for every row
+        for name, value in values.items()
+        if name not in ("id", "prompt", "answer") and value is not None
+    }
+    problem_id = _canonical("id", values["id"]) if "id" in values else default_id
+    prompt, answer = _prompt(values["prompt"]), values.get("answer")
+    graded = "answer" in required or answer not in (None, "")
+    return Problem(problem_id, prompt, _canonical("answer", answer) if graded else "", others)
+
+
+def _canonical(name: str, value: Any) -> str:
+    """A cell as text: 4.0 is "4"."""
+    if value is None:
+        raise _BadRow(f"`{name}` is empty")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return str(int(value)) if value == int(value) and abs(value) < 1e15 else str(value)
+    if not isinstance(value, str):
+        found = type(value).__name__ if not isinstance(value, float) else str(value)
+        raise _BadRow(f"`{name}` is of a wrong type, expected text or a number", found)
+    return _text(name, value).strip()
+
+
+def _text(name: str, value: str) -> str:
+    if not value.strip():
+        raise _BadRow(f"`{name}` is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _BadRow(f"`{name}` is no valid Unicode", error.reason) from None
+    return value
+
+
+def _prompt(value: Any) -> Prompt:
+    if value is None or isinstance(value, str):
+        return _text("prompt", value or "")
+    if not isinstance(value, list):
+        wrong = "`prompt` is of a wrong type, expected text or a list of messages"
+        raise _BadRow(wrong, type(value).__name__)
+    if not value:
+        raise _BadRow("`prompt` is empty")
+    messages = []
+    for number, message in enumerate(value, 1):
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
+            wrong = "`prompt` has a message without `role` and `content` as text"
+            raise _BadRow(wrong, f"message {number}")
+        messages.append({key: text for key, text in message.items() if text is not None})
+    if messages[-1]["role"] != "user":
+        raise _BadRow('the last message of `prompt` is not of role "user"', messages[-1]["role"])
+    _text("prompt", messages[-1]["content"])
+    return messages
+
+
+def _check_columns(
+    file: Path, row: Mapping[str, Any], renamed: Mapping[str, str], required: Sequence[str]
+) -> None:
+    """Refuse a file whose first row lacks what is asked of it, with the flag that may help."""
+    has = ", ".join(row) or "no column at all"
+    for name, source in renamed.items():
+        if source not in row:
+            near = get_close_matches(source, list(row), 1)
+            hint = f" Did you mean {name}={near[0]}?" if near else ""
+            raise DataError(f"{file} has no column `{source}` for `{name}`; it has {has}.{hint}")
+    missing = [name for name in required if name not in row and name not in renamed]
+    if missing:
+        lowered = {name.lower(): name for name in reversed(list(row))}
+        flags = [
+            f"--columns {name}={lowered[alias]}"
+            for name in missing
+            for alias in (name, *ALIASES[name])
+            if alias in lowered
+        ]
+        names = " and ".join(f"`{name}`" for name in missing)
+        what = " or ".join(flags) or f"--columns {missing[0]}=<the file's name for it>"
+        raise DataError(f"{file} has no column {names}; it has {has}. If it is there, say {what}.")
+
+
+# --- files
+
+
+def _read_jsonl(file: Path) -> Iterator[tuple[int, Any]]:
+    with file.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line.rstrip())
+            except json.JSONDecodeError as error:
+                yield number, _BadRow("not JSON", f"{error.msg}, column {error.colno}")
+            except (ValueError, RecursionError) as error:  # too long a number, too deep a list
+                yield number, _BadRow("not JSON", str(error))
+
+
+def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
+    text = file.read_text(encoding="utf-8-sig")
+    try:
+        rows = json.loads(text) if text.strip() else []
+    except json.JSONDecodeError as error:
+        hint = " If each line is an object, name it .jsonl." if error.msg == "Extra data" else ""
+        where = f"line {error.lineno}, column {error.colno}"
+        raise DataError(f"{file}, {where}: not JSON ({error.msg}).{hint}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not JSON ({error}).") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{file} holds a JSON {type(rows).__name__}, expected a list of objects.")
+    yield from enumerate(rows, 1)
+
+
+def _read_table(file: Path) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses prompts of over 131,072 characters
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            header = next(rows, [])
+            twice = sorted({name for name in header if header.count(name) > 1})
+            if twice:
+                raise DataError(f"{file}: column `{twice[0]}` stands twice in its first line.")
+            for cells in rows:
+                if len(cells) == len(header):
+                    yield rows.line_num, dict(zip(header, cells, strict=True))
+                elif cells:
+                    width = f"{len(cells)} cells for {len(header)} columns"
+                    yield rows.line_num, _BadRow("wrong number of cells", width)
+        except csv.Error as error:
+            raise DataError(f"{file}, line {rows.line_num}: {error}. Check the quotes.") from error
+
+
+def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        source = pq.ParquetFile(pa.memory_map(str(file)))  # pyarrow takes a name with a colon for a URI
+        metadata = source.schema_arrow.metadata or {}
+        as_json = json.loads(metadata.get(JSON_COLUMNS, b"[]"))
+        number = 0
+        for batch in source.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                for name in as_json:
+                    row[name] = None if row[name] is None else json.loads(row[name])
+                yield number, row
+    except pa.ArrowException as error:
+        raise DataError(f"{file} can't be read as Parquet: {error}") from error
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_table,
+    ".tsv": _read_table,
+    ".parquet": _read_parquet,
+}
+
+
+def _existing(file: Path) -> Path:
+    """The file, if there is one that we can read; else DataError with what there is instead."""
+    if file.is_dir():
+        readable = sorted(found.name for found in file.iterdir() if found.suffix in _READERS)
+        inside = f"give one file of it: {first(readable)}" if readable else "give a file"
+        raise DataError(f"{file} is a folder: {inside}.")
+    if not file.exists():
+        folder = file.parent
+        near = get_close_matches(file.name, os.listdir(folder), 3) if folder.is_dir() else []
+        hint = f"There is {', '.join(near)}." if near else f"The folder is {folder.resolve()}."
+        raise DataError(f"no file {file}. {hint}")
+    if file.suffix.lower() not in _READERS:
+        known = ", ".join(_READERS)
+        raise DataError(f'{file} is of unknown kind "{file.suffix}", expected one of {known}.')
+    if file.stat().st_size == 0:
+        raise DataError(f"{file} is empty: expected one problem in each row.")
+    return file
+
+
+def _undecodable_line(file: Path) -> int:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return number

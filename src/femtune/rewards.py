@@ -1,0 +1,313 @@
+"""Rewards r(y, y*) from 0 to 1: those that come with femtune, and the scoring of completions by any.
+
+    >>> grade = as_reward("ordinal(1, 5)")
+    >>> problem = Problem("p1", "Rate it from 1 to 5.", "4")
+    >>> grade([problem], [Completion((), "Good.\\nAnswer: 3", "stop", 0.0)], [Parsed("Good.", "3")])
+    [0.75]
+
+How a function of the user's own is written: see `user_rewards`.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+from femtune.errors import ConfigError, RewardError
+from femtune.prompts import Prompts, bare
+from femtune.types import Completion, Parsed, Problem, Reason, Reward, Score
+from femtune.user_rewards import Outcome, UserReward, checked, load_function, user_reward
+from femtune.words import brief, near
+
+# --- built in
+
+_remembered = functools.lru_cache(maxsize=65536)  # answers of one data set are often the same few
+
+
+@dataclass(frozen=True)
+class AnswerReward:
+    """A reward of the two answers alone: `grade(y, y*)`."""
+
+    name: str
+    grade: Callable[[str, str], float]
+
+    def __call__(
+        self,
+        problems: Sequence[Problem],
+        completions: Sequence[Completion],
+        parsed: Sequence[Parsed],
+    ) -> list[float]:
+        grade, pairs = self.grade, zip(problems, parsed, strict=True)
+        return [grade(read.answer, problem.answer) for problem, read in pairs]
+
+
+def exact() -> AnswerReward:
+    """1 for the same text, apart from case, spaces, markup around it, and forms of a character.
+
+    >>> grade = exact().grade
+    >>> grade("**Paris.**", "paris"), grade("４", "4"), grade("10²", "102")
+    (1.0, 1.0, 0.0)
+    """
+
+    def grade(answer: str, gold: str) -> float:
+        return float(_plain(answer) == _plain(gold) != "")
+
+    return AnswerReward("exact", grade)
+
+
+def number(tol: float = 0.0, rel: float = 1e-9) -> AnswerReward:
+    """1 for the same number: |y - y*| <= tol, or rel·|y*| unless both are whole numbers.
+
+    Reads 1,234.5, −3, 3/4, 1e-3, $5 and digits of every script. A per cent sign is a unit that may
+    be left out, as is a currency before the number: 50% is 50, not 0.5. Text around a number makes
+    it none, and what is none earns 0.
+
+    >>> grade = number().grade
+    >>> grade("1,000", "1000"), grade("0.75", "3/4"), grade("٤٢", "42"), grade("1001", "1000")
+    (1.0, 1.0, 1.0, 0.0)
+    """
+    if not (0 <= tol < math.inf and 0 <= rel < math.inf):
+        raise ConfigError(f"number(tol={tol}, rel={rel}): tolerances are numbers from 0 on.")
+    most, share = Fraction(tol), Fraction(rel)
+
+    @_remembered
+    def grade(answer: str, gold: str) -> float:
+        y, wanted = _number(answer), _number(gold)
+        if y is None or wanted is None:
+            return 0.0
+        whole = y.denominator == wanted.denominator == 1
+        return float(abs(y - wanted) <= max(most, 0 if whole else share * abs(wanted)))
+
+    return AnswerReward(f"number(tol={tol:g}, rel={rel:g})", grade)
+
+
+def ordinal(scale: tuple[float, float]) -> AnswerReward:
+    """1 - |y - y*| / (hi - lo) on the scale (lo, hi); 0 for what is no number, or off the scale.
+
+    >>> grade = ordinal(scale=(1, 5)).grade
+    >>> grade("4", "4"), grade("2", "4"), grade("6", "5"), grade("good", "5")
+    (1.0, 0.5, 0.0, 0.0)
+    """
+    if not isinstance(scale, tuple | list) or len(scale) != 2 or not scale[0] < scale[1]:
+        raise ConfigError(f"ordinal: scale is {scale!r}, expected (lowest, highest), as (1, 5).")
+    lo, hi = scale
+
+    @_remembered
+    def grade(answer: str, gold: str) -> float:
+        y, wanted = _number(answer), _number(gold)
+        if y is None or wanted is None or not (lo <= y <= hi and lo <= wanted <= hi):
+            return 0.0
+        return 1.0 - float(abs(y - wanted)) / (hi - lo)
+
+    return AnswerReward(f"ordinal({lo:g}, {hi:g})", grade)
+
+
+def choice() -> AnswerReward:
+    """1 for the same letter: "B", "(b)", "B. Paris" and "B) Paris" are all B.
+
+    >>> grade = choice().grade
+    >>> grade("(b)", "B"), grade("B. Paris", "B"), grade("A", "B"), grade("Bob", "B")
+    (1.0, 1.0, 0.0, 0.0)
+    """
+
+    def grade(answer: str, gold: str) -> float:
+        return float(_letter(answer) == _letter(gold) != "")
+
+    return AnswerReward("choice", grade)
+
+
+REWARDS: dict[str, Callable[..., AnswerReward]] = {
+    "exact": exact,
+    "number": number,
+    "ordinal": ordinal,
+    "choice": choice,
+}
+
+
+def as_reward(spec: str | Callable[..., Any]) -> Reward:
+    """A reward from what a user gives: "exact", "ordinal(1, 5)", "file.py:fn", or a function.
+
+    >>> as_reward("number(tol=0.5)").name
+    'number(tol=0.5, rel=1e-09)'
+
+    Raises ConfigError where there is no such reward, or it doesn't take these arguments.
+    """
+    if isinstance(spec, AnswerReward | UserReward):
+        return spec
+    if not isinstance(spec, str):
+        return user_reward(spec)
+    try:
+        call = ast.parse(spec.strip(), mode="eval").body
+        name = call.func if isinstance(call, ast.Call) else call
+        if not isinstance(name, ast.Name):
+            raise ValueError
+        args, named = (call.args, call.keywords) if isinstance(call, ast.Call) else ([], [])
+        values = [ast.literal_eval(arg) for arg in args]
+        keywords = {str(arg.arg): ast.literal_eval(arg.value) for arg in named}
+    except (SyntaxError, ValueError):
+        if ":" in spec:
+            return load_reward(spec)
+        forms = 'a name, a call with constants such as "ordinal(1, 5)", or "file.py:function"'
+        raise ConfigError(f"reward {spec!r} is not understood: expected {forms}.") from None
+    if name.id not in REWARDS:
+        raise ConfigError(
+            f"no reward {name.id!r}.{near(name.id, REWARDS)} There are "
+            f"{', '.join(REWARDS)}, or your own as file.py:function."
+        )
+    factory = REWARDS[name.id]
+    if factory is ordinal and len(values) == 2:  # the brackets of the pair may be left out
+        values = [tuple(values)]
+    try:
+        return factory(*values, **keywords)
+    except TypeError as error:
+        parameters = inspect.signature(factory).parameters.values()
+        form = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
+        message = f"reward {spec!r}: {error}. It is written {name.id}({form})."
+        raise ConfigError(message) from error
+
+
+def load_reward(spec: str) -> Reward:
+    """A user's reward, from "package.module:function" or "path/file.py:function".
+
+    Raises ConfigError where there is no such file, module or function, or its import fails.
+    """
+    return as_reward(load_function(spec))
+
+
+# --- use
+
+
+def score(
+    problems: Sequence[Problem],
+    completions: Sequence[Completion],
+    hinted: Sequence[bool],
+    *,
+    prompts: Prompts,
+    reward: Reward,
+    accept_at: float = 1.0,
+    timeout_s: float = 60.0,
+    on_error: Literal["stop", "skip"] = "stop",
+) -> list[Score]:
+    """Scores of completions, one for each, `hinted` saying which were told the answer.
+
+    A leak keeps its reward, as information; what was cut off or can't be parsed is not graded.
+    `timeout_s` limits each call of a user's function. A reward that fails raises RewardError, or,
+    with on_error="skip", scores 0 as "reward failed", as one that abstains always does.
+    """
+    read = [_read(completion, prompts) for completion in completions]
+    scores = [Score(0.0, p.answer, reason, detail, p.rationale) for p, reason, detail in read]
+    rows = [row for row, (_, reason, _) in enumerate(read) if not reason]
+    asked, written = [problems[row] for row in rows], [completions[row] for row in rows]
+    outcomes = _outcomes(reward, asked, written, [read[row][0] for row in rows], timeout_s)
+    for row, outcome in zip(rows, outcomes, strict=True):
+        if isinstance(outcome, RewardError) and on_error == "stop":
+            raise outcome
+        problem, parsed = problems[row], read[row][0]
+        leak = prompts.leak(problem, parsed.rationale) if hinted[row] else ""
+        scores[row] = _graded(problem, parsed, outcome, leak, accept_at)
+    return scores
+
+
+def _read(completion: Completion, prompts: Prompts) -> tuple[Parsed, Reason, str]:
+    """A completion, parsed, and why it is not to be graded."""
+    if completion.finish_reason == "error":
+        return Parsed("", ""), "engine failed", completion.error or "the engine did not say why"
+    if completion.finish_reason == "length":
+        # what looks like an answer here may be half of one
+        detail = f"no end after {len(completion.tokens)} tokens"
+        return Parsed(completion.text.strip(), ""), "cut off", detail
+    parsed = prompts.parse(completion.text)
+    return parsed, "unparsable" if parsed.problem else "", parsed.problem
+
+
+def _outcomes(
+    reward: Reward,
+    problems: list[Problem],
+    completions: list[Completion],
+    parsed: list[Parsed],
+    timeout_s: float,
+) -> Sequence[Outcome]:
+    if isinstance(reward, UserReward):
+        return reward.outcomes(problems, completions, parsed, timeout_s)
+    values = reward(problems, completions, parsed)
+    if isinstance(reward, AnswerReward):
+        return values
+    items = zip(problems, completions, values, strict=True)
+    return [checked("function", *item) for item in items]
+
+
+def _graded(problem: Problem, parsed: Parsed, outcome: Outcome, leak: str, accept_at: float) -> Score:
+    answer, rationale = parsed.answer, parsed.rationale
+    value = outcome if isinstance(outcome, int | float) else 0.0
+    if leak:
+        return Score(value, answer, "leaks the hint", leak, rationale)
+    if isinstance(outcome, RewardError):
+        return Score(0.0, answer, "reward failed", str(outcome), rationale)
+    if outcome is None:
+        return Score(0.0, answer, "reward failed", "the reward abstained (None)", rationale)
+    if outcome < accept_at:
+        compared = f"answer {brief(answer)}, expected {brief(problem.answer)}"
+        detail = f"{compared}, reward {outcome:g} < {accept_at:g}"
+        return Score(outcome, answer, "wrong", detail, rationale)
+    return Score(outcome, answer, rationale=rationale)
+
+
+# --- answers as text and as numbers
+
+_KEPT = ("<super>", "<sub>", "<fraction>")  # NFKC makes 102 of 10² and 11/2 of 1½
+_NUMBER = re.compile(
+    r"(?P<sign>[+-]?) ?[$€£¥]? ?"
+    r"(?P<value>\d+ ?/ ?\d+|(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:e[+-]?\d{1,3})?)"
+    r" ?%?",
+    re.ASCII | re.IGNORECASE,
+)
+_LETTER = re.compile(r"\(?([a-z])(?:\)|[.:](?:\s|$)|$)(.*)", re.DOTALL)
+
+
+@_remembered
+def _plain(answer: str) -> str:
+    """An answer without markup, in one case, its spaces and forms of characters made the same."""
+    return " ".join(_folded(bare(answer)).casefold().split())
+
+
+def _folded(text: str) -> str:
+    """Compatible forms of a character as one, digits of all scripts as 0 to 9."""
+    if text.isascii():
+        return text
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(map(_folded_character, composed)).replace("\N{MINUS SIGN}", "-")
+
+
+def _folded_character(character: str) -> str:
+    digit = unicodedata.decimal(character, None)
+    if digit is not None:
+        return str(digit)
+    kept = unicodedata.decomposition(character).startswith(_KEPT)
+    return character if kept else unicodedata.normalize("NFKC", character)
+
+
+@_remembered
+def _number(answer: str) -> Fraction | None:
+    """The number that an answer is, exactly, or None."""
+    if len(answer) > 400:  # int() of thousands of digits is slow, then refused
+        return None
+    text = re.sub("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3})", ",", bare(answer))
+    match = _NUMBER.fullmatch(_folded(text).strip())
+    try:
+        return Fraction(re.sub("[, ]", "", match["sign"] + match["value"])) if match else None
+    except (ValueError, ZeroDivisionError):  # "", "e5", "." and "1/0"
+        return None
+
+
+@_remembered
+def _letter(answer: str) -> str:
+    match = _LETTER.match(_plain(answer))
+    return match[1] if match else ""
