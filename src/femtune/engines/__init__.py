@@ -1,0 +1,5 @@
+"""Engines behind one protocol (`types.Engine`): import the one that you want, each by its file.
+
+fake.py            a Python function as the model, bytes as tokens: for tests and for teaching
+transformers.py    any Hugging Face causal model, with a batch that is refilled as rows end
+"""

@@ -1,0 +1,133 @@
+"""Tokens per second of TransformersEngine beside transformers' own generate, in turns, one core.
+
+    python bench/generate.py                          # the seedling
+    python bench/generate.py --model DIR --new 64 --requests 512 --lengths ragged
+
+Both sides write completions of the same lengths: "ragged" ends them at random, 5 tokens to --new,
+"equal" at --new. As a random model never ends by itself, ends come by cutting rows at their length:
+generate is charged for the whole of each batch, and credited with the tokens before the cuts.
+Seconds are those of the process on one thread, so that neighbours on the machine count little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from femtune.engines.batch import Batch, Row
+from femtune.engines.transformers import TransformersEngine
+from femtune.types import DrawKey, Request, Sampling
+
+SEEDLING = Path(__file__).parents[1] / "src" / "femtune" / "assets" / "seedling"
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(1)
+    transformers.logging.disable_progress_bar()
+    lengths = make_lengths(args.requests, args.new, args.lengths == "ragged")
+    dtype = getattr(torch, args.dtype)
+    engine = TransformersEngine(args.model, dtype=dtype, device="cpu", max_batch=args.batch)
+    config = engine._model.config.get_text_config()
+    rng = random.Random(0)
+    prompts = [tuple(rng.choices(range(config.vocab_size), k=args.prompt)) for _ in lengths]
+    end_rows_at(lengths)
+    rates: dict[str, list[float]] = {"femtune": [], "generate": []}
+    for turn in range(args.turns + 1):  # the first warms up
+        for name, run in (("femtune", run_engine), ("generate", run_generate)):
+            start = time.process_time()
+            run(engine, prompts, args.new, args.generate_batch or args.batch)
+            rate = sum(lengths) / (time.process_time() - start)
+            if turn:
+                rates[name].append(rate)
+    parameters = sum(weight.numel() for weight in engine._model.parameters())
+    print(f"{parameters / 1e6:.2f}M parameters, {args.dtype}, prompts of {args.prompt} tokens")
+    print(f"{len(lengths)} completions, {args.lengths}, mean {statistics.mean(lengths):.1f} tokens")
+    for name, values in rates.items():
+        shown = " ".join(f"{value:,.0f}" for value in values)
+        print(f"{name:10} tokens/s  median {statistics.median(values):8,.0f}   ({shown})")
+    print(f"ratio {statistics.median(rates['femtune']) / statistics.median(rates['generate']):.2f}")
+
+
+def run_engine(engine: TransformersEngine, prompts: Sequence[Any], new: int, _: int) -> None:
+    """All prompts through the engine; a request's id is its place, by which `end_rows_at` goes."""
+    requests = [Request(DrawKey(1, str(i), 0, 0), prompt, i) for i, prompt in enumerate(prompts)]
+    for _finished in engine.generate(pull_from(requests), Sampling(max_new_tokens=new)):
+        pass
+
+
+def pull_from(requests: list[Request]) -> Callable[[int], Sequence[Request]]:
+    """Requests in their order, as the engine asks for them."""
+
+    def pull(room: int) -> Sequence[Request]:
+        given, requests[:room] = requests[:room], []
+        return given
+
+    return pull
+
+
+def run_generate(engine: TransformersEngine, prompts: Sequence[Any], new: int, batch: int) -> None:
+    """All prompts through model.generate, in fixed batches; prompts are equally long: no padding."""
+    for start in range(0, len(prompts), batch):
+        ids = torch.tensor(prompts[start : start + batch])
+        longest = max(Lengths.of[start : start + batch])
+        engine._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=longest,
+            min_new_tokens=longest,
+            pad_token_id=0,
+        )
+
+
+class Lengths:
+    """Where each completion ends."""
+
+    of: Sequence[int] = ()
+
+
+def make_lengths(num: int, longest: int, ragged: bool) -> list[int]:
+    """Lengths of the completions, the same in each run."""
+    rng = random.Random(1)
+    return [rng.randint(5, longest) if ragged else longest for _ in range(num)]
+
+
+def end_rows_at(lengths: Sequence[int]) -> None:
+    """Have rows of the engine end at given lengths, and nowhere else."""
+
+    def append(self: Batch, row: Row, token: int) -> bool:
+        row.tokens.append(token)
+        if len(row.tokens) == lengths[int(row.request.key.problem_id)]:
+            row.finish_reason = "length"
+        return row.finish_reason is not None
+
+    Lengths.of = lengths
+    Batch._append = append  # type: ignore[method-assign]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", type=Path, default=SEEDLING)
+    parser.add_argument("--requests", type=int, default=512)
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
+    parser.add_argument("--new", type=int, default=64, help="tokens of the longest completion")
+    parser.add_argument("--lengths", choices=("ragged", "equal"), default="ragged")
+    parser.add_argument("--batch", type=int, default=128, help="slots of the engine")
+    parser.add_argument("--generate-batch", type=int, help="rows of a generate batch; else --batch")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--turns", type=int, default=3)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""A function as the model, bytes as its tokens: what tests and examples run on.
+
+    >>> from femtune.types import DrawKey
+    >>> engine = FakeEngine(lambda prompt, seed: "Two and two make four.\\nAnswer: 4")
+    >>> tokens = engine.tokenizer.encode_prompt("What is 2 + 2?")
+    >>> todo = [Request(DrawKey(1, "p1", 0, 0), tokens, seed=7)]
+    >>> def pull(room):
+    ...     given, todo[:room] = todo[:room], []
+    ...     return given
+    >>> [[(request, completion)]] = list(engine.generate(pull, Sampling(max_new_tokens=99)))
+    >>> completion.text.splitlines()[-1], completion.finish_reason
+    ('Answer: 4', 'stop')
+
+It ends requests in a scrambled order, so that no driver can lean on theirs; the order is seeded.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from femtune.prompts import prompt_text
+from femtune.types import Completion, Prompt, Request, Sampling
+
+END = 256  # the token after the bytes 0 to 255
+
+# From a prompt's text and a draw's seed: the completion's text, or that and its nats.
+Write = Callable[[str, int], str | tuple[str, float]]
+Nats = Callable[[str, str], float]  # log-probability of a completion's text after a prompt's
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """UTF-8 bytes as tokens, 256 as the end.
+
+    >>> ByteTokenizer().encode_prompt([{"role": "user", "content": "é"}])
+    (195, 169)
+    """
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """The bytes of a prompt's text; no template, no BOS."""
+        return tuple(prompt_text(prompt).encode())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, the end left out; a character that was cut in two becomes U+FFFD."""
+        return bytes(token for token in tokens if token != END).decode(errors="replace")
+
+
+def uniform(prompt: str, completion: str) -> float:
+    """Nats of a completion and its end where all 257 tokens are equally likely."""
+    return -math.log(END + 1) * (len(completion.encode()) + 1)
+
+
+class FakeEngine:
+    """Completes by `write`; has room for `room` requests at once; keeps what it was asked.
+
+    What `write` raises becomes a completion with finish_reason "error". `nats` stands for the
+    model's log-probability, of scored and, unless `write` gives its own, of written completions.
+    """
+
+    def __init__(
+        self, write: Write, *, nats: Nats = uniform, room: int = 8, order_seed: int = 0
+    ) -> None:
+        self.write = write
+        self.nats = nats
+        self.room = room
+        self.order_seed = order_seed
+        self.tokenizer = ByteTokenizer()
+        self.loaded: list[Path] = []  # weights, in the order in which they were loaded
+        self.asked: list[Request] = []  # requests, in the order in which they were pulled
+
+    def load(self, weights: Path) -> None:
+        """Keep the path; `write` may look at it."""
+        self.loaded.append(weights)
+
+    def generate(
+        self, pull: Callable[[int], Sequence[Request]], sampling: Sampling
+    ) -> Iterator[Sequence[tuple[Request, Completion]]]:
+        """Complete what `pull` gives: each turn some of the requests at hand, in random order."""
+        order = random.Random(self.order_seed)
+        at_hand: list[Request] = []
+        while True:
+            free = self.room - len(at_hand)
+            if free:
+                given = list(pull(free))
+                assert len(given) <= free, f"pull({free}) gave {len(given)} requests"
+                at_hand += given
+                self.asked += given
+            if not at_hand:
+                return
+            order.shuffle(at_hand)
+            num_ended = order.randint(1, len(at_hand))
+            ended, at_hand = at_hand[:num_ended], at_hand[num_ended:]
+            yield [(request, self._complete(request, sampling)) for request in ended]
+
+    def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        """Nats of each completion by `nats`."""
+        decode = self.tokenizer.decode
+        return [self.nats(decode(prompt), decode(completion)) for prompt, completion in pairs]
+
+    def _complete(self, request: Request, sampling: Sampling) -> Completion:
+        prompt = self.tokenizer.decode(request.tokens)
+        try:
+            written = self.write(prompt, request.seed)
+        except Exception as error:  # whatever a test's function raises stands for a failed engine
+            return Completion((), "", "error", 0.0, f"{type(error).__name__}: {error}")
+        text, nats = written if isinstance(written, tuple) else (written, None)
+        whole = (*text.encode(), END)
+        tokens = whole[: sampling.max_new_tokens]
+        text = self.tokenizer.decode(tokens)
+        if nats is None:
+            nats = self.nats(prompt, text)
+        return Completion(tokens, text, "stop" if tokens == whole else "length", nats)

@@ -1,0 +1,168 @@
+"""An engine over any Hugging Face causal model, whose batch is refilled as rows end.
+
+    engine = TransformersEngine("Qwen/Qwen3-1.7B")
+    for finished in engine.generate(pull, Sampling(max_new_tokens=512)):
+        ...                                         # (request, completion) of rows that ended now
+
+No barrier: where `model.generate` waits for the longest row of a batch, here ended rows make room
+for new prompts. The schedule follows from the requests and their order alone, so the same requests
+give the same batches, bit for bit; and the noise of a draw is its own (gumbel.py), so its tokens
+do not depend on the batch beyond the rounding of sums (bench/flips.py measures how often).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+
+from femtune.engines.batch import Batch, Row
+from femtune.engines.causal import pad, read_model, spans, token_nats
+from femtune.errors import EngineError, ModelError
+from femtune.prompts import ChatTokenizer
+from femtune.types import Completion, Request, Sampling
+
+_PASS_TOKENS = 8192  # padded tokens in one scoring pass at most
+_PASS_LOGITS = 1 << 26  # logits in one scoring pass at most: 256 MB of float32
+
+Pair = tuple[Sequence[int], Sequence[int]]  # prompt and completion
+
+
+class TransformersEngine:
+    """Serves one model, of a folder or a Hub id, in this process.
+
+    `max_batch` rows are written at once; the batch is refilled when a sixteenth of it is free, as a
+    pass over several prompts costs little more than one over one. Raises ModelError where the model
+    can't be read or served (see `causal.read_model`), or has no end token.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        tokenizer: ChatTokenizer | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        max_batch: int = 128,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = dtype
+        self.max_batch = max_batch
+        self.trust_remote_code = trust_remote_code
+        self.tokenizer = tokenizer or read_tokenizer(model, trust_remote_code)
+        self._model = read_model(model, dtype, self.device, trust_remote_code)
+        self._ends = end_tokens(self._model, self.tokenizer)
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its completion may have together."""
+        config = self._model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+    def load(self, weights: Path) -> None:
+        """Serve the weights of a Hugging Face folder, or of a PEFT adapter's, from now on."""
+        model = read_model(Path(weights), self.dtype, self.device, self.trust_remote_code)
+        old, new = (m.config.get_text_config().vocab_size for m in (self._model, model))
+        if new != old:
+            raise ModelError(
+                f"{weights} has a vocabulary of {new} tokens, the engine's model {old}: "
+                "make a new engine for another model."
+            )
+        self._model = model
+        self._ends = end_tokens(model, self.tokenizer)
+
+    def generate(
+        self, pull: Callable[[int], Sequence[Request]], sampling: Sampling
+    ) -> Iterator[Sequence[tuple[Request, Completion]]]:
+        """Complete what `pull` gives; see `types.Engine`. Raises EngineError for a prompt too long."""
+        batch = Batch(self._model, self.max_batch, self._ends, sampling)
+        refill_at = max(1, self.max_batch // 16)
+        short = True  # the last pull gave less than there was room for: ask after every yield
+        while True:
+            room = self.max_batch - batch.num_going
+            if room and (short or room >= refill_at):
+                requests = self._checked(pull(room), sampling)
+                batch.admit(requests)
+                short = len(requests) < room
+                if short:
+                    batch.close_gaps()
+            if not batch.rows:
+                return
+            finished = batch.step()
+            if finished:
+                yield [(row.request, self._completion(row, nats)) for row, nats in finished]
+
+    @torch.inference_mode()
+    def logprob(self, pairs: Sequence[Pair]) -> list[float]:
+        """Nats of each completion given its prompt, summed over the completion's tokens."""
+        for prompt, completion in pairs:
+            self._check_length(len(prompt), len(completion), "a pair to score")
+        nats = [0.0] * len(pairs)
+        order = sorted(range(len(pairs)), key=lambda index: sum(map(len, pairs[index])))
+        order = [index for index in order if pairs[index][1]]
+        lengths = [sum(map(len, pairs[index])) for index in order]
+        vocab = self._model.config.get_text_config().vocab_size
+        limit = min(_PASS_TOKENS, _PASS_LOGITS // vocab)
+        for start, stop in spans(lengths, limit):
+            batch = order[start:stop]
+            values = self._score([pairs[index] for index in batch]).tolist()
+            for index, value in zip(batch, values, strict=True):
+                nats[index] = value
+        return nats
+
+    def _score(self, pairs: Sequence[Pair]) -> Tensor:
+        """Nats [n] float64 of completions; the logits before the shortest prompt's end are not made."""
+        tokens = pad([[*prompt, *completion] for prompt, completion in pairs], self.device)
+        first = min(len(prompt) for prompt, _ in pairs) - 1
+        keep = torch.arange(first, tokens.shape[1] - 1, device=self.device)
+        # padding is at the right, where causal attention hides it
+        logits = self._model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
+        nats = token_nats(logits, tokens[:, first + 1 :]).double()
+        starts = torch.tensor([[len(prompt) - 1] for prompt, _ in pairs], device=self.device)
+        stops = torch.tensor([[sum(map(len, pair)) - 1] for pair in pairs], device=self.device)
+        return nats.masked_fill((keep < starts) | (keep >= stops), 0.0).sum(-1)
+
+    def _completion(self, row: Row, nats: float) -> Completion:
+        text = self.tokenizer.decode(row.tokens)
+        if not math.isfinite(nats) or row.finish_reason is None:
+            error = f"the log-probability of its tokens is {nats}: the model gives no numbers"
+            return Completion(tuple(row.tokens), text, "error", nats, error)
+        return Completion(tuple(row.tokens), text, row.finish_reason, nats)
+
+    def _checked(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Request]:
+        for request in requests:
+            name = f'problem "{request.key.problem_id}"'
+            self._check_length(len(request.tokens), sampling.max_new_tokens, name)
+        return requests
+
+    def _check_length(self, prompt: int, new: int, name: str) -> None:
+        if not prompt or prompt + new > self.context:
+            raise EngineError(
+                f"{name}: a prompt of {prompt} tokens and up to {new} new ones, expected at least "
+                f"one and no more than the model's {self.context} in all."
+            )
+
+
+def read_tokenizer(model: str | Path, trust_remote_code: bool = False) -> ChatTokenizer:
+    """The tokenizer of a folder or Hub id. Raises ModelError where there is none."""
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            model, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # OSError, ValueError, or the tokenizer's own
+        raise ModelError(f"can't read a tokenizer from {model}: {error}") from error
+    return ChatTokenizer(tokenizer)
+
+
+def end_tokens(model: object, tokenizer: ChatTokenizer) -> frozenset[int]:
+    """All ids that end a completion: the generation config's, the tokenizer's, the template's."""
+    ends: set[int] = {tokenizer.end_token_id}
+    for holder in (getattr(model, "generation_config", None), tokenizer.tokenizer):
+        found = getattr(holder, "eos_token_id", None)
+        ends.update([found] if isinstance(found, int) else found or [])
+    return frozenset(ends)
