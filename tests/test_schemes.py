@@ -1,0 +1,170 @@
+"""Schemes: one table of all of them, and what must hold for each."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import pytest
+
+from femtune.engines.fake import FakeEngine
+from femtune.errors import ConfigError
+from femtune.estep import e_step
+from femtune.schemes import SCHEMES, parse_scheme, pps, rejection, star
+from femtune.types import Draw, Scheme, Stage, draw_seed
+from femtune.weigh import accepted, share, weigh
+
+from .oracle import Tables, ask, problem, setup
+
+WORLD = Tables.random(seed=5)
+PROBLEMS = [problem(f"p{i}", i % 3, i // 3 % 3) for i in range(90)]
+# Not the paper's: stages that ask all, before and after those that stop.
+EVERY = Scheme("all", (Stage("plain", 3, "all"),), accepted())
+MIXED = Scheme("mixed", (Stage("plain", 2), Stage("hinted", 3, "all"), Stage("plain", 2)), accepted())
+TABLE = [rejection(), rejection(4), star(), pps(), EVERY, MIXED]
+each_scheme = pytest.mark.parametrize("scheme", TABLE, ids=lambda scheme: scheme.name)
+
+
+def tries(
+    scheme: Scheme, *, room: int = 8, order: int = 0, chunk_size: int = 1024
+) -> dict[str, list[Draw]]:
+    """Each problem's draws, as they come out of the driver."""
+    engine = FakeEngine(WORLD.write, room=room, order_seed=order)
+    found: dict[str, list[Draw]] = defaultdict(list)
+    for chunk in e_step(PROBLEMS, scheme, setup(engine, seed=3, chunk_size=chunk_size), iteration=2):
+        for draw in chunk.draws:
+            found[draw.key.problem_id].append(draw)
+    return found
+
+
+def lawful(scheme: Scheme, draws: list[Draw]) -> Iterator[tuple[int, int]]:
+    """(stage, index) of what should have been asked, going by how the draws came out."""
+    outcome = {(draw.key.stage, draw.key.index): draw.accepted for draw in draws}
+    solved = False
+    for number, stage in enumerate(scheme.stages):
+        if stage.ask == "all":
+            yield from ((number, index) for index in range(stage.draws))
+            solved = solved or any(outcome[number, index] for index in range(stage.draws))
+            continue
+        for index in range(stage.draws):
+            if not solved:
+                yield number, index
+                solved = outcome[number, index]
+
+
+@each_scheme
+def test_what_is_asked_is_what_the_stages_say(scheme: Scheme) -> None:
+    found = tries(scheme)
+    assert list(found) == [each.id for each in PROBLEMS]  # in the problems' order
+    for draws in found.values():
+        assert [(draw.key.stage, draw.key.index) for draw in draws] == list(lawful(scheme, draws))
+        assert [draw.prompt for draw in draws] == [scheme.stages[d.key.stage].prompt for d in draws]
+
+
+@each_scheme
+def test_only_accepted_draws_are_kept_and_count_one(scheme: Scheme) -> None:
+    for draws in tries(scheme).values():
+        examples = weigh(scheme.weigh, draws)
+        assert all(e.draw.accepted and e.draw.score.reward == 1 and e.weight == 1 for e in examples)
+        assert bool(examples) == any(draw.accepted for draw in draws)
+
+
+@pytest.mark.parametrize("scheme", [rejection(), rejection(4), star(), pps()], ids=lambda s: s.name)
+def test_the_papers_schemes_keep_at_most_one_and_draw_no_further(scheme: Scheme) -> None:
+    for draws in tries(scheme).values():
+        kept = [example.draw for example in weigh(scheme.weigh, draws)]
+        assert kept == ([draws[-1]] if draws[-1].accepted else [])
+        assert not any(draw.accepted for draw in draws[:-1])
+
+
+@each_scheme
+@pytest.mark.parametrize(
+    ("room", "order", "chunk_size"), [(1, 0, 90), (3, 1, 7), (500, 2, 1), (8, 9, 31)]
+)
+def test_order_room_and_chunks_change_nothing(
+    scheme: Scheme, room: int, order: int, chunk_size: int
+) -> None:
+    assert tries(scheme, room=room, order=order, chunk_size=chunk_size) == tries(scheme)
+
+
+@each_scheme
+def test_each_draw_has_the_seed_of_its_key_and_none_another_ones(scheme: Scheme) -> None:
+    draws = [draw for each in tries(scheme).values() for draw in each]
+    assert all(draw.seed == draw_seed(3, draw.key) for draw in draws)
+    assert all(draw.key.iteration == 2 for draw in draws)
+    assert len({draw.seed for draw in draws}) == len(draws)
+    assert all(0 <= draw.seed < 2**63 for draw in draws)
+
+
+@each_scheme
+def test_a_hinted_draw_that_leaks_is_not_kept(scheme: Scheme) -> None:
+    for draw in ask(lambda prompt, seed: "hint\nAnswer: y0", PROBLEMS, scheme):
+        assert (draw.score.reason == "leaks the hint") == (draw.prompt == "hinted")
+        assert draw.accepted == (draw.prompt == "plain" and draw.score.reward == 1)
+
+
+def test_the_number_of_draws_is_what_each_law_says() -> None:
+    """Of n problems with P(right) = p plain and h hinted; each within 4 sigma, 1 in 16,000 each."""
+    n = 3000
+    problems = [problem(str(i), 0, 0) for i in range(n)]
+    p, h = WORLD.joint(0)[:, 0].sum().item(), WORLD.joint(0, told=0)[:, 0].sum().item()
+    asked = Counter[str]()
+    for scheme in (star(), pps()):
+        engine = FakeEngine(WORLD.write)
+        chunks = list(e_step(problems, scheme, setup(engine), iteration=1))
+        draws = [draw for chunk in chunks for draw in chunk.draws]
+        asked[scheme.name] = len(draws)
+        kept = sum(draw.accepted for draw in draws) / n
+        law = p + (1 - p) * h if scheme.name == "star" else h
+        assert abs(kept - law) < 4 * math.sqrt(law * (1 - law) / n)
+    assert asked["pps"] == n
+    assert abs(asked["star"] / n - (2 - p)) < 4 * math.sqrt(p * (1 - p) / n)
+
+
+# --- by name
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "stages"),
+    [
+        ("rejection", "rejection(1)", (Stage("plain", 1),)),
+        ("rejection:4", "rejection(4)", (Stage("plain", 4),)),
+        (" rejection(16) ", "rejection(16)", (Stage("plain", 16),)),
+        ("star", "star", (Stage("plain"), Stage("hinted"))),
+        ("pps", "pps", (Stage("hinted"),)),
+    ],
+)
+def test_a_scheme_has_a_name(spec: str, name: str, stages: tuple[Stage, ...]) -> None:
+    scheme = parse_scheme(spec)
+    assert (scheme.name, scheme.stages, scheme.accept_at) == (name, stages, 1.0)
+    assert parse_scheme(scheme.name).stages == stages
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["", "rs", "Star", "star:2", "pps(1)", "rejection4", "rejection:", "rejection()", "rejection(4", 
+     "rejection:4)", "rejection:-1", "rejection:1.5", "rejection 4", "star pps"],
+)  # fmt: skip
+def test_other_names_are_refused_with_those_there_are(spec: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(repr(spec)) + ".*rejection:4.*star, pps"):
+        parse_scheme(spec)
+
+
+@pytest.mark.parametrize("budget", [0, -1])
+def test_a_budget_is_at_least_one(budget: int) -> None:
+    with pytest.raises(ConfigError, match=f"at least 1 attempt, got {budget}"):
+        rejection(budget)
+    with pytest.raises(ConfigError):
+        parse_scheme("rejection:0")
+
+
+def test_every_scheme_says_its_law_cost_and_source() -> None:
+    for make in SCHEMES.values():
+        assert all(word in (make.__doc__ or "") for word in ("Law: ", "Kept: ", "Draws: "))
+
+
+def test_weights_of_all_schemes_can_be_shared() -> None:
+    examples = [weigh(share(), draws) for draws in tries(EVERY).values()]
+    assert all(sum(e.weight for e in each) == pytest.approx(1) for each in examples)
