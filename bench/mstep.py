@@ -1,0 +1,236 @@
+"""Trained tokens per second of femtune's M-step beside TRL's SFTTrainer, in turns, one thread.
+
+    python bench/mstep.py                          # the seedling, or a random Qwen3 where it is absent
+    python bench/mstep.py --model DIR --examples 512 --turns 5
+
+All sides train the same model on the same token ids for the same epochs at the same learning rate.
+`Trainer.train()` alone is timed, in processor seconds and not by the wall, as machines are shared:
+loading, tokenizing and saving do not count. A trained token is one of a prompt or completion that was
+fed; padding is none. The sides:
+
+    femtune            Training() as it is
+    TRL                SFTConfig() as it is: 8 rows a batch, bf16 autocast, gradient checkpointing
+    TRL, our batch     the same with femtune's number of rows a batch
+    TRL, float32       SFTConfig() with bf16=False, as femtune has it on a CPU
+    TRL, nearest       float32, femtune's batch, no checkpointing, rows grouped by length
+
+Only `max_length=None` (no row is cut), `use_cpu`, and no saving or tracking are set everywhere. A CPU
+without avx512_bf16 emulates bfloat16 slowly: the third and fourth rows of TRL tell what is left then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import transformers
+import trl
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from femtune.mstep import m_step
+from femtune.prompts import ChatTokenizer
+from femtune.training import Training
+
+SEEDLING = Path(__file__).parents[1] / "src" / "femtune" / "assets" / "seedling"
+Rows = list[dict[str, list[int]]]
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # TRL uses a name of transformers' past
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as scratch:
+        model = args.model or (SEEDLING if (SEEDLING / "config.json").exists() else None)
+        model = model or random_model(Path(scratch) / "model")
+        rows = make_rows(args.examples, model)
+        tokens = args.epochs * sum(len(row["prompt"]) + len(row["completion"]) for row in rows)
+        sides = make_sides(rows, model, Path(scratch), args)
+        sides = {name: sides[name] for name in args.sides or sides}
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(args.turns):
+            for name, seconds in sides.items():
+                rates[name].append(tokens / seconds())
+                print(f"{name} {rates[name][-1]:,.0f}", file=sys.stderr)
+    show(rates, rows, tokens, model, args)
+
+
+def make_rows(num: int, model: Path) -> Rows:
+    """Random prompts and completions, together 24 to 256 tokens, log-normal around 80."""
+    rng = random.Random(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    plain = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+    rows = []
+    for _ in range(num):
+        length = min(256, max(24, round(rng.lognormvariate(4.4, 0.6))))
+        prompt = max(8, round(length * rng.uniform(0.2, 0.6)))
+        ids = rng.choices(plain, k=length - 1)
+        rows.append({"prompt": ids[:prompt], "completion": [*ids[prompt:], tokenizer.eos_token_id]})
+    return rows
+
+
+def make_sides(
+    rows: Rows, model: Path, scratch: Path, args: argparse.Namespace
+) -> dict[str, Callable[[], float]]:
+    """A function for each side that trains from scratch and gives the seconds of training alone."""
+    examples = scratch / "examples.parquet"
+    pq.write_table(
+        pa.table({f"{name}_tokens": [row[name] for row in rows] for name in ("prompt", "completion")}),
+        examples,
+    )
+    training = Training(num_train_epochs=args.epochs, learning_rate=args.rate, use_cpu=True)
+    tokenizer = ChatTokenizer(transformers.AutoTokenizer.from_pretrained(model))
+
+    def ours() -> float:
+        with tempfile.TemporaryDirectory() as out, train_timed() as seconds:
+            m_step(examples, model, Path(out), training, tokenizer, seed=0)
+        return seconds[0]
+
+    def theirs(**settings: Any) -> Callable[[], float]:
+        return lambda: sft(rows, model, scratch, num_train_epochs=args.epochs, **settings)
+
+    batch = training.per_device_train_batch_size
+    common = {"learning_rate": args.rate}
+    return {
+        "femtune": ours,
+        "TRL": theirs(**common),
+        "TRL, our batch": theirs(**common, per_device_train_batch_size=batch),
+        "TRL, float32": theirs(**common, bf16=False),
+        "TRL, nearest": theirs(
+            **common,
+            bf16=False,
+            per_device_train_batch_size=batch,
+            activation_checkpointing=False,
+            train_sampling_strategy="group_by_length",
+        ),
+    }
+
+
+def sft(rows: Rows, model: Path, scratch: Path, **settings: Any) -> float:
+    """Seconds of one SFTTrainer.train() on rows that are tokenized already."""
+    config = trl.SFTConfig(
+        output_dir=str(scratch / "sft"),
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        max_length=None,
+        **settings,
+    )
+    data = datasets.Dataset.from_list(
+        [
+            {
+                "input_ids": row["prompt"] + row["completion"],
+                "completion_mask": [0] * len(row["prompt"]) + [1] * len(row["completion"]),
+            }
+            for row in rows
+        ]
+    )
+    trainer = trl.SFTTrainer(
+        transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        config,
+        train_dataset=data,
+        processing_class=transformers.AutoTokenizer.from_pretrained(model),
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    with train_timed() as seconds:
+        trainer.train()
+    return seconds[0]
+
+
+@contextmanager
+def train_timed() -> Iterator[list[float]]:
+    """Processor seconds of each Trainer.train() within, all of this process's threads together."""
+    train, seconds = transformers.Trainer.train, list[float]()
+
+    def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        begun = time.process_time()
+        result = train(self, *args, **kwargs)
+        seconds.append(time.process_time() - begun)
+        return result
+
+    transformers.Trainer.train = timed
+    try:
+        yield seconds
+    finally:
+        transformers.Trainer.train = train
+
+
+def random_model(folder: Path) -> Path:
+    """A Qwen3 of 1.0M parameters over bytes, as real folders are."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(["</s>", "<pad>"])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = transformers.Qwen3Config(
+        vocab_size=258,
+        hidden_size=128,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=384,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        eos_token_id=256,
+        pad_token_id=257,
+    )
+    transformers.Qwen3ForCausalLM(shape).save_pretrained(folder)
+    return folder
+
+
+def show(
+    rates: dict[str, list[float]], rows: Rows, tokens: int, model: Path, args: argparse.Namespace
+) -> None:
+    """The table, under what was measured on what."""
+    lengths = [len(row["prompt"]) + len(row["completion"]) for row in rows]
+    network = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.from_pretrained(model)
+    )
+    versions = ("torch", "transformers", "trl", "accelerate")
+    print(", ".join(f"{name} {version(name)}" for name in versions), end="; ")
+    print(torch.backends.cpu.get_cpu_capability(), end="; ")
+    print(f"1 thread, {args.turns} turns, {args.epochs} epochs, learning rate {args.rate}")
+    print(f"{type(network).__name__}, {network.num_parameters() / 1e6:.2f}M parameters;", end=" ")
+    print(f"{len(rows)} examples of {min(lengths)} to {max(lengths)} tokens,", end=" ")
+    print(f"mean {statistics.mean(lengths):.0f}; {tokens:,} trained tokens a turn")
+    ours = statistics.median(rates["femtune"])
+    for name, values in rates.items():
+        median = statistics.median(values)
+        spread = " ".join(f"{value:,.0f}" for value in values)
+        print(f"{name:14} {median:8,.0f} tokens/s   femtune is {ours / median:5.2f} x   ({spread})")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="a folder; the seedling by default")
+    parser.add_argument("--sides", nargs="*", help='some of them, as "TRL, nearest"; femtune among them')
+    parser.add_argument("--examples", type=int, default=192)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--turns", type=int, default=3)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

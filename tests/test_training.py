@@ -1,0 +1,113 @@
+"""Which examples go into which batch: every row once an epoch, within both limits, little padding."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+
+from femtune.errors import ConfigError
+from femtune.training import Training, context_length, plan_batches
+
+LENGTHS = [random.Random(row).randint(5, 100) for row in range(700)]
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("limits", [(8, 10**6), (32, 300), (1, 1)], ids=str)
+def test_every_epoch_holds_each_row_once(epochs: int, limits: tuple[int, int]) -> None:
+    """Limits of 300 and of 1 token a batch: a row longer than the limit is a batch by itself."""
+    plan = plan_batches(LENGTHS, _training(limits, num_train_epochs=epochs), seed=0)
+    fed = [row for batch in plan for row in batch]
+    for epoch in range(epochs):
+        assert sorted(fed[epoch * 700 : (epoch + 1) * 700]) == list(range(700))
+
+
+@pytest.mark.parametrize("limits", [(8, 10**6), (32, 300), (1, 10**6)], ids=str)
+def test_no_batch_exceeds_its_limits(limits: tuple[int, int]) -> None:
+    rows, tokens = limits
+    plan = plan_batches(LENGTHS, _training(limits), seed=0)
+    assert max(map(len, plan)) <= rows
+    assert max(len(batch) * max(LENGTHS[row] for row in batch) for batch in plan) <= tokens
+
+
+def test_batches_are_full_where_no_limit_cuts_them() -> None:
+    plan = plan_batches([10] * 64, _training((8, 80)), seed=0)
+    assert [len(batch) for batch in plan] == [8] * 8
+
+
+@pytest.mark.parametrize(("epochs", "batches"), [(0.25, 5), (1.5, 30), (2.0, 40), (0.001, 1)])
+def test_a_fraction_of_an_epoch_is_that_share_of_its_batches(epochs: float, batches: int) -> None:
+    """160 equal rows in batches of 8 are 20 batches an epoch; there is always one."""
+    plan = plan_batches([10] * 160, _training((8, 10**6), num_train_epochs=epochs), seed=0)
+    assert len(plan) == batches
+    assert max(Counter(row for batch in plan for row in batch).values()) == math.ceil(epochs)
+
+
+def test_length_groups_leave_less_than_a_tenth_to_padding() -> None:
+    """At random, a batch of 16 lengths from 5 to 100 is padded to 95 of 100: nearly half is padding."""
+
+    def padding(plan: list[list[int]]) -> float:
+        padded = sum(len(batch) * max(LENGTHS[row] for row in batch) for batch in plan)
+        return 1 - sum(LENGTHS) / padded
+
+    unordered = [list(range(begin, min(700, begin + 16))) for begin in range(0, 700, 16)]
+    assert padding(unordered) > 0.35
+    assert padding(plan_batches(LENGTHS, _training((16, 10**6)), seed=0)) < 0.1
+
+
+def test_batches_come_in_no_order_of_length() -> None:
+    """Else the last steps would all be of the longest rows: half of all neighbours ascend, not all."""
+    plan = plan_batches(LENGTHS, _training((8, 10**6)), seed=0)
+    means = [sum(LENGTHS[row] for row in batch) / len(batch) for batch in plan]
+    ascending = sum(a < b for a, b in pairwise(means)) / (len(means) - 1)
+    assert 0.3 < ascending < 0.7  # 0.5 and 6 sigma: sqrt(88 / 12) / 87 = 0.031
+
+
+def test_the_order_follows_from_seed_and_epoch() -> None:
+    training = _training((8, 10**6), num_train_epochs=2)
+    plan = plan_batches(LENGTHS, training, seed=0)
+    assert plan == plan_batches(LENGTHS, training, seed=0)
+    assert plan != plan_batches(LENGTHS, training, seed=1)
+    assert plan[:88] != plan[88:]  # ceil(700 / 8) batches an epoch
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("per_device_train_batch_size", 0),
+        ("gradient_accumulation_steps", 0),
+        ("lora_r", 0),
+        ("num_train_epochs", 0.0),
+        ("num_train_epochs", math.nan),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.inf),
+        ("learning_rate", math.nan),
+    ],
+)
+def test_an_impossible_setting_is_refused_by_name(setting: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=setting):
+        Training(**{setting: value})
+
+
+def test_the_learning_rate_defaults_to_the_method_s() -> None:
+    assert (Training().rate, Training(use_peft=True).rate) == (2e-5, 2e-4)
+    assert Training(use_peft=True, learning_rate=1e-3).rate == 1e-3
+
+
+def test_the_context_is_what_the_config_says() -> None:
+    assert context_length(SimpleNamespace(max_position_embeddings=4096)) == 4096
+    assert context_length(SimpleNamespace(n_positions=1024)) == 1024
+    assert context_length(SimpleNamespace()) == 2**31
+
+
+def _training(limits: tuple[int, int], **settings: float) -> Training:
+    rows, tokens = limits
+    return Training(
+        per_device_train_batch_size=rows,
+        max_tokens_per_batch=tokens,
+        **{"num_train_epochs": 1, **settings},
+    )
