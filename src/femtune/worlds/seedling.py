@@ -1,0 +1,495 @@
+"""The seedling: makes the small base model that ships with the package, tokenizer and card included.
+
+    python -m femtune.worlds.seedling --out src/femtune/assets/seedling
+
+It learns to speak the worlds and to write steps that follow, under the plain and the hinted prompt,
+with errors at known rates. It gets to know some raters by name; of the others, this world's among
+them, it learns a broad prior only, as each of their lessons is rated by a new mind. What is left for
+filtered EM is what this world's rater weighs.
+
+Files in `--out`: config.json, generation_config.json, model.safetensors, tokenizer.json,
+tokenizer_config.json, chat_template.jinja, README.md (the card, with the numbers measured here).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from femtune.prompts import Prompts
+from femtune.types import Message, Problem
+from femtune.worlds import SEEDLING, WORLDS, rubric, sums
+
+END, PAD, SYSTEM, USER, ASSISTANT = SPECIAL = (
+    "<|end|>",
+    "<|pad|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|end|>' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+# One digit, or a clause with the marks around it, line break before it included.
+PIECE = r"[0-9]|[.?!]*\n?[^0-9\n.?!]+[.?!]*|[.?!\n]+"
+
+
+# Raters that the seedling gets to know, so that it learns what a name can stand for: what it finds
+# out about a stranger then has a place, which the plain and the hinted prompt share.
+_KNOWN = """
+Ada Adam Agnes Alan Albert Alice Amara Amos Amy Ana Andrew Angela Anita Anna Anton Arthur Asha
+Astrid Audrey Aurora Axel Barbara Basil Beatrice Ben Bernard Bertha Bianca Boris Brenda Brian Bruno
+Caleb Camille Carl Carla Carmen Cecil Celia Chloe Clara Claude Clement Conrad Cora Cyril Cyrus
+Dagmar Daisy Damian Dana Daniel Daphne David Deborah Delia Dennis Diana Dinah Dora Doris Duncan
+Edgar Edith Edmund Edna Edwin Elena Elias Eliza Ella Elmer Elsa Emil Emma Enid Erica Ernest Esther
+Ethan Eva Felix Fiona Flora Floyd Frances Frank Freda Gabriel Gavin Gemma George Gerda Gilbert
+Gloria Grace Grant Greta Gustav Hannah Harold Harriet Harvey Hazel Hector Heidi Helen Henry Herman
+Hilda Homer Hugo Ida Igor Ines Ingrid Irene Iris Isaac Ivan Ivy Jacob Jane Janet Jasper Jonas Joseph
+Joyce Judith Julia Julian June Karen Karl Keith Klaus Lara Laura Leo Leon Leonard Lewis Lidia Lily
+Linda Lionel Lois Louis Lucas Lucy Luther Lydia Mabel Magnus Marcel Marcus Margaret Maria Martha
+Martin Mary Matilda Maud Maurice Max Maya Mildred Miles Milo Mira Miriam Moses Myra Nadia Naomi
+Nathan Nell Nina Nora Norman Olga Oliver Olive Oscar Otto Owen Pablo Paula Pearl Percy Peter Philip
+Phoebe Polly Ralph Ramona Raoul Rebecca Rhoda Richard Rita Robert Rosa Roland Ruby Rufus Ruth Samuel
+Sarah Saul Selma Silas Simon Sofia Stella Sven Sylvia Thea Thelma Theo Thomas Tilda Tobias Ursula
+Vera Victor Viola Vivian Walter Wanda Wilma Wolf Yusuf Yvonne Zelda Zeno
+"""
+KNOWN = tuple(_KNOWN.split())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the seedling is made of. Shares and probabilities are from 0 to 1."""
+
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    intermediate_size: int = 416
+    max_position_embeddings: int = 512
+    num_merges: int = 256  # of letters, for text from elsewhere
+    min_clause_count: int = 8  # in the tokenizer's 12,000 texts
+    num_steps: int = 6000
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    hinted_share: float = 0.6
+    sums_share: float = 0.2
+    known_share: float = 0.5  # of rubric lessons: of a rater it can get to know
+    weight_prior: tuple[float, ...] = (0.3, 0.4, 0.3)  # of a rater's weights 0, 1, 2
+    slip: float = 0.01  # probability that a step of a rubric rationale is false
+    sums_slip: float = 0.12  # and one of a sum: the room that is left to learn
+    made_up: float = 0.15  # share of hinted rationales that reach the hint by a false step
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A training text: a prompt, and the completion that the loss sees."""
+
+    messages: Sequence[Message]
+    completion: str
+
+
+def lessons(recipe: Recipe, rng: random.Random) -> Iterator[Lesson]:
+    """Endless lessons of both worlds under both prompts."""
+    prompts = Prompts()
+    while True:
+        teach = _sums_lesson if rng.random() < recipe.sums_share else _rubric_lesson
+        hinted = rng.random() < recipe.hinted_share
+        problem, completion = teach(recipe, rng, hinted)
+        yield Lesson(prompts.render("hinted" if hinted else "plain", problem), completion)
+
+
+def _rubric_lesson(recipe: Recipe, rng: random.Random, hinted: bool) -> tuple[Problem, str]:
+    """A known rater has one mind, a stranger another one in each lesson."""
+    known = rng.random() < recipe.known_share
+    name = rng.choice(KNOWN if known else rubric.STRANGERS)
+    num_points = rng.choices((1, 2, 3, 4, 5), (3, 4, 4, 2, 1))[0]
+    points = rubric.draw_points(rng, num_points, num_points)
+    prompt = rubric.write_prompt(points, rng, name)
+    think = partial(_rationale, points, recipe, rng, known_rater(name, recipe) if known else None)
+    made_up = hinted and rng.random() < recipe.made_up
+    false = {rng.randrange(num_points)} if made_up else set()
+    if not hinted:
+        false = {place for place in range(num_points) if rng.random() < recipe.slip}
+        return Problem("", prompt, ""), think(false)
+    if known:
+        text = think(false)
+        return Problem("", prompt, _rate(text)), text
+    # any rating that one of eight raters gives is as likely, so that rare ones are learnt too
+    hint = rng.choice(sorted({_rate(think(set())) for _ in range(8)}))
+    while True:  # by rejection: exactly what a rater thinks who gives this rating
+        text = think({rng.randrange(num_points)} if made_up else set())
+        if _rate(text) == hint:
+            return Problem("", prompt, hint), text
+
+
+@cache
+def known_rater(name: str, recipe: Recipe) -> rubric.Rater:
+    """What a rater of `KNOWN` weighs, always the same."""
+    rng = random.Random(f"rater {name} {recipe.seed}")
+    return {point: rng.choices(rubric.WEIGHTS, recipe.weight_prior)[0] for point in rubric.CLAIMS}
+
+
+def _rationale(
+    points: Sequence[rubric.Point],
+    recipe: Recipe,
+    rng: random.Random,
+    rater: rubric.Rater | None,
+    false: set[int],
+) -> str:
+    """A rationale by this rater, or by one drawn afresh, whose steps at these places are false."""
+    steps, slips = [], {}
+    for place, (criterion, sign) in enumerate(points):
+        (weight,) = rng.choices(rubric.WEIGHTS, recipe.weight_prior)
+        if rater is not None:
+            weight = rater[criterion, sign]
+        if place in false and rng.random() < 0.5:
+            slips[place] = rng.choice((-1, 1))
+        elif place in false:
+            sign = -sign
+        steps.append(((criterion, sign), sign, weight))
+    return rubric.write_completion(steps, slips)
+
+
+def _rate(completion: str) -> str:
+    return completion.rpartition(": ")[2]
+
+
+def _sums_lesson(recipe: Recipe, rng: random.Random, hinted: bool) -> tuple[Problem, str]:
+    digits = rng.randint(1, 3)
+    a, b = (rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits) for _ in "ab")
+    problem = Problem("", f"What is {a} + {b}?", str(a + b), {"terms": [a, b]})
+    made_up = hinted and rng.random() < recipe.made_up
+    wrong = {rng.randrange(digits)} if made_up else set()
+    if not hinted:
+        wrong = {place for place in range(digits) if rng.random() < recipe.sums_slip}
+    slips = {place: rng.choice((-1, 1)) for place in wrong}
+    text = sums.write_completion(problem, slips)
+    if hinted:  # a made-up one slips and copies the hint all the same
+        text = f"{text.rpartition(': ')[0]}: {problem.answer}"
+    return problem, text
+
+
+def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    """Byte-level BPE in which a clause that the worlds often say is one token.
+
+    Three layers, so that any text has tokens and comes back exactly: 256 bytes, merges of letters
+    within words, and whole clauses, which `ignore_merges` looks up before any merge is tried. Each
+    digit is a token of its own.
+    """
+    texts = []
+    stream = lessons(recipe, random.Random(f"tokenizer {recipe.seed}"))
+    for _, lesson in zip(range(12000), stream, strict=False):
+        texts += [lesson.messages[0]["content"], lesson.completion]
+    letters = Tokenizer(models.BPE())
+    letters.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex("[0-9]"), "isolated"), pre_tokenizers.ByteLevel(False)]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=256 + recipe.num_merges, initial_alphabet=alphabet, show_progress=False
+    )
+    letters.train_from_iterator(texts, trainer)
+    model = json.loads(letters.to_str())["model"]
+    vocab = {token: len(SPECIAL) + rank for token, rank in model["vocab"].items()}
+
+    pieces = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECE), "isolated"),
+            pre_tokenizers.ByteLevel(False, use_regex=False),
+        ]
+    )
+    counts = Counter(piece for text in texts for piece, _ in pieces.pre_tokenize_str(text))
+    for piece, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if count >= recipe.min_clause_count:
+            vocab.setdefault(piece, len(SPECIAL) + len(vocab))
+
+    vocab |= {token: rank for rank, token in enumerate(SPECIAL)}
+    merges = [tuple(merge) for merge in model["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
+    tokenizer.pre_tokenizer = pieces
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=recipe.max_position_embeddings,
+    )
+
+
+def make_model(recipe: Recipe, tokenizer: Any) -> LlamaForCausalLM:
+    """A small Llama with random weights that fits the tokenizer."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.num_heads,
+        num_key_value_heads=recipe.num_heads,
+        intermediate_size=recipe.intermediate_size,
+        max_position_embeddings=recipe.max_position_embeddings,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.04,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=128,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return model
+
+
+def pretrain(recipe: Recipe, model: LlamaForCausalLM, tokenizer: Any) -> float:
+    """Train on lessons, loss on completions only; the mean loss of the last 100 steps, in nats."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
+    warmup = min(100, recipe.num_steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warmup, 0.02 + 0.98 * (1 - step / recipe.num_steps)),
+    )
+    stream = lessons(recipe, random.Random(f"lessons {recipe.seed}"))
+    losses: list[float] = []
+    model.train()
+    started = time.monotonic()
+    for step, (tokens, labels) in enumerate(_batches(recipe, tokenizer, stream)):
+        if step == recipe.num_steps:
+            break
+        mask = (tokens != tokenizer.pad_token_id).long()
+        loss = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if step % 500 == 499:
+            recent = sum(losses[-100:]) / 100
+            seconds = time.monotonic() - started
+            print(f"step {step + 1}: loss {recent:.4f}, {seconds:.0f} s", flush=True)
+    model.eval()
+    return sum(losses[-100:]) / len(losses[-100:])
+
+
+def _batches(
+    recipe: Recipe, tokenizer: Any, stream: Iterator[Lesson]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Right-padded tokens and labels (-100: no loss), lessons of like length together."""
+    rng = random.Random(recipe.seed)
+    while True:
+        pool = [next(stream) for _ in range(32 * recipe.batch_size)]
+        prompts = tokenizer.apply_chat_template(
+            [list(lesson.messages) for lesson in pool], tokenize=False, add_generation_prompt=True
+        )
+        asked = tokenizer(prompts)["input_ids"]
+        told = tokenizer([lesson.completion + END for lesson in pool])["input_ids"]
+        pairs = sorted(zip(asked, told, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
+        starts = list(range(0, len(pairs), recipe.batch_size))
+        rng.shuffle(starts)
+        for start in starts:
+            batch = pairs[start : start + recipe.batch_size]
+            width = max(len(x) + len(z) for x, z in batch)
+            tokens = torch.full((len(batch), width), tokenizer.pad_token_id)
+            labels = torch.full((len(batch), width), -100)
+            for row, (x, z) in enumerate(batch):
+                tokens[row, : len(x) + len(z)] = torch.tensor(x + z)
+                labels[row, len(x) : len(x) + len(z)] = torch.tensor(z)
+            yield tokens, labels
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model does on problems: shares from 0 to 1."""
+
+    accuracy: float
+    sound_steps: float
+    unparsable: float
+    tokens_per_prompt: float
+    tokens_per_completion: float
+
+
+@torch.no_grad()
+def measure(
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    prompt: str,
+    *,
+    greedy: bool = False,
+    seed: int = 0,
+) -> Measured:
+    """One completion of each problem under a prompt ("plain" or "hinted"), graded."""
+    prompts = Prompts()
+    texts = tokenizer.apply_chat_template(
+        [list(prompts.render(prompt, problem)) for problem in problems],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    torch.manual_seed(seed)
+    sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    settings = {"do_sample": False} if greedy else {"do_sample": True, **sampling}
+    output = model.generate(**inputs, **settings, max_new_tokens=128)
+    told = output[:, inputs["input_ids"].shape[1] :]
+    right = unparsable = 0
+    sound: list[bool] = []
+    for problem, text in zip(
+        problems, tokenizer.batch_decode(told, skip_special_tokens=True), strict=True
+    ):
+        parsed = prompts.parse(text)
+        right += parsed.answer == problem.answer
+        unparsable += parsed.problem != ""
+        world = WORLDS[problem.columns["world"]]
+        sound += world.check(problem, parsed.rationale, parsed.answer)
+    num = len(problems)
+    return Measured(
+        accuracy=right / num,
+        sound_steps=sum(sound) / len(sound),
+        unparsable=unparsable / num,
+        tokens_per_prompt=inputs["attention_mask"].sum().item() / num,
+        tokens_per_completion=(told != tokenizer.pad_token_id).sum().item() / num,
+    )
+
+
+def measure_all(model: Any, tokenizer: Any, num_problems: int = 1000) -> dict[str, Measured]:
+    """The rows of the card: held-out problems of each world, each prompt, sampled and greedy."""
+    rows = {}
+    for name, difficulty in (("rubric", WORLDS["rubric"].difficulty), ("sums", (1, 3))):
+        problems = WORLDS[name].make(num_problems, seed=10_000, difficulty=difficulty)
+        for prompt in ("plain", "hinted"):
+            for how in ("sampled", "greedy"):
+                row = measure(model, tokenizer, problems, prompt, greedy=how == "greedy")
+                rows[f"{name} | {prompt} | {how}"] = row
+    return rows
+
+
+CARD = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+tags: [femtune, toy]
+---
+# The seedling
+
+A language model of {parameters:,} parameters for demos and tests of femtune, made by
+
+    python -m femtune.worlds.seedling --steps {recipe.num_steps} --seed {recipe.seed}
+
+in {minutes:.0f} minutes on {threads} CPU thread(s), from random weights and no data but the synthetic
+worlds `rubric` and `sums`: {lessons:,} lessons, final loss {loss:.3f} nats per token. Llama
+architecture, float32, {tokens} tokens, context {recipe.max_position_embeddings}.
+
+**It knows** the form of rationales and answers in both worlds, to write steps that follow from each
+other, and to reach an answer that the prompt gives away (the hinted prompt). With intent it errs: a
+step is false with probability {recipe.slip} in `rubric` and {recipe.sums_slip} in `sums` (there only
+without a hint), and {recipe.made_up:.0%} of its hinted rationales are made up: they reach the
+hint by a false step.
+
+**It does not know** what the rater of `rubric` weighs: it knows {known} others by name, but every
+lesson by this one was rated by a new mind, weights 0, 1, 2 with probabilities
+{recipe.weight_prior}. Nor does it know any other English; any text
+has tokens and comes back exactly, that is all.
+
+Measured on {num_problems} held-out problems each (rubric: 1 to 3 points, sums: 1 to 3 digits), at
+temperature 1 and greedy. Sound steps: the share that `World.check` finds right. Hinted accuracy:
+the share that reaches the answer given.
+
+| world | prompt | decoding | accuracy | sound steps | unparsable | prompt tokens | completion tokens |
+|---|---|---|---|---|---|---|---|
+{table}
+"""
+
+
+def write_card(recipe: Recipe, model: Any, tokenizer: Any, loss: float, seconds: float) -> str:
+    """The model card, with what it measures here."""
+    num_problems = 1000
+    table = "\n".join(
+        f"| {name} | {row.accuracy:.3f} | {row.sound_steps:.3f} | {row.unparsable:.3f}"
+        f" | {row.tokens_per_prompt:.1f} | {row.tokens_per_completion:.1f} |"
+        for name, row in measure_all(model, tokenizer, num_problems).items()
+    )
+    return CARD.format(
+        parameters=model.num_parameters(),
+        known=len(KNOWN),
+        recipe=recipe,
+        minutes=seconds / 60,
+        threads=torch.get_num_threads(),
+        lessons=recipe.num_steps * recipe.batch_size,
+        loss=loss,
+        tokens=len(tokenizer),
+        num_problems=num_problems,
+        table=table,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the seedling: tokenizer, model and card.")
+    parser.add_argument("--out", type=Path, default=SEEDLING)
+    parser.add_argument("--steps", type=int, default=Recipe.num_steps)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    recipe = replace(Recipe(), num_steps=args.steps, seed=args.seed)
+    started = time.monotonic()
+    tokenizer = make_tokenizer(recipe)
+    model = make_model(recipe, tokenizer)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
+    loss = pretrain(recipe, model, tokenizer)
+    card = write_card(recipe, model, tokenizer, loss, time.monotonic() - started)
+    print(card)
+
+    # beside its place first, so that nobody loads half a model
+    out: Path = args.out
+    building, old = (out.with_name(f".{out.name}-{suffix}") for suffix in ("building", "old"))
+    for folder in (building, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(building)
+    tokenizer.backend_tokenizer.no_padding()  # which measuring has left on
+    tokenizer.save_pretrained(building)
+    (building / "README.md").write_text(card, encoding="utf-8")
+    for file in building.iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner only
+    if out.exists():
+        out.rename(old)
+    building.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
