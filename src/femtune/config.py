@@ -1,0 +1,385 @@
+"""Settings as frozen dataclasses, one field a flag and a YAML key, and what they are made into.
+
+    Ask       problems, prompts, reward, engine: what every command needs that draws
+    Sample    Ask + scheme: the E-step
+    Fit       the M-step's settings: mstep.Training
+    Train     Sample + Fit + the loop and its evaluation
+
+The library's functions take arguments, never these: a config is made into them here, and whatever can be
+wrong is found here, in the first second, before a model is loaded or a directory made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from cyclopts import Parameter
+
+from femtune.errors import ConfigError, DataError, ModelError, RunError
+from femtune.estep import Setup
+from femtune.loop import Evaluation, Plan
+from femtune.problems import check_disjoint, check_gold, check_lengths, load_problems, split
+from femtune.prompts import HINT, INSTRUCTION, ChatTokenizer, Prompts
+from femtune.rewards import score
+from femtune.schemes import parse_scheme
+from femtune.training import Training, context_length
+from femtune.types import Problem, Reward, Sampling, Scheme
+from femtune.worlds import SEEDLING
+
+T = TypeVar("T")
+Flat = Annotated[T, Parameter(name="*")]  # its fields are flags themselves
+Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Ask:
+    """Problems, prompts, reward and engine."""
+
+    columns: Names = ()
+    """Where femtune's columns are in the file: answer=label prompt=question id=uid."""
+    reward: str = "exact"
+    """exact, number, ordinal(1,5), choice, or your own: pkg.mod:fn or file.py:fn."""
+    accept_at: float = 1.0
+    """A draw is kept where its reward is at least this."""
+    check_gold: bool = True
+    """Refuse data whose correct answer would not earn the reward; off for rewards of form."""
+    instruction: str = INSTRUCTION
+    """What is added to each prompt; "" adds nothing."""
+    hint: str = HINT
+    """What is added to that in the hinted prompt, with {answer} in it."""
+    template_args: Names = ()
+    """Arguments of the chat template: enable_thinking=false."""
+    max_new_tokens: int = 512
+    """The most tokens of a completion; the prompt does not count."""
+    seed: int = 0
+    """Of the run; each draw's seed follows from it."""
+    reward_timeout: float = 30.0
+    """Seconds that one call of your own reward may take."""
+    on_reward_error: Literal["stop", "skip"] = "stop"
+    """Stop at a reward that fails, or go on without the draw."""
+    chunk_size: int = 1024
+    """Problems that are drawn for before their draws are stored."""
+    max_batch: int | None = None
+    """The most completions that are written at a time; by default what suits the device."""
+    device: str | None = None
+    """cpu, cuda, cuda:1; by default a GPU where there is one."""
+    engine_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Numbers of the engine; auto: as stored."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "chunk_size", "max_batch"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
+        if not 0 < self.accept_at <= 1:
+            raise ConfigError(f"accept_at must be above 0 and at most 1, got {self.accept_at:g}.")
+        if self.device and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", self.device):
+            raise ConfigError(f"device {self.device!r} is not known: say cpu, cuda, or cuda:1.")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Sample(Ask):
+    """An E-step."""
+
+    scheme: str = "pps"
+    """pps, star, or rejection:M with a budget of M attempts."""
+    temperature: float = 1.0
+    """Of the draws; EM is exact at 1."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens of this much probability."""
+    top_k: int = 0
+    """Draw from this many likeliest tokens; 0: all."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Train(Sample):
+    """FEM: E-step, M-step, evaluation, repeated."""
+
+    iterations: int = 5
+    """How often."""
+    start_from: Literal["previous", "base"] = "previous"
+    """Where each M-step starts: FEM goes on from the previous weights, STaR from the base."""
+    eval_data: str | None = None
+    """Held-out problems; by default a share of the data."""
+    eval_share: float = 0.1
+    """That share; 0 holds none out. A problem's side depends on its prompt and the seed alone."""
+    eval_draws: int = 1
+    """How often each held-out problem is asked."""
+    eval_temperature: float = 0.0
+    """0 is greedy."""
+    eval_every: int = 1
+    """Iterations between evaluations; base and last are measured too. 0: no evaluation."""
+    training: Flat[Training] = field(default_factory=Training)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Evaluate(Ask):
+    """Asking under the plain prompt, without training."""
+
+    draws: int = 1
+    """Rationales for each problem; the most frequent answer wins."""
+    temperature: float = 0.0
+    """0 is greedy; several draws need more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_draws("", self.draws, self.temperature)
+
+
+def _check_draws(prefix: str, draws: int, temperature: float) -> None:
+    if draws < 1 or temperature < 0:
+        raise ConfigError(
+            f"{prefix}draws {draws}, {prefix}temperature {temperature}: at least 1 and at least 0."
+        )
+    if draws > 1 and temperature == 0:
+        raise ConfigError(
+            f"{prefix}draws is {draws}, and at {prefix}temperature 0 all draws are the same: "
+            f"set {prefix}temperature 1, say."
+        )
+
+
+Data = str | Path | Sequence[Problem]  # a file, or problems
+
+# Settings that may change when a run goes on: what it has already done does not hang on them. A batch
+# that does not fit into memory must not end a run for good.
+CHANGEABLE = frozenset({"iterations", "report_to", "max_batch", "reward_timeout"})
+
+MODELS = {"seedling": SEEDLING}  # models that come with the package
+
+
+def find_model(name: str) -> Path | str:
+    """A local folder, one of `MODELS`, or the id of a model on the Hub.
+
+    Raises ModelError for a path that is no model folder.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            found = sorted(child.name for child in path.iterdir())[:5]
+            raise ModelError(f"{path} is no model folder: it has no config.json, but {found}.")
+        return path
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
+    if looks_local:
+        raise ModelError(f"{path} is no model folder. Give one, or the id of a model on the Hub.")
+    return name
+
+
+def local_model(name: str) -> Path:
+    """A folder with the model's files, fetched from the Hub (or its cache) where it is there.
+
+    Raises ModelError where it is nowhere.
+    """
+    found = find_model(name)
+    if isinstance(found, Path):
+        return found
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(found, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model {name!r} is no folder here and can't be had from the Hub: {reason}"
+        ) from error
+
+
+def load_tokenizer(folder: Path, template_args: Sequence[str] = ()) -> ChatTokenizer:
+    """The tokenizer of a model's folder. Raises ModelError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} has no tokenizer that can be loaded: {error}") from error
+    pairs = _pairs("template_args", template_args)
+    # what is too long is refused by `check_lengths`, in words that help
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return ChatTokenizer(tokenizer, tuple((key, _json(value)) for key, value in pairs.items()))
+
+
+def load_config(folder: Path) -> Any:
+    """The config of a model's folder, or of the base that an adapter there is for."""
+    from transformers import AutoConfig
+
+    try:
+        adapter = folder / "adapter_config.json"
+        if adapter.exists():
+            folder = local_model(json.loads(adapter.read_text())["base_model_name_or_path"])
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder} has no model config that can be read: {error}") from error
+
+
+def read_problems(data: Data, settings: Ask, reward: Reward | None = None) -> list[Problem]:
+    """Problems from a file, or as given, checked; without a reward they need no answers.
+
+    Raises DataError where one is not as it must be, or where its own answer would not earn the reward.
+    """
+    if isinstance(data, (str, Path)):
+        columns = _pairs("columns", settings.columns)
+        problems = load_problems(data, columns=columns, answers=reward is not None)
+    else:
+        problems = list(data)
+    if reward is not None and settings.check_gold:
+        check_gold(problems, reward, settings.accept_at)
+    return problems
+
+
+def held_out(
+    problems: list[Problem], settings: Train, reward: Reward
+) -> tuple[list[Problem], list[Problem]]:
+    """Problems to train on and to evaluate on. Raises DataError where a prompt is in both."""
+    if settings.eval_data is not None:
+        test = read_problems(settings.eval_data, settings, reward)
+        check_disjoint(problems, test)
+        return problems, test
+    if not 0 <= settings.eval_share < 1:
+        raise ConfigError(f"eval_share must be in [0, 1), got {settings.eval_share}.")
+    train, test = split(problems, settings.eval_share, settings.seed)
+    if not train:
+        raise DataError(f"no problem is left to train on: eval_share is {settings.eval_share}.")
+    return train, test
+
+
+@dataclass(frozen=True)
+class Asker:
+    """How problems are asked of a model, as far as its weights are not needed."""
+
+    base: Path
+    tokenizer: ChatTokenizer
+    prompts: Prompts
+    reward: Reward
+    settings: Ask
+
+    def setup(self, sampling: Sampling) -> Setup:
+        """Load the model into an engine; a minute for a large one."""
+        from femtune.engines.transformers import TransformersEngine
+
+        settings = self.settings
+        more: dict[str, Any] = {} if settings.max_batch is None else {"max_batch": settings.max_batch}
+        engine = TransformersEngine(
+            self.base,
+            tokenizer=self.tokenizer,
+            dtype=settings.engine_dtype,
+            device=settings.device,
+            **more,
+        )
+        grade = partial(
+            score,
+            prompts=self.prompts,
+            reward=self.reward,
+            timeout_s=settings.reward_timeout,
+            on_error=settings.on_reward_error,
+        )
+        return Setup(
+            engine, self.tokenizer, self.prompts, grade, sampling, settings.seed, settings.chunk_size
+        )
+
+
+def make_asker(model: str, settings: Ask, reward: Reward, *groups: Sequence[Problem]) -> Asker:
+    """Tokenizer and prompts of a model, the groups' prompts checked against its context.
+
+    Raises ModelError where the model can't be had, DataError where prompts are too long, ConfigError
+    where there is no GPU and one is asked for.
+    """
+    if settings.device and settings.device.startswith("cuda"):
+        import torch  # slow, and only for them who ask
+
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device {settings.device}: torch sees no GPU here. Leave --device out.")
+    prompts = Prompts(settings.instruction, settings.hint)
+    base = local_model(model)
+    tokenizer = load_tokenizer(base, settings.template_args)
+    context = context_length(load_config(base))
+    for problems in groups:
+        check_lengths(problems, prompts, tokenizer, context, settings.max_new_tokens)
+    return Asker(base, tokenizer, prompts, reward, settings)
+
+
+def sampling(settings: Sample) -> Sampling:
+    """The draws' sampling. Raises ConfigError for what is none."""
+    if settings.temperature < 0 or not 0 < settings.top_p <= 1 or settings.top_k < 0:
+        raise ConfigError(
+            f"temperature {settings.temperature}, top_p {settings.top_p}, top_k {settings.top_k}: they "
+            "must be at least 0, in (0, 1], and at least 0."
+        )
+    if settings.temperature == 0 and parse_scheme(settings.scheme).stages[0].draws > 1:
+        raise ConfigError(
+            f"{settings.scheme} at temperature 0: every attempt is the same. Set temperature 1, say."
+        )
+    return Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
+
+
+def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
+    """What the loop does; `scheme` stands for the one that settings name. Raises ConfigError."""
+    if settings.iterations < 1:
+        raise ConfigError(f"iterations must be at least 1, got {settings.iterations}.")
+    if settings.eval_every < 0:
+        raise ConfigError(f"eval_every must be at least 0, got {settings.eval_every}.")
+    _check_draws("eval_", settings.eval_draws, settings.eval_temperature)
+    scheme = scheme or parse_scheme(settings.scheme)
+    return Plan(
+        replace(scheme, accept_at=settings.accept_at),
+        settings.training,
+        Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
+        settings.iterations,
+        settings.start_from,
+    )
+
+
+def resolved(settings: Any, **more: Any) -> dict[str, Any]:
+    """Settings as they are stored: flat, plain values, tuples as lists."""
+    values = {**more, **asdict(settings)}
+    values.update(values.pop("training", {}))
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def check_new(place: Path, flag: str = "--output-dir") -> None:
+    """Refuse a place that is taken or can't be written, before any work is done for it.
+
+    Raises RunError.
+    """
+    if place.exists():
+        raise RunError(f"{place} exists already: choose another {flag}.")
+    there = next(parent for parent in place.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "not writable" if there.is_dir() else "no folder"
+        raise RunError(f"{place} can't be written ({there} is {why}): choose another {flag}.")
+
+
+def fingerprint(*groups: Sequence[Problem]) -> str:
+    """A hash of problems, by which a run knows its data again."""
+    digest = hashlib.blake2b(digest_size=12)
+    for group in groups:
+        for problem in group:
+            digest.update(repr((problem.id, problem.prompt, problem.answer)).encode())
+        digest.update(b"\x00")
+    return digest.hexdigest()
+
+
+def _pairs(name: str, items: Sequence[str]) -> dict[str, str]:
+    for item in items:
+        if "=" not in item:
+            raise ConfigError(f"{name} takes name=value, got {item!r}.")
+    return dict(item.split("=", 1) for item in items)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

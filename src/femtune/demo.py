@@ -1,0 +1,90 @@
+"""The demo: what a newcomer sees in two minutes, made of the same parts as everything else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.columns import Columns
+from rich.panel import Panel
+from rich.text import Text
+
+from femtune.compare import Job, telling
+from femtune.config import Train, check_new
+from femtune.errors import ConfigError, RunError
+from femtune.problems import load_problems
+from femtune.prompts import prompt_text
+from femtune.run import read_draws, replacing
+from femtune.training import Training
+from femtune.types import Draw
+from femtune.worlds import WORLDS, make_splits
+
+# What suits a model of 1M parameters; a real one wants the defaults.
+SETTINGS = Train(
+    max_new_tokens=64,
+    iterations=5,
+    training=Training(learning_rate=3e-4, per_device_train_batch_size=32, num_train_epochs=2),
+)
+
+
+def write_world(
+    name: str,
+    folder: Path,
+    num_train: int = 400,
+    num_test: int = 200,
+    seed: int = 0,
+    noise: float = 0.0,
+    difficulty: tuple[int, int] | None = None,
+) -> tuple[Path, Path]:
+    """Write a world's problems as train.jsonl and test.jsonl, disjoint.
+
+    Raises ConfigError for an unknown world or no problems, RunError where the folder can't be written or
+    holds other problems: they stay.
+    """
+    if name not in WORLDS:
+        raise ConfigError(f"world {name!r} is not known: choose one of {', '.join(WORLDS)}.")
+    if num_train < 1 or num_test < 1:
+        raise ConfigError(f"num_train {num_train}, num_test {num_test}: both must be at least 1.")
+    if not folder.is_dir():
+        check_new(folder)
+    train, test = make_splits(
+        WORLDS[name], num_train, num_test, seed=seed, noise=noise, difficulty=difficulty
+    )
+    paths = folder / "train.jsonl", folder / "test.jsonl"
+    texts = [
+        "".join(
+            json.dumps({"id": p.id, "prompt": p.prompt, "answer": p.answer, **p.columns}) + "\n"
+            for p in problems
+        )
+        for problems in (train, test)
+    ]
+    for path, text in zip(paths, texts, strict=True):
+        if path.exists() and path.read_text() != text:
+            raise RunError(f"{path} holds other problems: choose another --output-dir.")
+    for path, text in zip(paths, texts, strict=True):
+        with replacing(path) as part:
+            part.write_text(text)
+    return paths
+
+
+def changes(histories: dict[Job, list[dict[str, Any]]], num: int = 3) -> Iterator[Columns]:
+    """Rationales of the best run, before and after, side by side."""
+    best = max(histories, key=lambda job: histories[job][-1]["evaluation"]["accuracy"])
+    root = best.output_dir
+    problems = load_problems(root / "eval.parquet")
+    before, after = (
+        [draw for draws, _ in read_draws(root / f"iteration-{number:03}" / "eval") for draw in draws]
+        for number in (0, best.settings.iterations)
+    )
+    for problem, old, new in telling(problems, before, after, num):
+        title = f"{problem.id}, the rater said {problem.answer}"
+        question = Panel(Text(prompt_text(problem.prompt)), title=title, title_align="left")
+        yield Columns([question, _panel("before", old), _panel(f"after {best.scheme}", new)])
+
+
+def _panel(title: str, draw: Draw) -> Panel:
+    verdict = "right" if draw.accepted else "wrong"
+    text = Text(draw.completion.text)
+    return Panel(text, title=f"{title}: {verdict}", title_align="left")

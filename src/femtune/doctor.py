@@ -1,0 +1,144 @@
+"""Checks a setup in seconds, and shows what the model is asked and what the loss will see."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from rich.panel import Panel
+from rich.text import Text
+
+from femtune.config import (
+    Asker,
+    Data,
+    Train,
+    held_out,
+    load_config,
+    make_asker,
+    read_problems,
+    sampling,
+)
+from femtune.estep import Setup, e_step
+from femtune.prompts import ChatTokenizer
+from femtune.rewards import as_reward
+from femtune.schemes import paper_filter
+from femtune.training import context_length
+from femtune.types import Draw, Problem, Scheme, Stage
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    found: str
+    warning: str = ""  # what to do, where something looks wrong
+
+
+def examine(data: Data, model: str, settings: Train) -> tuple[Asker, list[Problem], list[Finding]]:
+    """Everything that needs no weights. Raises what `train` would raise on the same input."""
+    reward = as_reward(settings.reward)
+    problems, test = read_problems(data, settings, reward), list[Problem]()
+    if settings.eval_data is not None:
+        _, test = held_out(problems, settings, reward)
+    asker = make_asker(model, settings, reward, problems, test)
+    return asker, problems, [*_of_data(problems, settings), *_of_model(asker, problems)]
+
+
+def _of_data(problems: Sequence[Problem], settings: Train) -> Iterator[Finding]:
+    columns = sorted({name for problem in problems[:100] for name in problem.columns})
+    yield Finding("problems", f"{len(problems):,}; further columns: {', '.join(columns) or 'none'}")
+    answers = Counter(problem.answer for problem in problems).most_common()
+    shown = ", ".join(f"{answer[:20]} ({count})" for answer, count in answers[:6])
+    share = answers[0][1] / len(problems)
+    one_sided = share > 0.8 and len(problems) > 20
+    yield Finding(
+        "answers",
+        f"{len(answers):,} different: {shown}" + (", ..." if len(answers) > 6 else ""),
+        f"{share:.0%} are the same: a model that always says so is right that often." * one_sided,
+    )
+    earned = f"every correct answer earns at least {settings.accept_at:g}"
+    unknown = "whether the correct answers earn it was not looked at (check_gold is off)"
+    yield Finding("reward", f"{settings.reward}; {earned if settings.check_gold else unknown}")
+
+
+def _of_model(asker: Asker, problems: Sequence[Problem]) -> Iterator[Finding]:
+    config = load_config(asker.base)
+    yield Finding(
+        "model", f"{config.model_type} at {asker.base}; context {context_length(config):,} tokens"
+    )
+    tokenizer = asker.tokenizer.tokenizer
+    yield Finding(
+        "chat template",
+        "found" if tokenizer.chat_template else "none: prompts are given as plain text",
+    )
+    end = tokenizer.convert_ids_to_tokens(asker.tokenizer.end_token_id)
+    yield Finding("end token", f"{end!r}, in the loss; padding is masked")
+    some = problems[:: max(1, len(problems) // 200)]
+    for name in ("plain", "hinted"):
+        tokens = [asker.tokenizer.encode_prompt(asker.prompts.render(name, p)) for p in some]
+        lengths = [len(each) for each in tokens]
+        bos = tokenizer.bos_token_id
+        doubled = bos is not None and any(each[:2] == (bos, bos) for each in tokens)
+        yield Finding(
+            f"{name} prompt",
+            f"median {median(lengths):.0f} tokens, longest {max(lengths)} (of {len(some)} looked at)",
+            "begins with two BOS tokens: the chat template writes one too many." * doubled,
+        )
+
+
+def try_out(asker: Asker, problem: Problem, settings: Train) -> tuple[list[Draw], list[Finding]]:
+    """Load the model and draw one plain and one hinted completion of a problem."""
+    import torch
+
+    begun = time.perf_counter()
+    setup = asker.setup(sampling(settings))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    findings = [
+        Finding("engine", f"transformers on {device}, loaded in {time.perf_counter() - begun:.1f} s")
+    ]
+    draws = _one_of_each(setup, problem, settings.accept_at)
+    for draw in draws:
+        reason = draw.score.reason
+        what = f"{reason}: {draw.score.detail}" if draw.score.detail else reason or "kept"
+        rate = f"{len(draw.completion.tokens)} tokens, {draw.completion.logprob:.1f} nats"
+        fine = reason in ("", "wrong")  # a wrong answer is what training is for; no answer is not
+        found = f"{rate}; {what}" if fine else rate
+        findings.append(Finding(f"a {draw.prompt} draw", found, "" if fine else what))
+    return draws, findings
+
+
+def _one_of_each(setup: Setup, problem: Problem, accept_at: float) -> list[Draw]:
+    stages = (Stage("plain", ask="all"), Stage("hinted", ask="all"))
+    scheme = Scheme("doctor", stages, paper_filter, accept_at)
+    chunks = e_step([problem], scheme, setup, iteration=0)
+    return [draw for chunk in chunks for draw in chunk.draws]
+
+
+def show_prompts(asker: Asker, problem: Problem) -> Iterator[Panel]:
+    """Both prompts of a problem, as the model is fed them."""
+    for name in ("plain", "hinted"):
+        tokens = asker.tokenizer.encode_prompt(asker.prompts.render(name, problem))
+        text = Text(asker.tokenizer.tokenizer.decode(tokens))
+        yield Panel(text, title=f"{name} prompt of {problem.id}", title_align="left")
+
+
+def show_tokens(asker: Asker, problem: Problem, draw: Draw) -> Panel:
+    """A training example token by token: what is only read, dim; what the loss sees, bold."""
+    prompt = asker.tokenizer.encode_prompt(asker.prompts.plain(problem))
+    text = Text()
+    for number, token in enumerate([*prompt, *draw.completion.tokens]):
+        seen = number >= len(prompt)
+        shade = "on grey19" if number % 2 else "on grey11"
+        text.append(_visible(asker.tokenizer, token), f"bold green {shade}" if seen else f"dim {shade}")
+    seen_tokens = len(draw.completion.tokens)
+    title = f"an example: {len(prompt)} tokens read, {seen_tokens} in the loss (bold)"
+    return Panel(text, title=title, title_align="left")
+
+
+def _visible(tokenizer: ChatTokenizer, token: int) -> str:
+    text: str = tokenizer.tokenizer.decode([token])
+    return text.replace("\n", "⏎\n")

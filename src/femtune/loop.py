@@ -1,0 +1,216 @@
+"""Filtered expectation maximization: E-step, M-step, evaluation, K times.
+
+    theta_k = theta_{k-1} + eta sum_i r(yhat_i, y*_i) grad log pi(zhat_i, yhat_i | x_i; theta)
+    (zhat_i, yhat_i) ~ q(. | x_i, y*_i; theta_{k-1})
+
+(Lee et al. 2025, arXiv 2512.20169.) What is stored already is not done again, so the same call goes on
+where a killed one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from femtune.errors import NothingKept
+from femtune.estep import Chunk, Setup, e_step
+from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
+from femtune.examples import write_examples
+from femtune.prompts import ChatTokenizer
+from femtune.run import Run, read_draws, write_draws, write_json
+from femtune.training import Training
+from femtune.types import Draw, Problem, Sampling, Scheme
+
+
+class Progress(Protocol):
+    """Who is told how a run goes on."""
+
+    def phase(self, name: str, iteration: int, total: int) -> None:
+        """A phase begins; `total` is its number of problems, 0 where unknown."""
+
+    def draws(self, draws: Sequence[Draw]) -> None:
+        """Draws were graded."""
+
+    def step(self, step: int, steps: int, loss: float) -> None:
+        """An optimizer step was taken; `loss` in nats a token."""
+
+    def measured(self, iteration: int, metrics: dict[str, Any]) -> None:
+        """An iteration is done."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How held-out problems are asked: greedily and once, if nothing else is said."""
+
+    draws: int = 1
+    temperature: float = 0.0
+    every: int = 1  # iterations; the base and the last are always evaluated; 0: never
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run of FEM, all but the data and the engine."""
+
+    scheme: Scheme
+    training: Training
+    evaluation: Evaluation
+    iterations: int = 5
+    start_from: Literal["previous", "base"] = "previous"  # where an M-step starts
+
+
+def fem(
+    run: Run,
+    base: Path,
+    problems: Sequence[Problem],
+    eval_problems: Sequence[Problem],
+    plan: Plan,
+    setup: Setup,
+    tokenizer: ChatTokenizer,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Run FEM from the weights in `base`; gives the metrics of every iteration, 0 being the base.
+
+    Raises NothingKept where an E-step keeps no draw, and whatever its parts raise.
+    """
+    steps = Steps(run, base, problems, eval_problems, plan, setup, tokenizer, progress)
+    return steps.iterate()
+
+
+@dataclass
+class Steps:
+    """The steps of a run, each going on from what is stored of it."""
+
+    run: Run
+    base: Path
+    problems: Sequence[Problem]
+    eval_problems: Sequence[Problem]
+    plan: Plan
+    setup: Setup
+    tokenizer: ChatTokenizer
+    progress: Progress
+    serving: Path | None = None  # the weights that the engine has
+
+    def iterate(self) -> list[dict[str, Any]]:
+        """All iterations, from the base's evaluation, iteration 0, on."""
+        history = []
+        for iteration in range(self.plan.iterations + 1):
+            stored = self.run.iteration(iteration) / "metrics.json"
+            if not stored.exists():
+                metrics: dict[str, Any] = {"iteration": iteration}
+                if iteration > 0:
+                    metrics["e_step"] = self.expect(iteration)
+                    metrics["m_step"] = self.maximise(iteration)
+                if self.is_measured(iteration):
+                    metrics["evaluation"] = self.measure(iteration)
+                write_json(stored, metrics)
+                self.run.log("iteration", **metrics)
+            history.append(json.loads(stored.read_text()))
+            self.progress.measured(iteration, history[-1])
+        return history
+
+    def expect(self, iteration: int) -> dict[str, Any]:
+        """Draw rationales from theta_{k-1} and store what the scheme makes of them."""
+        self.progress.phase("E-step", iteration, len(self.problems))
+        self.run.log("E-step", iteration=iteration)
+        chunks = e_step(
+            self.problems,
+            self.plan.scheme,
+            self.setup,
+            iteration=iteration,
+            skip=lambda index: self.run.shard(iteration, "draws", index).exists(),
+            on_draws=self.progress.draws,
+        )
+        self._store(iteration, "draws", self.weights(iteration - 1), chunks)
+        folder = self.run.iteration(iteration) / "draws"
+        by_id = {problem.id: problem for problem in self.problems}
+        metrics = estep_metrics(by_id, read_draws(folder))
+        examples = self.run.iteration(iteration) / "examples.parquet"
+        if not examples.exists():
+            if not metrics["num_kept"]:
+                raise NothingKept(nothing_kept(iteration, metrics))
+            rule, prompts = self.plan.scheme.weigh, self.setup.prompts
+            draws = (chunk for chunk, _ in read_draws(folder))
+            write_examples(examples, draws, by_id, rule, prompts, self.tokenizer)
+        return metrics
+
+    def maximise(self, iteration: int) -> dict[str, Any]:
+        """Fine-tune on the examples, from theta_{k-1} or from the base."""
+        self.progress.phase("M-step", iteration, 0)
+        self.run.log("M-step", iteration=iteration)
+        folder = self.run.iteration(iteration)
+        start = self.base if self.plan.start_from == "base" else self.weights(iteration - 1)
+        if not (folder / "model").exists():
+            from femtune.mstep import (
+                m_step,  # torch is slow to import, and not needed to refuse bad input
+            )
+
+            m_step(
+                folder / "examples.parquet",
+                start,
+                folder / "model",
+                self.plan.training,
+                self.tokenizer,
+                seed=self.setup.seed + iteration,
+                on_step=self.progress.step,
+            )
+        metrics: dict[str, Any] = json.loads((folder / "model" / "m_step.json").read_text())
+        return metrics
+
+    def measure(self, iteration: int) -> dict[str, Any]:
+        """Ask the held-out problems of theta_k."""
+        self.progress.phase("evaluation", iteration, len(self.eval_problems))
+        self.run.log("evaluation", iteration=iteration)
+        asked = self.plan.evaluation
+        greedy = Sampling(self.setup.sampling.max_new_tokens, asked.temperature)
+        chunks = evaluation_draws(
+            self.eval_problems,
+            replace(self.setup, sampling=greedy),
+            draws=asked.draws,
+            iteration=iteration,
+            skip=lambda index: self.run.shard(iteration, "eval", index).exists(),
+            on_draws=self.progress.draws,
+        )
+        self._store(iteration, "eval", self.weights(iteration), chunks)
+        by_id = {problem.id: problem for problem in self.eval_problems}
+        return evaluation_metrics(by_id, read_draws(self.run.iteration(iteration) / "eval"))
+
+    def is_measured(self, iteration: int) -> bool:
+        every = self.plan.evaluation.every
+        if not self.eval_problems or not every:
+            return False
+        return iteration % every == 0 or iteration == self.plan.iterations
+
+    def weights(self, iteration: int) -> Path:
+        """theta_k: the base for k = 0."""
+        return self.run.iteration(iteration) / "model" if iteration else self.base
+
+    def _store(self, iteration: int, kind: str, weights: Path, chunks: Iterable[Chunk]) -> None:
+        """Write each chunk before the next is drawn; the engine gets the weights when one is missing."""
+        shards = -(-len(self._asked(kind)) // self.setup.chunk_size)
+        missing = [i for i in range(shards) if not self.run.shard(iteration, kind, i).exists()]
+        if missing and self.serving != weights:
+            self.setup.engine.load(weights)
+            self.serving = weights
+        for chunk in chunks:
+            timing = {"engine_s": chunk.engine_s, "total_s": chunk.total_s}
+            write_draws(self.run.shard(iteration, kind, chunk.index), chunk.draws, timing)
+
+    def _asked(self, kind: str) -> Sequence[Problem]:
+        return self.problems if kind == "draws" else self.eval_problems
+
+
+def nothing_kept(iteration: int, metrics: dict[str, Any]) -> str:
+    """Why an E-step kept nothing, by prompt and reason."""
+    counts = [
+        f"{count} {prompt} draws: {reason}"
+        for prompt, reasons in metrics["reasons"].items()
+        for reason, count in reasons.items()
+    ]
+    return (
+        f"iteration {iteration} kept no draw of {metrics['num_problems']} problems "
+        f"({'; '.join(counts)}). Look at them with `femtune doctor`, and at max_new_tokens, "
+        "the instruction and the reward."
+    )

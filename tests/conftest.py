@@ -1,0 +1,9 @@
+"""For all tests: no network, and one thread, as results must not hang on how many cores there are."""
+
+from __future__ import annotations
+
+import os
+
+# before torch is imported; processes that tests start inherit them
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"

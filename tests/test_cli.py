@@ -1,0 +1,466 @@
+"""The command line: what it does, and what it refuses, in a sentence and in the first second."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from femtune.cli import main
+from femtune.run import read_draws
+
+SEEDLING = ("--model", "seedling", "--max-new-tokens", "48")
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 24 problems to train on and 12 others."""
+    folder = tmp_path_factory.mktemp("world")
+    argv = ["--output_dir", str(folder), "--num-train", "24", "--num-test=12"]
+    assert main(["world", "rubric", *argv]) == 0
+    return folder
+
+
+def rows_of(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path: Path, rows: list[Row]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """All files in a folder, with their content."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# --- what is refused
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A command that is refused, in a folder with `train.jsonl`, `test.jsonl`, and what `make` adds."""
+
+    argv: str  # {} is the seedling
+    said: tuple[str, ...]  # what the message contains
+    make: Callable[[Path, list[Row]], object] = lambda folder, rows: None
+    tokenizer: bool = False  # found out with the model's tokenizer, for which transformers is needed
+
+
+def changed(number: int, **values: Any) -> Callable[[Path, list[Row]], object]:
+    """Writes bad.jsonl, row `number` of which is changed; None takes a column away from all."""
+
+    def make(folder: Path, rows: list[Row]) -> None:
+        rows[number - 1].update(values)
+        gone = [name for name, value in values.items() if value is None]
+        kept = [{k: v for k, v in row.items() if k not in gone} for row in rows]
+        write(folder / "bad.jsonl", kept)
+
+    return make
+
+
+def twins(folder: Path, rows: list[Row]) -> None:
+    rows[1]["id"] = "twin"
+    changed(7, id="twin")(folder, rows)
+
+
+def a_run(folder: Path, rows: list[Row]) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "config.yaml").write_text("model: seedling\nscheme: star\n")
+
+
+def a_file(name: str, text: str = "") -> Callable[[Path, list[Row]], object]:
+    def make(folder: Path, rows: list[Row]) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+    return make
+
+
+BAD = {
+    "a column is missing": Bad(
+        "train bad.jsonl {}", ("no column `answer`", "it has id, prompt, world"), changed(1, answer=None)
+    ),
+    "a column is called otherwise": Bad(
+        "train train.jsonl {} --columns answer=truht", ("no column `truht`", "answer=truth")
+    ),
+    "an answer is empty": Bad(
+        "train bad.jsonl {}", ("`answer` is empty: line 3",), changed(3, answer="")
+    ),
+    "a prompt is empty": Bad(
+        "train bad.jsonl {}", ("`prompt` is empty: line 5",), changed(5, prompt=" ")
+    ),
+    "an id stands twice": Bad("train bad.jsonl {}", ('line 7 ("twin"', "line 2"), twins),
+    "the reward can't read an answer": Bad(
+        "train bad.jsonl {} --reward ordinal(1,5)", ("1 of 24", "'good'"), changed(4, answer="good")
+    ),
+    "a prompt is too long": Bad(
+        "train bad.jsonl {}",
+        ("1 of ", "context of 512 tokens", "the longest prompt", "tokens"),
+        changed(2, prompt="It is long. " * 500),
+        tokenizer=True,
+    ),
+    "a model folder is none": Bad(
+        "train train.jsonl --model ./notes", ("no config.json", "todo.txt"), a_file("notes/todo.txt")
+    ),
+    "a model is nowhere": Bad("train train.jsonl --model ./nowhere", ("nowhere is no model folder",)),
+    "a run has another configuration": Bad(
+        "train train.jsonl {}", ("-scheme: star", "+scheme: pps"), a_run
+    ),
+    "one run of a comparison has another configuration": Bad(
+        "compare train.jsonl {} --schemes star pps",
+        ("-scheme: rejection:1", "+scheme: pps"),
+        a_file("out/pps-seed0/config.yaml", "scheme: rejection:1\n"),
+    ),
+    "the output is another folder": Bad(
+        "train train.jsonl {}", ("no run directory", "thesis.tex"), a_file("out/thesis.tex")
+    ),
+    "the output is a file": Bad("train train.jsonl {}", ("out can't be written",), a_file("out")),
+    "a test problem is trained on": Bad(
+        "train train.jsonl {} --eval-data bad.jsonl",
+        ("24 of 24 test problems are trained on",),
+        changed(1),
+    ),
+    "a flag is unknown": Bad("train train.jsonl {} --iterationz 3", ("--iterationz", "--iterations")),
+    "a key of the file is unknown": Bad(
+        "train train.jsonl {} --config run.yaml",
+        ("Unknown option: iterationz", "run.yaml", "--iterations"),
+        a_file("run.yaml", "iterationz: 3\n"),
+    ),
+    "a value of the file is wrong": Bad(
+        "train train.jsonl {} --config run.yaml",
+        ("iterations from", "run.yaml", '"two" into int'),
+        a_file("run.yaml", "iterations: two\n"),
+    ),
+    "the file is no YAML": Bad(
+        "train train.jsonl {} --config=run.yaml",
+        ("run.yaml is no YAML", "line 2"),
+        a_file("run.yaml", "a: [\n"),
+    ),
+    "the file is a list": Bad(
+        "train train.jsonl {} --config run.yaml", ("holds a list",), a_file("run.yaml", "- seed\n")
+    ),
+    "the file is not there": Bad("train train.jsonl {} --config run.yaml", ("run.yaml is none",)),
+    "no file is given": Bad("train train.jsonl {} --config", ("nothing is none",)),
+    "a command is unknown": Bad("trian train.jsonl {}", ('Did you mean "train"',)),
+    "the model is not given": Bad("train train.jsonl", ("--model requires an argument",)),
+    "the data are not there": Bad("train trian.jsonl {}", ("no file trian.jsonl", "train.jsonl")),
+    "a scheme is unknown": Bad("train train.jsonl {} --scheme rs:4", ("'rs:4'", "rejection:4", "pps")),
+    "a scheme is given twice": Bad("compare train.jsonl {} --schemes pps pps()", ("'pps()'",)),
+    "a scheme is given twice in two spellings": Bad(
+        "compare train.jsonl {} --schemes rejection:4 rejection(4)", ("rejection(4) is given twice",)
+    ),
+    "there are no seeds": Bad("compare train.jsonl {} --seeds 0", ("seeds must be at least 1",)),
+    "every attempt would be the same": Bad(
+        "train train.jsonl {} --scheme rejection:4 --temperature 0",
+        ("rejection:4 at temperature 0", "Set temperature 1"),
+    ),
+    "every vote would be the same": Bad(
+        "predict test.jsonl {} --draws 4", ("draws is 4", "temperature 1")
+    ),
+    "every evaluation would be the same": Bad(
+        "train train.jsonl {} --eval-draws 4", ("eval_draws is 4", "set eval_temperature 1")
+    ),
+    "there are no iterations": Bad("train train.jsonl {} --iterations 0", ("at least 1, got 0",)),
+    "a chunk is empty": Bad("train train.jsonl {} --chunk-size 0", ("chunk_size must be at least 1",)),
+    "a batch is empty": Bad("train train.jsonl {} --max-batch 0", ("max_batch must be at least 1",)),
+    "a device is unknown": Bad("train train.jsonl {} --device gpu", ("'gpu'", "say cpu, cuda")),
+    "there is no such GPU": Bad(
+        "train train.jsonl {} --device cuda:99", ("device cuda:99",), tokenizer=True
+    ),
+    "fit into what exists": Bad(
+        "fit train.jsonl --model seedling --output-dir out", ("out exists already",), a_file("out/x")
+    ),
+    "fit under a file": Bad(
+        "fit train.jsonl --model seedling --output-dir file/out",
+        ("is no folder", "--output-dir"),
+        a_file("file"),
+    ),
+    "predictions over a file": Bad(
+        "predict test.jsonl {} --output out",
+        ("out exists already: choose another --output.",),
+        a_file("out"),
+    ),
+    "predictions under a file": Bad(
+        "predict test.jsonl {} --output file/out", ("--output.",), a_file("file")
+    ),
+    "a world is unknown": Bad("world rubrics --output-dir out", ("'rubrics'", "rubric, sums")),
+    "a world over another": Bad("world rubric --output-dir .", ("train.jsonl holds other problems",)),
+    "a world of nothing": Bad("world rubric --output-dir out --num-train 0", ("num_train 0",)),
+    "a world under a file": Bad("world rubric --output-dir file/out", ("is no folder",), a_file("file")),
+    "a row that is not there": Bad(
+        "doctor train.jsonl {} --row 25", ("--row 25", "rows 1 to 24"), tokenizer=True
+    ),
+}
+
+
+def with_folder(bad: Bad, world: Path, folder: Path) -> list[str]:
+    """Sets the scene; gives the arguments, `--output-dir out` among them where a run would be made."""
+    write(folder / "train.jsonl", rows := rows_of(world / "train.jsonl"))
+    write(folder / "test.jsonl", rows_of(world / "test.jsonl"))
+    bad.make(folder, rows)
+    verb, data, *rest = bad.argv.replace("{}", " ".join(SEEDLING)).split()
+    output = ["--output-dir", "out"] if verb in ("train", "compare") else []
+    return [verb, data, *output, *rest]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_in_a_sentence_and_nothing_is_written(
+    name: str,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = BAD[name]
+    argv = with_folder(bad, world, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = listing(tmp_path)
+    assert main(argv) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.split(":")[0] in ("DataError", "ConfigError", "ModelError", "RunError")
+    for part in bad.said:
+        assert part in error
+    assert "Traceback" not in error
+    assert listing(tmp_path) == before
+
+
+def test_bad_input_is_refused_before_torch_is_imported_and_in_the_first_second(
+    world: Path, tmp_path: Path
+) -> None:
+    quick = {name: bad for name, bad in BAD.items() if not bad.tokenizer}
+    todo = []
+    for number, bad in enumerate(quick.values()):
+        (folder := tmp_path / str(number)).mkdir()
+        todo.append((str(folder), with_folder(bad, world, folder)))
+    code = (
+        "import json, os, sys, time\n"
+        "from femtune.cli import main\n"
+        "for folder, argv in json.loads(sys.argv[1]):\n"
+        "    os.chdir(folder)\n"
+        "    begun = time.process_time()\n"
+        "    status = main(argv)\n"
+        "    print(status, 'torch' in sys.modules, time.process_time() - begun < 1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(todo)], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ["1 False True"] * len(quick)
+
+
+# --- what runs
+
+
+@pytest.fixture(scope="module")
+def done(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """A run of one iteration, and the command that made it."""
+    out = tmp_path_factory.mktemp("done") / "run"
+    argv = [
+        *("train", str(world / "train.jsonl"), *SEEDLING, "--eval-data", str(world / "test.jsonl")),
+        *("--iterations", "1", "--learning-rate", "1e-3", "--output-dir", str(out)),
+    ]
+    assert main(argv) == 0
+    return argv, out
+
+
+def all_draws(root: Path) -> dict[str, list[Any]]:
+    folders = sorted(path for kind in ("draws", "eval") for path in root.glob(f"iteration-*/{kind}"))
+    return {
+        str(folder.relative_to(root)): [d for chunk, _ in read_draws(folder) for d in chunk]
+        for folder in folders
+    }
+
+
+def test_a_completed_run_given_again_does_nothing_and_prints_the_same(
+    done: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv, root = done
+    before = listing(root)
+    assert main(argv) == 0
+    first = capsys.readouterr().out
+    assert main(argv) == 0
+    assert capsys.readouterr().out == first
+    assert listing(root) == before
+    lines = first.splitlines()
+    assert lines[0].startswith("base ")
+    assert lines[1].startswith("iteration 1  kept ")
+    assert lines[2:] == [f"model: {root / 'last'}", f"draws, examples, metrics: {root}"]
+
+
+def test_json_is_one_object_an_iteration_and_nothing_else(
+    done: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv, root = done
+    assert main([*argv, "--show", "json"]) == 0
+    history = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [metrics["iteration"] for metrics in history] == [0, 1]
+    stored = (root / "iteration-001" / "metrics.json").read_text()
+    assert history[1] == json.loads(stored)
+
+
+def test_quiet_says_nothing(done: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*done[0], "--show=quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_more_iterations_go_on_with_a_run(
+    done: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv, root = done
+    before = all_draws(root)
+    more = [word if word != "1" else "2" for word in argv]
+    assert main(more) == 0
+    assert "iteration 2" in capsys.readouterr().out.splitlines()[2]
+    after = all_draws(root)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {"iteration-002/draws", "iteration-002/eval"}
+    assert (root / "last").resolve() == root / "iteration-002" / "model"
+
+
+def test_flags_override_the_file_and_both_are_stored(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "run.yaml"
+    asked = {"model": "seedling", "scheme": "star", "seed": 3, "max_new_tokens": 48, "iterations": 1}
+    columns = {"columns": ["answer=label"], "lr_scheduler_type": "linear", "eval_share": 0}
+    file.write_text(yaml.safe_dump(asked | columns))
+    rows = [{"prompt": row["prompt"], "label": row["answer"]} for row in rows_of(world / "train.jsonl")]
+    data = write(tmp_path / "labels.jsonl", rows)
+    argv = ["train", data, "--config", str(file), "--seed", "4", "--scheme=pps", "--show", "quiet"]
+    assert main([*argv, "--output_dir", str(tmp_path / "run")]) == 0
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert stored.items() >= (asked | columns | {"seed": 4, "scheme": "pps", "data": data}).items()
+    saved = pq.read_table(tmp_path / "run" / "problems.parquet").to_pylist()
+    assert [row["answer"] for row in saved] == [row["label"] for row in rows]
+
+
+def test_a_run_without_a_name_finds_itself_again(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["evaluate", str(world / "test.jsonl"), *SEEDLING, "--show", "json"]
+    printed = []
+    for _ in range(2):
+        assert main(argv) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert [path.name.rsplit("-", 1)[0] for path in (tmp_path / "runs").iterdir()] == ["evaluate-test"]
+
+
+def test_sample_fit_evaluate_and_predict_are_a_pipeline(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, test = (str(world / name) for name in ("train.jsonl", "test.jsonl"))
+    where = tmp_path / "drawn"
+    argv = ["sample", train, *SEEDLING, "--scheme", "star", "--output-dir", str(where)]
+    assert main([*argv, "--show", "json"]) == 0
+    sampled = json.loads(capsys.readouterr().out)
+    examples = where / "iteration-001" / "examples.parquet"
+    table = pq.read_table(examples)
+    assert {"prompt", "completion", "weight"} <= {*table.column_names}
+    assert table.num_rows == sampled["num_kept"] > 0
+
+    model = tmp_path / "model"
+    assert main(["fit", str(examples), "--model", "seedling", "--output-dir", str(model)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{'num_examples':<18}{table.num_rows}\n" in printed
+    assert printed.endswith(f"model: {model}\n")
+
+    asked = ["--model", str(model), "--max-new-tokens", "48"]
+    argv = ["evaluate", test, *asked, "--output-dir", str(tmp_path / "e")]
+    assert main(argv) == 0
+    printed = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert printed["num_problems"] == "12"
+
+    rows = [{k: row[k] for k in ("id", "prompt")} for row in rows_of(Path(test))]
+    items = write(tmp_path / "items.jsonl", rows)  # no answers
+    file = tmp_path / "votes" / "predictions.jsonl"
+    assert (
+        main(["predict", items, *asked, "--draws", "3", "--temperature", "1", "--output", str(file)])
+        == 0
+    )
+    assert main(["predict", items, *asked]) == 0
+    greedy = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    voted = rows_of(file)
+    assert [p["id"] for p in greedy] == [p["id"] for p in voted] == [row["id"] for row in rows]
+    assert all(sum(p["votes"].values()) <= 3 for p in voted)
+    right = [p["answer"] == r["answer"] for p, r in zip(greedy, rows_of(Path(test)), strict=True)]
+    assert float(printed["accuracy"]) == pytest.approx(sum(right) / 12, abs=5e-4)  # as printed
+
+
+def test_a_world_given_again_is_the_same(world: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        argv = ["world", "rubric", "--num-train", "24", "--num-test", "12"]
+        assert main([*argv, "--output-dir", str(tmp_path)]) == 0
+        assert listing(tmp_path) == listing(world)
+
+
+# --- signals and pipes
+
+CLI = (
+    "import signal, sys; from femtune.cli import main;"
+    "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a parent may have it ignored
+    "sys.exit(main())"
+)
+
+
+def test_a_run_stopped_by_ctrl_c_ends_with_the_draws_of_one_that_was_not(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["train", str(world / "train.jsonl"), *SEEDLING, "--eval-data", str(world / "test.jsonl")]
+    base += ["--iterations", "4", "--chunk-size", "8", "--show", "quiet", "--output-dir"]
+    argv, log = [*base, str(tmp_path / "cut")], tmp_path / "cut" / "log.jsonl"
+    with subprocess.Popen([sys.executable, "-c", CLI, *argv], stderr=subprocess.PIPE, text=True) as run:
+        while run.poll() is None and not (log.exists() and '"E-step"' in log.read_text()):
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        _, error = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert error == "Stopped. What is stored stays; the same command goes on from there.\n"
+    assert not (tmp_path / "cut" / "iteration-004").exists()
+    assert main(argv) == 0
+    assert main([*base, str(tmp_path / "whole")]) == 0
+    cut, whole = all_draws(tmp_path / "cut"), all_draws(tmp_path / "whole")
+    assert cut == whole
+    assert len(whole) == 9  # draws of 4 iterations, evaluations of 5
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("predict", '{"item": 0}'),  # plain print
+        ("--help", "Usage: femtune COMMAND"),
+        ("world", "written: {}/train.jsonl"),  # through rich
+    ],
+)
+def test_a_reader_that_has_had_enough_makes_no_traceback(
+    tmp_path: Path, command: str, line: str
+) -> None:
+    """More is printed than a pipe holds, 64 KiB."""
+    argv = {"predict": "x --model y", "--help": "", "world": f"rubric --output-dir {tmp_path}"}[command]
+    code = (
+        "import femtune.commands, femtune.demo\n"
+        "femtune.commands.predict = lambda *args: ({'item': i} for i in range(100_000))\n"
+        "write = femtune.demo.write_world\n"
+        f"femtune.demo.write_world = lambda *args: write(*args)[:1] * 10_000\n{CLI}"
+    )
+    shell = f'"{sys.executable}" -c "$CODE" {command} {argv} | head -1'
+    done = subprocess.run(
+        shell, shell=True, env={**os.environ, "CODE": code}, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == line.replace("{}", str(tmp_path)) + "\n"
+    assert done.stderr == ""

@@ -1,0 +1,180 @@
+"""Settings: what they are made into, what is refused, and what is stored of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from femtune.commands import make_settings, run_place
+from femtune.config import (
+    Ask,
+    Evaluate,
+    Sample,
+    Train,
+    check_new,
+    find_model,
+    fingerprint,
+    held_out,
+    load_config,
+    load_tokenizer,
+    make_asker,
+    plan,
+    read_problems,
+    resolved,
+    sampling,
+)
+from femtune.errors import ConfigError, DataError, ModelError, RunError
+from femtune.rewards import exact, ordinal
+from femtune.schemes import star
+from femtune.training import Training
+from femtune.types import Problem, Sampling
+from femtune.worlds import SEEDLING
+
+PROBLEMS = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Ask(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
+        (lambda: Train(chunk_size=-1), "chunk_size must be at least 1, got -1"),
+        (lambda: Sample(max_batch=0), "max_batch must be at least 1, got 0"),
+        (lambda: Ask(device="gpu"), "device 'gpu' is not known: say cpu, cuda"),
+        (lambda: Ask(accept_at=0), "accept_at must be above 0 and at most 1, got 0"),
+        (lambda: Ask(accept_at=1.5), "at most 1, got 1.5"),
+        (lambda: plan(Train(eval_every=-1)), "eval_every must be at least 0, got -1"),
+        (lambda: Evaluate(draws=0), "draws 0, temperature 0.0: at least 1 and at least 0"),
+        (lambda: Evaluate(draws=3), "draws is 3, and at temperature 0 all draws are the same"),
+        (lambda: Evaluate(max_new_tokens=0), "max_new_tokens"),  # what is true of Ask is of it too
+        (lambda: plan(Train(iterations=0)), "iterations must be at least 1, got 0"),
+        (lambda: plan(Train(eval_draws=2)), "set eval_temperature 1"),
+        (lambda: plan(Train(scheme="ppo")), "'ppo'"),
+        (lambda: sampling(Sample(temperature=-1)), "temperature -1"),
+        (lambda: sampling(Sample(top_p=0)), "top_p 0"),
+        (lambda: sampling(Sample(top_k=-1)), "top_k -1"),
+        (lambda: sampling(Sample(scheme="rejection:4", temperature=0)), "rejection:4 at temperature 0"),
+        (lambda: held_out(PROBLEMS, Train(eval_share=1), exact()), "eval_share must be in [0, 1)"),
+        (lambda: read_problems("x.jsonl", Ask(columns=("answer",))), "columns takes name=value"),
+        (lambda: load_tokenizer(SEEDLING, ["thinking"]), "template_args takes name=value"),
+    ],
+)
+def test_what_is_impossible_is_refused(make: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert said in str(error.value)
+
+
+def test_greedy_draws_suit_schemes_that_ask_a_prompt_once() -> None:
+    for scheme in ("pps", "star", "rejection:1"):
+        assert sampling(Sample(scheme=scheme, temperature=0)) == Sampling(512, temperature=0)
+
+
+def test_a_plan_has_every_setting_of_the_loop() -> None:
+    training = Training(learning_rate=1e-3)
+    settings = Train(
+        scheme="rejection:4",
+        accept_at=0.75,
+        iterations=3,
+        start_from="base",
+        eval_draws=2,
+        eval_temperature=0.5,
+        eval_every=2,
+        training=training,
+    )
+    made = plan(settings)
+    assert (made.scheme.name, made.scheme.accept_at, made.training) == ("rejection(4)", 0.75, training)
+    assert (made.iterations, made.start_from) == (3, "base")
+    assert (made.evaluation.draws, made.evaluation.temperature, made.evaluation.every) == (2, 0.5, 2)
+    assert plan(settings, star()).scheme.name == "star"
+
+
+def test_no_setting_of_the_m_step_has_the_name_of_another() -> None:
+    assert not {f.name for f in fields(Training)} & {f.name for f in fields(Train)}
+
+
+def test_settings_are_stored_flat_as_plain_values() -> None:
+    stored = resolved(Train(columns=("a=b",), training=Training(lora_r=4)), model="m")
+    assert json.loads(json.dumps(stored)) == stored
+    assert (stored["columns"], stored["lora_r"], stored["model"]) == (["a=b"], 4, "m")
+    assert "training" not in stored
+
+
+def test_keywords_become_settings_and_an_unknown_one_gets_the_nearest() -> None:
+    made = make_settings(iterations=2, lora_r=4)
+    assert made == replace(Train(iterations=2), training=Training(lora_r=4))
+    with pytest.raises(ConfigError, match="learning_rat is no setting: did you mean learning_rate"):
+        make_settings(learning_rat=1)
+
+
+def test_a_run_is_named_by_its_configuration_but_for_what_may_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def name(verb: str = "train", **changes: Any) -> str:
+        place, _ = run_place(None, verb, "a/judge.jsonl", "m", Train(**changes), PROBLEMS)
+        return str(place)
+
+    assert name(scheme="rejection:4").startswith("runs/train-judge-rejection-4-")
+    assert name() == name(iterations=9) == name(max_batch=1) == name(reward_timeout=1)
+    assert len({name(), name("sample"), name(seed=1), name(scheme="star"), name(hint="{answer}!")}) == 5
+
+
+@given(st.integers(0, 49), st.sampled_from(["id", "prompt", "answer"]))
+def test_data_are_known_again_by_every_field(number: int, field: str) -> None:
+    other = [*PROBLEMS]
+    changes: dict[str, Any] = {field: "changed"}
+    other[number] = replace(other[number], **changes)
+    assert fingerprint(PROBLEMS) == fingerprint([*PROBLEMS])
+    assert fingerprint(PROBLEMS) != fingerprint(other)
+
+
+def test_data_on_the_other_side_are_other_data() -> None:
+    assert fingerprint(PROBLEMS[:9], PROBLEMS[9:]) != fingerprint(PROBLEMS[:8], PROBLEMS[8:])
+
+
+def test_gold_answers_must_earn_the_reward_unless_told_otherwise() -> None:
+    with pytest.raises(DataError, match="of 50 problems are not accepted"):
+        read_problems(PROBLEMS, Ask(), ordinal((1, 5)))
+    assert read_problems(PROBLEMS, Ask(check_gold=False), ordinal((1, 5))) == PROBLEMS
+    assert read_problems(PROBLEMS, Ask()) == PROBLEMS  # to predict: nothing is graded
+
+
+def test_a_model_is_the_seedling_a_folder_or_an_id(tmp_path: Path) -> None:
+    assert find_model("seedling") == SEEDLING
+    assert find_model(str(SEEDLING)) == SEEDLING
+    assert find_model("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"
+    for name in ("./here", "/nowhere", "~/nowhere", "a/b/c", str(tmp_path)):
+        with pytest.raises(ModelError, match="is no model folder"):
+            find_model(name)
+
+
+def test_a_folder_without_tokenizer_or_with_a_broken_config_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for load in (load_tokenizer, load_config):
+        with pytest.raises(ModelError, match=str(tmp_path)):
+            load(tmp_path)
+
+
+def test_prompts_of_all_groups_must_fit_the_context() -> None:
+    long = [Problem("long", "It is long. " * 500, "1")]
+    settings = Ask(max_new_tokens=48)
+    make_asker("seedling", settings, exact(), PROBLEMS)
+    with pytest.raises(DataError, match='of "long"'):
+        make_asker("seedling", settings, exact(), PROBLEMS, long)
+
+
+def test_a_new_place_is_neither_taken_nor_under_a_file(tmp_path: Path) -> None:
+    check_new(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file exists already: choose another --output\."):
+        check_new(tmp_path / "file", "--output")
+    with pytest.raises(RunError, match="is no folder"):
+        check_new(tmp_path / "file" / "x" / "y")

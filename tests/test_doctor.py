@@ -1,0 +1,165 @@
+"""The doctor: what it finds, what it warns of, and that what it shows is what is trained on."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from femtune.config import Asker, Train
+from femtune.doctor import Finding, examine, show_prompts, show_tokens, try_out
+from femtune.errors import ConfigError, DataError, FemtuneError
+from femtune.types import Completion, Draw, DrawKey, Problem, Score
+from femtune.worlds import WORLDS, make_splits
+
+from .models import byte_tokenizer, tiny_model
+
+TRAIN, TEST = make_splits(WORLDS["rubric"], 30, 10, seed=0)
+SETTINGS = Train(max_new_tokens=48)
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.what: finding for finding in findings}
+
+
+def test_a_sound_setup_has_every_finding_and_no_warning() -> None:
+    _, problems, findings = examine(TRAIN, "seedling", SETTINGS)
+    assert problems == TRAIN
+    found = by_name(findings)
+    assert [*found] == [
+        *("problems", "answers", "reward", "model"),
+        *("chat template", "end token", "plain prompt", "hinted prompt"),
+    ]
+    assert not any(finding.warning for finding in findings)
+    assert found["problems"].found == "30; further columns: evidence, truth, world"
+    assert "every correct answer earns at least 1" in found["reward"].found
+    assert "context 512 tokens" in found["model"].found
+    assert found["chat template"].found == "found"
+
+
+@pytest.mark.parametrize(("same", "warned"), [(24, False), (25, True)])  # 24 of 30 is 80%
+def test_one_sided_answers_are_warned_of(same: int, warned: bool) -> None:
+    problems = [replace(p, answer="3" if i < same else "4") for i, p in enumerate(TRAIN)]
+    answers = by_name(examine(problems, "seedling", SETTINGS)[2])["answers"]
+    assert answers.found == f"2 different: 3 ({same}), 4 ({30 - same})"
+    assert bool(answers.warning) == warned
+    assert not warned or answers.warning.startswith("83% are the same")  # 25 / 30
+
+
+def test_a_second_bos_token_is_warned_of(tmp_path: Path) -> None:
+    """The template writes one; so does the message's text, as a template with two would."""
+    tokenizer = byte_tokenizer(bos=True)
+    for name, doubled in (("once", False), ("twice", True)):
+        tokenizer.chat_template = "{{ bos_token }}" * (1 + doubled) + "{{ messages[0]['content'] }}"
+        folder = tiny_model(tmp_path / name, "llama", tokenizer=tokenizer, max_position_embeddings=1024)
+        found = by_name(examine(TRAIN, str(folder), SETTINGS)[2])
+        for prompt in ("plain prompt", "hinted prompt"):
+            assert ("two BOS tokens" in found[prompt].warning) == doubled
+
+
+def test_a_model_without_a_chat_template_is_said_to_have_none(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(template=False)
+    folder = tiny_model(tmp_path / "m", "llama", tokenizer=tokenizer, max_position_embeddings=1024)
+    found = by_name(examine(TRAIN, str(folder), SETTINGS)[2])
+    assert found["chat template"].found.startswith("none")
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        (replace(SETTINGS, reward="ordinal(4,5)"), DataError),
+        (replace(SETTINGS, reward="exakt"), ConfigError),
+        (Train(), DataError),  # 512 tokens to write do not fit beside the prompt
+    ],
+)
+def test_what_training_refuses_is_refused(settings: Train, kind: type[FemtuneError]) -> None:
+    with pytest.raises(kind):
+        examine(TRAIN, "seedling", settings)
+
+
+def test_test_problems_are_looked_at_too(tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    for problems, refused in ((TEST, False), (TRAIN[:1], True)):
+        rows = ({"prompt": p.prompt, "answer": p.answer} for p in problems)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = replace(SETTINGS, eval_data=str(file))
+        if refused:
+            with pytest.raises(DataError, match="1 of 1 test problems are trained on"):
+                examine(TRAIN, "seedling", settings)
+        else:
+            examine(TRAIN, "seedling", settings)
+
+
+def test_the_reward_is_not_said_to_be_earned_where_nobody_looked() -> None:
+    settings = replace(SETTINGS, check_gold=False)
+    assert "was not looked at" in by_name(examine(TRAIN, "seedling", settings)[2])["reward"].found
+
+
+def shown(panel: object) -> str:
+    console = Console(file=io.StringIO(), width=1000)
+    console.print(panel)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.fixture(scope="module")
+def asker() -> Asker:
+    return examine(TRAIN, "seedling", SETTINGS)[0]
+
+
+def test_prompts_are_shown_as_the_model_gets_them(asker: Asker) -> None:
+    for panel, name in zip(show_prompts(asker, TRAIN[0]), ("plain", "hinted"), strict=True):
+        tokens = asker.tokenizer.encode_prompt(asker.prompts.render(name, TRAIN[0]))
+        text = shown(panel)
+        assert f"{name} prompt of {TRAIN[0].id}" in text
+        for line in asker.tokenizer.tokenizer.decode(tokens).splitlines():
+            assert line in text
+
+
+def test_tokens_shown_are_prompt_and_completion_and_only_the_latter_is_bold(asker: Asker) -> None:
+    problem = Problem("a", "How [bold] is it?", "3")  # no markup
+    written = asker.tokenizer.tokenizer("It is so.\nAnswer: 3", add_special_tokens=False)["input_ids"]
+    tokens = (*written, asker.tokenizer.end_token_id)
+    completion = Completion(tokens, "", "stop", -1.0)
+    draw = Draw(DrawKey(0, "a", 1, 0), "hinted", 0, completion, Score(1.0, "3"))
+    panel = show_tokens(asker, problem, draw)
+    text = panel.renderable
+    prompt = asker.tokenizer.encode_prompt(asker.prompts.plain(problem))
+    decode = asker.tokenizer.tokenizer.decode
+    expected = decode(prompt), decode(tokens)
+    styles = [(text.plain[span.start : span.end], span.style) for span in text.spans]
+    read = "".join(part for part, style in styles if style.startswith("dim"))
+    trained = "".join(part for part, style in styles if style.startswith("bold green"))
+    assert (read.replace("⏎", ""), trained.replace("⏎", "")) == expected
+    assert text.plain == read + trained
+    assert panel.title == f"an example: {len(prompt)} tokens read, {len(tokens)} in the loss (bold)"
+
+
+def test_one_draw_of_each_prompt_is_tried_and_cut_off_ones_are_warned_of(asker: Asker) -> None:
+    for settings, fine in ((SETTINGS, None), (replace(SETTINGS, max_new_tokens=2), False)):
+        asker = replace(asker, settings=settings)
+        draws, findings = try_out(asker, TRAIN[0], settings)
+        assert [draw.prompt for draw in draws] == ["plain", "hinted"]
+        found = by_name(findings)
+        assert [*found] == ["engine", "a plain draw", "a hinted draw"]
+        for draw in draws:
+            finding = found[f"a {draw.prompt} draw"]
+            assert finding.found.startswith(f"{len(draw.completion.tokens)} tokens, ")
+            assert bool(finding.warning) == (draw.score.reason not in ("", "wrong"))
+            assert fine is None or finding.warning.startswith("cut off")
+
+
+def test_a_draw_is_kept_from_the_reward_on_that_was_asked_for(asker: Asker) -> None:
+    def close(problems: object, completions: list[Completion], parsed: object) -> list[float]:
+        return [0.5 for _ in completions]
+
+    reasons = {}
+    for accept_at in (0.5, 0.51):
+        settings = replace(SETTINGS, accept_at=accept_at)
+        draws, _ = try_out(replace(asker, settings=settings, reward=close), TRAIN[0], settings)
+        reasons[accept_at] = [draw.score.reason for draw in draws]
+    assert "wrong" in reasons[0.51]
+    assert reasons[0.5] == ["" if reason == "wrong" else reason for reason in reasons[0.51]]

@@ -1,0 +1,277 @@
+"""The loop: K iterations, and a run that is killed anywhere ends where one does that was not."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from femtune.engines.fake import FakeEngine
+from femtune.errors import ModelError, NothingKept
+from femtune.loop import Evaluation, Plan, Steps
+from femtune.progress import Quiet
+from femtune.prompts import ChatTokenizer
+from femtune.run import Run, read_draws
+from femtune.schemes import star
+from femtune.training import Training
+from femtune.types import Sampling
+from femtune.worlds import WORLDS, make_splits, sums
+
+from .models import byte_tokenizer, tiny_model
+from .oracle import setup
+
+# 10 problems in chunks of 4: three chunks, the last one short
+TRAIN, TEST = make_splits(WORLDS["sums"], 10, 5, seed=0, difficulty=(1, 1))
+BY_PROMPT = {problem.prompt: problem for problem in (*TRAIN, *TEST)}
+TOKENIZER = ChatTokenizer(byte_tokenizer())
+TRAINING = Training(num_train_epochs=1, learning_rate=1e-3, use_cpu=True)
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it."""
+
+
+@dataclass
+class Fuse(Quiet):
+    """Ends the run at event number `left` from now: whatever progress is told, and loading."""
+
+    left: float = float("inf")
+    phases: list[tuple[str, int]] = field(default_factory=list)
+
+    def burn(self) -> None:
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+
+    def phase(self, name: str, iteration: int, total: int) -> None:
+        self.phases.append((name, iteration))
+        self.burn()
+
+    def draws(self, draws: Any) -> None:
+        self.burn()
+
+    def measured(self, iteration: int, metrics: dict[str, Any]) -> None:
+        self.burn()
+
+
+class Adder(FakeEngine):
+    """Adds right or wrong, as seed and weights decide: other weights, other draws."""
+
+    def __init__(self, fuse: Fuse) -> None:
+        super().__init__(self.add, room=3)
+        self.fuse = fuse
+
+    def load(self, weights: Path) -> None:
+        self.fuse.burn()
+        super().load(weights)
+        self.weights = hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()
+
+    def add(self, prompt: str, seed: int) -> str:
+        rng = random.Random(f"{self.weights} {seed}")
+        slips = {0: rng.choice([0, 0, 1, 2])}
+        return sums.write_completion(BY_PROMPT[prompt.split("\n")[0]], slips)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model") / "base", "llama", tokenizer=byte_tokenizer())
+
+
+def steps(root: Path, base: Path, fuse: Fuse, **changes: Any) -> Steps:
+    """A run of two iterations, as a new process would begin or go on with it."""
+    engine = Adder(fuse)
+    made = replace(setup(engine, seed=7, chunk_size=4), sampling=Sampling(64))
+    plan = replace(Plan(star(), TRAINING, Evaluation(), iterations=2), **changes)
+    return Steps(Run(root), base, TRAIN, TEST, plan, made, TOKENIZER, fuse)
+
+
+def state(root: Path) -> dict[str, Any]:
+    """All that a run has made, seconds left out."""
+    made: dict[str, Any] = {}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_dir() and path.name in ("draws", "eval"):
+            made[name] = [chunk for chunk, _ in read_draws(path)]
+        elif path.name == "examples.parquet":
+            made[name] = pq.read_table(path).to_pylist()
+        elif path.name == "model.safetensors":
+            made[name] = path.read_bytes()
+    return made
+
+
+def timeless(metrics: Any) -> Any:
+    """Metrics without seconds."""
+    if not isinstance(metrics, dict):
+        return metrics
+    return {
+        name: timeless(value)
+        for name, value in metrics.items()
+        if name != "seconds" and not name.endswith("_s")
+    }
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run that nobody interrupted."""
+
+    root: Path
+    history: list[dict[str, Any]]
+    engine: Any
+    phases: list[tuple[str, int]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Whole:
+    root = tmp_path_factory.mktemp("whole")
+    made = steps(root, base, fuse := Fuse())
+    return Whole(root, made.iterate(), made.setup.engine, fuse.phases)
+
+
+def test_a_run_is_evaluation_then_e_m_and_evaluation_again(whole: Whole, base: Path) -> None:
+    each = ["E-step", "M-step", "evaluation"]
+    expected = [("evaluation", 0), *((name, i) for i in (1, 2) for name in each)]
+    assert whole.phases == expected
+    assert [metrics["iteration"] for metrics in whole.history] == [0, 1, 2]
+    assert "e_step" not in whole.history[0]
+
+
+def test_draws_come_from_the_weights_before_and_evaluations_from_those_after(
+    whole: Whole, base: Path
+) -> None:
+    models = [base, *(whole.root / f"iteration-00{i}" / "model" for i in (1, 2))]
+    assert whole.engine.loaded == models  # each once: what evaluated k draws for k + 1
+    assert len({(model / "model.safetensors").read_bytes() for model in models}) == 3
+
+
+def test_what_is_trained_on_is_what_was_accepted(whole: Whole) -> None:
+    for iteration in (1, 2):
+        folder = whole.root / f"iteration-00{iteration}"
+        draws = [draw for chunk, _ in read_draws(folder / "draws") for draw in chunk]
+        rows = pq.read_table(folder / "examples.parquet").to_pylist()
+        assert [(row["problem_id"], tuple(row["completion_tokens"])) for row in rows] == [
+            (draw.key.problem_id, draw.completion.tokens) for draw in draws if draw.accepted
+        ]
+        metrics = whole.history[iteration]
+        assert metrics["e_step"]["num_problems"] == len(TRAIN)
+        assert metrics["e_step"]["num_kept"] == metrics["m_step"]["num_examples"] == len(rows) > 0
+
+
+def test_a_run_that_is_killed_at_every_event_ends_like_one_that_is_not(
+    whole: Whole, base: Path, tmp_path: Path
+) -> None:
+    """Killed at its first event, begun again, killed at its second, and so on: every step is cut."""
+    kills = 0
+    while True:
+        try:
+            history = steps(tmp_path, base, Fuse(kills)).iterate()
+            break
+        except Killed:
+            kills += 1
+    assert kills > 10  # draws are redone only from the last stored chunk on
+    assert [timeless(metrics) for metrics in history] == [timeless(m) for m in whole.history]
+    assert state(tmp_path) == state(whole.root)
+
+
+LOSABLE = ["draws/00001.parquet", "examples.parquet", "model", "eval/00000.parquet", "metrics.json"]
+
+
+@pytest.mark.parametrize("lost", LOSABLE)
+def test_what_is_missing_is_made_again_and_the_same(
+    whole: Whole, base: Path, tmp_path: Path, lost: str
+) -> None:
+    """metrics.json, which is written last, is missing with each."""
+    root = shutil.copytree(whole.root, tmp_path / "run")
+    path = root / "iteration-002" / lost
+    (root / "iteration-002" / "metrics.json").unlink()
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    again = steps(root, base, Fuse())
+    history = again.iterate()
+    assert [timeless(metrics) for metrics in history] == [timeless(m) for m in whole.history]
+    assert state(root) == state(whole.root)
+    weights = {"draws/00001.parquet": "iteration-001", "eval/00000.parquet": "iteration-002"}
+    loaded = [root / weights[lost] / "model"] if lost in weights else []
+    assert again.setup.engine.loaded == loaded  # and nothing is loaded for what is there
+
+
+def test_a_finished_run_does_nothing_again(whole: Whole, base: Path) -> None:
+    again = steps(whole.root, base, fuse := Fuse())
+    assert again.iterate() == whole.history
+    assert (again.setup.engine.loaded, again.setup.engine.asked, fuse.phases) == ([], [], [])
+
+
+def test_more_iterations_may_be_asked_for_later(whole: Whole, base: Path, tmp_path: Path) -> None:
+    steps(tmp_path, base, Fuse(), iterations=1).iterate()
+    steps(tmp_path, base, Fuse()).iterate()
+    assert state(tmp_path) == state(whole.root)
+
+
+def test_an_m_step_starts_from_the_previous_weights_or_from_the_base(
+    whole: Whole, base: Path, tmp_path: Path
+) -> None:
+    folder = Run(tmp_path).iteration(2)
+    folder.mkdir()
+    shutil.copy(whole.root / "iteration-002" / "examples.parquet", folder)
+    with pytest.raises(ModelError):  # those of iteration 1 are not there
+        steps(tmp_path, base, Fuse()).maximise(2)
+    steps(tmp_path, base, Fuse(), start_from="base").maximise(2)
+    assert (folder / "model" / "model.safetensors").exists()
+
+
+def test_an_e_step_that_keeps_nothing_says_why_and_asks_no_second_time(
+    base: Path, tmp_path: Path
+) -> None:
+    for asked in (20, 0):  # 10 problems, plain and hinted; then they are stored
+        made = steps(tmp_path, base, Fuse())
+        made.setup.engine.write = lambda prompt, seed: "Hm.\nAnswer: none"
+        with pytest.raises(NothingKept) as error:
+            made.expect(1)
+        assert len(made.setup.engine.asked) == asked
+        assert "iteration 1 kept no draw of 10 problems" in str(error.value)
+        assert "(10 plain draws: wrong; 10 hinted draws: wrong)" in str(error.value)
+        assert not (tmp_path / "iteration-001" / "examples.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("every", "measured"),
+    [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4, 5]), (5, [0, 5]), (9, [0, 5]), (0, [])],
+)
+def test_the_base_and_the_last_are_measured_and_every_nth_between(
+    base: Path, tmp_path: Path, every: int, measured: list[int]
+) -> None:
+    made = steps(tmp_path, base, Fuse(), iterations=5, evaluation=Evaluation(every=every))
+    assert [i for i in range(6) if made.is_measured(i)] == measured
+    assert not any(replace(made, eval_problems=[]).is_measured(i) for i in range(6))
+
+
+def test_held_out_problems_are_asked_as_the_evaluation_says(base: Path, tmp_path: Path) -> None:
+    evaluation = Evaluation(draws=3, temperature=0.5)
+    made = steps(tmp_path, base, Fuse(), evaluation=evaluation)
+    samplings: list[Sampling] = []
+    generate = made.setup.engine.generate
+    made.setup.engine.generate = lambda pull, sampling: (
+        samplings.append(sampling) or generate(pull, sampling)
+    )
+    metrics = made.measure(0)
+    assert set(samplings) == {Sampling(64, temperature=0.5)}
+    assert metrics["num_draws"] == 3 * len(TEST)
+    draws = [draw for chunk, _ in read_draws(tmp_path / "iteration-000" / "eval") for draw in chunk]
+    assert {draw.prompt for draw in draws} == {"plain"}

@@ -1,0 +1,151 @@
+"""How a run is shown: what each way of showing prints, and that none gets in the way of another."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+import femtune.progress as progress
+from femtune.compare import Job, State
+from femtune.config import Train
+from femtune.progress import Bars, JsonLines, Lines, Quiet, Show, Watch, plain_table, showing, sparkline
+from femtune.types import Completion, Draw, DrawKey, Reason, Score
+
+BASE: dict[str, Any] = {"iteration": 0, "evaluation": {"accuracy": 0.25, "accuracy_ci": 0.125}}
+FIRST: dict[str, Any] = {
+    "iteration": 1,
+    "e_step": {"num_kept": 30, "num_problems": 40, "generated_tokens": 12345, "total_s": 1.5},
+    "m_step": {"seconds": 2.0},
+    "evaluation": {"accuracy": 0.5, "mae": 0.75, "sound_steps": 0.875},
+}
+
+
+def told(show: Show) -> None:
+    """All that a run tells."""
+    with showing(show) as teller:
+        teller.phase("evaluation", 0, 8)
+        teller.measured(0, BASE)
+        teller.phase("E-step", 1, 40)
+        teller.draws([draw("a"), draw("b", reason="wrong")])
+        teller.phase("M-step", 1, 0)
+        teller.step(1, 2, 0.5)
+        teller.measured(1, FIRST)
+
+
+def draw(problem_id: str, index: int = 0, reason: Reason = "") -> Draw:
+    key = DrawKey(1, problem_id, 0, index)
+    return Draw(key, "plain", 0, Completion((), "", "stop", 0.0), Score(1.0, "1", reason))
+
+
+def test_a_line_an_iteration(capsys: pytest.CaptureFixture[str]) -> None:
+    told("lines")
+    assert capsys.readouterr().out.splitlines() == [
+        "base         accuracy 0.250 ± 0.125",
+        "iteration 1  kept 30/40 problems  12,345 tokens  3.5 s  accuracy 0.500  MAE 0.75  "
+        "sound steps 0.875",  # 3.5 s: both steps
+    ]
+
+
+def test_json_lines_are_the_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    told("json")
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [BASE, FIRST]
+
+
+def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    told("quiet")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_auto_is_bars_in_a_terminal_and_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: dict[tuple[Show, bool], type[Quiet]] = {
+        ("auto", True): Bars,
+        ("auto", False): Lines,
+        ("lines", True): Lines,
+        ("json", True): JsonLines,
+        ("quiet", True): Quiet,
+    }
+    for (show, terminal), kind in kinds.items():
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+        monkeypatch.setattr(progress, "console", console)
+        with showing(show) as teller:
+            assert type(teller) is kind
+
+
+def test_bars_count_problems_once_and_reasons_by_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=160)
+    monkeypatch.setattr(progress, "console", console)
+    with showing("auto") as teller:
+        assert isinstance(teller, Bars)
+        task = teller._bars.tasks[0]
+        teller.phase("E-step", 3, 40)
+        teller.draws([draw("a", 0, "wrong"), draw("a", 1, "wrong"), draw("a", 2), draw("b", 0, "unparsable")])
+        assert (task.description, task.completed, task.total) == ("iteration 3 E-step", 2, 40)
+        assert task.fields["note"] == "kept 1, unparsable 1, wrong 2"
+        teller.phase("evaluation", 3, 8)
+        assert (task.completed, task.total, task.fields["note"]) == (0, 8, "")
+        teller.draws([draw("a")])
+        assert task.fields["note"] == "right 1"  # nothing is kept of an evaluation
+        teller.phase("M-step", 3, 0)
+        teller.step(1, 2, 0.5)
+        assert (task.completed, task.total) == (1, 2)
+        assert task.fields["note"] == "loss 0.500 nats a token"
+        teller.measured(1, FIRST)  # its line stays above the bar
+    assert "kept 30/40 problems" in screen.getvalue()
+
+
+@given(st.lists(st.floats(0, 1), max_size=9))
+def test_a_sparkline_has_a_bar_a_share_and_higher_ones_for_more(shares: list[float]) -> None:
+    bars = sparkline(shares)
+    assert len(bars) == len(shares)
+    assert [ord(bar) for bar in sparkline(sorted(shares))] == sorted(map(ord, bars))
+
+
+def test_runs_watched_without_a_terminal_are_told_once_an_evaluation(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job = Job("pps", 1, Path("x"), Train())
+    with Watch("lines") as watch:
+        for accuracy in ((), (0.25,), (0.25,), (0.25, 0.5)):
+            watch({job: State(len(accuracy), "E-step", accuracy)})
+    assert capsys.readouterr().out.splitlines() == [
+        "pps seed 1 base: accuracy 0.250",
+        "pps seed 1 evaluation 1: accuracy 0.500",
+    ]
+
+
+def test_runs_watched_in_a_terminal_are_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr(progress, "console", console)
+    job = Job("rejection(4)", 0, Path("x"), Train(iterations=5))
+    with Watch("auto") as watch:
+        watch({job: State(2, "M-step", (0.0, 0.5))})
+    for shown in ("rejection(4)", "2/5", "M-step", "▁▅", "0.500"):
+        assert shown in screen.getvalue()
+
+
+def test_text_of_a_table_is_not_read_as_markup() -> None:
+    console = Console(file=io.StringIO(), width=60)
+    console.print(plain_table(["", "a"], [["[red]", "[/]"]]))
+    assert console.file.getvalue().splitlines()[1].split() == ["[red]", "[/]"]  # type: ignore[attr-defined]
+
+
+def test_a_pipe_is_wide_enough_for_a_table_unless_columns_says_otherwise() -> None:
+    code = "from femtune.progress import console; print(console.width)"
+    widths = []
+    for columns in ({}, {"COLUMNS": "70"}):
+        env = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | columns
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        widths.append(int(done.stdout))
+    assert widths == [120, 70]
