@@ -179,7 +179,9 @@ BAD = {
     "a batch is empty": Bad("train train.jsonl {} --max-batch 0", ("max_batch must be at least 1",)),
     "a device is unknown": Bad("train train.jsonl {} --device gpu", ("'gpu'", "say cpu, cuda")),
     "there is no such GPU": Bad(
-        "train train.jsonl {} --device cuda:99", ("device cuda:99",), tokenizer=True
+        "train train.jsonl {} --device cuda:99",
+        ("device cuda:99: torch sees ", "GPUs here"),
+        tokenizer=True,
     ),
     "fit into what exists": Bad(
         "fit train.jsonl --model seedling --output-dir out", ("out exists already",), a_file("out/x")

@@ -89,7 +89,9 @@ def test_bars_count_problems_once_and_reasons_by_draw(monkeypatch: pytest.Monkey
         assert isinstance(teller, Bars)
         task = teller._bars.tasks[0]
         teller.phase("E-step", 3, 40)
-        teller.draws([draw("a", 0, "wrong"), draw("a", 1, "wrong"), draw("a", 2), draw("b", 0, "unparsable")])
+        teller.draws(
+            [draw("a", 0, "wrong"), draw("a", 1, "wrong"), draw("a", 2), draw("b", 0, "unparsable")]
+        )
         assert (task.description, task.completed, task.total) == ("iteration 3 E-step", 2, 40)
         assert task.fields["note"] == "kept 1, unparsable 1, wrong 2"
         teller.phase("evaluation", 3, 8)

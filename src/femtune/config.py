@@ -294,13 +294,16 @@ def make_asker(model: str, settings: Ask, reward: Reward, *groups: Sequence[Prob
     """Tokenizer and prompts of a model, the groups' prompts checked against its context.
 
     Raises ModelError where the model can't be had, DataError where prompts are too long, ConfigError
-    where there is no GPU and one is asked for.
+    where a GPU is asked for that is not there.
     """
     if settings.device and settings.device.startswith("cuda"):
         import torch  # slow, and only for them who ask
 
-        if not torch.cuda.is_available():
-            raise ConfigError(f"device {settings.device}: torch sees no GPU here. Leave --device out.")
+        count = torch.cuda.device_count()
+        if int(settings.device.partition(":")[2] or 0) >= count:
+            raise ConfigError(
+                f"device {settings.device}: torch sees {count} GPUs here. Leave --device out, or name one."
+            )
     prompts = Prompts(settings.instruction, settings.hint)
     base = local_model(model)
     tokenizer = load_tokenizer(base, settings.template_args)
