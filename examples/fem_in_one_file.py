@@ -137,7 +137,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     random.seed(args.seed)
 
-    train, test = ([json.loads(line) for line in path.open()] for path in (args.train, args.test))
+    files = args.train.read_text(), args.test.read_text()
+    train, test = ([json.loads(line) for line in text.splitlines()] for text in files)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     print(f"base         accuracy {accuracy(model, tokenizer, test, args.max_new_tokens):.3f}")

@@ -12,6 +12,7 @@ import pytest
 
 from femtune.compare import Job, State, compare, jobs, rows, save, state, table, telling
 from femtune.config import Train
+from femtune.demo import changes
 from femtune.errors import ConfigError, NothingKept, RunError
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Score
@@ -181,6 +182,7 @@ def test_two_schemes_by_two_seeds(tmp_path: Path) -> None:
     for one, metrics in histories.items():
         assert [each["iteration"] for each in metrics] == [0, 1]
         assert seen[-1][one] == State(1, "", tuple(each["evaluation"]["accuracy"] for each in metrics))
+    assert len([*changes(histories, num=2)]) == 2  # what the demo shows
     base, *schemes = rows(histories)
     assert [row.name for row in schemes] == ["star", "pps"]
     assert base.values["accuracy"][1] == 0  # greedy, and the same problems for every seed

@@ -24,7 +24,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(train_data), str(test_data)
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of its two input files
 @pytest.mark.parametrize(("scheme", "ours"), [("pps", "pps"), ("rejection-1", "rejection:1")])
 def test_one_file_and_the_library_agree(
     scheme: str,

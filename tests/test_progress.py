@@ -18,8 +18,9 @@ from rich.console import Console
 import femtune.progress as progress
 from femtune.compare import Job, State
 from femtune.config import Train
-from femtune.progress import Bars, JsonLines, Lines, Quiet, Show, Watch, plain_table, showing, sparkline
+from femtune.progress import Bars, JsonLines, Lines, Quiet, Show, plain_table, showing, sparkline
 from femtune.types import Completion, Draw, DrawKey, Reason, Score
+from femtune.watch import Watch
 
 BASE: dict[str, Any] = {"iteration": 0, "evaluation": {"accuracy": 0.25, "accuracy_ci": 0.125}}
 FIRST: dict[str, Any] = {

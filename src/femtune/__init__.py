@@ -18,7 +18,7 @@ The files, in the order of the data; each imports only from those above it:
     worlds/     rubric, sums, and the seedling
     evaluate    what is measured                  loop       E, M, evaluate, K times
     config      settings                          commands   each verb as a function
-    compare, doctor, demo, progress, cli
+    progress     how a run is shown               compare, watch, doctor, demo, cli
 """
 
 from femtune.commands import Result, train

@@ -27,7 +27,6 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 from femtune.config import Evaluate, Flat, Names, Sample, Train, check_new
 from femtune.progress import (
     Show,
-    Watch,
     console,
     errors,
     plain_table,
@@ -65,7 +64,8 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
         console.print(panel)
     _tell("everything is in", output_dir)
     _tell("the data", output_dir / "data")
-    _tell("go on", f"femtune train {train_data} --model seedling --config recipes/rubric.yaml")
+    flags = "--model seedling --max-new-tokens 64 --learning-rate 3e-4 --iterations 12"
+    _tell("go on, as with data of your own", f"femtune train {train_data} {flags}")
 
 
 @app.command
@@ -124,6 +124,7 @@ def _compare(
     show: Show,
 ) -> Any:
     from femtune import compare as runs
+    from femtune.watch import Watch
 
     todo = runs.jobs(schemes, seeds, settings, place)
     with Watch(show) as watch:

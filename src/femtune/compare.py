@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -95,7 +96,7 @@ def compare(
     threads = max(1, torch.get_num_threads() // workers)
     spawn = multiprocessing.get_context("spawn")  # fork and torch's threads do not go together
     others = {*multiprocessing.active_children()}
-    with ProcessPoolExecutor(workers, spawn, _begin, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, spawn, _begin, (os.getpid(), threads)) as pool:
         futures: dict[Job, Future[Result]] = {
             job: pool.submit(run_train, data, model, job.settings, job.output_dir, Quiet())
             for job in todo
@@ -115,12 +116,22 @@ def compare(
             raise
 
 
-def _begin(threads: int) -> None:
-    """In each worker: its share of the cores. Ctrl-C is for the parent, which ends its workers."""
+def _begin(parent: int, threads: int) -> None:
+    """In each worker: its share of the cores, and an end when its parent is gone, killed say.
+
+    Ctrl-C is for the parent, which ends its workers.
+    """
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _check(data: Data, model: str, todo: Sequence[Job]) -> None:

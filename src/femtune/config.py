@@ -302,7 +302,7 @@ def make_asker(model: str, settings: Ask, reward: Reward, *groups: Sequence[Prob
         count = torch.cuda.device_count()
         if int(settings.device.partition(":")[2] or 0) >= count:
             raise ConfigError(
-                f"device {settings.device}: torch sees {count} GPUs here. Leave --device out, or name one."
+                f"device {settings.device}: torch sees {count} GPUs here. Leave --device out."
             )
     prompts = Prompts(settings.instruction, settings.hint)
     base = local_model(model)

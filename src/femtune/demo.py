@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.columns import Columns
+from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
@@ -69,7 +70,7 @@ def write_world(
     return paths
 
 
-def changes(histories: dict[Job, list[dict[str, Any]]], num: int = 3) -> Iterator[Columns]:
+def changes(histories: dict[Job, list[dict[str, Any]]], num: int = 3) -> Iterator[Group]:
     """Rationales of the best run, before and after, side by side."""
     best = max(histories, key=lambda job: histories[job][-1]["evaluation"]["accuracy"])
     root = best.output_dir
@@ -81,7 +82,8 @@ def changes(histories: dict[Job, list[dict[str, Any]]], num: int = 3) -> Iterato
     for problem, old, new in telling(problems, before, after, num):
         title = f"{problem.id}, the rater said {problem.answer}"
         question = Panel(Text(prompt_text(problem.prompt)), title=title, title_align="left")
-        yield Columns([question, _panel("before", old), _panel(f"after {best.scheme}", new)])
+        panels = [_panel("before", old), _panel(f"after {best.scheme}", new)]
+        yield Group(question, Columns(panels))  # a line each, where both fit into one
 
 
 def _panel(title: str, draw: Draw) -> Panel:

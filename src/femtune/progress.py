@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rich.console import Console
-from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from femtune.types import Draw
-
-if TYPE_CHECKING:
-    from femtune.compare import Job, State
 
 Show = Literal["auto", "lines", "json", "quiet"]
 
@@ -134,44 +130,6 @@ def iteration_line(metrics: dict[str, Any]) -> Text:
         if "sound_steps" in evaluation:
             parts.append(f"sound steps {evaluation['sound_steps']:.3f}")
     return Text("  ".join(parts))
-
-
-class Watch:
-    """Several runs at once: a live table in a terminal, lines elsewhere."""
-
-    def __init__(self, show: Show) -> None:
-        self._live = Live(console=console, transient=True, refresh_per_second=4)
-        self._terminal = show == "auto" and console.is_terminal
-        self._lines = show == "lines" or (show == "auto" and not console.is_terminal)
-        self._told: set[tuple[str, int, int]] = set()
-
-    def __enter__(self) -> Watch:
-        if self._terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._terminal:
-            self._live.stop()
-
-    def __call__(self, states: Mapping[Job, State]) -> None:
-        if self._terminal:
-            cells = [_state_cells(job, state) for job, state in states.items()]
-            columns = ["scheme", "seed", "iteration", "now", "accuracy so far", "last"]
-            self._live.update(plain_table(columns, cells))
-        elif self._lines:
-            for job, state in states.items():
-                for number, accuracy in enumerate(state.accuracy):
-                    if (key := (job.scheme, job.seed, number)) not in self._told:
-                        self._told.add(key)
-                        when = f"evaluation {number}" if number else "base"
-                        console.print(f"{job.scheme} seed {job.seed} {when}: accuracy {accuracy:.3f}")
-
-
-def _state_cells(job: Job, state: State) -> list[str]:
-    at = f"{state.iteration}/{job.settings.iterations}"
-    last = f"{state.accuracy[-1]:.3f}" if state.accuracy else ""
-    return [job.scheme, str(job.seed), at, state.doing, sparkline(state.accuracy), last]
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

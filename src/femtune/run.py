@@ -94,8 +94,14 @@ def open_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str]) 
     directory can't be written, holds something else, or is in use by a living process.
     """
     check_run(root, config, changeable)
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as lock:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".lock").open("w")
+    except OSError as error:
+        raise RunError(
+            f"{root} can't be made: {error.strerror}. Choose another --output-dir."
+        ) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees a dead owner's lock
         except OSError as error:
@@ -152,8 +158,8 @@ def replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.part")
     if part.is_dir():  # left by a killed run
         shutil.rmtree(part)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         for file in [part, *part.rglob("*")] if part.is_dir() else [part]:
             _flush(file)

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from femtune.errors import ConfigError
+from femtune.words import near
+
+# transformers' schedules that need no settings of their own; its enum is slow to import
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt")
 
 
 @dataclass(frozen=True)
@@ -16,25 +20,45 @@ class Training:
     """The M-step's settings, under the names that transformers, TRL and PEFT give them."""
 
     num_train_epochs: float = 2.0
-    learning_rate: float | None = None  # None: 2e-5 for full fine-tuning, 2e-4 for LoRA
+    """Passes over the examples in each M-step."""
+    learning_rate: float | None = None
+    """By default 2e-5 for full fine-tuning, 2e-4 for LoRA."""
     lr_scheduler_type: str = "constant"
-    warmup_steps: float = 0.0  # steps; below 1: share of all steps
+    """Of each M-step: constant, linear, cosine, ... as transformers names them."""
+    warmup_steps: float = 0.0
+    """Steps; below 1: share of all steps."""
     weight_decay: float = 0.0
+    """AdamW's."""
     max_grad_norm: float = 1.0
-    per_device_train_batch_size: int = 32  # examples
-    max_tokens_per_batch: int = 16384  # padded; fewer examples go into a batch where this is reached
+    """Gradients are clipped to this norm."""
+    per_device_train_batch_size: int = 32
+    """Examples in a batch."""
+    max_tokens_per_batch: int = 16384
+    """Padded tokens in a batch; fewer examples go into one where this is reached."""
     gradient_accumulation_steps: int = 1
+    """Batches for one optimizer step."""
     gradient_checkpointing: bool = False
-    bf16: bool | None = None  # autocast; None: where a GPU has it
-    dtype: str = "auto"  # of stored weights under LoRA; full fine-tuning holds them in float32
+    """Less memory for more time."""
+    bf16: bool | None = None
+    """Autocast to bfloat16; by default where a GPU has it."""
+    dtype: str = "auto"
+    """Of stored weights under LoRA; full fine-tuning holds them in float32."""
     attn_implementation: str | None = None
+    """As transformers names them: sdpa, flash_attention_2, ..."""
     use_peft: bool = False
+    """LoRA in place of full fine-tuning."""
     lora_r: int = 16
+    """Rank."""
     lora_alpha: int = 32
+    """Scale: updates are multiplied by lora_alpha / lora_r."""
     lora_dropout: float = 0.0
+    """Of the adapter's input."""
     lora_target_modules: str = "all-linear"
+    """Modules that get an adapter, as PEFT takes them."""
     report_to: tuple[str, ...] = ()
+    """Trackers: tensorboard, wandb, mlflow, trackio."""
     use_cpu: bool = False
+    """Train on the CPU though there is a GPU."""
 
     def __post_init__(self) -> None:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "lora_r"):
@@ -44,6 +68,11 @@ class Training:
             raise ConfigError(f"num_train_epochs must be above 0, got {self.num_train_epochs}.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate must be above 0, got {self.learning_rate}.")
+
+        if self.lr_scheduler_type not in SCHEDULES:
+            known = f"choose one of {', '.join(SCHEDULES)}."
+            guess = near(self.lr_scheduler_type, SCHEDULES)
+            raise ConfigError(f"lr_scheduler_type {self.lr_scheduler_type!r}:{guess} {known}")
 
     @property
     def rate(self) -> float:

@@ -1,0 +1,51 @@
+"""How several runs at once are shown: a live table in a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.live import Live
+
+from femtune import progress
+from femtune.compare import Job, State
+from femtune.progress import Show, plain_table, sparkline
+
+
+class Watch:
+    """Several runs at once: a live table in a terminal, lines elsewhere."""
+
+    def __init__(self, show: Show) -> None:
+        self._live = Live(console=progress.console, transient=True, refresh_per_second=4)
+        self._terminal = show == "auto" and progress.console.is_terminal
+        self._lines = show == "lines" or (show == "auto" and not progress.console.is_terminal)
+        self._told: set[tuple[str, int, int]] = set()
+
+    def __enter__(self) -> Watch:
+        if self._terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._terminal:
+            self._live.stop()
+
+    def __call__(self, states: Mapping[Job, State]) -> None:
+        if self._terminal:
+            cells = [_state_cells(job, state) for job, state in states.items()]
+            columns = ["scheme", "seed", "iteration", "now", "accuracy so far", "last"]
+            self._live.update(plain_table(columns, cells))
+        elif self._lines:
+            for job, state in states.items():
+                for number, accuracy in enumerate(state.accuracy):
+                    if (key := (job.scheme, job.seed, number)) not in self._told:
+                        self._told.add(key)
+                        when = f"evaluation {number}" if number else "base"
+                        progress.console.print(
+                            f"{job.scheme} seed {job.seed} {when}: accuracy {accuracy:.3f}"
+                        )
+
+
+def _state_cells(job: Job, state: State) -> list[str]:
+    at = f"{state.iteration}/{job.settings.iterations}"
+    last = f"{state.accuracy[-1]:.3f}" if state.accuracy else ""
+    return [job.scheme, str(job.seed), at, state.doing, sparkline(state.accuracy), last]
