@@ -91,11 +91,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--max-batch", type=int, default=None, help="femtune's; by default its own")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
     problems = ragged_problems(args.problems)
-    settings = Sample(max_new_tokens=96, scheme=f"rejection:{args.budget}", engine_dtype="float32")
+    settings = Sample(
+        max_new_tokens=96,
+        scheme=f"rejection:{args.budget}",
+        engine_dtype="float32",
+        max_batch=args.max_batch,
+    )
     asker = make_asker(args.model, settings, exact(), problems)
     setup = asker.setup(Sampling(settings.max_new_tokens))
     own: list[float] = []

@@ -14,7 +14,7 @@ import transformers
 
 from femtune.engines import causal
 from femtune.engines.batch import Batch
-from femtune.engines.transformers import TransformersEngine
+from femtune.engines.transformers import TransformersEngine, default_max_batch
 from femtune.errors import EngineError, ModelError
 from femtune.types import Completion, DrawKey, Engine, Request, Sampling
 
@@ -269,6 +269,16 @@ def test_no_pad_token_and_a_bos_are_no_trouble(tmp_path: Path) -> None:
     asked = [Request(DrawKey(1, str(i), 0, 0), p, i) for i, p in enumerate(prompts)]
     done = run(engine, asked, GREEDY)
     assert [done[str(i)].tokens for i in range(3)] == [greedy_by_generate(tmp_path, p) for p in prompts]
+
+
+def test_the_default_batch_is_what_four_gib_of_keys_and_values_hold() -> None:
+    """Of Qwen3-1.7B's shape at 16 bits: 28 layers, 8 heads of 128: 112 KiB a token."""
+    config = transformers.Qwen3Config(
+        num_hidden_layers=28, num_key_value_heads=8, head_dim=128, dtype=torch.bfloat16
+    )
+    assert default_max_batch(config, torch.device("cpu")) == 4 * 2**30 // (112 * 1024 * 1024) == 36
+    config.num_hidden_layers = 1
+    assert default_max_batch(config, torch.device("cpu")) == 512  # no more: it gets no faster
 
 
 def test_load_serves_other_weights(folder: Path, tmp_path: Path) -> None:

@@ -270,13 +270,12 @@ class Asker:
         from femtune.engines.transformers import TransformersEngine
 
         settings = self.settings
-        more: dict[str, Any] = {} if settings.max_batch is None else {"max_batch": settings.max_batch}
         engine = TransformersEngine(
             self.base,
             tokenizer=self.tokenizer,
             dtype=settings.engine_dtype,
             device=settings.device,
-            **more,
+            max_batch=settings.max_batch,
         )
         grade = partial(
             score,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -35,9 +36,10 @@ Pair = tuple[Sequence[int], Sequence[int]]  # prompt and completion
 class TransformersEngine:
     """Serves one model, of a folder or a Hub id, in this process.
 
-    `max_batch` rows are written at once; the batch is refilled when a sixteenth of it is free, as a
-    pass over several prompts costs little more than one over one. Raises ModelError where the model
-    can't be read or served (see `causal.read_model`), or has no end token.
+    `max_batch` rows are written at once, by default as many as `default_max_batch` says; the batch is
+    refilled when a sixteenth of it is free, as a pass over several prompts costs little more than one
+    over one. Raises ModelError where the model can't be read or served (see `causal.read_model`), or
+    has no end token.
     """
 
     def __init__(
@@ -47,16 +49,18 @@ class TransformersEngine:
         tokenizer: ChatTokenizer | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
-        max_batch: int = 128,
+        max_batch: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype
-        self.max_batch = max_batch
         self.trust_remote_code = trust_remote_code
         self.tokenizer = tokenizer or read_tokenizer(model, trust_remote_code)
         self._model = read_model(model, dtype, self.device, trust_remote_code)
         self._ends = end_tokens(self._model, self.tokenizer)
+        self.max_batch = max_batch or default_max_batch(
+            self._model.config.get_text_config(), self.device
+        )
 
     @property
     def context(self) -> int:
@@ -146,6 +150,21 @@ class TransformersEngine:
                 f"{name}: a prompt of {prompt} tokens and up to {new} new ones, expected at least "
                 f"one and no more than the model's {self.context} in all."
             )
+
+
+def default_max_batch(config: Any, device: torch.device) -> int:
+    """Rows whose keys and values, 1,024 tokens of each, fill 4 GiB, or 0.3 of a GPU; 8 to 512.
+
+    More rows are faster until memory is short: bench/RESULTS.md.
+    """
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    number_bytes = torch.tensor([], dtype=config.dtype or torch.float32).element_size()
+    row = 2 * config.num_hidden_layers * heads * size * number_bytes * 1024
+    room = 4 * 2**30
+    if device.type == "cuda":
+        room = int(0.3 * torch.cuda.get_device_properties(device).total_memory)
+    return max(8, min(512, int(room // row)))
 
 
 def read_tokenizer(model: str | Path, trust_remote_code: bool = False) -> ChatTokenizer:
