@@ -33,6 +33,7 @@ from femtune.config import (
     load_tokenizer,
     local_model,
     make_asker,
+    no_foreign_bars,
     plan,
     read_problems,
     resolved,
@@ -151,6 +152,7 @@ def fit(
     check_new(output_dir)
     from femtune.mstep import m_step  # torch is slow to import
 
+    no_foreign_bars()
     base = local_model(model)
     tokenizer = load_tokenizer(base)
     return asdict(m_step(examples, base, output_dir, training, tokenizer, seed=seed, on_step=on_step))

@@ -269,6 +269,7 @@ class Asker:
         """Load the model into an engine; a minute for a large one."""
         from femtune.engines.transformers import TransformersEngine
 
+        no_foreign_bars()
         settings = self.settings
         engine = TransformersEngine(
             self.base,
@@ -287,6 +288,13 @@ class Asker:
         return Setup(
             engine, self.tokenizer, self.prompts, grade, sampling, settings.seed, settings.chunk_size
         )
+
+
+def no_foreign_bars() -> None:
+    """No bars of transformers' own between ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def make_asker(model: str, settings: Ask, reward: Reward, *groups: Sequence[Problem]) -> Asker:
