@@ -242,14 +242,15 @@ def save(output_dir: Path, histories: dict[Job, list[dict[str, Any]]]) -> Path:
 def telling(
     problems: Sequence[Problem], before: Sequence[Any], after: Sequence[Any], num: int
 ) -> list[Any]:
-    """Problems whose draws show the change best: wrong before, right after, sound where known."""
+    """Problems whose draws show the change best: wrong before, right after, sound, of many steps."""
     old = {draw.key.problem_id: draw for draw in before}
     new = {draw.key.problem_id: draw for draw in after}
 
-    def merit(problem: Problem) -> tuple[bool, bool]:
+    def merit(problem: Problem) -> tuple[bool, bool, int]:
         draw = new[problem.id]
         steps = sound_steps(draw, problem)
-        return (draw.accepted and not old[problem.id].accepted, steps is None or all(steps))
+        mended = draw.accepted and not old[problem.id].accepted
+        return mended, steps is None or all(steps), len(steps or ())
 
     chosen = sorted(problems, key=merit, reverse=True)[:num]
     return [(problem, old[problem.id], new[problem.id]) for problem in chosen]
