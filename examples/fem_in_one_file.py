@@ -5,8 +5,8 @@
 
 MODEL is any Hugging Face causal language model with a chat template; femtune's own seedling is in
 src/femtune/assets/seedling. A scheme is a list of stages (prompt, attempts); a problem leaves it at its
-first right draw. What the library adds: no barrier between attempts, draws that do not depend on their
-batch, a store that survives a crash, several devices, any data and reward, and checks of all of it.
+first right draw. What the library adds: no barrier between attempts, draws with noise of their own, a
+store that survives a crash, LoRA, any data and reward, and checks of all of it.
 """
 
 from __future__ import annotations

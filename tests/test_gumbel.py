@@ -15,7 +15,7 @@ from femtune.types import Sampling
 FALSE_ALARM = 1e-4  # the chance that a right sampler fails one of the tests below; seeds are fixed
 
 
-def draws(logits: torch.Tensor, num: int, sampling: Sampling = Sampling()) -> torch.Tensor:  # noqa: B008
+def draws(logits: torch.Tensor, num: int, sampling: Sampling = Sampling()) -> torch.Tensor:  # noqa: B008  (frozen)
     """Tokens [num] of one row of logits under seeds 0, 1, ..."""
     seeds = torch.arange(num)
     return choose(logits.expand(num, -1), seeds, torch.zeros_like(seeds), sampling)

@@ -346,7 +346,7 @@ def test_trl_reward_gets_every_argument() -> None:
 
 def test_trl_reward_that_names_its_arguments_gets_those_only() -> None:
     def named(completion_ids: list[list[int]], level: list[str]) -> list[float]:
-        return [len(ids) / 3 * (name == "easy") for ids, name in zip(completion_ids, level)]  # noqa: B905
+        return [len(ids) / 3 * (name == "easy") for ids, name in zip(completion_ids, level)]  # noqa: B905  (as users write it)
 
     assert [s.reward for s in scored(named)] == [1.0, 0.0]
 

@@ -218,7 +218,7 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped to myp
         return (loss, outputs) if return_outputs else loss
 
 
-class _Tell(TrainerCallback):  # type: ignore[misc]
+class _Tell(TrainerCallback):  # type: ignore[misc]  # the same
     """Passes each step's loss on."""
 
     def __init__(self, on_step: Callable[[int, int, float], None]) -> None:

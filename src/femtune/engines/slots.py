@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 _GRAIN = 16  # columns are shown and stored in multiples of this: fewer shapes, aligned masks
 
 
-class Slots(Cache):  # type: ignore[misc]
+class Slots(Cache):  # type: ignore[misc]  # transformers is untyped to mypy
     """The cache that a Hugging Face model is handed; `fill` or `step` says what it will bring."""
 
     def __init__(self, num_slots: int) -> None:
@@ -58,7 +58,7 @@ class Slots(Cache):  # type: ignore[misc]
                 layer.reserve()
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # the same
     """One layer's keys and values: [slots, heads, columns, head_dim] each."""
 
     def __init__(self, slots: Slots) -> None:
