@@ -1,6 +1,6 @@
 """From a file to problems: its rows, what is asked of each, and the faults of all of them at once.
 
-A reader of a kind of file gives places and rows; a row that it can't make out is a `_BadRow`, as is
+A reader of a kind of file gives places and rows; a row that it can't make out is a `BadRow`, as is
 one that makes no problem. They are counted, and named together at the end.
 """
 
@@ -40,44 +40,57 @@ def read_problems(file: Path, renamed: Mapping[str, str], required: Sequence[str
 
     Raises DataError where the file or a row of it can't be used, or lacks a `required` column.
     """
-    file = _existing(file)
-    faults, checked = _Faults(file), False
+    faults, checked = Faults(str(file), file_unit(file)), False
     problems: list[Problem] = []
     places: dict[str, int] = {}
-    try:
-        for number, (place, row) in enumerate(_READERS[file.suffix.lower()](file), 1):
-            try:
-                values = _object(row)
-                if not checked:
-                    _check_columns(file, values, renamed, required)
-                    checked = True
-                values |= {name: values.get(source) for name, source in renamed.items()}
-                problem = _problem(f"{file.stem}-{number}", values, required)
-                if problems and type(problem.prompt) is not type(problems[0].prompt):
-                    raise _BadRow("`prompt` is text in some rows and a list of messages in others")
-                if problem.id in places:
-                    raise _BadRow(
-                        "`id` given before",
-                        f'"{problem.id}", first in {faults.unit} {places[problem.id]}',
-                    )
-            except _BadRow as fault:
-                faults.add(place, fault)
-            else:
-                places[problem.id] = place
-                problems.append(problem)
-    except UnicodeDecodeError as error:
-        message = f"{file}, line {_undecodable_line(file)}: not UTF-8. Save the file as UTF-8."
-        raise DataError(message) from error
+    for number, (place, row) in enumerate(file_rows(file), 1):
+        try:
+            values = _object(row)
+            if not checked:
+                _check_columns(file, values, renamed, required)
+                checked = True
+            values |= {name: values.get(source) for name, source in renamed.items()}
+            problem = _problem(f"{file.stem}-{number}", values, required)
+            if problems and type(problem.prompt) is not type(problems[0].prompt):
+                raise BadRow("`prompt` is text in some rows and a list of messages in others")
+            if problem.id in places:
+                raise BadRow(
+                    "`id` given before",
+                    f'"{problem.id}", first in {faults.unit} {places[problem.id]}',
+                )
+        except BadRow as fault:
+            faults.add(place, fault)
+        else:
+            places[problem.id] = place
+            problems.append(problem)
     faults.report()
     if not problems:
         raise DataError(f"{file} holds no rows: expected one problem in each.")
     return problems
 
 
+def file_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """Places (line or row, from 1) and rows of a file of any kind; a row that is none is a BadRow.
+
+    Raises DataError where the file is not there, of unknown kind, empty, or broken as a whole.
+    """
+    file = _existing(file)
+    try:
+        yield from _READERS[file.suffix.lower()](file)
+    except UnicodeDecodeError as error:
+        message = f"{file}, line {_undecodable_line(file)}: not UTF-8. Save the file as UTF-8."
+        raise DataError(message) from error
+
+
+def file_unit(file: Path) -> str:
+    """What a place in a file of this kind counts."""
+    return "row" if file.suffix.lower() in (".json", ".parquet") else "line"
+
+
 # --- rows
 
 
-class _BadRow(Exception):
+class BadRow(Exception):
     """A row that is no problem: what is wrong, the same words for every such row, and details."""
 
     def __init__(self, what: str, detail: str = "") -> None:
@@ -86,29 +99,26 @@ class _BadRow(Exception):
 
 
 @dataclass
-class _Faults:
+class Faults:
     """The bad rows of a file: how many of each kind, and the first few."""
 
-    file: Path
+    source: str  # the file, or the data set
+    unit: str  # what a place counts: "line" or "row"
     counts: dict[str, int] = field(default_factory=dict)
     shown: dict[str, list[str]] = field(default_factory=dict)
 
-    @property
-    def unit(self) -> str:
-        """What a place in the file counts."""
-        return "row" if self.file.suffix.lower() in (".json", ".parquet") else "line"
-
-    def add(self, place: int, fault: _BadRow) -> None:
+    def add(self, place: int, fault: BadRow) -> None:
         self.counts[fault.what] = self.counts.get(fault.what, 0) + 1
         shown = self.shown.setdefault(fault.what, [])
         if len(shown) < SHOWN:
             shown.append(f"{place} ({fault.detail})" if fault.detail else str(place))
 
     def report(self) -> None:
+        """Raise DataError with all of them, if there are any."""
         if not self.counts:
             return
         total = sum(self.counts.values())
-        lines = [f"{self.file}: rows that can't be used: {total}. Mend or remove them."]
+        lines = [f"{self.source}: rows that can't be used: {total}. Mend or remove them."]
         for what, count in self.counts.items():
             more = f" and {count - SHOWN} more" if count > SHOWN else ""
             units = self.unit if count == 1 else f"{self.unit}s"
@@ -117,17 +127,17 @@ class _Faults:
 
 
 def _object(row: Any) -> dict[str, Any]:
-    if isinstance(row, _BadRow):
+    if isinstance(row, BadRow):
         raise row
     if not isinstance(row, dict):
-        raise _BadRow("no object with prompt and answer", type(row).__name__)
+        raise BadRow("no object with prompt and answer", type(row).__name__)
     return row
 
 
 def _problem(default_id: str, values: dict[str, Any], required: Sequence[str]) -> Problem:
     for name in required:
         if name not in values:
-            raise _BadRow(f"`{name}` is missing")
+            raise BadRow(f"`{name}` is missing")
     others = {
         sys.intern(name): value  # a reader makes new key strings for every row
         for name, value in values.items()
@@ -142,24 +152,24 @@ def _problem(default_id: str, values: dict[str, Any], required: Sequence[str]) -
 def _canonical(name: str, value: Any) -> str:
     """A cell as text: 4.0 is "4"."""
     if value is None:
-        raise _BadRow(f"`{name}` is empty")
+        raise BadRow(f"`{name}` is empty")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return str(int(value)) if value == int(value) and abs(value) < 1e15 else str(value)
     if not isinstance(value, str):
         found = type(value).__name__ if not isinstance(value, float) else str(value)
-        raise _BadRow(f"`{name}` is of a wrong type, expected text or a number", found)
+        raise BadRow(f"`{name}` is of a wrong type, expected text or a number", found)
     return _text(name, value).strip()
 
 
 def _text(name: str, value: str) -> str:
     if not value.strip():
-        raise _BadRow(f"`{name}` is empty")
+        raise BadRow(f"`{name}` is empty")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise _BadRow(f"`{name}` is no valid Unicode", error.reason) from None
+        raise BadRow(f"`{name}` is no valid Unicode", error.reason) from None
     return value
 
 
@@ -168,19 +178,19 @@ def _prompt(value: Any) -> Prompt:
         return _text("prompt", value or "")
     if not isinstance(value, list):
         wrong = "`prompt` is of a wrong type, expected text or a list of messages"
-        raise _BadRow(wrong, type(value).__name__)
+        raise BadRow(wrong, type(value).__name__)
     if not value:
-        raise _BadRow("`prompt` is empty")
+        raise BadRow("`prompt` is empty")
     messages = []
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict) or not all(
             isinstance(message.get(key), str) for key in ("role", "content")
         ):
             wrong = "`prompt` has a message without `role` and `content` as text"
-            raise _BadRow(wrong, f"message {number}")
+            raise BadRow(wrong, f"message {number}")
         messages.append({key: text for key, text in message.items() if text is not None})
     if messages[-1]["role"] != "user":
-        raise _BadRow('the last message of `prompt` is not of role "user"', messages[-1]["role"])
+        raise BadRow('the last message of `prompt` is not of role "user"', messages[-1]["role"])
     _text("prompt", messages[-1]["content"])
     return messages
 
@@ -220,9 +230,9 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line.rstrip())
             except json.JSONDecodeError as error:
-                yield number, _BadRow("not JSON", f"{error.msg}, column {error.colno}")
+                yield number, BadRow("not JSON", f"{error.msg}, column {error.colno}")
             except (ValueError, RecursionError) as error:  # too long a number, too deep a list
-                yield number, _BadRow("not JSON", str(error))
+                yield number, BadRow("not JSON", str(error))
 
 
 def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
@@ -255,7 +265,7 @@ def _read_table(file: Path) -> Iterator[tuple[int, Any]]:
                     yield rows.line_num, dict(zip(header, cells, strict=True))
                 elif cells:
                     width = f"{len(cells)} cells for {len(header)} columns"
-                    yield rows.line_num, _BadRow("wrong number of cells", width)
+                    yield rows.line_num, BadRow("wrong number of cells", width)
         except csv.Error as error:
             raise DataError(f"{file}, line {rows.line_num}: {error}. Check the quotes.") from error
 
