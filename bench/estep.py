@@ -1,6 +1,6 @@
 """Kept draws per second of rejection sampling: femtune's E-step against the script one would write.
 
-    python bench/estep.py                # the seedling, 1,000 problems of both worlds, budget 8
+    python bench/estep.py                # the seedling, 1,000 problems of two worlds, budget 8
 
 The script: `model.generate` over the unsolved problems in fixed batches, attempt after attempt, with the
 same prompts, parser, reward, model, problems, budget and sampling. Its batch size is the best of those
@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import AutoModelForCausalLM
 
-from femtune.config import Sample, make_asker
+from femtune.config import Sample, make_asker, read_questions
 from femtune.estep import e_step
 from femtune.rewards import exact, score
 from femtune.run import write_draws
@@ -31,8 +31,15 @@ from femtune.worlds import WORLDS
 def ragged_problems(num: int) -> list[Problem]:
     """Half of them ratings, half sums of 1 to 4 digits: completions of about 5 to 60 tokens."""
     half = num // 2
-    mixed = [WORLDS["rubric"].make(half, seed=7), WORLDS["sums"].make(num - half, seed=7)]
+    mixed = [asked("rubric", half), asked("sums", num - half)]
     return [problem for pair in zip(*mixed, strict=True) for problem in pair]
+
+
+def asked(name: str, num: int) -> list[Problem]:
+    """A world's problems, its instruction in the prompt: here several worlds share one setup."""
+    text = WORLDS[name].prompts().instruction
+    problems = WORLDS[name].make(num, seed=7)
+    return [replace(problem, prompt=f"{problem.prompt}\n\n{text}") for problem in problems]
 
 
 class Script:
@@ -98,11 +105,12 @@ def main() -> None:
     problems = ragged_problems(args.problems)
     settings = Sample(
         max_new_tokens=96,
+        instruction="",
         scheme=f"rejection:{args.budget}",
         engine_dtype="float32",
         max_batch=args.max_batch,
     )
-    asker = make_asker(args.model, settings, exact(), problems)
+    asker = make_asker(args.model, read_questions(problems, settings), problems)
     setup = asker.setup(Sampling(settings.max_new_tokens))
     own: list[float] = []
 

@@ -20,7 +20,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-INSTRUCTION = '\n\nThink step by step, then end with the line "Answer: " and your answer.'
+QUESTION = """\
+Rate the response from 1 to 5, as {rater} would.
+
+Prompt:
+{prompt}
+
+Response:
+{response}
+
+Think step by step, then end with the line "Answer: " and the rating, a whole number from 1 to 5."""
 HINT = (
     "\nThe correct answer is {answer}. Give the reasoning that leads to it, so that it would "
     "convince someone who was not told; do not say that you were told."
@@ -32,14 +41,14 @@ SCHEMES = {
     "pps": [("hinted", 1)],
 }
 
-Problem = dict  # prompt x, answer y*
+Problem = dict  # a rated response: the question x is made of it, the answer y* is its score
 Tokens = list  # of a prompt, or of a completion with its end token
 
 
 def prompt_tokens(tokenizer, problem: Problem, prompt: str) -> Tokens:
     """Tokens of the plain prompt of x, or of the hinted prompt of x and y*."""
-    hint = HINT.format(answer=problem["answer"]) if prompt == "hinted" else ""
-    messages = [{"role": "user", "content": problem["prompt"] + INSTRUCTION + hint}]
+    hint = HINT.format(answer=problem["score"]) if prompt == "hinted" else ""
+    messages = [{"role": "user", "content": QUESTION.format(**problem) + hint}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -68,7 +77,7 @@ def is_right(tokenizer, problem: Problem, completion: Tokens) -> bool:
         return False
     text = tokenizer.decode(completion, skip_special_tokens=True)
     found = re.fullmatch(r"(?s).*\S\s*\nAnswer: *(.+)", text.strip())
-    return found is not None and found[1] == problem["answer"]
+    return found is not None and found[1] == str(problem["score"])
 
 
 def e_step(model, tokenizer, problems: list[Problem], scheme, max_new_tokens: int):

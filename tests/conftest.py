@@ -7,3 +7,8 @@ import os
 # before torch is imported; processes that tests start inherit them
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+from hypothesis import settings
+
+settings.register_profile("shared", deadline=None)  # a machine that is shared has slow moments
+settings.load_profile("shared")

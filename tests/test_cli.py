@@ -19,16 +19,19 @@ import yaml
 
 from femtune.cli import main
 from femtune.run import read_draws
+from femtune.tasks.load import Options, read_task
 
 SEEDLING = ("--model", "seedling", "--max-new-tokens", "48")
+JUDGE = ("--task", "judge", "--raters", "named", "--scale", "1,5")  # the rubric world's
 Row = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 24 problems to train on and 12 others."""
+    """A folder with 24 ratings to train on and 12 others."""
     folder = tmp_path_factory.mktemp("world")
-    argv = ["--output_dir", str(folder), "--num-train", "24", "--num-test=12"]
+    # of this seed's problems some are held out by default, however they are asked
+    argv = ["--output_dir", str(folder), "--num-train", "24", "--num-test=12", "--seed", "2"]
     assert main(["world", "rubric", *argv]) == 0
     return folder
 
@@ -42,6 +45,15 @@ def write(path: Path, rows: list[Row]) -> str:
     return str(path)
 
 
+def asked(path: Path) -> list[Row]:
+    """A file of ratings as prompts and answers, the form of data that is no task's."""
+    problems = read_task(path, "judge", Options(raters="named", scale="1,5")).problems
+    return [
+        {"id": p.id, "prompt": p.prompt, "answer": p.answer, "truth": p.columns["truth"]}
+        for p in problems
+    ]
+
+
 def listing(folder: Path) -> dict[str, bytes]:
     """All files in a folder, with their content."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -52,18 +64,22 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Bad:
-    """A command that is refused, in a folder with `train.jsonl`, `test.jsonl`, and what `make` adds."""
+    """A command that is refused, in a folder with `train.jsonl`, `test.jsonl`, and what `make` adds.
 
-    argv: str  # {} is the seedling
+    These hold prompts and answers, `rated.jsonl` the ratings that they were made of.
+    """
+
+    argv: str  # {} is the seedling, [] the rubric world's flags
     said: tuple[str, ...]  # what the message contains
     make: Callable[[Path, list[Row]], object] = lambda folder, rows: None
     tokenizer: bool = False  # found out with the model's tokenizer, for which transformers is needed
 
 
-def changed(number: int, **values: Any) -> Callable[[Path, list[Row]], object]:
+def changed(number: int, source: str = "", **values: Any) -> Callable[[Path, list[Row]], object]:
     """Writes bad.jsonl, row `number` of which is changed; None takes a column away from all."""
 
     def make(folder: Path, rows: list[Row]) -> None:
+        rows = rows_of(folder / source) if source else rows
         rows[number - 1].update(values)
         gone = [name for name, value in values.items() if value is None]
         kept = [{k: v for k, v in row.items() if k not in gone} for row in rows]
@@ -92,7 +108,66 @@ def a_file(name: str, text: str = "") -> Callable[[Path, list[Row]], object]:
 
 BAD = {
     "a column is missing": Bad(
-        "train bad.jsonl {}", ("no column `answer`", "it has id, prompt, world"), changed(1, answer=None)
+        "train bad.jsonl {}", ("no column `answer`", "it has id, prompt, truth"), changed(1, answer=None)
+    ),
+    "a task's column is missing": Bad(
+        "train bad.jsonl {} []",
+        ("holds no rows for task judge", "Nearest is judge ratings", "--columns score=<its name>"),
+        changed(1, "rated.jsonl", score=None),
+    ),
+    "ratings are no table of prompts and answers": Bad(
+        "train rated.jsonl {}", ("no column `answer`", "--columns answer=score")
+    ),
+    "a table of prompts and answers is no ratings": Bad(
+        "train train.jsonl {} []", ("holds no rows for task judge", "`response`, `score`")
+    ),
+    "a task is unknown": Bad("train rated.jsonl {} --task jugde", ("--task", "judge", "jugde")),
+    "a task's column is called otherwise": Bad(
+        "train rated.jsonl {} [] --columns score=scor",
+        ("no column `scor` for `score`", "Did you mean score?"),
+    ),
+    "a rating is off the scale": Bad(
+        "train bad.jsonl {} []",
+        ("`score` is off the scale, 1 to 5: line 4 (9)", "--bad-rows skip leaves them out"),
+        changed(4, "rated.jsonl", score=9),
+    ),
+    "a scale contradicts the data": Bad(
+        "train rated.jsonl {} --task judge --scale 1,3", ("off the scale, 1 to 3", "lines")
+    ),
+    "a scale is none": Bad(
+        "train rated.jsonl {} --task judge --scale 5,1",
+        ("'5,1'", 'say "1,5"'),
+    ),
+    "ratings show no scale": Bad(
+        "train bad.jsonl {} --task judge",
+        ("the ratings show no scale", "--scale 1,5,0.5"),
+        changed(4, "rated.jsonl", score=2.5),
+    ),
+    "a rater has no name": Bad(
+        "train bad.jsonl {} []",
+        ("no `rater` to name: leave out --raters named: line 6",),
+        changed(6, "rated.jsonl", rater=""),
+    ),
+    "an attribute is unknown": Bad(
+        "train rated.jsonl {} [] --attributes tone", ("no attribute 'tone'", "it has none")
+    ),
+    "a choice of raters is unknown": Bad(
+        "train rated.jsonl {} --task judge --raters all", ("--raters", "each")
+    ),
+    "a file has no split": Bad("train rated.jsonl {} [] --split test", ("is a file", "on the Hub")),
+    "a test response is trained on": Bad(
+        "train rated.jsonl {} [] --eval-data bad.jsonl",
+        ("24 of 24 test problems are trained on",),
+        changed(1, "rated.jsonl", rater="Sasha"),
+    ),
+    "there is nothing to be soft about": Bad(
+        "train train.jsonl {} --soft-accept 1", ("soft_accept", "needs ratings")
+    ),
+    "softness is none": Bad(
+        "train rated.jsonl {} [] --soft-accept -1", ("soft_accept -1, soft_decay 1: above 0",)
+    ),
+    "soft acceptance of all ratings": Bad(
+        "train rated.jsonl {} [] --soft-accept 1 --accept-at 0.5", ("in place of accept_at",)
     ),
     "a column is called otherwise": Bad(
         "train train.jsonl {} --columns answer=truht", ("no column `truht`", "answer=truth")
@@ -169,7 +244,7 @@ BAD = {
         ("rejection:4 at temperature 0", "Set temperature 1"),
     ),
     "every vote would be the same": Bad(
-        "predict test.jsonl {} --draws 4", ("draws is 4", "temperature 1")
+        "predict test.jsonl {} --draws 4 --temperature 0", ("draws is 4", "temperature 1")
     ),
     "every evaluation would be the same": Bad(
         "train train.jsonl {} --eval-draws 4", ("eval_draws is 4", "set eval_temperature 1")
@@ -199,8 +274,10 @@ BAD = {
     "predictions under a file": Bad(
         "predict test.jsonl {} --output file/out", ("--output.",), a_file("file")
     ),
-    "a world is unknown": Bad("world rubrics --output-dir out", ("'rubrics'", "rubric, sums")),
-    "a world over another": Bad("world rubric --output-dir .", ("train.jsonl holds other problems",)),
+    "a world is unknown": Bad(
+        "world rubrics --output-dir out", ("'rubrics'", "rubric, raters, tldr, tldr-axis, sums")
+    ),
+    "a world over another": Bad("world rubric --output-dir .", ("train.jsonl holds other rows",)),
     "a world of nothing": Bad("world rubric --output-dir out --num-train 0", ("num_train 0",)),
     "a world under a file": Bad("world rubric --output-dir file/out", ("is no folder",), a_file("file")),
     "a row that is not there": Bad(
@@ -211,10 +288,12 @@ BAD = {
 
 def with_folder(bad: Bad, world: Path, folder: Path) -> list[str]:
     """Sets the scene; gives the arguments, `--output-dir out` among them where a run would be made."""
-    write(folder / "train.jsonl", rows := rows_of(world / "train.jsonl"))
-    write(folder / "test.jsonl", rows_of(world / "test.jsonl"))
+    write(folder / "train.jsonl", rows := asked(world / "train.jsonl"))
+    write(folder / "test.jsonl", asked(world / "test.jsonl"))
+    write(folder / "rated.jsonl", rows_of(world / "train.jsonl"))
     bad.make(folder, rows)
-    verb, data, *rest = bad.argv.replace("{}", " ".join(SEEDLING)).split()
+    argv = bad.argv.replace("{}", " ".join(SEEDLING)).replace("[]", " ".join(JUDGE))
+    verb, data, *rest = argv.split()
     output = ["--output-dir", "out"] if verb in ("train", "compare") else []
     return [verb, data, *output, *rest]
 
@@ -272,7 +351,8 @@ def done(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[st
     """A run of one iteration, and the command that made it."""
     out = tmp_path_factory.mktemp("done") / "run"
     argv = [
-        *("train", str(world / "train.jsonl"), *SEEDLING, "--eval-data", str(world / "test.jsonl")),
+        *("train", str(world / "train.jsonl"), *SEEDLING, *JUDGE),
+        *("--eval-data", str(world / "test.jsonl")),
         *("--iterations", "1", "--learning-rate", "1e-3", "--output-dir", str(out)),
     ]
     assert main(argv) == 0
@@ -337,24 +417,31 @@ def test_flags_override_the_file_and_both_are_stored(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "run.yaml"
-    asked = {"model": "seedling", "scheme": "star", "seed": 3, "max_new_tokens": 48, "iterations": 1}
-    columns = {"columns": ["answer=label"], "lr_scheduler_type": "linear", "eval_share": 0}
-    file.write_text(yaml.safe_dump(asked | columns))
-    rows = [{"prompt": row["prompt"], "label": row["answer"]} for row in rows_of(world / "train.jsonl")]
+    given = {"model": "seedling", "scheme": "star", "seed": 3, "max_new_tokens": 48, "iterations": 1}
+    given |= {"task": "judge", "raters": "named", "scale": "1,5"}
+    columns = {"columns": ["score=label"], "lr_scheduler_type": "linear", "eval_share": 0}
+    file.write_text(yaml.safe_dump(given | columns))
+    rows = [
+        {key: row[key] for key in ("prompt", "response", "rater")} | {"label": row["score"]}
+        for row in rows_of(world / "train.jsonl")
+    ]
     data = write(tmp_path / "labels.jsonl", rows)
     argv = ["train", data, "--config", str(file), "--seed", "4", "--scheme=pps", "--show", "quiet"]
     assert main([*argv, "--output_dir", str(tmp_path / "run")]) == 0
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert stored.items() >= (asked | columns | {"seed": 4, "scheme": "pps", "data": data}).items()
+    assert stored.items() >= (given | columns | {"seed": 4, "scheme": "pps", "data": data}).items()
     saved = pq.read_table(tmp_path / "run" / "problems.parquet").to_pylist()
-    assert [row["answer"] for row in saved] == [row["label"] for row in rows]
+    assert [row["answer"] for row in saved] == [str(row["label"]) for row in rows]
+    # what the task brings is stored too: nothing is left open
+    assert stored["reward"] == 'ordinal("1,5")'
+    assert stored["instruction"].endswith("the rating, a whole number from 1 to 5.")
 
 
 def test_a_run_without_a_name_finds_itself_again(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    argv = ["evaluate", str(world / "test.jsonl"), *SEEDLING, "--show", "json"]
+    argv = ["evaluate", str(world / "test.jsonl"), *SEEDLING, *JUDGE, "--show", "json"]
     printed = []
     for _ in range(2):
         assert main(argv) == 0
@@ -368,7 +455,7 @@ def test_sample_fit_evaluate_and_predict_are_a_pipeline(
 ) -> None:
     train, test = (str(world / name) for name in ("train.jsonl", "test.jsonl"))
     where = tmp_path / "drawn"
-    argv = ["sample", train, *SEEDLING, "--scheme", "star", "--output-dir", str(where)]
+    argv = ["sample", train, *SEEDLING, *JUDGE, "--scheme", "star", "--output-dir", str(where)]
     assert main([*argv, "--show", "json"]) == 0
     sampled = json.loads(capsys.readouterr().out)
     examples = where / "iteration-001" / "examples.parquet"
@@ -379,34 +466,66 @@ def test_sample_fit_evaluate_and_predict_are_a_pipeline(
     model = tmp_path / "model"
     assert main(["fit", str(examples), "--model", "seedling", "--output-dir", str(model)]) == 0
     printed = capsys.readouterr().out
-    assert f"{'num_examples':<18}{table.num_rows}\n" in printed
+    assert f"{'num_examples':<22}{table.num_rows}\n" in printed
     assert printed.endswith(f"model: {model}\n")
 
-    asked = ["--model", str(model), "--max-new-tokens", "48"]
-    argv = ["evaluate", test, *asked, "--output-dir", str(tmp_path / "e")]
+    trained = ["--model", str(model), "--max-new-tokens", "48", *JUDGE]
+    argv = ["evaluate", test, *trained, "--output-dir", str(tmp_path / "e")]
     assert main(argv) == 0
     printed = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert printed["num_problems"] == "12"
 
-    rows = [{k: row[k] for k in ("id", "prompt")} for row in rows_of(Path(test))]
-    items = write(tmp_path / "items.jsonl", rows)  # no answers
+    rows = [{k: row[k] for k in ("id", "prompt", "response", "rater")} for row in rows_of(Path(test))]
+    items = write(tmp_path / "items.jsonl", rows)  # no scores
     file = tmp_path / "votes" / "predictions.jsonl"
     assert (
-        main(["predict", items, *asked, "--draws", "3", "--temperature", "1", "--output", str(file)])
+        main(["predict", items, *trained, "--draws", "3", "--temperature", "1", "--output", str(file)])
         == 0
     )
-    assert main(["predict", items, *asked]) == 0
+    assert main(["predict", items, *trained, "--draws", "1", "--temperature", "0"]) == 0
     greedy = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     voted = rows_of(file)
     assert [p["id"] for p in greedy] == [p["id"] for p in voted] == [row["id"] for row in rows]
     assert all(sum(p["votes"].values()) <= 3 for p in voted)
-    right = [p["answer"] == r["answer"] for p, r in zip(greedy, rows_of(Path(test)), strict=True)]
+    right = [p["answer"] == str(r["score"]) for p, r in zip(greedy, rows_of(Path(test)), strict=True)]
     assert float(printed["accuracy"]) == pytest.approx(sum(right) / 12, abs=5e-4)  # as printed
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("raters", JUDGE),
+        ("tldr", ("--task", "summarize", "--raters", "named")),
+        ("tldr-axis", ("--task", "summarize", "--raters", "named")),
+        ("sums", ("--task", "math")),
+        ("quiz", ("--task", "choice")),
+    ],
+)
+def test_every_world_is_a_task(
+    name: str, flags: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its files are read without a word of where its columns are, and nothing of one is in the other."""
+    assert main(["world", name, "--output-dir", str(tmp_path), "--num-train", "20"]) == 0
+    train, test = (str(tmp_path / file) for file in ("train.jsonl", "test.jsonl"))
+    argv = ["doctor", train, "--model", "seedling", "--max-new-tokens", "48", *flags, "--no-draw"]
+    assert main([*argv, "--eval-data", test]) == 0
+    assert "every correct answer earns at least 1" in capsys.readouterr().out
+
+
+def test_bad_rows_are_left_out_where_asked(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(world / "train.jsonl")
+    rows[3]["score"] = 9
+    data = write(tmp_path / "bad.jsonl", rows)
+    argv = ["doctor", data, *SEEDLING, *JUDGE, "--no-draw", "--bad-rows", "skip"]
+    assert main(argv) == 0
+    assert "23; further columns" in capsys.readouterr().out
 
 
 def test_a_world_given_again_is_the_same(world: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        argv = ["world", "rubric", "--num-train", "24", "--num-test", "12"]
+        argv = ["world", "rubric", "--num-train", "24", "--num-test", "12", "--seed", "2"]
         assert main([*argv, "--output-dir", str(tmp_path)]) == 0
         assert listing(tmp_path) == listing(world)
 
@@ -424,7 +543,8 @@ CLI = (
 def test_a_run_stopped_by_ctrl_c_ends_with_the_draws_of_one_that_was_not(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = ["train", str(world / "train.jsonl"), *SEEDLING, "--eval-data", str(world / "test.jsonl")]
+    base = ["train", str(world / "train.jsonl"), *SEEDLING, *JUDGE]
+    base += ["--eval-data", str(world / "test.jsonl")]
     base += ["--iterations", "3", "--chunk-size", "8", "--show", "quiet", "--output-dir"]
     argv, log = [*base, str(tmp_path / "cut")], tmp_path / "cut" / "log.jsonl"
     with subprocess.Popen([sys.executable, "-c", CLI, *argv], stderr=subprocess.PIPE, text=True) as run:
@@ -456,8 +576,8 @@ def test_a_reader_that_has_had_enough_makes_no_traceback(
     """More is printed than a pipe holds, 64 KiB."""
     argv = {"predict": "x --model y", "--help": "", "world": f"rubric --output-dir {tmp_path}"}[command]
     code = (
-        "import femtune.commands, femtune.demo\n"
-        "femtune.commands.predict = lambda *args: ({'item': i} for i in range(100_000))\n"
+        "import sys, femtune.demo, femtune.predictions\n"
+        "femtune.predictions.predict = lambda *args: ({'item': i} for i in range(100_000))\n"
         "write = femtune.demo.write_world\n"
         f"femtune.demo.write_world = lambda *args: write(*args)[:1] * 10_000\n{CLI}"
     )

@@ -12,14 +12,19 @@ import pytest
 
 from femtune.compare import Job, State, compare, jobs, rows, save, state, table, telling
 from femtune.config import Train
-from femtune.demo import changes
+from femtune.demo import changes, write_world
 from femtune.errors import ConfigError, NothingKept, RunError
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Score
 from femtune.worlds import WORLDS, make_splits
 
 SETTINGS = Train(
-    max_new_tokens=48, iterations=1, training=Training(num_train_epochs=1, learning_rate=1e-3)
+    task="judge",
+    raters="named",
+    scale="1,5",
+    max_new_tokens=48,
+    iterations=1,
+    training=Training(num_train_epochs=1, learning_rate=1e-3),
 )
 
 
@@ -170,11 +175,8 @@ def test_what_is_shown_changed_from_wrong_to_right_soundly_first() -> None:
 
 @pytest.mark.slow
 def test_two_schemes_by_two_seeds(tmp_path: Path) -> None:
-    train, test = make_splits(WORLDS["rubric"], 16, 8)
-    file = tmp_path / "test.jsonl"
-    rows_ = ({"id": p.id, "prompt": p.prompt, "answer": p.answer, **p.columns} for p in test)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows_))
-    settings = replace(SETTINGS, eval_data=str(file))
+    train, test = (str(path) for path in write_world("rubric", tmp_path / "data", 16, 8))
+    settings = replace(SETTINGS, eval_data=test)
     todo = jobs(("star", "pps"), 2, settings, tmp_path)
     seen: list[dict[Job, State]] = []
     histories = compare(train, "seedling", todo, workers=2, watch=seen.append)
@@ -196,12 +198,11 @@ def test_two_schemes_by_two_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_named_and_the_next_do_not_begin(tmp_path: Path) -> None:
-    train, _ = make_splits(WORLDS["rubric"], 8, 1)
+def test_runs_that_all_keep_nothing_end_a_comparison_with_the_first_ones_reason(tmp_path: Path) -> None:
+    train = str(write_world("rubric", tmp_path / "data", 8, 1)[0])
     settings = replace(SETTINGS, max_new_tokens=2, eval_share=0.0)  # all draws are cut off
     todo = jobs(("star", "pps"), 3, settings, tmp_path)
     with pytest.raises(NothingKept) as error:
         compare(train, "seedling", todo, workers=1)
     assert str(error.value).startswith("star, seed 0: iteration 1 kept no draw of 8 problems")
     assert "cut off" in str(error.value)
-    assert not todo[-1].output_dir.exists()

@@ -25,12 +25,12 @@ from femtune.config import (
     load_tokenizer,
     make_asker,
     plan,
-    read_problems,
+    read_questions,
     resolved,
     sampling,
 )
 from femtune.errors import ConfigError, DataError, ModelError, RunError
-from femtune.rewards import exact, ordinal
+from femtune.rewards import ordinal
 from femtune.schemes import star
 from femtune.training import Training
 from femtune.types import Problem, Sampling
@@ -55,12 +55,16 @@ PROBLEMS = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(50)]
         (lambda: plan(Train(iterations=0)), "iterations must be at least 1, got 0"),
         (lambda: plan(Train(eval_draws=2)), "set eval_temperature 1"),
         (lambda: plan(Train(scheme="ppo")), "'ppo'"),
+        (lambda: plan(Train(soft_accept=1.0)), "needs ratings and their own reward"),
         (lambda: sampling(Sample(temperature=-1)), "temperature -1"),
         (lambda: sampling(Sample(top_p=0)), "top_p 0"),
         (lambda: sampling(Sample(top_k=-1)), "top_k -1"),
         (lambda: sampling(Sample(scheme="rejection:4", temperature=0)), "rejection:4 at temperature 0"),
-        (lambda: held_out(PROBLEMS, Train(eval_share=1), exact()), "eval_share must be in [0, 1)"),
-        (lambda: read_problems("x.jsonl", Ask(columns=("answer",))), "columns takes name=value"),
+        (
+            lambda: held_out(read_questions(PROBLEMS, Train(eval_share=1)), PROBLEMS),
+            "eval_share must be in [0, 1)",
+        ),
+        (lambda: read_questions("x.jsonl", Ask(columns=("answer",))), "columns takes name=value"),
         (lambda: load_tokenizer(SEEDLING, ["thinking"]), "template_args takes name=value"),
     ],
 )
@@ -141,9 +145,12 @@ def test_data_on_the_other_side_are_other_data() -> None:
 
 def test_gold_answers_must_earn_the_reward_unless_told_otherwise() -> None:
     with pytest.raises(DataError, match="of 50 problems are not accepted"):
-        read_problems(PROBLEMS, Ask(), ordinal((1, 5)))
-    assert read_problems(PROBLEMS, Ask(check_gold=False), ordinal((1, 5))) == PROBLEMS
-    assert read_problems(PROBLEMS, Ask()) == PROBLEMS  # to predict: nothing is graded
+        read_questions(PROBLEMS, Ask(), ordinal((1, 5)))
+    for asked in (
+        read_questions(PROBLEMS, Ask(check_gold=False), ordinal((1, 5))),
+        read_questions(PROBLEMS, Ask(reward="ordinal(1,5)"), answers=False),  # to predict
+    ):
+        assert asked.problems == PROBLEMS
 
 
 def test_a_model_is_the_seedling_a_folder_or_an_id(tmp_path: Path) -> None:
@@ -164,10 +171,10 @@ def test_a_folder_without_tokenizer_or_with_a_broken_config_is_refused(tmp_path:
 
 def test_prompts_of_all_groups_must_fit_the_context() -> None:
     long = [Problem("long", "It is long. " * 500, "1")]
-    settings = Ask(max_new_tokens=48)
-    make_asker("seedling", settings, exact(), PROBLEMS)
+    asked = read_questions(PROBLEMS, Ask(max_new_tokens=48))
+    make_asker("seedling", asked, PROBLEMS)
     with pytest.raises(DataError, match='of "long"'):
-        make_asker("seedling", settings, exact(), PROBLEMS, long)
+        make_asker("seedling", asked, PROBLEMS, long)
 
 
 def test_a_new_place_is_neither_taken_nor_under_a_file(tmp_path: Path) -> None:

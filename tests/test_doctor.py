@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,12 +16,17 @@ from femtune.config import Asker, Train
 from femtune.doctor import Finding, examine, show_prompts, show_tokens, try_out
 from femtune.errors import ConfigError, DataError, FemtuneError
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
-from femtune.worlds import WORLDS, make_splits
+from femtune.worlds import WORLDS, make_rows, make_splits
 
 from .models import byte_tokenizer, tiny_model
 
-TRAIN, TEST = make_splits(WORLDS["rubric"], 30, 10, seed=0)
+TRAIN, _ = make_splits(WORLDS["rubric"], 30, 10, seed=0)
 SETTINGS = Train(max_new_tokens=48)
+JUDGE = replace(SETTINGS, task="judge", raters="named", scale="1,5")
+
+
+def write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -35,8 +42,8 @@ def test_a_sound_setup_has_every_finding_and_no_warning() -> None:
         *("chat template", "end token", "plain prompt", "hinted prompt"),
     ]
     assert not any(finding.warning for finding in findings)
-    assert found["problems"].found == "30; further columns: evidence, truth, world"
-    assert "every correct answer earns at least 1" in found["reward"].found
+    assert found["problems"].found == "30; further columns: evidence, frame, rater, truth, world"
+    assert found["reward"].found == "exact; every correct answer earns at least 1"
     assert "context 512 tokens" in found["model"].found
     assert found["chat template"].found == "found"
 
@@ -82,16 +89,43 @@ def test_what_training_refuses_is_refused(settings: Train, kind: type[FemtuneErr
 
 
 def test_test_problems_are_looked_at_too(tmp_path: Path) -> None:
-    file = tmp_path / "test.jsonl"
-    for problems, refused in ((TEST, False), (TRAIN[:1], True)):
-        rows = ({"prompt": p.prompt, "answer": p.answer} for p in problems)
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        settings = replace(SETTINGS, eval_data=str(file))
-        if refused:
-            with pytest.raises(DataError, match="1 of 1 test problems are trained on"):
-                examine(TRAIN, "seedling", settings)
-        else:
-            examine(TRAIN, "seedling", settings)
+    data, file = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    train, test = make_rows(WORLDS["rubric"], 30, 10, seed=0)
+    write(data, train)
+    settings = replace(JUDGE, eval_data=str(file))
+    write(file, test)
+    examine(data, "seedling", settings)
+    write(file, [train[0] | {"rater": "Sasha"}])  # of another rater, but the same response
+    with pytest.raises(DataError, match="1 of 1 test problems are trained on"):
+        examine(data, "seedling", settings)
+    table = ({"prompt": p.prompt, "answer": p.answer} for p in TRAIN[:1])
+    write(file, table)
+    plain = [replace(p, columns={}) for p in TRAIN]
+    with pytest.raises(DataError, match="1 of 1 test problems are trained on"):
+        examine(plain, "seedling", replace(SETTINGS, eval_data=str(file)))
+
+
+def test_a_task_brings_its_words_and_its_reward(tmp_path: Path) -> None:
+    rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
+    write(file := tmp_path / "rated.jsonl", rows)
+    asker, problems, findings = examine(file, "seedling", JUDGE)
+    assert problems == TRAIN
+    assert by_name(findings)["reward"].found.startswith('ordinal("1,5"); every correct answer earns')
+    for panel in show_prompts(asker, problems[0]):
+        assert "the rating, a whole number from 1 to 5." in shown(panel)
+
+
+def test_of_pairs_both_orders_are_looked_at(tmp_path: Path) -> None:
+    rows, test = make_rows(WORLDS["tldr"], 30, 10, seed=0)
+    for name, group in (("train", rows), ("test", test)):
+        write(tmp_path / f"{name}.jsonl", group)
+    settings = replace(SETTINGS, task="summarize", raters="named", max_new_tokens=96)
+    _, problems, findings = examine(tmp_path / "train.jsonl", "seedling", settings)
+    assert len(problems) == 60
+    answers = by_name(findings)["answers"].found
+    assert answers.startswith("2 different: ") and answers.count("(30)") == 2  # neither is likelier
+    own = replace(settings, eval_data=str(tmp_path / "test.jsonl"))
+    assert len(examine(tmp_path / "train.jsonl", "seedling", own)[1]) == 30
 
 
 def test_the_reward_is_not_said_to_be_earned_where_nobody_looked() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from transformers import AutoTokenizer
 
 from femtune import train
 from femtune.demo import write_world
-from femtune.worlds import SEEDLING
+from femtune.prompts import ChatTokenizer
+from femtune.worlds import SEEDLING, WORLDS
 
 FILE = Path(__file__).parent.parent / "examples" / "fem_in_one_file.py"
 NUM = 200  # problems on each side
@@ -24,26 +26,35 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(train_data), str(test_data)
 
 
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fem_in_one_file", FILE)
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
 @pytest.mark.parametrize(("scheme", "ours"), [("pps", "pps"), ("rejection-1", "rejection:1")])
 def test_one_file_and_the_library_agree(
     scheme: str,
     ours: str,
     data: tuple[str, str],
+    example: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    spec = importlib.util.spec_from_file_location("fem_in_one_file", FILE)
-    assert spec is not None and spec.loader is not None
-    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     argv = ["fem", *data, str(SEEDLING), "--scheme", scheme, "--iterations", "1"]
     monkeypatch.setattr("sys.argv", argv)
-    module.main()
+    example.main()
     base, first = capsys.readouterr().out.splitlines()
 
     history = train(
         data[0],
         "seedling",
+        task="judge",
+        raters="named",
+        scale="1,5",
         eval_data=data[1],
         scheme=ours,
         iterations=1,
@@ -56,16 +67,18 @@ def test_one_file_and_the_library_agree(
     assert base == f"base         accuracy {history[0]['evaluation']['accuracy']:.3f}"  # both greedy
     found = re.fullmatch(rf"iteration 1  kept (\d+)/{NUM}  accuracy (\S+)", first)
     assert found is not None
-    # Two shares of 200 with the same expectation differ by sqrt(2 p (1 - p) / 200) <= 0.05 in sigma:
-    # of kept draws strictly; of accuracies, as their models were trained on different draws, about.
+    # Two shares of 200 with the same expectation differ by sqrt(2 p (1 - p) / 200) <= 0.05 in sigma
     tolerance = 4 * math.sqrt(2 * 0.25 / NUM)
     assert abs(int(found[1]) / NUM - history[1]["e_step"]["kept_share"]) < tolerance
-    assert abs(float(found[2]) - history[1]["evaluation"]["accuracy"]) < tolerance
+    # five large steps on different draws: with rejection(1), seeds of either range over 0.3
+    assert abs(float(found[2]) - history[1]["evaluation"]["accuracy"]) < 0.35
 
 
-def test_its_wording_is_the_librarys() -> None:
-    from femtune.prompts import HINT, INSTRUCTION
-
-    text = FILE.read_text()
-    assert f"INSTRUCTION = '\\n\\n{INSTRUCTION}'" in text
-    assert json.dumps(HINT)[1:60] in text
+def test_its_prompts_are_the_librarys(example: ModuleType) -> None:
+    world = WORLDS["rubric"]
+    tokenizer = AutoTokenizer.from_pretrained(SEEDLING)
+    chat = ChatTokenizer(tokenizer)
+    for row, problem in zip(world.rows(20), world.make(20), strict=True):
+        for name in ("plain", "hinted"):
+            tokens = chat.encode_prompt(world.prompts().render(name, problem))
+            assert example.prompt_tokens(tokenizer, row, name) == [*tokens]

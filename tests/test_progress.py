@@ -22,7 +22,7 @@ from femtune.progress import Bars, JsonLines, Lines, Quiet, Show, plain_table, s
 from femtune.types import Completion, Draw, DrawKey, Reason, Score
 from femtune.watch import Watch
 
-BASE: dict[str, Any] = {"iteration": 0, "evaluation": {"accuracy": 0.25, "accuracy_ci": 0.125}}
+BASE: dict[str, Any] = {"iteration": 0, "evaluation": {"accuracy": 0.25, "accuracy_ci": [0.125, 0.375]}}
 FIRST: dict[str, Any] = {
     "iteration": 1,
     "e_step": {"num_kept": 30, "num_problems": 40, "generated_tokens": 12345, "total_s": 1.5},
@@ -51,7 +51,7 @@ def draw(problem_id: str, index: int = 0, reason: Reason = "") -> Draw:
 def test_a_line_an_iteration(capsys: pytest.CaptureFixture[str]) -> None:
     told("lines")
     assert capsys.readouterr().out.splitlines() == [
-        "base         accuracy 0.250 ± 0.125",
+        "base         accuracy 0.250 (0.125 to 0.375)",
         "iteration 1  kept 30/40 problems  12,345 tokens  3.5 s  accuracy 0.500  MAE 0.75  "
         "sound steps 0.875",  # 3.5 s: both steps
     ]

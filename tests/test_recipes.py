@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ ROOT = Path(__file__).parent.parent
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").rglob("*.yaml"))}
 SMALL = {  # recipes for the seedling, and what makes their commands quick
     "rubric": ("--iterations", "1"),
-    "rubric-compare": ("--iterations", "1", "--seeds", "1", "--schemes", "star"),
+    "rubric-compare": ("--iterations", "1", "--seeds", "1", "--schemes", "star", "--no-baselines"),
     "sums": ("--iterations", "1"),
+    "tldr-compare": ("--iterations", "1", "--seeds", "1", "--schemes", "star", "--no-baselines"),
 }
 
 
@@ -25,14 +27,15 @@ def keys(name: str) -> dict[str, Any]:
 
 
 def test_all_recipes_are_found() -> None:
-    assert len(RECIPES) == 4
+    assert len(RECIPES) == 5
     assert {name for name in RECIPES if keys(name)["model"] == "seedling"} == {*SMALL}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_says_what_it_is_and_how_to_run_it(name: str) -> None:
-    head = RECIPES[name].read_text().split("\nmodel:")[0].splitlines()
-    assert all(line.startswith("#") for line in head)
+    lines = RECIPES[name].read_text().splitlines()
+    head = [*takewhile(lambda line: line.startswith("#"), lines)]
+    assert not any(line.startswith("#") for line in lines[len(head) :])
     assert any(f"--config recipes/{RECIPES[name].name}" in line for line in head)
 
 
@@ -65,7 +68,9 @@ def test_a_recipe_for_a_model_of_the_hub_lacks_but_the_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = [f'{{"prompt": "Rate answer {i}.", "answer": {i % 5 + 1}}}\n' for i in range(40)]
+    rows = [
+        f'{{"prompt": "What is {i}?", "response": "{i}", "score": {i % 5 + 1}}}\n' for i in range(40)
+    ]
     (tmp_path / "judge.jsonl").write_text("".join(rows))
     assert main([verb, "judge.jsonl", "--config", str(RECIPES[name])]) == 1
     error = capsys.readouterr().err

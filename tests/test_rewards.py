@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from femtune.errors import ConfigError, RewardError
@@ -30,7 +30,10 @@ from femtune.rewards import (
 )
 from femtune.types import Completion, Parsed, Problem, Score
 
-SPECS = {"exact": "4", "number": "4", "ordinal(1, 5)": "4", "choice": "B"}
+SPECS = {
+    **{"exact": "4", "number": "4", "ordinal(1, 5)": "4", "choice": "B", "math": "4"},
+    'regex("{answer}")': "4",
+}
 CHAT = [{"role": "user", "content": "2 + 2?"}]
 PROBLEMS = [
     Problem("p1", "2 + 2?", "4", {"level": "easy"}),
@@ -70,6 +73,7 @@ def test_gold_earns_one_and_nothing_earns_zero(spec: str, gold: str) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS)
+@settings(deadline=None)  # math-verify takes a second to import
 @given(answer=st.text(max_size=20), gold=st.text(max_size=20))
 def test_any_texts_have_a_reward(spec: str, answer: str, gold: str) -> None:
     reward = as_reward(spec)
@@ -82,6 +86,7 @@ numeric = st.text("0123456789.,/-+−eE%$ ²½٤４()*`", max_size=12)
 
 
 @pytest.mark.parametrize("spec", SPECS)
+@settings(deadline=None)  # math-verify takes a second to import
 @given(answer=numeric, gold=numeric)
 def test_any_numerals_have_a_reward(spec: str, answer: str, gold: str) -> None:
     reward = as_reward(spec)

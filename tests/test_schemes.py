@@ -6,17 +6,21 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from femtune.config import Train, plan
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError
 from femtune.estep import e_step
-from femtune.schemes import SCHEMES, parse_scheme, pps, rejection, star
-from femtune.types import Draw, Scheme, Stage, draw_seed
+from femtune.rewards import ordinal, score
+from femtune.schemes import SCHEMES, parse_scheme, pps, rejection, soft_acceptance, star
+from femtune.types import Draw, DrawKey, Problem, Request, Scheme, Stage, draw_seed
 from femtune.weigh import accepted, share, weigh
 
-from .oracle import Tables, ask, problem, setup
+from .oracle import PROMPTS, Tables, ask, problem, setup
 
 WORLD = Tables.random(seed=5)
 PROBLEMS = [problem(f"p{i}", i % 3, i // 3 % 3) for i in range(90)]
@@ -168,3 +172,106 @@ def test_every_scheme_says_its_law_cost_and_source() -> None:
 def test_weights_of_all_schemes_can_be_shared() -> None:
     examples = [weigh(share(), draws) for draws in tries(EVERY).values()]
     assert all(sum(e.weight for e in each) == pytest.approx(1) for each in examples)
+
+
+# --- soft acceptance
+
+
+def requests(num: int, iteration: int = 1) -> Iterator[Request]:
+    for index in range(num):
+        key = DrawKey(iteration, "p", 0, index)
+        yield Request(key, (), draw_seed(0, key))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("off", [0, 1, 2, 4])
+def test_an_answer_that_is_off_is_accepted_as_often_as_is_said(temperature: float, off: int) -> None:
+    """Of 20,000 coins; within 5 sigma, a false alarm in 1.7 million each."""
+    threshold = soft_acceptance(temperature, span=4)
+    found = sum(1 - off / 4 >= threshold(request) for request in requests(20_000)) / 20_000
+    law = math.exp(-off / temperature)
+    assert abs(found - law) <= 5 * math.sqrt(law * (1 - law) / 20_000)
+
+
+def test_the_unit_is_a_point_of_the_scale() -> None:
+    half, whole = soft_acceptance(1.0, span=2), soft_acceptance(1.0, span=4)
+    for request in requests(1000):
+        for off in (0, 1, 2):  # points
+            assert (1 - off / 2 >= half(request)) == (1 - off / 4 >= whole(request))
+
+
+@pytest.mark.parametrize("iteration", [1, 2, 4])
+def test_with_a_decay_acceptance_anneals(iteration: int) -> None:
+    threshold = soft_acceptance(2.0, span=4, decay=0.5)
+    found = sum(threshold(each) <= 0.75 for each in requests(20_000, iteration)) / 20_000
+    law = math.exp(-1 / (2.0 * 0.5 ** (iteration - 1)))  # 0.61, 0.37, 0.02
+    assert abs(found - law) <= 5 * math.sqrt(law * (1 - law) / 20_000)
+
+
+def test_without_a_decay_all_iterations_are_alike() -> None:
+    one, other = (next(requests(1, iteration)) for iteration in (1, 7))
+    threshold = soft_acceptance(1.0, span=4)
+    assert threshold(one) == threshold(replace(one, key=replace(one.key, iteration=7)))
+    assert threshold(one) != threshold(other)  # a draw of its own
+
+
+def test_what_is_kept_follows_the_noise_model_and_rewards_stay_as_they_are() -> None:
+    """Answers 1 to 5, each as likely: kept ones are 2 off with weight exp(-2), within 5 sigma."""
+    num = 5000
+    problems = [Problem(str(i), "x0", "3") for i in range(num)]
+    engine = FakeEngine(lambda prompt, seed: f"z\nAnswer: {seed % 5 + 1}")
+    graded = replace(setup(engine), grade=partial(score, prompts=PROMPTS, reward=ordinal("1,5")))
+    soft = replace(rejection(), accept_at=soft_acceptance(1.0, span=4))
+    hard = rejection()
+    draws, others = (
+        [d for chunk in e_step(problems, scheme, graded, iteration=1) for d in chunk.draws]
+        for scheme in (soft, hard)
+    )
+    kept = Counter(draw.score.answer for draw in draws if draw.accepted)
+    given = Counter(draw.score.answer for draw in draws)
+    for answer, count in given.items():
+        law = math.exp(-abs(int(answer) - 3))
+        assert abs(kept[answer] - count * law) <= 5 * math.sqrt(count * law * (1 - law))
+    # all that changes is which are kept
+    assert [draw.completion for draw in draws] == [draw.completion for draw in others]
+    for draw, other in zip(draws, others, strict=True):
+        assert draw.score.reward == other.score.reward == 1 - abs(int(draw.score.answer) - 3) / 4
+        assert (draw.score.reason == "") or draw.score.reason == other.score.reason == "wrong"
+    assert {draw.score.answer for draw in others if draw.accepted} == {"3"}
+
+
+@pytest.mark.parametrize(
+    ("temperature", "decay"), [(0, 1), (-1, 1), (math.nan, 1), (1, 0), (1, 1.5), (1, -1), (1, math.nan)]
+)
+def test_a_temperature_that_is_none_is_refused(temperature: float, decay: float) -> None:
+    with pytest.raises(ConfigError, match=r"soft_accept .*, soft_decay .*: above 0"):
+        soft_acceptance(temperature, 4, decay)
+
+
+RATED = Train(soft_accept=1.0, scale="1,5", reward='ordinal("1,5")')
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(RATED, accept_at=0.75),
+        replace(RATED, scale=None),
+        replace(RATED, reward="exact"),
+        replace(RATED, reward=None),
+        replace(RATED, scale="A,B", reward='choice("A,B")'),
+    ],
+)
+def test_soft_acceptance_is_for_ratings(settings: Train) -> None:
+    with pytest.raises(ConfigError, match="and needs ratings and their own reward"):
+        plan(settings)
+
+
+@pytest.mark.parametrize(
+    ("scale", "span"), [("1,5", 4), ("0,10", 10), ("1,5,0.5", 4), ("bad,fair,good", 2)]
+)
+def test_the_settings_make_it_for_their_scale(scale: str, span: float) -> None:
+    settings = replace(RATED, scale=scale, reward=f'ordinal("{scale}")', soft_decay=0.5)
+    accept_at = plan(settings).scheme.accept_at
+    assert callable(accept_at)
+    for request in requests(100, iteration=3):
+        assert accept_at(request) == soft_acceptance(1.0, span, 0.5)(request)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from femtune.prompts import ChatTokenizer, Prompts
+from femtune.prompts import ChatTokenizer
 from femtune.worlds import SEEDLING, WORLDS
 from femtune.worlds.seedling import Recipe, make_tokenizer, measure
 
@@ -67,38 +67,51 @@ def test_a_chat_is_rendered_as_it_was_trained():
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_texts_of_the_worlds_are_short(name):
-    prompts, chat = Prompts(), ChatTokenizer(TOKENIZER)
-    for problem in WORLDS[name].make(100, seed=20_000, difficulty=(3, 5)):
+    prompts, chat = WORLDS[name].prompts(), ChatTokenizer(TOKENIZER)
+    for problem in WORLDS[name].make(100, seed=20_000, difficulty=(3, 4)):
         plain = chat.encode_prompt(prompts.plain(problem))
         hinted = chat.encode_prompt(prompts.hinted(problem))
         told = TOKENIZER(WORLDS[name].solve(problem), add_special_tokens=False)["input_ids"]
-        assert len(plain) <= 20
-        assert len(hinted) <= 26
-        # a step of the rubric is 4 tokens or 5, with a tally below 0; one of a sum is up to 13
-        assert len(told) <= (30 if name == "rubric" else 75)
+        most = 50 if name == "quiz" else 30
+        assert len(plain) <= most
+        assert len(hinted) <= most + 7
+        # a step of a judge is 4 tokens or 5, with a tally below 0; one of a sum is up to 13
+        assert len(told) <= (75 if name in ("sums", "quiz") else 40)
 
 
+def measured(model, name, num, seed, prompt, *, greedy=False):
+    difficulty = (1, 3) if name == "sums" else None
+    problems = WORLDS[name].make(num, seed=seed, difficulty=difficulty)
+    return measure(model, TOKENIZER, problems, WORLDS[name].prompts(), prompt, greedy=greedy)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "sound"),
+    # 400 problems: standard deviation 0.025 at most, so each bound is about 3 of them away or more
+    [("rubric", 0.28, 0.60, 0.95), ("tldr", 0.60, 0.85, 0.95), ("tldr-axis", 0.20, 0.50, 0.95)],
+)
 @pytest.mark.parametrize("greedy", [False, True])
-def test_base_rates_as_a_rater_it_does_not_know(model, greedy):
-    problems = WORLDS["rubric"].make(400, seed=20_000)
-    plain = measure(model, TOKENIZER, problems, "plain", greedy=greedy)
-    # 400 problems at 0.45: standard deviation 0.025, so 0.3 and 0.6 are 6 of them away
-    assert 0.30 <= plain.accuracy <= 0.60
-    assert plain.sound_steps >= 0.96
+def test_base_judges_as_one_whom_it_does_not_know(model, name, low, high, sound, greedy):
+    plain = measured(model, name, 400, 20_000, "plain", greedy=greedy)
+    assert low <= plain.accuracy <= high
+    assert plain.sound_steps >= sound
     assert plain.unparsable < 0.01
 
 
-def test_hinted_draws_reach_the_hint_mostly_by_sound_steps(model):
-    problems = WORLDS["rubric"].make(400, seed=20_001)
-    hinted = measure(model, TOKENIZER, problems, "hinted")
-    assert hinted.accuracy >= 0.9
-    assert 0.85 <= hinted.sound_steps < 0.99  # some are made up, on purpose
+@pytest.mark.parametrize(
+    ("name", "reached", "sound"), [("rubric", 0.7, 0.85), ("tldr", 0.9, 0.9), ("tldr-axis", 0.6, 0.85)]
+)
+def test_hinted_draws_reach_the_hint_mostly_by_sound_steps(model, name, reached, sound):
+    plain = measured(model, name, 400, 20_001, "plain")
+    hinted = measured(model, name, 400, 20_001, "hinted")
+    assert hinted.accuracy >= max(reached, plain.accuracy + 0.15)
+    assert sound <= hinted.sound_steps < 0.99  # some are made up, on purpose
 
 
-def test_sums_leave_room_to_learn(model):
-    problems = WORLDS["sums"].make(300, seed=20_002, difficulty=(1, 3))
-    plain = measure(model, TOKENIZER, problems, "plain")
-    assert 0.3 <= plain.accuracy <= 0.95
+@pytest.mark.parametrize("name", ["sums", "quiz"])
+def test_sums_leave_room_to_learn(model, name):
+    plain = measured(model, name, 300, 20_002, "plain")
+    assert 0.1 <= plain.accuracy <= 0.6
     assert plain.unparsable < 0.01
 
 

@@ -1,24 +1,31 @@
 """femtune: learn to reason from questions and correct answers alone, by filtered EM.
 
     from femtune import train, pps
-    result = train("judge.jsonl", model="Qwen/Qwen3-1.7B", scheme=pps(), reward="ordinal(1,5)")
+    result = train("judge.jsonl", model="Qwen/Qwen3-1.7B", scheme=pps(), task="judge", scale="1,5")
 
 The files, in the order of the data; each imports only from those above it:
 
     types       the nouns: problem, request, completion, score, draw, example
-    errors      the error tree
+    errors      the error tree                    words      what messages share
     prompts     plain and hinted prompts, their tokens, parsing of completions
     reading     files and rows                    problems   load, check, split
+    answers     text, numbers, scales             expressions   when two of mathematics are the same
     user_rewards  a user's own function           rewards    the built-in ones, and grading
+    tasks/      judge, summarize, choice, math: from published rows to problems
     engines/    who writes completions: transformers, fake
     weigh       what a draw counts for            schemes    rejection, star, pps
     estep       the driver                        run        the run directory
     examples    draws as the M-step reads them
     training    the M-step's settings             mstep      examples -> weights
-    worlds/     rubric, sums, and the seedling
-    evaluate    what is measured                  loop       E, M, evaluate, K times
-    config      settings                          commands   each verb as a function
-    progress     how a run is shown               compare, watch, doctor, demo, cli
+    worlds/     rubric, tldr, sums, quiz, and the seedling
+    intervals   the bootstrap                     metrics    measures of judges
+    calibration what a share of votes is worth
+    evaluate    what is measured                  bias       what was kept, by group, and balance
+    loop        E, M, evaluate, K times           config     settings
+    predictions answers to new items, by vote     commands   each verb as a function
+    refilter    what another filter keeps         probes     what a judge is biased by
+    regression, baselines   what schemes are held against
+    progress    how a run is shown                compare, watch, doctor, demo, cli
 """
 
 from femtune.commands import Result, train
@@ -32,8 +39,9 @@ from femtune.errors import (
     RewardError,
     RunError,
 )
+from femtune.predictions import predict
 from femtune.problems import load_problems
-from femtune.rewards import choice, exact, number, ordinal
+from femtune.rewards import choice, exact, math, number, ordinal, regex
 from femtune.schemes import pps, rejection, star
 from femtune.types import Draw, Example, Problem, Scheme, Stage
 
@@ -55,9 +63,12 @@ __all__ = [
     "choice",
     "exact",
     "load_problems",
+    "math",
     "number",
     "ordinal",
     "pps",
+    "predict",
+    "regex",
     "rejection",
     "star",
     "train",

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import yaml
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Yaml
+from cyclopts.config import Dict
 from rich.text import Text
 
 from femtune.errors import ConfigError, DataError, FemtuneError
@@ -24,7 +24,7 @@ from femtune.errors import ConfigError, DataError, FemtuneError
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-from femtune.config import Evaluate, Flat, Names, Sample, Train, check_new
+from femtune.config import Calibrate, Evaluate, Flat, Names, Predict, Sample, Train
 from femtune.progress import (
     Show,
     console,
@@ -32,7 +32,7 @@ from femtune.progress import (
     plain_table,
     showing,
 )
-from femtune.run import replacing
+from femtune.refilter import Change
 from femtune.training import Training
 
 app = App(
@@ -45,6 +45,7 @@ app = App(
 
 Model = Annotated[str, Parameter(name=["--model", "--model-name-or-path"])]
 Output = Annotated[Path | None, Parameter(name="--output-dir")]
+Baselines = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative_iterable="no-")]
 
 
 @app.command
@@ -64,8 +65,9 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
         console.print(panel)
     _tell("everything is in", output_dir)
     _tell("the data", output_dir / "data")
+    asked = "--task judge --raters named --scale 1,5"
     flags = "--model seedling --max-new-tokens 64 --learning-rate 3e-4 --iterations 12"
-    _tell("go on, as with data of your own", f"femtune train {train_data} {flags}")
+    _tell("go on, as with data of your own", f"femtune train {train_data} {asked} {flags}")
 
 
 @app.command
@@ -98,6 +100,8 @@ def compare(
     model: Model,
     schemes: Names = ("rejection:1", "rejection:4", "star", "pps"),
     seeds: int = 1,
+    baselines: Baselines = None,
+    baseline_draws: int = 16,
     settings: Train | None = None,
     output_dir: Output = None,
     workers: int | None = None,
@@ -105,10 +109,13 @@ def compare(
 ) -> None:
     """Run schemes on the same problems with the same settings, and give one table.
 
-    With several seeds each number has its 95% interval over them.
+    Beside them: judges that did not learn to reason, --baselines majority votes answer-only regression
+    (by default those that suit the task; --no-baselines: none); votes and regression take
+    --baseline-draws rationales of each problem. With several seeds each number has its 95% interval.
     """
     place = output_dir or Path("runs") / f"compare-{Path(data).stem}"
-    _compare(data, model, schemes, seeds, settings or Train(), place, workers, show)
+    own = settings or Train()
+    _compare(data, model, schemes, seeds, own, place, workers, show, baselines, baseline_draws)
     if show in ("auto", "lines"):
         _tell("runs and compare.json", place)
 
@@ -122,11 +129,14 @@ def _compare(
     place: Path,
     workers: int | None,
     show: Show,
+    baselines: Sequence[str] | None = (),
+    draws: int = 16,
 ) -> Any:
     from femtune import compare as runs
+    from femtune.baselines import chosen
     from femtune.watch import Watch
 
-    todo = runs.jobs(schemes, seeds, settings, place)
+    todo = runs.jobs(schemes, seeds, settings, place, chosen(baselines, settings), draws)
     with Watch(show) as watch:
         histories = runs.compare(data, model, todo, workers=workers, watch=watch)
     stored = runs.save(place, histories)
@@ -134,6 +144,8 @@ def _compare(
         print(stored.read_text(), end="")
     elif show != "quiet":
         console.print(plain_table(*runs.table(runs.rows(histories))))
+        for note in runs.notes(histories):
+            console.print(Text(note), soft_wrap=True)
     return histories
 
 
@@ -151,10 +163,12 @@ def sample(
 
     with showing(show) as progress:
         folder, metrics = run(data, model, settings or Sample(), output_dir, progress)
-    _report(metrics, show)
+    of_groups = ("kept_by", "kept_scores") if show != "json" else ()
+    _report({name: value for name, value in metrics.items() if name not in of_groups}, show)
     if show in ("auto", "lines"):
         _tell("examples (prompt, completion, weight)", folder / "examples.parquet")
         _tell("all draws, kept or not", folder / "draws")
+        _tell("what was kept, by group", f"femtune refilter {folder.parent}")
 
 
 @app.command
@@ -198,25 +212,124 @@ def evaluate(
 
 
 @app.command
-def predict(
-    data: str, *, model: Model, settings: Evaluate | None = None, output: Path | None = None
+def probe(
+    data: str,
+    *,
+    model: Model,
+    settings: Evaluate | None = None,
+    output_dir: Output = None,
+    show: Show = "auto",
 ) -> None:
-    """Answer new items (column `prompt`): the vote of several rationales, as JSON lines.
+    """Known biases of a judge on held-out items: length, order, padding, self-praise.
 
-    Each line has id, answer, confidence, votes, expected (mean of numeric votes), rationale. They go to
-    --output, or to standard output.
+    Altered items are asked beside the originals: three times the draws of evaluate for ratings, and
+    for pairs too.
     """
-    from femtune.commands import predict as run
+    from femtune.probes import probe as run
+    from femtune.probes import table
 
+    with showing(show) as progress:
+        folder, metrics = run(data, model, settings or Evaluate(), output_dir, progress)
+    if show == "json":
+        print(json.dumps(metrics))
+    elif show != "quiet":
+        console.print(plain_table(*table(metrics)))
+        for finding in metrics["findings"]:
+            console.print(Text(finding), soft_wrap=True)
+    if show in ("auto", "lines"):
+        _tell("draws", folder)
+
+
+@app.command
+def refilter(
+    run: Path,
+    *,
+    change: Flat[Change] | None = None,
+    iteration: int | None = None,
+    output_dir: Output = None,
+    train: bool = False,
+    model: Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])] = None,
+    show: Show = "auto",
+) -> None:
+    """What another threshold, reward or balance would have kept of the draws that RUN has stored.
+
+    RUN is the folder of a train or sample; nothing is written into it. --output-dir writes the
+    examples, and --train fits them, from the weights that the iteration started from, or from --model.
+    """
+    from femtune import refilter as again
+
+    with showing(show) as progress:
+        if train:
+            progress.phase("M-step", iteration or 0, 0)
+        report = again.refilter(
+            run,
+            change or Change(),
+            iteration=iteration,
+            output_dir=output_dir,
+            train=train,
+            model=model,
+            on_step=progress.step,
+        )
+    if show == "json":
+        print(json.dumps(report))
+    elif show != "quiet":
+        console.print(plain_table(*again.table(report)))
+        for note in again.notes(report):
+            console.print(Text(note), soft_wrap=True)
+    if show in ("auto", "lines") and output_dir is not None:
+        _tell("examples (prompt, completion, weight)", output_dir / "examples.parquet")
+        if train:
+            _tell("model", output_dir / "model")
+
+
+@app.command
+def predict(
+    data: Annotated[str, Parameter(allow_leading_hyphen=True)],  # which - is
+    *,
+    model: Model,
+    settings: Predict | None = None,
+    output: Path | None = None,
+) -> None:
+    """Answer new items by the vote of several rationales, and say how sure the vote is.
+
+    DATA is a file, a data set of the Hub, or - for lines of JSON as they come, --chunk-size at a time.
+    A JSON line for each item goes to standard output, or to --output, .jsonl or .parquet: id, answer,
+    confidence, abstained, num_answered, votes, distribution, expected, consistent, rationale.
+    """
+    from femtune.predictions import as_line, check_output, save_predictions
+    from femtune.predictions import predict as run
+
+    chosen = settings or Predict()
     if output is not None:
-        check_new(output, "--output")
-    lines = (json.dumps(item, ensure_ascii=False) for item in run(data, model, settings or Evaluate()))
-    if output is None:
-        for line in lines:
-            print(line)
-    else:
-        with replacing(output) as part, part.open("w") as file:
-            file.writelines(f"{line}\n" for line in lines)
+        check_output(output)
+        save_predictions(run(data, model, chosen), output, chosen.chunk_size)
+        return
+    for item in run(data, model, chosen):
+        print(as_line(item), flush=True)
+
+
+@app.command
+def calibrate(
+    data: str,
+    *,
+    model: Model,
+    output: Path,
+    settings: Calibrate | None = None,
+    output_dir: Output = None,
+    show: Show = "auto",
+) -> None:
+    """Fit what shares of votes are worth as probabilities, for evaluate and predict --calibration.
+
+    DATA is a validation split: neither trained on nor tested on. The measures after are cross-fitted:
+    of each fifth of the items under a map of the others. What is stored is the map of all items.
+    """
+    from femtune.commands import calibrate as run
+
+    with showing(show) as progress:
+        metrics = run(data, model, settings or Calibrate(), output, output_dir, progress)
+    _report(metrics, show)
+    if show in ("auto", "lines"):
+        _tell("calibration", output)
 
 
 @app.command
@@ -256,20 +369,35 @@ def world(
     noise: float = 0.0,
     difficulty: tuple[int, int] | None = None,
 ) -> None:
-    """Write the problems of a world (rubric, sums) as train.jsonl and test.jsonl."""
+    """Write the rows of a world as train.jsonl and test.jsonl, in the form of its task's data sets.
+
+    rubric and raters are for the task judge, tldr and tldr-axis for summarize, sums for math, quiz for
+    choice.
+    """
     from femtune.demo import write_world
+    from femtune.worlds import WORLDS
 
     for path in write_world(name, output_dir, num_train, num_test, seed, noise, difficulty):
         _tell("written", path)
+    made = WORLDS[name]
+    scale = f" --scale {made.options.scale}" if made.options.scale else ""
+    raters = " --raters named" if made.options.raters == "named" else ""
+    _tell("read it with", f"--task {made.task}{raters}{scale}")
 
 
 def _report(metrics: Mapping[str, Any], show: Show) -> None:
+    """Metrics, a line each: with their interval, or why they are undefined."""
     if show == "json":
         print(json.dumps(metrics))
     elif show != "quiet":
+        why = metrics.get("undefined", {})
         for name, value in metrics.items():
+            if name.endswith("_ci") or name == "undefined":
+                continue
             shown = f"{value:.3f}" if isinstance(value, float) else json.dumps(value)
-            console.print(Text(f"{name:<18}{shown}"))
+            if (interval := metrics.get(f"{name}_ci")) is not None:
+                shown += f"  {interval[0]:.3f} to {interval[1]:.3f}"
+            console.print(Text(f"{name:<22}{f'undefined: {why[name]}' if name in why else shown}"))
 
 
 def _finding(finding: Any) -> Text:
@@ -285,8 +413,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit status: 1 for what femtune refuses, 130 for Ctrl-C."""
     arguments = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
-        file = _take_config(arguments)
-        app.config = () if file is None else (Yaml(str(file), use_commands_as_keys=False),)
+        name, settings = _take_config(arguments)
+        known = _for_command(settings, arguments[:1])
+        app.config = (Dict(known, source=name, use_commands_as_keys=False),) if known else ()
         app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
         sys.stdout.flush()  # here, where a closed pipe is caught
     except (FemtuneError, CycloptsError) as error:
@@ -304,11 +433,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _take_config(arguments: list[str]) -> Path | None:
-    """The file of --config, taken out of the arguments. Raises ConfigError where it is no YAML."""
+def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """Name and content of the file of --config, taken out of the arguments; "" and {} without one.
+
+    Raises ConfigError where it is no YAML of names and values.
+    """
     at = next((i for i, word in enumerate(arguments) if word.partition("=")[0] == "--config"), None)
     if at is None:
-        return None
+        return "", {}
     _, equals, name = arguments.pop(at).partition("=")
     if not equals:
         name = arguments.pop(at) if at < len(arguments) else ""
@@ -320,7 +452,23 @@ def _take_config(arguments: list[str]) -> Path | None:
         raise ConfigError(f"{name} is no YAML: {' '.join(str(error).split())}.") from error
     if found is not None and not isinstance(found, dict):
         raise ConfigError(f"{name} holds a {type(found).__name__}, expected lines of `name: value`.")
-    return Path(name)
+    return name, found or {}
+
+
+def _for_command(settings: Mapping[str, Any], command: Sequence[str]) -> dict[str, Any]:
+    """Settings without those of other commands, so that one file serves all, a run's own too.
+
+    What no command knows stays, to be refused.
+    """
+    if not settings or not command or command[0].startswith("-") or command[0] not in app:
+        return dict(settings)
+    verbs = [verb for verb in app if not verb.startswith("-")]
+    names = {
+        verb: {name for each in app[verb].assemble_argument_collection() for name in each.names}
+        for verb in verbs
+    }
+    others = {"--problems"}.union(*names.values()) - names[command[0]]  # a run's hash of its problems
+    return {key: value for key, value in settings.items() if f"--{key.replace('_', '-')}" not in others}
 
 
 def _dashed(word: str) -> str:

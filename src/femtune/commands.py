@@ -4,7 +4,7 @@ train(data, model)      FEM: E-step, M-step, evaluation, K times
 sample(data, model)     the E-step alone: a data set of rationales
 fit(examples, model)    the M-step alone
 evaluate(data, model)   metrics on held-out problems
-predict(data, model)    answers with rationales and votes for new items
+calibrate(data, model)  what shares of votes are worth as probabilities
 """
 
 from __future__ import annotations
@@ -13,21 +13,28 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from femtune.calibration import (
+    Calibration,
+    cross_fitted_effect,
+    fit_calibration,
+    save_calibration,
+)
 from femtune.config import (
     CHANGEABLE,
+    Ask,
+    Calibrate,
     Data,
     Evaluate,
     Sample,
     Train,
     check_new,
+    check_varied,
     fingerprint,
     held_out,
     load_tokenizer,
@@ -35,19 +42,21 @@ from femtune.config import (
     make_asker,
     no_foreign_bars,
     plan,
-    read_problems,
+    read_questions,
     resolved,
     sampling,
 )
 from femtune.errors import ConfigError
-from femtune.evaluate import as_number, evaluation_draws
+from femtune.evaluate import as_item, evaluation_metrics
 from femtune.loop import Progress, Steps, fem
+from femtune.predictions import check_calibration, read_calibration
 from femtune.problems import save_problems
 from femtune.progress import Quiet
-from femtune.rewards import as_reward, exact
-from femtune.run import Run, by_problem, check_run, open_run, write_json
+from femtune.run import Run, by_problem, check_run, open_run, read_draws, write_json
+from femtune.tasks.frames import scale_of
+from femtune.tasks.load import TaskData, trained_on
 from femtune.training import Training
-from femtune.types import Draw, Problem, Sampling, Scheme
+from femtune.types import Problem, Sampling, Scheme
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ def train(
     model: str | Path,
     *,
     scheme: str | Scheme = "pps",
-    reward: str | Callable[..., Any] = "exact",
+    reward: str | Callable[..., Any] | None = None,
     output_dir: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -77,7 +86,7 @@ def train(
     with a run that was stopped. Raises a FemtuneError: DataError, ConfigError or ModelError at once,
     RunError where `output_dir` holds another run.
     """
-    settings = make_settings(scheme=_name(scheme), reward=_name(reward), **options)
+    settings = make_settings(scheme=_name(scheme), reward=_name(reward) if reward else None, **options)
     return run_train(
         data,
         str(model),
@@ -85,7 +94,7 @@ def train(
         output_dir,
         progress or Quiet(),
         scheme=None if isinstance(scheme, str) else scheme,
-        reward=None if isinstance(reward, str) else reward,
+        reward=None if isinstance(reward, str | None) else reward,
     )
 
 
@@ -100,11 +109,13 @@ def run_train(
     reward: Callable[..., Any] | None = None,
 ) -> Result:
     """`train` from settings; a scheme or reward given as an object stands for its name in them."""
-    steps, draws = plan(settings, scheme), sampling(settings)
-    graded = as_reward(reward or settings.reward)
-    problems, test = held_out(read_problems(data, settings, graded), settings, graded)
-    place, config = run_place(output_dir, "train", data, model, settings, problems, test)
-    asker = make_asker(model, settings, graded, problems, test)
+    draws = sampling(settings)
+    plan(replace(settings, soft_accept=None), scheme)  # what needs no data is refused at once
+    asked = read_questions(data, settings, reward)
+    steps = plan(asked.settings, scheme)
+    problems, test = held_out(asked, data)
+    place, config = run_place(output_dir, "train", data, model, asked.settings, problems, test)
+    asker = make_asker(model, asked, problems, test)
     with open_run(place, config, CHANGEABLE) as run:
         for name, group in (("problems", problems), ("eval", test)):
             if group and not (run.root / f"{name}.parquet").exists():
@@ -123,13 +134,17 @@ def sample(
 
     Raises NothingKept where no draw is kept; they are stored all the same.
     """
-    as_train = Train(**{field.name: getattr(settings, field.name) for field in fields(Sample)})
-    what, draws = plan(as_train), sampling(settings)
-    reward = as_reward(settings.reward)
-    problems = read_problems(data, settings, reward)
-    place, config = run_place(output_dir, "sample", data, model, settings, problems)
-    asker = make_asker(model, settings, reward, problems)
+    draws = sampling(settings)
+    plan(replace(as_train(settings), soft_accept=None))
+    asked = read_questions(data, settings)
+    what = plan(as_train(asked.settings))
+    problems = trained_on(asked.problems)
+    check_varied(problems)
+    place, config = run_place(output_dir, "sample", data, model, asked.settings, problems)
+    asker = make_asker(model, asked, problems)
     with open_run(place, config, CHANGEABLE) as run:
+        if not (run.root / "problems.parquet").exists():
+            save_problems(problems, run.root / "problems.parquet")
         setup = asker.setup(draws)
         steps = Steps(run, asker.base, problems, [], what, setup, asker.tokenizer, progress)
         metrics = steps.expect(1)
@@ -161,49 +176,74 @@ def fit(
 def evaluate(
     data: Data, model: str, settings: Evaluate, output_dir: str | Path | None, progress: Progress
 ) -> tuple[Path, dict[str, Any]]:
-    """Metrics of a model on problems it was not trained on; gives the folder with its draws too."""
+    """Metrics of a model on problems it was not trained on; gives the folder with its draws too.
+
+    Under a calibration, `ece`, `brier` and all that is of the expected rating are of calibrated votes;
+    `ece_raw` and `brier_raw` are of the votes themselves. The draws are the same with and without.
+    """
     what = plan(Train(eval_draws=settings.draws, eval_temperature=settings.temperature))
-    reward = as_reward(settings.reward)
-    problems = read_problems(data, settings, reward)
-    place, config = run_place(output_dir, "evaluate", data, model, settings, problems)
-    asker = make_asker(model, settings, reward, problems)
+    calibration = read_calibration(settings)
+    asked = read_questions(data, settings)
+    problems = asked.problems
+    check_calibration(calibration, problems)
+    place, config = run_place(output_dir, "evaluate", data, model, asked.settings, problems)
+    if settings.calibration is not None:
+        digest = hashlib.blake2b(Path(settings.calibration).read_bytes(), digest_size=12).hexdigest()
+        config["calibration"] = f"{settings.calibration} (blake2b {digest})"
+    asker = make_asker(model, asked, problems)
     with open_run(place, config, CHANGEABLE) as run:
         setup = asker.setup(Sampling(settings.max_new_tokens))
         steps = Steps(run, asker.base, [], problems, what, setup, asker.tokenizer, progress)
         metrics = steps.measure(0)
+        if calibration is not None:
+            metrics = _calibrated(metrics, problems, run.iteration(0) / "eval", calibration)
         write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
     return run.iteration(0), metrics
 
 
-def predict(data: Data, model: str, settings: Evaluate) -> Iterator[dict[str, Any]]:
-    """Answers to new items: by vote over `draws` rationales, in order of the data, chunk by chunk.
+def _calibrated(
+    raw: dict[str, Any], problems: Sequence[Problem], draws: Path, calibration: Calibration
+) -> dict[str, Any]:
+    by_id = {problem.id: problem for problem in problems}
+    metrics = evaluation_metrics(by_id, read_draws(draws), calibration)
+    kept = {"ece": "ece_raw", "ece_ci": "ece_raw_ci", "brier": "brier_raw", "brier_ci": "brier_raw_ci"}
+    return metrics | {name: raw[own] for own, name in kept.items() if own in raw}
 
-    Each has id, answer (the most frequent), confidence (its share of the draws), votes, expected (the
-    mean of the votes, where all are numbers), and a rationale that led to the answer.
+
+def calibrate(
+    data: Data,
+    model: str,
+    settings: Calibrate,
+    output: Path,
+    output_dir: str | Path | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Fit a map from shares of votes to probabilities on a validation split, and store it at `output`.
+
+    The draws are those of `evaluate` with the same settings, and stored as it stores them. Gives `ece`
+    and `brier` before and after, cross-fitted: by maps that did not see the item. Raises ConfigError
+    where the answers are on no scale, or on several, DataError where there are too few.
     """
-    problems = read_problems(data, settings)
-    asker = make_asker(model, settings, exact(), problems)
-    setup = asker.setup(Sampling(settings.max_new_tokens, settings.temperature))
-    for chunk in evaluation_draws(problems, setup, draws=settings.draws, iteration=0):
-        for problem_id, tries in by_problem(chunk.draws):
-            yield prediction(problem_id, tries)
-
-
-def prediction(problem_id: str, draws: Sequence[Draw]) -> dict[str, Any]:
-    """One item's answer by vote; answer "" and confidence 0 where no draw had one."""
-    answered = [draw for draw in draws if draw.score.reason in ("", "wrong")]
-    votes = Counter(draw.score.answer for draw in answered)
-    answer, count = votes.most_common(1)[0] if votes else ("", 0)
-    numbers = [as_number(draw.score.answer) for draw in answered]
-    known = [number for number in numbers if number is not None]
-    return {
-        "id": problem_id,
-        "answer": answer,
-        "confidence": count / len(draws),
-        "votes": dict(votes.most_common()),
-        "expected": fmean(known) if known and len(known) == len(numbers) else None,
-        "rationale": next((d.score.rationale for d in answered if d.score.answer == answer), ""),
-    }
+    check_new(output, "--output")
+    kept = {field.name: getattr(settings, field.name) for field in fields(Ask)}
+    asking = Evaluate(**kept, draws=settings.draws, temperature=settings.temperature)
+    asked = read_questions(data, asking)
+    scales = {scale_of(problem) for problem in asked.problems}
+    scale = scales.pop()
+    if scale is None or scales:
+        several = "these have none" if scale is None else f"these are on {len(scales) + 1}"
+        raise ConfigError(f"a calibration is of answers on one scale, and {several}.")
+    folder, _ = evaluate(data, model, asking, output_dir, progress)
+    by_id = {problem.id: problem for problem in asked.problems}
+    items = [
+        as_item(by_id[name], draws)
+        for chunk, _ in read_draws(folder / "eval")
+        for name, draws in by_problem(chunk)
+    ]
+    measured = {"num_problems": len(items), "kind": settings.kind, "draws": settings.draws}
+    effect = cross_fitted_effect(items, scale.answers, settings.kind)
+    save_calibration(fit_calibration(items, scale.answers, settings.kind), output)
+    return measured | effect
 
 
 def make_settings(**options: Any) -> Train:
@@ -215,6 +255,11 @@ def make_settings(**options: Any) -> Train:
         raise ConfigError(f"{name} is no setting" + (f": did you mean {near[0]}?" if near else "."))
     training = Training(**{key: options[key] for key in options.keys() & of_training})
     return Train(training=training, **{key: options[key] for key in options.keys() & of_train})
+
+
+def as_train(settings: Sample) -> Train:
+    """The settings of an E-step, as those of a run."""
+    return Train(**{field.name: getattr(settings, field.name) for field in fields(Sample)})
 
 
 def _point(run: Run, history: Sequence[dict[str, Any]], last: int) -> None:
@@ -240,7 +285,8 @@ def run_place(
 
     As told, else named by the configuration, so that the same command finds its run again.
     """
-    shown = str(data) if isinstance(data, (str, Path)) else f"{len(data)} problems"
+    given = data.problems if isinstance(data, TaskData) else data
+    shown = str(given) if isinstance(given, (str, Path)) else f"{len(given)} problems"
     config = resolved(settings, data=shown, model=model, problems=fingerprint(*groups))
     if output_dir is None:
         fixed = {key: value for key, value in config.items() if key not in CHANGEABLE}

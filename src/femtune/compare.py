@@ -1,7 +1,8 @@
 """The paper's experiment as one command: schemes on the same problems, seeds and settings, in one table.
 
-Each run is an ordinary run directory, made by the same code as `train`; they are worked off by as many
-processes as the machine has room for. What is stored is not done again.
+Beside them stand the baselines (`baselines`), so that it shows whether learning to reason has paid. Each
+run is a directory of its own, made by the same code as `train` or by `run_baseline`; they are worked off
+by as many processes as the machine has room for. What is stored is not done again.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from femtune.commands import Result, run_place, run_train
-from femtune.config import Data, Train, held_out, make_asker, plan, read_problems
-from femtune.errors import ConfigError, FemtuneError
+from femtune.baselines import ONCE, Baseline, History, baseline_settings, check, run_baseline
+from femtune.commands import run_place, run_train
+from femtune.config import Data, Train, held_out, make_asker, plan, read_questions
+from femtune.errors import ConfigError, FemtuneError, NothingKept
 from femtune.evaluate import sound_steps
 from femtune.progress import Quiet
-from femtune.rewards import as_reward
 from femtune.run import readable, replacing
 from femtune.types import Problem
 
@@ -37,10 +38,14 @@ _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 
 class Job:
     """One run of a comparison."""
 
-    scheme: str
+    scheme: str  # or the baseline
     seed: int
     output_dir: Path
     settings: Train
+
+    @property
+    def is_baseline(self) -> bool:
+        return isinstance(self.settings, Baseline)
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,27 @@ class Row:
     values: dict[str, tuple[float, float]]
 
 
-def jobs(schemes: Sequence[str], seeds: int, settings: Train, output_dir: Path) -> list[Job]:
-    """Every scheme with every seed; longest first is not known, so as given. Raises ConfigError."""
+def jobs(
+    schemes: Sequence[str],
+    seeds: int,
+    settings: Train,
+    output_dir: Path,
+    baselines: Sequence[str] = (),
+    draws: int = 16,
+) -> list[Job]:
+    """The baselines, of `draws` draws, and every scheme, with every seed. Raises ConfigError."""
     if seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {seeds}.")
+    numbers = range(settings.seed, settings.seed + seeds)
     made: list[Job] = []
-    for seed in range(settings.seed, settings.seed + seeds):
+    for name in baselines:
+        for seed in numbers[:1] if name in ONCE else numbers:
+            own = replace(baseline_settings(name, settings, draws), seed=seed)
+            place = output_dir / (name if name in ONCE else f"{name}-seed{seed}")
+            made.append(Job(name, seed, place, own))
+    for seed in numbers:
         for spec in schemes:
-            name = plan(replace(settings, scheme=spec)).scheme.name
+            name = plan(replace(settings, scheme=spec, soft_accept=None)).scheme.name
             if any((name, seed) == (job.scheme, job.seed) for job in made):
                 raise ConfigError(f"scheme {name} is given twice: once is enough.")
             place = output_dir / f"{name.replace('(', '-').rstrip(')')}-seed{seed}"
@@ -82,12 +100,13 @@ def compare(
     *,
     workers: int | None = None,
     watch: Callable[[dict[Job, State]], None] = lambda states: None,
-) -> dict[Job, list[dict[str, Any]]]:
+) -> dict[Job, History]:
     """Run all jobs and give each one's history.
 
     `watch` is told about four times a second where each run is. Problems and directories are checked
-    before the first run starts. Raises what the first run that fails raises, with the run named, after
-    the others that had begun are done.
+    before the first run starts. A run that keeps nothing has the history [{"nothing_kept": why}], and
+    the others go on; NothingKept is raised where that happens to every scheme's. Raises what the first
+    run that fails otherwise raises, with the run named, after the others that had begun are done.
     """
     _check(data, model, todo)
     import torch  # after the checks: it is slow to import
@@ -97,14 +116,11 @@ def compare(
     spawn = multiprocessing.get_context("spawn")  # fork and torch's threads do not go together
     others = {*multiprocessing.active_children()}
     with ProcessPoolExecutor(workers, spawn, _begin, (os.getpid(), threads)) as pool:
-        futures: dict[Job, Future[Result]] = {
-            job: pool.submit(run_train, data, model, job.settings, job.output_dir, Quiet())
-            for job in todo
-        }
+        futures: dict[Job, Future[History]] = {job: pool.submit(_run, data, model, job) for job in todo}
         try:
             while not all(future.done() for future in futures.values()):
                 watch({job: state(job.output_dir) for job in todo})
-                if any(future.done() and future.exception() for future in futures.values()):
+                if any(future.done() and _failed(future) for future in futures.values()):
                     pool.shutdown(cancel_futures=True)
                 time.sleep(0.25)
             watch({job: state(job.output_dir) for job in todo})
@@ -114,6 +130,17 @@ def compare(
             for worker in {*multiprocessing.active_children()} - others:  # what is stored stays
                 worker.terminate()
             raise
+
+
+def _run(data: Data, model: str, job: Job) -> History:
+    if isinstance(job.settings, Baseline):
+        return run_baseline(data, model, job.settings, job.output_dir)
+    return run_train(data, model, job.settings, job.output_dir, Quiet()).history
+
+
+def _failed(future: Future[History]) -> bool:
+    """Whether it ends the comparison."""
+    return not future.cancelled() and not isinstance(future.exception(), NothingKept | None)
 
 
 def _begin(parent: int, threads: int) -> None:
@@ -136,50 +163,79 @@ def _begin(parent: int, threads: int) -> None:
 
 def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
     """Refuse at once what a run would refuse."""
-    settings = todo[0].settings
-    reward = as_reward(settings.reward)
-    problems = read_problems(data, settings, reward)
+    settings = next((job.settings for job in todo if not job.is_baseline), todo[0].settings)
+    asked = read_questions(data, settings)
     for job in todo:
-        sides = held_out(problems, job.settings, reward)
-        run_place(job.output_dir, "train", data, model, job.settings, *sides)
-    make_asker(model, settings, reward, *held_out(problems, settings, reward))
+        if isinstance(job.settings, Baseline):
+            check(asked, data, model, job.settings, job.output_dir)
+            continue
+        own = replace(asked, settings=replace(asked.settings, scheme=job.settings.scheme, seed=job.seed))
+        plan(own.settings)
+        run_place(job.output_dir, "train", data, model, own.settings, *held_out(own, data))
+    make_asker(model, asked, *held_out(asked, data))
 
 
-def _histories(futures: dict[Job, Future[Result]]) -> dict[Job, list[dict[str, Any]]]:
+def _histories(futures: dict[Job, Future[History]]) -> dict[Job, History]:
     """Of runs that are done or cancelled. Raises the first failure, with the run's name."""
-    for job, future in futures.items():
-        error = None if future.cancelled() else future.exception()
+    errors = {job: None if each.cancelled() else each.exception() for job, each in futures.items()}
+    all_empty = all(isinstance(e, NothingKept) for job, e in errors.items() if not job.is_baseline)
+    any_scheme = not all(job.is_baseline for job in futures)
+    for job, error in errors.items():
+        if isinstance(error, NothingKept) and not (all_empty and any_scheme):
+            continue
         if isinstance(error, FemtuneError):
             raise type(error)(f"{job.scheme}, seed {job.seed}: {error}") from error
         if error is not None:
             raise error
-    return {job: future.result().history for job, future in futures.items()}
+    return {
+        job: [{"nothing_kept": str(errors[job])}] if errors[job] else future.result()
+        for job, future in futures.items()
+    }
 
 
-def rows(histories: dict[Job, list[dict[str, Any]]]) -> list[Row]:
-    """The base and each scheme, in the order of the jobs."""
-    by_scheme: dict[str, list[list[dict[str, Any]]]] = {}
+def rows(histories: dict[Job, History]) -> list[Row]:
+    """The base, the baselines, and each scheme, in the order of the jobs.
+
+    A scheme that kept nothing in a seed has no numbers: a mean over the other seeds would flatter it.
+    """
+    by_name: dict[bool, dict[str, list[dict[str, float]]]] = {True: {}, False: {}}
+    bases: dict[int, dict[str, float]] = {}
     for job, history in histories.items():
-        by_scheme.setdefault(job.scheme, []).append(history)
-    first = next(iter(by_scheme.values()))
-    base = Row("base", _mean([_measures(history[:1]) for history in first]))
-    return [
-        base,
-        *(Row(name, _mean([_measures(h) for h in group])) for name, group in by_scheme.items()),
-    ]
+        for name, own in _lines(job, history):
+            by_name[job.is_baseline].setdefault(name, []).append(_measures(own))
+        if not job.is_baseline and "nothing_kept" not in history[-1]:
+            bases.setdefault(job.seed, _measures(history[:1]))
+    base = [Row("base", _mean([*bases.values()]))] if bases else []
+    groups = [*by_name[True].items(), *by_name[False].items()]
+    return base + [Row(name, _mean(group)) for name, group in groups]
 
 
-def _measures(history: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _lines(job: Job, history: History) -> list[tuple[str, History]]:
+    """The rows of a run, of which regressions have several: name and history."""
+    kinds = history[-1].get("evaluations")
+    if kinds is None:
+        return [(job.scheme, history)]
+    return [(name, [history[-1] | {"evaluation": metrics}]) for name, metrics in kinds.items()]
+
+
+def _last(history: History) -> dict[str, Any]:
+    """The last evaluation, {} if there is none."""
+    return next((each["evaluation"] for each in reversed(history) if "evaluation" in each), {})
+
+
+def _measures(history: History) -> dict[str, float]:
     """The numbers of a run: of its last evaluation, and summed over its iterations."""
-    evaluations: list[dict[str, float]] = [h["evaluation"] for h in history if "evaluation" in h]
-    last = evaluations[-1] if evaluations else {}
-    names = ("accuracy", "mae", "sound_steps", "tokens_per_draw")
-    measures = {name: last[name] for name in names if name in last}
-    steps = [h for h in history if "e_step" in h]
-    if steps:
-        measures["kept_share"] = fmean(h["e_step"]["kept_share"] for h in steps)
-        measures["generated_tokens"] = sum(h["e_step"]["generated_tokens"] for h in steps)
-        measures["seconds"] = sum(h["e_step"]["total_s"] + h["m_step"]["seconds"] for h in steps)
+    last = _last(history)
+    measures = {name: last[name] for name in MEASURED if last.get(name) is not None}
+    e_steps = [each["e_step"] for each in history if "e_step" in each]
+    m_steps = [each["m_step"] for each in history if "m_step" in each]
+    if e_steps:
+        if "kept_share" in e_steps[0]:
+            measures["kept_share"] = fmean(each["kept_share"] for each in e_steps)
+        measures["generated_tokens"] = sum(each["generated_tokens"] for each in e_steps)
+    if e_steps or m_steps:
+        drawing_s = sum(each["total_s"] for each in e_steps)
+        measures["seconds"] = drawing_s + sum(each["seconds"] for each in m_steps)
     return measures
 
 
@@ -198,15 +254,46 @@ def _half_width(values: Sequence[float]) -> float:
     return _T.get(len(values) - 1, 1.96) * stdev(values) / math.sqrt(len(values))
 
 
+def notes(histories: dict[Job, History]) -> list[str]:
+    """Why the table has dashes: a line for each run that kept nothing, and each undefined measure.
+
+    "Spearman is undefined for majority: all predictions are the same."
+    """
+    empty = [
+        f"{job.scheme}, seed {job.seed}, has no numbers: {history[-1]['nothing_kept']}"
+        for job, history in histories.items()
+        if "nothing_kept" in history[-1]
+    ]
+    found: dict[tuple[str, str], list[str]] = {}  # by measure and reason, whose it is
+    for job, history in histories.items():
+        bases = [] if job.is_baseline else [("base", history[:1])]
+        for name, own in (*bases, *_lines(job, history)):
+            for measure, why in _last(own).get("undefined", {}).items():
+                if measure in MEASURED:
+                    names = found.setdefault((measure, why), [])
+                    names += [name] if name not in names else []
+    return empty + [
+        f"{TITLES[measure]} is undefined for {', '.join(names)}: {why}."
+        for (measure, why), names in found.items()
+    ]
+
+
 TITLES = {
     "accuracy": "accuracy",
+    "spearman": "Spearman",
     "mae": "MAE",
+    "position_consistency": "consistency",
     "sound_steps": "sound steps",
     "kept_share": "kept",
     "generated_tokens": "tokens drawn",
     "seconds": "seconds",
     "tokens_per_draw": "rationale tokens",
 }
+# of the last evaluation; the others are of all iterations
+MEASURED = (
+    *("accuracy", "spearman", "mae", "position_consistency"),
+    *("sound_steps", "tokens_per_draw"),
+)
 
 
 def table(lines: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -221,22 +308,31 @@ def _cell(name: str, value: tuple[float, float] | None) -> str:
         return "–"
     digits = {"generated_tokens": 0, "seconds": 0, "tokens_per_draw": 1, "mae": 2}.get(name, 3)
     mean, half = value
-    return f"{mean:,.{digits}f}" + ("" if math.isnan(half) else f" ±{half:,.{digits}f}")
+    bare = math.isnan(half) or name in ("seconds", "tokens_per_draw")  # else the table is too wide
+    return f"{mean:,.{digits}f}" + ("" if bare else f" ±{half:,.{digits}f}")
 
 
-def save(output_dir: Path, histories: dict[Job, list[dict[str, Any]]]) -> Path:
+def save(output_dir: Path, histories: dict[Job, History]) -> Path:
     """Store the table, and each run's numbers by seed, as compare.json."""
     path = output_dir / "compare.json"
     value = {
         "table": {row.name: {k: v[0] for k, v in row.values.items()} for row in rows(histories)},
-        "runs": [
-            {"scheme": job.scheme, "seed": job.seed, "base": _measures(h[:1]), **_measures(h)}
-            for job, h in histories.items()
-        ],
+        "runs": [stored for job, history in histories.items() for stored in _stored(job, history)],
+        "notes": notes(histories),
     }
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=2) + "\n")
     return path
+
+
+def _stored(job: Job, history: History) -> list[dict[str, Any]]:
+    """A run as compare.json has it, by row."""
+    base = {} if job.is_baseline else {"base": _measures(history[:1])}
+    why = {"nothing_kept": history[-1]["nothing_kept"]} if "nothing_kept" in history[-1] else {}
+    return [
+        {"scheme": name, "seed": job.seed, **base, **_measures(own), **why}
+        for name, own in _lines(job, history)
+    ]
 
 
 def telling(

@@ -15,23 +15,29 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from cyclopts import Parameter
 
+from femtune.answers import parse_scale
+from femtune.bias import Balance
+from femtune.calibration import Kind
 from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.estep import Setup
 from femtune.loop import Evaluation, Plan
-from femtune.problems import check_disjoint, check_gold, check_lengths, load_problems, split
-from femtune.prompts import HINT, INSTRUCTION, ChatTokenizer, Prompts
-from femtune.rewards import score
-from femtune.schemes import parse_scheme
+from femtune.problems import check_disjoint, check_gold, check_lengths, split
+from femtune.prompts import HINT, ChatTokenizer, Prompts
+from femtune.rewards import as_reward, score
+from femtune.schemes import parse_scheme, soft_acceptance
+from femtune.tasks.frames import frame
+from femtune.tasks.judge import Raters
+from femtune.tasks.load import Options, TaskData, read_task, trained_on
 from femtune.training import Training, context_length
-from femtune.types import Problem, Reward, Sampling, Scheme
+from femtune.types import Problem, Request, Reward, Sampling, Scheme
 from femtune.worlds import SEEDLING
 
 T = TypeVar("T")
@@ -44,18 +50,32 @@ Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())
 class Ask:
     """Problems, prompts, reward and engine."""
 
+    task: Literal["judge", "summarize", "choice", "math", "table"] = "table"
+    """What the data is; table: any file with prompt and answer."""
     columns: Names = ()
     """Where femtune's columns are in the file: answer=label prompt=question id=uid."""
-    reward: str = "exact"
-    """exact, number, ordinal(1,5), choice, or your own: pkg.mod:fn or file.py:fn."""
+    data_config: str | None = None
+    """Of a data set on the Hub: the configuration; by default the task's."""
+    split: str | None = None
+    """Of a data set on the Hub: the split; by default the training split."""
+    scale: str | None = None
+    """Of ratings: 1,5 or 1,5,0.5 or bad,fair,good; by default what the data set says or shows."""
+    attributes: Names = ()
+    """Of ratings: those asked for, such as helpfulness; by default all."""
+    raters: Raters = "each"
+    """Several raters: each rating, as the named rater would, or the mean or median of an item's."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """Of a task's data: stop at rows that can't be used, or leave them out."""
+    reward: str | None = None
+    """exact, number, ordinal(1,5), choice, math, yours: pkg.mod:fn, file.py:fn; default: the task's."""
     accept_at: float = 1.0
     """A draw is kept where its reward is at least this."""
     check_gold: bool = True
     """Refuse data whose correct answer would not earn the reward; off for rewards of form."""
-    instruction: str = INSTRUCTION
-    """What is added to each prompt; "" adds nothing."""
-    hint: str = HINT
-    """What is added to that in the hinted prompt, with {answer} in it."""
+    instruction: str | None = None
+    """What is added to each prompt, by default the task's; "" adds nothing."""
+    hint: str | None = None
+    """What is added to that in the hinted prompt, with {answer} in it; by default the task's."""
     template_args: Names = ()
     """Arguments of the chat template: enable_thinking=false."""
     max_new_tokens: int = 512
@@ -98,6 +118,12 @@ class Sample(Ask):
     """Draw from the likeliest tokens of this much probability."""
     top_k: int = 0
     """Draw from this many likeliest tokens; 0: all."""
+    soft_accept: float | None = None
+    """Keep a rating that is d points off with probability exp(-d / T), T being this."""
+    soft_decay: float = 1.0
+    """In each further iteration T is this much of what it was."""
+    balance: Balance = "none"
+    """Weights by answer: none, as often as in the data, or each answer alike."""
 
 
 @Parameter(name="*")
@@ -111,6 +137,8 @@ class Train(Sample):
     """Where each M-step starts: FEM goes on from the previous weights, STaR from the base."""
     eval_data: str | None = None
     """Held-out problems; by default a share of the data."""
+    eval_split: str | None = None
+    """Of the same data set on the Hub: the split that is held out."""
     eval_share: float = 0.1
     """That share; 0 holds none out. A problem's side depends on its prompt and the seed alone."""
     eval_draws: int = 1
@@ -131,10 +159,51 @@ class Evaluate(Ask):
     """Rationales for each problem; the most frequent answer wins."""
     temperature: float = 0.0
     """0 is greedy; several draws need more."""
+    calibration: str | None = None
+    """What `femtune calibrate` stored: shares of votes as probabilities."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_draws("", self.draws, self.temperature)
+        if self.calibration is not None and self.draws == 1:
+            raise ConfigError("calibration is of shares of votes: set draws 16 and temperature 1, say.")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Predict(Evaluate):
+    """Answers to new items, by vote."""
+
+    draws: int = 16
+    """Rationales for each item, in each order of a pair; the most frequent answer wins."""
+    temperature: float = 1.0
+    """0 is greedy; several draws need more."""
+    abstain_below: float = 0.0
+    """Give no answer where the confidence is less than this."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.abstain_below <= 1:
+            raise ConfigError(f"abstain_below must be from 0 to 1, got {self.abstain_below:g}.")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Calibrate(Ask):
+    """Votes on a validation split, and the map that is fitted to them."""
+
+    draws: int = 16
+    """Rationales for each problem, as many as are to be calibrated."""
+    temperature: float = 1.0
+    """That of the draws that are to be calibrated."""
+    kind: Kind = "temperature"
+    """temperature: one number, for few items; isotonic: free of form, takes hundreds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_draws("", self.draws, self.temperature)
+        if self.draws < 2:
+            raise ConfigError("draws is 1: a calibration takes several, there is no share of one.")
 
 
 def _check_draws(prefix: str, draws: int, temperature: float) -> None:
@@ -149,11 +218,12 @@ def _check_draws(prefix: str, draws: int, temperature: float) -> None:
         )
 
 
-Data = str | Path | Sequence[Problem]  # a file, or problems
+# a file, the id of a data set on the Hub, problems, or what `read_task` gives
+Data = str | Path | Sequence[Problem] | TaskData
 
 # Settings that may change when a run goes on: what it has already done does not hang on them. A batch
 # that does not fit into memory must not end a run for good.
-CHANGEABLE = frozenset({"iterations", "report_to", "max_batch", "reward_timeout"})
+CHANGEABLE = frozenset({"iterations", "report_to", "max_batch", "reward_timeout", "calibration"})
 
 MODELS = {"seedling": SEEDLING}  # models that come with the package
 
@@ -224,35 +294,96 @@ def load_config(folder: Path) -> Any:
         raise ModelError(f"{folder} has no model config that can be read: {error}") from error
 
 
-def read_problems(data: Data, settings: Ask, reward: Reward | None = None) -> list[Problem]:
-    """Problems from a file, or as given, checked; without a reward they need no answers.
+A = TypeVar("A", bound=Ask)
 
-    Raises DataError where one is not as it must be, or where its own answer would not earn the reward.
+
+@dataclass(frozen=True)
+class Questions(Generic[A]):
+    """Problems, how they are asked and graded, and the settings with nothing left open."""
+
+    problems: list[Problem]
+    prompts: Prompts
+    reward: Reward
+    settings: A
+    skipped: int = 0  # rows left out
+
+
+def read_questions(
+    data: Data, settings: A, reward: Callable[..., Any] | None = None, *, answers: bool = True
+) -> Questions[A]:
+    """What is asked and how, from a file, the Hub, or as given; with answers=False, without answers.
+
+    A reward given as an object stands for its name in the settings. Raises DataError where a problem is
+    not as it must be, or where its own answer would not earn the reward; ConfigError for settings that
+    make no sense for the task.
     """
-    if isinstance(data, (str, Path)):
-        columns = _pairs("columns", settings.columns)
-        problems = load_problems(data, columns=columns, answers=reward is not None)
-    else:
-        problems = list(data)
-    if reward is not None and settings.check_gold:
-        check_gold(problems, reward, settings.accept_at)
-    return problems
+    found = data if isinstance(data, TaskData) else _read(data, settings, answers)
+    settings = replace(
+        settings,
+        reward=settings.reward or found.reward,
+        instruction=found.instruction if settings.instruction is None else settings.instruction,
+        hint=settings.hint or found.hint,
+        scale=found.scale,
+    )
+    grade = as_reward(reward or settings.reward or found.reward)
+    prompts = Prompts(settings.instruction or "", settings.hint or HINT, found.leaks)
+    if answers and settings.check_gold:
+        check_gold(found.problems, grade, settings.accept_at, prompts)
+    return Questions(found.problems, prompts, grade, settings, found.skipped)
 
 
-def held_out(
-    problems: list[Problem], settings: Train, reward: Reward
-) -> tuple[list[Problem], list[Problem]]:
-    """Problems to train on and to evaluate on. Raises DataError where a prompt is in both."""
-    if settings.eval_data is not None:
-        test = read_problems(settings.eval_data, settings, reward)
-        check_disjoint(problems, test)
-        return problems, test
+def _read(data: str | Path | Sequence[Problem], settings: Ask, answers: bool) -> TaskData:
+    if not isinstance(data, (str, Path)):
+        return TaskData(list(data))
+    return read_task(data, settings.task, task_options(settings), answers=answers)
+
+
+def task_options(settings: Ask) -> Options:
+    """How the task reads its data."""
+    return Options(
+        columns=_pairs("columns", settings.columns),
+        data_config=settings.data_config,
+        split=settings.split,
+        scale=settings.scale,
+        attributes=settings.attributes,
+        raters=settings.raters,
+        bad_rows=settings.bad_rows,
+    )
+
+
+def held_out(asked: Questions[Train], data: Data) -> tuple[list[Problem], list[Problem]]:
+    """Problems to train on and to evaluate on; of a pair, one order and both.
+
+    Raises DataError where a prompt, or what is judged in it, is in both.
+    """
+    settings = asked.settings
+    if settings.eval_data is not None or settings.eval_split is not None:
+        other: Data = settings.eval_data or data
+        split_ = settings.eval_split if settings.eval_data is None else settings.split
+        read = replace(settings, split=split_)
+        test = read_questions(other, read, asked.reward).problems
+        train = trained_on(asked.problems)
+        check_disjoint(train, test)
+        check_varied(train)
+        return train, test
     if not 0 <= settings.eval_share < 1:
         raise ConfigError(f"eval_share must be in [0, 1), got {settings.eval_share}.")
-    train, test = split(problems, settings.eval_share, settings.seed)
+    train, test = split(asked.problems, settings.eval_share, settings.seed)
     if not train:
         raise DataError(f"no problem is left to train on: eval_share is {settings.eval_share}.")
-    return train, test
+    check_varied(trained_on(train))
+    return trained_on(train), test
+
+
+def check_varied(problems: Sequence[Problem]) -> None:
+    """Refuse ratings to train on that are all the same. Raises DataError."""
+    answers = {problem.answer for problem in problems}
+    known = frame(problems[0]) if problems else None
+    if known is not None and known.form == "rating" and len(answers) == 1 < len(problems):
+        raise DataError(
+            f"all {len(problems)} ratings to train on are {answers.pop()}: a judge would learn to say "
+            "so whatever it reads. Check the column of the score, or give more data."
+        )
 
 
 @dataclass(frozen=True)
@@ -297,12 +428,13 @@ def no_foreign_bars() -> None:
     logging.disable_progress_bar()
 
 
-def make_asker(model: str, settings: Ask, reward: Reward, *groups: Sequence[Problem]) -> Asker:
+def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) -> Asker:
     """Tokenizer and prompts of a model, the groups' prompts checked against its context.
 
     Raises ModelError where the model can't be had, DataError where prompts are too long, ConfigError
     where a GPU is asked for that is not there.
     """
+    settings = asked.settings
     if settings.device and settings.device.startswith("cuda"):
         import torch  # slow, and only for them who ask
 
@@ -311,13 +443,12 @@ def make_asker(model: str, settings: Ask, reward: Reward, *groups: Sequence[Prob
             raise ConfigError(
                 f"device {settings.device}: torch sees {count} GPUs here. Leave --device out."
             )
-    prompts = Prompts(settings.instruction, settings.hint)
     base = local_model(model)
     tokenizer = load_tokenizer(base, settings.template_args)
     context = context_length(load_config(base))
     for problems in groups:
-        check_lengths(problems, prompts, tokenizer, context, settings.max_new_tokens)
-    return Asker(base, tokenizer, prompts, reward, settings)
+        check_lengths(problems, asked.prompts, tokenizer, context, settings.max_new_tokens)
+    return Asker(base, tokenizer, asked.prompts, asked.reward, settings)
 
 
 def sampling(settings: Sample) -> Sampling:
@@ -343,12 +474,27 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
     _check_draws("eval_", settings.eval_draws, settings.eval_temperature)
     scheme = scheme or parse_scheme(settings.scheme)
     return Plan(
-        replace(scheme, accept_at=settings.accept_at),
+        replace(scheme, accept_at=_acceptance(settings)),
         settings.training,
         Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
         settings.iterations,
         settings.start_from,
+        settings.balance,
     )
+
+
+def _acceptance(settings: Train) -> float | Callable[[Request], float]:
+    if settings.soft_accept is None:
+        return settings.accept_at
+    scale = parse_scale(settings.scale) if settings.scale else None
+    usual = f'ordinal("{settings.scale}")'  # T is in points of this scale
+    if settings.accept_at != 1 or scale is None or settings.reward != usual:
+        raise ConfigError(
+            "soft_accept stands in place of accept_at, and needs ratings and their own reward: "
+            "--task judge or summarize, without --reward and --accept-at."
+        )
+    span = scale.value(scale.answers[-1]) - scale.value(scale.answers[0])
+    return soft_acceptance(settings.soft_accept, span, settings.soft_decay)
 
 
 def resolved(settings: Any, **more: Any) -> dict[str, Any]:

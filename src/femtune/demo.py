@@ -20,10 +20,13 @@ from femtune.prompts import prompt_text
 from femtune.run import read_draws, replacing
 from femtune.training import Training
 from femtune.types import Draw
-from femtune.worlds import WORLDS, make_splits
+from femtune.worlds import WORLDS, make_rows
 
 # What suits a model of 1M parameters; a real one wants the defaults.
 SETTINGS = Train(
+    task="judge",
+    raters="named",
+    scale="1,5",
     max_new_tokens=64,
     iterations=5,
     training=Training(learning_rate=3e-4, per_device_train_batch_size=32, num_train_epochs=2),
@@ -39,10 +42,10 @@ def write_world(
     noise: float = 0.0,
     difficulty: tuple[int, int] | None = None,
 ) -> tuple[Path, Path]:
-    """Write a world's problems as train.jsonl and test.jsonl, disjoint.
+    """Write a world's rows as train.jsonl and test.jsonl, disjoint.
 
     Raises ConfigError for an unknown world or no problems, RunError where the folder can't be written or
-    holds other problems: they stay.
+    holds other rows: they stay.
     """
     if name not in WORLDS:
         raise ConfigError(f"world {name!r} is not known: choose one of {', '.join(WORLDS)}.")
@@ -50,20 +53,14 @@ def write_world(
         raise ConfigError(f"num_train {num_train}, num_test {num_test}: both must be at least 1.")
     if not folder.is_dir():
         check_new(folder)
-    train, test = make_splits(
+    train, test = make_rows(
         WORLDS[name], num_train, num_test, seed=seed, noise=noise, difficulty=difficulty
     )
     paths = folder / "train.jsonl", folder / "test.jsonl"
-    texts = [
-        "".join(
-            json.dumps({"id": p.id, "prompt": p.prompt, "answer": p.answer, **p.columns}) + "\n"
-            for p in problems
-        )
-        for problems in (train, test)
-    ]
+    texts = ["".join(f"{json.dumps(row)}\n" for row in rows) for rows in (train, test)]
     for path, text in zip(paths, texts, strict=True):
         if path.exists() and path.read_text() != text:
-            raise RunError(f"{path} holds other problems: choose another --output-dir.")
+            raise RunError(f"{path} holds other rows: choose another --output-dir.")
     for path, text in zip(paths, texts, strict=True):
         with replacing(path) as part:
             part.write_text(text)

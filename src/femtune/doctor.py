@@ -18,12 +18,12 @@ from femtune.config import (
     held_out,
     load_config,
     make_asker,
-    read_problems,
+    plan,
+    read_questions,
     sampling,
 )
 from femtune.estep import Setup, e_step
 from femtune.prompts import ChatTokenizer
-from femtune.rewards import as_reward
 from femtune.schemes import paper_filter
 from femtune.training import context_length
 from femtune.types import Draw, Problem, Scheme, Stage
@@ -40,12 +40,13 @@ class Finding:
 
 def examine(data: Data, model: str, settings: Train) -> tuple[Asker, list[Problem], list[Finding]]:
     """Everything that needs no weights. Raises what `train` would raise on the same input."""
-    reward = as_reward(settings.reward)
-    problems, test = read_problems(data, settings, reward), list[Problem]()
-    if settings.eval_data is not None:
-        _, test = held_out(problems, settings, reward)
-    asker = make_asker(model, settings, reward, problems, test)
-    return asker, problems, [*_of_data(problems, settings), *_of_model(asker, problems)]
+    asked = read_questions(data, settings)
+    problems, test = asked.problems, list[Problem]()
+    if settings.eval_data is not None or settings.eval_split is not None:
+        problems, test = held_out(asked, data)
+    plan(asked.settings)
+    asker = make_asker(model, asked, problems, test)
+    return asker, problems, [*_of_data(problems, asked.settings), *_of_model(asker, problems)]
 
 
 def _of_data(problems: Sequence[Problem], settings: Train) -> Iterator[Finding]:

@@ -41,7 +41,7 @@ class Grade(Protocol):
         completions: Sequence[Completion],
         *,
         hinted: Sequence[bool],
-        accept_at: float,
+        accept_at: Sequence[float],
     ) -> Sequence[Score]: ...
 
 
@@ -157,11 +157,12 @@ class _Asker:
         problems = [self._problems[request.key.problem_id] for request, _ in finished]
         names = [self._scheme.stages[request.key.stage].prompt for request, _ in finished]
         completions = [completion for _, completion in finished]
+        at = self._scheme.accept_at
         scores = self._setup.grade(
             problems,
             completions,
             hinted=[name == "hinted" for name in names],
-            accept_at=self._scheme.accept_at,
+            accept_at=[at(request) if callable(at) else at for request, _ in finished],
         )
         draws = [
             Draw(request.key, name, request.seed, completion, score)

@@ -1,7 +1,7 @@
 """What is measured: of held-out problems, how well the model answers; of an E-step, what it kept.
 
 All from draws as they are stored, so that any number can be made again from a run. Shares are 0 to 1;
-a half-width is of a 95% interval.
+an interval is of 95%.
 """
 
 from __future__ import annotations
@@ -9,12 +9,19 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+import numpy as np
+
+from femtune.answers import as_fraction, as_label, plain
+from femtune.calibration import Calibration
 from femtune.estep import Chunk, Setup, e_step
+from femtune.intervals import Floats, bootstrap, mean, summary
+from femtune.metrics import Item, choice_metrics, pair_metrics, pass_at_k, rater_ceiling, rating_metrics
 from femtune.run import by_problem
 from femtune.schemes import paper_filter
+from femtune.tasks.frames import frame, scale_of
 from femtune.types import Draw, Problem, Scheme, Stage
 from femtune.worlds import WORLDS
 
@@ -35,20 +42,30 @@ def evaluation_draws(
     return e_step(problems, scheme, setup, iteration=iteration, skip=skip, on_draws=on_draws)
 
 
-def evaluation_metrics(problems: Mapping[str, Problem], stored: Stored) -> dict[str, Any]:
+def evaluation_metrics(
+    problems: Mapping[str, Problem], stored: Stored, calibration: Calibration | None = None
+) -> dict[str, Any]:
     """Metrics of evaluation draws; a draw that gave no answer counts as wrong.
 
-    accuracy            mean share of a problem's draws with full reward, and `accuracy_ci`
+    accuracy            mean share of a problem's draws with full reward
     majority_accuracy   of the most frequent answer, where there are several draws
-    mae                 mean |y - y*| of the draws with a number for an answer, where every y* is one
+    pass_at_k           of math: that one of k draws is right; k is 2, 4, 8 ... and all draws
     answered            share of draws with an answer
     sound_steps         in a world: share of rationale steps that are sound, and `sound_rationales`
+    ratings             `metrics.rating_metrics`, and the raters' own agreement, `metrics.rater_ceiling`
+    pairs, choices      `metrics.pair_metrics`, `metrics.choice_metrics`
+    other answers       mae, mean |y - y*| of draws with a number for an answer, where every y* is one
+
+    A measure `m` has its bootstrap interval `m_ci`, [low, high], over what is judged. A calibration is a
+    map of vote shares: see `calibration`.
     """
     right: list[float] = []
     majority: list[float] = []
     errors: list[float] = []
     sound: list[bool] = []
     wholly_sound: list[bool] = []
+    asked: list[tuple[Problem, Item]] = []
+    counts: list[tuple[int, int]] = []  # draws, and right ones
     tally = _Tally()
     for chunk, timing in stored:
         tally.add(chunk, timing)
@@ -56,9 +73,12 @@ def evaluation_metrics(problems: Mapping[str, Problem], stored: Stored) -> dict[
             problem = problems[problem_id]
             hits = [is_right(draw) for draw in draws]
             right.append(fmean(hits))
-            votes = Counter(draw.score.answer for draw in draws if draw.score.answer)
+            counts.append((len(hits), sum(hits)))
+            item = as_item(problem, draws)
+            asked.append((problem, item))
+            votes = Counter(filter(None, item.votes))
             winner = votes.most_common(1)[0][0] if votes else None
-            majority.append(any(h for h, d in zip(hits, draws, strict=True) if d.score.answer == winner))
+            majority.append(any(h for h, vote in zip(hits, item.votes, strict=True) if vote == winner))
             errors += [e for draw in draws if (e := absolute_error(draw, problem)) is not None]
             for steps in filter(None, (sound_steps(draw, problem) for draw in draws)):
                 sound += steps
@@ -66,13 +86,90 @@ def evaluation_metrics(problems: Mapping[str, Problem], stored: Stored) -> dict[
     numeric = all(as_number(problem.answer) is not None for problem in problems.values())
     return {
         "num_problems": len(right),
-        "accuracy": fmean(right),
-        **({"accuracy_ci": half_width(right)} if len(right) > 1 else {}),
-        **({"majority_accuracy": fmean(majority)} if tally.draws > len(right) else {}),
+        **_shares(asked, {"accuracy": right}),
+        **(_shares(asked, {"majority_accuracy": majority}) if tally.draws > len(right) else {}),
+        **_passes(asked, counts),
         **({"mae": fmean(errors)} if numeric and errors else {}),
+        **_of_the_task(asked, calibration),
         **_soundness(sound, wholly_sound),
         **tally.metrics(),
     }
+
+
+def as_item(problem: Problem, draws: Sequence[Draw]) -> Item:
+    """A problem's answer and votes, as the scale writes them where there is one, else alike if equal."""
+    scale, known = scale_of(problem), frame(problem)
+    answers = [draw.score.answer for draw in draws]
+    if scale is None:
+        answers = [_as_vote(answer, known is not None and known.form == "math") for answer in answers]
+    elif known is not None and known.form == "choice" and scale.numeric:  # "3. Paris" is no rating
+        answers = [scale.read(as_label(answer)) or "" for answer in answers]
+    else:
+        answers = [scale.read(answer) or "" for answer in answers]
+    group = (known.pair or known.item) if known else ""
+    return Item(problem.answer, tuple(answers), group)
+
+
+def _as_vote(answer: str, numeric: bool) -> str:
+    """The same for answers that say the same: 1/2 and 0.5 are one number, if numbers are asked for."""
+    number = as_fraction(answer) if numeric else None
+    return plain(answer) if number is None else str(number)
+
+
+def _passes(asked: Sequence[tuple[Problem, Item]], counts: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """pass@k of mathematics, k being 2, 4, 8 ... and all draws; of k = 1 it is the accuracy."""
+    known = frame(asked[0][0]) if asked else None
+    if known is None or known.form != "math":
+        return {}
+    most = min(draws for draws, _ in counts)
+    sizes = sorted({2**power for power in range(1, most.bit_length()) if 2**power <= most} | {most})
+    return _shares(
+        asked,
+        {f"pass_at_{k}": [pass_at_k(*count, k) for count in counts] for k in sizes if k > 1},
+    )
+
+
+def _shares(
+    asked: Sequence[tuple[Problem, Item]], values: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
+    """Means over problems, with their intervals."""
+    arrays = {name: np.asarray(each, float) for name, each in values.items()}
+
+    def statistic(weights: Floats) -> dict[str, Floats]:
+        return {name: mean(weights, each) for name, each in arrays.items()}
+
+    return summary(bootstrap(statistic, [item.group for _, item in asked]), {})
+
+
+def _of_the_task(
+    asked: Sequence[tuple[Problem, Item]], calibration: Calibration | None
+) -> dict[str, Any]:
+    """What the task of these problems measures beyond accuracy."""
+    known = frame(asked[0][0]) if asked else None
+    if known is None or not known.scale:
+        return {}
+    items = [item for _, item in asked]
+    if known.form == "rating":
+        made = rating_metrics(items, known.scale, calibration=calibration)
+        for name in ("accuracy", "accuracy_ci"):  # of the vote: `majority_accuracy`
+            made.pop(name, None)
+        return made | rater_ceiling(_ratings(asked), known.scale)
+    if known.form == "pair":
+        swapped = [(own := frame(problem)) is not None and own.swapped for problem, _ in asked]
+        return pair_metrics(items, known.scale, swapped=swapped, calibration=calibration)
+    if len({scale_of(problem) for problem, _ in asked}) > 1:  # of four choices, of five
+        return {}
+    return choice_metrics(items, known.scale, calibration=calibration)
+
+
+def _ratings(asked: Sequence[tuple[Problem, Item]]) -> dict[str, list[str]]:
+    """What the raters gave each item: its problems' answers, or the ratings that one was averaged of."""
+    ratings: dict[str, list[str]] = defaultdict(list)
+    for problem, item in asked:
+        given = problem.columns.get("ratings")
+        name = f"{item.group}\x00{problem.columns.get('attribute')}"
+        ratings[name] += given if isinstance(given, list) else [problem.answer]
+    return ratings
 
 
 def estep_metrics(problems: Mapping[str, Problem], stored: Stored) -> dict[str, Any]:
@@ -165,15 +262,6 @@ def as_number(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half the 95% interval of a mean of two or more independent values: 1.96 standard errors.
-
-    >>> round(half_width([0, 1, 0, 1]), 3)
-    0.566
-    """
-    return 1.96 * stdev(values) / math.sqrt(len(values))
 
 
 def _soundness(steps: Sequence[bool], rationales: Sequence[bool]) -> dict[str, float]:

@@ -47,9 +47,11 @@ def write_examples(
     rule: Rule,
     prompts: Prompts,
     tokenizer: Tokenizer,
+    factors: Mapping[str, float] | None = None,
 ) -> int:
     """Weigh stored draws, problem by problem, and store the examples; gives how many there are.
 
+    `factors` multiply the weights of examples by their problem's answer y*: see `bias.balance_factors`.
     A scheme has no say in the prompt: it is rendered here, plain, so that no hint gets into the M-step.
     Holds one chunk at a time.
     """
@@ -58,7 +60,7 @@ def write_examples(
     with replacing(path) as part, part.open("wb") as file, pq.ParquetWriter(file, EXAMPLES) as writer:
         for draws in chunks:
             rows = [
-                _row(example, problems[problem_id], prompts, tokenizer)
+                _row(example, problems[problem_id], prompts, tokenizer, factors or {})
                 for problem_id, tries in by_problem(draws)
                 for example in weigh(rule, tries)
             ]
@@ -67,14 +69,20 @@ def write_examples(
     return num
 
 
-def _row(example: Example, problem: Problem, prompts: Prompts, tokenizer: Tokenizer) -> dict[str, Any]:
+def _row(
+    example: Example,
+    problem: Problem,
+    prompts: Prompts,
+    tokenizer: Tokenizer,
+    factors: Mapping[str, float],
+) -> dict[str, Any]:
     key, completion = example.draw.key, example.draw.completion
     messages = prompts.plain(problem)
     return {
         "problem_id": problem.id,
         "stage": key.stage,
         "index": key.index,
-        "weight": example.weight,
+        "weight": example.weight * factors.get(problem.answer, 1.0),
         "reward": example.draw.score.reward,
         "prompt": messages,
         "completion": [{"role": "assistant", "content": completion.text}],

@@ -10,11 +10,12 @@ where a killed one stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from femtune.bias import Balance, kept_by, kept_scores, made_factors, outcomes
 from femtune.errors import NothingKept
 from femtune.estep import Chunk, Setup, e_step
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
@@ -59,6 +60,7 @@ class Plan:
     evaluation: Evaluation
     iterations: int = 5
     start_from: Literal["previous", "base"] = "previous"  # where an M-step starts
+    balance: Balance = "none"  # of examples, by human answer: see bias.balance_factors
 
 
 def fem(
@@ -128,13 +130,16 @@ class Steps:
         by_id = {problem.id: problem for problem in self.problems}
         metrics = estep_metrics(by_id, read_draws(folder))
         examples = self.run.iteration(iteration) / "examples.parquet"
+        if not examples.exists() and not metrics["num_kept"]:
+            raise NothingKept(nothing_kept(iteration, metrics))
+        rule, prompts = self.plan.scheme.weigh, self.setup.prompts
+        factors = made_factors(lambda: drawn(folder), by_id, rule, self.plan.balance)
         if not examples.exists():
-            if not metrics["num_kept"]:
-                raise NothingKept(nothing_kept(iteration, metrics))
-            rule, prompts = self.plan.scheme.weigh, self.setup.prompts
-            draws = (chunk for chunk, _ in read_draws(folder))
-            write_examples(examples, draws, by_id, rule, prompts, self.tokenizer)
-        return metrics
+            by_answer = factors.by_answer
+            write_examples(examples, drawn(folder), by_id, rule, prompts, self.tokenizer, by_answer)
+        asked = outcomes(folder, by_id)
+        shift = {"kept_by": kept_by(asked), "kept_scores": kept_scores(asked)}
+        return metrics | factors.metrics() | {name: value for name, value in shift.items() if value}
 
     def maximise(self, iteration: int) -> dict[str, Any]:
         """Fine-tune on the examples, from theta_{k-1} or from the base."""
@@ -200,6 +205,11 @@ class Steps:
 
     def _asked(self, kind: str) -> Sequence[Problem]:
         return self.problems if kind == "draws" else self.eval_problems
+
+
+def drawn(folder: Path) -> Iterator[Sequence[Draw]]:
+    """The chunks of draws that are stored in a folder."""
+    return (chunk for chunk, _ in read_draws(folder))
 
 
 def nothing_kept(iteration: int, metrics: dict[str, Any]) -> str:

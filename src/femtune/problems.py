@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from femtune.errors import ConfigError, DataError
 from femtune.prompts import Prompts, prompt_text
 from femtune.reading import JSON_COLUMNS, read_problems
-from femtune.types import Completion, Problem, Prompt, Reward, Tokenizer
+from femtune.types import Completion, Problem, Reward, Tokenizer
 from femtune.words import brief, first
 
 
@@ -101,8 +101,8 @@ def split(
 ) -> tuple[list[Problem], list[Problem]]:
     """Problems to train on, and about `eval_share` (0 to 1) of them held out.
 
-    The side of a problem follows from the seed and its prompt alone: equal prompts never straddle,
-    and problems that are added move none.
+    The side of a problem follows from the seed and its prompt alone (in a task, from what is judged):
+    equal ones never straddle, and problems that are added move none.
 
     >>> problems = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(1000)]
     >>> train, held_out = split(problems, eval_share=0.1, seed=0)
@@ -115,7 +115,7 @@ def split(
         raise ConfigError(f"eval_share is {eval_share:g}, expected 0 <= eval_share < 1.")
     sides: tuple[list[Problem], list[Problem]] = ([], [])
     for problem in problems:
-        name = f"{seed}\x00{_spaced(problem.prompt)}".encode()
+        name = f"{seed}\x00{_asked(problem)}".encode()
         place = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") / 2**64
         sides[place < eval_share].append(problem)
     if eval_share and not all(sides):
@@ -131,8 +131,10 @@ def check_disjoint(train: Sequence[Problem], test: Sequence[Problem]) -> None:
 
     Raises DataError that names them.
     """
-    trained = {_spaced(problem.prompt): problem.id for problem in train}
-    pairs = ((problem.id, trained.get(_spaced(problem.prompt))) for problem in test)
+    trained = {name(problem): problem.id for problem in train for name in (_asked, _spaced)}
+    pairs = (
+        (problem.id, trained.get(_asked(problem)) or trained.get(_spaced(problem))) for problem in test
+    )
     found = [
         f'"{test_id}" (in training "{train_id}")' for test_id, train_id in pairs if train_id is not None
     ]
@@ -204,5 +206,12 @@ def check_lengths(
     return longest
 
 
-def _spaced(prompt: Prompt) -> str:
-    return " ".join(prompt_text(prompt).split())
+def _asked(problem: Problem) -> str:
+    """What a problem is about: what is judged, where a task says, else its prompt."""
+    frame = problem.columns.get("frame")
+    item = frame.get("item") if isinstance(frame, Mapping) else None
+    return str(item) if item else _spaced(problem)
+
+
+def _spaced(problem: Problem) -> str:
+    return " ".join(prompt_text(problem.prompt).split())

@@ -115,6 +115,15 @@ def sparkline(shares: Sequence[float]) -> str:
     return "".join(_HEIGHTS[min(7, int(share * 8))] for share in shares)
 
 
+# What is shown of an evaluation beside its accuracy: title and digits.
+SHOWN = {
+    "spearman": ("Spearman", 3),
+    "mae": ("MAE", 2),
+    "position_consistency": ("consistency", 3),
+    "sound_steps": ("sound steps", 3),
+}
+
+
 def iteration_line(metrics: dict[str, Any]) -> Text:
     """An iteration in a line: what was kept, what it cost, how good the model is now."""
     parts = ["base       " if metrics["iteration"] == 0 else f"iteration {metrics['iteration']}"]
@@ -123,12 +132,12 @@ def iteration_line(metrics: dict[str, Any]) -> Text:
         parts.append(f"{e_step['generated_tokens']:,} tokens")
         parts.append(f"{e_step['total_s'] + metrics['m_step']['seconds']:.1f} s")
     if evaluation := metrics.get("evaluation"):
-        interval = f" ± {evaluation['accuracy_ci']:.3f}" if "accuracy_ci" in evaluation else ""
+        low, high = evaluation.get("accuracy_ci", (None, None))
+        interval = f" ({low:.3f} to {high:.3f})" if low is not None else ""
         parts.append(f"accuracy {evaluation['accuracy']:.3f}{interval}")
-        if "mae" in evaluation:
-            parts.append(f"MAE {evaluation['mae']:.2f}")
-        if "sound_steps" in evaluation:
-            parts.append(f"sound steps {evaluation['sound_steps']:.3f}")
+        for name, (title, digits) in SHOWN.items():
+            if evaluation.get(name) is not None:
+                parts.append(f"{title} {evaluation[name]:.{digits}f}")
     return Text("  ".join(parts))
 
 

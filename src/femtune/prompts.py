@@ -31,20 +31,30 @@ HINT = (
 
 # Words by which a rationale shows that it was told the answer. A pattern that the problem itself
 # contains is no sign of a leak there.
-_NOUNS = ("answer", "rating", "score", "label")
+_NOUNS = ("answer", "rating", "score", "label", "preference")
+
+
+def leaks_of(*nouns: str) -> tuple[str, ...]:
+    """Patterns of sayings that one was told the answer, under any of these names for it."""
+    answer = rf"(correct |right |final |expected )*({'|'.join(nouns)})"
+    return (
+        r"\bhint(s|ed)?\b(?! (of|at)\b)",
+        rf"\b(was|were|been|am|are) (told|given|provided with) (that )?(the|this|an?) {answer}\b",
+        rf"\b{answer} (was|is|has been|being) (already )?"
+        r"(given|provided|known|told|stated|supplied)\b",
+        rf"\b(the|this) (given|provided|supplied|stated|known) {answer}\b"
+        r"(?! (choice|option|candidate|scale|categor))",
+        rf"\b(since|because|as|given that|knowing that|we know that|we know) the {answer} "
+        r"(is|was|must be)\b",
+    )
+
+
+LEAKS = leaks_of("answer", "rating", "score", "label")
+# A judge speaks of answers that it was given as a matter of course, but not of ratings.
+JUDGE_LEAKS = leaks_of("rating", "score", "label", "preference")
 _ANSWER = rf"(correct |right |final |expected )*({'|'.join(_NOUNS)})"
-LEAKS = (
-    r"\bhint(s|ed)?\b(?! (of|at)\b)",
-    rf"\b(was|were|been|am|are) (told|given|provided with) (that )?(the|this|an?) {_ANSWER}\b",
-    rf"\b{_ANSWER} (was|is|has been|being) (already )?"
-    r"(given|provided|known|told|stated|supplied)\b",
-    rf"\b(the|this) (given|provided|supplied|stated|known) {_ANSWER}\b"
-    r"(?! (choice|option|candidate|scale|categor))",
-    rf"\b(since|because|as|given that|knowing that|we know that|we know) the {_ANSWER} "
-    r"(is|was|must be)\b",
-)
-# What each of LEAKS can't do without, looser and from a literal on: in a lowered text, re finds that
-# 20 times as fast, and nearly all rationales have none of it.
+# What each of the patterns can't do without, looser and from a literal on: in a lowered text, re finds
+# that 20 times as fast, and nearly all rationales have none of it.
 _TOLD = ("told", "given", "provided", "supplied", "stated", "known")
 _SIGNS = (
     re.compile("hint"),
@@ -127,7 +137,7 @@ class Prompts:
 
     def _told(self, text: str) -> Iterator[str]:
         """What the patterns of `leaks` find in a text."""
-        if self.leaks != LEAKS or _may_leak(text):
+        if self.leaks not in (LEAKS, JUDGE_LEAKS) or _may_leak(text):
             yield from (found.group() for found in self._leaks.finditer(text))
 
 
@@ -219,7 +229,7 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def _may_leak(text: str) -> bool:
-    """False where none of LEAKS can be found."""
+    """False where none of the patterns of `leaks_of` can be found."""
     # re.IGNORECASE reads dotted I, dotless i and long s as i and s too; `lower` does not
     lowered = text.replace("\u0130", "i").replace("\u0131", "i").replace("\u017f", "s").lower()
     named = any(word in lowered for word in ("hint", *_NOUNS))

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -40,17 +40,38 @@ def read_problems(file: Path, renamed: Mapping[str, str], required: Sequence[str
 
     Raises DataError where the file or a row of it can't be used, or lacks a `required` column.
     """
-    faults, checked = Faults(str(file), file_unit(file)), False
+    problems = problems_of_rows(
+        file_rows(file), str(file), file_unit(file), renamed, required, named=file.stem
+    )
+    if not problems:
+        raise DataError(f"{file} holds no rows: expected one problem in each.")
+    return problems
+
+
+def problems_of_rows(
+    rows: Iterable[tuple[int, Any]],
+    source: str,
+    unit: str,
+    renamed: Mapping[str, str],
+    required: Sequence[str],
+    *,
+    named: str,
+) -> list[Problem]:
+    """Problems of places and rows; one without an id gets `named` and its number.
+
+    `source` is what messages call it, `unit` what a place counts. Raises as `read_problems`.
+    """
+    faults, checked = Faults(source, unit), False
     problems: list[Problem] = []
     places: dict[str, int] = {}
-    for number, (place, row) in enumerate(file_rows(file), 1):
+    for number, (place, row) in enumerate(rows, 1):
         try:
             values = _object(row)
             if not checked:
-                _check_columns(file, values, renamed, required)
+                _check_columns(source, values, renamed, required)
                 checked = True
-            values |= {name: values.get(source) for name, source in renamed.items()}
-            problem = _problem(f"{file.stem}-{number}", values, required)
+            values |= {name: values.get(column) for name, column in renamed.items()}
+            problem = _problem(f"{named}-{number}", values, required)
             if problems and type(problem.prompt) is not type(problems[0].prompt):
                 raise BadRow("`prompt` is text in some rows and a list of messages in others")
             if problem.id in places:
@@ -64,8 +85,6 @@ def read_problems(file: Path, renamed: Mapping[str, str], required: Sequence[str
             places[problem.id] = place
             problems.append(problem)
     faults.report()
-    if not problems:
-        raise DataError(f"{file} holds no rows: expected one problem in each.")
     return problems
 
 
@@ -113,12 +132,14 @@ class Faults:
         if len(shown) < SHOWN:
             shown.append(f"{place} ({fault.detail})" if fault.detail else str(place))
 
-    def report(self) -> None:
-        """Raise DataError with all of them, if there are any."""
+    def report(self, advice: str = "") -> None:
+        """Raise DataError with all of them, and what else can be done, if there are any."""
         if not self.counts:
             return
         total = sum(self.counts.values())
-        lines = [f"{self.source}: rows that can't be used: {total}. Mend or remove them."]
+        lines = [
+            f"{self.source}: rows that can't be used: {total}. Mend or remove them. {advice}".rstrip()
+        ]
         for what, count in self.counts.items():
             more = f" and {count - SHOWN} more" if count > SHOWN else ""
             units = self.unit if count == 1 else f"{self.unit}s"
@@ -196,7 +217,7 @@ def _prompt(value: Any) -> Prompt:
 
 
 def _check_columns(
-    file: Path, row: Mapping[str, Any], renamed: Mapping[str, str], required: Sequence[str]
+    file: str, row: Mapping[str, Any], renamed: Mapping[str, str], required: Sequence[str]
 ) -> None:
     """Refuse a file whose first row lacks what is asked of it, with the flag that may help."""
     has = ", ".join(row) or "no column at all"
@@ -224,15 +245,20 @@ def _check_columns(
 
 def _read_jsonl(file: Path) -> Iterator[tuple[int, Any]]:
     with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line.rstrip())
-            except json.JSONDecodeError as error:
-                yield number, BadRow("not JSON", f"{error.msg}, column {error.colno}")
-            except (ValueError, RecursionError) as error:  # too long a number, too deep a list
-                yield number, BadRow("not JSON", str(error))
+        yield from json_lines(lines)
+
+
+def json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    """Places, from 1, and rows of lines of JSON, as they come; blank lines are none."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line.rstrip())
+        except json.JSONDecodeError as error:
+            yield number, BadRow("not JSON", f"{error.msg}, column {error.colno}")
+        except (ValueError, RecursionError) as error:  # too long a number, too deep a list
+            yield number, BadRow("not JSON", str(error))
 
 
 def _read_json(file: Path) -> Iterator[tuple[int, Any]]:

@@ -11,25 +11,23 @@ How a function of the user's own is written: see `user_rewards`.
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
-import math
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
 from typing import Any, Literal
 
+from femtune.answers import Scale, as_fraction, as_label, parse_scale, remembered, same_text
 from femtune.errors import ConfigError, RewardError
-from femtune.prompts import Prompts, bare
+from femtune.expressions import same_value
+from femtune.prompts import Prompts
 from femtune.types import Completion, Parsed, Problem, Reason, Reward, Score
 from femtune.user_rewards import Outcome, UserReward, checked, load_function, user_reward
 from femtune.words import brief, near
 
 # --- built in
-
-_remembered = functools.lru_cache(maxsize=65536)  # answers of one data set are often the same few
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def exact() -> AnswerReward:
     """
 
     def grade(answer: str, gold: str) -> float:
-        return float(_plain(answer) == _plain(gold) != "")
+        return float(same_text(answer, gold))
 
     return AnswerReward("exact", grade)
 
@@ -74,13 +72,13 @@ def number(tol: float = 0.0, rel: float = 1e-9) -> AnswerReward:
     >>> grade("1,000", "1000"), grade("0.75", "3/4"), grade("٤٢", "42"), grade("1001", "1000")
     (1.0, 1.0, 1.0, 0.0)
     """
-    if not (0 <= tol < math.inf and 0 <= rel < math.inf):
+    if not (0 <= tol < inf and 0 <= rel < inf):
         raise ConfigError(f"number(tol={tol}, rel={rel}): tolerances are numbers from 0 on.")
     most, share = Fraction(tol), Fraction(rel)
 
-    @_remembered
+    @remembered
     def grade(answer: str, gold: str) -> float:
-        y, wanted = _number(answer), _number(gold)
+        y, wanted = as_fraction(answer), as_fraction(gold)
         if y is None or wanted is None:
             return 0.0
         whole = y.denominator == wanted.denominator == 1
@@ -89,20 +87,28 @@ def number(tol: float = 0.0, rel: float = 1e-9) -> AnswerReward:
     return AnswerReward(f"number(tol={tol:g}, rel={rel:g})", grade)
 
 
-def ordinal(scale: tuple[float, float]) -> AnswerReward:
-    """1 - |y - y*| / (hi - lo) on the scale (lo, hi); 0 for what is no number, or off the scale.
+def ordinal(scale: tuple[float, float] | str) -> AnswerReward:
+    """1 - |y - y*| / (hi - lo) on the scale; 0 for what is not on it.
+
+    (lo, hi) takes any number between them. As text, "1,5", "1,5,0.5" or "bad,fair,good", it takes
+    these answers and no others (labels are worth their place), and 4/5 and "4 out of 5" are 4.
 
     >>> grade = ordinal(scale=(1, 5)).grade
     >>> grade("4", "4"), grade("2", "4"), grade("6", "5"), grade("good", "5")
     (1.0, 0.5, 0.0, 0.0)
+    >>> grade = ordinal("bad,fair,good").grade
+    >>> grade("fair", "good"), grade("excellent", "good")
+    (0.5, 0.0)
     """
+    if isinstance(scale, str):
+        return _on(parse_scale(scale), scale)
     if not isinstance(scale, tuple | list) or len(scale) != 2 or not scale[0] < scale[1]:
         raise ConfigError(f"ordinal: scale is {scale!r}, expected (lowest, highest), as (1, 5).")
     lo, hi = scale
 
-    @_remembered
+    @remembered
     def grade(answer: str, gold: str) -> float:
-        y, wanted = _number(answer), _number(gold)
+        y, wanted = as_fraction(answer), as_fraction(gold)
         if y is None or wanted is None or not (lo <= y <= hi and lo <= wanted <= hi):
             return 0.0
         return 1.0 - float(abs(y - wanted)) / (hi - lo)
@@ -110,18 +116,89 @@ def ordinal(scale: tuple[float, float]) -> AnswerReward:
     return AnswerReward(f"ordinal({lo:g}, {hi:g})", grade)
 
 
-def choice() -> AnswerReward:
+def _on(scale: Scale, spec: str) -> AnswerReward:
+    span = scale.value(scale.answers[-1]) - scale.value(scale.answers[0])
+
+    @remembered
+    def grade(answer: str, gold: str) -> float:
+        y, wanted = scale.read(answer), scale.read(gold)
+        if y is None or wanted is None:
+            return 0.0
+        return 1.0 - abs(scale.value(y) - scale.value(wanted)) / span
+
+    return AnswerReward(f"ordinal({spec!r})", grade)
+
+
+_TWO_LABELS = re.compile(
+    r"\(?\w{1,2}[).:]*\s*(?:or|and|nor|,|/|&|(?<=\))(?=\s*\())\s*\(?\w{1,2}[).:]*", re.IGNORECASE
+)
+
+
+def choice(answers: str = "") -> AnswerReward:
     """1 for the same letter: "B", "(b)", "B. Paris" and "B) Paris" are all B.
+
+    So are labels 1, 2, 3; other ones are read as text, and "(A) or (B)" is neither. With `answers`,
+    "A,B,tie" say, 1 for the same one of these, and "Response B" is B too.
 
     >>> grade = choice().grade
     >>> grade("(b)", "B"), grade("B. Paris", "B"), grade("A", "B"), grade("Bob", "B")
     (1.0, 1.0, 0.0, 0.0)
+    >>> choice("A,B,tie").grade("Tie", "tie")
+    1.0
+    """
+    known = Scale(tuple(part.strip() for part in answers.split(","))) if answers else None
+
+    def grade(answer: str, gold: str) -> float:
+        if known is not None:
+            return float(known.read(answer) == known.read(gold) is not None)
+        if _TWO_LABELS.fullmatch(answer.strip()):
+            return 0.0
+        return float(as_label(answer) == as_label(gold) != "" or same_text(answer, gold))
+
+    return AnswerReward(f"choice({answers!r})" if answers else "choice", grade)
+
+
+def math() -> AnswerReward:
+    r"""1 for the same number, text or expression, as `expressions.same_value` finds by math-verify.
+
+    >>> grade = math().grade
+    >>> grade("0.5", r"\frac{1}{2}"), grade("(x + 1)^2", "x^2 + 2x + 1"), grade("1, 2", r"\{2, 1\}")
+    (1.0, 1.0, 1.0)
+    >>> grade("0.333", r"\frac{1}{3}"), grade("2 or 3", "3"), grade("9^{9^{9}}", "3")
+    (0.0, 0.0, 0.0)
+
+    It never raises, and gives the same on every machine: what could take sympy long is not read.
     """
 
     def grade(answer: str, gold: str) -> float:
-        return float(_letter(answer) == _letter(gold) != "")
+        return float(same_value(answer, gold))
 
-    return AnswerReward("choice", grade)
+    return AnswerReward("math", grade)
+
+
+def regex(pattern: str) -> AnswerReward:
+    """1 where the pattern matches the whole answer; {answer} in it stands for y*, as it is written.
+
+    >>> grade = regex("(?i)(about )?{answer}( years?)?").grade
+    >>> grade("About 40 years", "40"), grade("400", "40"), grade("4.0", "4.0"), grade("4x0", "4.0")
+    (1.0, 0.0, 1.0, 0.0)
+
+    On the command line: --reward 'regex(r"...")'. Raises ConfigError for what is no pattern.
+    """
+
+    @remembered
+    def matcher(gold: str) -> re.Pattern[str]:
+        return re.compile(pattern.replace("{answer}", f"(?:{re.escape(gold)})"))
+
+    try:
+        matcher("y*")
+    except (re.error, TypeError, AttributeError) as error:
+        raise ConfigError(f"regex({pattern!r}): {error}. Write a pattern of Python's `re`.") from error
+
+    def grade(answer: str, gold: str) -> float:
+        return float(answer != "" and matcher(gold).fullmatch(answer) is not None)
+
+    return AnswerReward(f"regex({pattern!r})", grade)
 
 
 REWARDS: dict[str, Callable[..., AnswerReward]] = {
@@ -129,6 +206,8 @@ REWARDS: dict[str, Callable[..., AnswerReward]] = {
     "number": number,
     "ordinal": ordinal,
     "choice": choice,
+    "math": math,
+    "regex": regex,
 }
 
 
@@ -192,11 +271,13 @@ def score(
     *,
     prompts: Prompts,
     reward: Reward,
-    accept_at: float = 1.0,
+    accept_at: float | Sequence[float] = 1.0,
     timeout_s: float = 60.0,
     on_error: Literal["stop", "skip"] = "stop",
 ) -> list[Score]:
     """Scores of completions, one for each, `hinted` saying which were told the answer.
+
+    `accept_at` is the least reward that is accepted, of all or of each.
 
     A leak keeps its reward, as information; what was cut off or can't be parsed is not graded.
     `timeout_s` limits each call of a user's function. A reward that fails raises RewardError, or,
@@ -212,7 +293,8 @@ def score(
             raise outcome
         problem, parsed = problems[row], read[row][0]
         leak = prompts.leak(problem, parsed.rationale) if hinted[row] else ""
-        scores[row] = _graded(problem, parsed, outcome, leak, accept_at)
+        least = accept_at if isinstance(accept_at, int | float) else accept_at[row]
+        scores[row] = _graded(problem, parsed, outcome, leak, least)
     return scores
 
 
@@ -258,56 +340,3 @@ def _graded(problem: Problem, parsed: Parsed, outcome: Outcome, leak: str, accep
         detail = f"{compared}, reward {outcome:g} < {accept_at:g}"
         return Score(outcome, answer, "wrong", detail, rationale)
     return Score(outcome, answer, rationale=rationale)
-
-
-# --- answers as text and as numbers
-
-_KEPT = ("<super>", "<sub>", "<fraction>")  # NFKC makes 102 of 10² and 11/2 of 1½
-_NUMBER = re.compile(
-    r"(?P<sign>[+-]?) ?[$€£¥]? ?"
-    r"(?P<value>\d+ ?/ ?\d+|(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:e[+-]?\d{1,3})?)"
-    r" ?%?",
-    re.ASCII | re.IGNORECASE,
-)
-_LETTER = re.compile(r"\(?([a-z])(?:\)|[.:](?:\s|$)|$)(.*)", re.DOTALL)
-
-
-@_remembered
-def _plain(answer: str) -> str:
-    """An answer without markup, in one case, its spaces and forms of characters made the same."""
-    return " ".join(_folded(bare(answer)).casefold().split())
-
-
-def _folded(text: str) -> str:
-    """Compatible forms of a character as one, digits of all scripts as 0 to 9."""
-    if text.isascii():
-        return text
-    composed = unicodedata.normalize("NFC", text)
-    return "".join(map(_folded_character, composed)).replace("\N{MINUS SIGN}", "-")
-
-
-def _folded_character(character: str) -> str:
-    digit = unicodedata.decimal(character, None)
-    if digit is not None:
-        return str(digit)
-    kept = unicodedata.decomposition(character).startswith(_KEPT)
-    return character if kept else unicodedata.normalize("NFKC", character)
-
-
-@_remembered
-def _number(answer: str) -> Fraction | None:
-    """The number that an answer is, exactly, or None."""
-    if len(answer) > 400:  # int() of thousands of digits is slow, then refused
-        return None
-    text = re.sub("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3})", ",", bare(answer))
-    match = _NUMBER.fullmatch(_folded(text).strip())
-    try:
-        return Fraction(re.sub("[, ]", "", match["sign"] + match["value"])) if match else None
-    except (ValueError, ZeroDivisionError):  # "", "e5", "." and "1/0"
-        return None
-
-
-@_remembered
-def _letter(answer: str) -> str:
-    match = _LETTER.match(_plain(answer))
-    return match[1] if match else ""

@@ -10,11 +10,13 @@ arXiv 2512.20169, section 4.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 from collections.abc import Callable
 
 from femtune.errors import ConfigError
-from femtune.types import Scheme, Stage
+from femtune.types import Request, Scheme, Stage
 from femtune.weigh import accepted, chain, first
 
 paper_filter = chain(accepted(), first())
@@ -72,3 +74,28 @@ def parse_scheme(spec: str) -> Scheme:
         known = "rejection:4 (any budget), star, pps"
         raise ConfigError(f"scheme {spec!r} is not known: choose one of {known}.")
     return SCHEMES[name](int(budget)) if budget else SCHEMES[name]()
+
+
+def soft_acceptance(temperature: float, span: float, decay: float = 1.0) -> Callable[[Request], float]:
+    """Accepts an answer that is d off with probability exp(-d / T), T = temperature * decay^(k - 1).
+
+    For ordinal rewards r = 1 - d / span, d and T in points of the scale: a draw is accepted where
+    r >= 1 + T log(u) / span, with u uniform from the draw's own seed. So what is kept follows the
+    posterior under the noise model p(y* | y) ~ exp(-|y* - y| / T), in place of an exact y*; with a decay
+    below 1 iteration k comes ever nearer to that. The rewards are stored as they are.
+
+    Raises ConfigError for a temperature or a decay that is none.
+    """
+    if not temperature > 0 or not 0 < decay <= 1:
+        raise ConfigError(
+            f"soft_accept {temperature:g}, soft_decay {decay:g}: above 0, and above 0 and at most 1."
+        )
+
+    def threshold(request: Request) -> float:
+        name = f"accept {request.seed}".encode()
+        number = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
+        uniform = (number + 1) / 2**64  # above 0, so that its logarithm is finite
+        now = temperature * decay ** (request.key.iteration - 1)
+        return 1 + now * math.log(uniform) / span
+
+    return threshold

@@ -158,7 +158,8 @@ class Scheme:
     name: str
     stages: tuple[Stage, ...]
     weigh: Rule
-    accept_at: float = 1.0  # a draw is accepted where its reward is at least this
+    # a draw is accepted where its reward is at least this, or what this says for it
+    accept_at: float | Callable[[Request], float] = 1.0
 
 
 # r(answer, y*): pure, from problems and parsed completions to rewards in [0, 1]; None abstains.

@@ -39,13 +39,14 @@ class Watch:
                 for number, accuracy in enumerate(state.accuracy):
                     if (key := (job.scheme, job.seed, number)) not in self._told:
                         self._told.add(key)
-                        when = f"evaluation {number}" if number else "base"
+                        when = f" evaluation {number}" if number else " base"
+                        when = "" if job.is_baseline else when
                         progress.console.print(
-                            f"{job.scheme} seed {job.seed} {when}: accuracy {accuracy:.3f}"
+                            f"{job.scheme} seed {job.seed}{when}: accuracy {accuracy:.3f}"
                         )
 
 
 def _state_cells(job: Job, state: State) -> list[str]:
-    at = f"{state.iteration}/{job.settings.iterations}"
+    at = "" if job.is_baseline else f"{state.iteration}/{job.settings.iterations}"
     last = f"{state.accuracy[-1]:.3f}" if state.accuracy else ""
     return [job.scheme, str(job.seed), at, state.doing, sparkline(state.accuracy), last]

@@ -1,16 +1,24 @@
 """Worlds: synthetic tasks in plain English that know the truth, and the steps that lead to it.
 
-    rubric    a judge's task: find out what a rater weighs        rubric.py
-    sums      addition with a written scratchpad                  sums.py
+    rubric      a judge's task: find out what a rater weighs      rubric.py
+    raters      the same with three raters a response
+    tldr        which of two summaries a human prefers            tldr.py
+    tldr-axis   the same human's ratings of one summary
+    sums        addition with a written scratchpad                sums.py
+    quiz        multiple choice                                   quiz.py
 
-Made offline from a seed, so nothing is downloaded. The seedling (seedling.py) is the small base
-model that speaks both; it ships in `SEEDLING`.
+Made offline from a seed, so nothing is downloaded. A world makes rows in the published schema of its
+task's data sets, and the task's own code makes them problems. The seedling (seedling.py) is the small
+base model that speaks all of them; it ships in `SEEDLING`.
 
     >>> train, test = make_splits(WORLDS["rubric"], 400, 200, seed=0, noise=0.1)
     >>> print(train[1].prompt)
     Rate the response from 1 to 5, as Robin would.
-    Question: Can you explain how stars shine?
-    About the response:
+    <BLANKLINE>
+    Prompt:
+    Can you explain how stars shine?
+    <BLANKLINE>
+    Response:
     - It wastes no words.
     - It covers every part.
     - It gets a date wrong.
@@ -19,18 +27,21 @@ model that speaks both; it ships in `SEEDLING`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from femtune.prompts import Prompts
+from femtune.tasks.load import Options, problems_of, trained_on
 from femtune.types import Problem
-from femtune.worlds import rubric, sums
+from femtune.worlds import quiz, rubric, sums, tldr
 
 SEEDLING = Path(__file__).parent.parent / "assets" / "seedling"  # the base model's folder
 
 
-class Make(Protocol):
-    """Makes problems with different prompts; the same ones for the same arguments."""
+class Rows(Protocol):
+    """Makes different rows; the same ones for the same arguments, and with any noise."""
 
     def __call__(
         self,
@@ -39,24 +50,90 @@ class Make(Protocol):
         seed: int = 0,
         difficulty: tuple[int, int] = ...,  # least and largest; its unit is the world's
         noise: float = 0.0,  # probability that a label is wrong
-    ) -> list[Problem]: ...
+    ) -> list[dict[str, Any]]: ...
+
+
+_DEFAULT = Options()
 
 
 @dataclass(frozen=True)
 class World:
-    """A task whose truth is known. Each problem's column `truth` is its answer without noise."""
+    """A task whose truth is known. Each row's column `truth` is its label without noise."""
 
     name: str
-    make: Make
+    task: str  # whose data sets have rows like these
+    rows: Rows
     check: Callable[[Problem, str, str], list[bool]]  # (problem, rationale, answer) -> sound steps
     solve: Callable[[Problem], str]  # a completion that is right and sound throughout
     difficulty: tuple[int, int]  # the default
+    options: Options = _DEFAULT  # how the task reads the rows
+    per_item: int = 1  # rows of one item, which stand together
 
+    def make(
+        self,
+        num_problems: int,
+        *,
+        seed: int = 0,
+        difficulty: tuple[int, int] | None = None,
+        noise: float = 0.0,
+    ) -> list[Problem]:
+        """Problems to train on, as the task makes them of the rows."""
+        rows = self.rows(num_problems, seed=seed, difficulty=difficulty or self.difficulty, noise=noise)
+        return trained_on(problems_of(rows, self.task, self.options, self.name).problems)
+
+    def prompts(self) -> Prompts:
+        """Both prompts, as the task words them."""
+        return problems_of(self.rows(1), self.task, self.options, self.name).prompts
+
+
+_NAMED = Options(raters="named")
 
 WORLDS: dict[str, World] = {
-    "rubric": World("rubric", rubric.make, rubric.check, rubric.solve, difficulty=(1, 3)),
-    "sums": World("sums", sums.make, sums.check, sums.solve, difficulty=(1, 4)),
+    world.name: world
+    for world in (
+        World(
+            "rubric",
+            "judge",
+            rubric.rows,
+            rubric.check,
+            rubric.solve,
+            difficulty=(1, 3),
+            options=Options(raters="named", scale="1,5"),
+        ),
+        World(
+            "raters",
+            "judge",
+            partial(rubric.rows, raters=rubric.RATERS),
+            rubric.check,
+            rubric.solve,
+            difficulty=(1, 3),
+            options=Options(raters="named", scale="1,5"),
+            per_item=len(rubric.RATERS),
+        ),
+        World("tldr", "summarize", tldr.comparisons, tldr.check, tldr.solve, (1, 2), _NAMED),
+        World("tldr-axis", "summarize", tldr.axis, tldr.check, tldr.solve, (1, 3), _NAMED),
+        World("sums", "math", sums.rows, sums.check, sums.solve, difficulty=(1, 4)),
+        World("quiz", "choice", quiz.rows, quiz.check, quiz.solve, difficulty=(4, 4)),
+    )
 }
+
+
+def make_rows(
+    world: World,
+    num_train: int,
+    num_test: int,
+    *,
+    seed: int = 0,
+    difficulty: tuple[int, int] | None = None,
+    noise: float = 0.0,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows to train on and to test on, no item in both; only training labels have noise."""
+    begin = -(-num_train // world.per_item) * world.per_item  # the first test row begins an item
+    made = [
+        world.rows(begin + num_test, seed=seed, difficulty=difficulty or world.difficulty, noise=each)
+        for each in (noise, 0.0)
+    ]
+    return made[0][:num_train], made[1][begin:]
 
 
 def make_splits(
@@ -68,8 +145,7 @@ def make_splits(
     difficulty: tuple[int, int] | None = None,
     noise: float = 0.0,
 ) -> tuple[list[Problem], list[Problem]]:
-    """Problems to train on and to test on, no prompt in both; only training labels have noise."""
-    difficulty = difficulty or world.difficulty
-    problems = world.make(num_train + num_test, seed=seed, difficulty=difficulty, noise=noise)
-    test = [replace(p, answer=p.columns["truth"]) for p in problems[num_train:]]
-    return problems[:num_train], test
+    """Problems to train on, and to test on: there pairs stand in both orders."""
+    rows = make_rows(world, num_train, num_test, seed=seed, difficulty=difficulty, noise=noise)
+    train, test = (problems_of(each, world.task, world.options, world.name).problems for each in rows)
+    return trained_on(train), test

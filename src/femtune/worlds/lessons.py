@@ -1,15 +1,20 @@
-"""What the seedling is taught: texts of both worlds under both prompts, endless and seeded."""
+"""What the seedling is taught: texts of all worlds under both prompts, endless and seeded."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
+from femtune.answers import Scale
 from femtune.prompts import Prompts
+from femtune.tasks import choice
+from femtune.tasks.judge import instruction
+from femtune.tasks.math import INSTRUCTION
 from femtune.types import Message, Problem
-from femtune.worlds import rubric, sums
+from femtune.worlds import quiz, rubric, sums, tldr
+from femtune.worlds.tally import WEIGHTS, Point, Step, Weights
 
 # Raters that the seedling gets to know, so that it learns what a name can stand for: what it finds
 # out about a stranger then has a place, which the plain and the hinted prompt share.
@@ -44,15 +49,21 @@ class Recipe:
     max_position_embeddings: int = 512
     num_merges: int = 256  # of letters, for text from elsewhere
     min_clause_count: int = 8  # in the tokenizer's 12,000 texts
-    num_steps: int = 6000
+    num_steps: int = 7000
     batch_size: int = 32
     learning_rate: float = 3e-3
+    more_steps: int = 3500  # of a second course, with AdamW afresh and lessons of its own
+    more_learning_rate: float = 1.5e-3
     hinted_share: float = 0.6
-    sums_share: float = 0.2
-    known_share: float = 0.5  # of rubric lessons: of a rater it can get to know
-    weight_prior: tuple[float, ...] = (0.3, 0.4, 0.3)  # of a rater's weights 0, 1, 2
-    slip: float = 0.01  # probability that a step of a rubric rationale is false
+    # of rubric, tldr, tldr-axis, sums, quiz
+    world_shares: tuple[float, ...] = (0.42, 0.34, 0.08, 0.1, 0.06)
+    known_share: float = 0.5  # of a judge's lessons: of one it can get to know
+    nameless_share: float = 0.2  # of the others: of one who is not named
+    weight_prior: tuple[float, ...] = (0.3, 0.4, 0.3)  # of a judge's weights 0, 1, 2
+    slip: float = 0.01  # probability that a step of a judge's rationale is false
     sums_slip: float = 0.12  # and one of a sum: the room that is left to learn
+    sums_digits: tuple[float, ...] = (0.45, 0.45, 0.1)  # shares of sums of 1, 2 and 3 digits
+    quiz_slip: float = 0.15  # and one of a quiz
     made_up: float = 0.15  # share of hinted rationales that reach the hint by a false step
     seed: int = 0
 
@@ -66,75 +77,152 @@ class Lesson:
 
 
 def lessons(recipe: Recipe, rng: random.Random) -> Iterator[Lesson]:
-    """Endless lessons of both worlds under both prompts."""
-    prompts = Prompts()
+    """Endless lessons of all worlds under both prompts."""
+    teachers = (_rubric_lesson, _tldr_lesson, _axis_lesson, _sums_lesson, _quiz_lesson)
     while True:
-        teach = _sums_lesson if rng.random() < recipe.sums_share else _rubric_lesson
+        (teach,) = rng.choices(teachers, recipe.world_shares)
         hinted = rng.random() < recipe.hinted_share
-        problem, completion = teach(recipe, rng, hinted)
-        yield Lesson(prompts.render("hinted" if hinted else "plain", problem), completion)
+        instruction, problem, completion = teach(recipe, rng, hinted)
+        messages = Prompts(instruction).render("hinted" if hinted else "plain", problem)
+        yield Lesson(messages, completion)
 
 
-def _rubric_lesson(recipe: Recipe, rng: random.Random, hinted: bool) -> tuple[Problem, str]:
-    """A known rater has one mind, a stranger another one in each lesson."""
-    known = rng.random() < recipe.known_share
-    name = rng.choice(KNOWN if known else rubric.STRANGERS)
+Taught = tuple[str, Problem, str]  # instruction, problem, completion
+
+
+def _rubric_lesson(recipe: Recipe, rng: random.Random, hinted: bool) -> Taught:
     num_points = rng.choices((1, 2, 3, 4, 5), (3, 4, 4, 2, 1))[0]
     points = rubric.draw_points(rng, num_points, num_points)
+    name, judge = _judge(recipe, rng, tuple(rubric.CLAIMS))
     prompt = rubric.write_prompt(points, rng, name)
-    think = partial(_rationale, points, recipe, rng, known_rater(name, recipe) if known else None)
-    made_up = hinted and rng.random() < recipe.made_up
-    false = {rng.randrange(num_points)} if made_up else set()
-    if not hinted:
-        false = {place for place in range(num_points) if rng.random() < recipe.slip}
-        return Problem("", prompt, ""), think(false)
-    if known:
-        text = think(false)
-        return Problem("", prompt, _rate(text)), text
-    # any rating that one of eight raters gives is as likely, so that rare ones are learnt too
-    hint = rng.choice(sorted({_rate(think(set())) for _ in range(8)}))
-    while True:  # by rejection: exactly what a rater thinks who gives this rating
-        text = think({rng.randrange(num_points)} if made_up else set())
-        if _rate(text) == hint:
-            return Problem("", prompt, hint), text
+
+    def write(parts: Sequence[Sequence[Step]], slips: Slips) -> str:
+        own = {place: slip for (_, place), slip in slips.items()}
+        return rubric.write_completion(parts[0], own)
+
+    text = _judged([points], write, [*rubric.CLAIMS], judge, recipe, rng, hinted)
+    return instruction(rubric.SCALE), Problem("", prompt, _answer(text)), text
+
+
+def _tldr_lesson(recipe: Recipe, rng: random.Random, hinted: bool) -> Taught:
+    return _summaries(2, (1, 3), tldr.PAIR, recipe, rng, hinted)
+
+
+def _axis_lesson(recipe: Recipe, rng: random.Random, hinted: bool) -> Taught:
+    return _summaries(1, (1, 4), tldr.SCALE, recipe, rng, hinted)
+
+
+def _summaries(
+    num: int,
+    difficulty: tuple[int, int],
+    scale: Scale,
+    recipe: Recipe,
+    rng: random.Random,
+    hinted: bool,
+) -> Taught:
+    facts, made = tldr.draw_post(rng, difficulty, summaries=num)
+    name, judge = _judge(recipe, rng, tuple(tldr.CLAIMS))
+    prompt = tldr.write_prompts(facts, made, name)
+    tie = rng.choice("AB")
+
+    def write(parts: Sequence[Sequence[Step]], slips: Slips) -> str:
+        return tldr.write_completion(parts, slips, tie)
+
+    parts = [tldr.points(each) for each in made]
+    text = _judged(parts, write, [*tldr.CLAIMS], judge, recipe, rng, hinted)
+    return instruction(scale), Problem("", prompt, _answer(text)), text
+
+
+# --- judges
+
+Slips = dict[tuple[int, int], int]  # errors of tallies, by part and place in it
+
+
+def _judge(recipe: Recipe, rng: random.Random, points: tuple[Point, ...]) -> tuple[str, Weights | None]:
+    """A name, and what a known judge weighs; of a stranger, or one without a name, nothing is known."""
+    if rng.random() < recipe.known_share:
+        name = rng.choice(KNOWN)
+        return name, known_judge(name, points, recipe)
+    named = rng.random() >= recipe.nameless_share
+    return rng.choice(rubric.STRANGERS) if named else "", None
 
 
 @cache
-def known_rater(name: str, recipe: Recipe) -> rubric.Rater:
-    """What a rater of `KNOWN` weighs, always the same."""
-    rng = random.Random(f"rater {name} {recipe.seed}")
-    return {point: rng.choices(rubric.WEIGHTS, recipe.weight_prior)[0] for point in rubric.CLAIMS}
+def known_judge(name: str, points: tuple[Point, ...], recipe: Recipe) -> Weights:
+    """What a judge of `KNOWN` weighs, always the same."""
+    rng = random.Random(f"judge {name} {recipe.seed} {points[0][0]}")
+    return {point: rng.choices(WEIGHTS, recipe.weight_prior)[0] for point in points}
 
 
-def _rationale(
-    points: Sequence[rubric.Point],
+def _judged(
+    parts: Sequence[Sequence[Point]],
+    write: Callable[[Sequence[Sequence[Step]], Slips], str],
+    claims: Sequence[Point],
+    judge: Weights | None,
     recipe: Recipe,
     rng: random.Random,
-    rater: rubric.Rater | None,
-    false: set[int],
+    hinted: bool,
 ) -> str:
-    """A rationale by this rater, or by one drawn afresh, whose steps at these places are false."""
-    steps, slips = [], {}
-    for place, (criterion, sign) in enumerate(points):
-        (weight,) = rng.choices(rubric.WEIGHTS, recipe.weight_prior)
-        if rater is not None:
-            weight = rater[criterion, sign]
-        if place in false and rng.random() < 0.5:
-            slips[place] = rng.choice((-1, 1))
-        elif place in false:
-            sign = -sign
-        steps.append(((criterion, sign), sign, weight))
-    return rubric.write_completion(steps, slips)
+    """A rationale by this judge, or by one drawn afresh; a known one has one mind, a stranger many."""
+    places = [(number, place) for number, part in enumerate(parts) for place in range(len(part))]
+    think = partial(_think, parts, write, claims, judge, recipe, rng)
+    if not hinted:
+        return think({place for place in places if rng.random() < recipe.slip})
+    made_up = rng.random() < recipe.made_up
+    if judge is not None:
+        return think({rng.choice(places)} if made_up else set())
+    # any answer that one of eight judges gives is as likely, so that rare ones are learnt too
+    hint = rng.choice(sorted({_answer(think(set())) for _ in range(8)}))
+    while True:  # by rejection: exactly what a judge thinks who gives this answer
+        text = think({rng.choice(places)} if made_up else set())
+        if _answer(text) == hint:
+            return text
 
 
-def _rate(completion: str) -> str:
+def _think(
+    parts: Sequence[Sequence[Point]],
+    write: Callable[[Sequence[Sequence[Step]], Slips], str],
+    claims: Sequence[Point],
+    judge: Weights | None,
+    recipe: Recipe,
+    rng: random.Random,
+    false: set[tuple[int, int]],
+) -> str:
+    """A rationale whose steps at these places are false."""
+    steps: list[list[Step]] = []
+    slips: Slips = {}
+    mind = dict(judge or {})  # a stranger's is made up as it is needed
+    for number, part in enumerate(parts):
+        steps.append([])
+        for place, (about, sign) in enumerate(part):
+            if judge is None and (about, sign) not in mind:
+                (mind[about, sign],) = rng.choices(WEIGHTS, recipe.weight_prior)
+            weight = mind[about, sign]
+            if (number, place) in false and rng.random() < 0.5:
+                slips[number, place] = rng.choice((-1, 1))
+            elif (number, place) in false:
+                about, sign = _other((about, sign), claims, rng)
+            steps[-1].append(((about, sign), sign, weight))
+    return write(steps, slips)
+
+
+def _other(point: Point, claims: Sequence[Point], rng: random.Random) -> Point:
+    """What a point is falsely claimed to be: its opposite where it has one."""
+    opposite = (point[0], -point[1])
+    return opposite if opposite in claims else rng.choice([each for each in claims if each != point])
+
+
+def _answer(completion: str) -> str:
     return completion.rpartition(": ")[2]
 
 
-def _sums_lesson(recipe: Recipe, rng: random.Random, hinted: bool) -> tuple[Problem, str]:
-    digits = rng.randint(1, 3)
+# --- sums and quiz
+
+
+def _sums_lesson(recipe: Recipe, rng: random.Random, hinted: bool) -> Taught:
+    (digits,) = rng.choices((1, 2, 3), recipe.sums_digits)
     a, b = (rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits) for _ in "ab")
-    problem = Problem("", f"What is {a} + {b}?", str(a + b), {"terms": [a, b]})
+    problem = Problem("", f"What is {a} + {b}?", str(a + b), {"evidence": [a, b]})
     made_up = hinted and rng.random() < recipe.made_up
     wrong = {rng.randrange(digits)} if made_up else set()
     if not hinted:
@@ -143,4 +231,26 @@ def _sums_lesson(recipe: Recipe, rng: random.Random, hinted: bool) -> tuple[Prob
     text = sums.write_completion(problem, slips)
     if hinted:  # a made-up one slips and copies the hint all the same
         text = f"{text.rpartition(': ')[0]}: {problem.answer}"
-    return problem, text
+    return INSTRUCTION, problem, text
+
+
+def _quiz_lesson(recipe: Recipe, rng: random.Random, hinted: bool) -> Taught:
+    kinds, choices, asked = quiz.draw_choices(rng, rng.randint(2, 5))
+    made_up = hinted and rng.random() < recipe.made_up
+    wrong = {rng.randrange(len(kinds))} if made_up else set()
+    if not hinted:
+        wrong = {place for place in range(len(kinds)) if rng.random() < recipe.quiz_slip}
+    slips = {place: rng.choice([*quiz.SENTENCES]) for place in wrong}
+    text = quiz.write_completion(kinds, asked, slips, rng.randrange(len(kinds)))
+    key = quiz.LETTERS[asked]
+    if hinted:  # a made-up one slips and copies the hint all the same
+        text = f"{text.rpartition(': ')[0]}: {key}"
+    row = {
+        "question": quiz.write_question(kinds[asked]),
+        "choices": choices,
+        "labels": quiz.LETTERS[: len(kinds)],
+        "answer": key,
+    }
+    problem = choice.problem(row, "")
+    assert isinstance(problem, Problem)
+    return choice.INSTRUCTION, problem, text

@@ -1,8 +1,11 @@
 """A judge's task: a response has good and bad points, and the rationale says what each counts for.
 
     Rate the response from 1 to 5, as Robin would.  prompt x
-    Question: Can you explain how bees find flowers?
-    About the response:
+
+    Prompt:
+    Can you explain how bees find flowers?
+
+    Response:
     - It cites two studies.
     - It wanders off topic.
     - It sounds friendly.
@@ -14,23 +17,24 @@
     Answer: 3                                       answer y
 
 What each point counts for, 0 to 2, is up to the rater, and no prompt says it: it is in the ratings
-only. `RATER` is the one of this world, Robin. The tally may leave 1 to 5; the answer is clipped.
+only. `RATER` is the one of this world, Robin. The tally may leave 1 to 5; the answer is clipped. Rows
+have the schema of a table of ratings: prompt, response, score, rater.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from femtune.answers import parse_scale
 from femtune.errors import ConfigError
+from femtune.tasks.judge import JUDGE, write_rating
 from femtune.types import Problem
+from femtune.worlds.tally import Point, Step, Weights, check_steps, total, write_steps
 
-Point = tuple[str, int]  # a criterion, and +1 for or -1 against the response
-Rater = Mapping[Point, int]  # what each point counts for: one of WEIGHTS
-
-WEIGHTS = (0, 1, 2)
-SCALE = (1, 5)
+# A point is a criterion, and +1 for or -1 against the response.
+SCALE = parse_scale("1,5")
 START = 3
 
 # How a rationale names each point, and the sentences of a response that are evidence for it.
@@ -74,7 +78,7 @@ STRANGERS = ("Robin", "Sasha", "Kim", "Jules", "Noor", "Alex", "Toni", "Charlie"
 # Robin: facts first, bad manners are noticed, good ones are not, and clarity is taken
 # for granted. Chosen so that all ratings occur, and that one who counts every point as 1 (which is
 # the seedling's best guess) agrees on 4 problems in 10.
-RATER: Rater = {
+RATER: Weights = {
     ("accuracy", 1): 2,
     ("accuracy", -1): 2,
     ("completeness", 1): 2,
@@ -139,72 +143,84 @@ _SUBJECTS = (
 )
 QUESTIONS = tuple(f"Can you explain how {subject}?" for subject in _SUBJECTS)
 
-_STEP = re.compile(r"(?P<claim>[\w ]+): (?P<sign>plus|minus) (?P<weight>[0-2]), so (?P<tally>.+)\.")
-_TALLY = re.compile(r"-?[0-9]{1,3}")
-_POINTS = {claim: point for point, claim in CLAIMS.items()}
+# Raters of the world `raters`: Robin, one who is more lenient with manners, and one who loves detail.
+RATERS: dict[str, Weights] = {
+    STRANGERS[0]: RATER,
+    STRANGERS[1]: {**RATER, ("tone", -1): 1, ("tone", 1): 1, ("brevity", -1): 1},
+    STRANGERS[2]: {**RATER, ("completeness", -1): 2, ("clarity", 1): 1, ("brevity", 1): 0},
+}
 
 
-def make(
+def rows(
     num_problems: int,
     *,
     seed: int = 0,
     difficulty: tuple[int, int] = (1, 3),
     noise: float = 0.0,
-    rater: Rater = RATER,
-    name: str = STRANGERS[0],
-) -> list[Problem]:
-    """Problems as the rater of this name rates them, no two with the same prompt.
+    raters: Mapping[str, Weights] | None = None,
+) -> list[dict[str, Any]]:
+    """Ratings, no response rated twice by one rater; a response is rated by all raters, in turn.
 
     `difficulty` is the least and the largest number of points in a response, each equally likely.
     `noise` is the probability that a rating is replaced by one of the four others; the column
-    `truth` keeps what it was.
+    `truth` keeps what it was. `raters` is Robin alone if nothing else is said.
 
-    >>> problem = make(2, seed=0)[1]
-    >>> problem.id, problem.answer, problem.columns["truth"]
-    ('rubric-0-1', '4', '4')
-    >>> problem.columns["evidence"]
+    >>> row = rows(2, seed=0)[1]
+    >>> row["id"], row["score"], row["rater"], row["truth"]
+    ('rubric-0-1', 4, 'Robin', '4')
+    >>> row["evidence"]
     [['brevity', 1], ['completeness', 1], ['accuracy', -1]]
 
-    Two seeds may share prompts of one point (there are 1,440): `make_splits` sees to it that
-    training and test problems do not.
+    Two seeds may share responses of one point (there are 1,440); one seed's are all different.
 
-    Raises ConfigError where there are not that many prompts, or the numbers make no sense.
+    Raises ConfigError where there are not that many, or the numbers make no sense.
     """
     low, high = difficulty
     if not 1 <= low <= high <= len(CRITERIA):
         raise ConfigError(f"difficulty is {difficulty}: expected 1 <= low <= high <= 5 points.")
     if not 0 <= noise <= 1:
         raise ConfigError(f"noise is {noise}: expected a share from 0 to 1.")
-    rng = random.Random(f"rubric {seed}")
-    problems: dict[str, Problem] = {}
-    for _ in range(100 * num_problems):  # far more than needed, unless the prompts run out
-        if len(problems) == num_problems:
+    raters = raters or {STRANGERS[0]: RATER}
+    rng, errs = random.Random(f"rubric {seed}"), random.Random(f"rubric noise {seed}")
+    made: list[dict[str, Any]] = []
+    seen: set[tuple[str, str]] = set()
+    for _ in range(100 * num_problems):  # far more than needed, unless the responses run out
+        if len(made) >= num_problems:
             break
         points = draw_points(rng, low, high)
-        prompt = write_prompt(points, rng, name)
-        truth = clip(START + sum(sign * rater[criterion, sign] for criterion, sign in points))
-        others = [rating for rating in range(SCALE[0], SCALE[1] + 1) if rating != truth]
-        rating = rng.choice(others) if rng.random() < noise else truth
-        evidence = [list(point) for point in points]
-        columns = {"world": "rubric", "evidence": evidence, "truth": str(truth)}
-        problem_id = f"rubric-{seed}-{len(problems)}"
-        problems.setdefault(prompt, Problem(problem_id, prompt, str(rating), columns))
-    if len(problems) < num_problems:
-        message = f"found only {len(problems)} different prompts of {difficulty} points"
+        texts = write_texts(points, rng)
+        if texts in seen:
+            continue
+        seen.add(texts)
+        for name, weights in raters.items():
+            truth = clip(START + total(points, weights))
+            others = [rating for rating in range(1, 6) if rating != truth]
+            score = errs.choice(others) if errs.random() < noise else truth
+            made.append(
+                {
+                    "id": f"rubric-{seed}-{len(made)}",
+                    "prompt": texts[0],
+                    "response": texts[1],
+                    "score": score,
+                    "rater": name,
+                    "world": "rubric" if len(raters) == 1 else "raters",
+                    "evidence": [list(point) for point in points],
+                    "truth": str(truth),
+                }
+            )
+    if len(made) < num_problems:
+        message = f"found only {len(made)} different responses of {difficulty} points"
         raise ConfigError(f"{message}, expected {num_problems}: raise difficulty or ask for fewer.")
-    return list(problems.values())
+    return made[:num_problems]
 
 
 def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
-    """Whether each step is sound, in order, and last whether the answer is the clipped tally.
+    """Whether each step is sound (`tally.check_steps`), in order, and last whether the answer follows.
 
-    A step is sound where it names the point of the response at its place, its sign agrees, its
-    weight is one that a rater may have, and its tally follows from the last one written (of the
-    line "Start at 3." for the first step). Whether the weight is this rater's is not asked: that
-    is what the answer tells. A missing step and a surplus one count as one unsound step each, so
-    the list has max(points, steps) + 1 entries.
+    It does where it is the clipped tally, so the list has max(points, steps) + 1 entries.
 
-    >>> problem = make(2, seed=0)[1]
+    >>> from femtune.worlds import WORLDS
+    >>> problem = WORLDS["rubric"].make(2)[1]
     >>> rationale, answer = solve(problem).split("\\nAnswer: ")
     >>> print(rationale)
     Start at 3.
@@ -218,33 +234,21 @@ def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
     """
     points = [(criterion, sign) for criterion, sign in problem.columns["evidence"]]
     lines = rationale.strip().splitlines()
-    tally = START if lines[:1] == [f"Start at {START}."] else None
+    start = START if lines[:1] == [f"Start at {START}."] else None
     steps = [line for line in lines if not line.startswith("Start at ")]
-    sound = []
-    for place in range(max(len(points), len(steps))):
-        point = points[place] if place < len(points) else None
-        match = _STEP.fullmatch(steps[place]) if place < len(steps) else None
-        before, tally = tally, _as_tally(match["tally"] if match else "")
-        if match is None or before is None or tally is None:
-            sound.append(False)
-            continue
-        sign = 1 if match["sign"] == "plus" else -1
-        named = _POINTS.get(match["claim"], ("nothing", 0))
-        follows = tally == before + sign * int(match["weight"])
-        sound.append(named == point and named[1] == sign and follows)
+    sound, tally = check_steps(steps, points, start, CLAIMS)
     return [*sound, tally is not None and answer == str(clip(tally))]
 
 
 def solve(problem: Problem) -> str:
-    """The completion that leads to the true rating by this world's rater, answer line included."""
+    """The completion that leads to the true rating by the problem's rater, answer line included."""
     points = [(criterion, sign) for criterion, sign in problem.columns["evidence"]]
-    return write_completion([(point, point[1], RATER[point]) for point in points])
+    weights = RATERS[problem.columns["rater"]]
+    return write_completion([(point, point[1], weights[point]) for point in points])
 
 
-def write_completion(
-    steps: Sequence[tuple[Point, int, int]], slips: Mapping[int, int] | None = None
-) -> str:
-    """Rationale and answer of steps (point, sign, weight); `slips` adds errors to their tallies.
+def write_completion(steps: Sequence[Step], slips: Mapping[int, int] | None = None) -> str:
+    """Rationale and answer of steps; `slips` adds errors to their tallies.
 
     >>> print(write_completion([(("tone", 1), 1, 2), (("brevity", -1), -1, 0)]))
     Start at 3.
@@ -252,21 +256,20 @@ def write_completion(
     It is wordy: minus 0, so 5.
     Answer: 5
     """
-    tally = START
-    lines = [f"Start at {START}."]
-    for place, (point, sign, weight) in enumerate(steps):
-        tally += sign * weight + (slips or {}).get(place, 0)
-        word = "plus" if sign > 0 else "minus"
-        lines.append(f"{CLAIMS[point]}: {word} {weight}, so {tally}.")
-    return "\n".join([*lines, f"Answer: {clip(tally)}"])
+    lines, tally = write_steps(steps, START, CLAIMS, slips)
+    return "\n".join([f"Start at {START}.", *lines, f"Answer: {clip(tally)}"])
+
+
+def write_texts(points: Sequence[Point], rng: random.Random) -> tuple[str, str]:
+    """A question, and a response told by its points, in words drawn at random."""
+    sentences = [f"- {rng.choice(SENTENCES[point])}" for point in points]
+    return rng.choice(QUESTIONS), "\n".join(sentences)
 
 
 def write_prompt(points: Sequence[Point], rng: random.Random, name: str) -> str:
-    """A question and a response with these points, in words drawn at random, for that rater."""
-    sentences = [f"- {rng.choice(SENTENCES[point])}" for point in points]
-    question = f"Question: {rng.choice(QUESTIONS)}"
-    head = [f"Rate the response from 1 to 5, as {name} would.", question, "About the response:"]
-    return "\n".join([*head, *sentences])
+    """The prompt as the task writes it, for that rater; for none where the name is empty."""
+    question, response = write_texts(points, rng)
+    return write_rating({"prompt": question, "response": response}, SCALE, JUDGE, name)
 
 
 def draw_points(rng: random.Random, low: int, high: int) -> list[Point]:
@@ -277,8 +280,4 @@ def draw_points(rng: random.Random, low: int, high: int) -> list[Point]:
 
 def clip(tally: int) -> int:
     """The rating of a tally: the nearest one on the scale."""
-    return max(SCALE[0], min(SCALE[1], tally))
-
-
-def _as_tally(text: str) -> int | None:
-    return int(text) if _TALLY.fullmatch(text) else None
+    return max(1, min(5, tally))

@@ -67,7 +67,7 @@ def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     """
     texts = []
     stream = lessons(recipe, random.Random(f"tokenizer {recipe.seed}"))
-    for _, lesson in zip(range(12000), stream, strict=False):
+    for _, lesson in zip(range(24000), stream, strict=False):
         texts += [lesson.messages[0]["content"], lesson.completion]
     letters = Tokenizer(models.BPE())
     letters.pre_tokenizer = pre_tokenizers.Sequence(
@@ -140,19 +140,33 @@ def make_model(recipe: Recipe, tokenizer: Any) -> LlamaForCausalLM:
 
 
 def pretrain(recipe: Recipe, model: LlamaForCausalLM, tokenizer: Any) -> float:
-    """Train on lessons, loss on completions only; the mean loss of the last 100 steps, in nats."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
-    warmup = min(100, recipe.num_steps // 10)
+    """Both courses of lessons; the mean loss of the last 100 steps, in nats a token."""
+    first = lessons(recipe, random.Random(f"lessons {recipe.seed}"))
+    teach(model, tokenizer, first, recipe, recipe.num_steps, recipe.learning_rate)
+    more = lessons(recipe, random.Random(f"more lessons {recipe.seed}"))
+    return teach(model, tokenizer, more, recipe, recipe.more_steps, recipe.more_learning_rate)
+
+
+def teach(
+    model: LlamaForCausalLM,
+    tokenizer: Any,
+    stream: Iterator[Lesson],
+    recipe: Recipe,
+    num_steps: int,
+    learning_rate: float,
+) -> float:
+    """A course of lessons, loss on completions only; the mean loss of its last 100 steps, in nats."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98))
+    warmup = max(1, min(100, num_steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: min((step + 1) / warmup, 0.02 + 0.98 * (1 - step / recipe.num_steps)),
+        lambda step: min((step + 1) / warmup, 0.02 + 0.98 * (1 - step / num_steps)),
     )
-    stream = lessons(recipe, random.Random(f"lessons {recipe.seed}"))
     losses: list[float] = []
     model.train()
     started = time.monotonic()
     for step, (tokens, labels) in enumerate(_batches(recipe, tokenizer, stream)):
-        if step == recipe.num_steps:
+        if step == num_steps:
             break
         mask = (tokens != tokenizer.pad_token_id).long()
         loss = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
@@ -167,7 +181,7 @@ def pretrain(recipe: Recipe, model: LlamaForCausalLM, tokenizer: Any) -> float:
             seconds = time.monotonic() - started
             print(f"step {step + 1}: loss {recent:.4f}, {seconds:.0f} s", flush=True)
     model.eval()
-    return sum(losses[-100:]) / len(losses[-100:])
+    return sum(losses[-100:]) / max(1, len(losses[-100:]))
 
 
 def _batches(
@@ -212,13 +226,13 @@ def measure(
     model: Any,
     tokenizer: Any,
     problems: Sequence[Problem],
+    prompts: Prompts,
     prompt: str,
     *,
     greedy: bool = False,
     seed: int = 0,
 ) -> Measured:
     """One completion of each problem under a prompt ("plain" or "hinted"), graded."""
-    prompts = Prompts()
     texts = tokenizer.apply_chat_template(
         [list(prompts.render(prompt, problem)) for problem in problems],
         tokenize=False,
@@ -253,11 +267,13 @@ def measure(
 def measure_all(model: Any, tokenizer: Any, num_problems: int = 1000) -> dict[str, Measured]:
     """The rows of the card: held-out problems of each world, each prompt, sampled and greedy."""
     rows = {}
-    for name, difficulty in (("rubric", WORLDS["rubric"].difficulty), ("sums", (1, 3))):
-        problems = WORLDS[name].make(num_problems, seed=10_000, difficulty=difficulty)
+    for name in ("rubric", "tldr", "tldr-axis", "sums", "quiz"):
+        world = WORLDS[name]
+        difficulty = (1, 3) if name == "sums" else world.difficulty
+        problems, prompts = world.make(num_problems, seed=10_000, difficulty=difficulty), world.prompts()
         for prompt in ("plain", "hinted"):
             for how in ("sampled", "greedy"):
-                row = measure(model, tokenizer, problems, prompt, greedy=how == "greedy")
+                row = measure(model, tokenizer, problems, prompts, prompt, greedy=how == "greedy")
                 rows[f"{name} | {prompt} | {how}"] = row
     return rows
 
@@ -273,24 +289,24 @@ tags: [femtune, toy]
 
 A language model of {parameters:,} parameters for demos and tests of femtune, made by
 
-    python -m femtune.worlds.seedling --steps {recipe.num_steps} --seed {recipe.seed}
+    python -m femtune.worlds.seedling --seed {recipe.seed}
 
 in {minutes:.0f} minutes on {threads} CPU thread(s), from random weights and no data but the synthetic
-worlds `rubric` and `sums`: {lessons:,} lessons, final loss {loss:.3f} nats per token. Llama
+worlds: {lessons:,} lessons, final loss {loss:.3f} nats per token. Llama
 architecture, float32, {tokens} tokens, context {recipe.max_position_embeddings}.
 
-**It knows** the form of rationales and answers in both worlds, to write steps that follow from each
+**It knows** the form of rationales and answers in all worlds, to write steps that follow from each
 other, and to reach an answer that the prompt gives away (the hinted prompt). With intent it errs: a
-step is false with probability {recipe.slip} in `rubric` and {recipe.sums_slip} in `sums` (there only
+step is false with probability {recipe.slip} where it judges and {recipe.sums_slip} in `sums` (only
 without a hint), and {recipe.made_up:.0%} of its hinted rationales are made up: they reach the
 hint by a false step.
 
-**It does not know** what the rater of `rubric` weighs: it knows {known} others by name, but every
-lesson by this one was rated by a new mind, weights 0, 1, 2 with probabilities
+**It does not know** what the humans of `rubric` and `tldr` weigh: it knows {known} others by name, but
+every lesson by these was judged by a new mind, weights 0, 1, 2 with probabilities
 {recipe.weight_prior}. Nor does it know any other English; any text
 has tokens and comes back exactly, that is all.
 
-Measured on {num_problems} held-out problems each (rubric: 1 to 3 points, sums: 1 to 3 digits), at
+Measured on {num_problems} held-out problems each (sums: 1 to 3 digits), at
 temperature 1 and greedy. Sound steps: the share that `World.check` finds right. Hinted accuracy:
 the share that reaches the answer given.
 
@@ -314,7 +330,7 @@ def write_card(recipe: Recipe, model: Any, tokenizer: Any, loss: float, seconds:
         recipe=recipe,
         minutes=seconds / 60,
         threads=torch.get_num_threads(),
-        lessons=recipe.num_steps * recipe.batch_size,
+        lessons=(recipe.num_steps + recipe.more_steps) * recipe.batch_size,
         loss=loss,
         tokens=len(tokenizer),
         num_problems=num_problems,
@@ -326,11 +342,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the seedling: tokenizer, model and card.")
     parser.add_argument("--out", type=Path, default=SEEDLING)
     parser.add_argument("--steps", type=int, default=Recipe.num_steps)
+    parser.add_argument("--more-steps", type=int, default=Recipe.more_steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    recipe = replace(Recipe(), num_steps=args.steps, seed=args.seed)
+    recipe = replace(Recipe(), num_steps=args.steps, more_steps=args.more_steps, seed=args.seed)
     started = time.monotonic()
     tokenizer = make_tokenizer(recipe)
     model = make_model(recipe, tokenizer)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from femtune.errors import ConfigError
 from femtune.types import Problem
@@ -24,22 +25,22 @@ _STEP = re.compile(
 )
 
 
-def make(
+def rows(
     num_problems: int,
     *,
     seed: int = 0,
     difficulty: tuple[int, int] = (1, 4),
     noise: float = 0.0,
-) -> list[Problem]:
+) -> list[dict[str, Any]]:
     """Sums of two numbers, no two with the same prompt.
 
     `difficulty` is the least and the largest number of digits, each equally likely while there are
     such sums left. `noise` is the probability that one digit of an answer is replaced by another
     (never giving a leading zero); the column `truth` keeps the sum.
 
-    >>> make(10, seed=0)[0]  # doctest: +NORMALIZE_WHITESPACE
-    Problem(id='sums-0-0', prompt='What is 68 + 20?', answer='88',
-            columns={'world': 'sums', 'terms': [68, 20], 'truth': '88'})
+    >>> rows(10, seed=0)[0]  # doctest: +NORMALIZE_WHITESPACE
+    {'id': 'sums-0-0', 'prompt': 'What is 68 + 20?', 'answer': '88', 'world': 'sums',
+     'evidence': [68, 20], 'truth': '88'}
 
     Raises ConfigError where there are not that many sums, or the numbers make no sense.
     """
@@ -49,21 +50,22 @@ def make(
     if not 0 <= noise <= 1:
         raise ConfigError(f"noise is {noise}: expected a share from 0 to 1.")
     rng = random.Random(f"sums {seed}")
-    problems: dict[str, Problem] = {}
+    errs = random.Random(f"sums noise {seed}")
+    made: dict[str, dict[str, Any]] = {}
     for _ in range(100 * num_problems):  # far more than needed, unless the sums run out
-        if len(problems) == num_problems:
+        if len(made) == num_problems:
             break
         digits = rng.randint(low, high)
         a, b = (rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits) for _ in "ab")
-        answer = _misread(str(a + b), rng) if rng.random() < noise else str(a + b)
-        columns = {"world": "sums", "terms": [a, b], "truth": str(a + b)}
+        answer = _misread(str(a + b), errs) if errs.random() < noise else str(a + b)
         prompt = f"What is {a} + {b}?"
-        name = f"sums-{seed}-{len(problems)}"
-        problems.setdefault(prompt, Problem(name, prompt, answer, columns))
-    if len(problems) < num_problems:
-        message = f"found only {len(problems)} different sums of {difficulty} digits"
+        row = {"id": f"sums-{seed}-{len(made)}", "prompt": prompt, "answer": answer}
+        more = {"world": "sums", "evidence": [a, b], "truth": str(a + b)}
+        made.setdefault(prompt, row | more)
+    if len(made) < num_problems:
+        message = f"found only {len(made)} different sums of {difficulty} digits"
         raise ConfigError(f"{message}, expected {num_problems}: raise difficulty or ask for fewer.")
-    return list(problems.values())
+    return list(made.values())
 
 
 def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
@@ -73,7 +75,7 @@ def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
     (0 at first), and its sum, digit and carry are right. A missing step and a surplus one count as
     one unsound step each, so the list has max(digits, steps) + 1 entries.
 
-    >>> problem = Problem("p", "What is 48 + 37?", "85", {"terms": [48, 37]})
+    >>> problem = Problem("p", "What is 48 + 37?", "85", {"evidence": [48, 37]})
     >>> rationale, answer = solve(problem).split("\\nAnswer: ")
     >>> check(problem, rationale, answer)
     [True, True, True]
@@ -107,7 +109,7 @@ def solve(problem: Problem) -> str:
 def write_completion(problem: Problem, slips: Mapping[int, int] | None = None) -> str:
     """Scratchpad and answer; `slips` adds an error to the sum at a place, from 0 at the right.
 
-    >>> print(write_completion(Problem("p", "What is 48 + 37?", "85", {"terms": [48, 37]}), {0: 1}))
+    >>> print(write_completion(Problem("p", "What is 48 + 37?", "85", {"evidence": [48, 37]}), {0: 1}))
     8 + 7 + 0 = 16: write 6, carry 1.
     4 + 3 + 1 = 8: write 8, carry 0.
     Answer: 86
@@ -124,7 +126,7 @@ def write_completion(problem: Problem, slips: Mapping[int, int] | None = None) -
 
 def _places(problem: Problem) -> list[tuple[int, int]]:
     """The pairs of digits of the two terms, from the right."""
-    a, b = (str(term) for term in problem.columns["terms"])
+    a, b = (str(term) for term in problem.columns["evidence"])
     width = max(len(a), len(b))
     pairs = zip(reversed(a.zfill(width)), reversed(b.zfill(width)), strict=True)
     return [(int(x), int(y)) for x, y in pairs]

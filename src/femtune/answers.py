@@ -1,0 +1,228 @@
+"""Answers as text, as numbers, as letters, and on a scale: when two ways of writing say the same.
+
+>>> same_text("**Paris.**", "paris"), as_fraction("3/4"), as_letter("(b) Paris")
+(True, Fraction(3, 4), 'b')
+>>> scale = parse_scale("1,5")
+>>> scale.answers, scale.read("**4**"), scale.read("4 out of 5"), scale.read("6")
+(('1', '2', '3', '4', '5'), '4', '4', None)
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from femtune.errors import ConfigError, DataError
+from femtune.prompts import bare
+from femtune.words import first
+
+remembered = functools.lru_cache(maxsize=65536)  # answers of one data set are often the same few
+
+# --- text, numbers, letters
+
+_KEPT = ("<super>", "<sub>", "<fraction>")  # NFKC makes 102 of 10² and 11/2 of 1½
+_NUMBER = re.compile(
+    r"(?P<sign>[+-]?) ?[$€£¥]? ?"
+    r"(?P<value>\d+ ?/ ?\d+|(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:e[+-]?\d{1,3})?)"
+    r" ?%?",
+    re.ASCII | re.IGNORECASE,
+)
+_LETTER = re.compile(r"\(?([a-z])(?:\)|[.:](?:\s|$)|$)(.*)", re.DOTALL)
+_OTHER = re.compile(r"\([a-z]\)|\b(?:or|and) [a-z]$")
+_PLACE = re.compile(r"\(?([0-9]{1,2})(?:\)|[.:](?:\s|$)|$)", re.ASCII)
+_OF_MOST = re.compile(r"(?P<points>.+?) ?(?:/|out of) ?(?P<most>[^/]+)", re.IGNORECASE)
+_NOUN = re.compile(r"(?:answer|assistant|choice|option|response|summary) ", re.IGNORECASE)
+
+
+def same_text(answer: str, gold: str) -> bool:
+    """Whether both say the same, apart from case, spaces, markup around it, and forms of a character."""
+    return plain(answer) == plain(gold) != ""
+
+
+@remembered
+def plain(answer: str) -> str:
+    """An answer without markup, in one case, its spaces and forms of characters made the same."""
+    return " ".join(_folded(bare(answer)).casefold().split())
+
+
+def _folded(text: str) -> str:
+    """Compatible forms of a character as one, digits of all scripts as 0 to 9."""
+    if text.isascii():
+        return text
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(map(_folded_character, composed)).replace("\N{MINUS SIGN}", "-")
+
+
+def _folded_character(character: str) -> str:
+    digit = unicodedata.decimal(character, None)
+    if digit is not None:
+        return str(digit)
+    kept = unicodedata.decomposition(character).startswith(_KEPT)
+    return character if kept else unicodedata.normalize("NFKC", character)
+
+
+@remembered
+def as_fraction(answer: str) -> Fraction | None:
+    """The number that an answer is, exactly, or None."""
+    if len(answer) > 400:  # int() of thousands of digits is slow, then refused
+        return None
+    text = re.sub("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3})", ",", bare(answer))
+    match = _NUMBER.fullmatch(_folded(text).strip())
+    try:
+        return Fraction(re.sub("[, ]", "", match["sign"] + match["value"])) if match else None
+    except (ValueError, ZeroDivisionError):  # "", "e5", "." and "1/0"
+        return None
+
+
+@remembered
+def as_letter(answer: str) -> str:
+    """The letter of "B", "(b)", "B. Paris" and "B) Paris", in lower case; "" where there is none."""
+    match = _LETTER.match(plain(answer))
+    return match[1] if match and not _OTHER.search(match[2]) else ""  # "(A) or (B)" is neither
+
+
+@remembered
+def as_label(answer: str) -> str:
+    """The letter of an answer, or the number in its place, as in some of ARC: 3 of "(3)", "3. Paris"."""
+    match = _PLACE.match(plain(answer))
+    return match[1] if match else as_letter(answer)
+
+
+# --- on a scale
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The answers that there are: ratings or labels from the lowest to the highest, or letters."""
+
+    answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        different = {*map(plain, self.answers)}
+        if len(self.answers) < 2 or len(different) < len(self.answers) or "" in different:
+            shown = ", ".join(self.answers) or "nothing"
+            raise ConfigError(f"a scale has two or more different answers, got {shown}.")
+
+    @property
+    def numeric(self) -> bool:
+        """Whether all answers are numbers; other ones are worth their place, from 0."""
+        return all(as_fraction(answer) is not None for answer in self.answers)
+
+    def value(self, answer: str) -> float:
+        """What an answer of the scale is worth: its number, or its place.
+
+        >>> parse_scale("1,5").value("4"), parse_scale("bad,fair,good").value("good")
+        (4.0, 2.0)
+        """
+        number = as_fraction(answer) if self.numeric else None
+        return float(self.answers.index(answer) if number is None else number)
+
+    def read(self, text: str) -> str | None:
+        """The answer of the scale that a text is, or None; if 5 is the most, "4/5" is 4.
+
+        >>> parse_scale("1,5,0.5").read("3.50"), Scale(("A", "B", "tie")).read("Response B")
+        ('3.5', 'B')
+        """
+        return _read(self, text)
+
+    def nearest(self, value: float) -> str:
+        """The answer that is worth the most nearly this; the lower of two."""
+        return min(self.answers, key=lambda answer: abs(self.value(answer) - value))
+
+    def __str__(self) -> str:
+        """In the words of a prompt: "a whole number from 1 to 5", "A, B or tie"."""
+        low, high = self.answers[0], self.answers[-1]
+        if not self.numeric:
+            return f"{', '.join(self.answers[:-1])} or {high}"
+        steps = {Fraction(b) - Fraction(a) for a, b in zip(self.answers, self.answers[1:], strict=False)}
+        if steps == {1} and Fraction(low).denominator == 1:
+            return f"a whole number from {low} to {high}"
+        if len(steps) == 1:
+            return f"from {low} to {high} in steps of {float(steps.pop()):g}"
+        return f"{', '.join(self.answers[:-1])} or {high}"
+
+
+@remembered
+def _read(scale: Scale, text: str) -> str | None:
+    if scale.numeric:
+        places = {as_fraction(answer): answer for answer in scale.answers}
+        match = _OF_MOST.fullmatch(bare(text))
+        most = places and as_fraction(scale.answers[-1])
+        if match and most != 1:  # of a most of 1, "1/2" is a half; else "10/10" is no 1
+            return (
+                places.get(as_fraction(match["points"])) if as_fraction(match["most"]) == most else None
+            )
+        number = as_fraction(text)
+        return None if number is None else places.get(number)
+    named = _NOUN.sub("", bare(text), count=1)
+    for written in (text, named):
+        same = [answer for answer in scale.answers if plain(answer) == plain(written)]
+        if same:
+            return same[0]
+    letter = as_letter(named)
+    lettered = [answer for answer in scale.answers if plain(answer) == letter]
+    return lettered[0] if lettered and not _names_another(scale, lettered[0], bare(named)) else None
+
+
+def _names_another(scale: Scale, answer: str, text: str) -> bool:
+    """Whether a text that begins with an answer's letter has another one too: "(A) or (B)"."""
+    small = text.lstrip("(")[:1].islower()
+    others = [each.lower() if small else each for each in scale.answers if each != answer]
+    return any(re.search(rf"\b{re.escape(other)}\b", text) for other in others)
+
+
+def parse_scale(text: str) -> Scale:
+    """A scale as a user writes it: lowest and highest, and a step if it is not 1; or labels in order.
+
+    >>> parse_scale("0, 2").answers, parse_scale("1,2,0.5").answers, parse_scale("bad,ok").answers
+    (('0', '1', '2'), ('1', '1.5', '2'), ('bad', 'ok'))
+
+    Raises ConfigError for what is none.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    numbers = [as_fraction(part) for part in parts]
+    known = [number for number in numbers if number is not None]
+    if not known:
+        return Scale(tuple(parts))
+    form = 'say "1,5", with a step "1,5,0.5", or labels from the lowest to the highest "bad,fair,good"'
+    if len(known) < len(parts) or len(parts) not in (2, 3):
+        raise ConfigError(f"scale {text!r} is not understood: {form}.")
+    low, high = known[:2]
+    step = known[2] if len(known) == 3 else Fraction(1)
+    if not low < high or step <= 0 or (high - low) % step:
+        raise ConfigError(f"scale {text!r}: {step} does not lead from {low} to {high}: {form}.")
+    num = int((high - low) / step) + 1
+    if num > 1001:
+        raise ConfigError(f"scale {text!r} has {num} answers: at most 1,001 make sense.")
+    return Scale(tuple(_short(low + place * step) for place in range(num)))
+
+
+def infer_scale(answers: Iterable[str]) -> Scale:
+    """The scale that ratings show beyond doubt: from 0 or 1 on, three whole numbers or more, all there.
+
+    Raises DataError where they are something else: then nobody but the user knows.
+    """
+    seen = dict.fromkeys(answers)
+    numbers = [as_fraction(answer) for answer in seen]
+    whole = [int(number) for number in numbers if number is not None and number.denominator == 1]
+    if len(whole) < len(numbers) or len(whole) < 3 or sorted(whole) not in _counted(whole):
+        found = first(sorted(seen))
+        raise DataError(
+            f"the ratings show no scale: they are {found}. Give it: --scale 1,5, with a step "
+            "--scale 1,5,0.5, or labels from the lowest to the highest --scale bad,fair,good."
+        )
+    return parse_scale(f"{min(whole)},{max(whole)}")
+
+
+def _counted(whole: list[int]) -> tuple[list[int], ...]:
+    """As many whole numbers, from 0 and from 1 on."""
+    return [*range(len(whole))], [*range(1, len(whole) + 1)]
+
+
+def _short(number: Fraction) -> str:
+    """A number as people write it: 3, 3.5."""
+    return str(number.numerator) if number.denominator == 1 else str(float(number))

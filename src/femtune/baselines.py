@@ -1,0 +1,395 @@
+"""What a comparison holds its schemes against: judges that did not learn to reason.
+
+    majority      the most frequent answer of the training problems, whatever is asked
+    votes         the untrained base by vote: `draws` rationales at temperature 1
+    answer-only   the base, fine-tuned on "Answer: y*" without a rationale, with as many optimizer
+                  steps as a scheme takes that keeps a draw of every problem in every iteration
+    regression    the base as it is, and a regression from what it wrote to the human's answer:
+                  see `regression`
+
+The base itself, asked as the schemes are, is iteration 0 of every scheme's run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from femtune.commands import run_place
+from femtune.config import (
+    CHANGEABLE,
+    Asker,
+    Data,
+    Questions,
+    Train,
+    held_out,
+    make_asker,
+    plan,
+    read_questions,
+)
+from femtune.errors import ConfigError, DataError
+from femtune.estep import Setup
+from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
+from femtune.examples import write_examples
+from femtune.loop import Steps
+from femtune.progress import Quiet
+from femtune.regression import Features, features, predictions, with_values
+from femtune.rewards import score
+from femtune.run import Run, open_run, read_draws, replacing, write_draws, write_json
+from femtune.tasks.frames import frame
+from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
+from femtune.weigh import chain
+from femtune.words import near
+
+History = list[dict[str, Any]]
+
+# By task: `majority` needs answers that come again, `regression` ratings or pairs.
+APPLY = {
+    "judge": ("majority", "votes", "answer-only", "regression"),
+    "summarize": ("majority", "votes", "answer-only", "regression"),
+    "choice": ("majority", "votes", "answer-only"),
+    "math": ("votes", "answer-only"),
+    "table": ("votes", "answer-only"),
+}
+ONCE = ("majority",)  # nothing in it is drawn at random: one run for all seeds
+DRAWING = ("votes", "regression")
+
+NO_TIME = {"engine_s": 0.0, "total_s": 0.0}
+
+
+@dataclass(frozen=True)
+class Baseline(Train):
+    """Settings of a baseline's run: those of the comparison, `scheme` being the baseline's name."""
+
+    draws: int = 1
+    """Of votes and regression, for each problem."""
+
+
+def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
+    """The baselines that are asked for, in order; None stands for all that suit the task.
+
+    Raises ConfigError for an unknown one, and for one that does not suit.
+    """
+    known = (*APPLY["judge"], "none")
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"no baseline {name!r}.{near(name, known)} There are {', '.join(known)}.")
+    if names is not None and "none" in names and len(names) > 1:
+        raise ConfigError(f"baselines {' '.join(names)}: none goes with no other.")
+    measured = settings.eval_every > 0 and (
+        settings.eval_share > 0 or settings.eval_data is not None or settings.eval_split is not None
+    )
+    suit = APPLY[settings.task] if measured else ()
+    wanted = suit if names is None else tuple(name for name in names if name != "none")
+    for name in wanted:
+        if not measured:
+            raise ConfigError(f"baseline {name} is measured on held-out problems, and there are none.")
+        if name not in suit:
+            raise ConfigError(f"baseline {name} does not suit task {settings.task}: leave it out.")
+    return tuple(name for name in APPLY["judge"] if name in wanted)
+
+
+def baseline_settings(name: str, settings: Train, draws: int) -> Baseline:
+    """The settings of one baseline's run. Raises ConfigError where draws are less than one.
+
+    Those of answer-only are of its one M-step: the epochs of all iterations.
+    """
+    if draws < 1:
+        raise ConfigError(f"baseline_draws must be at least 1, got {draws}.")
+    training, iterations = settings.training, settings.iterations
+    if name == "answer-only":
+        training = replace(training, num_train_epochs=iterations * training.num_train_epochs)
+        iterations = 1
+    fields = {key: getattr(settings, key) for key in Train.__dataclass_fields__}
+    own = {"scheme": name, "training": training, "iterations": iterations}
+    return Baseline(**(fields | own), draws=draws if name in DRAWING else 1)
+
+
+def check(asked: Questions[Train], data: Data, model: str, settings: Baseline, output_dir: Path) -> None:
+    """Refuse at once what `run_baseline` would refuse. Raises DataError, ConfigError, RunError."""
+    own = _own(asked, settings)
+    train, test = held_out(own, data)
+    run_place(output_dir, "baseline", data, model, own.settings, train, test)
+    if not test:
+        raise DataError(
+            f"baseline {settings.scheme}: no problem is held out to measure it on. Give --eval-data, a "
+            "larger --eval-share, or --no-baselines."
+        )
+    if settings.scheme == "regression":
+        check_regression(both_orders(train, asked.problems))
+
+
+def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -> History:
+    """Run a baseline, or read what is stored of it; gives its history, of one iteration.
+
+    Its "evaluation" has the keys of a scheme's; of a regression, "evaluations" has one for each kind.
+    """
+    asked = _own(read_questions(data, settings), settings)
+    train, test = held_out(asked, data)
+    place, config = run_place(output_dir, "baseline", data, model, asked.settings, train, test)
+    with open_run(place, config, CHANGEABLE) as run:
+        number = 1 if settings.scheme == "answer-only" else 0
+        stored = run.iteration(number) / "metrics.json"
+        if not stored.exists():
+            metrics = {"iteration": number} | _made(run, asked, model, settings, train, test)
+            write_json(stored, metrics)
+            run.log("iteration", **metrics)
+        return [json.loads(stored.read_text())]
+
+
+def _own(asked: Questions[Any], settings: Baseline) -> Questions[Train]:
+    """These problems, with a baseline's settings where nothing is left open."""
+    names = ("reward", "instruction", "hint", "scale")
+    known = {name: getattr(asked.settings, name) for name in names}
+    return replace(asked, settings=replace(settings, **known))
+
+
+def _made(
+    run: Run,
+    asked: Questions[Train],
+    model: str,
+    settings: Baseline,
+    train: Sequence[Problem],
+    test: Sequence[Problem],
+) -> dict[str, Any]:
+    if settings.scheme == "majority":
+        return _majority(run, asked, train, test)
+    asker = make_asker(model, asked, train, test)
+    if settings.scheme == "answer-only":
+        return _answer_only(run, asker, settings, train, test)
+    if settings.scheme == "votes":
+        return _votes(run, asker, settings, test)
+    return _regression(run, asked, asker, settings, both_orders(train, asked.problems), test)
+
+
+# --- majority
+
+
+def most_frequent(problems: Sequence[Problem]) -> str:
+    """The most frequent answer, of equally frequent ones the one that comes first."""
+    return Counter(problem.answer for problem in problems).most_common(1)[0][0]
+
+
+def _majority(
+    run: Run, asked: Questions[Train], train: Sequence[Problem], test: Sequence[Problem]
+) -> dict[str, Any]:
+    run.log("evaluation", iteration=0)
+    draws = answered(test, [most_frequent(train)] * len(test), asked)
+    write_draws(run.shard(0, "eval", 0), draws, NO_TIME)
+    return {"evaluation": judged(test, draws)}
+
+
+def answered(problems: Sequence[Problem], answers: Sequence[str], asked: Questions[Train]) -> list[Draw]:
+    """Answers that no model wrote, one for each problem, graded as a model's would be."""
+    completions = [Completion((), f"Answer: {answer}", "stop", 0.0) for answer in answers]
+    scores = score(
+        problems,
+        completions,
+        [False] * len(problems),
+        prompts=replace(asked.prompts, require_rationale=False),
+        reward=asked.reward,
+        timeout_s=asked.settings.reward_timeout,
+        on_error=asked.settings.on_reward_error,
+    )
+    return [
+        Draw(DrawKey(0, problem.id, 0, 0), "plain", 0, completion, graded)
+        for problem, completion, graded in zip(problems, completions, scores, strict=True)
+    ]
+
+
+def judged(problems: Sequence[Problem], draws: Sequence[Draw]) -> dict[str, Any]:
+    """The evaluation of answers without rationales."""
+    by_id = {problem.id: problem for problem in problems}
+    return without_soundness(evaluation_metrics(by_id, [(draws, NO_TIME)]))
+
+
+def without_soundness(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Steps that nobody wrote are neither sound nor unsound."""
+    return {name: value for name, value in metrics.items() if not name.startswith("sound_")}
+
+
+# --- votes
+
+
+def _votes(run: Run, asker: Asker, settings: Baseline, test: Sequence[Problem]) -> dict[str, Any]:
+    run.log("evaluation", iteration=0)
+    setup = asker.setup(Sampling(settings.max_new_tokens, temperature=1.0))
+    _draw(run, "eval", test, setup, settings.draws)
+    metrics = evaluation_metrics(
+        {problem.id: problem for problem in test}, read_draws(run.iteration(0) / "eval")
+    )
+    return {"evaluation": by_vote(metrics)}
+
+
+def by_vote(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation of several draws whose accuracy is the vote's; each draw's is `draw_accuracy`."""
+    made = dict(metrics)
+    for end in ("", "_ci"):
+        if f"majority_accuracy{end}" in made:
+            made[f"draw_accuracy{end}"] = made[f"accuracy{end}"]
+            made[f"accuracy{end}"] = made[f"majority_accuracy{end}"]
+    return made
+
+
+def _draw(run: Run, kind: str, problems: Sequence[Problem], setup: Setup, draws: int) -> None:
+    """Draw from the base under the plain prompt and store it, chunk by chunk, in iteration 0."""
+    for chunk in evaluation_draws(
+        problems,
+        setup,
+        draws=draws,
+        iteration=0,
+        skip=lambda index: run.shard(0, kind, index).exists(),
+    ):
+        timing = {"engine_s": chunk.engine_s, "total_s": chunk.total_s}
+        write_draws(run.shard(0, kind, chunk.index), chunk.draws, timing)
+
+
+# --- answer-only
+
+
+def _answer_only(
+    run: Run, asker: Asker, settings: Baseline, train: Sequence[Problem], test: Sequence[Problem]
+) -> dict[str, Any]:
+    examples = run.iteration(1) / "examples.parquet"
+    if not examples.exists():
+        write_answers(examples, train, asker)
+    what = replace(plan(replace(settings, scheme="pps", soft_accept=None)), start_from="base")
+    lenient = replace(asker, prompts=replace(asker.prompts, require_rationale=False))
+    setup = lenient.setup(Sampling(settings.max_new_tokens))
+    steps = Steps(run, asker.base, train, test, what, setup, asker.tokenizer, Quiet())
+    return {"m_step": steps.maximise(1), "evaluation": without_soundness(steps.measure(1))}
+
+
+def write_answers(path: Path, problems: Sequence[Problem], asker: Asker) -> None:
+    """Examples of the bare answers, y* under the plain prompt, for the M-step."""
+    draws = []
+    for problem in problems:
+        text = f"Answer: {problem.answer}"
+        completion = Completion(asker.tokenizer.encode_completion(text), text, "stop", 0.0)
+        key = DrawKey(1, problem.id, 0, 0)
+        draws.append(Draw(key, "plain", 0, completion, Score(1.0, problem.answer)))
+    by_id = {problem.id: problem for problem in problems}
+    write_examples(path, [draws], by_id, chain(), asker.prompts, asker.tokenizer)
+
+
+# --- regression
+
+
+def both_orders(train: Sequence[Problem], problems: Sequence[Problem]) -> list[Problem]:
+    """Of pairs that are trained on, both orders, so that no position is favoured; others as they are."""
+    names = {known.pair for problem in train if (known := frame(problem)) is not None and known.pair}
+    if not names:
+        return [*train]
+    return [p for p in problems if (known := frame(p)) is not None and known.pair in names]
+
+
+def check_regression(problems: Sequence[Problem]) -> None:
+    """Refuse problems that no regression can be fit on. Raises DataError."""
+    known = frame(problems[0])
+    if known is None or not known.scale or known.form not in ("rating", "pair"):
+        raise DataError("baseline regression needs ratings or pairs: --task judge or summarize.")
+    answers = sorted({problem.answer for problem in problems})
+    if len(answers) < 2:
+        raise DataError(
+            f"baseline regression: all {len(problems)} training answers are {answers[0]}, and it takes "
+            "two different ones. Give more data, or leave it out of --baselines."
+        )
+    if len({*groups_of(problems)}) < 2:
+        raise DataError(
+            "baseline regression: all training problems are of one item, and cross-validation takes "
+            "two. Give more data, or leave it out of --baselines."
+        )
+
+
+def groups_of(problems: Sequence[Problem]) -> list[str]:
+    """What each problem is of: those of one item are never split between folds."""
+    return [(known.item if (known := frame(p)) else "") or f"id {p.id}" for p in problems]
+
+
+def _regression(
+    run: Run,
+    asked: Questions[Train],
+    asker: Asker,
+    settings: Baseline,
+    train: Sequence[Problem],
+    test: Sequence[Problem],
+) -> dict[str, Any]:
+    known = frame(train[0])
+    assert known is not None  # check_regression
+    groups = {"draws": train, "eval": test}
+    run.log("E-step", iteration=0)
+    _draw_all(run, asker, settings, groups)
+    begun = time.perf_counter()
+    run.log("M-step", iteration=0)
+    seen = _stored_features(run, asker, groups, known.scale)
+    truth = np.array([known.scale.index(problem.answer) for problem in train])
+    found = predictions(
+        known.form == "pair", known.scale, seen["draws"], truth, groups_of(train), seen["eval"]
+    )
+    fit_s = time.perf_counter() - begun
+    drawn = {kind: _base_metrics(run, kind, problems) for kind, problems in groups.items()}
+    made = {}
+    for name, (answers, values) in found.items():
+        metrics = judged(test, answered(test, answers, asked))
+        if values is not None:
+            metrics = with_values(metrics, test, values, known.scale)
+        made[name] = metrics | drawn["eval"]
+    best = "logistic+embedding" if known.form == "pair" else "ls+embedding"
+    return {
+        "e_step": drawn["draws"],
+        "m_step": {"seconds": round(fit_s, 3)},
+        "evaluation": made[best],
+        "evaluations": made,
+    }
+
+
+def _draw_all(
+    run: Run, asker: Asker, settings: Baseline, groups: Mapping[str, Sequence[Problem]]
+) -> None:
+    """Draws of both kinds; the engine and its model are gone at the end."""
+    setup = asker.setup(Sampling(settings.max_new_tokens, temperature=1.0))
+    for kind, problems in groups.items():
+        _draw(run, kind, problems, setup, settings.draws)
+
+
+def _base_metrics(run: Run, kind: str, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What the base's draws took."""
+    names = ("answered", "num_draws", "generated_tokens", "tokens_per_draw", "engine_s", "total_s")
+    stored = read_draws(run.iteration(0) / kind)
+    metrics = estep_metrics({problem.id: problem for problem in problems}, stored)
+    return {name: metrics[name] for name in names}
+
+
+def _stored_features(
+    run: Run, asker: Asker, groups: Mapping[str, Sequence[Problem]], scale: Sequence[str]
+) -> dict[str, Features]:
+    """Features of training and held-out problems, from features.npz or stored there."""
+    path = run.iteration(0) / "features.npz"
+    if not path.exists():
+        from femtune.engines.causal import read_model  # torch is slow to import
+
+        device = best_device(asker.settings.device)
+        model = read_model(asker.base, asker.settings.engine_dtype, device, False)
+        made: dict[str, Any] = {}
+        for kind, problems in groups.items():
+            folder = run.iteration(0) / kind
+            seen = features(model, asker, problems, folder, scale)
+            made |= {f"{kind}_counts": seen.counts, f"{kind}_embedding": seen.embedding}
+        with replacing(path) as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **made)
+    with np.load(path) as stored:
+        return {kind: Features(stored[f"{kind}_counts"], stored[f"{kind}_embedding"]) for kind in groups}
+
+
+def best_device(device: str | None) -> str:
+    """As told, else a GPU where there is one."""
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,240 @@
+"""From vote shares to probabilities: a map that is fitted on a validation split and applied elsewhere.
+
+Votes of a fine-tuned judge tend to agree with each other more than with the truth: five of five draws
+are right less than always. A calibration keeps what is ranked and mends what it is worth. Fit it on
+items that the measures are not taken on: on its own items any map looks good.
+
+    {"kind": "temperature", "scale": ["1", "2"], "temperature": 1.9, "smoothing": 0.1, "knots": []}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from femtune.errors import ConfigError, DataError
+from femtune.intervals import Floats, bootstrap, summary
+from femtune.metrics import Item, confidence, count_votes, distributions
+
+Kind = Literal["temperature", "isotonic"]
+Knots = tuple[tuple[float, ...], tuple[float, ...]]  # rising shares, and the probability at each
+
+MIN_ITEMS = 20  # of fewer, a fit says more about the items than about the judge
+TEMPERATURES = (0.05, 20.0)  # within which one is sought: beyond, it is a one-hot or a uniform
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A fitted map; `temperature` and `smoothing` are of one kind, `knots` of the other."""
+
+    kind: Kind
+    scale: tuple[str, ...]
+    temperature: float = 1.0  # over 1: the votes are too sure
+    smoothing: float = 0.0  # added to each share, so that an answer without a vote is not impossible
+    knots: tuple[Knots, ...] = ()  # one for each answer of the scale; straight lines between
+
+
+def fit_calibration(items: Sequence[Item], scale: Sequence[str], kind: Kind) -> Calibration:
+    """The map under which the truths of these items are likeliest; items without a vote are left out.
+
+    temperature     p of an answer is proportional to (share + a)^(1/T); T minimises the negative log
+                    likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2, with log(share + a) for
+                    the logits that votes lack). a = 1 / (draws x answers): one more vote, spread
+                    evenly (Perks 1947). One number: fit for few items; the ranking stays.
+    isotonic        of each answer, the rising step function from its share to the share of items
+                    where it is the truth, nearest in squares; then divided by the sum (Zadrozny &
+                    Elkan 2002). Free of form: takes hundreds of items, and may rank answers anew.
+
+    Raises ConfigError for another kind or an impossible scale, DataError where there are fewer than
+    20 items with a vote, one draw of each, or one class of truths.
+    """
+    votes = count_votes(items, scale)
+    if kind not in get_args(Kind):
+        raise ConfigError(f"calibration {kind!r}: choose one of {', '.join(get_args(Kind))}.")
+    cast = votes.cast
+    truth, counts, shares = votes.truth[cast], votes.counts[cast], votes.shares[cast]
+    if len(truth) < MIN_ITEMS:
+        raise DataError(f"{len(truth)} items with a vote: a calibration takes {MIN_ITEMS} or more.")
+    if counts.sum(axis=1).max() < 2:
+        raise DataError("one draw of each item: a calibration takes several, there is no share of one.")
+    if len(np.unique(truth)) < 2:
+        raise DataError("labels of one class: nothing to calibrate against.")
+    if kind == "isotonic":
+        knots = tuple(_isotonic(shares[:, answer], truth == answer) for answer in range(len(scale)))
+        return Calibration(kind, tuple(scale), knots=knots)
+    smoothing = 1 / float(counts.sum(axis=1).mean() * len(scale))
+    temperature = _best_temperature(shares, truth, smoothing)
+    return Calibration(kind, tuple(scale), temperature=temperature, smoothing=smoothing)
+
+
+def apply(calibration: Calibration, shares: Floats) -> Floats:
+    """Calibrated probabilities of vote shares, both [items, scale]; rows sum to 1.
+
+    >>> sure = Calibration("temperature", ("1", "2"), temperature=2.0, smoothing=1e-9)
+    >>> apply(sure, np.array([[0.9, 0.1]])).round(3).tolist()  # 3 to 1, as sqrt(9) to sqrt(1)
+    [[0.75, 0.25]]
+
+    Where the isotonic map gives no answer any chance, all get the same.
+    """
+    if calibration.kind == "temperature":
+        return np.exp(_log_probabilities(shares, calibration.temperature, calibration.smoothing))
+    raw = np.zeros(shares.shape)
+    for answer, (given, wanted) in enumerate(calibration.knots):
+        raw[:, answer] = np.interp(shares[:, answer], given, wanted)
+    raw[raw.sum(axis=1) == 0] = 1.0
+    probabilities: Floats = raw / raw.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def effect(
+    items: Sequence[Item],
+    scale: Sequence[str],
+    calibration: Calibration,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What a calibration does to items it was not fitted on.
+
+    `ece_before`, `ece_after`, `brier_before`, `brier_after`, each with its interval, from the same
+    resamples; {} of single draws. See metrics.confidence. Raises ConfigError where the calibration is
+    of another scale.
+    """
+    return _effect(items, scale, distributions(items, scale, calibration), resamples, seed)
+
+
+def cross_fitted_effect(
+    items: Sequence[Item], scale: Sequence[str], kind: Kind, *, folds: int = 5, seed: int = 0
+) -> dict[str, Any]:
+    """`effect` of maps that are fitted on these items: to each fold the map of the others is applied.
+
+    So the items that a map is stored from say honestly what such a map is worth. Items of a group are
+    in one fold. Raises as `fit_calibration`, of what is left without a fold.
+    """
+    names = list(dict.fromkeys(item.group or f"\x00{place}" for place, item in enumerate(items)))
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    fold_of = {name: int(place) % folds for name, place in zip(names, shuffled, strict=True)}
+    fold = [fold_of[item.group or f"\x00{place}"] for place, item in enumerate(items)]
+    after = np.zeros((len(items), len(scale)))
+    for left_out in {*fold}:
+        rest = [item for item, own in zip(items, fold, strict=True) if own != left_out]
+        rows = [place for place, own in enumerate(fold) if own == left_out]
+        fitted = fit_calibration(rest, scale, kind)
+        after[rows] = distributions([items[row] for row in rows], scale, fitted)
+    return _effect(items, scale, after, 1000, seed)
+
+
+def _effect(
+    items: Sequence[Item], scale: Sequence[str], probabilities: Floats, resamples: int, seed: int
+) -> dict[str, Any]:
+    votes = count_votes(items, scale)
+    before, after = confidence(votes, votes.shares), confidence(votes, probabilities)
+
+    def statistic(weights: Floats) -> dict[str, Floats]:
+        pair = {"before": before(weights), "after": after(weights)}
+        return {f"{name}_{when}": pair[when][name] for name in pair["before"] for when in pair}
+
+    return summary(bootstrap(statistic, [item.group for item in items], resamples, seed), {})
+
+
+def check_scale(calibration: Calibration, scale: Sequence[str]) -> None:
+    """Raises ConfigError where a calibration is of another scale than the one in use."""
+    if tuple(scale) != calibration.scale:
+        raise ConfigError(
+            f"the calibration is of the scale {list(calibration.scale)}, "
+            f"the answers are on {list(scale)}: fit it anew."
+        )
+
+
+def save_calibration(calibration: Calibration, path: Path) -> None:
+    """Write it as JSON, whole or not at all. Raises RunError where it can't be written."""
+    from femtune.run import write_json  # here, as it imports pyarrow
+
+    write_json(path, asdict(calibration))
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Read what `save_calibration` wrote. Raises DataError with the file and what is wrong with it."""
+    try:
+        return _from_json(json.loads(path.read_text()))
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise DataError(f"{path} is no calibration: {error}. Fit it anew.") from error
+
+
+def _from_json(stored: Any) -> Calibration:
+    """Raises ValueError or TypeError with what is wrong."""
+    names = [field.name for field in fields(Calibration)]
+    if not isinstance(stored, dict) or set(stored) != set(names):
+        raise ValueError(f"it must have the fields {', '.join(names)}")
+    kind, scale = stored["kind"], _tuple(stored["scale"], "scale", str)
+    if kind not in get_args(Kind):
+        raise ValueError(f"its kind is {kind!r}")
+    if len(scale) < 2 or len(set(scale)) != len(scale):
+        raise ValueError("its scale must have two answers or more, all different")
+    temperature, smoothing = _tuple([stored["temperature"], stored["smoothing"]], "temperature", float)
+    knots = tuple(_knots(pair) for pair in _tuple(stored["knots"], "knots", list))
+    if kind == "temperature" and not (temperature > 0 and smoothing > 0):
+        raise ValueError("its temperature and smoothing must be over 0")
+    if len(knots) != (len(scale) if kind == "isotonic" else 0):
+        raise ValueError(f"it has {len(knots)} lists of knots, for {len(scale)} answers")
+    return Calibration(kind, scale, temperature, smoothing, knots)
+
+
+def _knots(pair: Sequence[Any]) -> Knots:
+    given, wanted = (_tuple(numbers, "knots", float) for numbers in pair)
+    if len(given) != len(wanted) or not given:
+        raise ValueError("its knots must be two lists of one length")
+    if any(a >= b for a, b in pairwise(given)):
+        raise ValueError("the shares of its knots must rise")
+    if not all(0 <= p <= 1 for p in wanted):
+        raise ValueError("the probabilities of its knots must be from 0 to 1")
+    return given, wanted
+
+
+def _tuple(values: Any, name: str, kind: type) -> tuple[Any, ...]:
+    """A list whose elements are all of a kind; floats are finite, and integers pass for them."""
+    if kind is float and isinstance(values, list):
+        values = [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in values]
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise TypeError(f"its {name} must be {kind.__name__}s, got {values!r:.60}")
+    if kind is float and not all(map(math.isfinite, values)):
+        raise ValueError(f"its {name} must be finite")
+    return tuple(values)
+
+
+def _log_probabilities(shares: Floats, temperature: float, smoothing: float) -> Floats:
+    logits = np.log(shares + smoothing) / temperature
+    logits -= logits.max(axis=1, keepdims=True)  # before exp, which would overflow
+    log_probabilities: Floats = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return log_probabilities
+
+
+def _best_temperature(shares: Floats, truth: npt.NDArray[np.int64], smoothing: float) -> float:
+    from scipy.optimize import minimize_scalar  # slow to import
+
+    rows = np.arange(len(truth))
+
+    def loss(log_temperature: float) -> float:
+        return -float(
+            _log_probabilities(shares, math.exp(log_temperature), smoothing)[rows, truth].mean()
+        )
+
+    bounds = (math.log(TEMPERATURES[0]), math.log(TEMPERATURES[1]))
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
+
+
+def _isotonic(shares: Floats, right: npt.NDArray[np.bool_]) -> Knots:
+    from sklearn.isotonic import IsotonicRegression  # slow to import
+
+    fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(shares, right.astype(float))
+    return tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist())

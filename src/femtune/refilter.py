@@ -1,0 +1,419 @@
+"""What another threshold, reward or balance would have kept of the draws that a run has stored.
+
+    femtune refilter runs/judge --accept-at 0.75 --balance data
+
+Nothing is sampled again, and nothing is written into the run. A draw that the other filter would not
+have led to is left out: with a laxer one, all after the first that it keeps. What it would have asked
+more, with a stricter one, is counted and missing: see `replayed`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from femtune.bias import Balance, Factors, balance_factors, kept_by, kept_scores, outcomes, weighed
+from femtune.config import Train, check_new, load_tokenizer, local_model, plan, read_questions
+from femtune.errors import ConfigError, ModelError, NothingKept, RunError
+from femtune.estep import Grade, upcoming
+from femtune.evaluate import as_number, estep_metrics
+from femtune.examples import write_examples
+from femtune.loop import drawn, nothing_kept
+from femtune.problems import load_problems
+from femtune.prompts import HINT, JUDGE_LEAKS, LEAKS, ChatTokenizer, Prompts
+from femtune.rewards import score
+from femtune.run import Run, by_problem, read_draws, write_draws, write_json
+from femtune.tasks.frames import frame
+from femtune.tasks.load import TaskData
+from femtune.training import Training
+from femtune.types import Draw, Problem, Request, Scheme, Score, Stage
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be different; where nothing is said, it is as in the run."""
+
+    reward: str | None = None
+    """Grade the stored texts again, by this reward."""
+    accept_at: float | None = None
+    """Keep a draw where its reward is at least this."""
+    soft_accept: float | None = None
+    """Keep a rating that is d points off with probability exp(-d / T), T being this."""
+    balance: Balance | None = None
+    """Weights by answer: none, as often as in the data, or each answer alike."""
+
+    def of(self, settings: Train) -> Train:
+        """The settings with these changes. Raises ConfigError for impossible ones."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        if "accept_at" in given:  # a threshold and chance stand in each other's place
+            given.setdefault("soft_accept", None)
+        elif "soft_accept" in given:
+            given["accept_at"] = 1.0
+        return replace(settings, **given)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An iteration of a run as it is on disk."""
+
+    run: Run
+    iteration: int
+    model: str  # the base, as the run was given it
+    settings: Train
+    problems: Mapping[str, Problem]
+
+    @property
+    def draws(self) -> Path:
+        return self.run.iteration(self.iteration) / "draws"
+
+    def start(self) -> Path:
+        """The weights that the iteration's M-step started from."""
+        if self.iteration == 1 or self.settings.start_from == "base":
+            return local_model(self.model)
+        return self.run.iteration(self.iteration - 1) / "model"
+
+    def prompts(self) -> Prompts:
+        """Those that the run asked and read with."""
+        known = frame(next(iter(self.problems.values())))
+        judged = known is not None and known.form in ("rating", "pair")
+        hint = self.settings.hint or HINT
+        return Prompts(self.settings.instruction or "", hint, JUDGE_LEAKS if judged else LEAKS)
+
+
+def open_stored(root: Path, iteration: int | None = None) -> Stored:
+    """An iteration of a run that `train` or `sample` made, the last one if nothing else is said.
+
+    Raises RunError where there is none.
+    """
+    config = root / "config.yaml"
+    if not config.exists():
+        raise RunError(f"{root} is no run: it has no config.yaml. Give the folder of a train or sample.")
+    stored = yaml.safe_load(config.read_text())
+    run = Run(root)
+    found = [int(path.parent.name.rpartition("-")[2]) for path in root.glob("iteration-*/draws")]
+    if not found:
+        raise RunError(f"{root} has no draws of an E-step: give the folder of a train or sample.")
+    iteration = max(found) if iteration is None else iteration
+    if iteration not in found:
+        there = ", ".join(map(str, sorted(found)))
+        raise RunError(f"{root} has no draws of iteration {iteration}: choose one of {there}.")
+    if not (root / "problems.parquet").exists():
+        raise RunError(f"{root} has no problems.parquet: give its command again, which adds it.")
+    problems = {problem.id: problem for problem in load_problems(root / "problems.parquet")}
+    return Stored(run, iteration, str(stored.get("model")), _settings(stored), problems)
+
+
+def _settings(stored: Mapping[str, Any]) -> Train:
+    """The settings of a config.yaml, whose lists were tuples."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+
+    def own(kind: Any) -> dict[str, Any]:
+        return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+
+    return Train(training=Training(**own(Training)), **own(Train))
+
+
+# --- draws, filtered again
+
+
+def regraded(
+    draws: Sequence[Draw], problems: Mapping[str, Problem], scheme: Scheme, grade: Grade | None
+) -> list[Draw]:
+    """Draws as the scheme accepts them; graded anew, or by the rewards that they have."""
+    at = scheme.accept_at
+    least = [at(Request(draw.key, (), draw.seed)) if callable(at) else at for draw in draws]
+    if grade is None:
+        scores: Sequence[Score] = [_accepted(d.score, bar) for d, bar in zip(draws, least, strict=True)]
+    else:
+        scores = grade(
+            [problems[draw.key.problem_id] for draw in draws],
+            [draw.completion for draw in draws],
+            hinted=[draw.prompt == "hinted" for draw in draws],
+            accept_at=least,
+        )
+    return [replace(draw, score=made) for draw, made in zip(draws, scores, strict=True)]
+
+
+def _accepted(found: Score, least: float) -> Score:
+    """A score under another threshold. A leak stays one, as does what was never graded."""
+    if found.reason == "" and found.reward < least:
+        return replace(found, reason="wrong", detail=f"reward {found.reward:g} < {least:g}")
+    if found.reason == "wrong" and found.reward >= least:
+        return replace(found, reason="", detail="")
+    return found
+
+
+def replayed(stages: Sequence[Stage], tries: Sequence[Draw]) -> tuple[list[Draw], bool]:
+    """Of one problem's stored draws those that its E-step would have asked for, and whether more.
+
+    A draw's text hangs on its key alone, not on what else was drawn. So with a filter that accepts
+    another draw first, these are the very draws that a run with it would have begun with.
+    """
+    stored = {(draw.key.stage, draw.key.index): draw for draw in tries}
+    asked: list[Draw] = []
+    while wanted := upcoming(stages, asked):
+        found = [stored[name] for name in wanted if name in stored]
+        asked += found
+        if len(found) < len(wanted):
+            return asked, True
+    return asked, False
+
+
+def _write_again(stored: Stored, scheme: Scheme, grade: Grade | None, folder: Path) -> tuple[int, int]:
+    """Write all draws as filtered again; problems that want more draws, and draws that are left out."""
+    asked_again = left_out = 0
+    for index, (chunk, timing) in enumerate(read_draws(stored.draws)):
+        kept: list[Draw] = []
+        for _, tries in by_problem(regraded(chunk, stored.problems, scheme, grade)):
+            asked, more = replayed(scheme.stages, tries)
+            kept += asked
+            asked_again += more
+            left_out += len(tries) - len(asked)
+        write_draws(folder / f"{index:05}.parquet", kept, timing)
+    return asked_again, left_out
+
+
+# --- the verb
+
+
+def refilter(
+    root: Path,
+    change: Change,
+    *,
+    iteration: int | None = None,
+    output_dir: Path | None = None,
+    train: bool = False,
+    model: str | None = None,
+    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> dict[str, Any]:
+    """What a run kept in an iteration beside what it would have kept with the changes.
+
+    stored, refiltered      `evaluate.estep_metrics` of each, with `kept_by`, `kept_scores`,
+                            `num_examples`, `weight_by_answer` (shares, balance included), and
+                            `mean_trained_score`, the mean human score by those
+    problems_by_answer      the share of the problems
+    not_asked               problems without a draw: the run was stopped in this E-step
+    asked_again             problems that would have been asked more often: their draws are missing
+    left_out                stored draws that would not have been asked for
+
+    With `output_dir` the examples are written there, and with `train` fitted, from the weights that
+    the iteration started from, or from `model`, into its folder model/. Raises RunError for what is no
+    such run, ConfigError for impossible changes, NothingKept where there is nothing to write.
+    """
+    if output_dir is not None:
+        check_new(output_dir)
+    elif train or model:
+        raise ConfigError("train needs a place for the model: give --output-dir too.")
+    stored = open_stored(root, iteration)
+    settings = change.of(stored.settings)
+    old, new = _scheme(root, stored.settings), _scheme(root, settings)
+    place = _place(stored, model, train) if output_dir else None
+    grade = _grade(stored, settings) if change.reward else None
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch)
+        asked_again, left_out = _write_again(stored, new, grade, again)
+        shares, kept, _ = _side(stored.draws, stored.problems, old, stored.settings.balance)
+        _, other, factors = _side(again, stored.problems, new, settings.balance)
+        report = {
+            "iteration": stored.iteration,
+            "problems_by_answer": shares,
+            "stored": kept,
+            "refiltered": other,
+            "not_asked": len(stored.problems) - other["num_problems"],
+            "asked_again": asked_again,
+            "left_out": left_out,
+        }
+        if output_dir is None or place is None:
+            return report
+        if not other["num_kept"]:
+            raise NothingKept(nothing_kept(stored.iteration, other))
+        start, tokenizer = place
+        rule, prompts = new.weigh, stored.prompts()
+        examples = output_dir / "examples.parquet"
+        write_examples(
+            examples, drawn(again), stored.problems, rule, prompts, tokenizer, factors.by_answer
+        )
+        write_json(output_dir / "refilter.json", report)
+    if train:
+        from femtune.mstep import m_step  # torch is slow to import
+
+        seed = settings.seed + stored.iteration  # as in the run
+        out, training = output_dir / "model", settings.training
+        done = m_step(examples, start, out, training, tokenizer, seed=seed, on_step=on_step)
+        report["m_step"] = asdict(done)
+    return report
+
+
+def _place(stored: Stored, model: str | None, train: bool) -> tuple[Path, ChatTokenizer]:
+    """The weights to train from, and the run's tokenizer; refused where they don't go together."""
+    tokenizer = load_tokenizer(local_model(stored.model), stored.settings.template_args)
+    start = local_model(model) if model else stored.start()
+    if train and not start.exists():
+        raise RunError(
+            f"{start}, which iteration {stored.iteration} started from, is not there: give --model, or "
+            "leave out --train."
+        )
+    if model and load_tokenizer(start).tokenizer.get_vocab() != tokenizer.tokenizer.get_vocab():
+        raise ModelError(
+            f"{model} reads other tokens than {stored.model}, which wrote the draws: give a model of "
+            "its kind."
+        )
+    return start, tokenizer
+
+
+def _scheme(root: Path, settings: Train) -> Scheme:
+    try:
+        return plan(settings).scheme
+    except ConfigError as error:
+        if "is not known" not in str(error):
+            raise
+        raise RunError(
+            f"{root} was made with a scheme of its own, {settings.scheme}: only runs of rejection, star "
+            "and pps can be filtered again."
+        ) from error
+
+
+def _grade(stored: Stored, settings: Train) -> Grade:
+    """The new reward over the run's prompts, once it was seen to accept the correct answers."""
+    prompts = stored.prompts()
+    data = TaskData(
+        list(stored.problems.values()),
+        prompts.instruction,
+        prompts.hint,
+        prompts.leaks,
+        scale=settings.scale,
+    )
+    asked = read_questions(data, settings)
+    return partial(
+        score,
+        prompts=prompts,
+        reward=asked.reward,
+        timeout_s=settings.reward_timeout,
+        on_error=settings.on_reward_error,
+    )
+
+
+def _side(
+    folder: Path, problems: Mapping[str, Problem], scheme: Scheme, balance: Balance
+) -> tuple[dict[str, float], dict[str, Any], Factors]:
+    """The problems' shares by answer, what was kept of a folder of draws, and the weights' factors."""
+    found = weighed(drawn(folder), problems, scheme.weigh)
+    factors = balance_factors(found, balance)
+    asked = outcomes(folder, problems)
+    weight = {answer: w * factors.by_answer.get(answer, 1.0) for answer, w in found.weight.items()}
+    shares = _shares({answer: w for answer, w in weight.items() if w})
+    metrics = {
+        **estep_metrics(problems, read_draws(folder)),
+        "num_examples": sum(found.num_examples.values()),
+        "weight_by_answer": shares,
+        "mean_trained_score": _mean_score(shares),
+        **factors.metrics(),
+        "kept_by": kept_by(asked),
+        "kept_scores": kept_scores(asked),
+    }
+    return _shares(found.num_problems), metrics, factors
+
+
+def _shares(amounts: Mapping[str, float]) -> dict[str, float]:
+    total = sum(amounts.values())
+    return {name: amount / total for name, amount in amounts.items()} if total else {}
+
+
+def _mean_score(shares: Mapping[str, float]) -> float | None:
+    """The mean of answers with these shares, where all are numbers."""
+    scores = [as_number(answer) for answer in shares]
+    known = [score for score in scores if score is not None]
+    if not known or len(known) < len(scores):
+        return None
+    return sum(share * score for share, score in zip(shares.values(), known, strict=True))
+
+
+# --- shown
+
+_MEASURES = (  # of kept_scores: the measure, its shift, and what it is called
+    ("score_mean", "mean_shift", "human score, mean"),
+    ("score_sd", "sd_shift", "human score, spread (sd)"),
+    ("mode_share", "mode_shift", "human score {mode}, its share"),
+)
+
+
+def table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: all problems, what the run kept, what the changes keep."""
+    return ["", "problems", "stored", "refiltered"], [*_overall(report), *_groups(report)]
+
+
+def _overall(report: Mapping[str, Any]) -> Iterator[list[str]]:
+    sides = [report["stored"], report["refiltered"]]
+    num = f"{sides[0]['num_problems']:,}"
+    yield ["kept", num, *(f"{side['num_kept']:,} ({side['kept_share']:.3f})" for side in sides)]
+    yield ["examples", "", *(f"{side['num_examples']:,}" for side in sides)]
+    for prompt in sides[0]["reasons"]:
+        counts = [side["reasons"].get(prompt, {}) for side in sides]
+        for reason in dict.fromkeys((*counts[0], *counts[1])):
+            yield [f"{prompt} draws: {reason}", "", *(f"{count.get(reason, 0):,}" for count in counts)]
+    scores = [side["kept_scores"] for side in sides]
+    if all(scores):
+        for name, shift, title in _MEASURES:
+            shown = [_shifted(side, f"kept_{name}", shift) for side in scores]
+            yield [title.format(**scores[0]), f"{scores[0][name]:.3f}", *shown]
+        means = [side["mean_trained_score"] for side in sides]
+        shown = [f"{mean:.3f}" if mean is not None else "-" for mean in means]
+        yield ["human score, mean by weight", f"{scores[0]['score_mean']:.3f}", *shown]
+
+
+def _shifted(scores: Mapping[str, Any], name: str, shift: str) -> str:
+    """A measure of the kept ones, and the interval of its difference to all."""
+    if scores[name] is None:
+        return "-"
+    low, high = scores.get(f"{shift}_ci", (None, None))
+    return f"{scores[name]:.3f}" + (f" ({low:+.3f} to {high:+.3f})" if low is not None else "")
+
+
+def _groups(report: Mapping[str, Any]) -> Iterator[list[str]]:
+    sides = [report["stored"], report["refiltered"]]
+    for kind, groups in sides[0]["kept_by"].items():
+        yield [f"kept, by {kind}", "", "", ""]
+        for name, group in groups.items():
+            found = [side["kept_by"].get(kind, {}).get(name) for side in sides]
+            yield [f"  {name}", f"{group['num_problems']:,}", *map(_with_interval, found)]
+    data = report["problems_by_answer"]
+    if "answer" in sides[0]["kept_by"]:
+        yield ["share of the weight, by answer", "", "", ""]
+        for name in sides[0]["kept_by"]["answer"]:
+            if name in data:
+                shares = [side["weight_by_answer"].get(name, 0.0) for side in sides]
+                yield [f"  {name}", f"{data[name]:.3f}", *(f"{share:.3f}" for share in shares)]
+
+
+def _with_interval(group: Mapping[str, Any] | None) -> str:
+    if group is None:
+        return "-"
+    low, high = group["kept_share_ci"]
+    return f"{group['kept_share']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def notes(report: Mapping[str, Any]) -> Iterator[str]:
+    """What must be known to read the table."""
+    if report["not_asked"]:
+        yield f"{report['not_asked']:,} problems have no draws: this E-step was stopped before its end."
+    if report["asked_again"]:
+        yield (
+            f"{report['asked_again']:,} problems would have been asked again: the other filter refuses "
+            "the draw at which the run stopped asking. A run with it may keep more than is shown."
+        )
+    if report["left_out"]:
+        yield f"{report['left_out']:,} stored draws would not have been asked for; they are left out."
+    if clipped := report["refiltered"].get("balance_clipped"):
+        yield (
+            f"answers {', '.join(clipped)} are too rare among what is kept: their factor is held at "
+            f"{max(report['refiltered']['balance'].values()):g}."
+        )
+    lost = report["problems_by_answer"].keys() - report["refiltered"]["weight_by_answer"].keys()
+    if lost and "balance" in report["refiltered"]:
+        yield f"nothing is kept of the answers {', '.join(sorted(lost)[:5])}: no balance puts them back."

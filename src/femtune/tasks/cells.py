@@ -1,0 +1,126 @@
+"""Cells of a published row, read with care: a cell that is not as it must be is a `BadRow`.
+
+Values of text, number or list come as a file gives them: numbers may be text, an empty cell None or "".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from femtune.reading import BadRow
+from femtune.words import brief
+
+Row = Mapping[str, Any]
+
+KEPT = ("world", "evidence", "truth", "noise", "terms")  # what femtune's own worlds add to a row
+
+
+def wrong(name: str, expected: str, value: Any) -> BadRow:
+    return BadRow(f"`{name}` is not {expected}", brief(repr(value)))
+
+
+def read_text(row: Row, name: str, within: str = "") -> str:
+    value, name = row.get(name), f"{within}{name}"
+    if value is None:
+        raise BadRow(f"`{name}` is empty")
+    if not isinstance(value, str):
+        raise wrong(name, "text", value)
+    if not value.strip():
+        raise BadRow(f"`{name}` is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow(f"`{name}` is no valid Unicode", error.reason) from None
+    return value
+
+
+def read_plain(value: Any, name: str) -> str | None:
+    """Text or a number as text, 4.0 as "4"; None where the cell is empty."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise wrong(name, "text or a finite number", value)
+    if isinstance(value, (int, float)):
+        return str(value)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    return read_text({name: value}, name).strip()
+
+
+def read_number(value: Any, name: str) -> int | float | None:
+    """A cell as a number, whole where it is whole; None where it is empty, or N/A."""
+    if value is None or (isinstance(value, str) and value.strip() in ("", "N/A")):
+        return None
+    try:
+        number = value if isinstance(value, int) else float(value)
+    except (TypeError, ValueError):
+        raise wrong(name, "a number", value) from None
+    if isinstance(value, bool) or not (isinstance(number, int) or math.isfinite(number)):
+        raise wrong(name, "a number", value)
+    return int(number) if number == int(number) else number
+
+
+def read_score(value: Any, name: str) -> int | float | str | None:
+    """A number, or the text of a label."""
+    try:
+        return read_number(value, name)
+    except BadRow:
+        text = value.strip().lower() if isinstance(value, str) else ""
+        if text in ("", "nan", "inf", "-inf", "infinity", "-infinity"):
+            raise wrong(name, "a number or a label", value) from None
+    return read_plain(value, name)
+
+
+def read_list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise wrong(name, "a list", value)
+    return value
+
+
+def read_object(value: Any, name: str) -> Row:
+    if not isinstance(value, Mapping):
+        raise wrong(name, "an object", value)
+    return value
+
+
+def lean(row: Row, *kept: str, **values: Any) -> dict[str, Any]:
+    """A task's row: these values and the row's columns of these names, without what is not there."""
+    kept_values = {name: row.get(name) for name in (*kept, *KEPT)}
+    return {name: value for name, value in (kept_values | values).items() if value not in (None, "")}
+
+
+def item_of(*texts: str) -> str:
+    """Names what was judged, by its texts."""
+    return hashlib.blake2b("\x00".join(texts).encode(), digest_size=8).hexdigest()
+
+
+def read_conversation(value: Any, name: str) -> str:
+    """Text as it is; of messages the text of the only one, or all with the names of their roles.
+
+    >>> said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+    >>> read_conversation(said, "prompt")
+    'User: Hi\\n\\nAssistant: Yes?'
+    """
+    if not isinstance(value, list):
+        return read_text({name: value}, name)
+    said = [read_object(message, f"{name}[]") for message in value]
+    within = f"{name}."
+    texts = [(read_text(one, "role", within), read_text(one, "content", within)) for one in said]
+    if not texts:
+        raise BadRow(f"`{name}` is empty")
+    if len(texts) == 1 and texts[0][0] == "user":
+        return texts[0][1]
+    return "\n\n".join(f"{role.capitalize()}: {text}" for role, text in texts)
+
+
+def read_json(name: str, cell: str) -> Any:
+    try:
+        return json.loads(cell) if cell.strip() else None
+    except (ValueError, RecursionError):
+        raise BadRow(f"`{name}` is text, expected JSON of a list or object", brief(cell)) from None

@@ -1,0 +1,320 @@
+"""Judging: ratings of one text, or which of two is better, by one rater or several.
+
+    Rate the response from 1 to 5, as Robin would.      Which response is better, A or B?
+
+    Prompt:                                             Prompt:
+    Why do stars shine?                                 Why do stars shine?
+
+    Response:                                           Response A:
+    They burn.                                          They burn.
+
+                                                        Response B:
+                                                        They fuse hydrogen.
+
+`summarize` is the same with posts and summaries: a `Wording` says what is called how.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any, Literal
+
+from femtune.answers import Scale, infer_scale
+from femtune.reading import BadRow
+from femtune.tasks.frames import Frame, item_name
+from femtune.types import Problem
+from femtune.words import brief
+
+Row = Mapping[str, Any]
+Raters = Literal["each", "named", "mean", "median"]
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What a task calls the text that is judged, and what it is judged by."""
+
+    thing: str  # "response": the text that is judged, and its column
+    given: tuple[tuple[str, str], ...]  # headings and columns of what it answers to
+
+
+JUDGE = Wording("response", (("Prompt", "prompt"),))
+EXTRAS = (("Criterion", "criterion"), ("Reference answer", "reference"))  # where the row has them
+_MADE_INTO_TEXT = {"prompt", "title", "post", "response", "summary", "criterion", "reference"}
+_PAIR = ("A", "B")
+_SWAPPED = " (swapped)"  # ends the id of a pair's other order
+
+
+# --- prompts
+
+
+def write_rating(row: Row, scale: Scale, wording: Wording, rater: str = "") -> str:
+    """The prompt that asks for a rating of one text.
+
+    >>> row = {"prompt": "Why?", "response": "Because.", "attribute": "coherence"}
+    >>> print(write_rating(row, Scale(("0", "1", "2")), JUDGE, rater="Robin").splitlines()[0])
+    Rate the coherence of the response from 0 to 2, as Robin would.
+    """
+    attribute = str(row.get("attribute") or "").replace("_", " ").strip()
+    attribute = "overall quality" if attribute == "overall" else attribute
+    what = f"the {attribute} of the {wording.thing}" if attribute else f"the {wording.thing}"
+    low, high = scale.answers[0], scale.answers[-1]
+    between = f"from {low} to {high}" if scale.numeric else f"as {scale}"
+    whose = f", as {rater} would" if rater else ""
+    blocks = [*wording.given, *EXTRAS, (wording.thing.capitalize(), wording.thing)]
+    return _blocks(f"Rate {what} {between}{whose}.", [(name, row.get(key)) for name, key in blocks])
+
+
+def write_pair(
+    row: Row, wording: Wording, rater: str = "", *, swapped: bool = False, tie: bool = False
+) -> str:
+    """The prompt that asks which of two texts is better, the second one first where `swapped`."""
+    attribute = str(row.get("attribute") or "").replace("_", " ").strip()
+    by = f" in {attribute}" if attribute and attribute != "overall" else ""
+    which = "A, B, or is it a tie" if tie else "A or B"
+    asked = f"Which {wording.thing} is better{by}, {which}?"
+    if rater:
+        asked = f"Which {wording.thing} would {rater} prefer{by}, {which}?"
+    first, second = reversed(_sides(wording)) if swapped else _sides(wording)
+    blocks = [(name, row.get(key)) for name, key in (*wording.given, *EXTRAS)]
+    name = wording.thing.capitalize()
+    blocks += [(f"{name} A", row.get(first)), (f"{name} B", row.get(second))]
+    return _blocks(asked, blocks)
+
+
+def instruction(scale: Scale) -> str:
+    """What is added to each prompt: the form of the answer.
+
+    >>> instruction(Scale(("A", "B")))
+    'Think step by step, then end with the line "Answer: " and A or B.'
+    """
+    what = f"the rating, {scale}" if scale.numeric else str(scale)
+    return f'Think step by step, then end with the line "Answer: " and {what}.'
+
+
+def _blocks(head: str, blocks: Iterable[tuple[str, Any]]) -> str:
+    texts = [f"{name}:\n{str(text).strip()}" for name, text in blocks if text not in (None, "")]
+    return "\n\n".join([head, *texts])
+
+
+# --- ratings
+
+
+def find_scale(rows: Iterable[Row]) -> Scale:
+    """The scale of whole numbers that the scores show. Raises DataError where they show none."""
+    return infer_scale(_canonical(row["score"]) for row in rows if row.get("score") is not None)
+
+
+def ratings(
+    rows: Sequence[tuple[int, Row]],
+    scale: Scale,
+    wording: Wording = JUDGE,
+    raters: Raters = "each",
+) -> Iterator[tuple[int, Problem | BadRow]]:
+    """A problem for each rating, or for each text with the mean or median of its raters' ratings.
+
+    Yields place and problem, or what is wrong with the row. `named` asks for the rating of that rater,
+    `each` does not say whose it is. A mean is rounded to the nearest answer of the scale, and is of the
+    ratings that can be used.
+    """
+    if raters in ("each", "named"):
+        for place, row in rows:
+            yield place, _rating(row, scale, wording, raters == "named")
+        return
+    groups: dict[tuple[str, str], list[tuple[int, Row]]] = defaultdict(list)
+    for place, row in rows:
+        item = item_name(*(str(row.get(key)) for _, key in wording.given), str(row.get(wording.thing)))
+        groups[item, str(row.get("attribute"))].append((place, row))
+    for group in groups.values():
+        good, answers = [], []
+        for place, row in group:
+            one = _rating(row, scale, wording, named=False)
+            if isinstance(one, BadRow):
+                yield place, one
+            else:
+                good.append((place, row))
+                answers.append(one.answer)
+        if not good:
+            continue
+        place, row = good[0]
+        values = [scale.value(answer) for answer in answers if answer]
+        score = {}
+        if values:
+            score = {"score": scale.nearest(fmean(values) if raters == "mean" else median(values))}
+        merged = {key: value for key, value in row.items() if key not in ("rater", "score")} | score
+        yield place, _rating(merged | {"ratings": answers}, scale, wording, named=False)
+
+
+def _rating(row: Row, scale: Scale, wording: Wording, named: bool) -> Problem | BadRow:
+    text = _required(row, wording.thing)
+    if isinstance(text, BadRow):
+        return text
+    answer = ""
+    if row.get("score") is not None:
+        read = scale.read(_canonical(row["score"]))
+        if read is None:
+            low, high = scale.answers[0], scale.answers[-1]
+            between = f"{low} to {high}" if scale.numeric else str(scale)
+            return BadRow(f"`score` is off the scale, {between}", brief(str(row["score"])))
+        answer = read
+    rater = str(row.get("rater") or "")
+    if named and not rater:
+        return BadRow("no `rater` to name: leave out --raters named")
+    known = (str(row.get(key) or "") for _, key in wording.given)
+    item = item_name(*known, text)
+    frame = Frame("rating", scale.answers, item, length=float(len(text.split())))
+    prompt = write_rating(row, scale, wording, rater if named else "")
+    return Problem(str(row["id"]), prompt, answer, _columns(row, wording) | {"frame": frame.column()})
+
+
+# --- pairs
+
+
+def pairs(
+    rows: Sequence[tuple[int, Row]],
+    wording: Wording = JUDGE,
+    raters: Raters = "each",
+    *,
+    tie: bool = False,
+) -> Iterator[tuple[int, Problem | BadRow]]:
+    """Two problems for each pair, one in each order; `presented` marks the one to train on.
+
+    That order is drawn by a hash of the pair's id, so that no answer is the likelier one, and the same
+    in every run. With raters "mean" or "median", a pair's answer is that of most of its raters.
+    """
+    if raters in ("mean", "median"):
+        rows = list(_majorities(rows, wording))
+    for place, row in rows:
+        if isinstance(row, BadRow):
+            yield place, row
+            continue
+        for problem in _pair(row, wording, raters == "named", tie):
+            yield place, problem
+
+
+def _majorities(rows: Iterable[tuple[int, Row]], wording: Wording) -> Iterator[tuple[int, Any]]:
+    groups: dict[tuple[str, str], list[tuple[int, Row]]] = defaultdict(list)
+    for place, row in rows:
+        texts = [key for _, key in wording.given] + [*_sides(wording)]
+        item = item_name(*(str(row.get(key) or "") for key in texts))
+        groups[item, str(row.get("attribute"))].append((place, row))
+    for group in groups.values():
+        place, row = group[0]
+        votes = Counter(_vote(each, row, wording) for _, each in group if each.get("preference"))
+        top = votes.most_common(2)
+        if len(top) == 2 and top[0][1] == top[1][1]:
+            if "tie" not in votes:
+                yield place, BadRow("raters are split evenly", f"{top[0][1]} to {top[1][1]}")
+                continue
+            top = [("tie", 0)]
+        merged = {key: value for key, value in row.items() if key not in ("rater", "preference")}
+        given = {"preference": top[0][0]} if top else {}
+        yield place, merged | given | {"ratings": list(votes.elements())}
+
+
+def _vote(row: Row, first: Row, wording: Wording) -> str:
+    """A row's preference, in the order in which the first row of the pair has the texts."""
+    side = _sides(wording)[0]
+    same = str(row.get(side)).split() == str(first.get(side)).split()
+    return str(row["preference"]) if same else turned(str(row["preference"]))
+
+
+def _pair(row: Row, wording: Wording, named: bool, tie: bool) -> list[Problem | BadRow]:
+    texts = [_required(row, side) for side in _sides(wording)]
+    for text in texts:
+        if isinstance(text, BadRow):
+            return [text]
+    one, other = (str(text) for text in texts)
+    if " ".join(one.split()) == " ".join(other.split()):
+        return [BadRow(f"both {wording.thing}s are the same text: neither can be better")]
+    rater = str(row.get("rater") or "")
+    if named and not rater:
+        return [BadRow("no `rater` to name: leave out --raters named")]
+    answer = str(row.get("preference") or "")
+    scale = (*_PAIR, "tie") if tie else _PAIR
+    if answer and answer not in scale:
+        return [BadRow(f"`preference` is none of {', '.join(scale)}", brief(answer))]
+    item = item_name(*(str(row.get(key) or "") for _, key in wording.given), one, other)
+    name = str(row["id"])
+    if name.endswith(_SWAPPED):
+        return [BadRow(f"`id` ends in{_SWAPPED}, as of a pair's other order", brief(name))]
+    shown_swapped = bool(hashlib.blake2b(f"order {name}".encode(), digest_size=1).digest()[0] % 2)
+    longer = len(other.split()) - len(one.split())
+    problems: list[Problem | BadRow] = []
+    for swapped in (False, True):
+        frame = Frame(
+            "pair",
+            scale,
+            item,
+            float(-longer if swapped else longer),
+            name,
+            swapped,
+            presented=swapped == shown_swapped,
+        )
+        prompt = write_pair(row, wording, rater if named else "", swapped=swapped, tie=tie)
+        columns = _columns(row, wording) | {"frame": frame.column()}
+        own = f"{name}{_SWAPPED}" if swapped else name
+        problems.append(Problem(own, prompt, turned(answer) if swapped else answer, columns))
+    return problems
+
+
+def turned(answer: str) -> str:
+    """A pair's answer, the other way round: A for B and B for A.
+
+    >>> turned("A"), turned("tie")
+    ('B', 'tie')
+    """
+    return {"A": "B", "B": "A"}.get(answer, answer)
+
+
+# --- rows
+
+
+def _required(row: Row, name: str) -> str | BadRow:
+    text = row.get(name)
+    if not isinstance(text, str) or not text.strip():
+        return BadRow(f"`{name}` is empty")
+    return text
+
+
+def _canonical(value: Any) -> str:
+    """A score as text: 4.0 is "4"."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def with_ids(rows: Iterable[tuple[int, Any]], wording: Wording) -> Iterator[tuple[int, Any]]:
+    """The rows with an id each: their own, or one made of what they are, numbered if it comes again."""
+    seen: Counter[str] = Counter()
+    for place, row in rows:
+        if isinstance(row, BadRow):
+            yield place, row
+            continue
+        own = row.get("id") not in (None, "")
+        name = str(row["id"]) if own else _made_of(row, wording)
+        seen[name] += 1
+        if own and seen[name] > 1:
+            yield place, BadRow("`id` given before", f'"{name}"')
+        else:
+            yield place, row | {"id": name if seen[name] == 1 else f"{name}#{seen[name]}"}
+
+
+def _made_of(row: Row, wording: Wording) -> str:
+    texts = [key for _, key in wording.given] + [wording.thing, *_sides(wording)]
+    item = item_name(*(str(row.get(key) or "") for key in texts))
+    return "/".join([item, *(str(row[key]) for key in ("attribute", "rater") if row.get(key))])
+
+
+def _sides(wording: Wording) -> tuple[str, str]:
+    return f"{wording.thing}_a", f"{wording.thing}_b"
+
+
+def _columns(row: Row, wording: Wording) -> dict[str, Any]:
+    """What the row has beside the texts that are in the prompt."""
+    texts = _MADE_INTO_TEXT | {*_sides(wording)}
+    own = texts | {"id", "item", "answer", "score", "preference", "frame"}
+    return {key: value for key, value in row.items() if key not in own and value is not None}

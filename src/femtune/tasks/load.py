@@ -1,0 +1,242 @@
+"""A task's data, from a file or the Hub: problems, and the instruction and reward that suit them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from femtune.answers import parse_scale
+from femtune.errors import ConfigError, DataError
+from femtune.problems import load_problems
+from femtune.prompts import HINT, INSTRUCTION, JUDGE_LEAKS, LEAKS, Prompts
+from femtune.reading import BadRow, Faults, file_unit, problems_of_rows
+from femtune.tasks import choice, judge, math
+from femtune.tasks.frames import frame
+from femtune.tasks.judge import JUDGE, Raters
+from femtune.tasks.schemas import Schema, find_schema, read_given, read_rows
+from femtune.tasks.summarize import SUMMARIZE
+from femtune.types import Problem
+from femtune.words import first, near
+
+TASKS = ("judge", "summarize", "choice", "math", "table")
+_WORDINGS = {"judge": JUDGE, "summarize": SUMMARIZE}
+
+Place = tuple[int, Any]  # a place in a source, and a row or what is wrong with it
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a task reads its data."""
+
+    columns: dict[str, str] = field(default_factory=dict)  # femtune's name: the file's
+    data_config: str | None = None  # of a data set on the Hub
+    split: str | None = None
+    scale: str | None = None
+    attributes: tuple[str, ...] = ()  # empty: all
+    raters: Raters = "each"
+    bad_rows: Literal["stop", "skip"] = "stop"
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Problems, and what goes with them where the user says nothing else."""
+
+    problems: list[Problem]
+    instruction: str = INSTRUCTION
+    hint: str = HINT
+    leaks: tuple[str, ...] = LEAKS
+    reward: str = "exact"
+    scale: str | None = None  # as Options has it
+    skipped: int = 0  # rows left out
+
+    @property
+    def prompts(self) -> Prompts:
+        """Both prompts, in the task's own words."""
+        return Prompts(self.instruction, self.hint, self.leaks)
+
+
+def read_task(
+    data: str | Path,
+    task: str,
+    options: Options | None = None,
+    *,
+    answers: bool = True,
+    alter: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> TaskData:
+    """Problems of a file, or of a data set on the Hub, as the task asks them.
+
+    With answers=False rows may lack their answer, as items to predict. `alter` changes the task's own
+    rows before they become problems, one for one: what `probes` does to the texts. Raises ConfigError
+    for an unknown task or scale, DataError where the data or a row of it can't be used.
+    """
+    options = options or Options()
+    if task == "table":
+        return TaskData(load_problems(data, columns=options.columns, answers=answers))
+    if task not in TASKS:
+        known = ", ".join(TASKS)
+        raise ConfigError(f"no task {task!r}.{near(task, TASKS)} There are {known}.")
+    schema, rows = read_rows(
+        data,
+        task,
+        columns=options.columns,
+        config=options.data_config,
+        split=options.split,
+        labels=answers,
+    )
+    if alter is not None:
+        rows = ((place, row if isinstance(row, BadRow) else alter(row)) for place, row in rows)
+    unit = file_unit(Path(data)) if Path(data).exists() else "row"
+    return _made(task, schema, rows, options, Faults(str(data), unit))
+
+
+def read_places(
+    rows: Iterable[Place], source: str, task: str, options: Options, *, answers: bool = True
+) -> TaskData:
+    """`read_task` for places and rows from elsewhere, such as lines of a stream; `source` names it."""
+    if task == "table":
+        required = ("prompt", "answer") if answers else ("prompt",)
+        return TaskData(problems_of_rows(rows, source, "line", options.columns, required, named=source))
+    schema, made = read_given(iter(rows), source, "line", task, columns=options.columns, labels=answers)
+    return _made(task, schema, made, options, Faults(source, "line"))
+
+
+def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, source: str) -> TaskData:
+    """`read_task` for rows that are in memory, in any published schema of the task, with labels."""
+    schema = find_schema(task, rows[0], source)
+    made: list[Place] = []
+    for place, row in enumerate(rows, 1):
+        try:
+            made += ((place, own) for own in schema.rows(row) if schema.label in own)
+        except BadRow as fault:
+            made.append((place, fault))
+    return _made(task, schema, made, options, Faults(source, "row"))
+
+
+def _made(
+    task: str, schema: Schema, rows: Iterable[Place], options: Options, faults: Faults
+) -> TaskData:
+    rows = _wanted(rows, options.attributes, faults.source)
+    found = (_judging if task in _WORDINGS else _asking)(task, schema, rows, options, faults)
+    if options.bad_rows == "stop":
+        faults.report("--bad-rows skip leaves them out.")
+    if not found.problems:
+        faults.report()
+        raise DataError(f"{faults.source} holds no row that task {task} can use.")
+    return replace(found, skipped=sum(faults.counts.values()))
+
+
+def _wanted(rows: Iterable[Place], attributes: tuple[str, ...], source: str) -> Iterator[Place]:
+    """The rows of these attributes, all if none is named. DataError where there is none."""
+    seen: dict[str, None] = {}
+    for place, row in rows:
+        if isinstance(row, BadRow):
+            yield place, row
+            continue
+        name = str(row.get("attribute") or "")
+        seen[name] = None
+        if not attributes or name in attributes:
+            yield place, row
+    for name in attributes:
+        if name not in seen:
+            there = first([*filter(None, seen)]) or "none"
+            raise DataError(f"{source} has no attribute {name!r}; it has {there}.{near(name, seen)}")
+
+
+# --- judge, summarize
+
+
+def _judging(
+    task: str,
+    schema: Schema,
+    rows: Iterable[Place],
+    options: Options,
+    faults: Faults,
+) -> TaskData:
+    wording = _WORDINGS[task]
+    good: list[Place] = []
+    for place, row in judge.with_ids(rows, wording):
+        if isinstance(row, BadRow):
+            faults.add(place, row)
+        else:
+            good.append((place, row))
+    if good and wording.thing in good[0][1]:
+        return _rating_data(wording, schema, good, options, faults)
+    scale = "A,B,tie" if any(row.get("preference") == "tie" for _, row in good) else "A,B"
+    if options.scale is not None:
+        scale = ",".join(parse_scale(options.scale).answers)
+    if scale not in ("A,B", "A,B,tie"):
+        raise ConfigError(f"scale {options.scale!r}: of pairs it is A,B or A,B,tie. Leave it out.")
+    tie = scale == "A,B,tie"
+    problems = _sorted_out(judge.pairs(good, wording, options.raters, tie=tie), faults)
+    return TaskData(
+        problems,
+        instruction=judge.instruction(parse_scale(scale)),
+        leaks=JUDGE_LEAKS,
+        reward=f'choice("{scale}")',
+        scale=scale,
+    )
+
+
+def _rating_data(
+    wording: judge.Wording, schema: Schema, rows: list[Place], options: Options, faults: Faults
+) -> TaskData:
+    spec = options.scale or schema.scale
+    if spec is None and any(row.get("score") is not None for _, row in rows):
+        found = judge.find_scale(row for _, row in rows)
+        spec = f"{found.answers[0]},{found.answers[-1]}"
+    if spec is None:
+        raise ConfigError("items without scores say no scale: give it, --scale 1,5.")
+    scale = parse_scale(spec)
+    problems = _sorted_out(judge.ratings(rows, scale, wording, options.raters), faults)
+    return TaskData(
+        problems,
+        instruction=judge.instruction(scale),
+        leaks=JUDGE_LEAKS,
+        reward=f'ordinal("{spec}")',
+        scale=spec,
+    )
+
+
+def _sorted_out(found: Iterable[tuple[int, Problem | BadRow]], faults: Faults) -> list[Problem]:
+    problems = []
+    for place, problem in found:
+        if isinstance(problem, BadRow):
+            faults.add(place, problem)
+        else:
+            problems.append(problem)
+    return problems
+
+
+# --- choice, math
+
+
+def _asking(
+    task: str,
+    schema: Schema,
+    rows: Iterable[Place],
+    options: Options,
+    faults: Faults,
+) -> TaskData:
+    module = {"choice": choice, "math": math}[task]
+    problems: list[Problem] = []
+    ids: dict[str, int] = {}
+    for number, (place, row) in enumerate(rows, 1):
+        found = row if isinstance(row, BadRow) else module.problem(row, f"{task}-{number}")
+        if isinstance(found, Problem) and found.id in ids:
+            found = BadRow("`id` given before", f'"{found.id}", first in {faults.unit} {ids[found.id]}')
+        if isinstance(found, BadRow):
+            faults.add(place, found)
+        else:
+            ids[found.id] = place
+            problems.append(found)
+    return TaskData(problems, module.INSTRUCTION, reward=module.REWARD)
+
+
+# --- after a split
+
+
+def trained_on(problems: Iterable[Problem]) -> list[Problem]:
+    """Of each pair the order that is presented, and all other problems."""
+    return [problem for problem in problems if (known := frame(problem)) is None or known.presented]

@@ -1,0 +1,11 @@
+"""Summaries: which of two a human prefers, or how good one is. Judging, with posts for prompts.
+
+After Stiennon et al. 2020, "Learning to summarize from human feedback", arXiv 2009.01325, whose data set
+is openai/summarize_from_feedback.
+"""
+
+from __future__ import annotations
+
+from femtune.tasks.judge import Wording
+
+SUMMARIZE = Wording("summary", (("Title", "title"), ("Post", "post")))

@@ -1,0 +1,133 @@
+"""Multiple choice: which of four sentences is of the kind that is asked for.
+
+    Which sentence tells a feeling?                 prompt x
+
+    A. My boss saw it.
+    B. I feel silly.
+    C. I always win.
+    D. It was at work.
+
+    A tells a witness.                              rationale z
+    B tells a feeling.
+    C tells a boast.
+    D tells a place.
+    Answer: B                                       answer y
+
+The sentences are those of `tldr`. Rows have the schema of allenai/ai2_arc.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from femtune.errors import ConfigError
+from femtune.types import Problem
+from femtune.worlds.tldr import FACTS, FAULTS
+
+LETTERS = "ABCDE"
+SENTENCES = {**FACTS, **FAULTS}  # by kind
+NAMES = {kind: f"an {kind}" if kind == "event" else f"a {kind}" for kind in SENTENCES}
+
+
+def rows(
+    num_problems: int,
+    *,
+    seed: int = 0,
+    difficulty: tuple[int, int] = (4, 4),
+    noise: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Questions, no two the same; `difficulty` is the least and the largest number of choices.
+
+    `noise` is the probability of a wrong key; the column `truth` keeps the right one.
+
+    >>> row = rows(1)[0]
+    >>> row["question"], row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
+    ('Which sentence tells an event?', 'I failed a test.')
+
+    Raises ConfigError where the numbers make no sense.
+    """
+    low, high = difficulty
+    if not 2 <= low <= high <= len(LETTERS):
+        raise ConfigError(f"difficulty is {difficulty}: expected 2 <= low <= high <= 5 choices.")
+    if not 0 <= noise <= 1:
+        raise ConfigError(f"noise is {noise}: expected a share from 0 to 1.")
+    rng, errs = random.Random(f"quiz {seed}"), random.Random(f"quiz noise {seed}")
+    made: dict[str, dict[str, Any]] = {}
+    while len(made) < num_problems:  # there are millions
+        kinds, choices, asked = draw_choices(rng, rng.randint(low, high))
+        letters = LETTERS[: len(kinds)]
+        row = {
+            "id": f"quiz-{seed}-{len(made)}",
+            "question": write_question(kinds[asked]),
+            "choices": {"text": choices, "label": [*letters]},
+            "world": "quiz",
+            "evidence": kinds,
+            "truth": letters[asked],
+        }
+        if (name := repr((row["question"], choices))) not in made:
+            wrong = errs.choice(letters.replace(letters[asked], ""))
+            made[name] = row | {"answerKey": wrong if errs.random() < noise else letters[asked]}
+    return list(made.values())
+
+
+def draw_choices(rng: random.Random, num: int) -> tuple[list[str], list[str], int]:
+    """Kinds, a sentence of each, and which one is asked for."""
+    kinds = rng.sample([*SENTENCES], num)
+    return kinds, [rng.choice(SENTENCES[kind]) for kind in kinds], rng.randrange(num)
+
+
+def write_question(kind: str) -> str:
+    """The question for the sentence of that kind."""
+    return f"Which sentence tells {NAMES[kind]}?"
+
+
+def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
+    """Whether each line names the kind of its choice, and last whether the answer follows from them.
+
+    It does where it is the letter of a line that names the kind that is asked for. A missing line and a
+    surplus one are one unsound step each.
+
+    >>> from femtune.worlds import WORLDS
+    >>> problem = WORLDS["quiz"].make(1)[0]
+    >>> rationale, answer = solve(problem).split("\\nAnswer: ")
+    >>> check(problem, rationale, answer)
+    [True, True, True, True, True]
+    >>> check(problem, rationale.replace("an event", "a place"), answer)
+    [True, True, False, True, False]
+    """
+    kinds = problem.columns["evidence"]
+    lines = rationale.strip().splitlines()
+    told = write_lines(kinds)
+    sound = [
+        place < min(len(told), len(lines)) and lines[place] == told[place]
+        for place in range(max(len(told), len(lines)))
+    ]
+    asked = str(problem.prompt).partition("Which sentence tells ")[2].partition("?")[0]
+    return [*sound, f"{answer} tells {asked}." in lines]
+
+
+def solve(problem: Problem) -> str:
+    """The completion with the right choice."""
+    return write_completion(problem.columns["evidence"], LETTERS.index(problem.columns["truth"]))
+
+
+def write_lines(kinds: Sequence[str]) -> list[str]:
+    """A line a choice."""
+    return [f"{letter} tells {NAMES[kind]}." for letter, kind in zip(LETTERS, kinds, strict=False)]
+
+
+def write_completion(
+    kinds: Sequence[str], asked: int, slips: Mapping[int, str] | None = None, guess: int = 0
+) -> str:
+    """Rationale and answer; `slips` takes a choice's kind for another, `guess` is said if none fits.
+
+    >>> print(write_completion(["place", "boast"], asked=1))
+    A tells a place.
+    B tells a boast.
+    Answer: B
+    """
+    seen = [(slips or {}).get(place, kind) for place, kind in enumerate(kinds)]
+    found = seen.index(kinds[asked]) if kinds[asked] in seen else guess
+    return "\n".join([*write_lines(seen), f"Answer: {LETTERS[found]}"])
