@@ -12,7 +12,8 @@ The files, in the order of the data; each imports only from those above it:
     answers     text, numbers, scales             expressions   when two of mathematics are the same
     user_rewards  a user's own function           rewards    the built-in ones, and grading
     tasks/      judge, summarize, choice, math: from published rows to problems
-    engines/    who writes completions: transformers, fake
+    engines/    who writes completions: transformers, vllm, openai, fake
+    served      whether an engine serves the weights it was given
     weigh       what a draw counts for            schemes    rejection, star, pps
     estep       the driver                        run        the run directory
     examples    draws as the M-step reads them

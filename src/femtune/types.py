@@ -85,7 +85,8 @@ class Completion:
     tokens: tuple[int, ...]  # as sampled, the end token included
     text: str  # decoded, without special tokens
     finish_reason: FinishReason
-    logprob: float  # nats, summed over tokens, of the model at temperature 1 without top-p, top-k
+    # nats, summed over tokens, of the model at temperature 1 without top-p, top-k; nan: not known
+    logprob: float
     error: str = ""  # what the engine said, where finish_reason is "error"
 
 
@@ -179,10 +180,21 @@ class Tokenizer(Protocol):
 
 
 class Engine(Protocol):
-    """Generates completions for token prompts, scores given ones, loads new weights."""
+    """Generates completions for token prompts, scores given ones, loads new weights.
+
+    A completion ends at one of the model's end tokens, which it then holds, or at `max_new_tokens`.
+    """
 
     def load(self, weights: Path) -> None:
-        """Serve these weights from now on. Raises ModelError where they can't be read."""
+        """Serve these weights from now on. Raises ModelError where they can't be read or served."""
+        ...
+
+    def release(self) -> None:
+        """Give the device's memory back until the next `load`: the M-step needs it."""
+        ...
+
+    def close(self) -> None:
+        """End what the engine has started (processes, connections); it is not used again."""
         ...
 
     def generate(
@@ -197,5 +209,8 @@ class Engine(Protocol):
         ...
 
     def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
-        """Nats of each completion given its prompt, summed over the completion's tokens."""
+        """Nats of each completion given its prompt, summed over the completion's tokens.
+
+        Raises EngineError where the engine can't score.
+        """
         ...

@@ -76,6 +76,12 @@ class FakeEngine:
         """Keep the path; `write` may look at it."""
         self.loaded.append(weights)
 
+    def release(self) -> None:
+        """Nothing is held."""
+
+    def close(self) -> None:
+        """Nothing is started."""
+
     def generate(
         self, pull: Callable[[int], Sequence[Request]], sampling: Sampling
     ) -> Iterator[Sequence[tuple[Request, Completion]]]:

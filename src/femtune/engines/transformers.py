@@ -12,6 +12,7 @@ do not depend on the batch beyond the rounding of sums (bench/flips.py measures 
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -57,21 +58,19 @@ class TransformersEngine:
         self.trust_remote_code = trust_remote_code
         self.tokenizer = tokenizer or read_tokenizer(model, trust_remote_code)
         self._model = read_model(model, dtype, self.device, trust_remote_code)
+        self._config = self._model.config.get_text_config()  # stays when the model is released
         self._ends = end_tokens(self._model, self.tokenizer)
-        self.max_batch = max_batch or default_max_batch(
-            self._model.config.get_text_config(), self.device
-        )
+        self.max_batch = max_batch or default_max_batch(self._config, self.device)
 
     @property
     def context(self) -> int:
         """Tokens that a prompt and its completion may have together."""
-        config = self._model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+        return int(getattr(self._config, "max_position_embeddings", None) or 1 << 30)
 
     def load(self, weights: Path) -> None:
         """Serve the weights of a Hugging Face folder, or of a PEFT adapter's, from now on."""
         model = read_model(Path(weights), self.dtype, self.device, self.trust_remote_code)
-        old, new = (m.config.get_text_config().vocab_size for m in (self._model, model))
+        old, new = self._config.vocab_size, model.config.get_text_config().vocab_size
         if new != old:
             raise ModelError(
                 f"{weights} has a vocabulary of {new} tokens, the engine's model {old}: "
@@ -79,6 +78,17 @@ class TransformersEngine:
             )
         self._model = model
         self._ends = end_tokens(model, self.tokenizer)
+
+    def release(self) -> None:
+        """Forget the model until the next `load`, and give a GPU's memory back."""
+        self._model = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """The same."""
+        self.release()
 
     def generate(
         self, pull: Callable[[int], Sequence[Request]], sampling: Sampling
@@ -110,8 +120,7 @@ class TransformersEngine:
         order = sorted(range(len(pairs)), key=lambda index: sum(map(len, pairs[index])))
         order = [index for index in order if pairs[index][1]]
         lengths = [sum(map(len, pairs[index])) for index in order]
-        vocab = self._model.config.get_text_config().vocab_size
-        limit = min(_PASS_TOKENS, _PASS_LOGITS // vocab)
+        limit = min(_PASS_TOKENS, _PASS_LOGITS // self._config.vocab_size)
         for start, stop in spans(lengths, limit):
             batch = order[start:stop]
             values = self._score([pairs[index] for index in batch]).tolist()

@@ -1,0 +1,80 @@
+"""Whether an engine serves the weights that it was told to, by what it gives a few completions.
+
+An M-step leaves a probe in the folder of its weights: some examples, their log-probabilities under the
+new weights, and under those that it started from. An engine that has loaded the folder must give the
+former. Engines were seen to report success and serve something else: the old weights, or new ones with
+an old embedding. So every load is followed by this check, and a run stops where it fails.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from femtune.errors import EngineError
+from femtune.types import Engine
+
+PROBE = "weight_probe.json"  # in a model's folder
+
+NUM_PAIRS = 4  # examples in a probe: enough to tell, and one pass of a model
+
+# Nats a token by which rounding alone may part two implementations, by the engine's numbers.
+ROUNDING = {"float32": 0.001, "bfloat16": 0.01, "float16": 0.01}
+MOST = 0.03  # nats a token: beyond this, engine and M-step are not one model, whatever was learnt
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Completions with their log-probabilities; the four sequences have one item a completion."""
+
+    prompts: Sequence[Sequence[int]]
+    completions: Sequence[Sequence[int]]
+    nats: Sequence[float]  # of the weights that lie beside it
+    nats_before: Sequence[float]  # of the weights that training started from; of a base, the same
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the completions."""
+        return sum(map(len, self.completions))
+
+
+def write_probe(folder: Path, probe: Probe) -> None:
+    """Store a probe beside its weights."""
+    (folder / PROBE).write_text(json.dumps(asdict(probe)) + "\n")
+
+
+def read_probe(folder: Path) -> Probe | None:
+    """The probe beside some weights, or None where there is none."""
+    path = folder / PROBE
+    return Probe(**json.loads(path.read_text())) if path.exists() else None
+
+
+def check_served(engine: Engine, probe: Probe, rounding: float) -> None:
+    """Raise EngineError unless the engine gives the probe's completions their log-probabilities.
+
+    The sum of deviations may be `rounding` nats a token, or half of what training moved them by, if that
+    is more, so that old weights never pass for new ones that differ by more than rounding; and no more
+    than MOST nats a token.
+    """
+    pairs = list(zip(probe.prompts, probe.completions, strict=True))
+    found = engine.logprob(pairs)
+    off = _apart(found, probe.nats)
+    moved = _apart(probe.nats_before, probe.nats)
+    allowed = max(rounding * probe.num_tokens, min(MOST * probe.num_tokens, moved / 2))
+    if off <= allowed:  # a NaN is no pass
+        return
+    stale = _apart(found, probe.nats_before) < off
+    shown = ", ".join(f"{a:.2f} for {b:.2f}" for a, b in zip(found, probe.nats, strict=True))
+    raise EngineError(
+        f"the engine does not serve the weights that it was given: log-probabilities of {len(pairs)} "
+        f"completions ({probe.num_tokens} tokens) are {shown}, apart by {off:.2f} nats of which "
+        f"{allowed:.2f} may be. "
+        + ("It still serves the weights from before. " if stale else "")
+        + "Restart it, or use --engine transformers."
+    )
+
+
+def _apart(some: Sequence[float], others: Sequence[float]) -> float:
+    return sum(abs(a - b) for a, b in zip(some, others, strict=True))

@@ -1,0 +1,58 @@
+"""The check after every load: right weights pass, old and half-old ones do not."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from femtune.engines.fake import FakeEngine
+from femtune.errors import EngineError
+from femtune.served import MOST, ROUNDING, Probe, check_served, read_probe, write_probe
+
+EXACT = ROUNDING["float32"]
+PROBE = Probe([[1, 2], [3]], [[4, 5, 6], [7, 256]], nats=[-3.0, -2.0], nats_before=[-3.6, -2.4])
+
+
+def engine_of(*nats: float) -> FakeEngine:
+    values = iter(nats)
+    return FakeEngine(lambda prompt, seed: "", nats=lambda prompt, completion: next(values))
+
+
+def test_the_weights_of_the_m_step_pass() -> None:
+    check_served(engine_of(-3.001, -2.002), PROBE, EXACT)
+
+
+def test_the_old_weights_are_told_apart_and_named() -> None:
+    with pytest.raises(EngineError, match="still serves the weights from before"):
+        check_served(engine_of(-3.6, -2.4), PROBE, EXACT)
+
+
+def test_new_weights_with_something_old_in_them_are_refused() -> None:
+    with pytest.raises(EngineError, match="does not serve the weights"):
+        check_served(engine_of(-3.35, -2.2), PROBE, EXACT)
+
+
+def test_a_nan_is_no_pass() -> None:
+    with pytest.raises(EngineError):
+        check_served(engine_of(math.nan, -2.0), PROBE, EXACT)
+
+
+def test_rounding_is_allowed_where_training_moved_little() -> None:
+    still = Probe(PROBE.prompts, PROBE.completions, [-3.0, -2.0], [-3.0, -2.0])
+    check_served(engine_of(-3.02, -2.02), still, ROUNDING["bfloat16"])
+    with pytest.raises(EngineError):
+        check_served(engine_of(-3.02, -2.02), still, EXACT)
+
+
+def test_what_training_moved_far_does_not_excuse_another_model() -> None:
+    far = Probe(PROBE.prompts, PROBE.completions, [-3.0, -2.0], [-30.0, -20.0])
+    with pytest.raises(EngineError):
+        check_served(engine_of(-3.0 - 6 * MOST, -2.0), far, EXACT)
+
+
+def test_a_probe_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert read_probe(tmp_path) is None
+    write_probe(tmp_path, PROBE)
+    assert read_probe(tmp_path) == PROBE
