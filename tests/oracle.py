@@ -16,8 +16,9 @@ from functools import cache, partial
 
 import torch
 
+from femtune.asking import Setup
 from femtune.engines.fake import FakeEngine, Write
-from femtune.estep import Setup, e_step
+from femtune.estep import e_step
 from femtune.prompts import Prompts
 from femtune.rewards import exact, score
 from femtune.types import Draw, Problem, Sampling, Scheme

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from femtune.asking import Chunk, upcoming
 from femtune.engines.fake import FakeEngine
 from femtune.errors import RewardError
-from femtune.estep import Chunk, e_step, upcoming
+from femtune.estep import e_step
 from femtune.rewards import ordinal, score
 from femtune.schemes import pps, rejection, star
 from femtune.types import (
@@ -128,10 +130,15 @@ def test_another_seed_gives_other_draws() -> None:
 # --- chunks
 
 
-def test_stored_chunks_are_left_out_and_the_others_stay_the_same() -> None:
+def test_stored_chunks_are_left_out_and_the_others_stay_the_same(tmp_path: Path) -> None:
     def chunks(*stored: int) -> list[Chunk]:
         made = setup(FakeEngine(WORLD.write), chunk_size=6)
-        return list(e_step(PROBLEMS, rejection(3), made, iteration=1, skip=lambda i: i in stored))
+        folder = tmp_path / str(stored)
+        for index in stored:
+            folder.mkdir(exist_ok=True)
+            (folder / str(index)).touch()
+        place = lambda index: folder / str(index)  # noqa: E731
+        return list(e_step(PROBLEMS, rejection(3), made, iteration=1, place=place))
 
     every = chunks()
     assert [chunk.index for chunk in every] == [0, 1, 2, 3]  # 6 + 6 + 6 + 2 problems

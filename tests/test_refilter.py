@@ -15,12 +15,12 @@ import pytest
 import torch
 import yaml
 
+from femtune.asking import Setup
 from femtune.bias import Balance
 from femtune.cli import main
 from femtune.config import Train, plan, read_questions, resolved
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, DataError, ModelError, NothingKept, RunError
-from femtune.estep import Setup
 from femtune.loop import Steps
 from femtune.problems import save_problems
 from femtune.progress import Quiet

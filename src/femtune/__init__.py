@@ -15,7 +15,8 @@ The files, in the order of the data; each imports only from those above it:
     engines/    who writes completions: transformers, vllm, openai, fake
     served      whether an engine serves the weights it was given
     weigh       what a draw counts for            schemes    rejection, star, pps
-    estep       the driver                        run        the run directory
+    run         the run directory
+    asking      which request comes next          estep, overlap   the driver
     examples    draws as the M-step reads them
     training    the M-step's settings             mstep      examples -> weights
     worlds/     rubric, tldr, sums, quiz, and the seedling

@@ -17,11 +17,13 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from femtune.asking import Setup
 from femtune.commands import run_place
 from femtune.config import (
     CHANGEABLE,
@@ -35,7 +37,6 @@ from femtune.config import (
     read_questions,
 )
 from femtune.errors import ConfigError, DataError
-from femtune.estep import Setup
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.examples import write_examples
 from femtune.loop import Steps
@@ -240,15 +241,9 @@ def by_vote(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _draw(run: Run, kind: str, problems: Sequence[Problem], setup: Setup, draws: int) -> None:
     """Draw from the base under the plain prompt and store it, chunk by chunk, in iteration 0."""
-    for chunk in evaluation_draws(
-        problems,
-        setup,
-        draws=draws,
-        iteration=0,
-        skip=lambda index: run.shard(0, kind, index).exists(),
-    ):
-        timing = {"engine_s": chunk.engine_s, "total_s": chunk.total_s}
-        write_draws(run.shard(0, kind, chunk.index), chunk.draws, timing)
+    place = partial(run.shard, 0, kind)
+    for _chunk in evaluation_draws(problems, setup, draws=draws, iteration=0, place=place):
+        pass
 
 
 # --- answer-only

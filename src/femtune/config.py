@@ -24,10 +24,10 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from cyclopts import Parameter
 
 from femtune.answers import parse_scale
+from femtune.asking import Setup
 from femtune.bias import Balance
 from femtune.calibration import Kind
 from femtune.errors import ConfigError, DataError, ModelError, RunError
-from femtune.estep import Setup
 from femtune.loop import Evaluation, Plan
 from femtune.problems import check_disjoint, check_gold, check_lengths, split
 from femtune.prompts import HINT, ChatTokenizer, Prompts

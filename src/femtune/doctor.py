@@ -11,6 +11,7 @@ from statistics import median
 from rich.panel import Panel
 from rich.text import Text
 
+from femtune.asking import Setup
 from femtune.config import (
     Asker,
     Data,
@@ -22,7 +23,7 @@ from femtune.config import (
     read_questions,
     sampling,
 )
-from femtune.estep import Setup, e_step
+from femtune.estep import e_step
 from femtune.prompts import ChatTokenizer
 from femtune.schemes import paper_filter
 from femtune.training import context_length

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from femtune.answers import as_fraction, as_label, plain
+from femtune.asking import Chunk, Setup
 from femtune.calibration import Calibration
-from femtune.estep import Chunk, Setup, e_step
+from femtune.estep import e_step
 from femtune.intervals import Floats, bootstrap, mean, summary
 from femtune.metrics import Item, choice_metrics, pair_metrics, pass_at_k, rater_ceiling, rating_metrics
 from femtune.run import by_problem
@@ -34,12 +36,12 @@ def evaluation_draws(
     *,
     draws: int,
     iteration: int,
-    skip: Callable[[int], bool] = lambda index: False,
+    place: Callable[[int], Path] | None = None,
     on_draws: Callable[[Sequence[Draw]], None] = lambda draws: None,
 ) -> Iterator[Chunk]:
     """Ask every problem `draws` times under the plain prompt: not adaptive, so fit for estimates."""
     scheme = Scheme("evaluate", (Stage("plain", draws=draws, ask="all"),), paper_filter)
-    return e_step(problems, scheme, setup, iteration=iteration, skip=skip, on_draws=on_draws)
+    return e_step(problems, scheme, setup, iteration=iteration, place=place, on_draws=on_draws)
 
 
 def evaluation_metrics(

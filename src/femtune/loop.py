@@ -10,18 +10,21 @@ where a killed one stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from femtune.asking import Setup
 from femtune.bias import Balance, kept_by, kept_scores, made_factors, outcomes
 from femtune.errors import NothingKept
-from femtune.estep import Chunk, Setup, e_step
+from femtune.estep import e_step
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.examples import write_examples
 from femtune.prompts import ChatTokenizer
-from femtune.run import Run, read_draws, write_draws, write_json
+from femtune.run import Run, read_draws, write_json
+from femtune.served import serve
 from femtune.training import Training
 from femtune.types import Draw, Problem, Sampling, Scheme
 
@@ -122,10 +125,11 @@ class Steps:
             self.plan.scheme,
             self.setup,
             iteration=iteration,
-            skip=lambda index: self.run.shard(iteration, "draws", index).exists(),
+            place=self._place(iteration, "draws", self.problems, self.weights(iteration - 1)),
             on_draws=self.progress.draws,
         )
-        self._store(iteration, "draws", self.weights(iteration - 1), chunks)
+        for _chunk in chunks:  # each is stored before the next is drawn
+            pass
         folder = self.run.iteration(iteration) / "draws"
         by_id = {problem.id: problem for problem in self.problems}
         metrics = estep_metrics(by_id, read_draws(folder))
@@ -148,6 +152,8 @@ class Steps:
         folder = self.run.iteration(iteration)
         start = self.base if self.plan.start_from == "base" else self.weights(iteration - 1)
         if not (folder / "model").exists():
+            self.setup.engine.release()  # what it holds of a GPU's memory is needed now
+            self.serving = None
             from femtune.mstep import (
                 m_step,  # torch is slow to import, and not needed to refuse bad input
             )
@@ -175,10 +181,11 @@ class Steps:
             replace(self.setup, sampling=greedy),
             draws=asked.draws,
             iteration=iteration,
-            skip=lambda index: self.run.shard(iteration, "eval", index).exists(),
+            place=self._place(iteration, "eval", self.eval_problems, self.weights(iteration)),
             on_draws=self.progress.draws,
         )
-        self._store(iteration, "eval", self.weights(iteration), chunks)
+        for _chunk in chunks:
+            pass
         by_id = {problem.id: problem for problem in self.eval_problems}
         return evaluation_metrics(by_id, read_draws(self.run.iteration(iteration) / "eval"))
 
@@ -192,19 +199,16 @@ class Steps:
         """theta_k: the base for k = 0."""
         return self.run.iteration(iteration) / "model" if iteration else self.base
 
-    def _store(self, iteration: int, kind: str, weights: Path, chunks: Iterable[Chunk]) -> None:
-        """Write each chunk before the next is drawn; the engine gets the weights when one is missing."""
-        shards = -(-len(self._asked(kind)) // self.setup.chunk_size)
-        missing = [i for i in range(shards) if not self.run.shard(iteration, kind, i).exists()]
-        if missing and self.serving != weights:
-            self.setup.engine.load(weights)
+    def _place(
+        self, iteration: int, kind: str, problems: Sequence[Problem], weights: Path
+    ) -> Callable[[int], Path]:
+        """Where chunks are stored; the engine gets the weights if one is missing."""
+        place = partial(self.run.shard, iteration, kind)
+        num_chunks = -(-len(problems) // self.setup.chunk_size)
+        if self.serving != weights and not all(place(i).exists() for i in range(num_chunks)):
+            serve(self.setup.engine, weights, self.setup.rounding)
             self.serving = weights
-        for chunk in chunks:
-            timing = {"engine_s": chunk.engine_s, "total_s": chunk.total_s}
-            write_draws(self.run.shard(iteration, kind, chunk.index), chunk.draws, timing)
-
-    def _asked(self, kind: str) -> Sequence[Problem]:
-        return self.problems if kind == "draws" else self.eval_problems
+        return place
 
 
 def drawn(folder: Path) -> Iterator[Sequence[Draw]]:

@@ -22,15 +22,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from femtune.asking import Setup
 from femtune.commands import run_place
 from femtune.config import CHANGEABLE, Evaluate, make_asker, read_questions, task_options
 from femtune.errors import ConfigError
-from femtune.estep import Setup
 from femtune.evaluate import as_item, evaluation_draws
 from femtune.intervals import Floats, bootstrap, mean, ratio, summary
 from femtune.loop import Progress, drawn
 from femtune.metrics import Item, count_votes, distributions, most_likely, pair_metrics, scale_values
-from femtune.run import Run, by_problem, open_run, write_draws, write_json
+from femtune.run import Run, by_problem, open_run, write_json
 from femtune.tasks.frames import Frame, frame
 from femtune.tasks.load import read_task
 from femtune.types import Problem, Sampling
@@ -130,17 +130,11 @@ def _ask(
 ) -> dict[str, Item]:
     """The votes on each problem by its id; what is stored already is not asked again."""
     progress.phase(kind, 0, len(problems))
-    chunks = evaluation_draws(
-        problems,
-        setup,
-        draws=draws,
-        iteration=0,
-        skip=lambda index: run.shard(0, kind, index).exists(),
-        on_draws=progress.draws,
-    )
-    for chunk in chunks:
-        timing = {"engine_s": chunk.engine_s, "total_s": chunk.total_s}
-        write_draws(run.shard(0, kind, chunk.index), chunk.draws, timing)
+    place = partial(run.shard, 0, kind)
+    for _chunk in evaluation_draws(
+        problems, setup, draws=draws, iteration=0, place=place, on_draws=progress.draws
+    ):
+        pass
     by_id = {problem.id: problem for problem in problems}
     return {
         problem_id: as_item(by_id[problem_id], tries)

@@ -18,10 +18,10 @@ from typing import Any
 
 import yaml
 
+from femtune.asking import Grade, upcoming
 from femtune.bias import Balance, Factors, balance_factors, kept_by, kept_scores, outcomes, weighed
 from femtune.config import Train, check_new, load_tokenizer, local_model, plan, read_questions
 from femtune.errors import ConfigError, ModelError, NothingKept, RunError
-from femtune.estep import Grade, upcoming
 from femtune.evaluate import as_number, estep_metrics
 from femtune.examples import write_examples
 from femtune.loop import drawn, nothing_kept

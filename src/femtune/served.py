@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 from femtune.errors import EngineError
 from femtune.types import Engine
@@ -49,6 +50,23 @@ def read_probe(folder: Path) -> Probe | None:
     """The probe beside some weights, or None where there is none."""
     path = folder / PROBE
     return Probe(**json.loads(path.read_text())) if path.exists() else None
+
+
+class Loads(Protocol):
+    """An engine, or several that check themselves."""
+
+    def load(self, weights: Path) -> None: ...
+
+
+def serve(engine: Loads, weights: Path, rounding: float, base_probe: Probe | None = None) -> None:
+    """Load weights and check that they are served, by the probe beside them or, of a base, the given.
+
+    Raises EngineError where they are not, and what `load` raises.
+    """
+    engine.load(weights)
+    probe = read_probe(weights) or base_probe
+    if probe is not None and isinstance(engine, Engine):
+        check_served(engine, probe, rounding)
 
 
 def check_served(engine: Engine, probe: Probe, rounding: float) -> None:

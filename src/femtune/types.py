@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from femtune.errors import ConfigError
 
@@ -179,6 +179,7 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Generates completions for token prompts, scores given ones, loads new weights.
 

@@ -1,0 +1,201 @@
+"""Which request comes next: a scheme's stages, worked off for a chunk of problems.
+
+There is no barrier between attempts: as soon as a problem's last attempt is graded, its next one waits
+at the head of the queue, and the engine takes it with the room that it has.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from femtune.prompts import Prompts
+from femtune.served import ROUNDING
+from femtune.types import (
+    Completion,
+    Draw,
+    DrawKey,
+    Engine,
+    Problem,
+    Request,
+    Sampling,
+    Scheme,
+    Score,
+    Stage,
+    Tokenizer,
+    draw_seed,
+)
+
+Finished = tuple[Request, Completion]
+
+
+class Grade(Protocol):
+    """Scores completions: `rewards.score` with its prompts and reward filled in."""
+
+    def __call__(
+        self,
+        problems: Sequence[Problem],
+        completions: Sequence[Completion],
+        *,
+        hinted: Sequence[bool],
+        accept_at: Sequence[float],
+    ) -> Sequence[Score]: ...
+
+
+class Crew(Protocol):
+    """Several engines in processes of their own, that work off whole chunks: see pool.py."""
+
+    def load(self, weights: Path) -> None:
+        """Serve these weights from now on."""
+        ...
+
+    def work_off(self, leases: Iterable[Lease]) -> Iterator[Chunk]:
+        """Draw for each lease, in any order; draws are stored where the lease says, and given."""
+        ...
+
+    def release(self) -> None:
+        """Give the devices' memory back until the next `load`."""
+        ...
+
+    def close(self) -> None:
+        """End the processes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What draws come from and how they are graded, apart from problems and scheme."""
+
+    engine: Engine | Crew
+    tokenizer: Tokenizer
+    prompts: Prompts
+    grade: Grade
+    sampling: Sampling
+    seed: int = 0  # of the run; each draw's own seed follows from it and its key
+    chunk_size: int = 1024  # problems
+    # nats a token by which the engine's log-probabilities and the M-step's may differ: see served.py
+    rounding: float = ROUNDING["float32"]
+    overlap: bool = False  # draw on while the last chunk is graded and stored: see overlap.py
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A chunk of problems to be worked off, here or by another process."""
+
+    index: int  # of the chunk
+    problems: Sequence[Problem]
+    scheme: Scheme
+    sampling: Sampling
+    iteration: int
+    place: Path | None = None  # where its draws are stored by whom works it off
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What came of one chunk of problems."""
+
+    index: int
+    draws: list[Draw]  # in order of problem, then key
+    engine_s: float  # wall time in the engine; the rest of `total_s` is the driver's own work
+    total_s: float
+
+
+def upcoming(stages: Sequence[Stage], tries: Sequence[Draw]) -> list[tuple[int, int]]:
+    """What to ask of a problem next, as (stage, index), once all of `tries` are graded; [] when done.
+
+    A stage for the unsolved asks one at a time and stops at the first accepted draw, of this stage or an
+    earlier one; a stage for all asks its draws together.
+
+    >>> upcoming([Stage("plain"), Stage("hinted")], [])
+    [(0, 0)]
+    """
+    solved = any(draw.accepted for draw in tries)
+    current = tries[-1].key.stage if tries else 0
+    for number, stage in enumerate(stages[current:], current):
+        asked = sum(draw.key.stage == number for draw in tries)
+        if stage.ask == "all" and asked == 0:
+            return [(number, index) for index in range(stage.draws)]
+        if stage.ask == "unsolved" and not solved and asked < stage.draws:
+            return [(number, asked)]
+    return []
+
+
+class OpenChunk:
+    """Which request comes next, and what has come back: the state of a chunk that is worked off."""
+
+    def __init__(self, lease: Lease, setup: Setup) -> None:
+        self.lease = lease
+        self.tries: dict[str, list[Draw]] = {problem.id: [] for problem in lease.problems}
+        self._problems = {problem.id: problem for problem in lease.problems}
+        self._scheme, self._setup = lease.scheme, setup
+        self._fresh = deque(lease.problems)
+        self._queue: deque[Request] = deque()
+        self._open: defaultdict[str, int] = defaultdict(int)  # requests of a problem not yet graded
+        self._tokens: dict[tuple[str, str], tuple[int, ...]] = {}  # retries share their prompt
+
+    def pull(self, room: int) -> list[Request]:
+        """At most `room` requests to hand to the engine now."""
+        # retries first: a long chain of attempts that starts late is what leaves the batch empty
+        while len(self._queue) < room and self._fresh:
+            self._ask(self._fresh.popleft())
+        return [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
+
+    def grade(self, finished: Sequence[Finished]) -> list[Draw]:
+        """Score completions. Changes nothing, so that it may run beside `pull`."""
+        names = [self._scheme.stages[request.key.stage].prompt for request, _ in finished]
+        at = self._scheme.accept_at
+        scores = self._setup.grade(
+            [self._problems[request.key.problem_id] for request, _ in finished],
+            [completion for _, completion in finished],
+            hinted=[name == "hinted" for name in names],
+            accept_at=[at(request) if callable(at) else at for request, _ in finished],
+        )
+        return [
+            Draw(request.key, name, request.seed, completion, score)
+            for (request, completion), name, score in zip(finished, names, scores, strict=True)
+        ]
+
+    def enter(self, draws: Sequence[Draw]) -> None:
+        """Take graded draws in, and queue what is to be asked after them."""
+        for draw in draws:
+            name = draw.key.problem_id
+            self.tries[name].append(draw)
+            self._open[name] -= 1
+            if self._open[name] == 0:
+                self.tries[name].sort(key=lambda draw: draw.key)
+                self._ask(self._problems[name])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every problem has all its draws."""
+        return not self._fresh and not any(self._open.values())
+
+    @property
+    def draws(self) -> list[Draw]:
+        """All draws so far, in order of problem, then key."""
+        return [draw for tries in self.tries.values() for draw in tries]
+
+    def asked(self, request: Request) -> bool:
+        """Whether a request is of this chunk."""
+        return request.key.problem_id in self._problems
+
+    def unanswered(self) -> list[str]:
+        """Ids of problems that wait for a draw still, or were never asked."""
+        return [name for name in self.tries if self._open[name] or not self.tries[name]]
+
+    def _ask(self, problem: Problem) -> None:
+        for number, index in upcoming(self._scheme.stages, self.tries[problem.id]):
+            key = DrawKey(self.lease.iteration, problem.id, number, index)
+            tokens = self._prompt_tokens(self._scheme.stages[number].prompt, problem)
+            self._queue.append(Request(key, tokens, draw_seed(self._setup.seed, key)))
+            self._open[problem.id] += 1
+
+    def _prompt_tokens(self, name: str, problem: Problem) -> tuple[int, ...]:
+        tokens = self._tokens.get((name, problem.id))
+        if tokens is None:
+            messages = self._setup.prompts.render(name, problem)
+            tokens = self._tokens[name, problem.id] = self._setup.tokenizer.encode_prompt(messages)
+        return tokens

@@ -1,0 +1,182 @@
+"""Draws that go on while the last ones are graded and stored: three threads, a queue between each.
+
+    engine thread     generates; takes requests of the chunk that is open, and when none of its are left
+                      to hand out, of the next one
+    grading thread    scores what has ended
+    caller's thread   stores chunks that are done
+
+So a slow reward, a disk's flush, and the last long completions of a chunk leave no engine idle. What a
+request meets in its batch now hangs on time, so draws are the same only up to rounding.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from femtune.asking import Chunk, Finished, Lease, OpenChunk, Setup
+from femtune.errors import EngineError
+from femtune.types import Draw, Engine, Request
+
+MOST_OPEN = 2  # chunks at a time, so that memory stays flat
+_END = object()
+
+
+class _Stopped(Exception):
+    """The caller wants no more."""
+
+
+@dataclass
+class _Open:
+    chunk: OpenChunk
+    begun: float = field(default_factory=time.perf_counter)
+
+
+def overlapped(
+    leases: Iterator[Lease],
+    setup: Setup,
+    engine: Engine,
+    on_draws: Callable[[Sequence[Draw]], None],
+) -> Iterator[tuple[Lease, Chunk]]:
+    """Work off leases as one stream; gives each when it is done, in order.
+
+    All leases are sampled alike. Raises what the engine, the grading or `on_draws` raises, in the
+    caller's thread.
+    """
+    first = next(leases, None)
+    if first is None:
+        return
+    work = _Stream(first, leases, setup, engine, on_draws)
+    threads = [
+        threading.Thread(target=work.guarded, args=(run,), daemon=True, name=f"femtune {name}")
+        for name, run in (("engine", work.generate), ("grading", work.grade))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        while (done := work.done.get()) is not _END:
+            if isinstance(done, BaseException):
+                raise done
+            yield done
+    finally:
+        work.stop()
+        while any(thread.is_alive() for thread in threads):
+            while not work.done.empty():  # one of them may wait for room in it
+                work.done.get()
+            threads[0].join(timeout=0.05)
+
+
+class _Stream:
+    """What the threads share: queues, and chunks that only the engine's thread touches."""
+
+    def __init__(
+        self,
+        first: Lease,
+        leases: Iterator[Lease],
+        setup: Setup,
+        engine: Engine,
+        on_draws: Callable[[Sequence[Draw]], None],
+    ) -> None:
+        self.setup, self.engine, self.on_draws = setup, engine, on_draws
+        self.sampling = first.sampling
+        self.leases = leases
+        self.open: list[_Open] = [_Open(OpenChunk(first, setup))]
+        self.finished: queue.Queue[Any] = queue.Queue()  # of the engine, to be graded
+        self.graded: queue.Queue[Any] = queue.Queue()  # (chunk, its draws)
+        # (lease, chunk), an exception, or the end; bounded, so that chunks do not pile up
+        self.done: queue.Queue[Any] = queue.Queue(maxsize=1)
+        self.num_writing = self.num_grading = 0  # requests with the engine, and with the grading
+        self.stopped = threading.Event()
+
+    def guarded(self, run: Callable[[], None]) -> None:
+        """Run a thread's work; what it raises ends the stream and goes to the caller."""
+        try:
+            run()
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self.stop()
+            self.done.put(error)
+
+    def stop(self) -> None:
+        """End both threads soon."""
+        self.stopped.set()
+        self.finished.put(_END)
+        self.graded.put(_END)
+
+    # --- the engine's thread
+
+    def generate(self) -> None:
+        stream = self.engine.generate(self.pull, self.sampling)
+        try:
+            for finished in stream:
+                self.num_writing -= len(finished)
+                self.num_grading += len(finished)
+                self.finished.put((tuple(self.open), finished))
+        finally:
+            getattr(stream, "close", lambda: None)()
+        if lost := [name for each in self.open for name in each.chunk.unanswered()]:
+            raise EngineError(
+                f"the engine ended without an answer for {len(lost)} problems: {lost[:3]}."
+            )
+        self.finished.put(_END)
+        self.done.put(_END)
+
+    def pull(self, room: int) -> list[Request]:
+        """Requests for the engine; waits only where it has none, and answers are being graded."""
+        requests: list[Request] = []
+        while True:
+            self.take_graded(wait=False)
+            requests += self.from_chunks(room - len(requests))
+            if requests or self.num_writing or not self.num_grading:
+                break
+            self.take_graded(wait=True)
+        self.num_writing += len(requests)
+        return requests
+
+    def from_chunks(self, room: int) -> list[Request]:
+        requests: list[Request] = []
+        for each in self.open:
+            requests += each.chunk.pull(room - len(requests))
+        while len(requests) < room and len(self.open) < MOST_OPEN:
+            if (lease := next(self.leases, None)) is None:
+                break
+            self.open.append(_Open(OpenChunk(lease, self.setup)))
+            requests += self.open[-1].chunk.pull(room - len(requests))
+        return requests
+
+    def take_graded(self, wait: bool) -> None:
+        """Enter what has been graded, and hand on the chunks that are done, in their order."""
+        if self.stopped.is_set():
+            raise _Stopped
+        while wait or not self.graded.empty():
+            entered = self.graded.get()
+            if entered is _END:
+                raise _Stopped
+            wait = False
+            for opened, draws in entered:
+                opened.chunk.enter(draws)
+                self.num_grading -= len(draws)
+        while self.open and self.open[0].chunk.is_done:
+            opened = self.open.pop(0)
+            total_s = time.perf_counter() - opened.begun
+            lease = opened.chunk.lease
+            # the engine was never kept waiting: all of the time is its
+            self.done.put((lease, Chunk(lease.index, opened.chunk.draws, total_s, total_s)))
+
+    # --- the grading thread
+
+    def grade(self) -> None:
+        while (given := self.finished.get()) is not _END:
+            opened, finished = given
+            parts: list[tuple[_Open, list[Draw]]] = []
+            for each in opened:
+                own: list[Finished] = [pair for pair in finished if each.chunk.asked(pair[0])]
+                if own:
+                    parts.append((each, each.chunk.grade(own)))
+                    self.on_draws(parts[-1][1])
+            self.graded.put(parts)
