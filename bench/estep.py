@@ -19,8 +19,9 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import AutoModelForCausalLM
 
-from femtune.config import Sample, make_asker, read_questions
+from femtune.config import Sample
 from femtune.estep import e_step
+from femtune.prepare import make_asker, read_questions
 from femtune.rewards import exact, score
 from femtune.run import write_draws
 from femtune.schemes import rejection
@@ -111,7 +112,7 @@ def main() -> None:
         max_batch=args.max_batch,
     )
     asker = make_asker(args.model, read_questions(problems, settings), problems)
-    setup = asker.setup(Sampling(settings.max_new_tokens))
+    setup = asker.open_setup(Sampling(settings.max_new_tokens))
     own: list[float] = []
 
     def femtune() -> int:

@@ -28,9 +28,10 @@ from femtune.baselines import (
     run_baseline,
 )
 from femtune.compare import Job, _histories, compare, jobs, notes, rows, save, table
-from femtune.config import Train, read_questions
+from femtune.config import Train
 from femtune.demo import write_world
 from femtune.errors import ConfigError, DataError, NothingKept, RunError
+from femtune.prepare import read_questions
 from femtune.regression import (
     PENALTIES,
     Features,

@@ -12,11 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from femtune.commands import make_settings, run_place
-from femtune.config import (
-    Ask,
-    Evaluate,
-    Sample,
-    Train,
+from femtune.config import Ask, Evaluate, Sample, Train
+from femtune.errors import ConfigError, DataError, ModelError, RunError
+from femtune.prepare import (
     check_new,
     find_model,
     fingerprint,
@@ -29,7 +27,6 @@ from femtune.config import (
     resolved,
     sampling,
 )
-from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.rewards import ordinal
 from femtune.schemes import star
 from femtune.training import Training

@@ -11,10 +11,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from femtune.cli import main
-from femtune.config import Evaluate, read_questions
+from femtune.config import Evaluate
 from femtune.errors import ConfigError
 from femtune.evaluate import as_item
 from femtune.metrics import Item
+from femtune.prepare import read_questions
 from femtune.probes import _altered, findings, padded, pair_biases, praised, probe, rating_biases, table
 from femtune.progress import Quiet
 from femtune.run import read_draws

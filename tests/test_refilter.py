@@ -18,10 +18,11 @@ import yaml
 from femtune.asking import Setup
 from femtune.bias import Balance
 from femtune.cli import main
-from femtune.config import Train, plan, read_questions, resolved
+from femtune.config import Train
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, DataError, ModelError, NothingKept, RunError
 from femtune.loop import Steps
+from femtune.prepare import plan, read_questions, resolved
 from femtune.problems import save_problems
 from femtune.progress import Quiet
 from femtune.prompts import ChatTokenizer

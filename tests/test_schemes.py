@@ -11,10 +11,11 @@ from functools import partial
 
 import pytest
 
-from femtune.config import Train, plan
+from femtune.config import Train
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError
 from femtune.estep import e_step
+from femtune.prepare import plan
 from femtune.rewards import ordinal, score
 from femtune.schemes import SCHEMES, parse_scheme, pps, rejection, soft_acceptance, star
 from femtune.types import Draw, DrawKey, Problem, Request, Scheme, Stage, draw_seed

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from femtune.answers import Scale, parse_scale
-from femtune.config import Train, held_out, read_questions
+from femtune.config import Train
 from femtune.errors import ConfigError, DataError
+from femtune.prepare import held_out, read_questions
 from femtune.problems import check_disjoint, load_problems, save_problems, split
 from femtune.prompts import JUDGE_LEAKS
 from femtune.reading import BadRow

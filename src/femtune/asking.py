@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from femtune.prompts import Prompts
-from femtune.served import ROUNDING
+from femtune.served import ROUNDING, Probe
 from femtune.types import (
     Completion,
     Draw,
@@ -78,6 +78,7 @@ class Setup:
     chunk_size: int = 1024  # problems
     # nats a token by which the engine's log-probabilities and the M-step's may differ: see served.py
     rounding: float = ROUNDING["float32"]
+    base_probe: Probe | None = None  # what the base gives some completions
     overlap: bool = False  # draw on while the last chunk is graded and stored: see overlap.py
 
 

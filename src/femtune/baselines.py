@@ -25,21 +25,12 @@ import numpy as np
 
 from femtune.asking import Setup
 from femtune.commands import run_place
-from femtune.config import (
-    CHANGEABLE,
-    Asker,
-    Data,
-    Questions,
-    Train,
-    held_out,
-    make_asker,
-    plan,
-    read_questions,
-)
+from femtune.config import CHANGEABLE, Train
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.examples import write_examples
 from femtune.loop import Steps
+from femtune.prepare import Asker, Data, Questions, held_out, make_asker, plan, read_questions
 from femtune.progress import Quiet
 from femtune.regression import Features, features, predictions, with_values
 from femtune.rewards import score
@@ -221,8 +212,8 @@ def without_soundness(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _votes(run: Run, asker: Asker, settings: Baseline, test: Sequence[Problem]) -> dict[str, Any]:
     run.log("evaluation", iteration=0)
-    setup = asker.setup(Sampling(settings.max_new_tokens, temperature=1.0))
-    _draw(run, "eval", test, setup, settings.draws)
+    with asker.setup(Sampling(settings.max_new_tokens, temperature=1.0)) as setup:
+        _draw(run, "eval", test, setup, settings.draws)
     metrics = evaluation_metrics(
         {problem.id: problem for problem in test}, read_draws(run.iteration(0) / "eval")
     )
@@ -257,9 +248,9 @@ def _answer_only(
         write_answers(examples, train, asker)
     what = replace(plan(replace(settings, scheme="pps", soft_accept=None)), start_from="base")
     lenient = replace(asker, prompts=replace(asker.prompts, require_rationale=False))
-    setup = lenient.setup(Sampling(settings.max_new_tokens))
-    steps = Steps(run, asker.base, train, test, what, setup, asker.tokenizer, Quiet())
-    return {"m_step": steps.maximise(1), "evaluation": without_soundness(steps.measure(1))}
+    with lenient.setup(Sampling(settings.max_new_tokens)) as setup:
+        steps = Steps(run, asker.base, train, test, what, setup, asker.tokenizer, Quiet())
+        return {"m_step": steps.maximise(1), "evaluation": without_soundness(steps.measure(1))}
 
 
 def write_answers(path: Path, problems: Sequence[Problem], asker: Asker) -> None:
@@ -349,9 +340,9 @@ def _draw_all(
     run: Run, asker: Asker, settings: Baseline, groups: Mapping[str, Sequence[Problem]]
 ) -> None:
     """Draws of both kinds; the engine and its model are gone at the end."""
-    setup = asker.setup(Sampling(settings.max_new_tokens, temperature=1.0))
-    for kind, problems in groups.items():
-        _draw(run, kind, problems, setup, settings.draws)
+    with asker.setup(Sampling(settings.max_new_tokens, temperature=1.0)) as setup:
+        for kind, problems in groups.items():
+            _draw(run, kind, problems, setup, settings.draws)
 
 
 def _base_metrics(run: Run, kind: str, problems: Sequence[Problem]) -> dict[str, Any]:

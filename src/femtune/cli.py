@@ -181,9 +181,14 @@ def fit(
     seed: int = 0,
     show: Show = "auto",
 ) -> None:
-    """The M-step alone: fine-tune on examples (.parquet, .jsonl: prompt, completion, weight)."""
+    """The M-step alone: fine-tune on examples (.parquet, .jsonl: prompt, completion, weight).
+
+    On several GPUs: accelerate launch -m femtune fit, or torchrun --nproc-per-node 8 -m femtune fit.
+    """
     from femtune.commands import fit as run
 
+    if int(os.environ.get("RANK", "0")):  # one process of a job tells what all do
+        show = "quiet"
     with showing(show) as progress:
         progress.phase("M-step", 1, 0)
         metrics = run(examples, model, training or Training(), output_dir, seed, progress.step)

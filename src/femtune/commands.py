@@ -25,14 +25,13 @@ from femtune.calibration import (
     fit_calibration,
     save_calibration,
 )
-from femtune.config import (
-    CHANGEABLE,
-    Ask,
-    Calibrate,
+from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
+from femtune.errors import ConfigError
+from femtune.evaluate import as_item, evaluation_metrics
+from femtune.loop import Progress, Steps, fem
+from femtune.predictions import check_calibration, read_calibration
+from femtune.prepare import (
     Data,
-    Evaluate,
-    Sample,
-    Train,
     check_new,
     check_varied,
     fingerprint,
@@ -46,10 +45,6 @@ from femtune.config import (
     resolved,
     sampling,
 )
-from femtune.errors import ConfigError
-from femtune.evaluate import as_item, evaluation_metrics
-from femtune.loop import Progress, Steps, fem
-from femtune.predictions import check_calibration, read_calibration
 from femtune.problems import save_problems
 from femtune.progress import Quiet
 from femtune.run import Run, by_problem, check_run, open_run, read_draws, write_json
@@ -120,9 +115,8 @@ def run_train(
         for name, group in (("problems", problems), ("eval", test)):
             if group and not (run.root / f"{name}.parquet").exists():
                 save_problems(group, run.root / f"{name}.parquet")
-        history = fem(
-            run, asker.base, problems, test, steps, asker.setup(draws), asker.tokenizer, progress
-        )
+        with asker.setup(draws, asker.base_probe(problems)) as setup:
+            history = fem(run, asker.base, problems, test, steps, setup, asker.tokenizer, progress)
         _point(run, history, steps.iterations)
     return Result(run.root, run.root / "last", history)
 
@@ -145,9 +139,9 @@ def sample(
     with open_run(place, config, CHANGEABLE) as run:
         if not (run.root / "problems.parquet").exists():
             save_problems(problems, run.root / "problems.parquet")
-        setup = asker.setup(draws)
-        steps = Steps(run, asker.base, problems, [], what, setup, asker.tokenizer, progress)
-        metrics = steps.expect(1)
+        with asker.setup(draws) as setup:
+            steps = Steps(run, asker.base, problems, [], what, setup, asker.tokenizer, progress)
+            metrics = steps.expect(1)
         write_json(run.iteration(1) / "metrics.json", {"iteration": 1, "e_step": metrics})
     return run.iteration(1), metrics
 
@@ -192,9 +186,9 @@ def evaluate(
         config["calibration"] = f"{settings.calibration} (blake2b {digest})"
     asker = make_asker(model, asked, problems)
     with open_run(place, config, CHANGEABLE) as run:
-        setup = asker.setup(Sampling(settings.max_new_tokens))
-        steps = Steps(run, asker.base, [], problems, what, setup, asker.tokenizer, progress)
-        metrics = steps.measure(0)
+        with asker.setup(Sampling(settings.max_new_tokens)) as setup:
+            steps = Steps(run, asker.base, [], problems, what, setup, asker.tokenizer, progress)
+            metrics = steps.measure(0)
         if calibration is not None:
             metrics = _calibrated(metrics, problems, run.iteration(0) / "eval", calibration)
         write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})

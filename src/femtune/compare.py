@@ -23,9 +23,10 @@ from typing import Any
 
 from femtune.baselines import ONCE, Baseline, History, baseline_settings, check, run_baseline
 from femtune.commands import run_place, run_train
-from femtune.config import Data, Train, held_out, make_asker, plan, read_questions
+from femtune.config import Train
 from femtune.errors import ConfigError, FemtuneError, NothingKept
 from femtune.evaluate import sound_steps
+from femtune.prepare import Data, held_out, make_asker, plan, read_questions
 from femtune.progress import Quiet
 from femtune.run import readable, replacing
 from femtune.types import Problem

@@ -13,8 +13,9 @@ from rich.panel import Panel
 from rich.text import Text
 
 from femtune.compare import Job, telling
-from femtune.config import Train, check_new
+from femtune.config import Train
 from femtune.errors import ConfigError, RunError
+from femtune.prepare import check_new
 from femtune.problems import load_problems
 from femtune.prompts import prompt_text
 from femtune.run import read_draws, replacing

@@ -12,10 +12,11 @@ from rich.panel import Panel
 from rich.text import Text
 
 from femtune.asking import Setup
-from femtune.config import (
+from femtune.config import Train
+from femtune.estep import e_step
+from femtune.prepare import (
     Asker,
     Data,
-    Train,
     held_out,
     load_config,
     make_asker,
@@ -23,7 +24,6 @@ from femtune.config import (
     read_questions,
     sampling,
 )
-from femtune.estep import e_step
 from femtune.prompts import ChatTokenizer
 from femtune.schemes import paper_filter
 from femtune.training import context_length
@@ -97,12 +97,12 @@ def try_out(asker: Asker, problem: Problem, settings: Train) -> tuple[list[Draw]
     import torch
 
     begun = time.perf_counter()
-    setup = asker.setup(sampling(settings))
+    with asker.setup(sampling(settings)) as setup:
+        loaded_s = time.perf_counter() - begun
+        draws = _one_of_each(setup, problem, settings.accept_at)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    findings = [
-        Finding("engine", f"transformers on {device}, loaded in {time.perf_counter() - begun:.1f} s")
-    ]
-    draws = _one_of_each(setup, problem, settings.accept_at)
+    where = settings.base_url or "a server" if settings.engine == "openai" else device
+    findings = [Finding("engine", f"{settings.engine} on {where}, loaded in {loaded_s:.1f} s")]
     for draw in draws:
         reason = draw.score.reason
         what = f"{reason}: {draw.score.detail}" if draw.score.detail else reason or "kept"

@@ -206,7 +206,8 @@ class Steps:
         place = partial(self.run.shard, iteration, kind)
         num_chunks = -(-len(problems) // self.setup.chunk_size)
         if self.serving != weights and not all(place(i).exists() for i in range(num_chunks)):
-            serve(self.setup.engine, weights, self.setup.rounding)
+            setup = self.setup
+            serve(setup.engine, weights, setup.rounding, setup.base_probe)
             self.serving = weights
         return place
 

@@ -17,6 +17,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -29,9 +30,11 @@ import pyarrow.parquet as pq
 
 from femtune.answers import Scale, as_fraction
 from femtune.calibration import Calibration, apply, check_scale, load_calibration
-from femtune.config import (
+from femtune.config import Predict
+from femtune.errors import ConfigError, DataError
+from femtune.evaluate import as_item, evaluation_draws
+from femtune.prepare import (
     Data,
-    Predict,
     Questions,
     check_new,
     load_config,
@@ -39,8 +42,6 @@ from femtune.config import (
     read_questions,
     task_options,
 )
-from femtune.errors import ConfigError, DataError
-from femtune.evaluate import as_item, evaluation_draws
 from femtune.problems import check_lengths
 from femtune.prompts import bare
 from femtune.reading import json_lines
@@ -113,24 +114,26 @@ def _predictions(
     parts: Iterable[Questions[Predict]], model: str, settings: Predict, calibration: Calibration | None
 ) -> Iterator[Prediction]:
     asker = setup = None
-    for asked in parts:
-        check_calibration(calibration, asked.problems)
-        if asker is None or setup is None:
-            # nothing is graded here, and a reward of the user's own may not bear a missing answer
-            asker = make_asker(model, replace(asked, reward=exact()), asked.problems)
-            setup = asker.setup(Sampling(settings.max_new_tokens, settings.temperature))
-        else:
-            context = context_length(load_config(asker.base))
-            room = settings.max_new_tokens
-            check_lengths(asked.problems, asked.prompts, asker.tokenizer, context, room)
-        by_id = {problem.id: problem for problem in asked.problems}
-        drawn = (
-            (by_id[name], tries)
-            for chunk in evaluation_draws(asked.problems, setup, draws=settings.draws, iteration=0)
-            for name, tries in by_problem(chunk.draws)
-        )
-        for _, orders in groupby(drawn, key=lambda one: _item(one[0])):
-            yield prediction(list(orders), calibration, settings.abstain_below)
+    with ExitStack() as stack:
+        for asked in parts:
+            check_calibration(calibration, asked.problems)
+            if asker is None or setup is None:
+                # nothing is graded here, and a reward of the user's own may not bear a missing answer
+                asker = make_asker(model, replace(asked, reward=exact()), asked.problems)
+                sampling = Sampling(settings.max_new_tokens, settings.temperature)
+                setup = stack.enter_context(asker.setup(sampling))
+            else:
+                context = context_length(load_config(asker.base))
+                room = settings.max_new_tokens
+                check_lengths(asked.problems, asked.prompts, asker.tokenizer, context, room)
+            by_id = {problem.id: problem for problem in asked.problems}
+            drawn = (
+                (by_id[name], tries)
+                for chunk in evaluation_draws(asked.problems, setup, draws=settings.draws, iteration=0)
+                for name, tries in by_problem(chunk.draws)
+            )
+            for _, orders in groupby(drawn, key=lambda one: _item(one[0])):
+                yield prediction(list(orders), calibration, settings.abstain_below)
 
 
 # --- what is asked

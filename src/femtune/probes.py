@@ -24,12 +24,13 @@ from scipy.stats import rankdata
 
 from femtune.asking import Setup
 from femtune.commands import run_place
-from femtune.config import CHANGEABLE, Evaluate, make_asker, read_questions, task_options
+from femtune.config import CHANGEABLE, Evaluate
 from femtune.errors import ConfigError
 from femtune.evaluate import as_item, evaluation_draws
 from femtune.intervals import Floats, bootstrap, mean, ratio, summary
 from femtune.loop import Progress, drawn
 from femtune.metrics import Item, count_votes, distributions, most_likely, pair_metrics, scale_values
+from femtune.prepare import make_asker, read_questions, task_options
 from femtune.run import Run, by_problem, open_run, write_json
 from femtune.tasks.frames import Frame, frame
 from femtune.tasks.load import read_task
@@ -95,10 +96,10 @@ def probe(
     place, config = run_place(output_dir, "probe", data, model, asked.settings, problems)
     asker = make_asker(model, asked, problems, *altered.values())
     with open_run(place, config, CHANGEABLE) as run:
-        setup = asker.setup(Sampling(settings.max_new_tokens, settings.temperature))
-        ask = partial(_ask, run, setup=setup, draws=settings.draws, progress=progress)
-        plain = ask("eval", problems)
-        others = {kind: ask(kind, group) for kind, group in altered.items()}
+        with asker.setup(Sampling(settings.max_new_tokens, settings.temperature)) as setup:
+            ask = partial(_ask, run, setup=setup, draws=settings.draws, progress=progress)
+            plain = ask("eval", problems)
+            others = {kind: ask(kind, group) for kind, group in altered.items()}
         measure = rating_biases if first.form == "rating" else pair_biases
         metrics = {"num_problems": len(problems), **measure(problems, plain, others)}
         metrics["findings"] = list(findings(metrics))

@@ -20,11 +20,12 @@ import yaml
 
 from femtune.asking import Grade, upcoming
 from femtune.bias import Balance, Factors, balance_factors, kept_by, kept_scores, outcomes, weighed
-from femtune.config import Train, check_new, load_tokenizer, local_model, plan, read_questions
+from femtune.config import Train
 from femtune.errors import ConfigError, ModelError, NothingKept, RunError
 from femtune.evaluate import as_number, estep_metrics
 from femtune.examples import write_examples
 from femtune.loop import drawn, nothing_kept
+from femtune.prepare import check_new, load_tokenizer, local_model, plan, read_questions
 from femtune.problems import load_problems
 from femtune.prompts import HINT, JUDGE_LEAKS, LEAKS, ChatTokenizer, Prompts
 from femtune.rewards import score

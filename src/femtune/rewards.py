@@ -46,6 +46,9 @@ class AnswerReward:
         grade, pairs = self.grade, zip(problems, parsed, strict=True)
         return [grade(read.answer, problem.answer) for problem, read in pairs]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return as_reward, (self.name,)  # to another process it goes by its name
+
 
 def exact() -> AnswerReward:
     """1 for the same text, apart from case, spaces, markup around it, and forms of a character.

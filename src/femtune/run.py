@@ -213,9 +213,14 @@ def _columns(draws: Sequence[Draw]) -> dict[str, list[Any]]:
 def read_draws(folder: Path) -> Iterator[tuple[list[Draw], dict[str, float]]]:
     """The chunks stored in a folder of shards, in order: draws and timing of each."""
     for path in sorted(folder.glob("*.parquet")):
-        table = pq.read_table(pa.memory_map(str(path)))
-        timing: dict[str, float] = json.loads(table.schema.metadata[b"timing"])
-        yield [_draw(row) for row in table.to_pylist()], timing
+        yield read_shard(path)
+
+
+def read_shard(path: Path) -> tuple[list[Draw], dict[str, float]]:
+    """One chunk: its draws and timing."""
+    table = pq.read_table(pa.memory_map(str(path)))
+    timing: dict[str, float] = json.loads(table.schema.metadata[b"timing"])
+    return [_draw(row) for row in table.to_pylist()], timing
 
 
 def _draw(row: Mapping[str, Any]) -> Draw:

@@ -31,6 +31,8 @@ from femtune.errors import ConfigError, RewardError
 from femtune.types import Completion, Parsed, Problem
 from femtune.words import brief, near
 
+MODULES = "femtune_user_"  # begins the names of modules that are made of users' files
+
 Item = tuple[Problem, Completion, Parsed]
 Outcome = float | RewardError | None  # of one item: its reward, why there is none, or abstained
 
@@ -291,7 +293,7 @@ def _module(spec: str, where: str) -> ModuleType:
             beside = path.parent.glob("*.py") if path.parent.is_dir() else ()
             hint = near(path.name, [file.name for file in beside])
             raise ConfigError(f"reward {spec!r}: no file {where}.{hint}")
-        name = f"femtune_user_{path.stem}"
+        name = f"{MODULES}{path.stem}"
         loader = importlib.util.spec_from_file_location(name, path)
         if loader is None or loader.loader is None:
             raise ConfigError(f"reward {spec!r}: {where} is no Python file (.py).")

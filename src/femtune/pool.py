@@ -1,0 +1,312 @@
+"""Many engines at once: Ray actors that take chunks of problems as leases and store the draws.
+
+    driver   hands out leases, one to each worker that is free; starts workers until there are as many
+             as asked for, those that died again; takes in late ones when the cluster has room
+    worker   has an engine of its own; loads the weights that a lease names, draws, grades, stores
+
+A worker that dies loses its lease, which goes to another: a chunk's draws do not depend on who makes
+them. All machines see the run directory, by which weights reach the workers and draws come back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from femtune.asking import Chunk, Lease, Setup
+from femtune.errors import ConfigError, EngineError, FemtuneError, RunError
+from femtune.estep import store, work_off
+from femtune.run import read_shard
+from femtune.served import Probe, serve
+from femtune.types import Engine
+from femtune.user_rewards import MODULES
+
+log = logging.getLogger("femtune")
+
+MOST_DEATHS = 3  # of workers over one lease, before it is taken to be the cause
+AHEAD = 4  # chunks a worker that may be begun before the first of them is done
+STARTING = -1  # stands for a lease in the count of deaths
+
+
+@dataclass(frozen=True)
+class Posts:
+    """How many workers there are to be, and what each needs."""
+
+    workers: int
+    address: str | None = None  # of a Ray cluster; None: one is started here, and ended
+    cpus: float = 1.0  # of each worker
+    gpus: float | None = None  # None: one if the cluster has any
+
+
+@dataclass(frozen=True)
+class Order:
+    """A lease with the weights that it is to be drawn from."""
+
+    lease: Lease
+    weights: Path | None  # None: those that the engine was made with
+    base_probe: Probe | None = None
+
+
+class Worker:
+    """What runs in an actor. Its errors go to the driver as they are."""
+
+    def start(self, hire: Callable[[], Setup]) -> str:
+        """Load the engine; gives the name of the machine."""
+        self.setup = hire()
+        if not isinstance(self.setup.engine, Engine):
+            raise TypeError("a worker has an engine of its own")
+        self.engine = self.setup.engine
+        self.serving: Path | None = None
+        return socket.gethostname()
+
+    def work_off(self, order: Order) -> Chunk:
+        """Draw for a lease; gives the chunk without its draws where these are stored."""
+        if order.weights != self.serving and order.weights is not None:
+            if not order.weights.exists():
+                raise RunError(_unseen(order.weights))
+            serve(self.engine, order.weights, self.setup.rounding, order.base_probe)
+            self.serving = order.weights
+        chunk = work_off(order.lease, self.setup, self.engine)
+        if order.lease.place is None:
+            return chunk
+        store(order.lease, chunk)
+        return replace(chunk, draws=[])
+
+    def release(self) -> None:
+        """Give the device's memory back."""
+        self.engine.release()
+        self.serving = None
+
+
+@dataclass
+class _Hired:
+    """A worker as the driver knows it."""
+
+    actor: Any
+    doing: Any = None  # what is awaited of it
+    order: Order | None = None  # None while it starts
+    since: float = field(default_factory=time.monotonic)
+
+
+class Pool:
+    """A crew (see `asking.Crew`) of Ray actors; `hire` makes each one's engine and grading, there.
+
+    Raises ConfigError where Ray is not installed, can't be reached, or can never give what a worker
+    needs.
+    """
+
+    def __init__(self, hire: Callable[[], Setup], posts: Posts, base_probe: Probe | None = None) -> None:
+        self.ray = _ray(posts)
+        if posts.gpus is None:
+            posts = replace(posts, gpus=min(1.0, self.ray.cluster_resources().get("GPU", 0.0)))
+        self.posts = posts
+        self.base_probe = base_probe
+        self.weights: Path | None = None
+        self._hire = self.ray.put(_by_value(self.ray, hire))
+        self._workers: list[_Hired] = []
+        self._told = time.monotonic()
+        self._fill_posts()
+
+    def load(self, weights: Path) -> None:
+        """Name the weights of the leases to come; each worker loads and checks them with its next."""
+        self.weights = weights.absolute()
+
+    def work_off(self, leases: Iterable[Lease]) -> Iterator[Chunk]:
+        """Draw for each lease; gives chunks in the order of leases, stored if these have a place.
+
+        Raises what a worker raises, and EngineError where a lease ends MOST_DEATHS workers.
+        """
+        fresh = deque(leases)  # chunks are few, and hold no copies of problems
+        again: deque[Order] = deque()
+        deaths: Counter[int] = Counter()
+        begun: deque[int] = deque()  # chunks that are not given yet, in their order
+        done: dict[int, Chunk] = {}
+        for worker in self._workers:
+            worker.order = None  # what a caller who stopped has left is of no use
+        while fresh or begun:
+            self._fill_posts()
+            for worker in self._workers:
+                if worker.doing is None and (again or fresh):
+                    if not again and len(begun) >= AHEAD * self.posts.workers:
+                        break  # what is done waits in memory for the chunk before it
+                    order = again.popleft() if again else self._order(fresh.popleft())
+                    if order.lease.index not in deaths:
+                        begun.append(order.lease.index)
+                    worker.order, worker.doing = order, worker.actor.work_off.remote(order)
+            for worker in self._ended():
+                order, chunk = worker.order, self._result(worker)
+                if chunk is not None and order is not None:
+                    done[order.lease.index] = self._stored(order.lease, chunk)
+                elif chunk is None:
+                    self._workers.remove(worker)
+                    number = order.lease.index if order else STARTING
+                    deaths[number] += 1
+                    if deaths[number] >= MOST_DEATHS:
+                        raise EngineError(_too_many(order))
+                    if order is not None:
+                        again.append(order)
+            while begun and begun[0] in done:
+                yield done.pop(begun.popleft())
+
+    def release(self) -> None:
+        """Give the workers' devices' memory back until their next lease."""
+        asked = {worker.actor.release.remote(): worker.doing is None for worker in self._workers}
+        for answer, waits in asked.items():
+            if waits:  # the others are starting still, and come to it afterwards
+                with suppress(self.ray.exceptions.RayActorError):  # dead ones are found out when used
+                    self.ray.get(answer)
+
+    def close(self) -> None:
+        """End the workers, and the cluster if it was started here."""
+        for worker in self._workers:
+            self.ray.kill(worker.actor)
+        self._workers.clear()
+        if self.posts.address is None:
+            self.ray.shutdown()
+
+    def _fill_posts(self) -> None:
+        """Ask for workers until there are enough; Ray starts them where and when there is room."""
+        while len(self._workers) < self.posts.workers:
+            remote = self.ray.remote(num_cpus=self.posts.cpus, num_gpus=self.posts.gpus, max_restarts=0)
+            worker = _Hired(remote(Worker).remote())
+            worker.doing = worker.actor.start.remote(self._hire)
+            self._workers.append(worker)
+
+    def _order(self, lease: Lease) -> Order:
+        if lease.place is not None:  # a worker's folder is not ours
+            lease = replace(lease, place=lease.place.absolute())
+        return Order(lease, self.weights, self.base_probe)
+
+    def _ended(self) -> list[_Hired]:
+        """Workers that have done what they were asked, or died of it; waits a second at most."""
+        awaited = {worker.doing: worker for worker in self._workers if worker.doing is not None}
+        ended, _ = self.ray.wait([*awaited], num_returns=1, timeout=1.0)
+        self._tell_of_empty_posts()
+        return [awaited[doing] for doing in ended]
+
+    def _result(self, worker: _Hired) -> Any:
+        """What a worker gives, or None if it died; it is free then. Raises what it raised."""
+        starting, doing = worker.order is None, worker.doing
+        worker.doing = worker.order = None
+        try:
+            value = self.ray.get(doing)
+        except self.ray.exceptions.RayTaskError as error:
+            raise _cause(error) from None
+        except self.ray.exceptions.RayActorError as error:
+            what = "starting" if starting else "drawing"
+            log.warning("a worker died while %s: its lease is done again (%s)", what, _brief(error))
+            return None
+        return True if value is None else value
+
+    def _stored(self, lease: Lease, chunk: Chunk) -> Chunk:
+        """A chunk with its draws, read back where the worker stored them."""
+        if lease.place is None:
+            return chunk
+        for _ in range(50):  # a network's file system may show a new file late
+            if lease.place.exists():
+                return replace(chunk, draws=read_shard(lease.place)[0])
+            time.sleep(0.1)
+        raise RunError(_unseen(lease.place))
+
+    def _tell_of_empty_posts(self) -> None:
+        """Say once a minute which workers are not there yet, as nothing else would."""
+        if time.monotonic() - self._told > 60:
+            self._told = time.monotonic()
+            waiting = sum(w.order is None and w.doing is not None for w in self._workers)
+            if waiting:
+                log.warning(
+                    "%d of %d workers have not started: each needs %g CPUs and %g GPUs, and of the "
+                    "cluster's are free: %s",
+                    *(waiting, self.posts.workers, self.posts.cpus, self.posts.gpus),
+                    _free(self.ray),
+                )
+
+
+def _ray(posts: Posts) -> Any:
+    """Ray, with a cluster. Raises ConfigError."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # it tells at every start that its cluster wants a token, as we would have it
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it warns it will be
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("ray_workers needs Ray: pip install 'femtune[ray]'.") from error
+    try:
+        if not ray.is_initialized():
+            ray.init(
+                address=posts.address,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                **({} if posts.address else {"num_cpus": _local_cpus(posts)}),
+            )
+    except Exception as error:  # ConnectionError, ValueError, or Ray's own
+        raise ConfigError(f"no Ray cluster at {posts.address or 'this machine'}: {error}") from error
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    if posts.address is None and posts.gpus and posts.gpus * posts.workers > gpus:
+        raise ConfigError(
+            f"ray_workers {posts.workers} with {posts.gpus:g} GPUs each: there are {gpus:g} here. "
+            "Ask for fewer, or name a cluster by ray_address."
+        )
+    return ray
+
+
+def _local_cpus(posts: Posts) -> int:
+    """What Ray is told this machine has: workers share its cores if they are fewer."""
+    return max(os.cpu_count() or 1, -int(-posts.cpus * posts.workers // 1))
+
+
+def _by_value(ray: Any, thing: Any) -> Any:
+    """Have functions of the user's own files travel whole: workers can't import them."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(MODULES):
+            ray.cloudpickle.register_pickle_by_value(module)
+    return thing
+
+
+def _too_many(order: Order | None) -> str:
+    doing = "while starting"
+    if order is not None:
+        lease = order.lease
+        names = f"problems {lease.problems[0].id} to {lease.problems[-1].id}"
+        doing = f"over chunk {lease.index} ({names})"
+    return (
+        f"{MOST_DEATHS} workers died {doing}: look at Ray's logs. Out of memory is the usual cause: "
+        "lower max_batch."
+    )
+
+
+def _cause(error: Any) -> BaseException:
+    """What a worker raised."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, FemtuneError):
+        return cause
+    return EngineError(f"a worker failed: {_brief(cause or error)}")
+
+
+def _brief(error: Any) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def _free(ray: Any) -> str:
+    free = ray.available_resources()
+    return f"{free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs"
+
+
+def _unseen(path: Path) -> str:
+    return (
+        f"{path} is not to be seen from {socket.gethostname()}: put models and the run directory on a "
+        "file system that all machines share."
+    )

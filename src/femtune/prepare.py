@@ -1,0 +1,466 @@
+"""Settings made into what a command works with: problems, prompts, reward, model, engine, plan.
+
+Whatever can be wrong is found here, in the first second, before a model is loaded or a directory made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from femtune.answers import parse_scale
+from femtune.asking import Crew, Setup
+from femtune.config import Ask, Sample, Train, check_draws
+from femtune.errors import ConfigError, DataError, ModelError, RunError
+from femtune.loop import Evaluation, Plan
+from femtune.problems import check_disjoint, check_gold, check_lengths, split
+from femtune.prompts import HINT, ChatTokenizer, Prompts
+from femtune.rewards import as_reward, score
+from femtune.schemes import parse_scheme, soft_acceptance
+from femtune.served import NUM_PAIRS, ROUNDING, Probe
+from femtune.tasks.frames import frame
+from femtune.tasks.load import Options, TaskData, read_task, trained_on
+from femtune.training import context_length
+from femtune.types import Engine, Problem, Request, Reward, Sampling, Scheme
+from femtune.worlds import SEEDLING
+
+# a file, the id of a data set on the Hub, problems, or what `read_task` gives
+Data = str | Path | Sequence[Problem] | TaskData
+
+MODELS = {"seedling": SEEDLING}  # models that come with the package
+
+
+def find_model(name: str) -> Path | str:
+    """A local folder, one of `MODELS`, or the id of a model on the Hub.
+
+    Raises ModelError for a path that is no model folder.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            found = sorted(child.name for child in path.iterdir())[:5]
+            raise ModelError(f"{path} is no model folder: it has no config.json, but {found}.")
+        return path
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
+    if looks_local:
+        raise ModelError(f"{path} is no model folder. Give one, or the id of a model on the Hub.")
+    return name
+
+
+def local_model(name: str) -> Path:
+    """A folder with the model's files, fetched from the Hub (or its cache) where it is there.
+
+    Raises ModelError where it is nowhere.
+    """
+    found = find_model(name)
+    if isinstance(found, Path):
+        return found
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(found, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model {name!r} is no folder here and can't be had from the Hub: {reason}"
+        ) from error
+
+
+def load_tokenizer(folder: Path, template_args: Sequence[str] = ()) -> ChatTokenizer:
+    """The tokenizer of a model's folder. Raises ModelError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} has no tokenizer that can be loaded: {error}") from error
+    pairs = _pairs("template_args", template_args)
+    # what is too long is refused by `check_lengths`, in words that help
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return ChatTokenizer(tokenizer, tuple((key, _json(value)) for key, value in pairs.items()))
+
+
+def load_config(folder: Path) -> Any:
+    """The config of a model's folder, or of the base that an adapter there is for."""
+    from transformers import AutoConfig
+
+    try:
+        adapter = folder / "adapter_config.json"
+        if adapter.exists():
+            folder = local_model(json.loads(adapter.read_text())["base_model_name_or_path"])
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder} has no model config that can be read: {error}") from error
+
+
+A = TypeVar("A", bound=Ask)
+
+
+@dataclass(frozen=True)
+class Questions(Generic[A]):
+    """Problems, how they are asked and graded, and the settings with nothing left open."""
+
+    problems: list[Problem]
+    prompts: Prompts
+    reward: Reward
+    settings: A
+    skipped: int = 0  # rows left out
+
+
+def read_questions(
+    data: Data, settings: A, reward: Callable[..., Any] | None = None, *, answers: bool = True
+) -> Questions[A]:
+    """What is asked and how, from a file, the Hub, or as given; with answers=False, without answers.
+
+    A reward given as an object stands for its name in the settings. Raises DataError where a problem is
+    not as it must be, or where its own answer would not earn the reward; ConfigError for settings that
+    make no sense for the task.
+    """
+    found = data if isinstance(data, TaskData) else _read(data, settings, answers)
+    settings = replace(
+        settings,
+        reward=settings.reward or found.reward,
+        instruction=found.instruction if settings.instruction is None else settings.instruction,
+        hint=settings.hint or found.hint,
+        scale=found.scale,
+    )
+    grade = as_reward(reward or settings.reward or found.reward)
+    prompts = Prompts(settings.instruction or "", settings.hint or HINT, found.leaks)
+    if answers and settings.check_gold:
+        check_gold(found.problems, grade, settings.accept_at, prompts)
+    return Questions(found.problems, prompts, grade, settings, found.skipped)
+
+
+def _read(data: str | Path | Sequence[Problem], settings: Ask, answers: bool) -> TaskData:
+    if not isinstance(data, (str, Path)):
+        return TaskData(list(data))
+    return read_task(data, settings.task, task_options(settings), answers=answers)
+
+
+def task_options(settings: Ask) -> Options:
+    """How the task reads its data."""
+    return Options(
+        columns=_pairs("columns", settings.columns),
+        data_config=settings.data_config,
+        split=settings.split,
+        scale=settings.scale,
+        attributes=settings.attributes,
+        raters=settings.raters,
+        bad_rows=settings.bad_rows,
+    )
+
+
+def held_out(asked: Questions[Train], data: Data) -> tuple[list[Problem], list[Problem]]:
+    """Problems to train on and to evaluate on; of a pair, one order and both.
+
+    Raises DataError where a prompt, or what is judged in it, is in both.
+    """
+    settings = asked.settings
+    if settings.eval_data is not None or settings.eval_split is not None:
+        other: Data = settings.eval_data or data
+        split_ = settings.eval_split if settings.eval_data is None else settings.split
+        read = replace(settings, split=split_)
+        test = read_questions(other, read, asked.reward).problems
+        train = trained_on(asked.problems)
+        check_disjoint(train, test)
+        check_varied(train)
+        return train, test
+    if not 0 <= settings.eval_share < 1:
+        raise ConfigError(f"eval_share must be in [0, 1), got {settings.eval_share}.")
+    train, test = split(asked.problems, settings.eval_share, settings.seed)
+    if not train:
+        raise DataError(f"no problem is left to train on: eval_share is {settings.eval_share}.")
+    check_varied(trained_on(train))
+    return trained_on(train), test
+
+
+def check_varied(problems: Sequence[Problem]) -> None:
+    """Refuse ratings to train on that are all the same. Raises DataError."""
+    answers = {problem.answer for problem in problems}
+    known = frame(problems[0]) if problems else None
+    if known is not None and known.form == "rating" and len(answers) == 1 < len(problems):
+        raise DataError(
+            f"all {len(problems)} ratings to train on are {answers.pop()}: a judge would learn to say "
+            "so whatever it reads. Check the column of the score, or give more data."
+        )
+
+
+@dataclass(frozen=True)
+class Asker:
+    """How problems are asked of a model, as far as its weights are not needed."""
+
+    base: Path
+    tokenizer: ChatTokenizer
+    prompts: Prompts
+    reward: Reward
+    settings: Ask
+
+    @contextmanager
+    def setup(self, sampling: Sampling, base_probe: Probe | None = None) -> Iterator[Setup]:
+        """The model in an engine, or in those of many workers, until the block ends.
+
+        Takes a minute for a large model. Raises ConfigError for what an engine needs and is not here,
+        ModelError where the model can't be served.
+        """
+        made = self.open_setup(sampling, base_probe)
+        try:
+            yield made
+        finally:
+            made.engine.close()
+
+    def open_setup(self, sampling: Sampling, base_probe: Probe | None = None) -> Setup:
+        """The same for callers that close `engine` themselves."""
+        no_foreign_bars()
+        settings = self.settings
+        grade = partial(
+            score,
+            prompts=self.prompts,
+            reward=self.reward,
+            timeout_s=settings.reward_timeout,
+            on_error=settings.on_reward_error,
+        )
+        return Setup(
+            self._crew(sampling, base_probe) if settings.ray_workers else self._engine(),
+            self.tokenizer,
+            self.prompts,
+            grade,
+            sampling,
+            settings.seed,
+            settings.chunk_size,
+            ROUNDING[_stored_dtype(settings, self.base)],
+            base_probe,
+            settings.overlap,
+        )
+
+    def _crew(self, sampling: Sampling, base_probe: Probe | None) -> Crew:
+        from femtune.pool import Pool, Posts
+
+        settings = self.settings
+        alone = replace(
+            self,
+            base=self.base.absolute(),
+            settings=replace(settings, ray_workers=0, ray_address=None, worker_gpus=None),
+        )
+        gpus = settings.worker_gpus
+        if gpus is None:
+            gpus = engine_args(settings).get("tensor_parallel_size")
+        posts = Posts(settings.ray_workers, settings.ray_address, settings.worker_cpus, gpus)
+        return Pool(partial(alone.open_setup, sampling), posts, base_probe)
+
+    def _engine(self) -> Engine:
+        settings = self.settings
+        if settings.engine == "vllm":
+            from femtune.engines.vllm import VllmEngine
+
+            return VllmEngine(
+                self.base,
+                tokenizer=self.tokenizer,
+                dtype=settings.engine_dtype,
+                max_batch=settings.max_batch,
+                args=engine_args(settings),
+                lora_rank=_lora_rank(settings),
+                share_device=getattr(settings, "share_device", True),
+            )
+        if settings.engine == "openai":
+            from femtune.engines.openai import OpenAIEngine
+
+            return OpenAIEngine(
+                self.base,
+                tokenizer=self.tokenizer,
+                base_url=settings.base_url,
+                served_model=settings.served_model,
+                max_batch=settings.max_batch,
+                timeout_s=settings.engine_timeout,
+            )
+        from femtune.engines.transformers import TransformersEngine
+
+        return TransformersEngine(
+            self.base,
+            tokenizer=self.tokenizer,
+            dtype=settings.engine_dtype,
+            device=settings.device,
+            max_batch=settings.max_batch,
+        )
+
+    def base_probe(self, problems: Sequence[Problem]) -> Probe | None:
+        """By which an engine that is not the M-step's library shows that it serves the base.
+
+        Takes as long as reading the model once; None for the transformers engine.
+        """
+        settings = self.settings
+        if settings.engine == "transformers":
+            return None
+        from femtune.engines.transformers import TransformersEngine
+
+        some = problems[:NUM_PAIRS]
+        prompts = [self.tokenizer.encode_prompt(self.prompts.plain(problem)) for problem in some]
+        completions = [self.tokenizer.encode_completion(f"Answer: {p.answer}") for p in some]
+        dtype = "auto" if _lora_rank(settings) else "float32"  # the M-step's
+        engine = TransformersEngine(
+            self.base, tokenizer=self.tokenizer, dtype=dtype, device=settings.device
+        )
+        nats = engine.logprob(list(zip(prompts, completions, strict=True)))
+        engine.close()
+        return Probe(prompts, completions, nats, nats)
+
+
+def engine_args(settings: Ask) -> dict[str, Any]:
+    """Further arguments of the engine, as JSON reads them. Raises ConfigError."""
+    pairs = _pairs("engine_args", settings.engine_args)
+    return {name.replace("-", "_"): _json(value) for name, value in pairs.items()}
+
+
+def _lora_rank(settings: Ask) -> int | None:
+    """Of the adapters that a run makes, or None where it makes none."""
+    training = getattr(settings, "training", None)
+    return training.lora_r if training is not None and training.use_peft else None
+
+
+def _stored_dtype(settings: Ask, base: Path) -> str:
+    """The engine's numbers, by name."""
+    if settings.engine_dtype != "auto":
+        return settings.engine_dtype
+    name = str(getattr(load_config(base), "dtype", None)).removeprefix("torch.")
+    return name if name in ROUNDING else "float32"
+
+
+def no_foreign_bars() -> None:
+    """No bars of transformers' own between ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) -> Asker:
+    """Tokenizer and prompts of a model, the groups' prompts checked against its context.
+
+    Raises ModelError where the model can't be had, DataError where prompts are too long, ConfigError
+    where a GPU is asked for that is not there.
+    """
+    settings = asked.settings
+    if settings.device and settings.device.startswith("cuda"):
+        import torch  # slow, and only for them who ask
+
+        count = torch.cuda.device_count()
+        if int(settings.device.partition(":")[2] or 0) >= count:
+            raise ConfigError(
+                f"device {settings.device}: torch sees {count} GPUs here. Leave --device out."
+            )
+    engine_args(settings)
+    _check_installed(settings)
+    base = local_model(model)
+    tokenizer = load_tokenizer(base, settings.template_args)
+    context = context_length(load_config(base))
+    for problems in groups:
+        check_lengths(problems, asked.prompts, tokenizer, context, settings.max_new_tokens)
+    return Asker(base, tokenizer, asked.prompts, asked.reward, settings)
+
+
+def _check_installed(settings: Ask) -> None:
+    """Raise ConfigError where a library that an engine needs is not there, before a model is read."""
+    wanted = {"vllm": settings.engine == "vllm", "ray": settings.ray_workers > 0}
+    for name, is_wanted in wanted.items():
+        if is_wanted and find_spec(name) is None:
+            setting = "--engine vllm" if name == "vllm" else "--ray-workers"
+            raise ConfigError(f"{setting} needs {name}: pip install {name} (see docs/scale.md).")
+
+
+def sampling(settings: Sample) -> Sampling:
+    """The draws' sampling. Raises ConfigError for what is none."""
+    if settings.temperature < 0 or not 0 < settings.top_p <= 1 or settings.top_k < 0:
+        raise ConfigError(
+            f"temperature {settings.temperature}, top_p {settings.top_p}, top_k {settings.top_k}: they "
+            "must be at least 0, in (0, 1], and at least 0."
+        )
+    if settings.temperature == 0 and parse_scheme(settings.scheme).stages[0].draws > 1:
+        raise ConfigError(
+            f"{settings.scheme} at temperature 0: every attempt is the same. Set temperature 1, say."
+        )
+    return Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
+
+
+def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
+    """What the loop does; `scheme` stands for the one that settings name. Raises ConfigError."""
+    if settings.iterations < 1:
+        raise ConfigError(f"iterations must be at least 1, got {settings.iterations}.")
+    if settings.eval_every < 0:
+        raise ConfigError(f"eval_every must be at least 0, got {settings.eval_every}.")
+    check_draws("eval_", settings.eval_draws, settings.eval_temperature)
+    scheme = scheme or parse_scheme(settings.scheme)
+    return Plan(
+        replace(scheme, accept_at=_acceptance(settings)),
+        settings.training,
+        Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
+        settings.iterations,
+        settings.start_from,
+        settings.balance,
+    )
+
+
+def _acceptance(settings: Train) -> float | Callable[[Request], float]:
+    if settings.soft_accept is None:
+        return settings.accept_at
+    scale = parse_scale(settings.scale) if settings.scale else None
+    usual = f'ordinal("{settings.scale}")'  # T is in points of this scale
+    if settings.accept_at != 1 or scale is None or settings.reward != usual:
+        raise ConfigError(
+            "soft_accept stands in place of accept_at, and needs ratings and their own reward: "
+            "--task judge or summarize, without --reward and --accept-at."
+        )
+    span = scale.value(scale.answers[-1]) - scale.value(scale.answers[0])
+    return soft_acceptance(settings.soft_accept, span, settings.soft_decay)
+
+
+def resolved(settings: Any, **more: Any) -> dict[str, Any]:
+    """Settings as they are stored: flat, plain values, tuples as lists."""
+    values = {**more, **asdict(settings)}
+    values.update(values.pop("training", {}))
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def check_new(place: Path, flag: str = "--output-dir") -> None:
+    """Refuse a place that is taken or can't be written, before any work is done for it.
+
+    Raises RunError.
+    """
+    if place.exists():
+        raise RunError(f"{place} exists already: choose another {flag}.")
+    there = next(parent for parent in place.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "not writable" if there.is_dir() else "no folder"
+        raise RunError(f"{place} can't be written ({there} is {why}): choose another {flag}.")
+
+
+def fingerprint(*groups: Sequence[Problem]) -> str:
+    """A hash of problems, by which a run knows its data again."""
+    digest = hashlib.blake2b(digest_size=12)
+    for group in groups:
+        for problem in group:
+            digest.update(repr((problem.id, problem.prompt, problem.answer)).encode())
+        digest.update(b"\x00")
+    return digest.hexdigest()
+
+
+def _pairs(name: str, items: Sequence[str]) -> dict[str, str]:
+    for item in items:
+        if "=" not in item:
+            raise ConfigError(f"{name} takes name=value, got {item!r}.")
+    return dict(item.split("=", 1) for item in items)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

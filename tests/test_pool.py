@@ -1,0 +1,213 @@
+"""Real Ray workers on this machine: leases, deaths, late comers, errors as they were raised."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'femtune[ray]'")
+
+from femtune import pool as pools  # noqa: E402
+from femtune.asking import Setup  # noqa: E402
+from femtune.engines.fake import FakeEngine  # noqa: E402
+from femtune.errors import ConfigError, EngineError, ModelError, RunError  # noqa: E402
+from femtune.estep import e_step  # noqa: E402
+from femtune.pool import Pool, Posts  # noqa: E402
+from femtune.run import read_draws  # noqa: E402
+from femtune.schemes import rejection  # noqa: E402
+from femtune.served import Probe, write_probe  # noqa: E402
+from femtune.types import Draw  # noqa: E402
+
+from . import oracle  # noqa: E402
+from .oracle import Tables, problem, setup  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's own sockets and files
+
+WORLD = Tables.random(seed=5)
+PROBLEMS = [problem(f"p{i}", i % 3, 0) for i in range(40)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    for module in (sys.modules[__name__], oracle):  # which workers can't import
+        ray.cloudpickle.register_pickle_by_value(module)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    (tmp_path / "notes").mkdir()
+    return tmp_path / "notes"
+
+
+class Noting(FakeEngine):
+    """Leaves its process's number in a folder when it begins a lease; dies where it is told to."""
+
+    def __init__(self, notes: Path, dies_at: str = "", times: int = 1, pause_s: float = 0.0) -> None:
+        super().__init__(self.noted, room=2)
+        self.notes, self.dies_at, self.times, self.pause_s = notes, dies_at, times, pause_s
+
+    def noted(self, prompt: str, seed: int) -> str:
+        (self.notes / f"worker-{os.getpid()}").touch()
+        time.sleep(self.pause_s)
+        deaths = len(list(self.notes.glob("death-*")))
+        if self.dies_at and deaths < self.times and (self.notes / self.dies_at).exists():
+            (self.notes / f"death-{os.getpid()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return WORLD.write(prompt, seed)
+
+    def load(self, weights: Path) -> None:
+        (self.notes / f"loaded-{os.getpid()}-{weights.name}").touch()
+        super().load(weights)
+
+
+def hire(notes: Path, **more: Any) -> Setup:
+    return setup(Noting(notes, **more), chunk_size=5)
+
+
+def fails(error: Exception) -> Setup:
+    raise error
+
+
+def crew(notes: Path, workers: int = 2, **more: Any) -> Pool:
+    return Pool(partial(hire, notes, **more), Posts(workers, address="local", gpus=0))
+
+
+def drawn(pool: Pool, where: Path | None = None, iteration: int = 1) -> list[Draw]:
+    made = replace(setup(FakeEngine(WORLD.write), chunk_size=5), engine=pool)
+    place = (lambda index: where / f"{index:05}.parquet") if where else None
+    chunks = list(e_step(PROBLEMS, rejection(3), made, iteration=iteration, place=place))
+    assert [chunk.index for chunk in chunks] == sorted(chunk.index for chunk in chunks)
+    return [draw for chunk in chunks for draw in chunk.draws]
+
+
+def until(pool: Pool, seen: Callable[[], bool]) -> None:
+    """Keep the pool at work until something is seen; workers take seconds to start."""
+    deadline = time.monotonic() + 90
+    while not seen():
+        assert time.monotonic() < deadline
+        drawn(pool)
+
+
+ONE = setup(FakeEngine(WORLD.write), chunk_size=5)
+ALONE = [d for chunk in e_step(PROBLEMS, rejection(3), ONE, iteration=1) for d in chunk.draws]
+
+
+def test_two_workers_store_what_one_engine_would(notes: Path, tmp_path: Path) -> None:
+    pool = crew(notes, pause_s=0.02)
+    try:
+        assert drawn(pool, tmp_path / "draws") == ALONE
+        assert [draw for chunk, _ in read_draws(tmp_path / "draws") for draw in chunk] == ALONE
+        assert len(list(notes.glob("worker-*"))) == 2
+        assert drawn(pool) == ALONE  # without a place they come back as they are
+        assert drawn(pool, tmp_path / "draws") == []  # stored already
+    finally:
+        pool.close()
+
+
+def test_a_worker_that_is_killed_loses_its_lease_alone(notes: Path, tmp_path: Path) -> None:
+    """It dies in its second lease or later; every chunk is there once, and as it would have been."""
+    pool = crew(notes, dies_at="now", pause_s=0.02)
+    try:
+        made = replace(setup(FakeEngine(WORLD.write), chunk_size=5), engine=pool)
+        place = lambda index: tmp_path / "draws" / f"{index:05}.parquet"  # noqa: E731
+        chunks = e_step(PROBLEMS, rejection(3), made, iteration=1, place=place)
+        draws = list(next(chunks).draws)
+        (notes / "now").touch()
+        draws += [draw for chunk in chunks for draw in chunk.draws]
+        assert draws == ALONE
+        assert len(list(notes.glob("death-*"))) == 1
+        until(pool, lambda: len(list(notes.glob("worker-*"))) == 3)  # another takes its post
+    finally:
+        pool.close()
+
+
+def test_a_lease_that_kills_every_worker_ends_the_run(notes: Path) -> None:
+    (notes / "always").touch()
+    pool = crew(notes, workers=1, dies_at="always", times=99)
+    try:
+        with pytest.raises(EngineError, match=r"3 workers died over chunk 0 \(problems p0 to p4\)"):
+            drawn(pool)
+    finally:
+        pool.close()
+
+
+def test_workers_load_the_weights_of_the_lease_and_check_them(notes: Path, tmp_path: Path) -> None:
+    pool = crew(notes, workers=1)
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    nats = FakeEngine(WORLD.write).logprob([((1, 2), (3, 4))])
+    write_probe(first, Probe([[1, 2]], [[3, 4]], nats, [0.0]))
+    write_probe(second, Probe([[1, 2]], [[3, 4]], [-1.0], nats))
+    try:
+        pool.load(first)
+        drawn(pool)
+        pool.release()
+        drawn(pool)  # a released engine is loaded again
+        assert len(list(notes.glob("loaded-*-first"))) == 1
+        pool.load(second)
+        with pytest.raises(EngineError, match="still serves the weights from before"):
+            drawn(pool)
+        pool.load(tmp_path / "absent")
+        with pytest.raises(RunError, match="a file system that all machines share"):
+            drawn(pool)
+    finally:
+        pool.close()
+
+
+def test_what_a_worker_raises_is_raised_here_as_it_is() -> None:
+    pool = Pool(partial(fails, ModelError("no such model")), Posts(1, address="local", gpus=0))
+    with pytest.raises(ModelError, match=r"^no such model$"):
+        drawn(pool)
+    pool.close()
+    pool = Pool(partial(fails, OSError("odd")), Posts(1, address="local", gpus=0))
+    with pytest.raises(EngineError, match="OSError: odd"):
+        drawn(pool)
+    pool.close()
+
+
+def test_a_caller_that_stops_leaves_workers_that_go_on_with_the_next(notes: Path) -> None:
+    pool = crew(notes, pause_s=0.01)
+    try:
+        made = replace(setup(FakeEngine(WORLD.write), chunk_size=5), engine=pool)
+        chunks = e_step(PROBLEMS, rejection(3), made, iteration=1)
+        next(chunks)
+        chunks.close()  # type: ignore[attr-defined]
+        again = drawn(pool, iteration=2)
+        assert {draw.key.iteration for draw in again} == {2}
+        assert len({draw.key for draw in again}) == len(again)
+    finally:
+        pool.close()
+
+
+def test_workers_join_when_there_is_room(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cores, three posts: the third is filled when another worker has gone."""
+    pool = crew(notes, workers=3, pause_s=0.02)
+    said: list[str] = []
+    monkeypatch.setattr(pools.log, "warning", lambda text, *values: said.append(text % values))
+    try:
+        pool._told = -1e9  # it is a minute since it was told
+        assert drawn(pool) == ALONE
+        assert len(list(notes.glob("worker-*"))) == 2
+        assert any("of 3 workers have not started: each needs 1 CPUs" in text for text in said)
+        ray.kill(pool._workers[0].actor)
+        until(pool, lambda: len(list(notes.glob("worker-*"))) == 3)
+    finally:
+        pool.close()
+
+
+def test_gpus_that_are_not_here_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"ray_workers 2 with 1 GPUs each: there are 0 here"):
+        Pool(partial(fails, OSError()), Posts(2, gpus=1.0))
