@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from femtune.engines.gumbel import _mix, choose, gumbel
+from femtune.engines.gumbel import _mix, choose, choose_with_nats, gumbel
 from femtune.types import Sampling
 
 FALSE_ALARM = 1e-4  # the chance that a right sampler fails one of the tests below; seeds are fixed
@@ -126,3 +126,43 @@ def test_seed_and_position_both_change_the_draw() -> None:
         tokens = choose(logits, seeds, positions, Sampling())
         # 1,000 uniform draws of 500: 500 (1 - e^-2) = 432 distinct, deviation 8
         assert 385 < len(set(tokens.tolist())) < 480
+
+
+@pytest.mark.parametrize("vocab", [5, 128, 1295])
+def test_what_a_seed_means_never_changes(vocab: int) -> None:
+    """The law of `choose` written out plainly: a block by its mass and noise, then a token in it."""
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(2000, vocab, generator=generator) * 3
+    seeds = torch.randint(2**63 - 1, (2000,), generator=generator)
+    positions = torch.randint(500, (2000,), generator=generator)
+    blocks = logits.double().split(128, -1)
+    mass = torch.stack([block.logsumexp(-1) for block in blocks], -1)
+    block = (mass + gumbel(seeds, positions, -1 - torch.arange(len(blocks)))).argmax(-1)
+    noisy = logits.double() + gumbel(seeds, positions, torch.arange(vocab))
+    inside = torch.arange(vocab) // 128 == block[:, None]
+    expected = noisy.masked_fill(~inside, -math.inf).argmax(-1)
+    assert torch.equal(choose(logits, seeds, positions, Sampling()), expected)
+
+
+def test_a_seed_of_an_earlier_release_means_the_same_noise() -> None:
+    noise = gumbel(torch.tensor([7, 2**62 + 1]), torch.tensor([0, 300]), torch.tensor([-1, 0, 1294]))
+    known = [
+        [0.3879894018173218, 2.6877379417419434, 0.4384736716747284],
+        [0.541036069393158, -0.4718893766403198, -0.6680706739425659],
+    ]
+    assert noise.tolist() == known
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=0), Sampling(temperature=0.7, top_k=5, top_p=0.9)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nats_are_those_of_the_softmax_at_temperature_one(
+    sampling: Sampling, dtype: torch.dtype
+) -> None:
+    logits = (torch.randn(500, 300, generator=torch.Generator().manual_seed(0)) * 20).to(dtype)
+    seeds = torch.arange(500)
+    tokens, nats = choose_with_nats(logits, seeds, seeds, sampling)
+    assert torch.equal(tokens, choose(logits, seeds, seeds, sampling))
+    expected = logits.double().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+    assert torch.allclose(nats.double(), expected, atol=1e-5, rtol=1e-6)

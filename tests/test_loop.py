@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from femtune.engines.fake import FakeEngine
-from femtune.errors import ModelError, NothingKept
+from femtune.engines.transformers import TransformersEngine
+from femtune.errors import EngineError, ModelError, NothingKept
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
 from femtune.prompts import ChatTokenizer
 from femtune.run import Run, read_draws
 from femtune.schemes import star
+from femtune.served import read_probe
 from femtune.training import Training
 from femtune.types import Sampling
 from femtune.worlds import WORLDS, make_splits, sums
@@ -73,6 +75,10 @@ class Adder(FakeEngine):
         self.fuse.burn()
         super().load(weights)
         self.weights = hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()
+
+    def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        """The loaded model's own, as the loop asks for after a load."""
+        return TransformersEngine(self.loaded[-1]).logprob(pairs)
 
     def add(self, prompt: str, seed: int) -> str:
         rng = random.Random(f"{self.weights} {seed}")
@@ -275,3 +281,43 @@ def test_held_out_problems_are_asked_as_the_evaluation_says(base: Path, tmp_path
     assert metrics["num_draws"] == 3 * len(TEST)
     draws = [draw for chunk, _ in read_draws(tmp_path / "iteration-000" / "eval") for draw in chunk]
     assert {draw.prompt for draw in draws} == {"plain"}
+
+
+class Stale(Adder):
+    """Says that it has loaded new weights, and serves the old."""
+
+    def load(self, weights: Path) -> None:
+        if not self.loaded:
+            super().load(weights)
+
+
+def test_an_engine_that_serves_old_weights_stops_the_run_before_it_draws(
+    tmp_path: Path, base: Path
+) -> None:
+    made = steps(tmp_path, base, fuse := Fuse())
+    made.setup = replace(made.setup, engine=Stale(fuse))
+    with pytest.raises(EngineError, match="still serves the weights from before"):
+        made.iterate()
+    assert (tmp_path / "iteration-001/model").exists()
+    assert not list((tmp_path / "iteration-001").glob("eval/*"))
+
+
+def test_the_engine_gives_its_memory_back_for_the_m_step(tmp_path: Path, base: Path) -> None:
+    made = steps(tmp_path, base, Fuse(), iterations=1)
+    released: list[bool] = []
+    made.setup.engine.release = lambda: released.append((tmp_path / "iteration-001/model").exists())
+    made.iterate()
+    assert released == [False]
+
+
+@pytest.mark.slow
+def test_m_steps_in_processes_of_their_own_go_back_to_the_engine(
+    tmp_path: Path, base: Path, whole: Whole
+) -> None:
+    """Two processes with half the batch take the optimizer steps of one."""
+    half = replace(TRAINING, per_device_train_batch_size=TRAINING.per_device_train_batch_size // 2)
+    launch = "torchrun --standalone --nproc-per-node 2"
+    history = steps(tmp_path, base, Fuse(), iterations=1, launch=launch, training=half).iterate()
+    assert history[1]["m_step"]["num_examples"] == whole.history[1]["m_step"]["num_examples"]
+    assert read_probe(tmp_path / "iteration-001/model") is not None
+    assert (tmp_path / "iteration-001/eval/00000.parquet").exists()

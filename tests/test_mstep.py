@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import transformers
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from femtune.errors import ConfigError, DataError, FemtuneError, RunError
+from femtune import trainer
+from femtune.errors import ConfigError, DataError, FemtuneError, ModelError, RunError
 from femtune.mstep import MStep, m_step
 from femtune.prompts import ChatTokenizer
+from femtune.served import NUM_PAIRS, ROUNDING, check_served, read_probe
 from femtune.training import Training
 
 from .models import FAMILIES, tiny_model
@@ -123,6 +126,92 @@ def test_gradient_checkpointing_changes_no_gradient(use_peft: bool, start: Path,
     assert_same(leaner, plain)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_sliced_loss_is_the_plain_one(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of 3 rows of 50 logits, of 3 x 8 in all; the last column of each row foretells nothing."""
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(3, 8, 50)).to(dtype)
+    targets, weights = torch.randint(50, (3, 7)), torch.randn(21)
+    found = []
+    for size in (10**9, 150):
+        monkeypatch.setattr(trainer, "_SLICE", size)
+        given = logits.clone().requires_grad_()
+        nats = trainer.minus_nats(given, targets)
+        (nats * weights).sum().backward()
+        assert given.grad is not None
+        found.append((nats.detach(), given.grad.float()))
+    (plain, plain_grad), (sliced, sliced_grad) = found
+    assert sliced == pytest.approx(plain, rel=1e-5, abs=1e-5)
+    assert (sliced_grad - plain_grad).abs().max() < (1e-6 if dtype == torch.float32 else 0.02)
+    assert not sliced_grad[:, -1].any()
+
+
+def test_autocast_changes_a_loss_by_rounding_alone(start: Path, tmp_path: Path) -> None:
+    exact = train(start, tmp_path / "1", ROWS).loss
+    assert train(start, tmp_path / "2", ROWS, bf16=True).loss == pytest.approx(exact, rel=0.02)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("use_peft", [False, True], ids=["full", "LoRA"])
+def test_running_out_of_memory_halves_micro_batches_and_changes_no_step(
+    use_peft: bool,
+    start: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Batches of up to 5 rows where 1 fits: halved to 3, to 2, to 1; 8 rows are 2 steps an epoch."""
+    settings = {"num_train_epochs": 3, "per_device_train_batch_size": 5, "use_peft": use_peft}
+    rows = [*_weighted(1.0, 2.5, -0.5), A, B, C, A, B]
+    steps: list[list[int]] = [[], []]
+    expected = train(
+        start, tmp_path / "1", rows, on_step=lambda step, of, _: steps[0].append(step), **settings
+    )
+    monkeypatch.setattr(trainer.WeightedTrainer, "compute_loss", short_of_memory(1))
+    found = train(
+        start, tmp_path / "2", rows, on_step=lambda step, of, _: steps[1].append(step), **settings
+    )
+    assert steps[0] == steps[1][-6:] == [1, 2, 3, 4, 5, 6]  # before these, steps of what was given up
+    assert (found.num_steps, found.trained_tokens) == (expected.num_steps, expected.trained_tokens)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert furthest(tmp_path / "1" / "out", tmp_path / "2" / "out") < 1e-6
+    said = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
+    assert [int(re.findall("up to ([0-9]+)", line)[0]) for line in said] == [5, 3, 2]
+
+
+def test_an_example_that_does_not_fit_says_what_to_do(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer.WeightedTrainer, "compute_loss", short_of_memory(0))
+    with pytest.raises(ModelError, match=r"one example at a time does not fit.*gradient_checkpointing"):
+        train(start, tmp_path, ROWS)
+    assert [path.name for path in tmp_path.iterdir()] == ["examples.parquet"]
+
+
+def test_a_model_that_does_not_fit_is_not_tried_again(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+    monkeypatch.setattr(trainer.WeightedTrainer, "create_optimizer", full)
+    with pytest.raises(ModelError, match="the model and its optimizer do not fit into memory"):
+        train(start, tmp_path, ROWS)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(trainer.WeightedTrainer, "compute_loss", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(start, tmp_path, ROWS)
+
+
 # Seeds
 
 
@@ -152,6 +241,7 @@ def test_full_training_leaves_an_ordinary_folder(start: Path, tmp_path: Path) ->
         "tokenizer_config.json",
         "chat_template.jinja",
         "m_step.json",
+        "weight_probe.json",
     }
     transformers.AutoModelForCausalLM.from_pretrained(out)
     for part in (transformers.AutoTokenizer, transformers.GenerationConfig):
@@ -204,7 +294,34 @@ def test_m_step_json_is_what_was_done(start: Path, tmp_path: Path) -> None:
     assert MStep(**stored) == done
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's, of transformers
+@pytest.mark.parametrize("use_peft", [False, True], ids=["full", "LoRA"])
+def test_the_probe_is_what_an_engine_gives(use_peft: bool, start: Path, tmp_path: Path) -> None:
+    """After and before, dropout notwithstanding; of positive weights the shorter ones, if enough."""
+    from femtune.engines.transformers import TransformersEngine
+
+    settings: dict[str, Any] = {"use_peft": True, "lora_dropout": 0.5} if use_peft else {}
+    rows = [*_weighted(1.0, 2.5, -1.0), A, B, B, B, B]
+    train(start, tmp_path, rows, learning_rate=1e-2, num_train_epochs=3, **settings)
+    probe = read_probe(tmp_path / "out")
+    assert probe is not None
+    assert len(probe.prompts) == NUM_PAIRS
+    pairs = list(zip(probe.prompts, probe.completions, strict=True))
+    assert all((list(p), list(c)) in [(row[0], row[1]) for row in (A, B)] for p, c in pairs)
+    engine = TransformersEngine(start, dtype="float32", device="cpu")
+    assert probe.nats_before == pytest.approx(engine.logprob(pairs), abs=1e-3)
+    engine.load(tmp_path / "out")
+    assert probe.nats == pytest.approx(engine.logprob(pairs), abs=1e-3)
+    assert abs(probe.nats[0] - probe.nats_before[0]) > 0.1
+    check_served(engine, probe, ROUNDING["float32"])
+
+
 # What is refused
+
+
+def test_sharding_over_one_process_is_refused(start: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"fsdp shards over several processes"):
+        train(start, tmp_path, ROWS, fsdp=True)
 
 
 def test_an_example_longer_than_the_context_is_not_cut(start: Path, tmp_path: Path) -> None:
@@ -271,6 +388,25 @@ def train(
         seed=seed,
         **({"on_step": on_step} if on_step else {}),
     )
+
+
+def short_of_memory(most: int) -> Any:
+    """compute_loss on a device whose memory holds so many rows."""
+    whole = trainer.WeightedTrainer.compute_loss
+
+    def compute_loss(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(inputs["input_ids"]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return whole(self, model, inputs, *args, **kwargs)
+
+    return compute_loss
+
+
+def furthest(one: Path, other: Path) -> float:
+    """The largest difference between weights of two models' folders."""
+    some, others = (load_file(next(folder.glob("*.safetensors"))) for folder in (one, other))
+    assert some.keys() == others.keys()
+    return max((some[name] - others[name]).abs().max().item() for name in some)
 
 
 def gradient(start: Path, folder: Path, rows: Sequence[Row], **settings: Any) -> torch.Tensor:

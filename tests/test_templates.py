@@ -11,8 +11,8 @@ import torch
 
 from femtune.errors import ModelError
 from femtune.examples import read_examples, write_examples
-from femtune.mstep import _Batches
 from femtune.prompts import ChatTokenizer, Prompts
+from femtune.trainer import Batches
 from femtune.types import Completion, Draw, DrawKey, Example, Problem, Score
 
 from .templates import FAMILIES, FAMILY, Family
@@ -169,7 +169,7 @@ def _batch(
     path = folder / "examples.parquet"
     write_examples(path, [draws], {"p": problem}, _each, Prompts(instruction=""), chat)
     data = read_examples(path, chat, context=1000)
-    return _Batches(data, [list(range(len(draws)))], pad=chat.pad_token_id)[0]
+    return Batches(data, [list(range(len(draws)))], pad=chat.pad_token_id)[0]
 
 
 def _each(draws: Any, examples: Any) -> list[Example]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 
 from femtune.errors import ConfigError
-from femtune.training import Training, context_length, plan_batches
+from femtune.training import Training, context_length, halved_plan, plan_batches, shared_plan
 
 LENGTHS = [random.Random(row).randint(5, 100) for row in range(700)]
 
@@ -73,6 +74,32 @@ def test_the_order_follows_from_seed_and_epoch() -> None:
     assert plan == plan_batches(LENGTHS, training, seed=0)
     assert plan != plan_batches(LENGTHS, training, seed=1)
     assert plan[:88] != plan[88:]  # ceil(700 / 8) batches an epoch
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_halving_leaves_every_optimizer_step_its_rows(times: int) -> None:
+    """A step of 4 micro-batches is one of 8 that are half as large, and so on, down to one row each."""
+    plan = plan_batches(LENGTHS, _training((32, 300), num_train_epochs=2), seed=0)
+    halved = list(plan)
+    for _ in range(times):
+        halved = halved_plan(halved)
+    assert max(map(len, halved)) == -(-max(map(len, plan)) // 2**times)
+
+    def steps(micro_batches: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+        parts = [micro_batches[at : at + size] for at in range(0, len(micro_batches), size)]
+        return [[row for rows in part for row in rows] for part in parts]
+
+    assert steps(halved, 4 * 2**times) == steps(plan, 4)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_fillers_even_out_a_plan_and_come_last(processes: int) -> None:
+    plan = plan_batches(LENGTHS, _training((8, 10**6)), seed=0)
+    shared = shared_plan(plan, processes)
+    assert len(shared) % processes == 0
+    assert shared[: len(plan)] == plan
+    assert len(shared) - len(plan) < processes
+    assert not any(shared[len(plan) :])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 import torch
 import transformers
 
-from femtune.engines import causal
+from femtune.engines import causal, fused
 from femtune.engines.batch import Batch
+from femtune.engines.fused import Fused
+from femtune.engines.slots import Slots
 from femtune.engines.transformers import TransformersEngine, default_max_batch
 from femtune.errors import EngineError, ModelError
 from femtune.types import Completion, DrawKey, Engine, Request, Sampling
@@ -214,10 +217,10 @@ def test_an_ended_row_that_was_the_longest_stands_in_nobodys_way(folder: Path) -
     batch.admit([long])
     batch.step()
     batch.admit([short])
-    (ended, _), *_ = batch.step()  # 15 + 2 tokens: its next one would be in column 16, the 17th
+    ended, *_ = batch.step()  # 15 + 2 tokens: its next one would be in column 16, the 17th
     assert ended.request == long
     batch.admit([])
-    ((ended, _),) = batch.step()
+    (ended,) = batch.step()
     assert ended.request == short
     assert tuple(ended.tokens) == run(TransformersEngine(folder), [short], Sampling(2))["b"].tokens
 
@@ -374,3 +377,170 @@ def test_logits_that_are_no_numbers_give_a_failed_completion(folder: Path) -> No
     done = run(engine, requests(3))
     assert {completion.finish_reason for completion in done.values()} == {"error"}
     assert "gives no numbers" in done["0"].error
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "qwen2", "mistral"])
+def test_the_fused_pass_gives_the_models_own_logits(
+    family: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Of prompts in one batch, at positions up to 200, with biases (qwen2) and normed heads (qwen3)."""
+    window = {"sliding_window": None} if family == "mistral" else {}
+    if family == "llama":  # turns scaled by length, as Llama 3.1's are
+        scaled = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        old = {"original_max_position_embeddings": 64, "rope_theta": 10000.0}
+        window = {"rope_parameters": {"rope_type": "llama3", **scaled, **old}, "mlp_bias": True}
+    folder = tiny_model(tmp_path, family, dtype=dtype, **window)
+    engine = TransformersEngine(folder)
+    assert isinstance(engine._quickest, Fused)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    rng = random.Random(0)
+    prompts = [tuple(rng.choices(range(256), k=num)) for num in (200, 2, 31, 90)]
+    with torch.inference_mode():
+        slots = Slots(len(prompts))
+        causal.fill(engine._quickest, slots, prompts, [[i] for i in range(len(prompts))])
+        newest = torch.tensor([[prompt[-1], len(prompt) - 1] for prompt in prompts])
+        found = causal.step_logits(engine._quickest, slots, *newest.T, longest=200).float()
+        expected = torch.cat([model(torch.tensor([prompt])).logits[:, -1] for prompt in prompts])
+    tolerance = 1e-4 if dtype == torch.float32 else 0.25
+    assert (found - expected).abs().max() < tolerance * expected.std()
+
+
+def test_models_of_another_shape_are_served_by_their_own_pass(folder: Path, tmp_path: Path) -> None:
+    for family in ("gemma2", "mistral", "gpt2"):  # here, gemma2 and mistral slide a window
+        engine = TransformersEngine(tiny_model(tmp_path / family, family))
+        assert engine._quickest is engine._model
+
+
+def test_a_fused_pass_that_is_apart_from_its_model_is_not_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = fused._turn
+    monkeypatch.setattr(fused, "_turn", lambda heads, cos, sin: turn(heads, cos, 1.01 * sin))
+    engine = TransformersEngine(folder)
+    assert engine._quickest is engine._model
+
+
+def test_the_fused_pass_holds_no_weight_twice_and_goes_with_the_model(folder: Path) -> None:
+    engine = TransformersEngine(folder)
+    layer, own = engine._quickest._layers[0], engine._model.model.layers[0]
+    assert layer.qkv.data_ptr() == own.self_attn.q_proj.weight.data_ptr()
+    assert layer.gate_up.data_ptr() == own.mlp.gate_proj.weight.data_ptr()
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    held = engine._model.state_dict()
+    assert all(torch.equal(held[name], weight) for name, weight in plain.items())
+    gone = weakref.ref(engine._quickest)
+    del layer, own
+    engine.release()
+    assert gone() is None
+    engine.load(folder)
+    assert isinstance(engine._quickest, Fused)
+
+
+def short_of_memory_above(limit: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Passes that `fill` and steps of more than `limit` rows fail, as on a device that is too small."""
+    step, fill = causal.step_logits, causal.fill
+
+    def short_step(model: Any, slots: Any, tokens: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        logits = step(model, slots, tokens, *rest, **named)
+        if len(tokens) > limit:
+            raise error
+        return logits
+
+    def short_fill(model: Any, slots: Any, prompts: Sequence[Any], to: Sequence[Any]) -> None:
+        if len(prompts) > limit:
+            raise error
+        fill(model, slots, prompts, to)
+
+    monkeypatch.setattr("femtune.engines.batch.step_logits", short_step)
+    monkeypatch.setattr("femtune.engines.batch.fill", short_fill)
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 4 bytes."),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_out_of_memory_halves_the_batch_and_loses_nothing(
+    error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = requests(100)
+    undisturbed = run(TransformersEngine(folder, max_batch=16), asked)
+    engine = TransformersEngine(folder, max_batch=16)
+    short_of_memory_above(5, monkeypatch, error)
+    assert tokens_of(run(engine, asked)) == tokens_of(undisturbed)
+    assert [record.message for record in caplog.records] == [
+        "out of memory with 16 rows at a time: going on with 8",
+        "out of memory with 8 rows at a time: going on with 4",
+    ]
+    run(engine, asked)
+    assert len(caplog.records) == 2  # it goes on with what it has learned
+
+
+@pytest.mark.parametrize("fails_at", range(3, 60, 7))
+def test_out_of_memory_while_rows_end_answers_each_once(
+    fails_at: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out at the worst place: rows have been marked as ended, but not given back."""
+    asked = requests(40)
+    undisturbed = run(TransformersEngine(folder, max_batch=8), asked)
+    engine = TransformersEngine(folder, max_batch=8)
+    tensor, calls = Batch._tensor, iter(range(1, 1000))
+
+    def short(self: Batch, values: Sequence[Any]) -> torch.Tensor:
+        if next(calls) == fails_at:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return tensor(self, values)
+
+    monkeypatch.setattr(Batch, "_tensor", short)
+    assert tokens_of(run(engine, asked)) == tokens_of(undisturbed)
+    assert engine.max_batch == 4
+
+
+def test_out_of_memory_with_one_row_says_what_to_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(folder, max_batch=4)
+    short_of_memory_above(0, monkeypatch, NO_MEMORY[0])
+    with pytest.raises(
+        EngineError, match=r"single completion: ask for a shorter max_new_tokens, .*vllm"
+    ):
+        run(engine, requests(9))
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(folder, max_batch=4)
+    short_of_memory_above(0, monkeypatch, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run(engine, requests(9))
+
+
+def test_out_of_memory_in_scoring_halves_the_pass(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = random.Random(0)
+    pairs = [(tuple(rng.choices(range(256), k=9)), (7,) * rng.randint(0, 30)) for _ in range(50)]
+    engine = TransformersEngine(folder)
+    expected = engine.logprob(pairs)
+    score = TransformersEngine._score
+    limit = 400
+
+    def short(self: TransformersEngine, part: Sequence[Any]) -> torch.Tensor:
+        if len(part) * max(sum(map(len, pair)) for pair in part) > limit:
+            raise NO_MEMORY[1]
+        return score(self, part)
+
+    monkeypatch.setattr(TransformersEngine, "_score", short)
+    assert engine.logprob(pairs) == pytest.approx(expected, abs=1e-4)
+    assert all("out of memory scoring" in record.message for record in caplog.records)
+    num_warnings = len(caplog.records)
+    assert 1 <= num_warnings <= 4
+    assert engine.logprob(pairs) == pytest.approx(expected, abs=1e-4)
+    assert len(caplog.records) == num_warnings
+    limit = 0
+    with pytest.raises(EngineError, match="scoring a single completion"):
+        engine.logprob(pairs)

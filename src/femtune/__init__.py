@@ -18,7 +18,8 @@ The files, in the order of the data; each imports only from those above it:
     run         the run directory
     asking      which request comes next          estep, overlap   the driver
     examples    draws as the M-step reads them
-    training    the M-step's settings             mstep      examples -> weights
+    training    the M-step's settings             trainer, mstep   examples -> weights
+    processes, launch   M-steps on several processes
     worlds/     rubric, tldr, sums, quiz, and the seedling
     intervals   the bootstrap                     metrics    measures of judges
     calibration what a share of votes is worth

@@ -6,6 +6,7 @@ femtune train judge.jsonl --model Qwen/Qwen3-1.7B --config run.yaml --iterations
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -414,8 +415,19 @@ def _tell(what: str, where: object) -> None:
     console.print(Text(f"{what}: {where}"), soft_wrap=True)
 
 
+class _Warn(logging.Handler):
+    """Shows warnings as the rest is shown, above a bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        errors.print(Text(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit status: 1 for what femtune refuses, 130 for Ctrl-C."""
+    log = logging.getLogger("femtune")
+    if not any(isinstance(handler, _Warn) for handler in log.handlers):
+        log.addHandler(_Warn(logging.WARNING))
+        log.propagate = False
     arguments = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
         name, settings = _take_config(arguments)

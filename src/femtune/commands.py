@@ -104,6 +104,11 @@ def run_train(
     reward: Callable[..., Any] | None = None,
 ) -> Result:
     """`train` from settings; a scheme or reward given as an object stands for its name in them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "train is one process, and starts its M-steps' processes itself: give the launcher to it, "
+            'as --launch "torchrun --nproc-per-node 8".'
+        )
     draws = sampling(settings)
     plan(replace(settings, soft_accept=None), scheme)  # what needs no data is refused at once
     asked = read_questions(data, settings, reward)

@@ -112,7 +112,8 @@ def compare(
     _check(data, model, todo)
     import torch  # after the checks: it is slow to import
 
-    workers = workers or (1 if torch.cuda.is_available() else min(len(todo), os.cpu_count() or 1))
+    shared = torch.cuda.is_available() or any(job.settings.ray_workers for job in todo)
+    workers = workers or (1 if shared else min(len(todo), os.cpu_count() or 1))
     threads = max(1, torch.get_num_threads() // workers)
     spawn = multiprocessing.get_context("spawn")  # fork and torch's threads do not go together
     others = {*multiprocessing.active_children()}

@@ -103,7 +103,8 @@ class Ask:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
         if self.ray_workers < 0 or (self.worker_gpus or 0) < 0:
             raise ConfigError("ray_workers and worker_gpus must be at least 0.")
-        for name, engine in (("engine_args", "vllm"), ("base_url", "openai"), ("served_model", "openai")):
+        of_one = {"engine_args": "vllm", "base_url": "openai", "served_model": "openai"}
+        for name, engine in of_one.items():
             if getattr(self, name) and self.engine != engine:
                 raise ConfigError(f"{name} is for --engine {engine}; the engine is {self.engine}.")
         if self.ray_workers and self.overlap:
@@ -146,7 +147,7 @@ class Train(Sample):
     iterations: int = 5
     """How often."""
     launch: str | None = None
-    """M-steps on several processes, started by this: "torchrun --nproc-per-node 8"."""
+    """M-steps on several processes, started by this: "torchrun --standalone --nproc-per-node 8"."""
     share_device: bool = True
     """The M-step needs the engine's GPU: it sleeps or is freed meanwhile."""
     start_from: Literal["previous", "base"] = "previous"
@@ -240,6 +241,6 @@ CHANGEABLE = frozenset(
     {
         *("iterations", "report_to", "max_batch", "reward_timeout", "calibration"),
         *("overlap", "device", "engine_args", "base_url", "served_model", "engine_timeout"),
-        *("ray_workers", "ray_address", "worker_cpus", "worker_gpus", "launch", "share_device"),
+        *("ray_workers", "ray_address", "worker_cpus", "worker_gpus", "launch", "fsdp", "share_device"),
     }
 )

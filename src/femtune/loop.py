@@ -63,6 +63,7 @@ class Plan:
     evaluation: Evaluation
     iterations: int = 5
     start_from: Literal["previous", "base"] = "previous"  # where an M-step starts
+    launch: str | None = None  # a launcher's command: M-steps on several processes
     balance: Balance = "none"  # of examples, by human answer: see bias.balance_factors
 
 
@@ -154,11 +155,7 @@ class Steps:
         if not (folder / "model").exists():
             self.setup.engine.release()  # what it holds of a GPU's memory is needed now
             self.serving = None
-            from femtune.mstep import (
-                m_step,  # torch is slow to import, and not needed to refuse bad input
-            )
-
-            m_step(
+            self._m_step()(
                 folder / "examples.parquet",
                 start,
                 folder / "model",
@@ -169,6 +166,17 @@ class Steps:
             )
         metrics: dict[str, Any] = json.loads((folder / "model" / "m_step.json").read_text())
         return metrics
+
+    def _m_step(self) -> Callable[..., Any]:
+        """The M-step here, or in the processes that `launch` starts."""
+        # torch is slow to import, and not needed to refuse bad input
+        if self.plan.launch:
+            from femtune.launch import launch_m_step
+
+            return partial(launch_m_step, self.plan.launch)
+        from femtune.mstep import m_step
+
+        return m_step
 
     def measure(self, iteration: int) -> dict[str, Any]:
         """Ask the held-out problems of theta_k."""

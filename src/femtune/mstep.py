@@ -1,18 +1,21 @@
 """The M-step: maximise sum_i w_i log pi(z_i, y_i | x_i; theta) over the weighted examples.
 
 What is fed is plain prompt + the tokens that were sampled; the loss sees only the latter, end token
-included. On transformers' Trainer, which brings devices, precisions, schedules, trackers and several
-processes; ours are the batches, cut by length so that little is padded, and the loss:
+included. On transformers' Trainer (trainer.py); ours are the batches, cut by length so that little is
+padded, and the loss:
 
     loss of an optimizer step = - sum_i w_i log pi(z_i, y_i | x_i) / sum_i |w_i| length_i
 
 summed over all micro-batches and processes of that step, so that neither their number nor the raggedness
-of lengths changes a gradient. Weight 2 is the row twice, weight 0 the row absent.
+of lengths changes a gradient. Weight 2 is the row twice, weight 0 the row absent. P processes that
+accumulate A micro-batches take the same steps as one that accumulates A P.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import random
 import tempfile
 import time
 import warnings
@@ -22,22 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import SequentialSampler
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments, set_seed
 
+from femtune import processes
+from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
 from femtune.examples import TokenExamples, read_examples
 from femtune.prompts import ChatTokenizer
 from femtune.run import replacing
-from femtune.training import Training, context_length, plan_batches
+from femtune.served import NUM_PAIRS, Probe, write_probe
+from femtune.trainer import Batches, WeightedTrainer, environment, is_sharded, training_arguments
+from femtune.training import Training, context_length, halved_plan, plan_batches, shared_plan
+
+log = logging.getLogger("femtune")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class MStep:
     seconds: float  # training alone, without loading and saving
 
 
+class OutOfMemory(ModelError):
+    """A micro-batch did not fit into memory, in one of several processes."""
+
+
 def m_step(
     examples: Path,
     start: Path,
@@ -60,63 +64,157 @@ def m_step(
     *,
     seed: int,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    halvings: int = 0,
 ) -> MStep:
     """Fine-tune the weights in `start` on a file of examples and save them to `out`.
 
-    `out` becomes an ordinary Hugging Face folder, or with LoRA a PEFT one, whole or not at all.
-    `on_step` gets step, steps and the loss. Raises DataError for unusable examples, ModelError for an
-    unusable start, RunError where `out` holds something already, and FemtuneError, naming the examples,
-    where the loss stops being a number.
+    `out` becomes an ordinary Hugging Face folder, or with LoRA a PEFT one, whole or not at all, with a
+    probe of its weights (see served.py). `on_step` gets step, steps and the loss. Where each process of
+    a job calls this, all work at the same steps, the first one saves, and all return the same.
+
+    Where a micro-batch does not fit into memory, all are halved and the M-step begins anew: its
+    optimizer steps stay what they were. Several processes can't agree on that, as some wait for the one
+    that failed: so there the caller begins anew, with `halvings` one higher (launch.py does).
+
+    Raises DataError for unusable examples, ModelError for an unusable start, or one too large for the
+    memory (OutOfMemory where halving may help), ConfigError where `fsdp` has nothing to shard over,
+    RunError where `out` holds something already, and FemtuneError, naming the examples, where the loss
+    stops being a number.
     """
     if out.is_dir() and any(out.iterdir()):  # found now, and not when all the work is done
         raise RunError(f"{out} holds something already: choose another folder.")
-    set_seed(seed % 2**32)  # before an adapter is drawn at random
-    model = load_model(start, training)
-    data = read_examples(examples, tokenizer, context_length(model.config))
-    if not len(data):
-        raise FemtuneError(f"{examples} holds no examples: there is nothing to learn from.")
-    plan = plan_batches(
-        [len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True)], training, seed
-    )
-    batches = _Batches(data, plan, pad=tokenizer.pad_token_id)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = _Trainer(
-            model=model,
-            args=_arguments(training, scratch, seed),
-            train_dataset=batches,
-            data_collator=lambda items: items[0],
-            callbacks=[_Tell(on_step)],
+    if training.fsdp and processes.count() == 1:
+        raise ConfigError(
+            "fsdp shards over several processes, and this is one: set launch to what starts them "
+            '("accelerate launch --num_processes 8"), or leave fsdp off.'
         )
-        trainer.remove_callback(PrinterCallback)  # progress is told by on_step
-        begun = time.perf_counter()
-        result = trainer.train()
-        seconds = time.perf_counter() - begun
-    if not all(weight.isfinite().all() for weight in model.parameters()):
+    while True:
+        try:
+            return _attempt(examples, start, out, training, tokenizer, seed, on_step, halvings)
+        except _TooLarge as error:
+            largest = error.rows
+        # outside of the handler, whose traceback holds the model
+        give_back(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        halvings += 1
+        log.warning(
+            "out of memory in a micro-batch of up to %d examples: the M-step begins anew with half of "
+            "them, and twice as many for each optimizer step, which stays the same.",
+            largest,
+        )
+
+
+class _TooLarge(Exception):
+    """A micro-batch, of up to `rows` examples, did not fit into this process's memory."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+
+def _attempt(
+    examples: Path,
+    start: Path,
+    out: Path,
+    training: Training,
+    tokenizer: ChatTokenizer,
+    seed: int,
+    on_step: Callable[[int, int, float], None],
+    halvings: int,
+) -> MStep:
+    """An M-step with micro-batches halved so often. Raises _TooLarge where they should be again."""
+    with tempfile.TemporaryDirectory() as scratch:
+        # first of all, as it joins the processes
+        arguments = training_arguments(
+            training, training.gradient_accumulation_steps << halvings, scratch, seed
+        )
+        batches: Batches | None = None
+        try:
+            set_seed(seed % 2**32)  # before an adapter is drawn at random
+            model = load_model(start, training)
+            data = read_examples(examples, tokenizer, context_length(model.config))
+            if not len(data):
+                raise FemtuneError(f"{examples} holds no examples: there is nothing to learn from.")
+            plan = _plan(data, training, seed, halvings)
+            batches = Batches(data, plan, pad=tokenizer.pad_token_id)
+            return _train(model, batches, arguments, training, tokenizer, seed, on_step, out)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _too_large(batches, arguments, error) from None
+
+
+def _plan(data: TokenExamples, training: Training, seed: int, halvings: int) -> list[Sequence[int]]:
+    lengths = [len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True)]
+    plan: list[Sequence[int]] = list(plan_batches(lengths, training, seed))
+    for _ in range(halvings):
+        plan = halved_plan(plan)
+    return shared_plan(plan, processes.count())
+
+
+def _train(
+    model: Any,
+    batches: Batches,
+    arguments: TrainingArguments,
+    training: Training,
+    tokenizer: ChatTokenizer,
+    seed: int,
+    on_step: Callable[[int, int, float], None],
+    out: Path,
+) -> MStep:
+    data, plan = batches.data, batches.plan
+    rows = probed_rows(data, seed)
+    before: list[float] = []
+    trainer = WeightedTrainer(
+        model,
+        arguments,
+        batches,
+        sharded=is_sharded(training),
+        on_begin=lambda: before.extend(completion_nats(trainer.network(), data, rows)),
+        on_step=on_step,
+    )
+    if processes.rank():  # each process has dropout of its own
+        set_seed((seed + processes.rank()) % 2**32)
+    begun = time.perf_counter()
+    result = trainer.train()
+    seconds = time.perf_counter() - begun
+    if not all(processes.gathered(_are_numbers(model))):
         raise FemtuneError("the last step left weights that are no numbers: lower learning_rate.")
+    after = completion_nats(trainer.network(), data, rows)
+    weights = whole_weights(trainer, training)
     fed = sum(len(data.prompts[row]) + len(data.completions[row]) for rows in plan for row in rows)
-    done = MStep(len(data), result.global_step, fed, result.training_loss, round(seconds, 3))
-    if trainer.is_world_process_zero():
+
+    def save() -> MStep:
+        done = MStep(len(data), result.global_step, fed, result.training_loss, round(seconds, 3))
         with replacing(out) as part:
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(part)
+            network = trainer.accelerator.unwrap_model(trainer.model)
+            network.save_pretrained(part, **({} if weights is None else {"state_dict": weights}))
             tokenizer.tokenizer.save_pretrained(part)
+            prompts, completions = (
+                [side[row] for row in rows] for side in (data.prompts, data.completions)
+            )
+            write_probe(part, Probe(prompts, completions, after, before))
             (part / "m_step.json").write_text(json.dumps(asdict(done)) + "\n")
-    return done
+        return done
+
+    return processes.by_first(save)
 
 
 def load_model(start: Path, training: Training) -> PreTrainedModel:
     """The model to train: all weights in float32, or a LoRA adapter over a frozen base.
 
-    A folder that holds an adapter goes on with it.
+    A folder that holds an adapter goes on with it. Under FSDP one process of a machine reads the
+    weights, and the others get their shards of them.
     """
     common = {"attn_implementation": training.attn_implementation}
+    reading = "true" if training.fsdp else None
     try:
-        if not training.use_peft:
+        with environment(ACCELERATE_USE_FSDP=reading, FSDP_CPU_RAM_EFFICIENT_LOADING=reading):
+            if training.use_peft:
+                with warnings.catch_warnings():  # peft 0.21 asks a model by a name of transformers' past
+                    warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+                    return _load_lora(start, training, common)
             if (start / "adapter_config.json").exists():
                 raise ConfigError(f"{start} holds a LoRA adapter: set use_peft to go on training it.")
             return AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, **common)
-        with warnings.catch_warnings():  # peft 0.21 asks a model by a name of transformers' past
-            warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
-            return _load_lora(start, training, common)
     except (OSError, ValueError) as error:
         if isinstance(error, FemtuneError):
             raise
@@ -141,122 +239,84 @@ def _load_lora(start: Path, training: Training, common: dict[str, Any]) -> Any:
     return get_peft_model(base, lora)
 
 
-class _Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Item i is micro-batch i, padded on the left, so that all completions end in the last column."""
+def whole_weights(trainer: WeightedTrainer, training: Training) -> dict[str, torch.Tensor] | None:
+    """The weights to save where each process has a part of them, in the first process alone.
 
-    def __init__(self, data: TokenExamples, plan: Sequence[Sequence[int]], pad: int) -> None:
-        self.data, self.plan, self.pad = data, plan, pad
+    Of LoRA those that were trained; None where the model holds them. All processes must call it.
+    """
+    weights: dict[str, Any]
+    if not trainer.is_cut_up:
+        return None
+    if trainer.accelerator.is_fsdp2:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """input_ids, attention_mask, position_ids: [B, T]; loss_weights: [B, longest completion]."""
-        rows = self.plan[index]
-        prompts = [self.data.prompts[row] for row in rows]
-        completions = [self.data.completions[row] for row in rows]
-        width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
-        longest = max(map(len, completions))
-        input_ids = torch.full((len(rows), width), self.pad)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        loss_weights = torch.zeros((len(rows), longest))
-        for at, (row, prompt, completion) in enumerate(zip(rows, prompts, completions, strict=True)):
-            tokens = torch.tensor([*prompt, *completion])
-            input_ids[at, width - len(tokens) :] = tokens
-            mask[at, width - len(tokens) :] = 1
-            loss_weights[at, longest - len(completion) :] = self.data.weights[row]
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": mask,
-            "position_ids": positions,
-            "loss_weights": loss_weights,
-            "rows": torch.tensor(rows),
-        }
-
-
-class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped to mypy
-    """transformers' Trainer with femtune's batches and weighted loss."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        # our loss is of the whole step: else it is divided again where a model takes no loss arguments
-        self.model_accepts_loss_kwargs = True
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        total = sum(batch["loss_weights"].abs().sum() for batch in batch_samples).to(device)
-        return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """-sum of w log pi over the completions, divided by the weighted tokens of the whole step."""
-        rows, weights = inputs.pop("rows"), inputs.pop("loss_weights")
-        # the logit at a column foretells the next one, hence one column more than completions have
-        outputs = model(**inputs, logits_to_keep=weights.shape[1] + 1, use_cache=False)
-        logits = outputs.logits[:, :-1]
-        targets = inputs["input_ids"][:, -weights.shape[1] :]
-        nats = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=training.use_peft
         )
-        loss = (nats * weights.flatten()).sum() / num_items_in_batch
-        if not loss.isfinite():
-            raise FemtuneError(
-                f"the loss is {loss.item()} in a batch of the examples at rows "
-                f"{[row + 1 for row in rows.tolist()[:8]]}, counted without those of weight 0: "
-                "lower learning_rate, or look at these examples."
-            )
-        # gradients are averaged over processes, while this loss is already the share of the whole
-        loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        weights = dict(get_model_state_dict(trainer.model_wrapped, options=options))
+        # by parameter, so that tied ones are one tensor again, and stored once
+        names: dict[int, str] = {}
+        for name, weight in trainer.model.named_parameters(remove_duplicate=False):
+            if (first := names.setdefault(id(weight), name)) in weights and name in weights:
+                weights[name] = weights[first]
+        return weights
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return weights
 
 
-class _Tell(TrainerCallback):  # type: ignore[misc]  # the same
-    """Passes each step's loss on."""
-
-    def __init__(self, on_step: Callable[[int, int, float], None]) -> None:
-        self.on_step = on_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.on_step(state.global_step, state.max_steps, logs["loss"])
+def probed_rows(data: TokenExamples, seed: int) -> list[int]:
+    """Rows for the weight probe: of weight above 0 if there are such, the shorter half of them."""
+    positive = [row for row, weight in enumerate(data.weights) if weight > 0] or range(len(data))
+    by_length = sorted(positive, key=lambda row: len(data.prompts[row]) + len(data.completions[row]))
+    shorter = by_length[: max(NUM_PAIRS, len(by_length) // 2)]
+    return random.Random(f"{seed} probe").sample(shorter, min(NUM_PAIRS, len(shorter)))
 
 
-def _arguments(training: Training, scratch: str, seed: int) -> TrainingArguments:
-    gpu = torch.cuda.is_available() and not training.use_cpu
-    bf16 = training.bf16 if training.bf16 is not None else gpu and torch.cuda.is_bf16_supported()
-    # transformers is renaming it, and warns of the old name in 5.23
-    names = ("activation_checkpointing", "gradient_checkpointing")
-    checkpointing = next(name for name in names if name in TrainingArguments.__dataclass_fields__)
-    arguments = TrainingArguments(
-        output_dir=scratch,
-        num_train_epochs=1,  # the plan holds all epochs
-        per_device_train_batch_size=1,  # an item is a batch
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=training.rate,
-        lr_scheduler_type=training.lr_scheduler_type,
-        warmup_steps=training.warmup_steps,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        bf16=bf16,
-        use_cpu=not gpu,
-        seed=seed % 2**32,
-        report_to=list(training.report_to),
-        save_strategy="no",
-        logging_steps=1,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=gpu,
-        log_level="error",
-        **({checkpointing: True} if training.gradient_checkpointing else {}),
+@torch.no_grad()
+def completion_nats(network: Any, data: TokenExamples, rows: Sequence[int]) -> list[float]:
+    """Log-probabilities of these rows' completions, without dropout or autocast.
+
+    Row by row, so that nothing is padded. Where the model is cut up all processes must call it.
+    """
+    training = network.training
+    network.eval()
+    forward = network
+    if "flash" not in str(getattr(network.config, "_attn_implementation", "")):  # that needs autocast
+        forward = getattr(network, "_original_forward", network)  # accelerate's name for it
+    device = next(network.parameters()).device
+    nats = []
+    for row in rows:
+        prompt, completion = data.prompts[row], data.completions[row]
+        tokens = torch.tensor([[*prompt, *completion]], device=device)
+        logits = forward(input_ids=tokens, logits_to_keep=len(completion) + 1, use_cache=False).logits
+        chosen = logits[0, :-1].float().log_softmax(-1).gather(1, tokens[0, -len(completion) :, None])
+        nats.append(chosen.double().sum().item())
+    network.train(training)
+    return nats
+
+
+def _are_numbers(model: torch.nn.Module) -> bool:
+    """Whether all trained weights are finite: this process's parts of them, where they are cut up."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    parts = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained]
+    return bool(torch.stack([part.detach().isfinite().all() for part in parts]).all())
+
+
+def _too_large(
+    batches: Batches | None, arguments: TrainingArguments, error: BaseException
+) -> _TooLarge | ModelError:
+    """What to say, or to do, where memory was short."""
+    largest = max(map(len, batches.plan)) if batches is not None and batches.num_fed else 0
+    if largest <= 1:
+        what = "one example at a time does" if largest else "the model and its optimizer do"
+        return ModelError(
+            f"{what} not fit into memory: set gradient_checkpointing, use_peft, or fsdp over several "
+            f"GPUs, or lower max_new_tokens. ({str(error).splitlines()[0]})"
+        )
+    if processes.count() == 1:
+        return _TooLarge(largest)
+    return OutOfMemory(
+        f"out of memory in a micro-batch of up to {largest} examples: halve per_device_train_batch_size "
+        f"and max_tokens_per_batch, and set gradient_accumulation_steps to "
+        f"{2 * arguments.gradient_accumulation_steps} for the same optimizer steps."
     )
-    # several GPUs without a launcher: DataParallel would ask for several items at once, each a batch
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return arguments

@@ -143,17 +143,17 @@ class Pool:
                         begun.append(order.lease.index)
                     worker.order, worker.doing = order, worker.actor.work_off.remote(order)
             for worker in self._ended():
-                order, chunk = worker.order, self._result(worker)
-                if chunk is not None and order is not None:
-                    done[order.lease.index] = self._stored(order.lease, chunk)
+                given, chunk = worker.order, self._result(worker)
+                if chunk is not None and given is not None:
+                    done[given.lease.index] = self._stored(given.lease, chunk)
                 elif chunk is None:
                     self._workers.remove(worker)
-                    number = order.lease.index if order else STARTING
+                    number = given.lease.index if given else STARTING
                     deaths[number] += 1
                     if deaths[number] >= MOST_DEATHS:
-                        raise EngineError(_too_many(order))
-                    if order is not None:
-                        again.append(order)
+                        raise EngineError(_too_many(given))
+                    if given is not None:
+                        again.append(given)
             while begun and begun[0] in done:
                 yield done.pop(begun.popleft())
 

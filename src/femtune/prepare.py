@@ -238,7 +238,7 @@ class Asker:
             sampling,
             settings.seed,
             settings.chunk_size,
-            ROUNDING[_stored_dtype(settings, self.base)],
+            _rounding(settings, self.base),
             base_probe,
             settings.overlap,
         )
@@ -327,12 +327,17 @@ def _lora_rank(settings: Ask) -> int | None:
     return training.lora_r if training is not None and training.use_peft else None
 
 
-def _stored_dtype(settings: Ask, base: Path) -> str:
-    """The engine's numbers, by name."""
-    if settings.engine_dtype != "auto":
-        return settings.engine_dtype
-    name = str(getattr(load_config(base), "dtype", None)).removeprefix("torch.")
-    return name if name in ROUNDING else "float32"
+def _rounding(settings: Ask, base: Path) -> float:
+    """What rounding may part the engine's log-probabilities and the M-step's by: see served.py."""
+    name = settings.engine_dtype
+    if name == "auto":
+        name = str(getattr(load_config(base), "dtype", None)).removeprefix("torch.")
+    training = getattr(settings, "training", None)
+    if training is not None and training.fsdp and training.bf16 is not False:
+        name = (
+            "bfloat16"  # where weights are sharded, the M-step scores in the numbers that it trains in
+        )
+    return ROUNDING.get(name, ROUNDING["float32"])
 
 
 def no_foreign_bars() -> None:
@@ -398,12 +403,21 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
         raise ConfigError(f"eval_every must be at least 0, got {settings.eval_every}.")
     check_draws("eval_", settings.eval_draws, settings.eval_temperature)
     scheme = scheme or parse_scheme(settings.scheme)
+    if settings.launch is not None:
+        from femtune.launch import check_launch  # and torch with it
+
+        check_launch(settings.launch)
+    if settings.training.fsdp and settings.launch is None:
+        raise ConfigError(
+            'fsdp is of several processes: set launch, to "torchrun --nproc-per-node 8" say.'
+        )
     return Plan(
         replace(scheme, accept_at=_acceptance(settings)),
         settings.training,
         Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
         settings.iterations,
         settings.start_from,
+        settings.launch,
         settings.balance,
     )
 

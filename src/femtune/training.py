@@ -59,6 +59,8 @@ class Training:
     """Trackers: tensorboard, wandb, mlflow, trackio."""
     use_cpu: bool = False
     """Train on the CPU though there is a GPU."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimizer state over the processes: FSDP2."""
 
     def __post_init__(self) -> None:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "lora_r"):
@@ -114,6 +116,24 @@ def _cut(rows: Sequence[int], lengths: Sequence[int], training: Training) -> lis
             batches.append([])
         batches[-1].append(row)
     return batches
+
+
+def shared_plan(plan: Sequence[Sequence[int]], processes: int) -> list[Sequence[int]]:
+    """A plan whose micro-batches go round the processes evenly: fillers, of no rows, end it.
+
+    >>> shared_plan([[0, 1], [2], [3]], 2)
+    [[0, 1], [2], [3], []]
+    """
+    return [*plan, *[[]] * (-len(plan) % processes)]
+
+
+def halved_plan(plan: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Each micro-batch as two of half its rows, so that twice as many hold the same rows in order.
+
+    >>> halved_plan([[0, 1, 2], [3]])
+    [[0, 1], [2], [3], []]
+    """
+    return [half for rows in plan for half in (rows[: -(-len(rows) // 2)], rows[-(-len(rows) // 2) :])]
 
 
 def context_length(config: Any) -> int:

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from femtune.engines.causal import fill, spans, step_logits, token_nats
-from femtune.engines.gumbel import choose
+from femtune.engines.causal import fill, spans, step_logits
+from femtune.engines.gumbel import choose_with_nats
 from femtune.engines.slots import Slots
 from femtune.types import FinishReason, Request, Sampling
 
 _PASS_TOKENS = 8192  # padded prompt tokens in one pass at most: bounds its memory
+_PASS_TOKENS_CPU = 1024  # what a pass over a small model makes then stays in a CPU's caches
 
 
 @dataclass(slots=True)
@@ -31,6 +32,7 @@ class Row:
     request: Request
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None  # None: still being written
+    nats: float | None = None  # its log-probability; None until `Batch.step` has given the row back
 
     @property
     def length(self) -> int:
@@ -63,6 +65,11 @@ class Batch:
     def gaps(self) -> list[int]:
         """Slots of ended rows among the rows."""
         return [slot for slot, row in enumerate(self.rows) if row.finish_reason]
+
+    @property
+    def unfinished(self) -> list[Request]:
+        """What `step` has not given back, also where it failed halfway."""
+        return [row.request for row in self.rows if row.nats is None]
 
     @torch.inference_mode()
     def admit(self, requests: Sequence[Request]) -> None:
@@ -99,14 +106,14 @@ class Batch:
         del self.rows[num_going:]
 
     @torch.inference_mode()
-    def step(self) -> list[tuple[Row, float]]:
-        """Write one token per row; gives the rows that ended now, each with its log-probability."""
+    def step(self) -> list[Row]:
+        """Write one token per row; gives the rows that ended now."""
         num_rows = len(self.rows)
         tokens, positions, starts, seeds, going = self._state[:, :num_rows]
         longest = max(row.length for row in self.rows if not row.finish_reason)
         logits = step_logits(self.model, self._slots, tokens, positions, longest)
-        chosen = choose(logits, seeds, positions - starts, self.sampling)
-        self._nats[:num_rows] += token_nats(logits, chosen)
+        chosen, nats = choose_with_nats(logits, seeds, positions - starts, self.sampling)
+        self._nats[:num_rows] += nats
         tokens.copy_(chosen)
         positions += going
         ended = [
@@ -119,8 +126,10 @@ class Batch:
         where = self._tensor(ended)
         going[where] = 0
         positions[where] -= 1  # a gap is stepped too: back to a column that its slot has for sure
-        nats = self._nats[where].tolist()
-        return [(self.rows[slot], value) for slot, value in zip(ended, nats, strict=True)]
+        rows = [self.rows[slot] for slot in ended]
+        for row, value in zip(rows, self._nats[where].tolist(), strict=True):
+            row.nats = value
+        return rows
 
     def _append(self, row: Row, token: int) -> bool:
         """Add a token to a row; whether it has ended."""
@@ -137,7 +146,8 @@ class Batch:
         for slot, request in new.items():
             slots_of.setdefault(request.tokens, []).append(slot)
         prompts = sorted((prompt for prompt in slots_of if len(prompt) > 1), key=len)
-        for start, stop in spans([len(prompt) for prompt in prompts], _PASS_TOKENS):
+        limit = _PASS_TOKENS_CPU if self.model.device.type == "cpu" else _PASS_TOKENS
+        for start, stop in spans([len(prompt) for prompt in prompts], limit):
             chunk = prompts[start:stop]
             fill(self.model, self._slots, chunk, [slots_of[prompt] for prompt in chunk])
 
@@ -147,14 +157,15 @@ class Batch:
         entries = []
         for slot in slots:
             request = new[slot]
-            self.rows[slot : slot + 1] = [Row(request)]
-            self._held[slot] = request.tokens
             last = len(request.tokens) - 1
             entries.append([request.tokens[-1], last, last, request.seed, 1])
         if entries:
             where = self._tensor(slots)
             self._state[:, where] = self._tensor(entries).T
             self._nats[where] = 0.0
+        for slot in slots:  # last, as all above may run out of memory: a request enters or it does not
+            self.rows[slot : slot + 1] = [Row(new[slot])]
+            self._held[slot] = new[slot].tokens
 
     def _tensor(self, values: Sequence[Any]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.model.device)

@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from femtune.engines.fused import fuse
 from femtune.engines.slots import Slots
 from femtune.errors import ModelError
 
@@ -35,6 +36,17 @@ def read_model(weights: str | Path, dtype: str | torch.dtype, device: Any, trust
     _check_kind(model)
     _check_slots(model)
     return model
+
+
+def quickest(model: Any) -> Any:
+    """What to hand to `fill` and `step_logits`: the fused pass where it does as the model, or that."""
+    if _layer_kinds(model.config.get_text_config()) != {"full_attention"}:
+        return model
+    fused = fuse(model)
+    if fused is None:
+        return model
+    tolerance = 1e-4 if model.dtype == torch.float32 else 0.1
+    return fused if _apart(model, fused) <= tolerance else model
 
 
 def fill(model: Any, slots: Slots, prompts: Sequence[Sequence[int]], to: Sequence[list[int]]) -> None:
@@ -60,12 +72,6 @@ def step_logits(model: Any, slots: Slots, tokens: Tensor, positions: Tensor, lon
     )
     logits: Tensor = output.logits[:, -1]
     return logits
-
-
-def token_nats(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probabilities [...] float32 of tokens [...] under logits [..., V]."""
-    logits = logits.float()
-    return logits.gather(-1, tokens[..., None]).squeeze(-1) - logits.logsumexp(-1)
 
 
 def pad(rows: Sequence[Sequence[int]], device: Any) -> Tensor:
@@ -162,26 +168,34 @@ def _check_kind(model: Any) -> None:
         )
 
 
-@torch.inference_mode()
 def _check_slots(model: Any) -> None:
     """Raise ModelError where two short rows in slots get other logits than each by itself.
 
     A guard against architectures whose positions or masks work in a way this file does not know.
     """
-    prompts = [[5, 3, 4, 2, 6, 1, 7], [2, 5, 3]]
     try:
-        slots = Slots(len(prompts))
-        fill(model, slots, prompts, [[0], [1]])
-        tokens, positions = torch.tensor([[7, 3], [6, 2]], device=model.device)
-        slotted = step_logits(model, slots, tokens, positions, longest=7).float()
-        alone = [model(input_ids=pad([prompt], model.device)).logits[0, -1] for prompt in prompts]
+        apart = _apart(model, model)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} can't be served in slots: {error}") from error
-    expected = torch.stack(alone).float()
     tolerance = 0.01 if model.dtype == torch.float32 else 0.25
-    apart = float((slotted - expected).abs().max() / expected.std())
     if not apart <= tolerance:  # a NaN is no pass
         raise ModelError(
             f"{type(model).__name__} gives other logits in slots than by itself (apart by "
             f"{apart:.2g} of their deviation): serve it by the vllm engine."
         )
+
+
+@torch.inference_mode()
+def _apart(model: Any, served: Any) -> float:
+    """How far logits that `served` gives to rows in slots are from the model's own of each row.
+
+    The largest difference, as a share of the logits' standard deviation.
+    """
+    prompts = [[5, 3, 4, 2, 6, 1, 7], [2, 5, 3]]
+    slots = Slots(len(prompts))
+    fill(served, slots, prompts, [[0], [1]])
+    tokens, positions = torch.tensor([[7, 3], [6, 2]], device=model.device)
+    slotted = step_logits(served, slots, tokens, positions, longest=7).float()
+    alone = [model(input_ids=pad([prompt], model.device)).logits[0, -1] for prompt in prompts]
+    expected = torch.stack(alone).float()
+    return float((slotted - expected).abs().max() / expected.std())

@@ -16,7 +16,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from femtune.types import Sampling
 
@@ -35,19 +34,41 @@ def choose(logits: Tensor, seeds: Tensor, positions: Tensor, sampling: Sampling)
     mass, then a token within it: the same law as one draw over all tokens, exactly, with noise for
     V / 128 + 128 numbers instead of V. Padding of the vocabulary (logits of -inf) changes nothing.
     """
+    return choose_with_nats(logits, seeds, positions, sampling)[0]
+
+
+def choose_with_nats(
+    logits: Tensor, seeds: Tensor, positions: Tensor, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """What `choose` gives, and its log-probability [B] float32 at temperature 1 without top-p, top-k."""
     if sampling.temperature == 0:
-        return logits.argmax(-1)
-    scaled = _filtered(logits.float() / sampling.temperature, sampling)
-    padded = functional.pad(scaled, (0, -scaled.shape[-1] % _BLOCK), value=-math.inf)
-    blocks = padded.view(len(padded), -1, _BLOCK)
-    mass = blocks.logsumexp(-1)
+        tokens = logits.argmax(-1)
+        return tokens, token_nats(logits, tokens)
+    plain = sampling.temperature == 1 and sampling.top_p >= 1 and not sampling.top_k
+    scaled = logits if plain else _filtered(logits.float() / sampling.temperature, sampling)
+    # float32's least is e^-103: a block that is lost to 0 would lose to any noise, which spans 41
+    probs = scaled.softmax(-1, dtype=torch.float32)
+    mass = _block_sums(probs).log_()
     names = torch.arange(mass.shape[-1], device=mass.device)
     # a block's noise goes by a negative id, so that it is no token's
     block = (mass + gumbel(seeds, positions, -1 - names)).argmax(-1, keepdim=True)
-    within = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK)).squeeze(1)
     tokens = block * _BLOCK + torch.arange(_BLOCK, device=mass.device)
+    size = scaled.shape[-1]
+    within = scaled.gather(1, tokens.clamp_max(size - 1)).float()
+    within.masked_fill_(tokens >= size, -math.inf)
     best = (within + gumbel(seeds, positions, tokens)).argmax(-1, keepdim=True)
-    return tokens.gather(1, best).squeeze(1)
+    chosen = tokens.gather(1, best)
+    # a chosen token's probability is at least e^-82, and so as precise as any
+    nats = probs.gather(1, chosen).squeeze(1).log_() if plain else None
+    chosen = chosen.squeeze(1)
+    return chosen, token_nats(logits, chosen) if nats is None else nats
+
+
+def token_nats(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities [...] float32 of tokens [...] under logits [..., V]."""
+    logits = logits.float()
+    of_tokens: Tensor = logits.gather(-1, tokens[..., None]).squeeze(-1)
+    return of_tokens - logits.logsumexp(-1)
 
 
 def gumbel(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
@@ -74,6 +95,15 @@ def _mix(bits: Tensor) -> Tensor:
 def _shift(bits: Tensor, by: int) -> Tensor:
     """A logical shift to the right: torch's own copies the sign bit in."""
     return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
+
+
+def _block_sums(probs: Tensor) -> Tensor:
+    """Sums [B, blocks] of each block of [B, V]; the last one may be short."""
+    whole = probs.shape[-1] // _BLOCK * _BLOCK
+    sums: Tensor = probs[:, :whole].reshape(len(probs), -1, _BLOCK).sum(-1)
+    if whole == probs.shape[-1]:
+        return sums
+    return torch.cat((sums, probs[:, whole:].sum(-1, keepdim=True)), 1)
 
 
 def _filtered(scaled: Tensor, sampling: Sampling) -> Tensor:

@@ -12,7 +12,7 @@ do not depend on the batch beyond the rounding of sums (bench/flips.py measures 
 
 from __future__ import annotations
 
-import gc
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,13 +23,22 @@ import transformers
 from torch import Tensor
 
 from femtune.engines.batch import Batch, Row
-from femtune.engines.causal import pad, read_model, spans, token_nats
+from femtune.engines.causal import pad, quickest, read_model, spans
+from femtune.engines.gumbel import token_nats
+from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.errors import EngineError, ModelError
 from femtune.prompts import ChatTokenizer
 from femtune.types import Completion, Request, Sampling
 
 _PASS_TOKENS = 8192  # padded tokens in one scoring pass at most
 _PASS_LOGITS = 1 << 26  # logits in one scoring pass at most: 256 MB of float32
+
+_LESS_MEMORY = (
+    "ask for a shorter max_new_tokens, set engine_dtype to bfloat16, take a smaller model, or "
+    "write with --engine vllm."
+)
+
+_log = logging.getLogger("femtune")
 
 Pair = tuple[Sequence[int], Sequence[int]]  # prompt and completion
 
@@ -59,8 +68,10 @@ class TransformersEngine:
         self.tokenizer = tokenizer or read_tokenizer(model, trust_remote_code)
         self._model = read_model(model, dtype, self.device, trust_remote_code)
         self._config = self._model.config.get_text_config()  # stays when the model is released
+        self._quickest = quickest(self._model)
         self._ends = end_tokens(self._model, self.tokenizer)
         self.max_batch = max_batch or default_max_batch(self._config, self.device)
+        self._pass_tokens = min(_PASS_TOKENS, _PASS_LOGITS // self._config.vocab_size)
 
     @property
     def context(self) -> int:
@@ -76,15 +87,13 @@ class TransformersEngine:
                 f"{weights} has a vocabulary of {new} tokens, the engine's model {old}: "
                 "make a new engine for another model."
             )
-        self._model = model
+        self._model, self._quickest = model, quickest(model)
         self._ends = end_tokens(model, self.tokenizer)
 
     def release(self) -> None:
         """Forget the model until the next `load`, and give a GPU's memory back."""
-        self._model = None
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._model = self._quickest = None
+        give_back(self.device)
 
     def close(self) -> None:
         """The same."""
@@ -93,40 +102,86 @@ class TransformersEngine:
     def generate(
         self, pull: Callable[[int], Sequence[Request]], sampling: Sampling
     ) -> Iterator[Sequence[tuple[Request, Completion]]]:
-        """Complete what `pull` gives; see `types.Engine`. Raises EngineError for a prompt too long."""
-        batch = Batch(self._model, self.max_batch, self._ends, sampling)
-        refill_at = max(1, self.max_batch // 16)
+        """Complete what `pull` gives; see `types.Engine`.
+
+        Where memory runs out, half as many rows are written from then on, and those in flight start
+        again. Raises EngineError for a prompt too long, and where memory is short for a single row.
+        """
+        batch = Batch(self._quickest, self.max_batch, self._ends, sampling)
+        waiting: list[Request] = []  # pulled, and not in the batch
         short = True  # the last pull gave less than there was room for: ask after every yield
         while True:
-            room = self.max_batch - batch.num_going
-            if room and (short or room >= refill_at):
-                requests = self._checked(pull(room), sampling)
-                batch.admit(requests)
-                short = len(requests) < room
-                if short:
-                    batch.close_gaps()
-            if not batch.rows:
-                return
-            finished = batch.step()
-            if finished:
-                yield [(row.request, self._completion(row, nats)) for row, nats in finished]
+            room = batch.max_batch - batch.num_going
+            refill = room > 0 and (short or room >= batch.max_batch // 16)
+            if refill and len(waiting) < room:
+                waiting += self._checked(pull(room - len(waiting)), sampling)
+                short = len(waiting) < room
+            finished = None
+            try:
+                if refill:
+                    batch.admit(waiting[:room])
+                    del waiting[:room]
+                    if short:
+                        batch.close_gaps()
+                if not batch.rows:
+                    return
+                finished = batch.step()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if finished is None:  # not within the except: there the error still holds its tensors
+                waiting = [*batch.unfinished, *waiting]
+                self._halve_batch()
+                batch = Batch(self._quickest, self.max_batch, self._ends, sampling)
+                give_back(self.device)
+            elif finished:
+                yield [(row.request, self._completion(row)) for row in finished]
 
     @torch.inference_mode()
     def logprob(self, pairs: Sequence[Pair]) -> list[float]:
-        """Nats of each completion given its prompt, summed over the completion's tokens."""
+        """Nats of each completion given its prompt, summed over the completion's tokens.
+
+        Where memory runs out, passes are halved from then on. Raises EngineError for a pair too
+        long, and where memory is short for a single one.
+        """
         for prompt, completion in pairs:
             self._check_length(len(prompt), len(completion), "a pair to score")
         nats = [0.0] * len(pairs)
         order = sorted(range(len(pairs)), key=lambda index: sum(map(len, pairs[index])))
         order = [index for index in order if pairs[index][1]]
-        lengths = [sum(map(len, pairs[index])) for index in order]
-        limit = min(_PASS_TOKENS, _PASS_LOGITS // self._config.vocab_size)
-        for start, stop in spans(lengths, limit):
-            batch = order[start:stop]
-            values = self._score([pairs[index] for index in batch]).tolist()
-            for index, value in zip(batch, values, strict=True):
+        while order:
+            lengths = [sum(map(len, pairs[index])) for index in order]
+            _, stop = next(spans(lengths, self._pass_tokens))
+            values = None
+            try:
+                values = self._score([pairs[index] for index in order[:stop]]).tolist()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if values is None:
+                self._halve_pass(stop, stop * lengths[stop - 1])
+                continue
+            for index, value in zip(order[:stop], values, strict=True):
                 nats[index] = value
+            del order[:stop]
         return nats
+
+    def _halve_batch(self) -> None:
+        """After memory ran out with `max_batch` rows."""
+        if self.max_batch == 1:
+            raise EngineError(f"out of memory while writing a single completion: {_LESS_MEMORY}")
+        rows, self.max_batch = self.max_batch, self.max_batch // 2
+        _log.warning("out of memory with %d rows at a time: going on with %d", rows, self.max_batch)
+
+    def _halve_pass(self, pairs: int, tokens: int) -> None:
+        """After memory ran out in a pass over so many pairs, of so many tokens with padding."""
+        if pairs == 1:
+            raise EngineError(f"out of memory while scoring a single completion: {_LESS_MEMORY}")
+        give_back(self.device)
+        self._pass_tokens = tokens // 2
+        _log.warning(
+            "out of memory scoring %d tokens at a time: going on with %d", tokens, self._pass_tokens
+        )
 
     def _score(self, pairs: Sequence[Pair]) -> Tensor:
         """Nats [n] float64 of completions; the logits before the shortest prompt's end are not made."""
@@ -140,8 +195,9 @@ class TransformersEngine:
         stops = torch.tensor([[sum(map(len, pair)) - 1] for pair in pairs], device=self.device)
         return nats.masked_fill((keep < starts) | (keep >= stops), 0.0).sum(-1)
 
-    def _completion(self, row: Row, nats: float) -> Completion:
+    def _completion(self, row: Row) -> Completion:
         text = self.tokenizer.decode(row.tokens)
+        nats = math.nan if row.nats is None else row.nats
         if not math.isfinite(nats) or row.finish_reason is None:
             error = f"the log-probability of its tokens is {nats}: the model gives no numbers"
             return Completion(tuple(row.tokens), text, "error", nats, error)

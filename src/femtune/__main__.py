@@ -1,0 +1,7 @@
+"""`python -m femtune`, and so `torchrun -m femtune fit ...`, `accelerate launch -m femtune fit ...`."""
+
+import sys
+
+from femtune.cli import main
+
+sys.exit(main())

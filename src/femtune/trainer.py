@@ -1,0 +1,325 @@
+"""transformers' Trainer as the M-step uses it: micro-batches as planned, and the weighted loss.
+
+It brings devices, precisions, schedules, trackers and several processes (DDP, FSDP2, and what a user's
+own `accelerate config` sets up). Ours are the batches, the loss, and that a loss which is no number
+stops all processes at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from femtune import processes
+from femtune.errors import FemtuneError
+from femtune.examples import TokenExamples
+from femtune.training import Training
+
+_SLICE = 1 << 26  # logits that are in float32 at a time: 256 MB
+
+
+class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Item i is micro-batch i, padded on the left, so that all completions end in the last column.
+
+    A filler, planned without rows, is the shortest row with loss weight 0: it changes no gradient.
+    """
+
+    def __init__(self, data: TokenExamples, plan: Sequence[Sequence[int]], pad: int) -> None:
+        self.data, self.plan, self.pad = data, plan, pad
+        self.num_fed = 0
+        lengths = [len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True)]
+        self.shortest = min(range(len(lengths)), key=lengths.__getitem__)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """input_ids, attention_mask, position_ids: [B, T]; loss_weights: [B, longest completion]."""
+        self.num_fed += 1
+        rows = self.plan[index] or [self.shortest]
+        prompts = [self.data.prompts[row] for row in rows]
+        completions = [self.data.completions[row] for row in rows]
+        width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+        longest = max(map(len, completions))
+        input_ids = torch.full((len(rows), width), self.pad)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        loss_weights = torch.zeros((len(rows), longest))
+        for at, (row, prompt, completion) in enumerate(zip(rows, prompts, completions, strict=True)):
+            tokens = torch.tensor([*prompt, *completion])
+            input_ids[at, width - len(tokens) :] = tokens
+            mask[at, width - len(tokens) :] = 1
+            weight = self.data.weights[row] if self.plan[index] else 0.0
+            loss_weights[at, longest - len(completion) :] = weight
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "loss_weights": loss_weights,
+            "rows": torch.tensor(rows),
+        }
+
+
+class WeightedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped to mypy
+    """transformers' Trainer with femtune's batches and weighted loss.
+
+    `on_begin` is called with the model on its devices, before the first step; `on_step` after each, with
+    step, steps and loss.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        arguments: TrainingArguments,
+        batches: Batches,
+        *,
+        sharded: bool,
+        on_begin: Callable[[], None],
+        on_step: Callable[[int, int, float], None],
+    ) -> None:
+        self.sharded = sharded  # before Trainer makes its accelerator
+        self.losses: list[tuple[torch.Tensor, torch.Tensor]] = []  # of this step: loss [], rows [B]
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=batches,
+            data_collator=lambda items: items[0],
+            callbacks=[_Watch(self, on_begin, on_step)],
+        )
+        self.remove_callback(PrinterCallback)  # progress is told by on_step
+        # our loss is of the whole step: else it is divided again where a model takes no loss arguments
+        self.model_accepts_loss_kwargs = True
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """With FSDP2 where it was asked for, on the CPU too."""
+        with environment(ACCELERATE_USE_FSDP=None if not self.sharded else "true"):
+            super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self.sharded and getattr(state, "fsdp_plugin", None) is None:
+            # accelerate shards on accelerators alone, and on the CPU runs DDP without a word
+            from accelerate import PartialState
+            from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+            PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
+            state.fsdp_plugin = self.plugin or FullyShardedDataParallelPlugin()
+            self.is_fsdp_enabled = True
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        made: dict[str, Any] = super()._build_accelerator_args(**kwargs)
+        if self.sharded:
+            self.plugin = made["fsdp_plugin"] = fsdp_plugin(self.args.bf16)
+        return made
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        total = sum(batch["loss_weights"].abs().sum() for batch in batch_samples).to(device)
+        return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """-sum of w log pi over the completions, divided by the weighted tokens of the whole step."""
+        rows, weights = inputs.pop("rows"), inputs.pop("loss_weights")
+        # the logit at a column foretells the next one, hence one column more than completions have
+        outputs = model(**inputs, logits_to_keep=weights.shape[1] + 1, use_cache=False)
+        nats = minus_nats(outputs.logits, inputs["input_ids"][:, -weights.shape[1] :])
+        loss = (nats * weights.flatten()).sum() / num_items_in_batch
+        self.losses.append((loss.detach(), rows))
+        # gradients are averaged over processes, while this loss is already the share of the whole
+        loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def check_losses(self) -> None:
+        """Raise FemtuneError, in all processes, where a loss of this step is no number in any of them.
+
+        Once a step, so that a GPU is not waited for at each micro-batch.
+        """
+        step, self.losses = self.losses, []
+        losses = torch.stack([loss for loss, _ in step])
+        sums = self.accelerator.gather(losses) if self.args.world_size > 1 else losses
+        if sums.isfinite().all():
+            return
+        bad = [(loss.item(), rows.tolist()) for loss, rows in step if not loss.isfinite()]
+        loss, rows = next(found[0] for found in processes.gathered(bad) if found)
+        raise FemtuneError(
+            f"the loss is {loss} in a batch of the examples at rows {[row + 1 for row in rows[:8]]}, "
+            "counted without those of weight 0: lower learning_rate, or look at these examples."
+        )
+
+    def network(self) -> Any:
+        """The model to call outside of training, by each process alone; where it is cut up, by all."""
+        wrapped = self.model_wrapped
+        return wrapped if self.is_cut_up else self.accelerator.unwrap_model(wrapped)
+
+    @property
+    def is_cut_up(self) -> bool:
+        """Whether no process holds all weights, so that all must take part in a forward."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]  # the same
+    """Looks at each step's losses before it is taken, and passes the loss on after it."""
+
+    def __init__(
+        self,
+        trainer: WeightedTrainer,
+        on_begin: Callable[[], None],
+        on_step: Callable[[int, int, float], None],
+    ) -> None:
+        self.trainer, self.on_begin, self.on_step = trainer, on_begin, on_step
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_begin()
+        _keep_logits_small(self.trainer)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.check_losses()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.on_step(state.global_step, state.max_steps, logs["loss"])
+
+
+def _keep_logits_small(trainer: WeightedTrainer) -> None:
+    """Autocast without accelerate's float32 copy of all logits: gigabytes, and the loss needs none."""
+    module = trainer.network()
+    if trainer.args.bf16 and hasattr(module, "_original_forward"):
+        cast = torch.autocast(trainer.args.device.type, torch.bfloat16)
+        module.forward = cast(module._original_forward)
+
+
+def minus_nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log pi [B * C] float32 of targets [B, C] under logits [B, C + 1, V], of which the last column
+    foretells nothing.
+
+    Where there are many logits they are never all in float32, forward or backward.
+    """
+    if logits.numel() <= _SLICE:
+        return torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none"
+        )
+    padded = torch.nn.functional.pad(targets, (0, 1))  # with the last column no copy is made
+    nats: torch.Tensor = _MinusNats.apply(logits.flatten(0, 1), padded.flatten())  # type: ignore[no-untyped-call]
+    return nats.view(padded.shape)[:, :-1].flatten()
+
+
+class _MinusNats(torch.autograd.Function):
+    """-log pi [N] float32 of targets [N] under logits [N, V], a slice of float32 at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        rows = max(1, _SLICE // logits.shape[1])
+        parts = torch.split(logits, rows)
+        norms = torch.cat([part.float().logsumexp(-1) for part in parts])
+        ctx.save_for_backward(logits, targets, norms)
+        return norms - logits.gather(1, targets[:, None]).squeeze(1).float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logits, targets, norms = ctx.saved_tensors
+        rows = max(1, _SLICE // logits.shape[1])
+        out = torch.empty_like(logits)
+        for begin in range(0, len(logits), rows):
+            part = slice(begin, begin + rows)
+            probabilities = (logits[part].float() - norms[part, None]).exp_()
+            ones = torch.full_like(targets[part, None], -1, dtype=torch.float32)
+            probabilities.scatter_add_(1, targets[part, None], ones)
+            out[part] = probabilities.mul_(grads[0][part, None])
+        return out, None
+
+
+def fsdp_plugin(bf16: bool) -> Any:
+    """accelerate's settings of FSDP2: a unit a decoder layer, weights gathered for their layer alone.
+
+    None where the user's own `accelerate config` says how: it stands in the environment then.
+    """
+    if os.environ.get("FSDP_VERSION"):
+        return None
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    # gradients are summed in float32 whatever they are computed in
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=True,
+        state_dict_type="FULL_STATE_DICT",
+        mixed_precision_policy=half if bf16 else None,
+    )
+
+
+@contextmanager
+def environment(**values: str | None) -> Iterator[None]:
+    """Set variables of the environment for a while; None leaves one as it is, and as it was after."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: value for name, value in values.items() if value is not None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def training_arguments(
+    training: Training, accumulation: int, scratch: str, seed: int
+) -> TrainingArguments:
+    """transformers' form of the settings; joins the job's processes where a launcher started several."""
+    gpu = torch.cuda.is_available() and not training.use_cpu
+    bf16 = training.bf16 if training.bf16 is not None else gpu and torch.cuda.is_bf16_supported()
+    # transformers is renaming it, and warns of the old name in 5.23
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    checkpointing = next(name for name in names if name in TrainingArguments.__dataclass_fields__)
+    several = processes.count() > 1
+    arguments = TrainingArguments(
+        output_dir=scratch,
+        num_train_epochs=1,  # the plan holds all epochs
+        per_device_train_batch_size=1,  # an item is a batch
+        gradient_accumulation_steps=accumulation,
+        learning_rate=training.rate,
+        lr_scheduler_type=training.lr_scheduler_type,
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        bf16=bf16,
+        use_cpu=not gpu,
+        ddp_backend="gloo" if several and not gpu else None,
+        seed=seed % 2**32,
+        report_to=list(training.report_to),
+        save_strategy="no",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it waits for the GPU at each micro-batch; we look once a step
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=gpu,
+        log_level="error",
+        # else each process would hold the whole model's gradients until the last micro-batch of a step
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+        if is_sharded(training)
+        else None,
+        **({checkpointing: True} if training.gradient_checkpointing else {}),
+    )
+    # several GPUs without a launcher: DataParallel would ask for several items at once, each a batch
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+def is_sharded(training: Training) -> bool:
+    """Whether FSDP is asked for, by the setting or by the user's own `accelerate config`."""
+    return training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
