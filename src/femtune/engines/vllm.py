@@ -1,0 +1,482 @@
+"""An engine over vLLM in this process: tokens in, tokens out, weights changed while it runs.
+
+    engine = VllmEngine("Qwen/Qwen3-1.7B", tokenizer=tokenizer, args={"tensor_parallel_size": 2})
+    engine.load(folder)                             # of an M-step: a full model, or a LoRA adapter
+    for finished in engine.generate(pull, Sampling(max_new_tokens=512)):
+        ...                                         # (request, completion) of rows that ended now
+
+vLLM batches by itself, in a process of its own; this file keeps its queue filled, and its weights right:
+
+    adapter        a LoRA request under a new name, so that nothing cached under an old one is used
+    full folder    vLLM's reload in place, then what that leaves stale (see vllm_worker.py)
+    probe failed   the engine ended, and started on the folder
+
+vLLM starts its processes by `spawn`: a script that makes this engine needs `if __name__ == "__main__":`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import transformers
+
+from femtune.engines.vllm_setup import (
+    adapter_config,
+    adapter_rank,
+    argument_names,
+    import_vllm,
+    lora_args,
+    prepare_cpu,
+    quietly,
+    read_end_tokens,
+    stamp_of,
+)
+from femtune.engines.vllm_worker import Reloader
+from femtune.errors import ConfigError, EngineError, ModelError
+from femtune.prompts import ChatTokenizer
+from femtune.served import MOST, ROUNDING, check_served, read_probe
+from femtune.types import Completion, FinishReason, Request, Sampling
+
+_SPARE = 0.125  # requests that wait in vLLM, by max_batch: a row that ends is followed at once
+_SCORED_AT_ONCE = 256  # pairs in one round of scoring: bounds what is held of their log-probabilities
+
+Pair = tuple[Sequence[int], Sequence[int]]  # prompt and completion
+
+_log = logging.getLogger("femtune")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A token to score after others, with some of those."""
+
+    index: int  # of the pair that it is of
+    tokens: Sequence[int]
+    token: int
+    num_before: int  # how many of `tokens`, the last ones, are scored too
+
+
+class VllmEngine:
+    """Serves one model, of a folder or a Hub id, or of a PEFT adapter's folder with its base.
+
+    `max_batch` rows are written at once (vLLM's `max_num_seqs`), by default as many as vLLM says. `args`
+    are further vLLM engine arguments. `lora_rank` is that of the adapters to come, None for none. With
+    `share_device`, `release` gives a GPU's memory back by vLLM's sleep mode; on a CPU vLLM has none, and
+    its memory stays. Raises ConfigError where vLLM is not installed or refuses an argument's name, and
+    ModelError where it can't serve the model.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        tokenizer: ChatTokenizer,
+        dtype: str = "auto",
+        max_batch: int | None = None,
+        args: Mapping[str, Any] = MappingProxyType({}),
+        lora_rank: int | None = None,
+        share_device: bool = True,
+        trust_remote_code: bool = False,
+        seed: int = 0,
+    ) -> None:
+        adapter = adapter_config(Path(model))
+        if adapter:
+            lora_rank = max(lora_rank or 0, adapter_rank(adapter))
+        self.tokenizer = tokenizer
+        self.lora_rank = lora_rank
+        self.trust_remote_code = trust_remote_code
+        self._base = str(adapter["base_model_name_or_path"] if adapter else model)
+        self._args = {
+            "dtype": dtype,
+            "max_num_seqs": max_batch,
+            "trust_remote_code": trust_remote_code,
+            "seed": seed,
+            "enable_prefix_caching": True,
+            **lora_args(lora_rank),
+            **args,
+        }
+        self._share_device = share_device
+        self._in_place = True  # whether weights may be changed in a running engine
+        self._lora: Any = None  # vllm's LoRARequest of the adapter that is served
+        self._num_adapters = 0  # so far: each gets a number of its own
+        self._num_requests = 0
+        self._llm: Any = None
+        self._engine: Any = None  # the LLMEngine within
+        self._asleep = False
+        self._loaded: tuple[Any, ...] | None = None  # stamp of the full weights that it holds
+        self._start(self._base)
+        if adapter:
+            self.load(Path(model))
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its completion may have together."""
+        return int(self._engine.model_config.max_model_len)
+
+    def load(self, weights: Path) -> None:
+        """Serve the weights of a Hugging Face folder, or of a LoRA adapter's, from now on.
+
+        Raises ModelError where vLLM can't serve them, with its reason. Weights that are not those of the
+        probe beside them are loaded again into a new engine: the caller checks that one.
+        """
+        adapter = adapter_config(weights)
+        if adapter:
+            self._check_adapter(weights, adapter)
+            self._wake()
+            self._serve_adapter(weights)
+        elif stamp_of(weights) == self._loaded:
+            self._wake()
+            self._drop_adapter()
+        else:
+            self._serve_full(weights)
+
+    def release(self) -> None:
+        """Put a GPU's share to sleep until the next `load`, if it is shared; on a CPU do nothing."""
+        if not self._can_sleep or self._asleep:
+            return
+        # the base is needed again under the next adapter; other weights come from the next folder
+        self._llm.sleep(level=1 if self.lora_rank else 2)
+        self._asleep = True
+        if not self.lora_rank:
+            self._loaded = None
+
+    def close(self) -> None:
+        """End vLLM's processes, which frees their memory; a second time does nothing."""
+        if self._llm is not None:
+            core = self._engine.engine_core
+            core.shutdown()
+            context = getattr(core, "ctx", None)  # of its sockets; vLLM leaves it to the collector
+            if context is not None:
+                context.destroy(linger=0)
+            self._llm = self._engine = self._lora = None
+            gc.collect()
+
+    def generate(
+        self, pull: Callable[[int], Sequence[Request]], sampling: Sampling
+    ) -> Iterator[Sequence[tuple[Request, Completion]]]:
+        """Complete what `pull` gives; see `types.Engine`.
+
+        Raises EngineError for a prompt too long, and where vLLM fails. A caller that stops early
+        leaves nothing behind in vLLM.
+        """
+        self._check_awake()
+        going: dict[str, Request] = {}
+        most = self.max_batch + math.ceil(self.max_batch * _SPARE)
+        params = self._params(sampling)
+        ask = True  # there may be more: at first, and after each yield
+        try:
+            while True:
+                if ask and len(going) < most:
+                    for request in pull(most - len(going)):
+                        self._check_length(request, sampling)
+                        going[self._add(request.tokens, self._seeded(params, request))] = request
+                if not going:
+                    return
+                finished = [
+                    (going.pop(output.request_id), self._completion(output.outputs[0]))
+                    for output in self._step()
+                ]
+                ask = bool(finished)
+                if finished:
+                    yield finished
+        finally:
+            self._abort(going)
+
+    def logprob(self, pairs: Sequence[Pair]) -> list[float]:
+        """Nats of each completion given its prompt, summed over the completion's tokens.
+
+        Raises EngineError for a pair that is longer than the model's context, and where vLLM fails.
+        """
+        self._check_awake()
+        for prompt, completion in pairs:
+            self._check_tokens(len(prompt), len(completion), "a pair to score")
+        nats = [0.0] * len(pairs)
+        jobs = [job for index, pair in enumerate(pairs) for job in self._jobs(index, pair)]
+        for start in range(0, len(jobs), _SCORED_AT_ONCE):
+            going = {self._add_scored(job): job for job in jobs[start : start + _SCORED_AT_ONCE]}
+            try:
+                while going:
+                    for output in self._step():
+                        job = going.pop(output.request_id)
+                        nats[job.index] += _scored(output, job.num_before)
+            finally:
+                self._abort(going)
+        return nats
+
+    def _jobs(self, index: int, pair: Pair) -> Iterator[_Job]:
+        """What vLLM is asked, to score a pair: the last token after all others, whose nats it adds.
+
+        Where it has adapters, each token after those before it: it fails at a prompt's log-probabilities
+        then, as it has sampled rows alone in mind when it adds an adapter to the logits (0.32).
+        """
+        prompt, completion = pair
+        if self.lora_rank:
+            for place, token in enumerate(completion):
+                yield _Job(index, [*prompt, *completion[:place]], token, 0)
+        elif completion:
+            before = [*prompt, *completion[:-1]]
+            yield _Job(index, before, completion[-1], len(completion) - 1)
+
+    # --- vLLM itself
+
+    def _start(self, model: str) -> None:
+        vllm = import_vllm()
+        on_gpu = vllm.platforms.current_platform.is_cuda_alike()
+        own = {
+            "model": model,
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",  # no defaults of the model's: Sampling says all
+            "logprobs_mode": "raw_logprobs",
+            "worker_extension_cls": f"{Reloader.__module__}.{Reloader.__name__}",
+            "use_tqdm_on_load": False,
+            "enable_sleep_mode": self._share_device and on_gpu,
+        }
+        args = {name: value for name, value in self._args.items() if value is not None}
+        if vllm.platforms.current_platform.is_cpu():
+            prepare_cpu(args)
+        taken = sorted(set(args) & set(own))
+        if taken:
+            raise ConfigError(f"vLLM's {', '.join(taken)} is set by femtune: leave it out.")
+        unknown = sorted(set(args) - argument_names())
+        if unknown:
+            raise ConfigError(
+                f"vLLM has no engine argument {', '.join(unknown)}: see `vllm serve --help`."
+            )
+        try:
+            with quietly():
+                self._llm = vllm.LLM(**args, **own)
+        except Exception as error:  # ValidationError, ValueError, RuntimeError, OSError, or CUDA's
+            raise ModelError(f"vLLM can't serve {model}: {_line(error)}") from error
+        self._llm.collective_rpc("femtune_watch")
+        self._engine = self._llm.llm_engine
+        self.max_batch = int(self._engine.vllm_config.scheduler_config.max_num_seqs)
+        self._can_sleep = bool(self._engine.model_config.enable_sleep_mode)
+        self._asleep = False
+        self._lora = None
+        self._loaded = stamp_of(Path(model))
+        self._ends = read_end_tokens(model, self.tokenizer, self.trust_remote_code)
+
+    def _restart(self, weights: Path) -> None:
+        self.close()
+        self._start(str(weights))
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+
+    def _step(self) -> list[Any]:
+        """Outputs that ended in one step of vLLM, aborted ones of an earlier caller left out."""
+        try:
+            return [output for output in self._engine.step() if output.finished]
+        except Exception as error:  # EngineDeadError, or what a worker raised
+            raise EngineError(f"vLLM failed, see what it wrote before: {_line(error)}") from error
+
+    def _add(self, tokens: Sequence[int], params: Any) -> str:
+        """Queue a prompt in vLLM; gives the request's id."""
+        self._num_requests += 1
+        name = str(self._num_requests)
+        try:
+            self._engine.add_request(name, _prompt(tokens), params, lora_request=self._lora)
+        except Exception as error:
+            raise EngineError(
+                f"vLLM refuses a prompt of {len(tokens)} tokens: {_line(error)}"
+            ) from error
+        return name
+
+    def _abort(self, going: Mapping[str, Any]) -> None:
+        if going and self._llm is not None:
+            self._engine.abort_request(list(going))
+
+    # --- requests and what comes of them
+
+    def _params(self, sampling: Sampling) -> Any:
+        """What all requests of a `generate` share; `_seeded` makes each its own."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=0,
+            stop_token_ids=sorted(self._ends),
+            ignore_eos=True,  # the line above says which tokens end it, the EOS among them
+            logprobs=0,  # the chosen token's alone
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _seeded(self, params: Any, request: Request) -> Any:
+        own = copy.copy(params)  # no deep copy: nobody changes its lists
+        own.seed = request.seed if params.temperature > 0 else None
+        own.skip_clone = True
+        return own
+
+    def _completion(self, output: Any) -> Completion:
+        tokens = tuple(output.token_ids)
+        nats = output.cumulative_logprob
+        error = ""
+        reason: FinishReason = "stop" if output.finish_reason == "stop" else "length"
+        if output.finish_reason not in ("stop", "length"):
+            error = f"vLLM ended it by: {output.finish_reason} {output.stop_reason or ''}".strip()
+        elif nats is None or not math.isfinite(nats):
+            error = f"the log-probability of its tokens is {nats}: the model gives no numbers"
+        if error:
+            reason = "error"
+        text = self.tokenizer.decode(tokens)
+        return Completion(tokens, text, reason, math.nan if nats is None else nats, error)
+
+    def _add_scored(self, job: _Job) -> str:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            max_tokens=1,  # the last token is written, not given, so that a full context can be scored
+            temperature=0,
+            allowed_token_ids=[job.token],
+            ignore_eos=True,
+            logprobs=0,
+            # vLLM then reads no cached prefix: its log-probabilities were not kept
+            prompt_logprobs=0 if job.num_before else None,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        return self._add(job.tokens, params)
+
+    def _check_awake(self) -> None:
+        if self._llm is None or self._asleep:
+            state = "closed" if self._llm is None else "released"
+            raise EngineError(f"the vLLM engine is {state}: load weights before it is asked.")
+
+    def _check_length(self, request: Request, sampling: Sampling) -> None:
+        name = f'problem "{request.key.problem_id}"'
+        self._check_tokens(len(request.tokens), sampling.max_new_tokens, name)
+
+    def _check_tokens(self, prompt: int, new: int, name: str) -> None:
+        if not prompt or prompt + new > self.context:
+            raise EngineError(
+                f"{name}: a prompt of {prompt} tokens and up to {new} new ones, expected at least "
+                f"one and no more than the engine's {self.context} in all (vLLM's max_model_len)."
+            )
+
+    # --- weights
+
+    def _check_adapter(self, folder: Path, adapter: Mapping[str, Any]) -> None:
+        rank = adapter_rank(adapter)
+        if rank > (self.lora_rank or 0):
+            raise ModelError(
+                f"{folder} is an adapter of rank {rank}, the engine was started for "
+                f"{f'rank {self.lora_rank}' if self.lora_rank else 'full models'}: "
+                f"make it with lora_rank={rank}."
+            )
+
+    def _serve_adapter(self, folder: Path) -> None:
+        from vllm.lora.request import LoRARequest
+
+        if self._loaded != stamp_of(Path(self._base)):
+            self._restart(Path(self._base))
+        self._drop_adapter()
+        self._num_adapters += 1
+        lora = LoRARequest(f"femtune-{self._num_adapters}", self._num_adapters, str(folder))
+        try:
+            self._engine.add_lora(lora)
+        except Exception as error:  # what the worker raised: files, shapes, kinds of adapter
+            raise ModelError(f"vLLM can't serve the adapter in {folder}: {_line(error)}") from error
+        self._lora = lora
+
+    def _drop_adapter(self) -> None:
+        """Serve the base again; what is cached of an adapter's keys and values goes with it."""
+        if self._lora is not None:
+            self._engine.remove_lora(self._lora.lora_int_id)
+            self._lora = None
+            self._llm.reset_prefix_cache()
+
+    def _serve_full(self, weights: Path) -> None:
+        self._check_same_kind(weights)
+        # vLLM wraps the layers of a model with adapters: those are not reloaded in place
+        if self.lora_rank or not self._in_place:
+            self._restart(weights)
+            return
+        problem = self._reload(weights)
+        if problem:
+            _log.warning(
+                "vLLM did not take the weights of %s in place (%s): it is started anew for these "
+                "and all later ones.",
+                weights,
+                problem,
+            )
+            self._in_place = False
+            self._restart(weights)
+
+    def _reload(self, weights: Path) -> str:
+        """Change the weights of the running engine; what is wrong with it then, or ""."""
+        try:
+            if self._asleep:  # the cache's memory comes last, when the folder's copy is freed
+                self._llm.wake_up(tags=["weights"])
+            self._llm.collective_rpc("femtune_reload", args=(str(weights),))
+            if self._asleep:
+                self._llm.wake_up(tags=["kv_cache"])
+                self._asleep = False
+            self._llm.reset_prefix_cache()
+            self._loaded = stamp_of(weights)
+            self._ends = read_end_tokens(weights, self.tokenizer, self.trust_remote_code)
+            probe = read_probe(weights)
+            if probe is not None:
+                name = str(self._engine.model_config.dtype).removeprefix("torch.")
+                check_served(self, probe, ROUNDING.get(name, MOST))
+        except ModelError:
+            raise
+        except Exception as error:  # a worker's, EngineDeadError, or check_served's EngineError
+            return _line(error)
+        return ""
+
+    def _check_same_kind(self, weights: Path) -> None:
+        """Raise ModelError where a folder is no model, or one of another vocabulary."""
+        try:
+            config = transformers.AutoConfig.from_pretrained(
+                weights, trust_remote_code=self.trust_remote_code
+            )
+        except Exception as error:  # OSError, ValueError, or the model's own
+            raise ModelError(f"{weights} holds no model that can be read: {_line(error)}") from error
+        old, new = self._engine.model_config.get_vocab_size(), config.get_text_config().vocab_size
+        if new != old:
+            raise ModelError(
+                f"{weights} has a vocabulary of {new} tokens, the engine's model {old}: "
+                "make a new engine for another model."
+            )
+
+
+def _prompt(tokens: Sequence[int]) -> Any:
+    """A prompt as vLLM takes it without a look at its text."""
+    try:
+        from vllm.inputs import tokens_input
+    except ImportError:  # an older vLLM
+        return {"prompt_token_ids": list(tokens)}
+    return tokens_input(list(tokens))
+
+
+def _scored(output: Any, num_before: int) -> float:
+    """Nats of the one token that was written, and of the prompt's last `num_before`."""
+    found: float = output.outputs[0].cumulative_logprob
+    if num_before:
+        tokens = output.prompt_token_ids
+        places = range(len(tokens) - num_before, len(tokens))
+        found += math.fsum(output.prompt_logprobs[place][tokens[place]].logprob for place in places)
+    return found
+
+
+def _line(error: Exception) -> str:
+    """An error's message in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)[:500] if lines else type(error).__name__

@@ -1,0 +1,111 @@
+"""What vLLM needs to know before it starts, and folders as it is told of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import transformers
+
+from femtune.engines.transformers import end_tokens
+from femtune.errors import ConfigError
+from femtune.prompts import ChatTokenizer
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM has room for
+_KV_BYTES = 2**32  # of keys and values on a CPU, where vLLM would take nine tenths of all memory
+
+
+def import_vllm() -> Any:
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # a worker's errors are told there alone
+    # this process has used torch, and maybe a GPU: a fork of it may hang
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    try:
+        with quietly():
+            import vllm
+            import vllm.platforms
+    except ImportError as error:
+        raise ConfigError(
+            f"the vllm engine needs vLLM, which can't be imported ({error}): `pip install vllm`, or "
+            "on a machine without a GPU as docs/scale.md says."
+        ) from error
+    return vllm
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep Python's warnings of vLLM's own code from the reader, in processes begun here too."""
+    said = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.environ.pop("PYTHONWARNINGS")
+        if said is not None:
+            os.environ["PYTHONWARNINGS"] = said
+
+
+def prepare_cpu(args: dict[str, Any]) -> None:
+    """Bounds of memory and threads on a CPU, where nobody has said others."""
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the system's own choice of cores
+    said = {"kv_cache_memory_bytes", "gpu_memory_utilization"} & set(args)
+    if not said and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+        args["kv_cache_memory_bytes"] = _KV_BYTES
+
+
+def argument_names() -> set[str]:
+    from vllm.engine.arg_utils import EngineArgs
+
+    return {field.name for field in dataclasses.fields(EngineArgs)}
+
+
+def lora_args(rank: int | None) -> dict[str, Any]:
+    if rank is None:
+        return {}
+    room = next((size for size in _RANKS if size >= rank), None)
+    if room is None:
+        raise ConfigError(f"lora_rank {rank}: vLLM serves adapters up to rank {_RANKS[-1]}.")
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
+
+
+def adapter_config(folder: Path) -> dict[str, Any] | None:
+    """What a PEFT adapter's folder says of it; None for any other folder."""
+    path = folder / "adapter_config.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def adapter_rank(adapter: Mapping[str, Any]) -> int:
+    ranks: list[int] = [adapter["r"], *(adapter.get("rank_pattern") or {}).values()]
+    return max(ranks)
+
+
+def stamp_of(folder: Path) -> tuple[Any, ...]:
+    """What tells weights from others: the folder, and its files' names, sizes and times."""
+    if not folder.is_dir():  # an id on the Hub
+        return (str(folder),)
+    files = sorted(folder.glob("*.safetensors"))
+    return (
+        folder.resolve(),
+        *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files),
+    )
+
+
+def read_end_tokens(
+    model: str | Path, tokenizer: ChatTokenizer, trust_remote_code: bool = False
+) -> frozenset[int]:
+    """All ids that end a completion, of a folder or Hub id; see `transformers.end_tokens`."""
+    try:
+        generation = transformers.GenerationConfig.from_pretrained(model)
+    except OSError:  # it has none: a model takes its defaults from its configuration
+        config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        generation = transformers.GenerationConfig.from_model_config(config)
+    return end_tokens(SimpleNamespace(generation_config=generation), tokenizer)
