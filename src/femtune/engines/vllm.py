@@ -21,6 +21,7 @@ import dataclasses
 import gc
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -254,7 +255,7 @@ class VllmEngine:
                 self._llm = vllm.LLM(**args, **own)
         except Exception as error:  # ValidationError, ValueError, RuntimeError, OSError, or CUDA's
             raise ModelError(f"vLLM can't serve {model}: {_line(error)}") from error
-        self._llm.collective_rpc("femtune_watch")
+        self._llm.collective_rpc("femtune_watch", args=(os.getpid(),))
         self._engine = self._llm.llm_engine
         self.max_batch = int(self._engine.vllm_config.scheduler_config.max_num_seqs)
         self._can_sleep = bool(self._engine.model_config.enable_sleep_mode)

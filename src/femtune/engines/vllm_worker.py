@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from typing import Any
+
+import psutil  # which comes with vLLM
 
 
 class Reloader:
     """vLLM mixes it into its worker's own class, by its name."""
 
-    def femtune_watch(self) -> None:
-        """End this process when its parent is gone, killed say: it would keep the GPU's memory."""
-        parent = os.getppid()
+    def femtune_watch(self, owner: int) -> None:
+        """End vLLM when the owner is gone, killed say: it would keep the GPU's memory."""
+        chain = _ancestors(owner)  # vLLM's core is between, or is this process
 
         def watch() -> None:
-            while os.getppid() == parent:
+            while _ancestors(owner) == chain:
                 time.sleep(1.0)
+            if os.getppid() in chain[:-1]:
+                os.kill(os.getppid(), signal.SIGKILL)
             os._exit(1)
 
         threading.Thread(target=watch, daemon=True).start()
@@ -42,3 +47,13 @@ class Reloader:
                 method, UnquantizedEmbeddingMethod
             ):
                 method.process_weights_after_loading(layer)
+
+
+def _ancestors(owner: int) -> list[int]:
+    """This process's parent, its parent and so on up to the owner; none where that is no ancestor."""
+    found = []
+    for process in psutil.Process().parents():
+        found.append(process.pid)
+        if process.pid == owner:
+            return found
+    return []
