@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from femtune.engines.fake import FakeEngine
 from femtune.errors import EngineError
-from femtune.served import MOST, ROUNDING, Probe, check_served, read_probe, write_probe
+from femtune.served import MOST, ROUNDING, Probe, check_served, read_probe, serve, write_probe
 
 EXACT = ROUNDING["float32"]
 PROBE = Probe([[1, 2], [3]], [[4, 5, 6], [7, 256]], nats=[-3.0, -2.0], nats_before=[-3.6, -2.4])
@@ -56,3 +58,20 @@ def test_a_probe_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_probe(tmp_path) is None
     write_probe(tmp_path, PROBE)
     assert read_probe(tmp_path) == PROBE
+
+
+def test_a_server_that_cannot_score_is_trusted_with_the_base_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engine_of()
+    engine.abilities = SimpleNamespace(scores=False)  # type: ignore[attr-defined]
+    serve(engine, tmp_path, EXACT, base_probe=PROBE)
+    assert "is not checked" in caplog.text and engine.loaded == [tmp_path]
+    write_probe(tmp_path, PROBE)
+    engine.logprob = refuse  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match="can't score"):
+        serve(engine, tmp_path, EXACT, base_probe=PROBE)
+
+
+def refuse(pairs: Any) -> list[float]:
+    raise EngineError("the server can't score completions")

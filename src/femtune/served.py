@@ -9,6 +9,7 @@ an old embedding. So every load is followed by this check, and a run stops where
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from femtune.errors import EngineError
 from femtune.types import Engine
 
 PROBE = "weight_probe.json"  # in a model's folder
+
+log = logging.getLogger("femtune")
 
 NUM_PAIRS = 4  # examples in a probe: enough to tell, and one pass of a model
 
@@ -61,12 +64,18 @@ class Loads(Protocol):
 def serve(engine: Loads, weights: Path, rounding: float, base_probe: Probe | None = None) -> None:
     """Load weights and check that they are served, by the probe beside them or, of a base, the given.
 
-    Raises EngineError where they are not, and what `load` raises.
+    A server that can't score is trusted with a base, and told of, but not with what was learnt. Raises
+    EngineError where weights are not served, and what `load` raises.
     """
     engine.load(weights)
-    probe = read_probe(weights) or base_probe
-    if probe is not None and isinstance(engine, Engine):
-        check_served(engine, probe, rounding)
+    learnt = read_probe(weights)
+    probe = learnt or base_probe
+    if probe is None or not isinstance(engine, Engine):
+        return
+    if learnt is None and not getattr(getattr(engine, "abilities", None), "scores", True):
+        log.warning("the server can't score completions: that it serves %s is not checked.", weights)
+        return
+    check_served(engine, probe, rounding)
 
 
 def check_served(engine: Engine, probe: Probe, rounding: float) -> None:
