@@ -25,6 +25,7 @@ def train_grpo(
     *,
     seed: int,
     look_every: int,
+    attention: str = "sdpa",
     max_new_tokens: int,
     **settings: Any,
 ) -> None:
@@ -61,7 +62,9 @@ def train_grpo(
             **settings,
         )
         trainer = trl.GRPOTrainer(
-            transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+            transformers.AutoModelForCausalLM.from_pretrained(
+                base, dtype=torch.float32, attn_implementation=attention
+            ),
             reward,
             config,
             train_dataset=datasets.Dataset.from_list(rows),

@@ -29,6 +29,7 @@ def train_script(
     hint: bool = True,
     from_base: bool = False,
     generate_batch: int = 256,
+    train_attention: str = "sdpa",
     **settings: Any,
 ) -> None:
     """Draw, keep what is right, fine-tune, until `look` says that it is over.
@@ -58,7 +59,9 @@ def train_script(
             unsolved = still
         if from_base:
             model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model.set_attn_implementation(train_attention)
         model = fine_tune(model, tokenizer, rows, seed=seed, **settings)
+        model.set_attn_implementation("sdpa")  # which is faster with a cache
         over = look(model, tokens)
 
 

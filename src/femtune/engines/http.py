@@ -1,0 +1,295 @@
+"""Requests to servers from a thread of its own: time-outs, retries, and the choice among servers.
+
+The caller's thread stays plain Python: it starts coroutines and waits for their futures. What came of
+a request is JSON, or `Failed`, which says in words what went wrong and whether another try may help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import anyio
+import httpx2
+
+from femtune.errors import ConfigError
+
+T = TypeVar("T")
+
+_CONNECT_S = 10.0
+_LONGEST_PAUSE_S = 60.0  # between two attempts of ours; a server's Retry-After may ask for more
+_LONGEST_ASKED_S = 600.0
+_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+
+_log = logging.getLogger("femtune")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for what, in seconds, and how often to try again."""
+
+    timeout_s: float = 600.0  # one completion
+    handshake_s: float = 30.0  # one answer while the server is looked at
+    retries: int = 6  # of a request after its first attempt
+    backoff_s: float = 1.0  # before the first retry; doubles with each, give or take a half
+
+
+class Failed(Exception):
+    """A request got no usable answer; `status` is 0 where there was none at all."""
+
+    def __init__(self, words: str, status: int = 0, after_s: float | None = None) -> None:
+        super().__init__(words)
+        self.status = status
+        self.after_s = after_s  # when the server wants to be asked again
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may be answered at another time."""
+        return self.status < 300 or self.status in _AGAIN
+
+    @property
+    def is_of_request(self) -> bool:
+        """Whether the server refuses this one request, and may take others."""
+        return self.status in (400, 413, 422)
+
+
+class Exhausted(Exception):
+    """A request has used up its retries."""
+
+    def __init__(self, last: Failed, attempts: int) -> None:
+        super().__init__(f"failed {attempts} times, the last time so: {last}")
+        self.last = last
+
+
+class Wire:
+    """A client in a thread, until `close`. The key goes into the header alone, and is never shown."""
+
+    def __init__(self, key: str, patience: Patience, most_open: int) -> None:
+        self.patience = patience
+        self._key = key
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=most_open)
+        self._client = httpx2.AsyncClient(headers=_headers(key), limits=limits)
+        self._going: set[Future[Any]] = set()
+        self._open: dict[str, int] = {}  # requests by server
+        self._down_until: dict[str, float] = {}
+        self._warned: set[str] = set()
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._main(ready)), name="femtune-http", daemon=True
+        )
+        self._thread.start()
+        ready.result()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin a coroutine in the thread; cancelling its future cancels it."""
+        future = asyncio.run_coroutine_threadsafe(_heard(work), self._loop)
+        self._going.add(future)
+        future.add_done_callback(self._going.discard)
+        return future
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What a coroutine returns or raises; it ends with the wait for it."""
+        return self.gather([work])[0]
+
+    def gather(self, works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """What several return; the first that raises ends the others."""
+        futures = [self.start(work) for work in works]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """End the thread and all that it has open; a second time does nothing."""
+        if self._thread.is_alive():
+            # by their futures, so that none is cancelled twice: a second time would break off the
+            # closing of its connection
+            for future in list(self._going):
+                future.cancel()
+            with contextlib.suppress(RuntimeError):  # the loop is closed already
+                self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+
+    async def _main(self, ready: Future[None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        async with self._client:
+            ready.set_result(None)
+            await self._stop.wait()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            if others:
+                await asyncio.wait(others, timeout=_CONNECT_S)
+
+    async def ask(
+        self,
+        servers: Sequence[str],
+        send: Callable[[str], Awaitable[T]],
+        retries: int | None = None,
+    ) -> T:
+        """What `send` gives of one of the servers, the idlest that is up; tried again where that helps.
+
+        Raises Failed where it doesn't, and Exhausted after the last attempt.
+        """
+        retries = self.patience.retries if retries is None else retries
+        for attempt in range(retries + 1):
+            server = self._choose(servers)
+            self._open[server] = self._open.get(server, 0) + 1
+            try:
+                return await send(server)
+            except Failed as error:
+                if not error.may_pass:
+                    raise
+                if error.status == 0 and len(servers) > 1:
+                    self._leave_out(server, error)
+                if attempt == retries:
+                    raise Exhausted(error, attempt + 1) from error
+                pause = self._pause_s(attempt, error)
+            finally:
+                self._open[server] -= 1
+            await asyncio.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        body: Mapping[str, Any] | None,
+        timeout_s: float,
+        in_words: bool = False,
+    ) -> Any:
+        """The JSON of one answer, or its text where it comes `in_words`. Raises Failed."""
+        timeout = httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None)
+        try:
+            # a server that drips its answer keeps within httpx's time-outs for ever
+            with anyio.fail_after(timeout_s + 1):
+                response = await self._client.request(method, url, json=body, timeout=timeout)
+        except httpx2.ConnectTimeout as error:
+            raise Failed("no connection within 10 s") from error
+        except (httpx2.TimeoutException, TimeoutError) as error:
+            raise Failed(f"no answer within {timeout_s:g} s") from error
+        except httpx2.ConnectError as error:
+            raise Failed(f"no connection: {self._clean(str(error))}") from error
+        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
+            raise ConfigError(f"{shown(url)} is no URL of a server: {error}") from error
+        except httpx2.HTTPError as error:  # reset, cut off, not HTTP
+            words = self._clean(str(error)) or type(error).__name__
+            raise Failed(f"the connection broke: {words}") from error
+        return self._read(response, in_words)
+
+    def _read(self, response: httpx2.Response, in_words: bool) -> Any:
+        status = response.status_code
+        if status >= 300:
+            words = self._clean(_words(response))
+            raise Failed(f"HTTP {status}: {words}", status, _retry_after_s(response))
+        if in_words:
+            return response.text
+        try:
+            return response.json()
+        except ValueError as error:
+            kind = response.headers.get("content-type", "of no kind")
+            start = self._clean(" ".join(response.text.split())[:80])
+            raise Failed(f"an answer that is no JSON, but {kind}: {start!r}", status) from error
+
+    def _choose(self, servers: Sequence[str]) -> str:
+        now = time.monotonic()
+        up = [server for server in servers if self._down_until.get(server, 0.0) <= now]
+        return min(up or servers, key=lambda server: self._open.get(server, 0))
+
+    def _leave_out(self, server: str, error: Failed) -> None:
+        self._down_until[server] = time.monotonic() + 8 * self.patience.backoff_s
+        if server not in self._warned:
+            self._warned.add(server)
+            _log.warning(
+                "%s does not answer (%s): it is left out while others do, and tried again later.",
+                shown(server),
+                error,
+            )
+
+    def _pause_s(self, attempt: int, error: Failed) -> float:
+        if error.after_s is not None:
+            return min(error.after_s, _LONGEST_ASKED_S)
+        # jitter, so that requests that failed together do not come back together
+        pause = self.patience.backoff_s * 2.0**attempt
+        return min(pause, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
+
+    def _clean(self, words: str) -> str:
+        return words.replace(self._key, "***") if self._key else words
+
+
+async def _heard(work: Coroutine[Any, Any, T]) -> T:
+    """The same; what it raises when nobody waits for it any more is not logged by asyncio."""
+    try:
+        return await work
+    except Exception:
+        task = asyncio.current_task()
+        if task is not None:
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        raise
+
+
+def shown(url: str) -> str:
+    """A URL without the password that it may hold.
+
+    >>> shown("http://me:secret@host/v1")
+    'http://host/v1'
+    """
+    scheme, mark, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return scheme + mark + host.rpartition("@")[2] + slash + path
+
+
+def complaint(error: Failed, url: str) -> str:
+    """What to tell of a failure that concerns all requests: a key, a name or an address is wrong."""
+    if error.status in (401, 403):
+        return f"{shown(url)} refuses the key ({error}): set OPENAI_API_KEY to one that it takes."
+    return f"{shown(url)} can't be used: {error}."
+
+
+def _headers(key: str) -> dict[str, str]:
+    if not key:
+        return {}
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigError("OPENAI_API_KEY holds characters that no key has: set it anew.")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _words(response: httpx2.Response) -> str:
+    """What a server says of an error, in a line."""
+    try:
+        said = response.json()
+    except ValueError:
+        said = response.text
+    for name in ("error", "message", "detail"):
+        if isinstance(said, dict) and said.get(name):
+            said = said[name]
+    return " ".join(str(said).split())[:500] or response.reason_phrase
+
+
+def _retry_after_s(response: httpx2.Response) -> float | None:
+    """Seconds until a server wants to be asked again, where it says so in seconds or as a date."""
+    value = response.headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        at = parsedate_to_datetime(value)
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, (at - datetime.now(at.tzinfo or timezone.utc)).total_seconds())
