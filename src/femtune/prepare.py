@@ -329,7 +329,7 @@ def _lora_rank(settings: Ask) -> int | None:
 
 def _rounding(settings: Ask, base: Path) -> float:
     """What rounding may part the engine's log-probabilities and the M-step's by: see served.py."""
-    name = settings.engine_dtype
+    name: str = settings.engine_dtype
     if name == "auto":
         name = str(getattr(load_config(base), "dtype", None)).removeprefix("torch.")
     training = getattr(settings, "training", None)
