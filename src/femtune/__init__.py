@@ -26,6 +26,7 @@ The files, in the order of the data; each imports only from those above it:
     evaluate    what is measured                  bias       what was kept, by group, and balance
     loop        E, M, evaluate, K times           pool       E-steps on many workers
     config      settings                          prepare    what they are made into
+    costs/      what a run will take
     predictions answers to new items, by vote     commands   each verb as a function
     refilter    what another filter keeps         probes     what a judge is biased by
     regression, baselines   what schemes are held against

@@ -26,6 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from femtune.config import Calibrate, Evaluate, Flat, Names, Predict, Sample, Train
+from femtune.costs.outlook import Wish
 from femtune.progress import (
     Show,
     console,
@@ -362,6 +363,31 @@ def doctor(
         for finding in more:
             console.print(_finding(finding), soft_wrap=True)
         console.print(checks.show_tokens(asker, problem, draws[-1]))
+
+
+@app.command
+def plan(
+    data: str,
+    *,
+    model: Model,
+    wish: Flat[Wish] | None = None,
+    settings: Train | None = None,
+    show: Show = "auto",
+) -> None:
+    """What `train` would take with the same settings: draws, tokens, FLOPs, memory, time, money.
+
+    Loads no weights, unless --measure tries some problems out. Of a model on the Hub only config,
+    tokenizer and the list of its weights are fetched.
+    """
+    from femtune.costs import outlook
+
+    found = outlook.look_ahead(data, model, settings or Train(), wish or Wish())
+    if show == "json":
+        print(json.dumps(outlook.as_json(found)))
+    elif show != "quiet":
+        console.print(plain_table(*outlook.table(found)))
+        for note in outlook.notes(found):
+            console.print(Text(note), soft_wrap=True)
 
 
 @app.command

@@ -1,0 +1,161 @@
+"""Devices as a cost model sees them: peak, bandwidth, memory, and what share of them is reached.
+
+Peaks are dense: vendors print twice that, "with sparsity". Sources, all NVIDIA's data sheets:
+
+    h100, h200   H100 SXM, H200 SXM: 1,979 TFLOPS bfloat16 with sparsity; 3.35 and 4.8 TB/s; 80, 141 GB
+    a100         A100 80GB SXM: 312 TFLOPS bfloat16, dense; 2,039 GB/s
+    l40s, l4     733 and 242 TFLOPS with sparsity; 864 and 300 GB/s; 48, 24 GB
+    rtx4090      Ada GPU architecture, appendix A: 165.2 TFLOPS with float32 accumulation; 1,008 GB/s
+    b200         HGX B200, DGX B200: 4.5 PFLOPS with sparsity, 8 TB/s, 180 GB a GPU
+
+float32 is that of the CUDA cores: torch's default does not use TF32.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from femtune.errors import ConfigError
+from femtune.words import near
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Shares of what the device could do, and seconds that go by whatever it does."""
+
+    matrix: float  # of the peak, in passes over prompts and large batches
+    bandwidth: float  # of the bandwidth, in decoding
+    training: float  # of the peak, forward and backward: "model FLOPs utilisation"
+    step_layer_s: float  # a decoding step takes at least this for each layer
+    batch_layer_s: float  # the same of a micro-batch of the M-step
+    load_s: float  # of each model that is loaded or stored, apart from its bytes
+    source: str
+
+
+# Fitted by us to models of 1M and 14M parameters, one core, float32, transformers: see bench/plan.py.
+CPU = Efficiency(0.75, 0.35, 0.65, 2.5e-4, 1.5e-3, 0.15, "fitted by us, to small models on a CPU")
+# Assumed. Eager decoding waits for Python to launch some ten kernels a layer, about 30 us each; PaLM
+# (arXiv 2204.02311, table 3) reports 0.46 of the peak in training, and ours is a simpler setup.
+GPU_EAGER = Efficiency(0.5, 0.6, 0.35, 3e-4, 1e-3, 2.0, "we have not measured on a GPU")
+# vLLM captures a step as one CUDA graph: a launch for all layers.
+GPU_GRAPHS = Efficiency(0.5, 0.75, 0.35, 2e-5, 1e-3, 10.0, "we have not measured on a GPU")
+
+DISK = 1e9  # bytes/s, assumed: half of a cheap NVMe disk, and what a good network disk gives
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device; FLOP/s, bytes/s, bytes."""
+
+    name: str
+    peaks: Mapping[str, float]  # by numbers: bfloat16, float32
+    bandwidth: float
+    memory: float
+    is_gpu: bool = True
+    is_measured: bool = False
+
+    def peak(self, dtype: str) -> float:
+        """FLOP/s with these numbers."""
+        return self.peaks.get(dtype) or max(self.peaks.values())  # float16 is as fast as bfloat16
+
+    def efficiency(self, engine: str) -> Efficiency:
+        if not self.is_gpu:
+            return CPU
+        return GPU_EAGER if engine == "transformers" else GPU_GRAPHS
+
+
+def _sheet(name: str, bfloat16: float, float32: float, bandwidth: float, memory: float) -> Hardware:
+    """TFLOPS, TFLOPS, GB/s and GB, as data sheets have them."""
+    peaks = {"bfloat16": bfloat16 * 1e12, "float32": float32 * 1e12}
+    return Hardware(name, peaks, bandwidth * 1e9, memory * 1e9)
+
+
+TABLE = {
+    device.name: device
+    for device in (
+        _sheet("b200", 2250, 75, 8000, 180),
+        _sheet("h200", 989.5, 67, 4800, 141),
+        _sheet("h100", 989.5, 67, 3350, 80),
+        _sheet("a100", 312, 19.5, 2039, 80),
+        _sheet("l40s", 366.5, 91.6, 864, 48),
+        _sheet("rtx4090", 165.2, 82.6, 1008, 24),
+        _sheet("l4", 121, 30.3, 300, 24),
+    )
+}
+
+
+def check_hardware(name: str) -> None:
+    """Raises ConfigError for a name that is not known."""
+    if name not in ("here", *TABLE):
+        guess = near(name, TABLE)
+        known = ", ".join(TABLE)
+        raise ConfigError(f"hardware {name!r} is not known.{guess} Choose one of {known}, or here.")
+
+
+_LARGEST = 4096  # rows and columns of a matrix that is tried: a second is enough
+_ROWS = 256  # tokens that it is multiplied with
+_SPAN_S = 0.3  # of each measurement
+
+
+def this_machine(
+    matrices: Iterable[tuple[int, int]], dtypes: Iterable[str], device: str | None
+) -> Hardware:
+    """This machine's CPU or GPU, by products with matrices of these shapes, and a copy of memory.
+
+    Takes about a second. The best of several turns, so that a neighbour's work counts little.
+    """
+    import torch  # slow, and only for who asks
+
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    wait: Callable[[], object] = torch.cuda.synchronize if place.type == "cuda" else lambda: None
+    shapes = [(min(a, _LARGEST), min(b, _LARGEST)) for a, b in sorted(set(matrices))[:8]]
+    peaks = {}
+    for name in {*dtypes}:
+        made: list[tuple[Any, Any]] = []
+        for out, into in shapes:
+            options: dict[str, Any] = {"device": place, "dtype": getattr(torch, name)}
+            made.append((torch.randn(_ROWS, into, **options), torch.randn(out, into, **options)))
+
+        def multiply(made: list[tuple[Any, Any]] = made) -> None:
+            for left, right in made:
+                torch.nn.functional.linear(left, right)
+
+        flops = sum(2 * _ROWS * out * into for out, into in shapes)
+        peaks[name] = flops / _quickest(multiply, wait)
+    source = torch.zeros(1 << 25, device=place)  # 128 MiB: more than caches hold
+    target = torch.empty_like(source)
+    copied = 2 * source.nbytes / _quickest(lambda: target.copy_(source), wait)
+    if place.type == "cuda":
+        memory = float(torch.cuda.get_device_properties(place).total_memory)
+        return Hardware(f"here ({torch.cuda.get_device_name(place)})", peaks, copied, memory, True, True)
+    threads = torch.get_num_threads()
+    name = f"here (CPU, {threads} thread{'s' * (threads > 1)})"
+    return Hardware(name, peaks, copied, _machine_memory(), False, True)
+
+
+def _quickest(work: Callable[[], object], wait: Callable[[], object]) -> float:
+    """Seconds of the quickest of several turns."""
+    work()
+    wait()
+    best, end = float("inf"), time.perf_counter() + _SPAN_S
+    while True:
+        begun = time.perf_counter()
+        work()
+        wait()
+        best = min(best, time.perf_counter() - begun)
+        if time.perf_counter() > end:
+            return best
+
+
+def _machine_memory() -> float:
+    """Bytes of this machine, or of the container that we are in."""
+    found = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (said := limit.read_text().strip()).isdigit():
+        found.append(float(said))
+    return min(found)

@@ -1,0 +1,389 @@
+"""What a run will take, before it is begun: `femtune plan`, from settings to costs and their table.
+
+Needs the data, the model's config, tokenizer and the shapes of its weights; the weights themselves only
+to measure (trial.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from femtune.config import Train
+from femtune.costs.footprint import Memory, advice, batch_rows, engine_memory, training_memory
+from femtune.costs.formulas import BYTES, Attempt, Job, Phase, Shape, asking, fitting, loading, writing
+from femtune.costs.hardware import DISK, TABLE, Hardware, check_hardware, this_machine
+from femtune.costs.shapes import config_folder, read_shape
+from femtune.costs.trial import Trial, try_out
+from femtune.errors import ConfigError
+from femtune.loop import Plan
+from femtune.prepare import (
+    Asker,
+    Data,
+    engine_args,
+    held_out,
+    make_asker,
+    plan,
+    read_questions,
+    sampling,
+)
+from femtune.schemes import paper_filter
+from femtune.types import Problem, Scheme
+
+RIGHT = {"plain": 0.5, "hinted": 0.9}  # assumed where nothing is said
+_LOOKED_AT = 200  # problems whose prompts are tokenized
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What `plan` is asked, beside the settings of the run."""
+
+    hardware: str = "here"
+    """What it runs on: h100, h200, b200, a100, l40s, l4, rtx4090, or this machine."""
+    num_devices: int = 1
+    """Of these: engines side by side in the E-step, processes in the M-step."""
+    price: float | None = None
+    """Of a device and hour."""
+    right: float | None = None
+    """Share of plain draws that are right; else 0.5 is assumed."""
+    hinted_right: float | None = None
+    """Share of hinted draws that are; else 0.9 is assumed."""
+    tokens_per_draw: float | None = None
+    """Tokens of a completion; else half of max_new_tokens are assumed."""
+    measure: int = 0
+    """Draw for this many problems, or more if quick, and fit them, to measure all of these."""
+
+    def __post_init__(self) -> None:
+        check_hardware(self.hardware)
+        if self.num_devices < 1 or self.measure < 0 or (self.price or 0) < 0:
+            raise ConfigError(
+                f"num_devices {self.num_devices}, measure {self.measure}, price {self.price}: at least "
+                "1, and at least 0."
+            )
+        for name in ("right", "hinted_right"):
+            if (share := getattr(self, name)) is not None and not 0 <= share <= 1:
+                raise ConfigError(f"{name} must be from 0 to 1, got {share:g}.")
+        if self.tokens_per_draw is not None and self.tokens_per_draw < 1:
+            raise ConfigError(f"tokens_per_draw must be at least 1, got {self.tokens_per_draw:g}.")
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run takes."""
+
+    shape: Shape
+    job: Job
+    device: Hardware
+    num_devices: int
+    price: float | None
+    rows: int  # written at a time
+    each: Mapping[str, Phase]  # of an iteration, by name
+    whole: Mapping[str, Phase]  # of the run
+    engine: Memory
+    training: Memory
+    advice: Sequence[str]
+    assumed: Sequence[str]
+    measured: Sequence[str]
+
+    @property
+    def seconds(self) -> float:
+        return sum(phase.seconds for phase in self.whole.values())
+
+    @property
+    def device_hours(self) -> float:
+        return self.seconds * self.num_devices / 3600
+
+
+def look_ahead(
+    data: Data, model: str, settings: Train, wish: Wish | None = None, scheme: Scheme | None = None
+) -> Outlook:
+    """What `train` would take with the same arguments. Raises what it would raise on them at once."""
+    wish = wish or Wish()
+    draws = sampling(settings)
+    asked = read_questions(data, settings)
+    steps = plan(asked.settings, scheme)
+    problems, test = held_out(asked, data)
+    parallel = int(engine_args(settings).get("tensor_parallel_size", 1))
+    if parallel > wish.num_devices:
+        raise ConfigError(
+            f"tensor_parallel_size is {parallel}, and num_devices {wish.num_devices}: an engine needs "
+            f"that many. Set --num-devices {parallel} or more."
+        )
+    folder, name = config_folder(model, wish.measure > 0)
+    if wish.hardware != "here" and not wish.measure:
+        asked = replace(asked, settings=_anywhere(asked.settings))
+    asker = make_asker(str(folder), asked, problems, test)
+    shape = read_shape(asker.base, name)
+    if wish.tokens_per_draw is not None and wish.tokens_per_draw > settings.max_new_tokens:
+        raise ConfigError(
+            f"tokens_per_draw is {wish.tokens_per_draw:g}, and max_new_tokens {settings.max_new_tokens}."
+        )
+    dtype = settings.engine_dtype if settings.engine_dtype != "auto" else shape.dtype
+    device = TABLE[wish.hardware] if wish.hardware in TABLE else _here(shape, dtype, settings)
+    job = _job(shape, steps, asker, problems, test, wish, dtype, device, settings, parallel)
+    trial = try_out(asker, steps, problems, wish.measure, draws) if wish.measure else None
+    return _outlook(shape, job, device, wish, trial)
+
+
+def _anywhere(settings: Train) -> Train:
+    """Settings that need nothing of this machine."""
+    return replace(
+        settings,
+        engine="transformers",
+        engine_args=(),
+        base_url=None,
+        served_model=None,
+        device=None,
+        ray_workers=0,
+        ray_address=None,
+        worker_gpus=None,
+    )
+
+
+def _here(shape: Shape, dtype: str, settings: Train) -> Hardware:
+    kinds = {dtype, "bfloat16" if settings.training.bf16 else "float32"}
+    sides = [*shape.adapter.values(), (shape.vocabulary, shape.width)]
+    return this_machine(sides, kinds, settings.device)
+
+
+# --- the run, in numbers
+
+
+def _job(
+    shape: Shape,
+    steps: Plan,
+    asker: Asker,
+    problems: Sequence[Problem],
+    test: Sequence[Problem],
+    wish: Wish,
+    dtype: str,
+    device: Hardware,
+    settings: Train,
+    parallel: int,
+) -> Job:
+    some = problems[:: max(1, len(problems) // _LOOKED_AT)][:_LOOKED_AT]
+    lengths = {
+        name: [len(asker.tokenizer.encode_prompt(asker.prompts.render(name, each))) for each in some]
+        for name in ("plain", "hinted")
+    }
+    given = {"plain": wish.right, "hinted": wish.hinted_right}
+    right = {name: RIGHT[name] if share is None else share for name, share in given.items()}
+    length = wish.tokens_per_draw or max(1.0, settings.max_new_tokens / 2)
+    training = steps.training
+    half = training.bf16 if training.bf16 is not None else device.is_gpu and not training.use_cpu
+    if training.use_peft and (training.dtype if training.dtype in BYTES else shape.dtype) != "float32":
+        half = True  # the base's own
+    every = steps.evaluation.every
+    measured = [
+        k for k in range(steps.iterations + 1) if every and (k % every == 0 or k == steps.iterations)
+    ]
+    return Job(
+        len(problems),
+        len(test),
+        {name: fmean(each) for name, each in lengths.items()},
+        max(map(max, lengths.values())),
+        length,
+        float(settings.max_new_tokens),
+        length,
+        settings.max_new_tokens,
+        asking(steps.scheme.stages, right, one_each=steps.scheme.weigh is paper_filter),
+        steps.iterations,
+        len(measured) if test else 0,
+        steps.evaluation.draws,
+        settings.chunk_size,
+        settings.engine,
+        dtype,
+        "bfloat16" if half else "float32",
+        settings.max_batch,
+        parallel,
+        wish.num_devices > 1 or steps.launch is not None,
+        training,
+    )
+
+
+def _outlook(shape: Shape, job: Job, device: Hardware, wish: Wish, trial: Trial | None) -> Outlook:
+    """Costs by the model's formulas, with what a trial measured in place of what is assumed."""
+    if trial is not None:
+        job = replace(
+            job,
+            asking=trial.drawn.asking,
+            tokens_per_draw=trial.drawn.tokens_per_draw,
+            longest_draw=trial.drawn.longest_draw,
+            tokens_per_example=max(1.0, trial.row_tokens - job.prompt_tokens["plain"]),
+        )
+    engines = wish.num_devices // job.tensor_parallel
+    rows = batch_rows(shape, job, device)
+    once = [Attempt("plain", job.eval_draws, 1.0, True)]
+    drawn = writing(shape, job, device, job.asking.attempts, job.problems, rows=rows, engines=engines)
+    checked = writing(shape, job, device, once, job.eval_problems, rows=rows, engines=engines)
+    fitted = fitting(shape, job, device, wish.num_devices)
+    loaded = loading(shape, job, device)
+    if trial is not None and wish.hardware == "here":
+        num, asked = trial.drawn.problems, job.asking.attempts
+        slower = trial.drawn.seconds / writing(shape, job, device, asked, num, rows=rows).seconds
+        drawn, checked = (replace(p, seconds=p.seconds * slower) for p in (drawn, checked))
+        fitted = replace(fitted, seconds=fitted.tokens * trial.token_s / wish.num_devices)
+        loaded = Phase(seconds=trial.loading_s)
+    each = {"E-step": drawn, "M-step": fitted, "evaluation": checked, "loading": loaded}
+    times = {"evaluation": job.evaluations}
+    return Outlook(
+        shape,
+        job,
+        device,
+        wish.num_devices,
+        wish.price,
+        rows,
+        each,
+        {name: phase.times(times.get(name, job.iterations)) for name, phase in each.items()},
+        engine_memory(shape, job, device),
+        training_memory(shape, job, device, wish.num_devices),
+        [*advice(shape, job, device, wish.num_devices), *_idle(job, engines)],
+        [*_assumed(job, device, wish, trial)],
+        [*_measured(device, wish, trial)],
+    )
+
+
+def _idle(job: Job, engines: int) -> Iterator[str]:
+    chunks = -(-job.problems // job.chunk_size)
+    if chunks < engines:
+        size = max(1, job.problems // engines)
+        yield (
+            f"{chunks} chunk{'s' * (chunks > 1)} of problems for {engines} engines: some stand idle. "
+            f"Set --chunk-size {size}."
+        )
+    if engines > 1:
+        yield f"{engines} engines side by side are --ray-workers {engines}, or a server of your own."
+    if job.is_launched:
+        yield 'an M-step on several devices is --launch "torchrun --nproc-per-node N".'
+
+
+def _assumed(job: Job, device: Hardware, wish: Wish, trial: Trial | None) -> Iterator[str]:
+    timed = trial is not None and wish.hardware == "here"
+    if trial is None:
+        for flag, given, name in (
+            ("--right", wish.right, "plain"),
+            ("--hinted-right", wish.hinted_right, "hinted"),
+        ):
+            if given is None and any(attempt.prompt == name for attempt in job.asking.attempts):
+                yield f"{RIGHT[name]:.0%} of {name} draws are right ({flag}, or --measure)"
+        if wish.tokens_per_draw is None:
+            half = "half of max_new_tokens (--tokens-per-draw, or --measure)"
+            yield f"{job.tokens_per_draw:g} tokens a draw, {half}"
+        yield "all problems are equally hard"
+        yield "all draws are equally long, but for one of max_new_tokens at the end of a chunk"
+    yield "later iterations are like the first"
+    if not timed:
+        shares = device.efficiency(job.engine)
+        yield (
+            f"{shares.matrix:.0%} of the peak in prompts and products, {shares.training:.0%} in the "
+            f"M-step, {shares.bandwidth:.0%} of the bandwidth, {shares.step_layer_s * 1e6:.0f} us for a "
+            f"layer in each step: {shares.source}"
+        )
+        yield f"weights are read and written at {DISK / 1e9:g} GB/s"
+    yield "rewards take no time"
+
+
+def _measured(device: Hardware, wish: Wish, trial: Trial | None) -> Iterator[str]:
+    if device.is_measured:
+        peaks = ", ".join(
+            f"{peak / 1e9:,.0f} GFLOP/s {name}" for name, peak in sorted(device.peaks.items())
+        )
+        yield f"{device.name}: {peaks}, {device.bandwidth / 1e9:.0f} GB/s"
+    else:
+        yield f"{device.name}: nothing; peak and bandwidth are its data sheet's"
+    yield f"prompts: tokens of at most {_LOOKED_AT} problems"
+    if trial is not None:
+        many = trial.drawn
+        shares = ", ".join(f"{share:.0%} of {name} draws right" for name, share in many.right.items())
+        kept = many.asking.kept
+        error = 1.96 * (kept * (1 - kept) / many.problems) ** 0.5
+        yield (
+            f"{many.problems} problems: {shares}; {kept:.0%} kept, give or take {error:.0%}; "
+            f"{many.tokens_per_draw:.1f} tokens a draw, the longest {many.longest_draw:.0f}"
+        )
+        tokens = many.asking.draws * many.problems * many.tokens_per_draw
+        yield (
+            f"on this machine: {tokens / many.seconds:,.0f} tokens/s written at that number, "
+            f"{1 / trial.token_s:,.0f} tokens/s trained"
+        )
+
+
+# --- shown
+
+
+def as_json(outlook: Outlook) -> dict[str, Any]:
+    """All of it, as plain values: seconds, bytes, FLOPs, tokens."""
+    made = asdict(outlook)
+    for name in ("engine", "training"):
+        memory: Memory = getattr(outlook, name)
+        made[name] |= {"total": memory.total, "fits": memory.fits}
+    del made["shape"]["adapter"]
+    made["job"]["asking"]["draws"] = outlook.job.asking.draws
+    hours = outlook.device_hours
+    more = {"seconds": outlook.seconds, "device_hours": hours, "money": _money(outlook, outlook.seconds)}
+    return made | more
+
+
+def _money(outlook: Outlook, seconds: float) -> float | None:
+    return None if outlook.price is None else seconds * outlook.num_devices / 3600 * outlook.price
+
+
+def table(outlook: Outlook) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: an iteration, and the run."""
+    columns = ["", "draws", "tokens", "prompt tokens", "FLOPs", "time"]
+    columns += ["money"] if outlook.price is not None else []
+    rows = []
+    iterations = outlook.job.iterations
+    for title, phases in (("an iteration", outlook.each), (f"{iterations} iterations", outlook.whole)):
+        rows += [_row(outlook, f"{title}: {name}", phase) for name, phase in phases.items()]
+    total = Phase()
+    for phase in outlook.whole.values():
+        total = total.plus(phase)
+    rows.append(_row(outlook, "the run", replace(total, tokens=0.0, prompt_tokens=0.0)))
+    return columns, rows
+
+
+def _row(outlook: Outlook, name: str, phase: Phase) -> list[str]:
+    counts = [
+        f"{value:,.0f}" if value else "" for value in (phase.draws, phase.tokens, phase.prompt_tokens)
+    ]
+    row = [name, *counts, f"{phase.flops:.1e}" if phase.flops else "", _span(phase.seconds)]
+    money = _money(outlook, phase.seconds)
+    return row if money is None else [*row, f"{money:,.2f}"]
+
+
+def _span(seconds: float) -> str:
+    """
+    >>> _span(4.2), _span(600), _span(9000), _span(400000)
+    ('4.2 s', '10.0 min', '2.5 h', '4.6 days')
+    """
+    for most, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
+        if seconds < most:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def notes(outlook: Outlook) -> Iterator[str]:
+    """What stands below the table."""
+    job, device = outlook.job, outlook.device
+    asked = job.asking
+    yield (
+        f"{asked.draws:.2f} draws a problem, {asked.kept:.0%} of problems kept, "
+        f"{job.tokens_per_draw:.0f} tokens a draw, {outlook.rows} written at a time; "
+        f"{outlook.device_hours:,.2f} device-hours on {outlook.num_devices} x {device.name}"
+        + ("; --price 2.5 tells the money" if outlook.price is None else "")
+    )
+    yield f"memory of a device: {device.memory / 1e9:.0f} GB"
+    for name, memory in (("engine", outlook.engine), ("M-step", outlook.training)):
+        parts = ", ".join(f"{part} {_gigabytes(size)}" for part, size in memory.parts.items())
+        verdict = "fits" if memory.fits else "DOES NOT FIT"
+        yield f"  {name}: {_gigabytes(memory.total)} ({parts}): {verdict}"
+    told = {"!": outlook.advice, "assumed:": outlook.assumed, "measured:": outlook.measured}
+    for title, lines in told.items():
+        yield from (f"{title} {line}" for line in lines)
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"

@@ -1,0 +1,134 @@
+"""A model's shape without its weights: from its config and the headers of its safetensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+
+from femtune.costs.formulas import BYTES, Shape
+from femtune.errors import ModelError
+from femtune.prepare import find_model, load_config, local_model
+
+_NUMBERS = {"F32", "BF16", "F16", "F64", "I64", "BOOL"}  # safetensors' names of what is not quantized
+
+
+def config_folder(model: str, whole: bool) -> tuple[Path, str | None]:
+    """A folder with config and tokenizer, and the Hub's name of a model that is there."""
+    found = find_model(model)
+    if whole or isinstance(found, Path):
+        return local_model(model), None
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(found, allow_patterns=patterns)), found
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model {model!r} is no folder here and can't be had from the Hub: {reason}"
+        ) from error
+
+
+def read_shape(folder: Path, name: str | None = None) -> Shape:
+    """A model's shape, from its config and the headers of its weights, here or on the Hub.
+
+    Of an adapter, its base's. Raises ModelError where there are no safetensors, or quantized ones.
+    """
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+        return read_shape(*config_folder(base, whole=False))
+    sizes = _headers(folder, name)
+    config = load_config(folder).get_text_config()
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    table = config.vocab_size * config.hidden_size
+    parameters = sum(math.prod(size) for size in sizes.values())
+    tied = bool(getattr(config, "tie_word_embeddings", True))
+    routed = sum(math.prod(size) for key, size in sizes.items() if ".experts." in key)
+    experts = next(
+        (
+            count
+            for key in ("num_local_experts", "num_experts", "n_routed_experts")
+            if (count := getattr(config, key, None))
+        ),
+        1,
+    )
+    passed = (getattr(config, "num_experts_per_tok", None) or experts) / experts
+    others = ("embed", "wte", "wpe", "lm_head", "router")
+    dtype = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    return Shape(
+        parameters,
+        round(parameters - (1 if tied else 2) * table - routed * (1 - passed)),
+        table,
+        0 if tied else table,
+        {
+            key.removesuffix(".weight"): (size[0], size[1])
+            for key, size in sizes.items()
+            if len(size) == 2 and not any(word in key for word in others)
+        },
+        config.num_hidden_layers,
+        config.hidden_size,
+        heads * head_dim,
+        kv_heads * head_dim,
+        config.vocab_size,
+        dtype if dtype in BYTES else "float32",
+    )
+
+
+def _headers(folder: Path, name: str | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights, by name."""
+    files = sorted(folder.glob("model*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files = [
+            folder / file for file in sorted({*json.loads(index.read_text())["weight_map"].values()})
+        ]
+    if files and all(file.exists() for file in files):
+        found = {key: info for file in files for key, info in _header(file).items()}
+    elif name is not None:
+        found = _hub_headers(name)
+    else:
+        raise ModelError(
+            f"{folder} has no weights as safetensors, by whose headers parameters are counted."
+        )
+    strange = sorted({kind for kind, _ in found.values()} - _NUMBERS)
+    if strange:
+        raise ModelError(
+            f"{name or folder} holds weights of {', '.join(strange)}: what a quantized model takes is "
+            "not known here. Give the model that it was made of."
+        )
+    return {key: size for key, (_, size) in found.items()}
+
+
+def _header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    with file.open("rb") as stream:
+        try:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        except (struct.error, ValueError, MemoryError, OverflowError) as error:
+            raise ModelError(f"{file} has no safetensors header: is it whole?") from error
+    return {
+        key: (info["dtype"], tuple(info["shape"]))
+        for key, info in header.items()
+        if key != "__metadata__"
+    }
+
+
+def _hub_headers(name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
+    try:
+        metadata = get_safetensors_metadata(name)
+    except (OSError, ValueError, NotASafetensorsRepoError, SafetensorsParsingError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"the weights of {name!r} can't be looked at on the Hub: {reason}") from error
+    return {
+        key: (info.dtype, tuple(info.shape))
+        for file in metadata.files_metadata.values()
+        for key, info in file.tensors.items()
+    }

@@ -1,0 +1,152 @@
+"""A run in small, to measure what it takes: some problems are drawn for and fitted, and thrown away."""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from femtune.asking import Setup
+from femtune.costs.formulas import Asking, Attempt
+from femtune.estep import e_step
+from femtune.examples import write_examples
+from femtune.loop import Plan
+from femtune.prepare import Asker
+from femtune.types import Draw, Example, Problem, Sampling, Scheme
+
+_STEPS = 6  # of the optimizer
+_BUDGET_S = 5.0  # that drawing for more problems may take
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What came of drawing for some problems at once."""
+
+    problems: int
+    asking: Asking
+    tokens_per_draw: float
+    longest_draw: float
+    right: Mapping[str, float]  # share of first draws, by prompt
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial gave."""
+
+    drawn: Drawn
+    row_tokens: float  # of an example, prompt and completion
+    token_s: float  # of the M-step, a token that is fed
+    loading_s: float  # of an iteration: an M-step but for its steps, and the engine's load
+
+
+def try_out(
+    asker: Asker, steps: Plan, problems: Sequence[Problem], number: int, draws: Sampling
+) -> Trial:
+    """Draw for some problems as the scheme does, and take a few optimizer steps on what came of it.
+
+    Where this is quick it is done again for more problems, up to a chunk of the run: rates depend on how
+    many rows are written at a time, and shares are known better.
+    """
+    alone = replace(asker.settings, ray_workers=0, ray_address=None, worker_gpus=None)
+    most = min(len(problems), asker.settings.chunk_size)
+    order = random.Random(f"{asker.settings.seed} plan").sample(problems, most)
+    with replace(asker, settings=alone).setup(draws) as setup:
+        for _ in e_step(order[:8], steps.scheme, setup, iteration=0):  # what is done once is done now
+            pass
+        made, found = _draw(setup, steps.scheme, order[:number], 1)
+        more = min(most, int(number * _BUDGET_S / made.seconds))
+        if more > made.problems:
+            made, found = _draw(setup, steps.scheme, order[:more], 2)
+        setup.engine.release()
+        with tempfile.TemporaryDirectory() as scratch:
+            out = Path(scratch) / "model"
+            some = order[: made.problems]
+            num, done, epochs, wall_s, step_s = _fit(asker, steps, some, found, Path(scratch), out)
+            begun = time.perf_counter()
+            setup.engine.load(out)
+            load_s = time.perf_counter() - begun
+    stepping_s = step_s * done.num_steps
+    asked = replace(made.asking, examples=num / made.problems)
+    token_s = stepping_s / done.trained_tokens
+    row_tokens = done.trained_tokens / (done.num_examples * epochs)
+    return Trial(replace(made, asking=asked), row_tokens, token_s, wall_s - stepping_s + load_s)
+
+
+def _draw(
+    setup: Setup, scheme: Scheme, problems: Sequence[Problem], iteration: int
+) -> tuple[Drawn, list[Draw]]:
+    """An E-step, timed, and its draws."""
+    begun = time.perf_counter()
+    chunks = [*e_step(problems, scheme, setup, iteration=iteration)]
+    seconds = time.perf_counter() - begun
+    draws = [draw for chunk in chunks for draw in chunk.draws]
+    lengths = [len(draw.completion.tokens) for draw in draws]
+    first: dict[str, list[bool]] = {}
+    for draw in draws:
+        if draw.key.index == 0:
+            first.setdefault(draw.prompt, []).append(draw.accepted)
+    made = Drawn(
+        len(problems),
+        _asked(scheme, draws, len(problems)),
+        fmean(lengths),
+        float(max(lengths)),
+        {prompt: fmean(each) for prompt, each in first.items()},
+        seconds,
+    )
+    return made, draws
+
+
+def _fit(
+    asker: Asker,
+    steps: Plan,
+    problems: Sequence[Problem],
+    draws: Sequence[Draw],
+    scratch: Path,
+    out: Path,
+) -> tuple[int, Any, int, float, float]:
+    """Examples of the draws, what the M-step did, epochs, its wall seconds, those of a step."""
+    from femtune.mstep import m_step
+
+    file = scratch / "examples.parquet"
+    by_id = {problem.id: problem for problem in problems}
+    prompts, tokenizer = asker.prompts, asker.tokenizer
+    num = write_examples(file, [draws], by_id, steps.scheme.weigh, prompts, tokenizer)
+    if not num:  # wrong ones take as long
+        write_examples(file, [draws], by_id, lambda tries, _: [Example(tries[0])], prompts, tokenizer)
+    training = steps.training
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    epochs = math.ceil(_STEPS * rows / max(1, num or len(problems)))
+    training = replace(training, num_train_epochs=float(epochs), fsdp=False, report_to=())
+    told: list[float] = []
+
+    def tell(step: int, of: int, loss: float) -> None:
+        told.append(time.perf_counter())
+
+    begun = time.perf_counter()
+    done = m_step(file, asker.base, out, training, tokenizer, seed=0, on_step=tell)
+    wall_s = time.perf_counter() - begun
+    step_s = (told[-1] - told[0]) / (len(told) - 1) if len(told) > 1 else done.seconds
+    return num, done, epochs, wall_s, step_s
+
+
+def _asked(scheme: Scheme, draws: Sequence[Draw], problems: int) -> Asking:
+    """What was asked, in the form of what is expected."""
+    attempts = []
+    for number, stage in enumerate(scheme.stages):
+        if stage.ask == "all":
+            attempts.append(Attempt(stage.prompt, stage.draws, 1.0, True))
+            continue
+        for index in range(stage.draws):
+            reach = sum((draw.key.stage, draw.key.index) == (number, index) for draw in draws) / problems
+            if not reach:
+                break
+            attempts.append(Attempt(stage.prompt, 1, reach, index == 0))
+    kept = len({draw.key.problem_id for draw in draws if draw.accepted}) / problems
+    return Asking(attempts, kept, kept)
