@@ -15,8 +15,8 @@ VLLM_TESTS := $(wildcard tests/test_vllm_engine.py tests/test_openai_vllm.py)
 demo: $(VENV)/.installed ## the paper's comparison, offline, in minutes
 	$(BIN)/femtune demo
 
-test: $(VENV)/.installed-dev ## all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev ## all tests, a file at a time on each core
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-vllm: $(VLLM_VENV)/.installed ## the tests that run vLLM, on a CPU: ten minutes
 	$(VLLM_BIN)/python -m pytest $(VLLM_TESTS)

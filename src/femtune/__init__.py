@@ -12,14 +12,14 @@ The files, in the order of the data; each imports only from those above it:
     answers     text, numbers, scales             expressions   when two of mathematics are the same
     user_rewards  a user's own function           rewards    the built-in ones, and grading
     tasks/      judge, summarize, choice, math: from published rows to problems
-    engines/    who writes completions: transformers, vllm, openai, fake
     served      whether an engine serves the weights it was given
+    engines/    who writes completions: transformers, vllm, openai, fake
     weigh       what a draw counts for            schemes    rejection, star, pps
     run         the run directory
     asking      which request comes next          estep, overlap   the driver
     examples    draws as the M-step reads them
     training    the M-step's settings             trainer, mstep   examples -> weights
-    processes, launch   M-steps on several processes
+    processes   of an M-step                      launch     what starts them
     worlds/     rubric, tldr, sums, quiz, and the seedling
     intervals   the bootstrap                     metrics    measures of judges
     calibration what a share of votes is worth

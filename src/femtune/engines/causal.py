@@ -49,6 +49,17 @@ def quickest(model: Any) -> Any:
     return fused if _apart(model, fused) <= tolerance else model
 
 
+def stamp_of(folder: Path) -> tuple[Any, ...]:
+    """What tells weights from others: the folder, and its files' names, sizes and times."""
+    if not folder.is_dir():  # an id on the Hub
+        return (str(folder),)
+    files = sorted(folder.glob("*.safetensors"))
+    return (
+        folder.resolve(),
+        *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files),
+    )
+
+
 def fill(model: Any, slots: Slots, prompts: Sequence[Sequence[int]], to: Sequence[list[int]]) -> None:
     """Pass prompts less their last tokens, and keep the keys and values of prompts[i] in slots to[i]."""
     tokens = pad([prompt[:-1] for prompt in prompts], model.device)

@@ -23,7 +23,7 @@ import transformers
 from torch import Tensor
 
 from femtune.engines.batch import Batch, Row
-from femtune.engines.causal import pad, quickest, read_model, spans
+from femtune.engines.causal import pad, quickest, read_model, spans, stamp_of
 from femtune.engines.gumbel import token_nats
 from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.errors import EngineError, ModelError
@@ -69,6 +69,7 @@ class TransformersEngine:
         self._model = read_model(model, dtype, self.device, trust_remote_code)
         self._config = self._model.config.get_text_config()  # stays when the model is released
         self._quickest = quickest(self._model)
+        self._stamp = stamp_of(Path(model))
         self._ends = end_tokens(self._model, self.tokenizer)
         self.max_batch = max_batch or default_max_batch(self._config, self.device)
         self._pass_tokens = min(_PASS_TOKENS, _PASS_LOGITS // self._config.vocab_size)
@@ -80,6 +81,9 @@ class TransformersEngine:
 
     def load(self, weights: Path) -> None:
         """Serve the weights of a Hugging Face folder, or of a PEFT adapter's, from now on."""
+        stamp = stamp_of(Path(weights))
+        if self._model is not None and stamp == self._stamp:
+            return  # it has them
         model = read_model(Path(weights), self.dtype, self.device, self.trust_remote_code)
         old, new = self._config.vocab_size, model.config.get_text_config().vocab_size
         if new != old:
@@ -87,7 +91,7 @@ class TransformersEngine:
                 f"{weights} has a vocabulary of {new} tokens, the engine's model {old}: "
                 "make a new engine for another model."
             )
-        self._model, self._quickest = model, quickest(model)
+        self._model, self._quickest, self._stamp = model, quickest(model), stamp
         self._ends = end_tokens(model, self.tokenizer)
 
     def release(self) -> None:

@@ -29,6 +29,7 @@ from typing import Any
 
 import transformers
 
+from femtune.engines.causal import stamp_of
 from femtune.engines.vllm_setup import (
     adapter_config,
     adapter_rank,
@@ -38,7 +39,6 @@ from femtune.engines.vllm_setup import (
     prepare_cpu,
     quietly,
     read_end_tokens,
-    stamp_of,
 )
 from femtune.engines.vllm_worker import Reloader
 from femtune.errors import ConfigError, EngineError, ModelError

@@ -88,17 +88,6 @@ def adapter_rank(adapter: Mapping[str, Any]) -> int:
     return max(ranks)
 
 
-def stamp_of(folder: Path) -> tuple[Any, ...]:
-    """What tells weights from others: the folder, and its files' names, sizes and times."""
-    if not folder.is_dir():  # an id on the Hub
-        return (str(folder),)
-    files = sorted(folder.glob("*.safetensors"))
-    return (
-        folder.resolve(),
-        *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files),
-    )
-
-
 def read_end_tokens(
     model: str | Path, tokenizer: ChatTokenizer, trust_remote_code: bool = False
 ) -> frozenset[int]:
