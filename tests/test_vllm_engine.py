@@ -28,7 +28,7 @@ import psutil
 import torch
 import transformers
 
-from femtune.engines.transformers import TransformersEngine
+from femtune.engines.transformers import TransformersEngine, read_tokenizer
 from femtune.engines.vllm import VllmEngine
 from femtune.engines.vllm_setup import read_end_tokens
 from femtune.errors import ConfigError, EngineError, ModelError
@@ -389,6 +389,16 @@ def test_says_how_to_install_vllm(untied: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match="pip install vllm"):
         start(untied)
+
+
+def test_prompts_that_do_not_fit_into_one_step_are_served_too() -> None:
+    """vLLM would cut the last of them, and die of its seed on a CPU."""
+    asked = [replace(r, tokens=(r.tokens * 40)[:40]) for r in requests(300)]
+    engine = start(SEEDLING, tokenizer=read_tokenizer(SEEDLING), max_batch=256)
+    try:
+        assert len(run(engine, asked, replace(NORMAL, max_new_tokens=4))) == 300
+    finally:
+        engine.close()
 
 
 KILLED = """

@@ -120,7 +120,7 @@ def run_train(
         for name, group in (("problems", problems), ("eval", test)):
             if group and not (run.root / f"{name}.parquet").exists():
                 save_problems(group, run.root / f"{name}.parquet")
-        with asker.setup(draws, asker.base_probe(problems)) as setup:
+        with asker.setup(draws, probed=problems) as setup:
             history = fem(run, asker.base, problems, test, steps, setup, asker.tokenizer, progress)
         _point(run, history, steps.iterations)
     return Result(run.root, run.root / "last", history)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -207,14 +208,19 @@ class Asker:
     settings: Ask
 
     @contextmanager
-    def setup(self, sampling: Sampling, base_probe: Probe | None = None) -> Iterator[Setup]:
+    def setup(self, sampling: Sampling, probed: Sequence[Problem] = ()) -> Iterator[Setup]:
         """The model in an engine, or in those of many workers, until the block ends.
 
-        Takes a minute for a large model. Raises ConfigError for what an engine needs and is not here,
-        ModelError where the model can't be served.
+        With problems to probe, `base_probe` is made of some. Takes a minute for a large model. Raises
+        ConfigError for what an engine needs and is not here, ModelError where the model can't be served.
         """
-        made = self.open_setup(sampling, base_probe)
+        remote = self.settings.engine == "openai"
+        # else the model is read for the probe before the engine takes the memory
+        probe = self.base_probe(probed) if probed and not remote else None
+        made = self.open_setup(sampling, probe)
         try:
+            if probed and remote:
+                made = replace(made, base_probe=self.base_probe(probed))
             yield made
         finally:
             made.engine.close()
@@ -379,6 +385,26 @@ def _check_installed(settings: Ask) -> None:
         if is_wanted and find_spec(name) is None:
             setting = "--engine vllm" if name == "vllm" else "--ray-workers"
             raise ConfigError(f"{setting} needs {name}: pip install {name} (see docs/scale.md).")
+    if settings.engine == "openai" and not (settings.base_url or os.environ.get("OPENAI_BASE_URL")):
+        raise ConfigError(
+            "the openai engine needs a server's URL: set OPENAI_BASE_URL, or --base-url "
+            "http://127.0.0.1:8000/v1, say."
+        )
+    if settings.ray_address:
+        _check_reachable(settings.ray_address)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for two minutes. Raises ConfigError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # "auto": Ray finds it, or says at once that there is none
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(
+            f"no Ray cluster at {address} ({error.strerror or error}): `ray start --head` makes one."
+        ) from error
 
 
 def sampling(settings: Sample) -> Sampling:

@@ -60,6 +60,8 @@ def prepare_cpu(args: dict[str, Any]) -> None:
     said = {"kv_cache_memory_bytes", "gpu_memory_utilization"} & set(args)
     if not said and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
         args["kv_cache_memory_bytes"] = _KV_BYTES
+    # a prompt that is cut in two dies of its seed here: vLLM sets back a generator that can't be (0.32)
+    args.setdefault("enable_chunked_prefill", False)
 
 
 def argument_names() -> set[str]:
