@@ -238,7 +238,7 @@ def test_asks_for_no_more_than_it_says_and_leaves_nothing_when_stopped(engine: V
     parts = engine.generate(pull, NORMAL)
     next(parts)
     parts.close()  # type: ignore[attr-defined]
-    assert rooms[0] == 9  # eight rows and one that waits
+    assert rooms[0] == 12  # eight rows and four that wait
     assert end_of(engine) == []
     assert len(run(engine, requests(5))) == 5
 

@@ -46,7 +46,9 @@ from femtune.prompts import ChatTokenizer
 from femtune.served import MOST, ROUNDING, check_served, read_probe
 from femtune.types import Completion, FinishReason, Request, Sampling
 
-_SPARE = 0.125  # requests that wait in vLLM, by max_batch: a row that ends is followed at once
+# Requests that wait in vLLM at most, by max_batch: a row that ends is followed at once, and requests
+# are sent in bursts, when none waits any more, as each burst interrupts vLLM.
+_SPARE = 0.5
 _SCORED_AT_ONCE = 256  # pairs in one round of scoring: bounds what is held of their log-probabilities
 
 Pair = tuple[Sequence[int], Sequence[int]]  # prompt and completion
@@ -174,7 +176,7 @@ class VllmEngine:
         ask = True  # there may be more: at first, and after each yield
         try:
             while True:
-                if ask and len(going) < most:
+                if ask and len(going) <= self.max_batch:
                     for request in pull(most - len(going)):
                         self._check_length(request, sampling)
                         going[self._add(request.tokens, self._seeded(params, request))] = request
