@@ -19,9 +19,10 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import AutoModelForCausalLM
 
+from femtune.asker import make_asker
 from femtune.config import Sample
 from femtune.estep import e_step
-from femtune.prepare import make_asker, read_questions
+from femtune.prepare import read_questions
 from femtune.rewards import exact, score
 from femtune.run import write_draws
 from femtune.schemes import rejection

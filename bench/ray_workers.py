@@ -20,10 +20,11 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from femtune.asker import make_asker
 from femtune.config import Sample
 from femtune.estep import e_step
 from femtune.pool import Pool, Posts
-from femtune.prepare import make_asker, read_questions
+from femtune.prepare import read_questions
 from femtune.run import read_draws
 from femtune.schemes import parse_scheme
 from femtune.tasks.load import Options, problems_of

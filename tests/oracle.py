@@ -16,7 +16,7 @@ from functools import cache, partial
 
 import torch
 
-from femtune.asking import Setup
+from femtune.chunks import Setup
 from femtune.engines.fake import FakeEngine, Write
 from femtune.estep import e_step
 from femtune.prompts import Prompts

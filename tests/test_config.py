@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from femtune.asker import make_asker
 from femtune.commands import make_settings, run_place
 from femtune.config import Ask, Evaluate, Sample, Train
 from femtune.errors import ConfigError, DataError, ModelError, RunError
@@ -21,7 +22,6 @@ from femtune.prepare import (
     held_out,
     load_config,
     load_tokenizer,
-    make_asker,
     plan,
     read_questions,
     resolved,

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from femtune.asker import Asker
 from femtune.config import Train
 from femtune.doctor import Finding, examine, show_prompts, show_tokens, try_out
 from femtune.errors import ConfigError, DataError, FemtuneError
-from femtune.prepare import Asker
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 from femtune.worlds import WORLDS, make_rows, make_splits
 

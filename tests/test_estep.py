@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.asking import Chunk, upcoming
+from femtune.chunks import Chunk, upcoming
 from femtune.engines.fake import FakeEngine
 from femtune.errors import RewardError
 from femtune.estep import e_step

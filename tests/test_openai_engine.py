@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from femtune.asking import Setup
+from femtune.chunks import Setup
 from femtune.engines.dialects import LLAMACPP, SGLANG, VLLM, completion_body
 from femtune.engines.http import Patience, shown
 from femtune.engines.openai import OpenAIEngine

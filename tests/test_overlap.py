@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.asking import Setup
+from femtune.chunks import Setup
 from femtune.engines.fake import FakeEngine
 from femtune.errors import EngineError, RewardError
 from femtune.estep import e_step

@@ -17,7 +17,7 @@ import pytest
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'femtune[ray]'")
 
 from femtune import pool as pools  # noqa: E402
-from femtune.asking import Setup  # noqa: E402
+from femtune.chunks import Setup  # noqa: E402
 from femtune.engines.fake import FakeEngine  # noqa: E402
 from femtune.errors import ConfigError, EngineError, ModelError, RunError  # noqa: E402
 from femtune.estep import e_step  # noqa: E402

@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from femtune.asking import Setup
 from femtune.bias import Balance
+from femtune.chunks import Setup
 from femtune.cli import main
 from femtune.config import Train
 from femtune.engines.fake import FakeEngine

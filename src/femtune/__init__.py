@@ -16,7 +16,7 @@ The files, in the order of the data; each imports only from those above it:
     engines/    who writes completions: transformers, vllm, openai, fake
     weigh       what a draw counts for            schemes    rejection, star, pps
     run         the run directory
-    asking      which request comes next          estep, overlap   the driver
+    chunks      which request comes next          estep, overlap   the driver
     examples    draws as the M-step reads them
     training    the M-step's settings             trainer, mstep   examples -> weights
     processes   of an M-step                      launch     what starts them
@@ -25,7 +25,7 @@ The files, in the order of the data; each imports only from those above it:
     calibration what a share of votes is worth
     evaluate    what is measured                  bias       what was kept, by group, and balance
     loop        E, M, evaluate, K times           pool       E-steps on many workers
-    config      settings                          prepare    what they are made into
+    config      settings                          prepare, asker   what they are made into
     costs/      what a run will take
     predictions answers to new items, by vote     commands   each verb as a function
     refilter    what another filter keeps         probes     what a judge is biased by

@@ -23,14 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from femtune.asking import Setup
+from femtune.asker import Asker, make_asker
+from femtune.chunks import Setup
 from femtune.commands import run_place
 from femtune.config import CHANGEABLE, Train
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.examples import write_examples
 from femtune.loop import Steps
-from femtune.prepare import Asker, Data, Questions, held_out, make_asker, plan, read_questions
+from femtune.prepare import Data, Questions, held_out, plan, read_questions
 from femtune.progress import Quiet
 from femtune.regression import Features, features, predictions, with_values
 from femtune.rewards import score

@@ -19,6 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from femtune.asker import make_asker, no_foreign_bars
 from femtune.calibration import (
     Calibration,
     cross_fitted_effect,
@@ -38,8 +39,6 @@ from femtune.prepare import (
     held_out,
     load_tokenizer,
     local_model,
-    make_asker,
-    no_foreign_bars,
     plan,
     read_questions,
     resolved,

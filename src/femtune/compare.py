@@ -21,12 +21,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from femtune.asker import make_asker
 from femtune.baselines import ONCE, Baseline, History, baseline_settings, check, run_baseline
 from femtune.commands import run_place, run_train
 from femtune.config import Train
 from femtune.errors import ConfigError, FemtuneError, NothingKept
 from femtune.evaluate import sound_steps
-from femtune.prepare import Data, held_out, make_asker, plan, read_questions
+from femtune.prepare import Data, held_out, plan, read_questions
 from femtune.progress import Quiet
 from femtune.run import readable, replacing
 from femtune.types import Problem

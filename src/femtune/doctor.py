@@ -11,19 +11,11 @@ from statistics import median
 from rich.panel import Panel
 from rich.text import Text
 
-from femtune.asking import Setup
+from femtune.asker import Asker, make_asker
+from femtune.chunks import Setup
 from femtune.config import Train
 from femtune.estep import e_step
-from femtune.prepare import (
-    Asker,
-    Data,
-    held_out,
-    load_config,
-    make_asker,
-    plan,
-    read_questions,
-    sampling,
-)
+from femtune.prepare import Data, held_out, load_config, plan, read_questions, sampling
 from femtune.prompts import ChatTokenizer
 from femtune.schemes import paper_filter
 from femtune.training import context_length

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from femtune.asking import Chunk, Lease, OpenChunk, Setup
+from femtune.chunks import Chunk, Lease, OpenChunk, Setup
 from femtune.errors import EngineError
 from femtune.overlap import overlapped
 from femtune.run import write_draws

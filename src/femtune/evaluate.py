@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from femtune.answers import as_fraction, as_label, plain
-from femtune.asking import Chunk, Setup
 from femtune.calibration import Calibration
+from femtune.chunks import Chunk, Setup
 from femtune.estep import e_step
 from femtune.intervals import Floats, bootstrap, mean, summary
 from femtune.metrics import Item, choice_metrics, pair_metrics, pass_at_k, rater_ceiling, rating_metrics

@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from femtune.asking import Setup
 from femtune.bias import Balance, kept_by, kept_scores, made_factors, outcomes
+from femtune.chunks import Setup
 from femtune.errors import NothingKept
 from femtune.estep import e_step
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics

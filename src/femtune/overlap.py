@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from femtune.asking import Chunk, Finished, Lease, OpenChunk, Setup
+from femtune.chunks import Chunk, Finished, Lease, OpenChunk, Setup
 from femtune.errors import EngineError
 from femtune.types import Draw, Engine, Request
 

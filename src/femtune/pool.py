@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from femtune.asking import Chunk, Lease, Setup
+from femtune.chunks import Chunk, Lease, Setup
 from femtune.errors import ConfigError, EngineError, FemtuneError, RunError
 from femtune.estep import store, work_off
 from femtune.run import read_shard
@@ -98,7 +98,7 @@ class _Hired:
 
 
 class Pool:
-    """A crew (see `asking.Crew`) of Ray actors; `hire` makes each one's engine and grading, there.
+    """A crew (see `chunks.Crew`) of Ray actors; `hire` makes each one's engine and grading, there.
 
     Raises ConfigError where Ray is not installed, can't be reached, or can never give what a worker
     needs.

@@ -29,19 +29,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune.answers import Scale, as_fraction
+from femtune.asker import make_asker
 from femtune.calibration import Calibration, apply, check_scale, load_calibration
 from femtune.config import Predict
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import as_item, evaluation_draws
-from femtune.prepare import (
-    Data,
-    Questions,
-    check_new,
-    load_config,
-    make_asker,
-    read_questions,
-    task_options,
-)
+from femtune.prepare import Data, Questions, check_new, load_config, read_questions, task_options
 from femtune.problems import check_lengths
 from femtune.prompts import bare
 from femtune.reading import json_lines

@@ -8,29 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from femtune.answers import parse_scale
-from femtune.asking import Crew, Setup
 from femtune.config import Ask, Sample, Train, check_draws
 from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.loop import Evaluation, Plan
-from femtune.problems import check_disjoint, check_gold, check_lengths, split
+from femtune.problems import check_disjoint, check_gold, split
 from femtune.prompts import HINT, ChatTokenizer, Prompts
-from femtune.rewards import as_reward, score
+from femtune.rewards import as_reward
 from femtune.schemes import parse_scheme, soft_acceptance
-from femtune.served import NUM_PAIRS, ROUNDING, Probe
 from femtune.tasks.frames import frame
 from femtune.tasks.load import Options, TaskData, read_task, trained_on
-from femtune.training import context_length
-from femtune.types import Engine, Problem, Request, Reward, Sampling, Scheme
+from femtune.types import Problem, Request, Reward, Sampling, Scheme
 from femtune.worlds import SEEDLING
 
 # a file, the id of a data set on the Hub, problems, or what `read_task` gives
@@ -86,10 +79,10 @@ def load_tokenizer(folder: Path, template_args: Sequence[str] = ()) -> ChatToken
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} has no tokenizer that can be loaded: {error}") from error
-    pairs = _pairs("template_args", template_args)
+    pairs = named_pairs("template_args", template_args)
     # what is too long is refused by `check_lengths`, in words that help
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    return ChatTokenizer(tokenizer, tuple((key, _json(value)) for key, value in pairs.items()))
+    return ChatTokenizer(tokenizer, tuple((key, read_value(value)) for key, value in pairs.items()))
 
 
 def load_config(folder: Path) -> Any:
@@ -152,7 +145,7 @@ def _read(data: str | Path | Sequence[Problem], settings: Ask, answers: bool) ->
 def task_options(settings: Ask) -> Options:
     """How the task reads its data."""
     return Options(
-        columns=_pairs("columns", settings.columns),
+        columns=named_pairs("columns", settings.columns),
         data_config=settings.data_config,
         split=settings.split,
         scale=settings.scale,
@@ -195,216 +188,6 @@ def check_varied(problems: Sequence[Problem]) -> None:
             f"all {len(problems)} ratings to train on are {answers.pop()}: a judge would learn to say "
             "so whatever it reads. Check the column of the score, or give more data."
         )
-
-
-@dataclass(frozen=True)
-class Asker:
-    """How problems are asked of a model, as far as its weights are not needed."""
-
-    base: Path
-    tokenizer: ChatTokenizer
-    prompts: Prompts
-    reward: Reward
-    settings: Ask
-
-    @contextmanager
-    def setup(self, sampling: Sampling, probed: Sequence[Problem] = ()) -> Iterator[Setup]:
-        """The model in an engine, or in those of many workers, until the block ends.
-
-        With problems to probe, `base_probe` is made of some. Takes a minute for a large model. Raises
-        ConfigError for what an engine needs and is not here, ModelError where the model can't be served.
-        """
-        remote = self.settings.engine == "openai"
-        # else the model is read for the probe before the engine takes the memory
-        probe = self.base_probe(probed) if probed and not remote else None
-        made = self.open_setup(sampling, probe)
-        try:
-            if probed and remote:
-                made = replace(made, base_probe=self.base_probe(probed))
-            yield made
-        finally:
-            made.engine.close()
-
-    def open_setup(self, sampling: Sampling, base_probe: Probe | None = None) -> Setup:
-        """The same for callers that close `engine` themselves."""
-        no_foreign_bars()
-        settings = self.settings
-        grade = partial(
-            score,
-            prompts=self.prompts,
-            reward=self.reward,
-            timeout_s=settings.reward_timeout,
-            on_error=settings.on_reward_error,
-        )
-        return Setup(
-            self._crew(sampling, base_probe) if settings.ray_workers else self._engine(),
-            self.tokenizer,
-            self.prompts,
-            grade,
-            sampling,
-            settings.seed,
-            settings.chunk_size,
-            _rounding(settings, self.base),
-            base_probe,
-            settings.overlap,
-        )
-
-    def _crew(self, sampling: Sampling, base_probe: Probe | None) -> Crew:
-        from femtune.pool import Pool, Posts
-
-        settings = self.settings
-        alone = replace(
-            self,
-            base=self.base.absolute(),
-            settings=replace(settings, ray_workers=0, ray_address=None, worker_gpus=None),
-        )
-        gpus = settings.worker_gpus
-        if gpus is None:
-            gpus = engine_args(settings).get("tensor_parallel_size")
-        posts = Posts(settings.ray_workers, settings.ray_address, settings.worker_cpus, gpus)
-        return Pool(partial(alone.open_setup, sampling), posts, base_probe)
-
-    def _engine(self) -> Engine:
-        settings = self.settings
-        if settings.engine == "vllm":
-            from femtune.engines.vllm import VllmEngine
-
-            return VllmEngine(
-                self.base,
-                tokenizer=self.tokenizer,
-                dtype=settings.engine_dtype,
-                max_batch=settings.max_batch,
-                args=engine_args(settings),
-                lora_rank=_lora_rank(settings),
-                share_device=getattr(settings, "share_device", True),
-            )
-        if settings.engine == "openai":
-            from femtune.engines.openai import OpenAIEngine
-
-            return OpenAIEngine(
-                self.base,
-                tokenizer=self.tokenizer,
-                base_url=settings.base_url,
-                served_model=settings.served_model,
-                max_batch=settings.max_batch,
-                timeout_s=settings.engine_timeout,
-            )
-        from femtune.engines.transformers import TransformersEngine
-
-        return TransformersEngine(
-            self.base,
-            tokenizer=self.tokenizer,
-            dtype=settings.engine_dtype,
-            device=settings.device,
-            max_batch=settings.max_batch,
-        )
-
-    def base_probe(self, problems: Sequence[Problem]) -> Probe | None:
-        """By which an engine that is not the M-step's library shows that it serves the base.
-
-        Takes as long as reading the model once; None for the transformers engine.
-        """
-        settings = self.settings
-        if settings.engine == "transformers":
-            return None
-        from femtune.engines.transformers import TransformersEngine
-
-        some = problems[:NUM_PAIRS]
-        prompts = [self.tokenizer.encode_prompt(self.prompts.plain(problem)) for problem in some]
-        completions = [self.tokenizer.encode_completion(f"Answer: {p.answer}") for p in some]
-        dtype = "auto" if _lora_rank(settings) else "float32"  # the M-step's
-        engine = TransformersEngine(
-            self.base, tokenizer=self.tokenizer, dtype=dtype, device=settings.device
-        )
-        nats = engine.logprob(list(zip(prompts, completions, strict=True)))
-        engine.close()
-        return Probe(prompts, completions, nats, nats)
-
-
-def engine_args(settings: Ask) -> dict[str, Any]:
-    """Further arguments of the engine, as JSON reads them. Raises ConfigError."""
-    pairs = _pairs("engine_args", settings.engine_args)
-    return {name.replace("-", "_"): _json(value) for name, value in pairs.items()}
-
-
-def _lora_rank(settings: Ask) -> int | None:
-    """Of the adapters that a run makes, or None where it makes none."""
-    training = getattr(settings, "training", None)
-    return training.lora_r if training is not None and training.use_peft else None
-
-
-def _rounding(settings: Ask, base: Path) -> float:
-    """What rounding may part the engine's log-probabilities and the M-step's by: see served.py."""
-    name: str = settings.engine_dtype
-    if name == "auto":
-        name = str(getattr(load_config(base), "dtype", None)).removeprefix("torch.")
-    training = getattr(settings, "training", None)
-    if training is not None and training.fsdp and training.bf16 is not False:
-        name = (
-            "bfloat16"  # where weights are sharded, the M-step scores in the numbers that it trains in
-        )
-    return ROUNDING.get(name, ROUNDING["float32"])
-
-
-def no_foreign_bars() -> None:
-    """No bars of transformers' own between ours."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
-def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) -> Asker:
-    """Tokenizer and prompts of a model, the groups' prompts checked against its context.
-
-    Raises ModelError where the model can't be had, DataError where prompts are too long, ConfigError
-    where a GPU is asked for that is not there.
-    """
-    settings = asked.settings
-    if settings.device and settings.device.startswith("cuda"):
-        import torch  # slow, and only for them who ask
-
-        count = torch.cuda.device_count()
-        if int(settings.device.partition(":")[2] or 0) >= count:
-            raise ConfigError(
-                f"device {settings.device}: torch sees {count} GPUs here. Leave --device out."
-            )
-    engine_args(settings)
-    _check_installed(settings)
-    base = local_model(model)
-    tokenizer = load_tokenizer(base, settings.template_args)
-    context = context_length(load_config(base))
-    for problems in groups:
-        check_lengths(problems, asked.prompts, tokenizer, context, settings.max_new_tokens)
-    return Asker(base, tokenizer, asked.prompts, asked.reward, settings)
-
-
-def _check_installed(settings: Ask) -> None:
-    """Raise ConfigError where a library that an engine needs is not there, before a model is read."""
-    wanted = {"vllm": settings.engine == "vllm", "ray": settings.ray_workers > 0}
-    for name, is_wanted in wanted.items():
-        if is_wanted and find_spec(name) is None:
-            setting = "--engine vllm" if name == "vllm" else "--ray-workers"
-            raise ConfigError(f"{setting} needs {name}: pip install {name} (see docs/scale.md).")
-    if settings.engine == "openai" and not (settings.base_url or os.environ.get("OPENAI_BASE_URL")):
-        raise ConfigError(
-            "the openai engine needs a server's URL: set OPENAI_BASE_URL, or --base-url "
-            "http://127.0.0.1:8000/v1, say."
-        )
-    if settings.ray_address:
-        _check_reachable(settings.ray_address)
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself would try for two minutes. Raises ConfigError."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):
-        return  # "auto": Ray finds it, or says at once that there is none
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise ConfigError(
-            f"no Ray cluster at {address} ({error.strerror or error}): `ray start --head` makes one."
-        ) from error
 
 
 def sampling(settings: Sample) -> Sampling:
@@ -492,14 +275,14 @@ def fingerprint(*groups: Sequence[Problem]) -> str:
     return digest.hexdigest()
 
 
-def _pairs(name: str, items: Sequence[str]) -> dict[str, str]:
+def named_pairs(name: str, items: Sequence[str]) -> dict[str, str]:
     for item in items:
         if "=" not in item:
             raise ConfigError(f"{name} takes name=value, got {item!r}.")
     return dict(item.split("=", 1) for item in items)
 
 
-def _json(text: str) -> Any:
+def read_value(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from femtune.asking import Setup
+from femtune.asker import make_asker
+from femtune.chunks import Setup
 from femtune.commands import run_place
 from femtune.config import CHANGEABLE, Evaluate
 from femtune.errors import ConfigError
@@ -30,7 +31,7 @@ from femtune.evaluate import as_item, evaluation_draws
 from femtune.intervals import Floats, bootstrap, mean, ratio, summary
 from femtune.loop import Progress, drawn
 from femtune.metrics import Item, count_votes, distributions, most_likely, pair_metrics, scale_values
-from femtune.prepare import make_asker, read_questions, task_options
+from femtune.prepare import read_questions, task_options
 from femtune.run import Run, by_problem, open_run, write_json
 from femtune.tasks.frames import Frame, frame
 from femtune.tasks.load import read_task

@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from femtune.asking import Grade, upcoming
 from femtune.bias import Balance, Factors, balance_factors, kept_by, kept_scores, outcomes, weighed
+from femtune.chunks import Grade, upcoming
 from femtune.config import Train
 from femtune.errors import ConfigError, ModelError, NothingKept, RunError
 from femtune.evaluate import as_number, estep_metrics

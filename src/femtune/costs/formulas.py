@@ -27,7 +27,7 @@ other, and of sampling, which goes over the logits some times:
 
     max(r 2 N / peak, weights / bandwidth) + max(r 4 L d s / peak, r s KV / bandwidth) + L x overhead
 
-Rows come as in asking.py: at most B at a time, retries first, a chunk's last rows ever fewer (`rounds`);
+Rows come as in chunks.py: at most B at a time, retries first, a chunk's last rows ever fewer (`rounds`);
 at its end the longest draw is written alone. The M-step: FLOPs / (peak x share) + micro-batches x L x
 overhead + optimizer steps x 28 N / bandwidth (AdamW reads weight, gradient and two moments, and writes
 all but the gradient, in float32).

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from femtune.asker import Asker, engine_args, make_asker
 from femtune.config import Train
 from femtune.costs.footprint import Memory, advice, batch_rows, engine_memory, training_memory
 from femtune.costs.formulas import BYTES, Attempt, Job, Phase, Shape, asking, fitting, loading, writing
@@ -19,16 +20,7 @@ from femtune.costs.shapes import config_folder, read_shape
 from femtune.costs.trial import Trial, try_out
 from femtune.errors import ConfigError
 from femtune.loop import Plan
-from femtune.prepare import (
-    Asker,
-    Data,
-    engine_args,
-    held_out,
-    make_asker,
-    plan,
-    read_questions,
-    sampling,
-)
+from femtune.prepare import Data, held_out, plan, read_questions, sampling
 from femtune.schemes import paper_filter
 from femtune.types import Problem, Scheme
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from femtune.asking import Setup
+from femtune.asker import Asker
+from femtune.chunks import Setup
 from femtune.costs.formulas import Asking, Attempt
 from femtune.estep import e_step
 from femtune.examples import write_examples
 from femtune.loop import Plan
-from femtune.prepare import Asker
 from femtune.types import Draw, Example, Problem, Sampling, Scheme
 
 _STEPS = 6  # of the optimizer
