@@ -107,6 +107,38 @@ def a_file(name: str, text: str = "") -> Callable[[Path, list[Row]], object]:
 
 
 BAD = {
+    "an engine is unknown": Bad("train train.jsonl {} --engine vlm", ("--engine", "vllm", "openai")),
+    "a setting is of another engine": Bad(
+        "train train.jsonl {} --engine-args tensor_parallel_size=2",
+        ("engine_args is for --engine vllm",),
+    ),
+    "a server's URL is for another engine": Bad(
+        "train train.jsonl {} --base-url http://x/v1", ("base_url is for --engine openai",)
+    ),
+    "a server is to learn full weights": Bad(
+        "train train.jsonl {} --engine openai --base-url http://x/v1",
+        ("train through it with --use-peft",),
+    ),
+    "a server has no URL": Bad(
+        "sample train.jsonl {} --engine openai", ("set OPENAI_BASE_URL", "--base-url")
+    ),
+    "a cluster has no workers": Bad(
+        "train train.jsonl {} --ray-address auto", ("ray_address is for Ray workers", "set ray_workers")
+    ),
+    "a cluster is not there": Bad(
+        "train train.jsonl {} --ray-workers 2 --ray-address 127.0.0.1:1",
+        ("no Ray cluster at 127.0.0.1:1", "ray start --head"),
+    ),
+    "workers are to overlap": Bad(
+        "train train.jsonl {} --ray-workers 2 --overlap", ("overlap is of one engine",)
+    ),
+    "shards have no processes": Bad("train train.jsonl {} --fsdp", ("fsdp is of several processes",)),
+    "a launcher is not there": Bad(
+        "train train.jsonl {} --launch nosuch", ("there is no program 'nosuch'",), tokenizer=True
+    ),
+    "a device is not known": Bad(
+        "plan train.jsonl {} --hardware h1000", ("'h1000'", "Did you mean h100?")
+    ),
     "a column is missing": Bad(
         "train bad.jsonl {}", ("no column `answer`", "it has id, prompt, truth"), changed(1, answer=None)
     ),

@@ -27,7 +27,7 @@ from femtune.calibration import (
     save_calibration,
 )
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
-from femtune.errors import ConfigError
+from femtune.errors import ConfigError, ModelError
 from femtune.evaluate import as_item, evaluation_metrics
 from femtune.loop import Progress, Steps, fem
 from femtune.predictions import check_calibration, read_calibration
@@ -108,6 +108,11 @@ def run_train(
             "train is one process, and starts its M-steps' processes itself: give the launcher to it, "
             'as --launch "torchrun --nproc-per-node 8".'
         )
+    if settings.engine == "openai" and not settings.training.use_peft:
+        raise ConfigError(
+            "a server can't be given new full weights while it runs: train through it with --use-peft "
+            "(LoRA adapters), or take --engine vllm."
+        )
     draws = sampling(settings)
     plan(replace(settings, soft_accept=None), scheme)  # what needs no data is refused at once
     asked = read_questions(data, settings, reward)
@@ -120,6 +125,11 @@ def run_train(
             if group and not (run.root / f"{name}.parquet").exists():
                 save_problems(group, run.root / f"{name}.parquet")
         with asker.setup(draws, probed=problems) as setup:
+            if not getattr(getattr(setup.engine, "abilities", None), "adapters", True):
+                raise ModelError(
+                    "the server takes no adapters while it runs, so what is learnt can't reach it: "
+                    "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
+                )
             history = fem(run, asker.base, problems, test, steps, setup, asker.tokenizer, progress)
         _point(run, history, steps.iterations)
     return Result(run.root, run.root / "last", history)
