@@ -21,7 +21,7 @@ from femtune.prompts import ChatTokenizer, Prompts
 from femtune.rewards import score
 from femtune.served import NUM_PAIRS, ROUNDING, Probe
 from femtune.training import context_length
-from femtune.types import Engine, Problem, Reward, Sampling
+from femtune.types import DrawKey, Engine, Problem, Request, Reward, Sampling
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Asker:
             return VllmEngine(
                 self.base,
                 tokenizer=self.tokenizer,
-                dtype=settings.engine_dtype,
+                dtype=_numbers(settings, self.base),  # its own "auto" halves what is stored in 32 bits
                 max_batch=settings.max_batch,
                 args=engine_args(settings),
                 lora_rank=_lora_rank(settings),
@@ -136,13 +136,20 @@ class Asker:
             return None
         from femtune.engines.transformers import TransformersEngine
 
-        some = problems[:NUM_PAIRS]
-        prompts = [self.tokenizer.encode_prompt(self.prompts.plain(problem)) for problem in some]
-        completions = [self.tokenizer.encode_completion(f"Answer: {p.answer}") for p in some]
         dtype = "auto" if _lora_rank(settings) else "float32"  # the M-step's
         engine = TransformersEngine(
             self.base, tokenizer=self.tokenizer, dtype=dtype, device=settings.device
         )
+        todo = [
+            Request(DrawKey(0, p.id, 0, 0), self.tokenizer.encode_prompt(self.prompts.plain(p)), 0)
+            for p in problems[:NUM_PAIRS]
+        ]
+        prompts = [request.tokens for request in todo]
+        # its own likeliest words: in 16 bits, unlikely ones have log-probabilities that are far off
+        greedy = Sampling(min(32, settings.max_new_tokens), temperature=0.0)
+        parts = engine.generate(lambda room: [todo.pop(0) for _ in range(min(room, len(todo)))], greedy)
+        made = {request.tokens: completion.tokens for part in parts for request, completion in part}
+        completions = [made[tokens] for tokens in prompts]
         nats = engine.logprob(list(zip(prompts, completions, strict=True)))
         engine.close()
         return Probe(prompts, completions, nats, nats)
@@ -160,17 +167,22 @@ def _lora_rank(settings: Ask) -> int | None:
     return training.lora_r if training is not None and training.use_peft else None
 
 
+def _numbers(settings: Ask, base: Path) -> str:
+    """The engine's numbers: as set, else as the base is stored; a server's are its own affair."""
+    if settings.engine_dtype != "auto":
+        return settings.engine_dtype
+    if settings.engine == "openai":
+        return "bfloat16"  # the coarsest that is usual
+    name = str(getattr(load_config(base), "dtype", None)).removeprefix("torch.")
+    return name if name in ROUNDING else "float32"
+
+
 def _rounding(settings: Ask, base: Path) -> float:
     """What rounding may part the engine's log-probabilities and the M-step's by: see served.py."""
-    name: str = settings.engine_dtype
-    if name == "auto":
-        name = str(getattr(load_config(base), "dtype", None)).removeprefix("torch.")
     training = getattr(settings, "training", None)
     if training is not None and training.fsdp and training.bf16 is not False:
-        name = (
-            "bfloat16"  # where weights are sharded, the M-step scores in the numbers that it trains in
-        )
-    return ROUNDING.get(name, ROUNDING["float32"])
+        return ROUNDING["bfloat16"]  # where weights are sharded, it scores in the numbers it trains in
+    return ROUNDING[_numbers(settings, base)]
 
 
 def no_foreign_bars() -> None:
