@@ -22,10 +22,11 @@ from femtune.engines.fake import FakeEngine  # noqa: E402
 from femtune.errors import ConfigError, EngineError, ModelError, RunError  # noqa: E402
 from femtune.estep import e_step  # noqa: E402
 from femtune.pool import Pool, Posts  # noqa: E402
+from femtune.rewards import as_reward, score  # noqa: E402
 from femtune.run import read_draws  # noqa: E402
 from femtune.schemes import rejection  # noqa: E402
 from femtune.served import Probe, write_probe  # noqa: E402
-from femtune.types import Draw  # noqa: E402
+from femtune.types import Draw, Reward  # noqa: E402
 
 from . import oracle  # noqa: E402
 from .oracle import Tables, problem, setup  # noqa: E402
@@ -206,6 +207,23 @@ def test_workers_join_when_there_is_room(notes: Path, monkeypatch: pytest.Monkey
         until(pool, lambda: len(list(notes.glob("worker-*"))) == 3)
     finally:
         pool.close()
+
+
+def test_a_reward_of_the_users_own_file_goes_along(notes: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("LEAST = 1.0\n\n\ndef always(answer):\n    return LEAST\n")
+    pool = Pool(
+        partial(graded_by, notes, as_reward(f"{tmp_path / 'mine.py'}:always")),
+        Posts(1, address="local", gpus=0),
+    )
+    try:
+        draws = drawn(pool)
+        assert len(draws) == 40 and all(draw.score.reward == 1 for draw in draws)
+    finally:
+        pool.close()
+
+
+def graded_by(notes: Path, reward: Reward) -> Setup:
+    return replace(hire(notes), grade=partial(score, prompts=oracle.PROMPTS, reward=reward))
 
 
 def test_gpus_that_are_not_here_are_refused_at_once() -> None:

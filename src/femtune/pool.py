@@ -1,7 +1,7 @@
 """Many engines at once: Ray actors that take chunks of problems as leases and store the draws.
 
-    driver   hands out leases, one to each worker that is free; starts workers until there are as many
-             as asked for, those that died again; takes in late ones when the cluster has room
+    driver   hands out leases, one to each worker that is free; asks for workers until there are enough,
+             also in place of those that died, and takes in late ones when the cluster has room
     worker   has an engine of its own; loads the weights that a lease names, draws, grades, stores
 
 A worker that dies loses its lease, which goes to another: a chunk's draws do not depend on who makes
@@ -18,7 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,6 @@ class _Hired:
     actor: Any
     doing: Any = None  # what is awaited of it
     order: Order | None = None  # None while it starts
-    since: float = field(default_factory=time.monotonic)
 
 
 class Pool:
@@ -111,7 +110,8 @@ class Pool:
         self.posts = posts
         self.base_probe = base_probe
         self.weights: Path | None = None
-        self._hire = self.ray.put(_by_value(self.ray, hire))
+        _send_user_files(self.ray)
+        self._hire = self.ray.put(hire)
         self._workers: list[_Hired] = []
         self._told = time.monotonic()
         self._fill_posts()
@@ -202,8 +202,8 @@ class Pool:
         except self.ray.exceptions.RayTaskError as error:
             raise _cause(error) from None
         except self.ray.exceptions.RayActorError as error:
-            what = "starting" if starting else "drawing"
-            log.warning("a worker died while %s: its lease is done again (%s)", what, _brief(error))
+            what = "as it started" if starting else "over its lease, which is done again"
+            log.warning("a worker died %s: another takes its post (%s)", what, _brief(error))
             return None
         return True if value is None else value
 
@@ -267,12 +267,11 @@ def _local_cpus(posts: Posts) -> int:
     return max(os.cpu_count() or 1, -int(-posts.cpus * posts.workers // 1))
 
 
-def _by_value(ray: Any, thing: Any) -> Any:
+def _send_user_files(ray: Any) -> None:
     """Have functions of the user's own files travel whole: workers can't import them."""
     for name, module in list(sys.modules.items()):
         if name.startswith(MODULES):
             ray.cloudpickle.register_pickle_by_value(module)
-    return thing
 
 
 def _too_many(order: Order | None) -> str:
