@@ -404,6 +404,16 @@ def test_a_scheme_of_ones_own_is_planned_by_its_stages(world: tuple[Path, Path])
     assert found.whole["evaluation"].draws == 0
 
 
+def test_devices_that_nothing_is_set_for_are_told_of(world: tuple[Path, Path]) -> None:
+    wish = Wish("a100", num_devices=4)
+    idle = look_ahead(world[0], "seedling", SETTINGS, wish).advice
+    assert any("set --ray-workers 4" in said for said in idle)
+    assert any("set --launch" in said for said in idle)
+    set_ = replace(SETTINGS, ray_workers=4, launch="torchrun --nproc-per-node 4")
+    said = "\n".join(look_ahead(world[0], "seedling", set_, wish).advice)
+    assert "--ray-workers" not in said and "--launch" not in said
+
+
 def test_several_devices_that_stand_idle_are_told_of(world: tuple[Path, Path]) -> None:
     found = look_ahead(world[0], "seedling", SETTINGS, Wish("a100", num_devices=4))
     assert any("Set --chunk-size" in line for line in found.advice)

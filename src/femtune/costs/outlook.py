@@ -116,7 +116,7 @@ def look_ahead(
     device = TABLE[wish.hardware] if wish.hardware in TABLE else _here(shape, dtype, settings)
     job = _job(shape, steps, asker, problems, test, wish, dtype, device, settings, parallel)
     trial = try_out(asker, steps, problems, wish.measure, draws) if wish.measure else None
-    return _outlook(shape, job, device, wish, trial)
+    return _outlook(shape, job, device, wish, trial, settings)
 
 
 def _anywhere(settings: Train) -> Train:
@@ -195,7 +195,9 @@ def _job(
     )
 
 
-def _outlook(shape: Shape, job: Job, device: Hardware, wish: Wish, trial: Trial | None) -> Outlook:
+def _outlook(
+    shape: Shape, job: Job, device: Hardware, wish: Wish, trial: Trial | None, settings: Train
+) -> Outlook:
     """Costs by the model's formulas, with what a trial measured in place of what is assumed."""
     if trial is not None:
         job = replace(
@@ -231,13 +233,14 @@ def _outlook(shape: Shape, job: Job, device: Hardware, wish: Wish, trial: Trial 
         {name: phase.times(times.get(name, job.iterations)) for name, phase in each.items()},
         engine_memory(shape, job, device),
         training_memory(shape, job, device, wish.num_devices),
-        [*advice(shape, job, device, wish.num_devices), *_idle(job, engines)],
+        [*advice(shape, job, device, wish.num_devices), *_idle(job, engines, settings)],
         [*_assumed(job, device, wish, trial)],
         [*_measured(device, wish, trial)],
     )
 
 
-def _idle(job: Job, engines: int) -> Iterator[str]:
+def _idle(job: Job, engines: int, settings: Train) -> Iterator[str]:
+    """What is to be set, so that all devices have something to do."""
     chunks = -(-job.problems // job.chunk_size)
     if chunks < engines:
         size = max(1, job.problems // engines)
@@ -245,10 +248,11 @@ def _idle(job: Job, engines: int) -> Iterator[str]:
             f"{chunks} chunk{'s' * (chunks > 1)} of problems for {engines} engines: some stand idle. "
             f"Set --chunk-size {size}."
         )
-    if engines > 1:
-        yield f"{engines} engines side by side are --ray-workers {engines}, or a server of your own."
-    if job.is_launched:
-        yield 'an M-step on several devices is --launch "torchrun --nproc-per-node N".'
+    if engines > 1 and settings.engine != "openai" and settings.ray_workers != engines:
+        yield f"this is of {engines} engines side by side: set --ray-workers {engines}."
+    if job.is_launched and settings.launch is None:
+        launch = "torchrun --standalone --nproc-per-node N"
+        yield f'this is of an M-step on several devices: set --launch "{launch}".'
 
 
 def _assumed(job: Job, device: Hardware, wish: Wish, trial: Trial | None) -> Iterator[str]:
