@@ -20,6 +20,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 from rich.text import Text
 
+from femtune import stopping
 from femtune.errors import ConfigError, DataError, FemtuneError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -449,7 +450,10 @@ class _Warn(logging.Handler):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit status: 1 for what femtune refuses, 130 for Ctrl-C."""
+    """Run a command; gives the exit status: 1 for what femtune refuses, 130 for Ctrl-C.
+
+    After the first Ctrl-C, or a SIGTERM, what is in flight is finished and stored: see stopping.py.
+    """
     log = logging.getLogger("femtune")
     if not any(isinstance(handler, _Warn) for handler in log.handlers):
         log.addHandler(_Warn(logging.WARNING))
@@ -459,7 +463,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, settings = _take_config(arguments)
         known = _for_command(settings, arguments[:1])
         app.config = (Dict(known, source=name, use_commands_as_keys=False),) if known else ()
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
+        with stopping.graceful():
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
         sys.stdout.flush()  # here, where a closed pipe is caught
     except (FemtuneError, CycloptsError) as error:
         kind = type(error) if isinstance(error, FemtuneError) else ConfigError
@@ -470,9 +475,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         errors.print("Stopped. What is stored stays; the same command goes on from there.")
-        return 130
+        return stop.status if isinstance(stop, stopping.Stopped) else 130
     return 0
 
 

@@ -15,10 +15,11 @@ from rich.text import Text
 from femtune.compare import Job, telling
 from femtune.config import Train
 from femtune.errors import ConfigError, RunError
+from femtune.files import replacing
 from femtune.prepare import check_new
 from femtune.problems import load_problems
 from femtune.prompts import prompt_text
-from femtune.run import read_draws, replacing
+from femtune.run import read_draws
 from femtune.training import Training
 from femtune.types import Draw
 from femtune.worlds import WORLDS, make_rows

@@ -24,12 +24,13 @@ from femtune.config import Train
 from femtune.errors import ConfigError, ModelError, NothingKept, RunError
 from femtune.evaluate import as_number, estep_metrics
 from femtune.examples import write_examples
+from femtune.files import write_json
 from femtune.loop import drawn, nothing_kept
 from femtune.prepare import check_new, load_tokenizer, local_model, plan, read_questions
 from femtune.problems import load_problems
 from femtune.prompts import HINT, JUDGE_LEAKS, LEAKS, ChatTokenizer, Prompts
 from femtune.rewards import score
-from femtune.run import Run, by_problem, read_draws, write_draws, write_json
+from femtune.run import Run, by_problem, read_draws, write_draws
 from femtune.tasks.frames import frame
 from femtune.tasks.load import TaskData
 from femtune.training import Training
