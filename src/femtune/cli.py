@@ -18,10 +18,11 @@ from typing import Annotated, Any
 import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
+from rich.panel import Panel
 from rich.text import Text
 
 from femtune import stopping
-from femtune.errors import ConfigError, DataError, FemtuneError
+from femtune.errors import ConfigError, DataError, FemtuneError, RunError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -342,14 +343,33 @@ def calibrate(
 
 @app.command
 def doctor(
-    data: str, *, model: Model, settings: Train | None = None, row: int = 1, draw: bool = True
+    data: str,
+    *,
+    model: Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])] = None,
+    settings: Train | None = None,
+    row: int = 1,
+    draw: bool = True,
+    mend: bool = False,
+    show: Show = "auto",
 ) -> None:
     """Check a setup in seconds, and show what the model is asked and what the loss will see.
 
     Looks at the problem of --row more closely; --no-draw does not load the model's weights.
+
+    Of a run's folder in place of data: verify all that is stored against its checksums, and say what is
+    damaged and what can be made again. --mend sets damaged files aside, so that the run's command makes
+    them.
     """
     from femtune import doctor as checks
+    from femtune.checkup import runs_in
 
+    if Path(data).is_dir() and (runs := runs_in(Path(data))):
+        _check_runs(runs, mend, show)
+        return
+    if model is None:
+        raise ConfigError(f"doctor {data} needs --model; or give it the folder of a run to verify.")
+    if mend:
+        raise ConfigError(f"--mend is for the folder of a run, and {data} is none.")
     chosen = settings or Train()
     asker, problems, findings = checks.examine(data, model, chosen)
     if not 1 <= row <= len(problems):
@@ -364,6 +384,61 @@ def doctor(
         for finding in more:
             console.print(_finding(finding), soft_wrap=True)
         console.print(checks.show_tokens(asker, problem, draws[-1]))
+
+
+def _check_runs(runs: Sequence[Path], mend: bool, show: Show) -> None:
+    """Verify runs. Raises RunError where one stays damaged."""
+    from femtune import checkup
+
+    num_bad = 0
+    for run in runs:
+        found = checkup.check_up(run)
+        if show == "json":
+            print(checkup.as_json(found))
+        elif show != "quiet":
+            for is_well, what, text in checkup.lines(found):
+                console.print(Text(f"{'✓' if is_well else '!'} {what:<16}{text}"), soft_wrap=True)
+        set_aside = checkup.mend(found) if mend else []
+        if show in ("auto", "lines"):
+            for path in set_aside:
+                _tell("set aside", path)
+        num_bad += sum(not (mend and fault.remedy) for fault in found.faults)
+        if set_aside and show in ("auto", "lines"):
+            console.print("The run's own command makes them again.")
+    if num_bad:
+        advice = "" if mend else "; --mend sets aside what can be made again"
+        raise RunError(f"{num_bad} files are damaged{advice}.")
+
+
+@app.command
+def replay(
+    run: Path,
+    *,
+    draw: str,
+    eval_: Annotated[bool, Parameter(name="--eval", negative=())] = False,
+    device: str | None = None,
+    show: Show = "auto",
+) -> None:
+    """Draw a stored draw once more, with its seed and the weights that drew it, and compare.
+
+    --draw takes ITERATION/PROBLEM/STAGE/INDEX, or ITERATION/PROBLEM for all draws of a problem; --eval
+    looks for it among the evaluation's.
+    """
+    from femtune import replay as again
+
+    num_other = 0
+    for found in again.replay(run, draw, kind="eval" if eval_ else "draws", device=device):
+        num_other += not found.same
+        if show == "json":
+            print(json.dumps(again.as_json(found)))
+        elif show != "quiet":
+            mark = "✓" if found.same else "!"
+            console.print(Text(f"{mark} {again.told(found)}"), soft_wrap=True)
+            texts = [found.stored.completion.text] + [found.completion.text] * (not found.same)
+            for title, text in zip(("stored", "drawn again"), texts, strict=False):
+                console.print(Panel(Text(text), title=title, title_align="left"))
+    if num_other:
+        raise RunError(f"{num_other} draws are not what was stored.")
 
 
 @app.command

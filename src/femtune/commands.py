@@ -27,6 +27,7 @@ from femtune.calibration import (
     save_calibration,
 )
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
+from femtune.costs.disk import at_most, check_disk
 from femtune.errors import ConfigError, ModelError
 from femtune.evaluate import as_item, evaluation_metrics
 from femtune.files import write_json
@@ -121,6 +122,8 @@ def run_train(
     problems, test = held_out(asked, data)
     place, config = run_place(output_dir, "train", data, model, asked.settings, problems, test)
     asker = make_asker(model, asked, problems, test)
+    num_stored = len(list(place.glob("iteration-*/model")))
+    check_disk(place, at_most(steps, asker.base, len(problems), len(test), draws, num_stored))
     with open_run(place, config, CHANGEABLE) as run:
         for name, group in (("problems", problems), ("eval", test)):
             if group and not (run.root / f"{name}.parquet").exists():

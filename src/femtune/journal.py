@@ -13,14 +13,15 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 from zlib import crc32
 
 from femtune.files import cant_write, make_folder
 from femtune.run import as_columns, from_columns
-from femtune.types import Draw
+from femtune.types import Draw, DrawKey
 
 FLUSH_EVERY_S = 5.0  # a killed process loses nothing of the file; a power failure the last seconds
 
@@ -35,11 +36,12 @@ class Journal:
         self.path = journal_of(shard)
         try:
             make_folder(shard.parent)
-            self._file: IO[bytes] = self.path.open("ab+", buffering=0)
-            self.draws, self.spent_s, whole = _read(self._file)
-            self._file.truncate(whole)
+            self._file: IO[bytes] = self.path.open("ab", buffering=0)
+            known = read_journal(self.path)
+            self._file.truncate(known.num_bytes)
         except OSError as error:
             raise cant_write(self.path, error) from error
+        self.draws, self.spent_s = known.draws, known.spent_s
         self._flushed = time.monotonic()
 
     def append(self, draws: Sequence[Draw], spent_s: tuple[float, float]) -> None:
@@ -79,18 +81,32 @@ def remove_journal(shard: Path) -> None:
     journal_of(shard).unlink(missing_ok=True)
 
 
-def _read(file: IO[bytes]) -> tuple[list[Draw], tuple[float, float], int]:
-    """Draws, the seconds spent on them, and how many bytes of the file are whole."""
-    file.seek(0)
-    found: dict[Any, Draw] = {}  # by key: two workers may have written one chunk
-    spent_s, whole = (0.0, 0.0), 0
-    for line in file:
-        sum_, _, text = line.rstrip(b"\n").partition(b" ")
-        if not line.endswith(b"\n") or sum_ != b"%08x" % crc32(text):
-            break
-        (engine_s, total_s), columns = json.loads(text)
-        spent_s = (engine_s, total_s)
-        for draw in from_columns(columns):
-            found.setdefault(draw.key, draw)
-        whole += len(line)
-    return list(found.values()), spent_s, whole
+@dataclass(frozen=True)
+class Known:
+    """What a journal holds."""
+
+    draws: list[Draw]
+    spent_s: tuple[float, float]  # on the chunk: the engine's, and all
+    num_bytes: int  # of whole lines
+
+
+def read_journal(path: Path) -> Known:
+    """What is whole of a journal; changes nothing."""
+    found: dict[DrawKey, Draw] = {}  # two workers may have written one chunk
+    spent_s, num_bytes = (0.0, 0.0), 0
+    with path.open("rb") as file:
+        for line in file:
+            check, _, text = line.rstrip(b"\n").partition(b" ")
+            if not line.endswith(b"\n") or check != b"%08x" % crc32(text):
+                break
+            (engine_s, total_s), columns = json.loads(text)
+            spent_s = (engine_s, total_s)
+            for draw in from_columns(columns):
+                found.setdefault(draw.key, draw)
+            num_bytes += len(line)
+    return Known(list(found.values()), spent_s, num_bytes)
+
+
+def journals(folder: Path) -> list[Path]:
+    """Those of open chunks in a folder of shards."""
+    return sorted(folder.glob("*.open.jsonl"))

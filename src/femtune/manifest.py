@@ -70,9 +70,10 @@ def files_of(path: Path) -> Iterator[Path]:
 
 
 def unrecorded(root: Path) -> list[Path]:
-    """Files of iterations and problems that the manifest lacks."""
+    """Files of a run that the manifest lacks; of those whose content is to stay as it is."""
     entries = recorded(root)
     places = [*sorted(root.glob("iteration-*")), *sorted(root.glob("*.parquet"))]
+    places.append(root / "environment.json")
     return [file for place in places for file in files_of(place) if _name(root, file) not in entries]
 
 

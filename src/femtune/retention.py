@@ -106,7 +106,10 @@ def free_bytes(path: Path) -> int:
 def sized(number: float) -> str:
     """Bytes for people.
 
-    >>> sized(4_210_000), sized(2.5e9)
-    ('4 MB', '2.5 GB')
+    >>> sized(4_210), sized(4_210_000), sized(2.5e9)
+    ('4 kB', '4 MB', '2.5 GB')
     """
-    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.0f} MB"
+    for unit, size, least in (("GB", 1e9, 1e8), ("MB", 1e6, 1e6)):
+        if number >= least:
+            return f"{number / size:.{int(unit == 'GB')}f} {unit}"
+    return f"{number / 1e3:.0f} kB"
