@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 
@@ -78,6 +81,25 @@ def test_handlers_are_as_they_were_afterwards() -> None:
 
 def test_a_stop_is_a_keyboard_interrupt_that_nothing_takes_for_an_error() -> None:
     assert issubclass(Stopped, KeyboardInterrupt) and not issubclass(Stopped, Exception)
+
+
+def test_a_process_that_is_started_shielded_is_not_reached_by_the_terminals_signal() -> None:
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for shield, dies in ((nullcontext(), True), (stopping.shielded(), False)):
+        with shield:
+            child = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        if dies:
+            assert child.wait(20) != 0
+        else:
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(0.5)
+            child.kill()
+            child.wait()
+        child.stdout.close()
 
 
 def in_thread(work: Callable[[], None]) -> None:

@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ from femtune.chunks import Setup
 from femtune.commands import run_place
 from femtune.config import CHANGEABLE, Train
 from femtune.errors import ConfigError, DataError
-from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
+from femtune.evaluate import ask_into, estep_metrics, evaluation_metrics
 from femtune.examples import write_examples
-from femtune.files import replacing, write_json
+from femtune.files import replacing
 from femtune.loop import Steps
 from femtune.prepare import Data, Questions, held_out, plan, read_questions
 from femtune.progress import Quiet
@@ -133,7 +132,7 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
         stored = run.iteration(number) / "metrics.json"
         if not stored.exists():
             metrics = {"iteration": number} | _made(run, asked, model, settings, train, test)
-            write_json(stored, metrics)
+            run.write_json(stored, metrics)
             run.log("iteration", **metrics)
         return [json.loads(stored.read_text())]
 
@@ -234,9 +233,7 @@ def by_vote(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _draw(run: Run, kind: str, problems: Sequence[Problem], setup: Setup, draws: int) -> None:
     """Draw from the base under the plain prompt and store it, chunk by chunk, in iteration 0."""
-    place = partial(run.shard, 0, kind)
-    for _chunk in evaluation_draws(problems, setup, draws=draws, iteration=0, place=place):
-        pass
+    ask_into(run, kind, problems, setup, draws=draws)
 
 
 # --- answer-only

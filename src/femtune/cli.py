@@ -303,15 +303,18 @@ def predict(
 
     DATA is a file, a data set of the Hub, or - for lines of JSON as they come, --chunk-size at a time.
     A JSON line for each item goes to standard output, or to --output, .jsonl or .parquet: id, answer,
-    confidence, abstained, num_answered, votes, distribution, expected, consistent, rationale.
+    confidence, abstained, num_answered, votes, distribution, expected, consistent, rationale. With
+    --output the draws are stored beside it, and the same command goes on where it was stopped.
     """
-    from femtune.predictions import as_line, check_output, save_predictions
+    from femtune.predictions import as_line, predict_into
     from femtune.predictions import predict as run
 
     chosen = settings or Predict()
     if output is not None:
-        check_output(output)
-        save_predictions(run(data, model, chosen), output, chosen.chunk_size)
+        draws = predict_into(data, model, chosen, output)
+        _tell("predictions", output)
+        if draws is not None:
+            _tell("their draws", draws)
         return
     for item in run(data, model, chosen):
         print(as_line(item), flush=True)

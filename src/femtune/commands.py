@@ -30,7 +30,6 @@ from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
 from femtune.costs.disk import at_most, check_disk
 from femtune.errors import ConfigError, ModelError
 from femtune.evaluate import as_item, evaluation_metrics
-from femtune.files import write_json
 from femtune.loop import Progress, Steps, fem
 from femtune.predictions import check_calibration, read_calibration
 from femtune.prepare import (
@@ -159,7 +158,7 @@ def sample(
         with asker.setup(draws) as setup:
             steps = Steps(run, asker.base, problems, [], what, setup, asker.tokenizer, progress)
             metrics = steps.expect(1)
-        write_json(run.iteration(1) / "metrics.json", {"iteration": 1, "e_step": metrics})
+        run.write_json(run.iteration(1) / "metrics.json", {"iteration": 1, "e_step": metrics})
     return run.iteration(1), metrics
 
 
@@ -208,7 +207,7 @@ def evaluate(
             metrics = steps.measure(0)
         if calibration is not None:
             metrics = _calibrated(metrics, problems, run.iteration(0) / "eval", calibration)
-        write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
+        run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
     return run.iteration(0), metrics
 
 

@@ -23,7 +23,6 @@ from femtune.errors import NothingKept
 from femtune.estep import e_step
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.examples import write_examples
-from femtune.files import write_json
 from femtune.prompts import ChatTokenizer
 from femtune.retention import check_room, link_models, thin_out
 from femtune.run import Run, read_draws
@@ -116,8 +115,7 @@ class Steps:
                     metrics["m_step"] = self.maximise(iteration)
                 if self.is_measured(iteration):
                     metrics["evaluation"] = self.measure(iteration)
-                write_json(stored, metrics)
-                self.run.record(stored)
+                self.run.write_json(stored, metrics)
                 self.run.log("iteration", **metrics)
             self.run.verify(stored)
             history.append(json.loads(stored.read_text()))

@@ -101,6 +101,11 @@ class Run:
         manifest.record(self.root, paths)
         self.trusted.update(paths)
 
+    def write_json(self, path: Path, value: Any) -> None:
+        """Store a JSON file and enter it."""
+        write_json(path, value)
+        self.record(path)
+
     def record_rest(self) -> None:
         """Enter what the manifest lacks, once looked through: a kill may come before a file's line.
 

@@ -80,6 +80,20 @@ def finishing(what: str) -> Iterator[None]:
         check()
 
 
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Keep the terminal's Ctrl-C from processes that are started in the block.
+
+    A terminal sends it to all of a program's processes, and an engine's own would end with what they
+    have in flight. Here it waits for the block's end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which children inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def wished() -> bool:
     """Whether a run is to stop: nothing new is begun then."""
     return _State.in_thread.is_set()

@@ -29,6 +29,7 @@ from typing import Any
 
 import transformers
 
+from femtune import stopping
 from femtune.engines.causal import stamp_of
 from femtune.engines.vllm_setup import (
     adapter_config,
@@ -253,7 +254,7 @@ class VllmEngine:
                 f"vLLM has no engine argument {', '.join(unknown)}: see `vllm serve --help`."
             )
         try:
-            with quietly():
+            with quietly(), stopping.shielded():
                 self._llm = vllm.LLM(**args, **own)
         except Exception as error:  # ValidationError, ValueError, RuntimeError, OSError, or CUDA's
             raise ModelError(f"vLLM can't serve {model}: {_line(error)}") from error
