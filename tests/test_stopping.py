@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -83,23 +83,30 @@ def test_a_stop_is_a_keyboard_interrupt_that_nothing_takes_for_an_error() -> Non
     assert issubclass(Stopped, KeyboardInterrupt) and not issubclass(Stopped, Exception)
 
 
-def test_a_process_that_is_started_shielded_is_not_reached_by_the_terminals_signal() -> None:
-    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    for shield, dies in ((nullcontext(), True), (stopping.shielded(), False)):
+SPAWNS = """
+import multiprocessing, os
+from contextlib import nullcontext
+from femtune import stopping
+
+def session(queue):
+    queue.put(os.getsid(0))
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    for shield in (nullcontext(), stopping.shielded(), nullcontext()):
+        queue = spawn.Queue()
         with shield:
-            child = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert child.stdout is not None
-        child.stdout.readline()
-        child.send_signal(signal.SIGINT)
-        if dies:
-            assert child.wait(20) != 0
-        else:
-            with pytest.raises(subprocess.TimeoutExpired):
-                child.wait(0.5)
-            child.kill()
-            child.wait()
-        child.stdout.close()
+            child = spawn.Process(target=session, args=(queue,))
+            child.start()
+        print(queue.get() == os.getsid(0))
+        child.join()
+"""
+
+
+def test_processes_that_are_spawned_shielded_are_out_of_the_terminals_reach(tmp_path: Path) -> None:
+    (script := tmp_path / "script.py").write_text(SPAWNS)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "True"]
 
 
 def in_thread(work: Callable[[], None]) -> None:

@@ -153,7 +153,8 @@ def _open_parts(folder: Path) -> Iterator[str]:
         if shards := len(list((folder / kind).glob("*.parquet"))):
             yield f"{shards} chunk{'s' * (shards > 1)} {name} stored"
         for path in journals(folder / kind):
-            yield f"{len(read_journal(path).draws)} draws of an open chunk {name}"
+            if known := len(read_journal(path).draws):
+                yield f"{known} draws of an open chunk {name}"
     for name, what in (("examples.parquet", "examples"), ("model", "model")):
         if (folder / name).exists():
             yield f"{what} stored"

@@ -100,14 +100,18 @@ def work_off(lease: Lease, setup: Setup, engine: Engine, on_draws: Told = lambda
             own_s += time.perf_counter() - begun
             return requests
 
-        for finished in engine.generate(pull, lease.sampling):
-            begun = time.perf_counter()
-            draws = opened.grade(finished)
-            if journal:
-                journal.append(draws, spent_s())
-            opened.enter(draws)
-            on_draws(draws)
-            own_s += time.perf_counter() - begun
+        try:
+            for finished in engine.generate(pull, lease.sampling):
+                begun = time.perf_counter()
+                draws = opened.grade(finished)
+                if journal:
+                    journal.append(draws, spent_s())
+                opened.enter(draws)
+                on_draws(draws)
+                own_s += time.perf_counter() - begun
+        except EngineError:
+            stopping.check()  # an engine whose own processes a Ctrl-C has reached, too
+            raise
 
     if lost := opened.unanswered():
         stopping.check()

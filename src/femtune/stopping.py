@@ -13,8 +13,10 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+_OWN_SESSION = "FEMTUNE_OWN_SESSION"  # whose children are to have one; see `shielded`
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # of a terminal; of schedulers, some seconds before a kill
 
@@ -82,16 +84,17 @@ def finishing(what: str) -> Iterator[None]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Keep the terminal's Ctrl-C from processes that are started in the block.
+    """Keep the terminal's Ctrl-C from processes that multiprocessing spawns in the block.
 
-    A terminal sends it to all of a program's processes, and an engine's own would end with what they
-    have in flight. Here it waits for the block's end.
+    A terminal sends it to all processes of a program's session, and an engine's own would end with what
+    they have in flight. A spawned process that imports this module, as one does whose program is
+    femtune's, leaves for a session of its own, and its children are in that.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which children inherit
+    os.environ[_OWN_SESSION] = str(os.getpid())
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.environ.pop(_OWN_SESSION, None)
 
 
 def wished() -> bool:
@@ -114,3 +117,8 @@ def wish(number: int = signal.SIGTERM) -> None:
 def _tell(line: str) -> None:
     # not by print or rich: a signal may come in the middle of either
     os.write(2, f"{line}\n".encode())
+
+
+if os.environ.get(_OWN_SESSION) == str(os.getppid()):
+    with suppress(PermissionError):  # it leads a group already
+        os.setsid()
