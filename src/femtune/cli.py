@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
-from rich.text import Text
 
 from femtune.errors import ConfigError, DataError, FemtuneError
 
@@ -31,11 +30,13 @@ from femtune.progress import (
     Show,
     console,
     errors,
+    literal,
     plain_table,
     showing,
 )
 from femtune.refilter import Change
 from femtune.training import Training
+from femtune.words import visible
 
 app = App(
     name="femtune",
@@ -58,10 +59,11 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
     train_data, eval_data = write_world("rubric", output_dir / "data")
     settings = replace(SETTINGS, eval_data=str(eval_data))
     schemes = ("rejection:1", "rejection:4", "star", "pps")
-    console.print(
+    said = (
         "A rater's scores of 400 responses, no reasons given. A model of 1M parameters that can write\n"
         "reasons but does not know this rater learns to reason its way to the scores, in four ways.\n"
     )
+    console.print(literal(said))
     histories = _compare(str(train_data), "seedling", schemes, 1, settings, output_dir, None, show)
     for panel in changes(histories):
         console.print(panel)
@@ -147,7 +149,7 @@ def _compare(
     elif show != "quiet":
         console.print(plain_table(*runs.table(runs.rows(histories))))
         for note in runs.notes(histories):
-            console.print(Text(note), soft_wrap=True)
+            console.print(literal(note), soft_wrap=True)
     return histories
 
 
@@ -242,7 +244,7 @@ def probe(
     elif show != "quiet":
         console.print(plain_table(*table(metrics)))
         for finding in metrics["findings"]:
-            console.print(Text(finding), soft_wrap=True)
+            console.print(literal(finding), soft_wrap=True)
     if show in ("auto", "lines"):
         _tell("draws", folder)
 
@@ -282,7 +284,7 @@ def refilter(
     elif show != "quiet":
         console.print(plain_table(*again.table(report)))
         for note in again.notes(report):
-            console.print(Text(note), soft_wrap=True)
+            console.print(literal(note), soft_wrap=True)
     if show in ("auto", "lines") and output_dir is not None:
         _tell("examples (prompt, completion, weight)", output_dir / "examples.parquet")
         if train:
@@ -312,7 +314,8 @@ def predict(
         save_predictions(run(data, model, chosen), output, chosen.chunk_size)
         return
     for item in run(data, model, chosen):
-        print(as_line(item), flush=True)
+        line = as_line(item)
+        print(visible(line) if console.is_terminal else line, flush=True)
 
 
 @app.command
@@ -387,7 +390,7 @@ def plan(
     elif show != "quiet":
         console.print(plain_table(*outlook.table(found)))
         for note in outlook.notes(found):
-            console.print(Text(note), soft_wrap=True)
+            console.print(literal(note), soft_wrap=True)
 
 
 @app.command
@@ -429,23 +432,24 @@ def _report(metrics: Mapping[str, Any], show: Show) -> None:
             shown = f"{value:.3f}" if isinstance(value, float) else json.dumps(value)
             if (interval := metrics.get(f"{name}_ci")) is not None:
                 shown += f"  {interval[0]:.3f} to {interval[1]:.3f}"
-            console.print(Text(f"{name:<22}{f'undefined: {why[name]}' if name in why else shown}"))
+            console.print(literal(f"{name:<22}{f'undefined: {why[name]}' if name in why else shown}"))
 
 
-def _finding(finding: Any) -> Text:
-    text = Text(f"{'!' if finding.warning else '✓'} {finding.what:<16}{finding.found}")
-    return text.append(f"\n  {finding.warning}", "yellow") if finding.warning else text
+def _finding(finding: Any) -> Any:
+    text = literal(f"{'!' if finding.warning else '✓'} {finding.what:<16}{finding.found}")
+    warning = f"\n  {finding.warning}" if finding.warning else ""
+    return text.append_text(literal(warning, "yellow"))
 
 
 def _tell(what: str, where: object) -> None:
-    console.print(Text(f"{what}: {where}"), soft_wrap=True)
+    console.print(literal(f"{what}: {where}"), soft_wrap=True)
 
 
 class _Warn(logging.Handler):
     """Shows warnings as the rest is shown, above a bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        errors.print(Text(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
+        errors.print(literal(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -465,13 +469,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind = type(error) if isinstance(error, FemtuneError) else ConfigError
         # cyclopts names a key of the file in brackets: "[iterationz]" from run.yaml
         text = str(error) if kind is type(error) else re.sub(r'"?\[(\w+)\]"?', r"\1", str(error))
-        errors.print(Text(f"{kind.__name__}: {text}"), soft_wrap=True)
+        errors.print(literal(f"{kind.__name__}: {text}"), soft_wrap=True)
         return 1
     except BrokenPipeError:  # the reader of our output, `head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        errors.print("Stopped. What is stored stays; the same command goes on from there.")
+        errors.print(literal("Stopped. What is stored stays; the same command goes on from there."))
         return 130
     return 0
 

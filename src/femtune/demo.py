@@ -10,13 +10,13 @@ from typing import Any
 from rich.columns import Columns
 from rich.console import Group
 from rich.panel import Panel
-from rich.text import Text
 
 from femtune.compare import Job, telling
 from femtune.config import Train
 from femtune.errors import ConfigError, RunError
 from femtune.prepare import check_new
 from femtune.problems import load_problems
+from femtune.progress import literal, panel
 from femtune.prompts import prompt_text
 from femtune.run import read_draws, replacing
 from femtune.training import Training
@@ -79,12 +79,11 @@ def changes(histories: dict[Job, list[dict[str, Any]]], num: int = 3) -> Iterato
     )
     for problem, old, new in telling(problems, before, after, num):
         title = f"{problem.id}, the rater said {problem.answer}"
-        question = Panel(Text(prompt_text(problem.prompt)), title=title, title_align="left")
+        question = panel(literal(prompt_text(problem.prompt)), title)
         panels = [_panel("before", old), _panel(f"after {best.scheme}", new)]
         yield Group(question, Columns(panels))  # a line each, where both fit into one
 
 
 def _panel(title: str, draw: Draw) -> Panel:
     verdict = "right" if draw.accepted else "wrong"
-    text = Text(draw.completion.text)
-    return Panel(text, title=f"{title}: {verdict}", title_align="left")
+    return panel(literal(draw.completion.text), f"{title}: {verdict}")
