@@ -22,7 +22,7 @@ from rich.console import Console
 import femtune
 from femtune import cli, progress
 from femtune.demo import changes
-from femtune.progress import literal, panel, plain_table
+from femtune.progress import framed, literal, plain_table
 from femtune.words import visible
 
 SOURCE = Path(femtune.__file__).parent
@@ -80,14 +80,16 @@ def on_screen(*things: Any) -> str:
 
 def test_markup_is_shown_as_it_stands_in_lines_titles_and_tables() -> None:
     markup = "[red]a[/red][link=http://e.x]b[/link][/]:x:"
-    for thing in (literal(markup), panel(literal("x"), markup), plain_table([markup], [["x"]])):
+    for thing in (literal(markup), framed(literal("x"), markup), plain_table([markup], [["x"]])):
         assert markup in on_screen(thing)
     assert markup in on_screen(plain_table(["", "a"], [[markup, markup]]))
 
 
 def test_all_that_shows_something_shows_it_harmless() -> None:
     sent = on_screen(
-        literal(HOSTILE, "yellow"), panel(literal(HOSTILE), HOSTILE), plain_table([HOSTILE], [[HOSTILE]])
+        literal(HOSTILE, "yellow"),
+        framed(literal(HOSTILE), HOSTILE),
+        plain_table([HOSTILE], [[HOSTILE]]),
     )
     assert not acts(COLOURS.sub("", sent))
     assert "\x1b[31mred" not in sent  # a colour of the data's
@@ -206,6 +208,7 @@ def test_texts_and_frames_are_made_in_one_place() -> None:
         place
         for place, call in shown_calls()
         if isinstance(call.func, ast.Attribute) and call.func.attr == "append" and len(call.args) > 1
+        if "literal" in (SOURCE / place).read_text()
     ]
     assert not appended  # Text.append takes a string as it is
 
@@ -228,6 +231,7 @@ def test_what_is_printed_was_made_there_or_is_json() -> None:
     assert {text for _, text in plainly if not text.startswith("json.dumps(")} == {
         "stored.read_text()",  # compare.json
         "visible(line) if console.is_terminal else line",
+        "checkup.as_json(found)",
     }
 
 

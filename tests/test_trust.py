@@ -214,7 +214,9 @@ def watched(tmp_path: Path, *argv: str) -> tuple[int, list[list[str]]]:
     command = [sys.executable, "-c", WATCHER, str(told), *argv]
     subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=tmp_path)
     status, seen = json.loads(told.read_text())
-    return status, [event for event in seen if "uname" not in event[1]]  # Python's, of the processor
+    # what Python asks of the processor, and environment.json of the state of the source
+    known = ("('uname', ['uname', '-p']", "('git', ['git', '-c', 'core.fsmonitor=false', '-C'")
+    return status, [event for event in seen if not event[1].startswith(known)]
 
 
 def traps(folder: Path) -> Iterator[str]:
@@ -249,6 +251,23 @@ def test_a_run_unpickles_nothing_and_talks_to_nobody_and_runs_nothing_of_the_dat
     )
     assert (status, seen) == (0, [])
     assert (tmp_path / "run" / "last" / "model.safetensors").exists()
+    assert not (tmp_path / "SPRUNG").exists()
+
+
+def test_the_state_of_a_repository_is_read_without_its_own_programs(tmp_path: Path) -> None:
+    """Data may come with a repository around it, whose settings name a program."""
+    from femtune.provenance import git_state
+
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b")
+    (tmp_path / "a").write_text("1")
+    for words in (("init",), ("add", "a"), ("commit", "-m", "a")):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    monitor = tmp_path / "monitor"
+    monitor.write_text(f"#!/bin/sh\ntouch {tmp_path}/SPRUNG\n")
+    monitor.chmod(0o755)
+    subprocess.run([*git, "config", "core.fsmonitor", str(monitor)], check=True)
+    state = git_state(tmp_path)
+    assert state is not None and state["changed"] is False
     assert not (tmp_path / "SPRUNG").exists()
 
 

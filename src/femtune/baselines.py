@@ -30,12 +30,13 @@ from femtune.config import CHANGEABLE, Train
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.examples import write_examples
+from femtune.files import replacing, write_json
 from femtune.loop import Steps
 from femtune.prepare import Data, Questions, held_out, plan, read_questions
 from femtune.progress import Quiet
 from femtune.regression import Features, features, predictions, with_values
 from femtune.rewards import score
-from femtune.run import Run, open_run, read_draws, replacing, write_draws, write_json
+from femtune.run import Run, open_run, read_draws, write_draws
 from femtune.tasks.frames import frame
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 from femtune.weigh import chain

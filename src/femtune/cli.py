@@ -19,7 +19,8 @@ import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
-from femtune.errors import ConfigError, DataError, FemtuneError
+from femtune import stopping
+from femtune.errors import ConfigError, DataError, FemtuneError, RunError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -30,6 +31,7 @@ from femtune.progress import (
     Show,
     console,
     errors,
+    framed,
     literal,
     plain_table,
     showing,
@@ -344,14 +346,33 @@ def calibrate(
 
 @app.command
 def doctor(
-    data: str, *, model: Model, settings: Train | None = None, row: int = 1, draw: bool = True
+    data: str,
+    *,
+    model: Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])] = None,
+    settings: Train | None = None,
+    row: int = 1,
+    draw: bool = True,
+    mend: bool = False,
+    show: Show = "auto",
 ) -> None:
     """Check a setup in seconds, and show what the model is asked and what the loss will see.
 
     Looks at the problem of --row more closely; --no-draw does not load the model's weights.
+
+    Of a run's folder in place of data: verify all that is stored against its checksums, and say what is
+    damaged and what can be made again. --mend sets damaged files aside, so that the run's command makes
+    them.
     """
     from femtune import doctor as checks
+    from femtune.checkup import runs_in
 
+    if Path(data).is_dir() and (runs := runs_in(Path(data))):
+        _check_runs(runs, mend, show)
+        return
+    if model is None:
+        raise ConfigError(f"doctor {data} needs --model; or give it the folder of a run to verify.")
+    if mend:
+        raise ConfigError(f"--mend is for the folder of a run, and {data} is none.")
     chosen = settings or Train()
     asker, problems, findings = checks.examine(data, model, chosen)
     if not 1 <= row <= len(problems):
@@ -366,6 +387,61 @@ def doctor(
         for finding in more:
             console.print(_finding(finding), soft_wrap=True)
         console.print(checks.show_tokens(asker, problem, draws[-1]))
+
+
+def _check_runs(runs: Sequence[Path], mend: bool, show: Show) -> None:
+    """Verify runs. Raises RunError where one stays damaged."""
+    from femtune import checkup
+
+    num_bad = 0
+    for run in runs:
+        found = checkup.check_up(run)
+        if show == "json":
+            print(checkup.as_json(found))
+        elif show != "quiet":
+            for is_well, what, text in checkup.lines(found):
+                console.print(literal(f"{'✓' if is_well else '!'} {what:<16}{text}"), soft_wrap=True)
+        set_aside = checkup.mend(found) if mend else []
+        if show in ("auto", "lines"):
+            for path in set_aside:
+                _tell("set aside", path)
+        num_bad += sum(not (mend and fault.remedy) for fault in found.faults)
+        if set_aside and show in ("auto", "lines"):
+            console.print(literal("The run's own command makes them again."))
+    if num_bad:
+        advice = "" if mend else "; --mend sets aside what can be made again"
+        raise RunError(f"{num_bad} files are damaged{advice}.")
+
+
+@app.command
+def replay(
+    run: Path,
+    *,
+    draw: str,
+    eval_: Annotated[bool, Parameter(name="--eval", negative=())] = False,
+    device: str | None = None,
+    show: Show = "auto",
+) -> None:
+    """Draw a stored draw once more, with its seed and the weights that drew it, and compare.
+
+    --draw takes ITERATION/PROBLEM/STAGE/INDEX, or ITERATION/PROBLEM for all draws of a problem; --eval
+    looks for it among the evaluation's.
+    """
+    from femtune import replay as again
+
+    num_other = 0
+    for found in again.replay(run, draw, kind="eval" if eval_ else "draws", device=device):
+        num_other += not found.same
+        if show == "json":
+            print(json.dumps(again.as_json(found)))
+        elif show != "quiet":
+            mark = "✓" if found.same else "!"
+            console.print(literal(f"{mark} {again.told(found)}"), soft_wrap=True)
+            texts = [found.stored.completion.text] + [found.completion.text] * (not found.same)
+            for title, text in zip(("stored", "drawn again"), texts, strict=False):
+                console.print(framed(literal(text), title))
+    if num_other:
+        raise RunError(f"{num_other} draws are not what was stored.")
 
 
 @app.command
@@ -453,7 +529,10 @@ class _Warn(logging.Handler):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit status: 1 for what femtune refuses, 130 for Ctrl-C."""
+    """Run a command; gives the exit status: 1 for what femtune refuses, 130 for Ctrl-C.
+
+    After the first Ctrl-C, or a SIGTERM, what is in flight is finished and stored: see stopping.py.
+    """
     log = logging.getLogger("femtune")
     if not any(isinstance(handler, _Warn) for handler in log.handlers):
         log.addHandler(_Warn(logging.WARNING))
@@ -463,7 +542,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, settings = _take_config(arguments)
         known = _for_command(settings, arguments[:1])
         app.config = (Dict(known, source=name, use_commands_as_keys=False),) if known else ()
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
+        with stopping.graceful():
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
         sys.stdout.flush()  # here, where a closed pipe is caught
     except (FemtuneError, CycloptsError) as error:
         kind = type(error) if isinstance(error, FemtuneError) else ConfigError
@@ -474,9 +554,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         errors.print(literal("Stopped. What is stored stays; the same command goes on from there."))
-        return 130
+        return stop.status if isinstance(stop, stopping.Stopped) else 130
     return 0
 
 

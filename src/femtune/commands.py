@@ -27,8 +27,10 @@ from femtune.calibration import (
     save_calibration,
 )
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
+from femtune.costs.disk import at_most, check_disk
 from femtune.errors import ConfigError, ModelError
 from femtune.evaluate import as_item, evaluation_metrics
+from femtune.files import write_json
 from femtune.loop import Progress, Steps, fem
 from femtune.predictions import check_calibration, read_calibration
 from femtune.prepare import (
@@ -46,7 +48,7 @@ from femtune.prepare import (
 )
 from femtune.problems import save_problems
 from femtune.progress import Quiet
-from femtune.run import Run, by_problem, check_run, open_run, read_draws, write_json
+from femtune.run import by_problem, check_run, open_run, read_draws
 from femtune.tasks.frames import scale_of
 from femtune.tasks.load import TaskData, trained_on
 from femtune.training import Training
@@ -120,6 +122,8 @@ def run_train(
     problems, test = held_out(asked, data)
     place, config = run_place(output_dir, "train", data, model, asked.settings, problems, test)
     asker = make_asker(model, asked, problems, test)
+    num_stored = len(list(place.glob("iteration-*/model")))
+    check_disk(place, at_most(steps, asker.base, len(problems), len(test), draws, num_stored))
     with open_run(place, config, CHANGEABLE) as run:
         for name, group in (("problems", problems), ("eval", test)):
             if group and not (run.root / f"{name}.parquet").exists():
@@ -131,7 +135,6 @@ def run_train(
                     "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
                 )
             history = fem(run, asker.base, problems, test, steps, setup, asker.tokenizer, progress)
-        _point(run, history, steps.iterations)
     return Result(run.root, run.root / "last", history)
 
 
@@ -268,17 +271,6 @@ def make_settings(**options: Any) -> Train:
 def as_train(settings: Sample) -> Train:
     """The settings of an E-step, as those of a run."""
     return Train(**{field.name: getattr(settings, field.name) for field in fields(Sample)})
-
-
-def _point(run: Run, history: Sequence[dict[str, Any]], last: int) -> None:
-    """Links `last` and `best` (by held-out accuracy) to the models of their iterations."""
-    trained = [h for h in history if h["iteration"] and "evaluation" in h]
-    best = max(trained, key=lambda h: h["evaluation"]["accuracy"])["iteration"] if trained else last
-    for name, iteration in (("last", last), ("best", best)):
-        link = run.root / f".{name}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(run.iteration(iteration).relative_to(run.root) / "model")
-        os.replace(link, run.root / name)
 
 
 def run_place(

@@ -14,11 +14,12 @@ from rich.panel import Panel
 from femtune.compare import Job, telling
 from femtune.config import Train
 from femtune.errors import ConfigError, RunError
+from femtune.files import replacing
 from femtune.prepare import check_new
 from femtune.problems import load_problems
-from femtune.progress import literal, panel
+from femtune.progress import framed, literal
 from femtune.prompts import prompt_text
-from femtune.run import read_draws, replacing
+from femtune.run import read_draws
 from femtune.training import Training
 from femtune.types import Draw
 from femtune.worlds import WORLDS, make_rows
@@ -79,11 +80,11 @@ def changes(histories: dict[Job, list[dict[str, Any]]], num: int = 3) -> Iterato
     )
     for problem, old, new in telling(problems, before, after, num):
         title = f"{problem.id}, the rater said {problem.answer}"
-        question = panel(literal(prompt_text(problem.prompt)), title)
+        question = framed(literal(prompt_text(problem.prompt)), title)
         panels = [_panel("before", old), _panel(f"after {best.scheme}", new)]
         yield Group(question, Columns(panels))  # a line each, where both fit into one
 
 
 def _panel(title: str, draw: Draw) -> Panel:
     verdict = "right" if draw.accepted else "wrong"
-    return panel(literal(draw.completion.text), f"{title}: {verdict}")
+    return framed(literal(draw.completion.text), f"{title}: {verdict}")

@@ -15,7 +15,7 @@ from femtune.chunks import Setup
 from femtune.config import Train
 from femtune.estep import e_step
 from femtune.prepare import Data, held_out, load_config, plan, read_questions, sampling
-from femtune.progress import literal, panel
+from femtune.progress import framed, literal
 from femtune.prompts import ChatTokenizer
 from femtune.schemes import paper_filter
 from femtune.training import context_length
@@ -117,7 +117,7 @@ def show_prompts(asker: Asker, problem: Problem) -> Iterator[Panel]:
     for name in ("plain", "hinted"):
         tokens = asker.tokenizer.encode_prompt(asker.prompts.render(name, problem))
         text = literal(asker.tokenizer.tokenizer.decode(tokens))
-        yield panel(text, f"{name} prompt of {problem.id}")
+        yield framed(text, f"{name} prompt of {problem.id}")
 
 
 def show_tokens(asker: Asker, problem: Problem, draw: Draw) -> Panel:
@@ -131,7 +131,7 @@ def show_tokens(asker: Asker, problem: Problem, draw: Draw) -> Panel:
         text.append_text(literal(_written(asker.tokenizer, token), style))
     seen_tokens = len(draw.completion.tokens)
     title = f"an example: {len(prompt)} tokens read, {seen_tokens} in the loss (bold)"
-    return panel(text, title)
+    return framed(text, title)
 
 
 def _written(tokenizer: ChatTokenizer, token: int) -> str:

@@ -31,8 +31,8 @@ from femtune import processes
 from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
 from femtune.examples import TokenExamples, read_examples
+from femtune.files import replacing
 from femtune.prompts import ChatTokenizer
-from femtune.run import replacing
 from femtune.served import NUM_PAIRS, Probe, write_probe
 from femtune.trainer import Batches, WeightedTrainer, environment, is_sharded, training_arguments
 from femtune.training import Training, context_length, halved_plan, plan_batches, shared_plan

@@ -4,8 +4,10 @@
              also in place of those that died, and takes in late ones when the cluster has room
     worker   has an engine of its own; loads the weights that a lease names, draws, grades, stores
 
-A worker that dies loses its lease, which goes to another: a chunk's draws do not depend on who makes
-them. All machines see the run directory, by which weights reach the workers and draws come back.
+A worker that dies loses its lease, which goes to another, with the journal of what was drawn: a chunk's
+draws do not depend on who makes them. A run that is to stop leaves a file beside the shards, at whose
+sight workers finish what they have in flight. All machines see the run directory, by which weights
+reach the workers and draws come back.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from femtune import stopping
 from femtune.chunks import Chunk, Lease, Setup
 from femtune.errors import ConfigError, EngineError, FemtuneError, RunError
-from femtune.estep import store, work_off
+from femtune.estep import work_off
+from femtune.files import make_folder
 from femtune.run import read_shard
 from femtune.served import Probe, serve
 from femtune.types import Engine
@@ -36,6 +40,7 @@ log = logging.getLogger("femtune")
 MOST_DEATHS = 3  # of workers over one lease, before it is taken to be the cause
 AHEAD = 4  # chunks a worker that may be begun before the first of them is done
 STARTING = -1  # stands for a lease in the count of deaths
+STOPPED = "stopped"  # what a worker gives for a lease that it did not work off to its end
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,27 @@ class Worker:
         self.serving: Path | None = None
         return socket.gethostname()
 
-    def work_off(self, order: Order) -> Chunk:
-        """Draw for a lease; gives the chunk without its draws where these are stored."""
+    def work_off(self, order: Order) -> Chunk | str:
+        """Draw for a lease; gives the chunk without its draws where these are stored.
+
+        STOPPED where the run is to stop: what was in flight is in the chunk's journal.
+        """
         if order.weights != self.serving and order.weights is not None:
             if not order.weights.exists():
                 raise RunError(_unseen(order.weights))
             serve(self.engine, order.weights, self.setup.rounding, order.base_probe)
             self.serving = order.weights
-        chunk = work_off(order.lease, self.setup, self.engine)
-        if order.lease.place is None:
-            return chunk
-        store(order.lease, chunk)
-        return replace(chunk, draws=[])
+        place = order.lease.place
+
+        def heed(draws: object) -> None:
+            if place is not None and _stop_file(place).exists():
+                stopping.wish()
+
+        try:
+            chunk = work_off(order.lease, self.setup, self.engine, heed)
+        except stopping.Stopped:
+            return STOPPED
+        return chunk if place is None else replace(chunk, draws=[])
 
     def release(self) -> None:
         """Give the device's memory back."""
@@ -133,7 +147,18 @@ class Pool:
         done: dict[int, Chunk] = {}
         for worker in self._workers:
             worker.order = None  # what a caller who stopped has left is of no use
+        places = {lease.place.parent: lease.place for lease in fresh if lease.place is not None}
+        for place in places.values():
+            _stop_file(place).unlink(missing_ok=True)  # of a run that was stopped before
         while fresh or begun:
+            if stopping.wished():
+                fresh.clear()
+                again.clear()
+                for place in places.values():
+                    make_folder(place.parent)
+                    _stop_file(place).touch()
+                if not any(worker.order is not None for worker in self._workers):
+                    stopping.check()
             self._fill_posts()
             for worker in self._workers:
                 if worker.doing is None and (again or fresh):
@@ -145,6 +170,8 @@ class Pool:
                     worker.order, worker.doing = order, worker.actor.work_off.remote(order)
             for worker in self._ended():
                 given, chunk = worker.order, self._result(worker)
+                if chunk == STOPPED:
+                    continue
                 if chunk is not None and given is not None:
                     done[given.lease.index] = self._stored(given.lease, chunk)
                 elif chunk is None:
@@ -153,7 +180,7 @@ class Pool:
                     deaths[number] += 1
                     if deaths[number] >= MOST_DEATHS:
                         raise EngineError(_too_many(given))
-                    if given is not None:
+                    if given is not None and not stopping.wished():
                         again.append(given)
             while begun and begun[0] in done:
                 yield done.pop(begun.popleft())
@@ -230,6 +257,11 @@ class Pool:
                     *(waiting, self.posts.workers, self.posts.cpus, self.posts.gpus),
                     _free(self.ray),
                 )
+
+
+def _stop_file(place: Path) -> Path:
+    """What tells workers that the run is to stop, beside the shards that they store."""
+    return place.with_name(".stopping")
 
 
 def _ray(posts: Posts) -> Any:

@@ -34,12 +34,13 @@ from femtune.calibration import Calibration, apply, check_scale, load_calibratio
 from femtune.config import Predict
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import as_item, evaluation_draws
+from femtune.files import replacing
 from femtune.prepare import Data, Questions, check_new, load_config, read_questions, task_options
 from femtune.problems import check_lengths
 from femtune.prompts import bare
 from femtune.reading import json_lines
 from femtune.rewards import exact
-from femtune.run import by_problem, replacing
+from femtune.run import by_problem
 from femtune.tasks.frames import frame, scale_of
 from femtune.tasks.judge import turned
 from femtune.tasks.load import read_places

@@ -212,8 +212,9 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
     """What the loop does; `scheme` stands for the one that settings name. Raises ConfigError."""
     if settings.iterations < 1:
         raise ConfigError(f"iterations must be at least 1, got {settings.iterations}.")
-    if settings.eval_every < 0:
-        raise ConfigError(f"eval_every must be at least 0, got {settings.eval_every}.")
+    for name in ("eval_every", "keep_last"):
+        if getattr(settings, name) < 0:
+            raise ConfigError(f"{name} must be at least 0, got {getattr(settings, name)}.")
     check_draws("eval_", settings.eval_draws, settings.eval_temperature)
     scheme = scheme or parse_scheme(settings.scheme)
     if settings.launch is not None:
@@ -232,6 +233,7 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
         settings.start_from,
         settings.launch,
         settings.balance,
+        settings.keep_last,
     )
 
 

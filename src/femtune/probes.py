@@ -28,11 +28,12 @@ from femtune.commands import run_place
 from femtune.config import CHANGEABLE, Evaluate
 from femtune.errors import ConfigError
 from femtune.evaluate import as_item, evaluation_draws
+from femtune.files import write_json
 from femtune.intervals import Floats, bootstrap, mean, ratio, summary
 from femtune.loop import Progress, drawn
 from femtune.metrics import Item, count_votes, distributions, most_likely, pair_metrics, scale_values
 from femtune.prepare import read_questions, task_options
-from femtune.run import Run, by_problem, open_run, write_json
+from femtune.run import Run, by_problem, open_run
 from femtune.tasks.frames import Frame, frame
 from femtune.tasks.load import read_task
 from femtune.types import Problem, Sampling

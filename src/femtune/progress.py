@@ -34,7 +34,7 @@ def literal(said: object, style: str = "") -> Text:
     return Text(visible(str(said)), style)
 
 
-def panel(content: Text, title: str) -> Panel:
+def framed(content: Text, title: str) -> Panel:
     """A frame with a title."""
     return Panel(content, title=literal(title), title_align="left")
 
