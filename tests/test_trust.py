@@ -23,7 +23,7 @@ from femtune.engines.transformers import TransformersEngine
 from femtune.engines.vllm_setup import check_format
 from femtune.errors import ConfigError, ModelError
 from femtune.mstep import load_model
-from femtune.prepare import find_model, local_model
+from femtune.prepare import find_model, load_config, load_tokenizer, local_model
 from femtune.training import Training
 from femtune.trust import check_fetched, check_weights
 
@@ -181,6 +181,80 @@ def test_vllm_is_not_told_to_read_pickles(told: str) -> None:
         check_format({"load_format": told})
     check_format({"load_format": "dummy"})
     check_format({})
+
+
+# --- code that comes with a model
+
+
+@pytest.fixture
+def with_code(whole: Path, tmp_path: Path) -> Path:
+    """A model whose config, tokenizer and network are of a file beside them, which leaves a mark."""
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    (folder / "own.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'SPRUNG')!r}).touch()\n"
+        "from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM\n"
+        "class OwnConfig(Qwen3Config):\n    model_type = 'own'\n"
+        "class OwnModel(Qwen3ForCausalLM):\n    config_class = OwnConfig\n"
+        "class OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    classes = {
+        "config.json": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
+        "tokenizer_config.json": {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"]},
+    }
+    for name, auto_map in classes.items():
+        config = json.loads((folder / name).read_text())
+        config |= {"auto_map": auto_map}
+        config |= {"model_type": "own"} if name == "config.json" else {"tokenizer_class": "OwnTokenizer"}
+        (folder / name).write_text(json.dumps(config))
+    return folder
+
+
+def test_code_that_comes_with_a_model_is_not_run(
+    with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it asked for at the terminal, as transformers would."""
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("asked"))
+    for read in (
+        lambda: load_tokenizer(with_code),
+        lambda: load_config(with_code),
+        lambda: TransformersEngine(with_code, device="cpu"),
+        lambda: read_model(with_code, "auto", "cpu", trust=False),
+        lambda: load_model(with_code, Training()),
+        lambda: load_model(with_code, Training(use_peft=True)),
+    ):
+        with pytest.raises(ModelError, match=r"code of its own.*no trust_remote_code here"):
+            read()
+    assert not (tmp_path / "SPRUNG").exists()
+
+
+def test_the_command_line_refuses_code_that_comes_with_a_model(
+    with_code: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
+    for verb in ("sample", "evaluate", "predict"):
+        assert main([verb, str(tmp_path / "data.jsonl"), "--model", str(with_code)]) == 1
+        assert "no trust_remote_code here" in capsys.readouterr().err
+    assert not (tmp_path / "SPRUNG").exists()
+
+
+def test_it_is_run_where_a_library_user_asks_an_engine_to(with_code: Path, tmp_path: Path) -> None:
+    """So the mark is one that the tests above would see."""
+    TransformersEngine(with_code, device="cpu", trust_remote_code=True)
+    assert (tmp_path / "SPRUNG").exists()
+
+
+def test_code_beside_an_architecture_of_transformers_own_is_left_alone(
+    with_code: Path, tmp_path: Path
+) -> None:
+    for name in ("config.json", "tokenizer_config.json"):
+        config = json.loads((with_code / name).read_text())
+        own = {"model_type": "qwen3"} if name == "config.json" else {}
+        config |= own or {"tokenizer_class": "PreTrainedTokenizerFast"}
+        (with_code / name).write_text(json.dumps(config))
+    TransformersEngine(with_code, device="cpu")
+    load_model(with_code, Training())
+    assert not (tmp_path / "SPRUNG").exists()
 
 
 # --- what a run does
@@ -364,3 +438,15 @@ def test_every_reading_of_a_model_asks_for_safetensors() -> None:
     }
     assert len(found) >= 5
     assert all("use_safetensors=True" in text or "**common" in text for text in found.values()), found
+
+
+def test_every_reading_says_that_no_code_is_to_be_run() -> None:
+    """Where nothing is said, transformers asks at the terminal."""
+    readers = ("AutoModelForCausalLM", "AutoTokenizer", "AutoConfig", "AutoPeftModelForCausalLM")
+    found = {
+        place: ast.unparse(call)
+        for place, call in calls()
+        if ast.unparse(call.func).endswith(tuple(f"{name}.from_pretrained" for name in readers))
+    }
+    assert len(found) >= 9
+    assert not {p: t for p, t in found.items() if "trust_remote_code=" not in t and "**common" not in t}

@@ -36,7 +36,7 @@ from femtune.prompts import ChatTokenizer
 from femtune.served import NUM_PAIRS, Probe, write_probe
 from femtune.trainer import Batches, WeightedTrainer, environment, is_sharded, training_arguments
 from femtune.training import Training, context_length, halved_plan, plan_batches, shared_plan
-from femtune.trust import check_weights
+from femtune.trust import check_weights, unreadable
 
 log = logging.getLogger("femtune")
 
@@ -206,7 +206,11 @@ def load_model(start: Path, training: Training) -> PreTrainedModel:
     weights, and the others get their shards of them.
     """
     check_weights(start)
-    common = {"attn_implementation": training.attn_implementation, "use_safetensors": True}
+    common = {
+        "attn_implementation": training.attn_implementation,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }
     reading = "true" if training.fsdp else None
     try:
         with environment(ACCELERATE_USE_FSDP=reading, FSDP_CPU_RAM_EFFICIENT_LOADING=reading):
@@ -220,7 +224,7 @@ def load_model(start: Path, training: Training) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         if isinstance(error, FemtuneError):
             raise
-        raise ModelError(f"{start} can't be loaded as a causal language model: {error}") from error
+        raise unreadable(start, "causal language model", error) from error
 
 
 def _load_lora(start: Path, training: Training, common: dict[str, Any]) -> Any:

@@ -23,7 +23,7 @@ from femtune.rewards import as_reward
 from femtune.schemes import parse_scheme, soft_acceptance
 from femtune.tasks.frames import frame
 from femtune.tasks.load import Options, TaskData, read_task, trained_on
-from femtune.trust import check_fetched, check_weights
+from femtune.trust import check_fetched, check_weights, unreadable
 from femtune.types import Problem, Request, Reward, Sampling, Scheme
 from femtune.worlds import SEEDLING
 
@@ -80,9 +80,9 @@ def load_tokenizer(folder: Path, template_args: Sequence[str] = ()) -> ChatToken
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} has no tokenizer that can be loaded: {error}") from error
+        raise unreadable(folder, "tokenizer", error) from error
     pairs = named_pairs("template_args", template_args)
     # what is too long is refused by `check_lengths`, in words that help
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
@@ -97,9 +97,9 @@ def load_config(folder: Path) -> Any:
         adapter = folder / "adapter_config.json"
         if adapter.exists():
             folder = local_model(json.loads(adapter.read_text())["base_model_name_or_path"])
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder} has no model config that can be read: {error}") from error
+        raise unreadable(folder, "model config", error) from error
 
 
 A = TypeVar("A", bound=Ask)

@@ -1,4 +1,4 @@
-"""What of a model's folder is read: weights as safetensors, never pickles, which can run code.
+"""What of a model's folder is read: weights as safetensors, never pickles, and no code of its own.
 
 A folder of numbers, texts and settings does nothing when it is read; a pickle is a program.
 """
@@ -48,3 +48,18 @@ def check_fetched(folder: Path, name: str) -> None:
             f"model {name!r} has no safetensors on the Hub, and pickled weights are not fetched, as "
             "they can run code: take a converted copy of it."
         )
+
+
+def unreadable(folder: str | Path, what: str, error: Exception) -> ModelError:
+    """The error to raise where transformers can't read `what` of a folder.
+
+    Where that is as the folder wants code of its own to be run, femtune has no trust_remote_code: it
+    would be run in each engine, M-step and worker, with all that the user may do.
+    """
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{folder} comes with code of its own, which femtune does not run: there is no "
+            "trust_remote_code here. Take a model whose architecture is transformers' own, or install a "
+            "package that registers it there."
+        )
+    return ModelError(f"{folder} has no {what} that can be read: {error}")

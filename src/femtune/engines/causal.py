@@ -17,7 +17,7 @@ from torch import Tensor
 from femtune.engines.fused import fuse
 from femtune.engines.slots import Slots
 from femtune.errors import ModelError
-from femtune.trust import check_weights
+from femtune.trust import check_weights, unreadable
 
 _KINDS = {"full_attention", "sliding_attention"}  # of layers, by transformers' names
 
@@ -149,7 +149,7 @@ def _read_full(weights: str | Path, dtype: str | torch.dtype, trust: bool) -> An
             output_loading_info=True,
         )
     except Exception as error:  # OSError, ValueError, SafetensorError, or the model's own
-        raise ModelError(f"can't read a causal language model from {weights}: {error}") from error
+        raise unreadable(weights, "causal language model", error) from error
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:  # transformers would fill them with random numbers
         raise ModelError(f"{weights} lacks weights that its model needs: {', '.join(absent[:3])}.")
