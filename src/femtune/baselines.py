@@ -369,7 +369,7 @@ def _stored_features(
             made |= {f"{kind}_counts": seen.counts, f"{kind}_embedding": seen.embedding}
         with replacing(path) as part, part.open("wb") as file:
             np.savez(file, allow_pickle=False, **made)
-    with np.load(path) as stored:
+    with np.load(path, allow_pickle=False) as stored:
         return {kind: Features(stored[f"{kind}_counts"], stored[f"{kind}_embedding"]) for kind in groups}
 
 

@@ -18,8 +18,6 @@ from typing import Annotated, Any
 import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
-from rich.panel import Panel
-from rich.text import Text
 
 from femtune import stopping
 from femtune.errors import ConfigError, DataError, FemtuneError, RunError
@@ -33,11 +31,14 @@ from femtune.progress import (
     Show,
     console,
     errors,
+    framed,
+    literal,
     plain_table,
     showing,
 )
 from femtune.refilter import Change
 from femtune.training import Training
+from femtune.words import visible
 
 app = App(
     name="femtune",
@@ -60,10 +61,11 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
     train_data, eval_data = write_world("rubric", output_dir / "data")
     settings = replace(SETTINGS, eval_data=str(eval_data))
     schemes = ("rejection:1", "rejection:4", "star", "pps")
-    console.print(
+    said = (
         "A rater's scores of 400 responses, no reasons given. A model of 1M parameters that can write\n"
         "reasons but does not know this rater learns to reason its way to the scores, in four ways.\n"
     )
+    console.print(literal(said))
     histories = _compare(str(train_data), "seedling", schemes, 1, settings, output_dir, None, show)
     for panel in changes(histories):
         console.print(panel)
@@ -149,7 +151,7 @@ def _compare(
     elif show != "quiet":
         console.print(plain_table(*runs.table(runs.rows(histories))))
         for note in runs.notes(histories):
-            console.print(Text(note), soft_wrap=True)
+            console.print(literal(note), soft_wrap=True)
     return histories
 
 
@@ -244,7 +246,7 @@ def probe(
     elif show != "quiet":
         console.print(plain_table(*table(metrics)))
         for finding in metrics["findings"]:
-            console.print(Text(finding), soft_wrap=True)
+            console.print(literal(finding), soft_wrap=True)
     if show in ("auto", "lines"):
         _tell("draws", folder)
 
@@ -284,7 +286,7 @@ def refilter(
     elif show != "quiet":
         console.print(plain_table(*again.table(report)))
         for note in again.notes(report):
-            console.print(Text(note), soft_wrap=True)
+            console.print(literal(note), soft_wrap=True)
     if show in ("auto", "lines") and output_dir is not None:
         _tell("examples (prompt, completion, weight)", output_dir / "examples.parquet")
         if train:
@@ -317,7 +319,8 @@ def predict(
             _tell("their draws", draws)
         return
     for item in run(data, model, chosen):
-        print(as_line(item), flush=True)
+        line = as_line(item)
+        print(visible(line) if console.is_terminal else line, flush=True)
 
 
 @app.command
@@ -400,14 +403,14 @@ def _check_runs(runs: Sequence[Path], mend: bool, show: Show) -> None:
             print(checkup.as_json(found))
         elif show != "quiet":
             for is_well, what, text in checkup.lines(found):
-                console.print(Text(f"{'✓' if is_well else '!'} {what:<16}{text}"), soft_wrap=True)
+                console.print(literal(f"{'✓' if is_well else '!'} {what:<16}{text}"), soft_wrap=True)
         set_aside = checkup.mend(found) if mend else []
         if show in ("auto", "lines"):
             for path in set_aside:
                 _tell("set aside", path)
         num_bad += sum(not (mend and fault.remedy) for fault in found.faults)
         if set_aside and show in ("auto", "lines"):
-            console.print("The run's own command makes them again.")
+            console.print(literal("The run's own command makes them again."))
     if num_bad:
         advice = "" if mend else "; --mend sets aside what can be made again"
         raise RunError(f"{num_bad} files are damaged{advice}.")
@@ -436,10 +439,10 @@ def replay(
             print(json.dumps(again.as_json(found)))
         elif show != "quiet":
             mark = "✓" if found.same else "!"
-            console.print(Text(f"{mark} {again.told(found)}"), soft_wrap=True)
+            console.print(literal(f"{mark} {again.told(found)}"), soft_wrap=True)
             texts = [found.stored.completion.text] + [found.completion.text] * (not found.same)
             for title, text in zip(("stored", "drawn again"), texts, strict=False):
-                console.print(Panel(Text(text), title=title, title_align="left"))
+                console.print(framed(literal(text), title))
     if num_other:
         raise RunError(f"{num_other} draws are not what was stored.")
 
@@ -466,7 +469,7 @@ def plan(
     elif show != "quiet":
         console.print(plain_table(*outlook.table(found)))
         for note in outlook.notes(found):
-            console.print(Text(note), soft_wrap=True)
+            console.print(literal(note), soft_wrap=True)
 
 
 @app.command
@@ -508,23 +511,24 @@ def _report(metrics: Mapping[str, Any], show: Show) -> None:
             shown = f"{value:.3f}" if isinstance(value, float) else json.dumps(value)
             if (interval := metrics.get(f"{name}_ci")) is not None:
                 shown += f"  {interval[0]:.3f} to {interval[1]:.3f}"
-            console.print(Text(f"{name:<22}{f'undefined: {why[name]}' if name in why else shown}"))
+            console.print(literal(f"{name:<22}{f'undefined: {why[name]}' if name in why else shown}"))
 
 
-def _finding(finding: Any) -> Text:
-    text = Text(f"{'!' if finding.warning else '✓'} {finding.what:<16}{finding.found}")
-    return text.append(f"\n  {finding.warning}", "yellow") if finding.warning else text
+def _finding(finding: Any) -> Any:
+    text = literal(f"{'!' if finding.warning else '✓'} {finding.what:<16}{finding.found}")
+    warning = f"\n  {finding.warning}" if finding.warning else ""
+    return text.append_text(literal(warning, "yellow"))
 
 
 def _tell(what: str, where: object) -> None:
-    console.print(Text(f"{what}: {where}"), soft_wrap=True)
+    console.print(literal(f"{what}: {where}"), soft_wrap=True)
 
 
 class _Warn(logging.Handler):
     """Shows warnings as the rest is shown, above a bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        errors.print(Text(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
+        errors.print(literal(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -548,13 +552,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind = type(error) if isinstance(error, FemtuneError) else ConfigError
         # cyclopts names a key of the file in brackets: "[iterationz]" from run.yaml
         text = str(error) if kind is type(error) else re.sub(r'"?\[(\w+)\]"?', r"\1", str(error))
-        errors.print(Text(f"{kind.__name__}: {text}"), soft_wrap=True)
+        errors.print(literal(f"{kind.__name__}: {text}"), soft_wrap=True)
         return 1
     except BrokenPipeError:  # the reader of our output, `head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as stop:
-        errors.print("Stopped. What is stored stays; the same command goes on from there.")
+        errors.print(literal("Stopped. What is stored stays; the same command goes on from there."))
         return stop.status if isinstance(stop, stopping.Stopped) else 130
     return 0
 

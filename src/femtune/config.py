@@ -20,6 +20,7 @@ from femtune.bias import Balance
 from femtune.calibration import Kind
 from femtune.chunks import Resume
 from femtune.errors import ConfigError
+from femtune.keys import check_no_keys
 from femtune.tasks.judge import Raters
 from femtune.training import Training
 
@@ -110,6 +111,7 @@ class Ask:
         for name, engine in of_one.items():
             if getattr(self, name) and self.engine != engine:
                 raise ConfigError(f"{name} is for --engine {engine}; the engine is {self.engine}.")
+        check_no_keys(self)
         if self.ray_workers and self.overlap:
             raise ConfigError("overlap is of one engine in this process: leave it out with ray_workers.")
         for name in ("ray_address", "worker_gpus"):

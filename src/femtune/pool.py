@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -266,23 +267,26 @@ def _stop_file(place: Path) -> Path:
 def _ray(posts: Posts) -> Any:
     """Ray, with a cluster. Raises ConfigError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # it tells at every start that its cluster wants a token, as we would have it
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it warns it will be
+    is_own = posts.address in (None, "local")
+    if is_own:
+        _make_token()
     try:
         import ray
     except ImportError as error:
         raise ConfigError("ray_workers needs Ray: pip install 'femtune[ray]'.") from error
+    quiet = {
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": False,
+    }
     try:
-        if not ray.is_initialized():
-            ray.init(
-                address=posts.address,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                **({} if posts.address else {"num_cpus": _local_cpus(posts)}),
-            )
+        if not ray.is_initialized() and is_own:
+            with _on_loopback():
+                ray.init(address="local", num_cpus=_local_cpus(posts), **quiet)
+        elif not ray.is_initialized():
+            ray.init(address=posts.address, **quiet)
     except Exception as error:  # ConnectionError, ValueError, or Ray's own
         raise ConfigError(f"no Ray cluster at {posts.address or 'this machine'}: {error}") from error
     gpus = ray.cluster_resources().get("GPU", 0.0)
@@ -292,6 +296,34 @@ def _ray(posts: Posts) -> Any:
             "Ask for fewer, or name a cluster by ray_address."
         )
     return ray
+
+
+def _make_token() -> None:
+    """Have a cluster that is started here ask for a token, as who reaches one can run code in it.
+
+    It is this process's and its workers' alone, and stands in no file: Ray's own in ~/.ray may be read
+    by all users of the machine. Who sets Ray's variables for it has it otherwise.
+    """
+    if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "ray" not in sys.modules:  # which reads it then; later, it takes this mode by itself
+        os.environ["RAY_AUTH_MODE"] = "token"
+    # and says so
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A cluster that is started meanwhile listens on loopback alone, as Ray's do on macOS."""
+    from ray._private import ray_constants
+
+    others_may = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = others_may
 
 
 def _local_cpus(posts: Posts) -> int:

@@ -10,18 +10,33 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from femtune.types import Draw
+from femtune.words import visible
 
 Show = Literal["auto", "lines", "json", "quiet"]
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(markup=False, emoji=False)
+errors = Console(stderr=True, markup=False, emoji=False)
 if not console.is_terminal and "COLUMNS" not in os.environ:
-    console = Console(width=120)  # a file or a pipe has no width: rich's 80 would break tables
+    console.width = 120  # a file or a pipe has no width: rich's 80 would break tables
+
+
+def literal(said: object, style: str = "") -> Text:
+    """What is said, to be shown as it stands: its markup is text, and it can't act on the terminal.
+
+    All that is printed goes through this, as it may hold data, a model's words or a file's.
+    """
+    return Text(visible(str(said)), style)
+
+
+def framed(content: Text, title: str) -> Panel:
+    """A frame with a title."""
+    return Panel(content, title=literal(title), title_align="left")
 
 
 class Quiet:
@@ -90,7 +105,7 @@ def showing(show: Show) -> Iterator[Quiet]:
     """Progress as asked for; "auto" is bars where the output is a terminal, else lines."""
     if show == "auto" and console.is_terminal:
         with Progress(
-            TextColumn("{task.description:<24}"),
+            TextColumn("{task.description:<24}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -138,14 +153,14 @@ def iteration_line(metrics: dict[str, Any]) -> Text:
         for name, (title, digits) in SHOWN.items():
             if evaluation.get(name) is not None:
                 parts.append(f"{title} {evaluation[name]:.{digits}f}")
-    return Text("  ".join(parts))
+    return literal("  ".join(parts))
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose first column is text and whose others are numbers."""
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
+        table.add_column(literal(column), justify="right" if number else "left", no_wrap=number == 0)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(literal, row))
     return table

@@ -64,9 +64,9 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     """The commit of a folder's repository, and whether tracked files differ from it, or None."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
-        )
+        # a repository that came with data may name a program to be run
+        words = ("git", "-c", "core.fsmonitor=false", "-C", str(folder), *words)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 
     try:
