@@ -7,6 +7,7 @@ The files, in the order of the data; each imports only from those above it:
 
     types       the nouns: problem, request, completion, score, draw, example
     errors      the error tree                    words      what messages share
+    keys        none in settings or messages      trust      what of a model's folder is read
     files       whole or not there                stopping   Ctrl-C once, and twice
     headers     of safetensors                    manifest   checksums of a run's files
     prompts     plain and hinted prompts, their tokens, parsing of completions

@@ -35,6 +35,7 @@ from femtune.progress import (
     literal,
     plain_table,
     showing,
+    summary,
 )
 from femtune.refilter import Change
 from femtune.training import Training
@@ -95,6 +96,8 @@ def train(
     with showing(show) as progress:
         result = run_train(data, model, settings or Train(), output_dir, progress)
     if show in ("auto", "lines"):
+        for line in summary(result.history):
+            console.print(literal(line), soft_wrap=True)
         _tell("model", result.model)
         _tell("draws, examples, metrics", result.run)
 

@@ -44,6 +44,18 @@ def near(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {found[0]}?" if found else ""
 
 
+def span(seconds: float) -> str:
+    """A time for people.
+
+    >>> span(4.2), span(600), span(9000), span(400000)
+    ('4.2 s', '10.0 min', '2.5 h', '4.6 days')
+    """
+    for most, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
+        if seconds < most:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
 def visible(text: str) -> str:
     r"""A text that a terminal can only show: what would act on it, or not be seen, is written out.
 

@@ -25,6 +25,7 @@ from femtune.prepare import Data, held_out, plan, read_questions, sampling
 from femtune.retention import sized
 from femtune.schemes import paper_filter
 from femtune.types import Problem, Scheme
+from femtune.words import span
 
 RIGHT = {"plain": 0.5, "hinted": 0.9}  # assumed where nothing is said
 _LOOKED_AT = 200  # problems whose prompts are tokenized
@@ -359,20 +360,9 @@ def _row(outlook: Outlook, name: str, phase: Phase) -> list[str]:
     counts = [
         f"{value:,.0f}" if value else "" for value in (phase.draws, phase.tokens, phase.prompt_tokens)
     ]
-    row = [name, *counts, f"{phase.flops:.1e}" if phase.flops else "", _span(phase.seconds)]
+    row = [name, *counts, f"{phase.flops:.1e}" if phase.flops else "", span(phase.seconds)]
     money = _money(outlook, phase.seconds)
     return row if money is None else [*row, f"{money:,.2f}"]
-
-
-def _span(seconds: float) -> str:
-    """
-    >>> _span(4.2), _span(600), _span(9000), _span(400000)
-    ('4.2 s', '10.0 min', '2.5 h', '4.6 days')
-    """
-    for most, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
-        if seconds < most:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 86400:.1f} days"
 
 
 def notes(outlook: Outlook) -> Iterator[str]:
