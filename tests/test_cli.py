@@ -281,7 +281,7 @@ BAD = {
     "every evaluation would be the same": Bad(
         "train train.jsonl {} --eval-draws 4", ("eval_draws is 4", "set eval_temperature 1")
     ),
-    "there are no iterations": Bad("train train.jsonl {} --iterations 0", ("at least 1, got 0",)),
+    "there are no iterations": Bad("train train.jsonl {} --iterations 0", ("from 1 to 100,000, got 0",)),
     "a chunk is empty": Bad("train train.jsonl {} --chunk-size 0", ("chunk_size must be at least 1",)),
     "a batch is empty": Bad("train train.jsonl {} --max-batch 0", ("max_batch must be at least 1",)),
     "a device is unknown": Bad("train train.jsonl {} --device gpu", ("'gpu'", "say cpu, cuda")),

@@ -230,7 +230,7 @@ def test_specs(spec: str, name: str) -> None:
         ("ordinal", "missing 1 required positional argument: 'scale'"),
         ("ordinal", "It is written ordinal(scale)."),
         ("ordinal(5, 1)", "scale is (5, 1), expected (lowest, highest)"),
-        ("ordinal('a', 1)", "'<' not supported"),
+        ("ordinal('a', 1)", "expected (lowest, highest)"),
         ("ordinal(1, 5, 7)", "takes 1 positional argument"),
         ("number(tool=1)", "unexpected keyword argument 'tool'"),
         ("number(tol=-1)", "tolerances are numbers from 0 on"),

@@ -358,13 +358,14 @@ def telling(
 def state(folder: Path) -> State:
     """What a run is doing, from its log."""
     try:
-        with (folder / "log.jsonl").open() as file:
-            events = [*readable(file)]
+        with (folder / "log.jsonl").open(encoding="utf-8", errors="replace") as file:
+            events = [event for event in readable(file) if isinstance(event.get("iteration"), int)]
     except OSError:
         return State()
     done = [event for event in events if event["event"] == "iteration"]
-    accuracy = [event["evaluation"]["accuracy"] for event in done if "evaluation" in event]
+    measured = [event["evaluation"] for event in done if isinstance(event.get("evaluation"), dict)]
+    accuracy = [each["accuracy"] for each in measured if isinstance(each.get("accuracy"), float)]
     if not events:
         return State(0, "loading")
     doing = "" if events[-1]["event"] == "iteration" else events[-1]["event"]
-    return State(events[-1]["iteration"], doing, tuple(accuracy))
+    return State(events[-1]["iteration"], str(doing), tuple(accuracy))

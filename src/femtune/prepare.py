@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from femtune.answers import parse_scale
 from femtune.config import Ask, Sample, Train, check_draws
 from femtune.errors import ConfigError, DataError, ModelError, RunError
+from femtune.formats import Unreadable, read_json
 from femtune.loop import Evaluation, Plan
 from femtune.problems import check_disjoint, check_gold, split
 from femtune.prompts import HINT, ChatTokenizer, Prompts
@@ -24,6 +25,7 @@ from femtune.schemes import parse_scheme, soft_acceptance
 from femtune.tasks.frames import frame
 from femtune.tasks.load import Options, TaskData, read_task, trained_on
 from femtune.types import Problem, Request, Reward, Sampling, Scheme
+from femtune.words import brief
 from femtune.worlds import SEEDLING
 
 # a file, the id of a data set on the Hub, problems, or what `read_task` gives
@@ -77,8 +79,10 @@ def load_tokenizer(folder: Path, template_args: Sequence[str] = ()) -> ChatToken
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} has no tokenizer that can be loaded: {error}") from error
+        tokenizer("x")  # some settings of the wrong type show only here
+    except Exception as error:  # of a damaged file, whatever transformers and tokenizers meet with
+        message = f"{folder} has no tokenizer that can be loaded: {_reason(error)}"
+        raise ModelError(message) from error
     pairs = named_pairs("template_args", template_args)
     # what is too long is refused by `check_lengths`, in words that help
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
@@ -89,13 +93,35 @@ def load_config(folder: Path) -> Any:
     """The config of a model's folder, or of the base that an adapter there is for."""
     from transformers import AutoConfig
 
+    base = adapter_base(folder)
+    folder = folder if base is None else local_model(base)
     try:
-        adapter = folder / "adapter_config.json"
-        if adapter.exists():
-            folder = local_model(json.loads(adapter.read_text())["base_model_name_or_path"])
         return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder} has no model config that can be read: {error}") from error
+    except Exception as error:  # of a damaged file, whatever transformers meets with
+        message = f"{folder} has no model config that can be read: {_reason(error)}"
+        raise ModelError(message) from error
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The model that the adapter in a folder is for; None where it holds none. Raises ModelError."""
+    path = folder / "adapter_config.json"
+    if not path.exists():
+        return None
+    try:
+        found = read_json(path)
+    except Unreadable as error:
+        raise ModelError(f"{path} {error}. Get the adapter anew.") from error
+    base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{path} names no `base_model_name_or_path`: write there what it is for.")
+    return base
+
+
+def _reason(error: Exception) -> str:
+    """The first words of what a library says, and of which kind it is where that says more."""
+    said = " ".join(str(error).split())
+    kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+    return brief(f"{kind}{said}", 500)
 
 
 A = TypeVar("A", bound=Ask)
@@ -206,8 +232,8 @@ def sampling(settings: Sample) -> Sampling:
 
 def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
     """What the loop does; `scheme` stands for the one that settings name. Raises ConfigError."""
-    if settings.iterations < 1:
-        raise ConfigError(f"iterations must be at least 1, got {settings.iterations}.")
+    if not 1 <= settings.iterations <= 100_000:
+        raise ConfigError(f"iterations must be from 1 to 100,000, got {settings.iterations}.")
     if settings.eval_every < 0:
         raise ConfigError(f"eval_every must be at least 0, got {settings.eval_every}.")
     check_draws("eval_", settings.eval_draws, settings.eval_temperature)

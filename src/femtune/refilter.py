@@ -16,11 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from femtune.bias import Balance, Factors, balance_factors, kept_by, kept_scores, outcomes, weighed
 from femtune.chunks import Grade, upcoming
-from femtune.config import Train
+from femtune.config import Train, check_types
 from femtune.errors import ConfigError, ModelError, NothingKept, RunError
 from femtune.evaluate import as_number, estep_metrics
 from femtune.examples import write_examples
@@ -29,11 +27,12 @@ from femtune.prepare import check_new, load_tokenizer, local_model, plan, read_q
 from femtune.problems import load_problems
 from femtune.prompts import HINT, JUDGE_LEAKS, LEAKS, ChatTokenizer, Prompts
 from femtune.rewards import score
-from femtune.run import Run, by_problem, read_draws, write_draws, write_json
+from femtune.run import Run, by_problem, read_config, read_draws, write_draws, write_json
 from femtune.tasks.frames import frame
 from femtune.tasks.load import TaskData
 from femtune.training import Training
 from femtune.types import Draw, Problem, Request, Scheme, Score, Stage
+from femtune.words import first
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,9 @@ def open_stored(root: Path, iteration: int | None = None) -> Stored:
     config = root / "config.yaml"
     if not config.exists():
         raise RunError(f"{root} is no run: it has no config.yaml. Give the folder of a train or sample.")
-    stored = yaml.safe_load(config.read_text())
+    stored = read_config(root)
     run = Run(root)
-    found = [int(path.parent.name.rpartition("-")[2]) for path in root.glob("iteration-*/draws")]
+    found = [int(path.parent.name[10:]) for path in root.glob("iteration-[0-9][0-9][0-9]*/draws")]
     if not found:
         raise RunError(f"{root} has no draws of an E-step: give the folder of a train or sample.")
     iteration = max(found) if iteration is None else iteration
@@ -107,15 +106,20 @@ def open_stored(root: Path, iteration: int | None = None) -> Stored:
     if not (root / "problems.parquet").exists():
         raise RunError(f"{root} has no problems.parquet: give its command again, which adds it.")
     problems = {problem.id: problem for problem in load_problems(root / "problems.parquet")}
-    return Stored(run, iteration, str(stored.get("model")), _settings(stored), problems)
+    try:
+        return Stored(run, iteration, str(stored.get("model")), _settings(stored), problems)
+    except ConfigError as error:
+        raise RunError(f"{config} is not as it was stored: {error}") from error
 
 
 def _settings(stored: Mapping[str, Any]) -> Train:
-    """The settings of a config.yaml, whose lists were tuples."""
+    """The settings of a config.yaml, whose lists were tuples. Raises ConfigError for impossible ones."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
 
     def own(kind: Any) -> dict[str, Any]:
-        return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+        given = {field.name: values[field.name] for field in fields(kind) if field.name in values}
+        check_types(kind, given)
+        return given
 
     return Train(training=Training(**own(Training)), **own(Train))
 
@@ -170,6 +174,11 @@ def _write_again(stored: Stored, scheme: Scheme, grade: Grade | None, folder: Pa
     """Write all draws as filtered again; problems that want more draws, and draws that are left out."""
     asked_again = left_out = 0
     for index, (chunk, timing) in enumerate(read_draws(stored.draws)):
+        if strange := [d.key.problem_id for d in chunk if d.key.problem_id not in stored.problems]:
+            raise RunError(
+                f"{stored.run.root} has draws of {first(strange)}, of which its problems.parquet knows "
+                "nothing: put back the one that it was made with."
+            )
         kept: list[Draw] = []
         for _, tries in by_problem(regraded(chunk, stored.problems, scheme, grade)):
             asked, more = replayed(scheme.stages, tries)

@@ -30,14 +30,17 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
 from femtune.errors import RunError
-from femtune.types import Completion, Draw, DrawKey, Score
+from femtune.formats import Unreadable, read_yaml, reading_arrow
+from femtune.types import Completion, Draw, DrawKey, FinishReason, Score
+from femtune.words import brief
 
 DRAWS = pa.schema(
     [
@@ -126,9 +129,24 @@ def check_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str])
     stored = root / "config.yaml"
     if stored.exists():
         asked = yaml.safe_load(_as_yaml(config))  # as it would be stored: YAML changes a few characters
-        _refuse_other(root, yaml.safe_load(stored.read_text()), asked, changeable)
+        _refuse_other(root, read_config(root), asked, changeable)
     elif root.exists() and (strangers := sorted({p.name for p in root.iterdir()} - _BEFORE_CONFIG)):
         raise RunError(f"{root} is no run directory: it holds {strangers[:3]}. Choose another one.")
+
+
+def read_config(root: Path) -> dict[str, Any]:
+    """The configuration that a run directory holds. Raises RunError where it is damaged."""
+    path = root / "config.yaml"
+    try:
+        stored = read_yaml(path)
+    except Unreadable as error:
+        raise RunError(f"{path} {error}. {_REDO}") from error
+    if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
+        raise RunError(f"{path} holds no names and values. {_REDO}")
+    return stored
+
+
+_REDO = "Put back what was in it, or begin anew in another --output-dir."
 
 
 def _as_yaml(config: Mapping[str, Any]) -> str:
@@ -217,10 +235,30 @@ def read_draws(folder: Path) -> Iterator[tuple[list[Draw], dict[str, float]]]:
 
 
 def read_shard(path: Path) -> tuple[list[Draw], dict[str, float]]:
-    """One chunk: its draws and timing."""
-    table = pq.read_table(pa.memory_map(str(path)))
-    timing: dict[str, float] = json.loads(table.schema.metadata[b"timing"])
-    return [_draw(row) for row in table.to_pylist()], timing
+    """One chunk: its draws and timing. Raises RunError where the file is damaged."""
+    try:
+        with reading_arrow():
+            table = pq.read_table(pa.memory_map(str(path)))
+            timing = json.loads((table.schema.metadata or {}).get(b"timing", b"null"))
+            _check_shard(table, timing)
+            return [_draw(row) for row in table.to_pylist()], timing
+    except Unreadable as error:
+        raise RunError(
+            f"{path} {error}. It is damaged: remove it, and the same command draws it again."
+        ) from error
+
+
+def _check_shard(table: Any, timing: Any) -> None:
+    """Raises Unreadable where it is no shard as `write_draws` makes them."""
+    if not table.schema.equals(DRAWS) or any(column.null_count for column in table.columns):
+        raise Unreadable("holds no draws as they are stored")
+    if pc.list_flatten(table["tokens"]).null_count:
+        raise Unreadable("holds draws without some of their tokens")
+    for name, known in (("prompt", ("plain", "hinted")), ("finish_reason", get_args(FinishReason))):
+        if strange := {*table[name].unique().to_pylist()} - {*known}:
+            raise Unreadable(f"has a {name} of {brief(repr(strange.pop()))}, expected one of {known}")
+    if not isinstance(timing, dict) or not all(isinstance(s, int | float) for s in timing.values()):
+        raise Unreadable("lacks the seconds that its chunk took")
 
 
 def _draw(row: Mapping[str, Any]) -> Draw:
@@ -257,10 +295,11 @@ def environment() -> dict[str, Any]:
 
 
 def readable(file: IO[str]) -> Iterator[dict[str, Any]]:
-    """The events of a log.jsonl; a line that was cut off by a kill is left out."""
+    """The events of a log.jsonl; a line that is damaged, or was cut off by a kill, is left out."""
     for line in file:
         try:
             event = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        yield event
+        if isinstance(event, dict) and "event" in event:
+            yield event

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from femtune.costs.formulas import BYTES, Shape
 from femtune.errors import ModelError
-from femtune.prepare import find_model, load_config, local_model
+from femtune.formats import Unreadable, read_json
+from femtune.prepare import adapter_base, find_model, load_config, local_model
 
 _NUMBERS = {"F32", "BF16", "F16", "F64", "I64", "BOOL"}  # safetensors' names of what is not quantized
 
@@ -36,12 +40,17 @@ def read_shape(folder: Path, name: str | None = None) -> Shape:
 
     Of an adapter, its base's. Raises ModelError where there are no safetensors, or quantized ones.
     """
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
-        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+    base = adapter_base(folder)
+    if base is not None:
         return read_shape(*config_folder(base, whole=False))
     sizes = _headers(folder, name)
-    config = load_config(folder).get_text_config()
+    try:
+        return _shape(sizes, load_config(folder).get_text_config())
+    except (AttributeError, TypeError, ArithmeticError) as error:
+        raise ModelError(f"{folder}: its config says no shape of a causal model: {error}.") from error
+
+
+def _shape(sizes: Mapping[str, tuple[int, ...]], config: Any) -> Shape:
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -84,9 +93,7 @@ def _headers(folder: Path, name: str | None) -> dict[str, tuple[int, ...]]:
     files = sorted(folder.glob("model*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        files = [
-            folder / file for file in sorted({*json.loads(index.read_text())["weight_map"].values()})
-        ]
+        files = [folder / str(file) for file in sorted({*map(str, _index(index).values())})]
     if files and all(file.exists() for file in files):
         found = {key: info for file in files for key, info in _header(file).items()}
     elif name is not None:
@@ -105,17 +112,29 @@ def _headers(folder: Path, name: str | None) -> dict[str, tuple[int, ...]]:
 
 
 def _header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    with file.open("rb") as stream:
-        try:
+    try:
+        with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
+            if length > file.stat().st_size:
+                raise ValueError
             header = json.loads(stream.read(length))
-        except (struct.error, ValueError, MemoryError, OverflowError) as error:
-            raise ModelError(f"{file} has no safetensors header: is it whole?") from error
-    return {
-        key: (info["dtype"], tuple(info["shape"]))
-        for key, info in header.items()
-        if key != "__metadata__"
-    }
+        return {
+            key: (str(info["dtype"]), tuple(map(operator.index, info["shape"])))
+            for key, info in header.items()
+            if key != "__metadata__"
+        }
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{file} has no safetensors header: is it whole?") from error
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """Which file holds which weight, as a model of several files says."""
+    try:
+        found = read_json(path)
+        weights: dict[str, Any] = dict(found["weight_map"])
+    except (Unreadable, LookupError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: it maps no weights to files. Get it anew.") from error
+    return weights
 
 
 def _hub_headers(name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
