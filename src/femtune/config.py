@@ -233,7 +233,8 @@ def check_types(kind: type, given: Mapping[str, Any]) -> None:
     hints = get_type_hints(kind)
     for name, value in given.items():
         if not _is_of(hints[name], value):
-            wanted = str(hints[name]).replace("typing.", "").removeprefix("<class ").rstrip(">")
+            hint = hints[name]
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise ConfigError(f"{name} is {brief(repr(value))}, expected {wanted}.")
 
 
