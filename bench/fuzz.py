@@ -30,8 +30,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.fuzz.mangling import File
-from tests.fuzzing import TARGETS, Outcome, Target, made, outcome
+if "--atheris" in sys.argv:  # it puts its counters into code as that is imported
+    import atheris
+
+    instrumented = atheris.instrument_imports(include=["femtune"])
+else:
+    instrumented = contextlib.nullcontext()
+with instrumented:
+    from tests.fuzz.mangling import File
+    from tests.fuzzing import TARGETS, Outcome, Target, made, outcome
 
 STUCK_S = 120.0  # without an input done: in C code that no signal stops
 MEMORY = 16 * 2**30  # bytes of address space of a process; pyarrow and torch map some 8 of them
@@ -147,22 +154,19 @@ def repeat(target: Target, seed: int, number: int) -> int:
 
 
 def guided(target: Target, options: list[str]) -> int:
-    """Bytes by atheris, which looks for ones that reach new code of femtune; ends at the first fault."""
-    import atheris
+    """Bytes by atheris, which keeps those that reach new code of femtune; ends at the first fault."""
+    example = made(target, 0, 0)
 
-    atheris.instrument_all()
-    scratch = tempfile.TemporaryDirectory()
-    files = isinstance(made(target, 0, 0), File)
-
-    def one(data: bytes) -> None:
-        name = made(target, 0, 0).name if files else ""
-        value = File(name, data) if files else data.decode("utf-8", "surrogateescape")
-        found = outcome(target, value, Path(scratch.name))
+    def read(data: bytes) -> None:
+        text = data.decode("utf-8", "surrogateescape")
+        value = File(example.name, data) if isinstance(example, File) else text
+        found = outcome(target, text.split("\n") if isinstance(example, list) else value, scratch)
         if found.kind == "fault":
             raise RuntimeError(found.said)
 
-    atheris.Setup([sys.argv[0], *options], one)
-    atheris.Fuzz()
+    scratch = Path(tempfile.mkdtemp())
+    atheris.Setup([sys.argv[0], *options], read)
+    atheris.Fuzz()  # ends the process
     return 0
 
 

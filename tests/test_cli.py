@@ -639,9 +639,7 @@ def test_a_reader_that_has_had_enough_makes_no_traceback(
     assert done.stderr == ""
 
 
-def test_a_value_that_is_long_is_shown_in_part(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_long_value_is_shown_in_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.yaml").write_text(f"seed: {'x' * 50_000}\n")
     assert main(["train", "a.jsonl", "--model", "m", "--config", str(tmp_path / "run.yaml")]) == 1
     error = capsys.readouterr().err
