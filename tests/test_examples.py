@@ -249,8 +249,8 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_values_of_other_types_are_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=rf"^{tmp_path}/a\.\w+: .*{said}"):
         read_examples(jsonl(tmp_path / "a.jsonl", row), TOKENIZER, 256)
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=rf"^{tmp_path}/a\.\w+: .*{said}"):
         read_examples(tmp_path / "a.parquet", TOKENIZER, 256)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from femtune.errors import DataError
 from femtune.formats import Unreadable, read_json, read_yaml, reading_arrow
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -72,5 +73,7 @@ def test_what_arrow_says(error: Exception, said: str) -> None:
 
 
 def test_what_is_no_fault_of_a_file_passes() -> None:
+    with pytest.raises(DataError, match=r"^row 3 has no `prompt`\.$"), reading_arrow():
+        raise DataError("row 3 has no `prompt`.")
     with pytest.raises(KeyboardInterrupt), reading_arrow():
         raise KeyboardInterrupt

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from femtune.errors import FemtuneError
+
 MOST_VALUES = 100_000  # of a YAML file, aliases counted as often as they stand: nine lines can make 9^9
 DEEPEST = 50
 
@@ -62,7 +64,7 @@ def _saying(what: str, *errors: type[Exception]) -> Iterator[None]:
     known: tuple[type[Exception], ...] = (*errors, *_OF_PYTHON)
     try:
         yield
-    except Unreadable:
+    except (Unreadable, FemtuneError):  # also ValueErrors, which have their words already
         raise
     except UnicodeDecodeError as error:
         raise Unreadable(f"{what}: not UTF-8 ({error.reason}, byte {error.start + 1:,})") from error
