@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from femtune import stopping
 from femtune.errors import ConfigError, DataError, FemtuneError, RunError
+from femtune.formats import Unreadable, read_yaml
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -39,7 +39,7 @@ from femtune.progress import (
 )
 from femtune.refilter import Change
 from femtune.training import Training
-from femtune.words import visible
+from femtune.words import brief, visible
 
 app = App(
     name="femtune",
@@ -553,8 +553,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a closed pipe is caught
     except (FemtuneError, CycloptsError) as error:
         kind = type(error) if isinstance(error, FemtuneError) else ConfigError
-        # cyclopts names a key of the file in brackets: "[iterationz]" from run.yaml
-        text = str(error) if kind is type(error) else re.sub(r'"?\[(\w+)\]"?', r"\1", str(error))
+        # cyclopts names a key of the file in brackets, "[iterationz]" from run.yaml, and its whole value
+        text = str(error)
+        if kind is not type(error):
+            text = brief(re.sub(r'"?\[(\w+)\]"?', r"\1", text), 1000)
         errors.print(literal(f"{kind.__name__}: {text}"), soft_wrap=True)
         return 1
     except BrokenPipeError:  # the reader of our output, `head` say, has had enough
@@ -580,9 +582,9 @@ def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     if not Path(name).is_file():
         raise ConfigError(f"--config takes a YAML file, and {name or 'nothing'} is none.")
     try:
-        found = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name} is no YAML: {' '.join(str(error).split())}.") from error
+        found = read_yaml(Path(name))
+    except Unreadable as error:
+        raise ConfigError(f"{name} {error}.") from error
     if found is not None and not isinstance(found, dict):
         raise ConfigError(f"{name} holds a {type(found).__name__}, expected lines of `name: value`.")
     return name, found or {}

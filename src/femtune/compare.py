@@ -386,8 +386,9 @@ def state(folder: Path) -> State:
         return State()
     events = [event for event in read_log(folder) if event.get("event") in PHASES]
     done = [event for event in events if event["event"] == "iteration"]
-    accuracy = [event["evaluation"]["accuracy"] for event in done if "evaluation" in event]
+    measured = [event["evaluation"] for event in done if isinstance(event.get("evaluation"), dict)]
+    accuracy = [each["accuracy"] for each in measured if isinstance(each.get("accuracy"), float)]
     if not events:
         return State(0, "loading")
     doing = "" if events[-1]["event"] == "iteration" else events[-1]["event"]
-    return State(events[-1]["iteration"], doing, tuple(accuracy))
+    return State(events[-1]["iteration"], str(doing), tuple(accuracy))

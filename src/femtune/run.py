@@ -33,17 +33,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
 from femtune import manifest
 from femtune.errors import RunError
 from femtune.files import append_lines, read_lines, replacing, write_json
+from femtune.formats import Unreadable, read_yaml, reading_arrow
 from femtune.provenance import differences, environment
-from femtune.types import Completion, Draw, DrawKey, Score
+from femtune.types import Completion, Draw, DrawKey, FinishReason, Score
+from femtune.words import brief
 
 events = logging.getLogger("femtune")
 
@@ -259,20 +262,18 @@ def check_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str])
 
 
 def stored_config(root: Path) -> dict[str, Any]:
-    """The configuration of a run. Raises RunError where there is none."""
+    """The configuration of a run. Raises RunError where there is none, or it is damaged."""
     path = root / "config.yaml"
+    if not path.exists():
+        raise RunError(f"{root} is no run: it has no config.yaml. Give the folder of a run.")
+    redo = "Put back what was in it, or begin anew in another --output-dir."
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunError(f"{root} is no run: it has no config.yaml. Give the folder of a run.") from error
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise RunError(
-            f"{path} can't be read ({' '.join(str(error).split())[:200]}). It holds the run's settings: "
-            "write them there again, or choose another --output-dir."
-        ) from error
-    if not isinstance(found, dict):
-        raise RunError(f"{path} holds a {type(found).__name__}, expected the run's settings.")
-    return found
+        stored = read_yaml(path)
+    except Unreadable as error:
+        raise RunError(f"{path} {error}. {redo}") from error
+    if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
+        raise RunError(f"{path} holds no names and values. {redo}")
+    return stored
 
 
 def _as_yaml(config: Mapping[str, Any]) -> str:
@@ -367,16 +368,28 @@ def read_draws(folder: Path) -> Iterator[tuple[list[Draw], dict[str, float]]]:
 def read_shard(path: Path) -> tuple[list[Draw], dict[str, float]]:
     """One chunk: its draws and timing. Raises RunError where the file is damaged."""
     try:
-        table = pq.read_table(pa.memory_map(str(path)))
-        timing: dict[str, float] = json.loads(table.schema.metadata[b"timing"])
-        return from_columns(table.to_pydict()), timing
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        with reading_arrow():
+            table = pq.read_table(pa.memory_map(str(path)))
+            timing = json.loads((table.schema.metadata or {}).get(b"timing", b"null"))
+            _check_shard(table, timing)
+            return from_columns(table.to_pydict()), timing
+    except Unreadable as error:
         raise RunError(
-            f"{path} can't be read ({' '.join(str(error).split())[:200]}): it was damaged. "
-            f"`femtune doctor {path.parents[2]}` tells what can be made again."
+            f"{path} {error}. It is damaged: `femtune doctor` of its run tells what can be made again."
         ) from error
+
+
+def _check_shard(table: Any, timing: Any) -> None:
+    """Raises Unreadable where it is no shard as `write_draws` makes them."""
+    if not table.schema.equals(DRAWS) or any(column.null_count for column in table.columns):
+        raise Unreadable("holds no draws as they are stored")
+    if pc.list_flatten(table["tokens"]).null_count:
+        raise Unreadable("holds draws without some of their tokens")
+    for name, known in (("prompt", ("plain", "hinted")), ("finish_reason", get_args(FinishReason))):
+        if strange := {*table[name].unique().to_pylist()} - {*known}:
+            raise Unreadable(f"has a {name} of {brief(repr(strange.pop()))}, expected one of {known}")
+    if not isinstance(timing, dict) or not all(isinstance(s, int | float) for s in timing.values()):
+        raise Unreadable("lacks the seconds that its chunk took")
 
 
 def by_problem(draws: Sequence[Draw]) -> Iterator[tuple[str, list[Draw]]]:
