@@ -191,7 +191,7 @@ def locked(root: Path) -> Iterator[int]:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".lock").open("a+")
+        lock = (root / ".lock").open("ab+", buffering=0)  # nothing left to write when it is closed
     except OSError as error:
         raise RunError(
             f"{root} can't be written ({error.strerror}): choose another --output-dir."
@@ -230,18 +230,17 @@ def _let_go() -> None:
 os.register_at_fork(after_in_child=_let_go)
 
 
-def _write_owner(lock: IO[str]) -> None:
+def _write_owner(lock: IO[bytes]) -> None:
     try:
         lock.truncate(0)
-        lock.write(f"{os.getpid()} {socket.gethostname()}\n")
-        lock.flush()
+        lock.write(f"{os.getpid()} {socket.gethostname()}\n".encode())
     except OSError:
         pass  # a full disk: the name is for messages alone
 
 
-def _owner(lock: IO[str]) -> str:
+def _owner(lock: IO[bytes]) -> str:
     lock.seek(0)
-    pid, _, host = lock.readline().strip().partition(" ")
+    pid, _, host = lock.readline().decode(errors="replace").strip().partition(" ")
     return f" (process {pid} on {host})" if host else ""
 
 
