@@ -147,11 +147,32 @@ def compare(
             raise
 
 
+class _Worker:
+    """Of a worker's process: whether a run is on, and whether it is to end after it."""
+
+    busy = False
+    ends = False
+
+
 def _run(data: Data, model: str, job: Job) -> History:
-    stopping.check()
-    if isinstance(job.settings, Baseline):
-        return run_baseline(data, model, job.settings, job.output_dir)
-    return run_train(data, model, job.settings, job.output_dir, Quiet()).history
+    _Worker.busy = True
+    try:
+        stopping.check()
+        if isinstance(job.settings, Baseline):
+            return run_baseline(data, model, job.settings, job.output_dir)
+        return run_train(data, model, job.settings, job.output_dir, Quiet()).history
+    finally:
+        _Worker.busy = False
+        if _Worker.ends:
+            os._exit(128 + signal.SIGTERM)
+
+
+def _end(number: int, frame: object) -> None:
+    """SIGTERM, which schedulers send to all processes of a job: what is in flight is stored first."""
+    _Worker.ends = True
+    stopping.wish(number)
+    if not _Worker.busy:
+        os._exit(128 + number)
 
 
 def _ended_badly(future: Future[History]) -> bool:
@@ -169,6 +190,7 @@ def _begin(parent: int, threads: int, stop: Event) -> None:
     Ctrl-C is for the parent, which tells its workers by `stop`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
     import torch
 
     torch.set_num_threads(threads)

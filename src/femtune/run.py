@@ -42,7 +42,7 @@ import yaml
 
 from femtune import manifest
 from femtune.errors import RunError
-from femtune.files import append_lines, read_lines, replacing, write_json
+from femtune.files import append_lines, cant_write, read_lines, replacing, write_json
 from femtune.formats import Unreadable, read_yaml, reading_arrow
 from femtune.provenance import differences, environment
 from femtune.types import Completion, Draw, DrawKey, FinishReason, Score
@@ -82,6 +82,9 @@ class Run:
     root: Path
     # files that this process has stored or checked, so that none is read twice
     trusted: set[Path] = field(default_factory=set, compare=False, repr=False)
+    lock: int | None = field(
+        default=None, compare=False, repr=False
+    )  # descriptor of the lock that is held
 
     def iteration(self, number: int) -> Path:
         return self.root / f"iteration-{number:03}"
@@ -92,15 +95,34 @@ class Run:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to log.jsonl."""
+        self.check_place()
         path = self.root / "log.jsonl"
-        if path.exists() and path.stat().st_size > LOG_BYTES:
-            for old in reversed(log_files(self.root)[-OLD_LOGS:]):
-                number = int(old.name.split(".")[1]) if old != path else 0
-                old.rename(self.root / f"log.{number + 1}.jsonl")
+        try:
+            if path.exists() and path.stat().st_size > LOG_BYTES:
+                for old in reversed(log_files(self.root)[-OLD_LOGS:]):
+                    number = int(old.name.split(".")[1]) if old != path else 0
+                    old.rename(self.root / f"log.{number + 1}.jsonl")
+        except OSError as error:
+            raise cant_write(path, error) from error
         append_lines(path, [json.dumps({"time": round(time.time(), 3), "event": event, **fields})])
+
+    def check_place(self) -> None:
+        """Raises RunError where the directory was removed or moved since it was opened."""
+        if self.lock is None:
+            return
+        try:
+            there = os.path.samestat(os.fstat(self.lock), (self.root / ".lock").stat())
+        except OSError:
+            there = False
+        if not there:
+            raise RunError(
+                f"{self.root} was removed or moved in mid-run. Put it back in its place, without what "
+                "may have been written there since, and the same command goes on."
+            )
 
     def record(self, *paths: Path) -> None:
         """Enter what was just stored, files or folders, into the manifest."""
+        self.check_place()
         manifest.record(self.root, paths)
         self.trusted.update(paths)
 
@@ -158,10 +180,10 @@ def open_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str]) 
     directory can't be written, holds something else, or is in use by a living process.
     """
     check_run(root, config, changeable)
-    with locked(root):
+    with locked(root) as lock:
         with replacing(root / "config.yaml") as part:
             part.write_text(_as_yaml(config))
-        run = Run(root)
+        run = Run(root, lock=lock)
         _tell_environment(run)
         run.record_rest()
         yield run
@@ -169,14 +191,15 @@ def open_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str]) 
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Keep other processes from a run directory, which is made; a dead process holds no lock.
+def locked(root: Path) -> Iterator[int]:
+    """Keep other processes from a run directory, which is made; gives the lock's descriptor.
 
-    Raises RunError where another holds it, or none can be had.
+    A dead process holds no lock, nor does what it has forked. Raises RunError where another
+    holds it, or none can be had.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".lock").open("a+")
+        lock = (root / ".lock").open("ab+", buffering=0)  # nothing left to write when it is closed
     except OSError as error:
         raise RunError(
             f"{root} can't be written ({error.strerror}): choose another --output-dir."
@@ -192,21 +215,40 @@ def locked(root: Path) -> Iterator[None]:
                 ) from error
             raise RunError(f"{root} is in use by another femtune process{_owner(lock)}.") from error
         _write_owner(lock)
-        yield
+        _held.add(lock.fileno())
+        try:
+            yield lock.fileno()
+        finally:
+            _held.discard(lock.fileno())
 
 
-def _write_owner(lock: IO[str]) -> None:
+_held: set[int] = set()  # descriptors of this process's locks
+
+
+def _let_go() -> None:
+    """In a forked child, which would hold a lock beyond its parent's death."""
+    if _held:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in _held:
+            os.dup2(nowhere, descriptor, inheritable=False)
+        os.close(nowhere)
+        _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _write_owner(lock: IO[bytes]) -> None:
     try:
         lock.truncate(0)
-        lock.write(f"{os.getpid()} {socket.gethostname()}\n")
-        lock.flush()
+        lock.write(f"{os.getpid()} {socket.gethostname()}\n".encode())
     except OSError:
         pass  # a full disk: the name is for messages alone
 
 
-def _owner(lock: IO[str]) -> str:
+def _owner(lock: IO[bytes]) -> str:
     lock.seek(0)
-    pid, _, host = lock.readline().strip().partition(" ")
+    pid, _, host = lock.readline().decode(errors="replace").strip().partition(" ")
     return f" (process {pid} on {host})" if host else ""
 
 
