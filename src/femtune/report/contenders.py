@@ -45,7 +45,11 @@ MEASURES = (
 )
 
 
-BOUNDS = {measure.name: (measure.least, measure.most) for measure in MEASURES}
+KEPT = Measure("kept_share", "problems with a kept rationale")
+LOSS = Measure(
+    "loss", "loss of the M-step, nats a token", is_share=False, low_is_good=True, most=math.inf
+)
+BOUNDS = {measure.name: (measure.least, measure.most) for measure in (*MEASURES, KEPT, LOSS)}
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def contenders(found: Found) -> list[Contender]:
         if group.is_baseline:
             made += _baselines(group)
     for group in schemes:
-        last = [_last(run) for run in group.runs if any(run.evaluations())]
+        last = [_last(run) for run in group.runs if any(run.evaluations())]  # beyond the base's, 0
         if last:
             iteration = min(number for number, _ in last)
             made.append(Contender(group.label, "scheme", tuple(m for _, m in last), iteration, group))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from femtune.report.contenders import MEASURES, Contender, Measure, best, contenders, course
+from femtune.report.contenders import KEPT, MEASURES, Contender, Measure, best, contenders, course
 from femtune.report.drawing import NARROW, WIDE, Axis, style
 from femtune.report.figures import Row, dots, lines
 from femtune.report.parts import Figure, capital, interval, series
@@ -52,7 +52,7 @@ def _base_name(path: object) -> str:
 
 def sentence(found: Found, known: Sequence[Contender]) -> str:
     """The result, its interval, and what it is held against."""
-    lead = best(known, "scheme")
+    lead = best(known, "scheme") or best(known, "base")
     if lead is None:
         return _without_evaluation(found)
     said, preposition = _claim(lead)
@@ -97,7 +97,7 @@ def _without_evaluation(found: Found) -> str:
         for group in found.schemes
         for run in group.runs[:1]
         for step in [*run.e_steps().values()][-1:]
-        for share, number in [(step["kept_share"], step["num_problems"])]
+        for share, number in [(step.get("kept_share", 0.0), step.get("num_problems", 0))]
     ]
     if kept:
         return f"Nothing was held out to measure it on; in its last E-step {listed(kept)}."
@@ -123,7 +123,7 @@ def facts(found: Found, lead: Record, known: Sequence[Contender]) -> list[tuple[
     others = [BASELINES[g.runs[0].scheme] for g in found.groups if g.is_baseline]
     if others:
         made.append(("Held against", ", ".join(dict.fromkeys(others))))
-    times = [event["time"] for run in found.runs for event in run.events if event.get("time")]
+    times = [e["time"] for run in found.runs for e in run.events if isinstance(e["time"], int | float)]
     if times:
         begun = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(min(times)))
         made.append(("Begun", begun))
@@ -153,9 +153,7 @@ def hero(found: Found, known: Sequence[Contender]) -> Figure | None:
     """Everyone's accuracy; of one scheme alone, its course."""
     measured = [each for each in known if each.estimate("accuracy") is not None]
     if len(found.schemes) == 1 and not any(each.kind == "baseline" for each in measured):
-        return _course(found, ACCURACY, "evaluation") or _course(
-            found, Measure("kept_share", "problems with a kept rationale"), "e_step"
-        )
+        return _course(found, ACCURACY, "evaluation") or _course(found, KEPT, "e_step")
     if not measured:
         return None
     groups = found.schemes

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from femtune.errors import RunError
+from femtune.files import replacing
 from femtune.report import closing, judged, kept, sections
 from femtune.report.kept import Looked
 from femtune.report.opening import opening
@@ -18,7 +19,6 @@ from femtune.report.parts import Section
 from femtune.report.record import Found, Group, find
 from femtune.report.tally import Sampler, Tally, tally
 from femtune.report.texts import cut, name, visible
-from femtune.run import replacing
 
 PICKS = 3  # draws that are shown of each prompt and reason
 
@@ -63,7 +63,7 @@ def render(found: Found) -> str:
     ]
     shown: list[Section] = [each for each in made if each is not None]
     shown.append(closing.sources(found, notes))
-    return _template()(opening=opening(found), sections=shown)
+    return _template()(opening=opening(found), sections=shown).strip() + "\n"
 
 
 def look(group: Group, notes: list[str]) -> Looked:

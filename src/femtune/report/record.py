@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from femtune.baselines import APPLY
 from femtune.errors import ConfigError, RunError
 from femtune.report.texts import name, setting
-from femtune.run import readable
+from femtune.run import read_log, stored_config
 from femtune.schemes import parse_scheme
 
 BASELINES = {
@@ -140,22 +138,15 @@ def _runs_in(folder: Path) -> list[Path]:
 
 def read_record(root: Path) -> Record:
     """A run, finished or not. Raises RunError where its configuration can't be read."""
-    try:
-        config = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(
-            f"{root / 'config.yaml'} can't be read: {' '.join(str(error).split())}."
-        ) from error
-    if not isinstance(config, dict):
-        raise RunError(f"{root / 'config.yaml'} holds no settings.")
+    config = stored_config(root)
     notes: list[str] = []
     history = [_json(path, notes) for path in sorted(root.glob("iteration-*/metrics.json"))]
     return Record(
         root,
         config,
         _json(root / "environment.json", notes),
-        tuple(sorted((m for m in history if "iteration" in m), key=lambda m: m["iteration"])),
-        _events(root / "log.jsonl"),
+        tuple(sorted((m for m in history if isinstance(m.get("iteration"), int)), key=_iteration)),
+        _events(root),
         tuple(notes),
     )
 
@@ -172,12 +163,14 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _events(path: Path) -> tuple[dict[str, Any], ...]:
-    if not path.is_file():
-        return ()
-    with path.open(encoding="utf-8", errors="replace") as file:
-        events = [event for event in readable(file) if isinstance(event, dict)]
-    return tuple({key: event.get(key) for key in ("time", "event", "iteration")} for event in events)
+def _iteration(metrics: Mapping[str, Any]) -> int:
+    number: int = metrics["iteration"]
+    return number
+
+
+def _events(root: Path) -> tuple[dict[str, Any], ...]:
+    names = ("time", "event", "iteration")
+    return tuple({name: event.get(name) for name in names} for event in read_log(root))
 
 
 def _grouped(records: Sequence[Record]) -> tuple[Group, ...]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from femtune.intervals import Estimate
-from femtune.report.contenders import MEASURES, Contender, Measure, contenders, course, pooled
+from femtune.report.contenders import (
+    KEPT,
+    LOSS,
+    MEASURES,
+    Contender,
+    Measure,
+    Point,
+    contenders,
+    course,
+    pooled,
+)
 from femtune.report.drawing import Axis
 from femtune.report.figures import lines, stacks
 from femtune.report.kept import Looked
@@ -13,9 +23,6 @@ from femtune.report.parts import Figure, Key, Section, Table, capital, group_key
 from femtune.report.record import Found, Group, Record
 from femtune.report.tally import Tally
 from femtune.report.texts import count, name, percent, seconds
-
-KEPT = Measure("kept_share", "problems with a kept rationale")
-LOSS = Measure("loss", "loss of the M-step, nats a token", is_share=False, low_is_good=True)
 
 ITERATION = Axis("iteration", "d")
 
@@ -53,56 +60,64 @@ def _says_accuracy(known: Sequence[Contender], measure: str) -> bool:
 def learning(found: Found) -> Section:
     """Every measure by iteration, with its interval."""
     groups = found.schemes
-    shown = [*((measure, "evaluation") for measure in MEASURES), (KEPT, "e_step"), (LOSS, "m_step")]
     figures, columns = [], []
-    for measure, part in shown:
-        if _says_accuracy(contenders(found), measure.name):
-            continue
+    for measure, part in [
+        *((each, "evaluation") for each in MEASURES),
+        (KEPT, "e_step"),
+        (LOSS, "m_step"),
+    ]:
         courses = [course(group, measure.name, part) for group in groups]
-        if not any(courses):
+        if _says_accuracy(contenders(found), measure.name) or not any(courses):
             continue
         columns.append((measure, part))
-        values = [point.estimate.value for points in courses for point in points]
-        if not any(len(points) > 1 for points in courses) or (
-            measure.name == "answered" and {*values} == {1}
-        ):
-            continue
-        own = [
-            series(number, [(point.iteration, point.estimate) for point in points])
-            for number, points in enumerate(courses)
-            if points
-        ]
-        better = "lower is better" if measure.low_is_good else ""
-        ends = [
-            f"{g.label} {measure.text(p[-1].estimate.value or 0)}"
-            for g, p in zip(groups, courses, strict=True)
-            if p
-        ]
-        label = f"{measure.title} by iteration; at the end: {', '.join(ends)}."
-        axis = Axis("", ".0%" if measure.is_share else ".2~f")
-        figures.append(Figure(capital(measure.title), lines(own, ITERATION, axis, label), better))
+        values = {point.estimate.value for points in courses for point in points}
+        if any(len(points) > 1 for points in courses) and (measure.name, values) != ("answered", {1.0}):
+            figures.append(_panel(measure, groups, courses))
     notes = [] if figures else ["There is one iteration so far: nothing to draw a line through."]
     if not any(run.evaluations() for run in found.runs):
         notes.append("Nothing was held out (--eval-data, --eval-share), so no accuracy is known.")
-    seeds = max((len(group.runs) for group in groups), default=1)
-    band = (
-        "95% interval over problems, by bootstrap"
-        if seeds == 1
-        else "95% interval over seeds, by Student's t"
-    )
+    if any(len(group.runs) == 2 for group in groups):
+        notes.append("An interval of two seeds is too wide to be drawn: it is in the numbers.")
     return Section(
         "learning",
         "Iteration by iteration",
-        [
-            f"Iteration 0 is the base. Bands are the {band}. What was kept and the loss are of the "
-            "E-step and M-step that lead to an iteration.",
-            *_ceiling(found),
-        ],
+        [_bands(groups), *_ceiling(found)],
         group_keys(found),
         figures,
         tables=[_history(groups, columns)] if columns else [],
         notes=notes,
     )
+
+
+def _panel(measure: Measure, groups: Sequence[Group], courses: Sequence[Sequence[Point]]) -> Figure:
+    own = [
+        series(number, [(point.iteration, _band(point)) for point in points])
+        for number, points in enumerate(courses)
+        if points
+    ]
+    ends = [
+        f"{group.label} {measure.text(points[-1].estimate.value or 0)}"
+        for group, points in zip(groups, courses, strict=True)
+        if points
+    ]
+    label = f"{measure.title} by iteration; at the end: {', '.join(ends)}."
+    axis = Axis("", ".0%" if measure.is_share else ".2~f")
+    better = "lower is better" if measure.low_is_good else ""
+    return Figure(capital(measure.title), lines(own, ITERATION, axis, label), better)
+
+
+def _bands(groups: Sequence[Group]) -> str:
+    seeds = max((len(group.runs) for group in groups), default=1)
+    kind = "over problems, by bootstrap" if seeds == 1 else "over seeds, by Student's t"
+    return (
+        f"Iteration 0 is the base. Bands are 95% intervals {kind}. What was kept and the loss are of "
+        "the E-step and M-step that lead to an iteration."
+    )
+
+
+def _band(point: Point) -> Estimate:
+    """An estimate as it is drawn: Student's interval of two seeds would fill the figure."""
+    return Estimate(point.estimate.value, None) if point.num_seeds == 2 else point.estimate
 
 
 def _ceiling(found: Found) -> list[str]:

@@ -88,7 +88,7 @@ def count(number: float, noun: str = "", nouns: str = "") -> str:
 def seconds(number: float) -> str:
     """
     >>> seconds(3.21), seconds(190), seconds(7300)
-    ('3.2 s', '3 min 10 s', '2 h 2 min')
+    ('3.2 s', '3 min 10 s', '2 h 1 min')
     """
     if number < 60:
         return f"{number:.1f} s"
