@@ -169,8 +169,10 @@ def _iteration(metrics: Mapping[str, Any]) -> int:
 
 
 def _events(root: Path) -> tuple[dict[str, Any], ...]:
+    """What a run has done; that it was opened again is none of it."""
     names = ("time", "event", "iteration")
-    return tuple({name: event.get(name) for name in names} for event in read_log(root))
+    events = [event for event in read_log(root) if event.get("event") != "session"]
+    return tuple({name: event.get(name) for name in names} for event in events)
 
 
 def _grouped(records: Sequence[Record]) -> tuple[Group, ...]:
