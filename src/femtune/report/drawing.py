@@ -128,6 +128,7 @@ _CONFIG: dict[str, Any] = {
             "titleFontSize": 12,
             "titleFontWeight": "normal",
             "labelLimit": 320,
+            "labelFlush": False,
             "domain": False,
             "ticks": False,
             "labelPadding": 6,
