@@ -26,8 +26,8 @@ from femtune.evaluate import as_item
 from femtune.problems import load_problems
 from femtune.report import judged, tally
 from femtune.report.contenders import pooled
+from femtune.report.dots import Row, dots
 from femtune.report.drawing import Axis
-from femtune.report.figures import Row, dots
 from femtune.report.page import render, report
 from femtune.report.record import find
 from femtune.report.texts import cut, setting, visible

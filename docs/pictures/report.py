@@ -1,7 +1,7 @@
-"""Take the picture in docs/report.md: the first screen of a report, in light, with Playwright and a Chromium.
+"""Take the picture in docs/report.md: the first screen of a report, with Playwright and a Chromium.
 
-    femtune demo
-    python docs/pictures/report.py runs/demo/report.html
+femtune demo
+python docs/pictures/report.py runs/demo/report.html
 """
 
 from __future__ import annotations

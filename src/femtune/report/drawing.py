@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -142,3 +142,15 @@ _CONFIG: dict[str, Any] = {
 def chosen(names: Mapping[str, str]) -> str:
     """An expression of Vega's that writes each row's label; JSON strings are strings in it."""
     return f"{json.dumps(_clean(names))}[datum.label]"
+
+
+def span(values: Sequence[Mapping[str, Any]], axis: Axis, least: float = 0.02) -> tuple[float, float]:
+    """From the lowest end of an interval to the highest, with some air; of shares, within 0 and 1."""
+    ends = [
+        value[name] for value in values for name in ("low", "y", "high") if value.get(name) is not None
+    ]
+    low, high = min(ends), max(ends)
+    air = max(least, 0.06 * (high - low))
+    if axis.format.endswith("%"):
+        return max(0.0, low - air), min(1.0, high + air)
+    return low - air, high + air

@@ -1,4 +1,4 @@
-"""Numbers -> pictures: lines, dots, bars, each with its intervals."""
+"""Numbers -> pictures: lines with bands, groups with intervals, stacked bars, reliability."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from femtune.report.drawing import NARROW, WIDE, Axis, chosen, drawn, style
+from femtune.report.drawing import NARROW, Axis, chosen, drawn, span, style
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,6 @@ class Series:
 
     number: int  # of its colour and shape
     points: Sequence[tuple[float, float, float | None, float | None]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A labelled value with its interval, and the name of its colour in style.css."""
-
-    label: str
-    value: float
-    ci: tuple[float, float] | None
-    colour: str
-    shape: str = "circle"
 
 
 # --- lines over iterations, tokens, levels
@@ -97,7 +86,7 @@ def _coloured(series: Sequence[Series], shapes: bool = True) -> dict[str, Any]:
 
 
 def _up(axis: Axis, field: str, values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    domain = axis.domain or _span(values, axis)
+    domain = axis.domain or span(values, axis)
     close = axis.format == ".0%" and domain[1] - domain[0] < 0.05
     return {
         "field": field,
@@ -106,121 +95,6 @@ def _up(axis: Axis, field: str, values: Sequence[Mapping[str, Any]]) -> dict[str
         "axis": {"format": ".1%" if close else axis.format, "tickCount": 5},
         "scale": {"domain": list(domain), "zero": False, "nice": axis.domain is None},
     }
-
-
-def _span(values: Sequence[Mapping[str, Any]], axis: Axis, least: float = 0.02) -> tuple[float, float]:
-    """From the lowest end of an interval to the highest, with some air; of shares, within 0 and 1."""
-    ends = [
-        value[name] for value in values for name in ("low", "y", "high") if value.get(name) is not None
-    ]
-    low, high = min(ends), max(ends)
-    air = max(least, 0.06 * (high - low))
-    if axis.format.endswith("%"):
-        return max(0.0, low - air), min(1.0, high + air)
-    return low - air, high + air
-
-
-# --- dots with intervals
-
-
-def dots(rows: Sequence[Row], axis: Axis, label: str, *, width: int, at: float | None = None) -> Markup:
-    """A row a contender: its value and interval, written out; `at` is marked across all of them."""
-    narrow = width < WIDE
-    step = 46 if narrow else 34
-    values = [
-        {
-            "row": number,
-            "label": row.label,
-            "y": row.value,
-            "low": row.ci[0] if row.ci else None,
-            "high": row.ci[1] if row.ci else None,
-            "text": _as_text(row.value, axis),
-            "colour": row.colour,
-            "shape": row.shape,
-        }
-        for number, row in enumerate(rows)
-    ]
-    low, high = axis.domain or _span(values, axis)
-    x: dict[str, Any] = {
-        "field": "y",
-        "type": "quantitative",
-        "title": axis.title,
-        "axis": {"format": axis.format, "tickCount": 4 if narrow else 6},
-        "scale": {
-            "domain": [low, high + (high - low) * (0.2 if narrow else 0.1)],
-            "zero": False,
-            "clamp": True,
-        },
-    }
-    names = {str(number): row.label for number, row in enumerate(rows)}
-    extent = min(320.0, 16 + 8.0 * max(len(row.label) for row in rows))  # whatever the reader's font is
-    down = {
-        "field": "row",
-        "type": "ordinal",
-        "title": None,
-        "axis": None
-        if narrow
-        else {
-            "labelExpr": chosen(names),
-            "grid": False,
-            "labelColor": "var(--ink)",
-            "labelFontSize": 13,
-            "labelAlign": "left",
-            "minExtent": extent,
-            "labelPadding": extent,
-        },
-    }
-    shared = {"x": x, "y": down}
-    plain = {"field": "colour", "type": "nominal", "scale": None, "legend": None}
-    layers: list[dict[str, Any]] = []
-    if at is not None:
-        layers.append(
-            {
-                "data": {"values": [{"at": at}]},
-                "mark": {"type": "rule", "strokeDash": [3, 3], "color": "var(--soft)"},
-                "encoding": {"x": {"field": "at", "type": "quantitative"}},
-            }
-        )
-    layers += [
-        {
-            "transform": [{"filter": "datum.low != null"}],
-            "mark": {
-                "type": "rule",
-                "strokeWidth": 3,
-                "strokeCap": "round",
-                "opacity": 0.5,
-                "clip": True,
-            },
-            "encoding": {**shared, "x": {**x, "field": "low"}, "x2": {"field": "high"}, "color": plain},
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
-            "encoding": {
-                **shared,
-                "color": plain,
-                "shape": {"field": "shape", "type": "nominal", "scale": None, "legend": None},
-            },
-        },
-        {
-            "transform": [
-                {"calculate": "datum.high == null ? datum.y : max(datum.high, datum.y)", "as": "end"}
-            ],
-            "mark": {"type": "text", "align": "left", "dx": 10, "fontWeight": 600},
-            "encoding": {**shared, "x": {**x, "field": "end"}, "text": {"field": "text"}},
-        },
-    ]
-    if narrow:
-        layers.append(
-            {
-                "mark": {"type": "text", "align": "left", "dy": -15, "limit": width},
-                "encoding": {"y": down, "x": {"value": 0}, "text": {"field": "label"}},
-            }
-        )
-    return drawn({"data": {"values": values}, "layer": layers}, label, width, step * len(rows) + 46)
-
-
-def _as_text(value: float, axis: Axis) -> str:
-    return f"{100 * value:.1f}%" if axis.format.endswith("%") else f"{value:.3f}"
 
 
 # --- shares, reliability, cost
@@ -280,61 +154,35 @@ def diagonal(series: Sequence[Series], x: Axis, y: Axis, label: str) -> Markup:
         for each in series
         for px, py, num, _ in each.points
     ]
-    scale = {"domain": [0, 1], "nice": False}
-    encoding = {
-        "x": {
-            "field": "x",
+    place = {
+        name: {
+            "field": name,
             "type": "quantitative",
-            "title": x.title,
-            "axis": {"format": x.format},
-            "scale": scale,
-        },
-        "y": {
-            "field": "y",
-            "type": "quantitative",
-            "title": y.title,
-            "axis": {"format": y.format},
-            "scale": scale,
-        },
+            "title": axis.title,
+            "axis": {"format": axis.format},
+            "scale": {"domain": [0, 1], "nice": False},
+        }
+        for name, axis in (("x", x), ("y", y))
     }
-    return drawn(
+    sizes = {"field": "n", "type": "quantitative", "legend": None, "scale": {"range": [30, 300]}}
+    layers = [
         {
-            "layer": [
-                {
-                    "data": {"values": [{"x": 0, "y": 0}, {"x": 1, "y": 1}]},
-                    "mark": {
-                        "type": "line",
-                        "strokeDash": [3, 3],
-                        "color": "var(--soft)",
-                        "strokeWidth": 1,
-                    },
-                    "encoding": encoding,
-                },
-                {
-                    "data": {"values": values},
-                    "mark": {"type": "line", "strokeWidth": 2},
-                    "encoding": {**encoding, **_coloured(series, shapes=False)},
-                },
-                {
-                    "data": {"values": values},
-                    "mark": {"type": "point", "filled": True, "opacity": 1},
-                    "encoding": {
-                        **encoding,
-                        **_coloured(series),
-                        "size": {
-                            "field": "n",
-                            "type": "quantitative",
-                            "legend": None,
-                            "scale": {"range": [30, 300]},
-                        },
-                    },
-                },
-            ]
+            "data": {"values": [{"x": 0, "y": 0}, {"x": 1, "y": 1}]},
+            "mark": {"type": "line", "strokeDash": [3, 3], "color": "var(--soft)", "strokeWidth": 1},
+            "encoding": place,
         },
-        label,
-        NARROW,
-        300,
-    )
+        {
+            "data": {"values": values},
+            "mark": {"type": "line", "strokeWidth": 2},
+            "encoding": {**place, **_coloured(series, shapes=False)},
+        },
+        {
+            "data": {"values": values},
+            "mark": {"type": "point", "filled": True, "opacity": 1},
+            "encoding": {**place, **_coloured(series), "size": sizes},
+        },
+    ]
+    return drawn({"layer": layers}, label, NARROW, 300)
 
 
 def groups(series: Sequence[Series], names: Sequence[str], y: Axis, label: str) -> Markup:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from femtune.report.contenders import KEPT, MEASURES, Contender, Measure, best, contenders, course
+from femtune.report.dots import Row, dots
 from femtune.report.drawing import NARROW, WIDE, Axis, style
-from femtune.report.figures import Row, dots, lines
+from femtune.report.figures import lines
 from femtune.report.parts import Figure, capital, interval, series
 from femtune.report.record import BASELINES, Found, Record
 from femtune.report.texts import count, listed, name, percent, seconds

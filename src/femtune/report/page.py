@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from markupsafe import Markup
 from femtune.errors import RunError
 from femtune.files import replacing
 from femtune.report import closing, judged, kept, sections
+from femtune.report.difficulty import difficulty
 from femtune.report.kept import Looked
 from femtune.report.opening import opening
 from femtune.report.parts import Section
@@ -45,7 +47,7 @@ def report(runs: Sequence[Path], output: Path | None = None) -> Path:
 def render(found: Found) -> str:
     """The page of these runs."""
     notes = [*found.notes]
-    looked = [look(group, notes) for group in found.schemes]
+    looked = [look(number, group, notes) for number, group in enumerate(found.schemes)]
     looked = [each for each in looked if each.iterations]
     lead = closing.lead_of(found)
     problems = judged.eval_problems(lead, notes) if lead is not None else {}
@@ -55,7 +57,7 @@ def render(found: Found) -> str:
         sections.learning(found),
         closing.judgements(found, problems, notes),
         kept.draws(found, looked),
-        kept.difficulty(found, looked),
+        difficulty(found, looked),
         sections.lengths(found, looked),
         sections.cost(found),
         closing.rationales(found, looked, notes),
@@ -66,19 +68,24 @@ def render(found: Found) -> str:
     return _template()(opening=opening(found), sections=shown).strip() + "\n"
 
 
-def look(group: Group, notes: list[str]) -> Looked:
-    """Read the E-steps' shards of a group's runs; draws to show are of the first run."""
+def look(place: int, group: Group, notes: list[str]) -> Looked:
+    """Read the E-steps' shards of a group's runs; draws to show are of the first run.
+
+    `place` is the group's among the schemes, which is its colour.
+    """
     sampler = Sampler(PICKS)
     tallies: dict[Any, dict[int, Tally]] = {}
     for run in group.runs:
         own = {}
-        for folder in sorted(run.root.glob("iteration-*/draws")):
+        for folder in sorted(run.root.glob("iteration-[0-9]*/draws")):
             number = int(folder.parent.name.removeprefix("iteration-"))
             made = tally(folder, number, notes, sampler if run is group.runs[0] else None)
             if made.counts:
                 own[number] = made
+        for number in [*own][1:-1]:  # of the others, no problem is asked for by its id
+            own[number] = replace(own[number], problems=None)
         tallies[run.root] = own
-    return Looked(group, tallies, sampler.picks(notes))
+    return Looked(place, group, tallies, sampler.picks(notes))
 
 
 def _template() -> Callable[..., str]:

@@ -153,7 +153,7 @@ def lengths(found: Found, looked: Sequence[Looked]) -> Section | None:
     figures = []
     for kept, title in ((True, "Kept draws"), (False, "Refused draws")):
         own, told = [], []
-        for number, each in enumerate(looked):
+        for each in looked:
             points = [
                 (float(at), _length(tally, kept, alone))
                 for tallies in [*each.tallies.values()][:1]
@@ -161,7 +161,7 @@ def lengths(found: Found, looked: Sequence[Looked]) -> Section | None:
                 if tally.lengths[kept].sum()
             ]
             if points:
-                own.append(series(number, points))
+                own.append(series(each.number, points))
                 told.append(f"{each.group.label} {', '.join(f'{e.value:.1f}' for _, e in points)}")
         if own:
             label = f"{title}: {'median' if alone else 'mean'} tokens by iteration: {'; '.join(told)}."

@@ -34,8 +34,9 @@ class Tally:
 
     counts: Mapping[tuple[int, int, str, str], int]  # by stage, attempt, prompt, reason; "" is kept
     lengths: Mapping[bool, Ints]  # by whether it was kept: draws of 0, 1, 2 ... tokens
-    # a row a problem: problem_id; plain, its draws under the plain prompt; right, the right ones of
-    # those; kept, 1 if any draw was, else 0
+    num_problems: int
+    # a row a problem, None where that is not wanted: problem_id; plain, its draws under the plain
+    # prompt; right, the right ones of those; kept, 1 if any draw was, else 0
     problems: Any
 
     def quantile(self, kept: bool, share: float) -> float | None:
@@ -117,7 +118,8 @@ def tally(folder: Path, iteration: int, notes: list[str], sampler: Sampler | Non
         problems.append(_by_problem(table, kept))
         if sampler is not None:
             sampler.look(path, start, iteration, table)
-    return Tally(counts, lengths, _together(problems))
+    together = _together(problems)
+    return Tally(counts, lengths, together.num_rows if together else 0, together)
 
 
 def _by_problem(table: Any, kept: Any) -> Any:
