@@ -428,7 +428,8 @@ def test_a_completed_run_given_again_does_nothing_and_prints_the_same(
     lines = first.splitlines()
     assert lines[0].startswith("base ")
     assert lines[1].startswith("iteration 1  kept ")
-    assert lines[2:] == [f"model: {root / 'last'}", f"draws, examples, metrics: {root}"]
+    told = [f"model: {root / 'last'}", f"draws, examples, metrics: {root}"]
+    assert lines[-3:] == [*told, f"report: {root / 'report.html'}"]
 
 
 def test_json_is_one_object_an_iteration_and_nothing_else(

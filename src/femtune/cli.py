@@ -70,6 +70,7 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
     histories = _compare(str(train_data), "seedling", schemes, 1, settings, output_dir, None, show)
     for panel in changes(histories):
         console.print(panel)
+    _write_report(output_dir, show)
     _tell("everything is in", output_dir)
     _tell("the data", output_dir / "data")
     asked = "--task judge --raters named --scale 1,5"
@@ -100,6 +101,7 @@ def train(
             console.print(literal(line), soft_wrap=True)
         _tell("model", result.model)
         _tell("draws, examples, metrics", result.run)
+    _write_report(result.run, show)
 
 
 @app.command
@@ -127,6 +129,7 @@ def compare(
     _compare(data, model, schemes, seeds, own, place, workers, show, baselines, baseline_draws)
     if show in ("auto", "lines"):
         _tell("runs and compare.json", place)
+    _write_report(place, show)
 
 
 def _compare(
@@ -500,6 +503,32 @@ def world(
     scale = f" --scale {made.options.scale}" if made.options.scale else ""
     raters = " --raters named" if made.options.raters == "named" else ""
     _tell("read it with", f"--task {made.task}{raters}{scale}")
+
+
+@app.command
+def report(runs: Annotated[list[Path], Parameter(negative=())], *, output: Path | None = None) -> None:
+    """One HTML page of what RUNS learnt: the result, figures, and rationales to read.
+
+    RUNS are directories of train, which then stand side by side, or a folder of compare or demo. The
+    page is report.html there, or --output; it is made of the runs' files, needs no network, and is
+    replaced where it is there already.
+    """
+    from femtune.report.page import report as run
+
+    _tell("report", run(runs, output))
+
+
+def _write_report(place: Path, show: Show) -> None:
+    """The report of a run that has just ended: where it fails, the run has not."""
+    try:
+        from femtune.report.page import report as run
+
+        written = run([place])
+    except Exception as error:
+        logging.getLogger("femtune").warning(f"the report could not be made: {error}")
+        return
+    if show in ("auto", "lines"):
+        _tell("report", written)
 
 
 def _report(metrics: Mapping[str, Any], show: Show) -> None:

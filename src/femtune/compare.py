@@ -291,13 +291,13 @@ def _measures(history: History) -> dict[str, float]:
 
 def _mean(runs: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
     return {
-        name: (fmean(run[name] for run in runs), _half_width([run[name] for run in runs]))
+        name: (fmean(run[name] for run in runs), half_width([run[name] for run in runs]))
         for name in runs[0]
         if all(name in run for run in runs)  # no sound steps, say, where nothing could be parsed
     }
 
 
-def _half_width(values: Sequence[float]) -> float:
+def half_width(values: Sequence[float]) -> float:
     """Half the 95% interval of a mean over seeds, by Student's t."""
     if len(values) < 2:
         return math.nan
