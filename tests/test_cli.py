@@ -531,6 +531,7 @@ def test_sample_fit_evaluate_and_predict_are_a_pipeline(
         main(["predict", items, *trained, "--draws", "3", "--temperature", "1", "--output", str(file)])
         == 0
     )
+    assert capsys.readouterr().out == f"predictions: {file}\ntheir draws: {file}.draws\n"
     assert main(["predict", items, *trained, "--draws", "1", "--temperature", "0"]) == 0
     greedy = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     voted = rows_of(file)

@@ -47,7 +47,7 @@ from femtune.prepare import (
 )
 from femtune.problems import save_problems
 from femtune.progress import Quiet
-from femtune.run import by_problem, check_run, open_run, read_draws
+from femtune.run import Run, by_problem, check_run, open_run, read_draws
 from femtune.tasks.frames import scale_of
 from femtune.tasks.load import TaskData, trained_on
 from femtune.training import Training
@@ -124,9 +124,7 @@ def run_train(
     num_stored = len(list(place.glob("iteration-*/model")))
     check_disk(place, at_most(steps, asker.base, len(problems), len(test), draws, num_stored))
     with open_run(place, config, CHANGEABLE) as run:
-        for name, group in (("problems", problems), ("eval", test)):
-            if group and not (run.root / f"{name}.parquet").exists():
-                save_problems(group, run.root / f"{name}.parquet")
+        store_problems(run, problems, test)
         with asker.setup(draws, probed=problems) as setup:
             if not getattr(getattr(setup.engine, "abilities", None), "adapters", True):
                 raise ModelError(
@@ -153,8 +151,7 @@ def sample(
     place, config = run_place(output_dir, "sample", data, model, asked.settings, problems)
     asker = make_asker(model, asked, problems)
     with open_run(place, config, CHANGEABLE) as run:
-        if not (run.root / "problems.parquet").exists():
-            save_problems(problems, run.root / "problems.parquet")
+        store_problems(run, problems)
         with asker.setup(draws) as setup:
             steps = Steps(run, asker.base, problems, [], what, setup, asker.tokenizer, progress)
             metrics = steps.expect(1)
@@ -202,6 +199,7 @@ def evaluate(
         config["calibration"] = f"{settings.calibration} (blake2b {digest})"
     asker = make_asker(model, asked, problems)
     with open_run(place, config, CHANGEABLE) as run:
+        store_problems(run, [], problems)
         with asker.setup(Sampling(settings.max_new_tokens)) as setup:
             steps = Steps(run, asker.base, [], problems, what, setup, asker.tokenizer, progress)
             metrics = steps.measure(0)
@@ -254,6 +252,15 @@ def calibrate(
     effect = cross_fitted_effect(items, scale.answers, settings.kind)
     save_calibration(fit_calibration(items, scale.answers, settings.kind), output)
     return measured | effect
+
+
+def store_problems(run: Run, problems: Sequence[Problem], test: Sequence[Problem] = ()) -> None:
+    """Store what a run asks, in E-steps and evaluations, so that its draws can be read with it."""
+    for name, group in (("problems", problems), ("eval", test)):
+        path = run.root / f"{name}.parquet"
+        if group and not path.exists():
+            save_problems(group, path)
+            run.record(path)
 
 
 def make_settings(**options: Any) -> Train:

@@ -171,8 +171,9 @@ def predict_into(data: str, model: str, settings: Predict, output: Path) -> Path
     # nothing is graded here, and a reward of the user's own may not bear a missing answer
     asker = make_asker(model, replace(asked, reward=exact()), asked.problems)
     with open_run(place, config, _OF_VOTES) as run:
-        if not (run.root / "eval.parquet").exists():
-            save_problems(asked.problems, run.root / "eval.parquet")
+        if not (path := run.root / "eval.parquet").exists():
+            save_problems(asked.problems, path)
+            run.record(path)
         with asker.setup(Sampling(settings.max_new_tokens, settings.temperature)) as setup:
             folder = ask_into(run, "eval", asked.problems, setup, draws=settings.draws)
         drawn = (draws for chunk, _ in read_draws(folder) for draws in by_problem(chunk))

@@ -82,9 +82,8 @@ class Run:
     root: Path
     # files that this process has stored or checked, so that none is read twice
     trusted: set[Path] = field(default_factory=set, compare=False, repr=False)
-    lock: int | None = field(
-        default=None, compare=False, repr=False
-    )  # descriptor of the lock that is held
+    # descriptor of the lock that is held
+    lock: int | None = field(default=None, compare=False, repr=False)
 
     def iteration(self, number: int) -> Path:
         return self.root / f"iteration-{number:03}"
@@ -263,7 +262,8 @@ def _tell_environment(run: Run) -> None:
     except (OSError, ValueError):
         begun = None
     changed = differences(begun if isinstance(begun, dict) else {}, now)
-    run.log("session", changed=changed)
+    if changed:
+        run.log("session", changed=changed)
     versions = {name: pair for name, pair in changed.items() if name.startswith("packages.")}
     if versions:
         shown = ", ".join(f"{n.partition('.')[2]} {a} -> {b}" for n, (a, b) in versions.items())
