@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -314,6 +315,16 @@ def test_a_problem_stands_side_by_side(look: Look, folder: Folder) -> None:
     chosen = [a["value"] for tag, a in only.tags if tag == "input" and a["name"] == "b"]
     assert sorted(map(str, chosen)) == sorted(each.name for each in wanted if each.run == "pps")
     assert "No problem with draws" in page(client, "/problem", 404, id="none").shown
+
+
+def test_of_many_draws_a_problem_shows_the_first_and_the_last(look: Look, tmp_path: Path) -> None:
+    draws = [made(f"Try {i}.\nAnswer: 3", index=i) for i in range(20)]
+    write_draws(Run(tmp_path / "run").shard(1, "draws", 0), draws, {})
+    client = look(tmp_path)
+    shown = page(client, "/problem", id="p")
+    assert re.findall(r"Try (\d+)", shown.shown) == ["0", "1", "2", "3", "4", "5", "6", "19"]
+    (more,) = [link for link in shown.links("/?") if "problem=p" in link]
+    assert len(page(client, more).names()) == 20
 
 
 def test_names_that_are_none_are_refused(look: Look, folder: Folder) -> None:

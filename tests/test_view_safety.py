@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from femtune.cli import main
 from femtune.run import Run, write_draws
+from femtune.view.serve import open_in_browser
 from femtune.view.store import Name
 from femtune.view.texts import visible
 
@@ -209,6 +211,19 @@ def test_the_command_serves_till_ctrl_c(folder: Folder) -> None:
         out, err = process.communicate(timeout=30)
     assert process.returncode == 0
     assert (out, err) == ("", "")  # no log, and so no token in one
+
+
+def test_a_browser_is_opened_without_the_token_on_a_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    address = f"http://127.0.0.1:1/?token={TOKEN}"
+    assert open_in_browser(address, tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert opened == [file.as_uri()] and TOKEN not in opened[0]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert Page(file.read_text()).tags[0][1]["content"] == f"0; url={address}"
 
 
 def test_the_command_refuses(

@@ -22,6 +22,7 @@ from femtune.view.store import Name, Seen, Store
 from femtune.view.wording import LONG, SIDE, SORTED, chips, choices, environment, toggled
 
 LANES = 4  # runs side by side, if nothing else is said
+STACK = 8  # draws of a run and an iteration that stand one under the other
 TRIES = 3  # at a page while shards vanish
 
 log = logging.getLogger("femtune")
@@ -164,6 +165,7 @@ class Pages:
             lanes=lanes,
             there=[(name, toggled(lanes, name), name in lanes) for name in there],
             rows=rows,
+            few=few,
         )
 
     def difference(self, request: Request) -> Response:
@@ -214,6 +216,13 @@ class Download(StreamingResponse):
             log.warning("view: the download was broken off: %s", error)
             return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def few(draws: Sequence[Seen]) -> tuple[Sequence[Seen], int]:
+    """The first draws, and the last, which is what a scheme stops at; and how many are left out."""
+    if len(draws) <= STACK:
+        return draws, 0
+    return [*draws[: STACK - 1], draws[-1]], len(draws) - STACK
 
 
 def split(

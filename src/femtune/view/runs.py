@@ -97,7 +97,10 @@ def _runs_in(place: Path) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() or any(folder.glob("iteration-*/"))
+    try:
+        return (folder / "config.yaml").is_file() or any(folder.glob("iteration-*/"))
+    except OSError:  # not ours to read
+        return False
 
 
 def _names(roots: Sequence[Path]) -> dict[Path, str]:

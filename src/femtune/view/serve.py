@@ -52,7 +52,7 @@ def view(places: Sequence[Path], port: int, open_browser: bool, say: Callable[[s
         address = f"http://{HOST}:{number}/?token={token}"
         say(address)
         with tempfile.TemporaryDirectory(prefix="femtune-view-") as folder:
-            if open_browser and not _open(address, Path(folder)):
+            if open_browser and not open_in_browser(address, Path(folder)):
                 say("no browser was found: open the address by hand.")
             with suppress(KeyboardInterrupt):  # uvicorn ends in order, then passes it on
                 uvicorn.Server(config).run(sockets=[sock])
@@ -75,7 +75,7 @@ def listening(port: int) -> socket.socket:
     return made
 
 
-def _open(address: str, folder: Path) -> bool:
+def open_in_browser(address: str, folder: Path) -> bool:
     """Open a browser, by a file that only we can read: command lines are for all users to see."""
     page = folder / "open.html"
     page.touch(mode=0o600)
