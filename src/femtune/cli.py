@@ -421,7 +421,7 @@ def world(
 def view(
     *run: Path,
     port: int = 0,
-    open_browser: Annotated[bool, Parameter(name="--open")] = False,
+    open_browser: Annotated[bool, Parameter(name="--open", negative="")] = False,
 ) -> None:
     """Read what a model drew, all of it, on a local page: filter, compare, export. Ctrl-C ends it.
 

@@ -24,12 +24,21 @@ from femtune.view.index import Index
 from femtune.view.pages import Pages
 
 
-def make_app(index: Index, token: str, cookie: str = "femtune-view") -> Starlette:
-    """The pages over an index, for those that know the token. Closes the index at its end."""
+def make_app(
+    index: Index,
+    token: str,
+    cookie: str = "femtune-view",
+    ready: Callable[[], None] = lambda: None,
+) -> Starlette:
+    """The pages over an index, for those that know the token. Closes the index at its end.
+
+    `ready` is called when it answers.
+    """
     pages = Pages(index)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        ready()
         yield
         index.close()
 
@@ -49,7 +58,7 @@ def make_app(index: Index, token: str, cookie: str = "femtune-view") -> Starlett
             Middleware(TrustedHostMiddleware, allowed_hosts=[*HOSTS], www_redirect=False),
             Middleware(Guard, token=token, cookie=cookie),
         ],
-        exception_handlers={HTTPException: pages.refused},
+        exception_handlers={HTTPException: pages.refused, Exception: pages.failed},
         lifespan=lifespan,
     )
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,10 @@ _NEEDLES = 8  # texts that were looked for, whose hits are remembered
 _TOKENS = ""  # no needle: stands for num_tokens
 
 
+class Closed(Exception):
+    """The index was closed: nobody waits for an answer any more."""
+
+
 class Stale(Exception):
     """A shard that was there is gone or damaged: look again, it is in `damaged` now."""
 
@@ -78,27 +84,61 @@ class Index:
         self._links: dict[Path, str] = {}
         self._next = self._made = 0
         self._lock = threading.RLock()
+        self._asking: set[duckdb.DuckDBPyConnection] = set()
+        self._closed = False
         # links: DuckDB takes a * in a path for a pattern. What it can't keep in memory goes here too.
-        self._folder = tempfile.TemporaryDirectory(prefix="femtune-view-")
+        self._folder = tempfile.TemporaryDirectory(prefix="femtune-view-", ignore_cleanup_errors=True)
         quiet = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
         self._con = duckdb.connect(config={**quiet, "temp_directory": f"{self._folder.name}/spilled"})
         self._con.execute(_TABLES)
 
     def close(self) -> None:
-        self._con.interrupt()
-        self._con.close()
-        self._folder.cleanup()
+        """End what is going on, here and in other threads."""
+        if self._closed:
+            return
+        self._closed = True
+        while not self._lock.acquire(timeout=0.05):
+            self._con.interrupt()
+        try:
+            while self._asking:
+                for cursor in [*self._asking]:
+                    cursor.interrupt()
+                time.sleep(0.01)
+            self._con.close()
+            self._folder.cleanup()
+        finally:
+            self._lock.release()
 
     def query(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
-        """Rows of the index, on a cursor of its own: requests come side by side."""
-        with self._con.cursor() as cursor:
+        """Rows of the index, on a cursor of its own: requests come side by side. Raises Closed."""
+        if self._closed:
+            raise Closed
+        cursor = self._con.cursor()
+        self._asking.add(cursor)
+        try:
             return cursor.execute(sql, values).fetchall()
+        except duckdb.InterruptException as error:
+            raise Closed from error
+        finally:
+            self._asking.discard(cursor)
+            cursor.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One writer at a time. Raises Closed."""
+        with self._lock:
+            if self._closed:
+                raise Closed
+            try:
+                yield
+            except duckdb.InterruptException as error:
+                raise Closed from error
 
     # --- what is there
 
     def refresh(self) -> None:
-        """Take in what has appeared, changed or gone since the last time."""
-        with self._lock:
+        """Take in what has appeared, changed or gone since the last time. Raises Closed."""
+        with self._alone():
             self.runs = find_runs(self.places)
             for run in self.runs.values():
                 self._read_problems(run)
@@ -197,6 +237,8 @@ class Index:
             return {}
         try:
             self._con.execute(sql, {"links": [self._where(number) for number in numbers], **values})
+        except duckdb.InterruptException:
+            raise
         except duckdb.Error as error:
             if len(numbers) == 1:
                 return {numbers[0]: _why(error)}
@@ -222,7 +264,7 @@ class Index:
 
     def prepare(self, asked: Filter) -> None:
         """Look for its text in all shards, and count tokens where it sorts by them."""
-        with self._lock:
+        with self._alone():
             if asked.text:
                 self._scan(asked.text, _SEARCH, needle=asked.text)
             if asked.sort in ("tokens", "-tokens"):
@@ -230,7 +272,7 @@ class Index:
 
     def groups(self, asked: Filter) -> int:
         """The key of the groups of draws that hold the filter's texts, made where they are not yet."""
-        with self._lock:
+        with self._alone():
             texts = asked.text, asked.problem
             key = self._groups.pop(texts, None)
             if key is None:
@@ -273,7 +315,7 @@ class Index:
             found = {row[0]: row for row in self.query(sql, asked)}
             return [found[each] for each in ids]
         except (duckdb.Error, KeyError) as error:
-            with self._lock:
+            with self._alone():
                 self._set_aside(self._unreadable(numbers, columns, values))
             raise Stale from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from femtune.errors import ConfigError
 from femtune.view.difference import LONGEST, difference
 from femtune.view.export import TYPES, Form, export
 from femtune.view.filters import PAGE, Filter
-from femtune.view.index import Index, Stale
+from femtune.view.index import Closed, Index, Stale
 from femtune.view.store import Name, Seen, Store
 from femtune.view.wording import LONG, SIDE, SORTED, chips, choices, environment, toggled
 
@@ -49,6 +50,8 @@ class Pages:
                 return self.refusal(f"The run is changing too fast: {why}. Look again.", 503)
             except ConfigError as error:
                 return self.refusal(str(error), 400)
+            except Closed:
+                return self.refusal("femtune view has ended.", 503)
             except duckdb.Error as error:
                 log.warning("view: %s", str(error).splitlines()[0])
                 return self.refusal(f"DuckDB could not answer: {str(error).splitlines()[0]}", 500)
@@ -62,6 +65,11 @@ class Pages:
         response = self.refusal(said.get(error.status_code, error.detail), error.status_code)
         response.headers.update(error.headers or {})
         return response
+
+    def failed(self, request: Request, error: Exception) -> Response:
+        """What should never happen: said in the terminal too."""
+        log.error("view: %s", "".join(traceback.format_exception(error)))
+        return self.refusal(f"This is a fault of femtune: {type(error).__name__}: {error}", 500)
 
     def refusal(self, why: str, status: int) -> Response:
         return self.rendered("refusal", status=status, title="Not found", why=why)
@@ -212,6 +220,8 @@ class Download(StreamingResponse):
         try:
             async for piece in self.body_iterator:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except Closed:
+            return
         except Stale as error:
             log.warning("view: the download was broken off: %s", error)
             return

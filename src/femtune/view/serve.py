@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
 import tempfile
@@ -11,11 +12,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from femtune.errors import ConfigError
 from femtune.view.runs import check_places
 
+if TYPE_CHECKING:
+    from femtune.view.index import Index
+
 HOST = "127.0.0.1"
+
+log = logging.getLogger("femtune")
 
 
 def view(places: Sequence[Path], port: int, open_browser: bool, say: Callable[[str], None]) -> None:
@@ -26,36 +33,45 @@ def view(places: Sequence[Path], port: int, open_browser: bool, say: Callable[[s
     if not places:
         raise ConfigError("give the folder of a run, or several: femtune view runs/judge")
     check_places(places)
-    with listening(port) as sock:
+    with listening(port) as sock, tempfile.TemporaryDirectory(prefix="femtune-view-") as folder:
         try:
             from femtune.view.index import Index
-        except ModuleNotFoundError as error:
-            raise _missing(error) from error
-        index = Index(places)
-        reading = threading.Thread(target=index.refresh, daemon=True)
-        reading.start()  # while the rest is imported, which takes as long
-        try:
+
+            index = Index(places)
+            reading = threading.Thread(target=_read, args=[index], daemon=True)
+            reading.start()  # while the rest is imported, which takes as long
             import uvicorn
 
             from femtune.view.app import make_app
         except ModuleNotFoundError as error:
-            raise _missing(error) from error
+            raise ConfigError(f"femtune view needs {error.name}: pip install 'femtune[view]'") from error
         token, number = secrets.token_urlsafe(32), sock.getsockname()[1]
-        app = make_app(index, token, cookie=f"femtune-view-{number}")
+        address = f"http://{HOST}:{number}/?token={token}"
+
+        def ready() -> None:
+            say(address)
+            if open_browser and not open_in_browser(address, Path(folder)):
+                log.warning("no browser was found: open the address by hand.")
+
         config = uvicorn.Config(
-            app,
-            log_level="error",
+            make_app(index, token, f"femtune-view-{number}", ready),
+            log_level="critical",  # faults are told by `failed`; a download that Ctrl-C ends is none
             access_log=False,  # the address of the first request has the token in it
             server_header=False,
             timeout_graceful_shutdown=1,
         )
-        address = f"http://{HOST}:{number}/?token={token}"
-        say(address)
-        with tempfile.TemporaryDirectory(prefix="femtune-view-") as folder:
-            if open_browser and not open_in_browser(address, Path(folder)):
-                say("no browser was found: open the address by hand.")
-            with suppress(KeyboardInterrupt):  # uvicorn ends in order, then passes it on
-                uvicorn.Server(config).run(sockets=[sock])
+        with suppress(KeyboardInterrupt):  # uvicorn ends in order, then passes it on
+            uvicorn.Server(config).run(sockets=[sock])
+        index.close()
+        reading.join()
+
+
+def _read(index: Index) -> None:
+    """Read what there is before somebody asks for it."""
+    from femtune.view.index import Closed
+
+    with suppress(Closed):
+        index.refresh()
 
 
 def listening(port: int) -> socket.socket:
@@ -81,7 +97,3 @@ def open_in_browser(address: str, folder: Path) -> bool:
     page.touch(mode=0o600)
     page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={escape(address)}">')
     return webbrowser.open(page.as_uri())
-
-
-def _missing(error: ModuleNotFoundError) -> ConfigError:
-    return ConfigError(f"femtune view needs {error.name}: pip install 'femtune[view]'")

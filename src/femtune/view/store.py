@@ -131,7 +131,7 @@ class Store:
         """These draws, each with so many characters of its text, around the needle if there is one."""
         sql = f"""
             SELECT d.id, {_SHORT}, d.prompt, d.finish_reason, d.logprob, d.reward, d.answer, d.reason,
-            d.correct {_FROM} WHERE list_contains(?, d.id)
+            d.correct {_FROM} WHERE d.id IN (SELECT unnest(?))
         """
         short = {row[0]: row for row in self.index.query(sql, [list(ids)])}
         start = "greatest(1, strpos(lower(r.text), lower($needle)) - $before)"
@@ -148,22 +148,29 @@ class Store:
 
     def facets(self, asked: Filter) -> dict[str, list[Value]]:
         """Of each facet its values under the other filters; of many the most frequent ones."""
-        made, key = {}, self.index.groups(asked)
+        key, made = self.index.groups(asked), {}
         for name in FACETS:
-            where, values = asked.group_conditions(without=name)
+            most = "" if name in (*NUMBERS, "run") else f"LIMIT {SHOWN_VALUES}"
             named = "TRUE" if name in NUMBERS else "value <> ''"
-            by = _BY.get(name, "num DESC, value")
-            sql = f"""
-                SELECT {COLUMNS[name]} AS value, sum(d.num)::BIGINT AS num,
-                coalesce(sum(d.num) FILTER (d.reason = ''), 0)::BIGINT
-                FROM groups d JOIN shards s USING (shard)
-                WHERE d.key = ? AND {where} GROUP BY value HAVING {named} ORDER BY {by}
-            """
-            found = [Value(*row) for row in self.index.query(sql, [key, *values])]
-            chosen = getattr(asked, name)
-            few = found if name in (*NUMBERS, "run") else found[:SHOWN_VALUES]
-            made[name] = few + [value for value in found[len(few) :] if value.value in chosen]
+            made[name] = self._values(asked, key, name, named, most)
+            missing = {*getattr(asked, name)} - {value.value for value in made[name]}
+            if missing and most:
+                these = f"value IN ({', '.join('?' * len(missing))})"
+                made[name] += self._values(asked, key, name, these, "", [*missing])
         return made
+
+    def _values(
+        self, asked: Filter, key: int, name: str, having: str, limit: str, more: Sequence[Any] = ()
+    ) -> list[Value]:
+        """Values of a facet that fulfil a condition."""
+        where, values = asked.group_conditions(without=name)
+        sql = f"""
+            SELECT {COLUMNS[name]} AS value, sum(d.num)::BIGINT AS num,
+            coalesce(sum(d.num) FILTER (d.reason = ''), 0)::BIGINT
+            FROM groups d JOIN shards s USING (shard) WHERE d.key = ? AND {where}
+            GROUP BY value HAVING {having} ORDER BY {_BY.get(name, "num DESC, value")} {limit}
+        """
+        return [Value(*row) for row in self.index.query(sql, [key, *values, *more])]
 
     def find(self, name: Name) -> int | None:
         """The id of a draw, None where there is none of that name."""
