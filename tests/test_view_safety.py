@@ -213,6 +213,13 @@ def test_the_command_serves_till_ctrl_c(folder: Folder) -> None:
     assert (out, err) == ("", "")  # no log, and so no token in one
 
 
+def test_the_command_ends_while_it_still_reads(folder: Folder) -> None:
+    process, _ = start(str(folder.root))
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 0
+
+
 def test_a_browser_is_opened_without_the_token_on_a_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,8 @@
 
 runs       which runs there are, and what each was asked with
 filters    a query string as a filter, a filter as conditions of SQL
-index      what is looked for, of all draws, in memory; a shard at a time, as shards appear
+database   a DuckDB in memory
+index      what is filtered by, of all draws, there; a shard at a time, as shards appear
 store      questions to the index and the shards: counts, pages, one draw, one problem
 export     what a filter finds, as JSON lines or Parquet, a shard at a time
 texts      strange characters made visible    difference   of two texts, by words

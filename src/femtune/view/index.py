@@ -12,11 +12,7 @@ read again, one that can't be read is left out and named in `damaged`. Nothing i
 from __future__ import annotations
 
 import os
-import tempfile
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from femtune.view.database import Database
 from femtune.view.filters import Filter
 from femtune.view.runs import PROBLEMS, Found, Shard, Stamp, find_runs, stamp
 
@@ -61,10 +58,6 @@ _NEEDLES = 8  # texts that were looked for, whose hits are remembered
 _TOKENS = ""  # no needle: stands for num_tokens
 
 
-class Closed(Exception):
-    """The index was closed: nobody waits for an answer any more."""
-
-
 class Stale(Exception):
     """A shard that was there is gone or damaged: look again, it is in `damaged` now."""
 
@@ -83,62 +76,22 @@ class Index:
         self._groups: dict[tuple[str, str], int] = {}  # keys by text and problem, oldest first
         self._links: dict[Path, str] = {}
         self._next = self._made = 0
-        self._lock = threading.RLock()
-        self._asking: set[duckdb.DuckDBPyConnection] = set()
-        self._closed = False
-        # links: DuckDB takes a * in a path for a pattern. What it can't keep in memory goes here too.
-        self._folder = tempfile.TemporaryDirectory(prefix="femtune-view-", ignore_cleanup_errors=True)
-        quiet = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
-        self._con = duckdb.connect(config={**quiet, "temp_directory": f"{self._folder.name}/spilled"})
-        self._con.execute(_TABLES)
+        self._db = Database(_TABLES)
+        self._con = self._db.con
 
     def close(self) -> None:
         """End what is going on, here and in other threads."""
-        if self._closed:
-            return
-        self._closed = True
-        while not self._lock.acquire(timeout=0.05):
-            self._con.interrupt()
-        try:
-            while self._asking:
-                for cursor in [*self._asking]:
-                    cursor.interrupt()
-                time.sleep(0.01)
-            self._con.close()
-            self._folder.cleanup()
-        finally:
-            self._lock.release()
+        self._db.close()
 
     def query(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
-        """Rows of the index, on a cursor of its own: requests come side by side. Raises Closed."""
-        if self._closed:
-            raise Closed
-        cursor = self._con.cursor()
-        self._asking.add(cursor)
-        try:
-            return cursor.execute(sql, values).fetchall()
-        except duckdb.InterruptException as error:
-            raise Closed from error
-        finally:
-            self._asking.discard(cursor)
-            cursor.close()
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One writer at a time. Raises Closed."""
-        with self._lock:
-            if self._closed:
-                raise Closed
-            try:
-                yield
-            except duckdb.InterruptException as error:
-                raise Closed from error
+        """Rows of the index. Raises Closed."""
+        return self._db.query(sql, values)
 
     # --- what is there
 
     def refresh(self) -> None:
         """Take in what has appeared, changed or gone since the last time. Raises Closed."""
-        with self._alone():
+        with self._db.alone():
             self.runs = find_runs(self.places)
             for run in self.runs.values():
                 self._read_problems(run)
@@ -183,7 +136,7 @@ class Index:
         new = [each for each in listing if each not in there]
         for shard, known in new:
             self.damaged.pop(shard.path, None)
-            os.symlink(shard.path, self._where(self._next))
+            os.symlink(shard.path, self._where(self._next))  # DuckDB takes a * in a path for a pattern
             there[shard, known] = self._next
             self._next += 1
         self._con.begin()
@@ -219,13 +172,13 @@ class Index:
                 os.unlink(self._where(number))
 
     def _where(self, number: int) -> str:
-        return f"{self._folder.name}/{number}.parquet"
+        return f"{self._db.folder}/{number}.parquet"
 
     def linked(self, path: Path) -> str:
         """A name without a pattern in it for a file that is no shard."""
-        with self._lock:
+        with self._db.alone():
             if path not in self._links:
-                self._links[path] = f"{self._folder.name}/problems-{len(self._links)}"
+                self._links[path] = f"{self._db.folder}/problems-{len(self._links)}"
                 os.symlink(path, self._links[path])
             return self._links[path]
 
@@ -264,7 +217,7 @@ class Index:
 
     def prepare(self, asked: Filter) -> None:
         """Look for its text in all shards, and count tokens where it sorts by them."""
-        with self._alone():
+        with self._db.alone():
             if asked.text:
                 self._scan(asked.text, _SEARCH, needle=asked.text)
             if asked.sort in ("tokens", "-tokens"):
@@ -272,7 +225,7 @@ class Index:
 
     def groups(self, asked: Filter) -> int:
         """The key of the groups of draws that hold the filter's texts, made where they are not yet."""
-        with self._alone():
+        with self._db.alone():
             texts = asked.text, asked.problem
             key = self._groups.pop(texts, None)
             if key is None:
@@ -315,7 +268,7 @@ class Index:
             found = {row[0]: row for row in self.query(sql, asked)}
             return [found[each] for each in ids]
         except (duckdb.Error, KeyError) as error:
-            with self._alone():
+            with self._db.alone():
                 self._set_aside(self._unreadable(numbers, columns, values))
             raise Stale from error
 

@@ -15,10 +15,11 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.types import Send
 
 from femtune.errors import ConfigError
+from femtune.view.database import Closed
 from femtune.view.difference import LONGEST, difference
 from femtune.view.export import TYPES, Form, export
 from femtune.view.filters import PAGE, Filter
-from femtune.view.index import Closed, Index, Stale
+from femtune.view.index import Index, Stale
 from femtune.view.store import Name, Seen, Store
 from femtune.view.wording import LONG, SIDE, SORTED, chips, choices, environment, toggled
 

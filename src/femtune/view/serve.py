@@ -68,7 +68,7 @@ def view(places: Sequence[Path], port: int, open_browser: bool, say: Callable[[s
 
 def _read(index: Index) -> None:
     """Read what there is before somebody asks for it."""
-    from femtune.view.index import Closed
+    from femtune.view.database import Closed
 
     with suppress(Closed):
         index.refresh()
