@@ -531,6 +531,22 @@ def _write_report(place: Path, show: Show) -> None:
         _tell("report", written)
 
 
+@app.command
+def view(
+    *run: Path,
+    port: int = 0,
+    open_browser: Annotated[bool, Parameter(name="--open", negative="")] = False,
+) -> None:
+    """Read what a model drew, all of it, on a local page: filter, compare, export. Ctrl-C ends it.
+
+    RUN is the folder of a train, sample, evaluate or compare, or several; nothing is written there.
+    --port 0 is a free one; --open opens a browser.
+    """
+    from femtune.view.serve import view as serve
+
+    serve(run, port, open_browser, lambda address: _tell("read the draws at", address))
+
+
 def _report(metrics: Mapping[str, Any], show: Show) -> None:
     """Metrics, a line each: with their interval, or why they are undefined."""
     if show == "json":

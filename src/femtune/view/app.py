@@ -1,0 +1,69 @@
+"""The routes: an address for each question, for those whom the guard lets in.
+
+/                 draws that a filter lets through, by the page     /export.jsonl, /export.parquet
+/draw?name=       one of them                                       /problem?id=    of all iterations
+/difference?a=&b= two of them                                       and runs, side by side
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.resources import files
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from femtune.view.guard import HOSTS, Guard, Headers
+from femtune.view.index import Index
+from femtune.view.pages import Pages
+
+
+def make_app(
+    index: Index,
+    token: str,
+    cookie: str = "femtune-view",
+    ready: Callable[[], None] = lambda: None,
+) -> Starlette:
+    """The pages over an index, for those that know the token. Closes the index at its end.
+
+    `ready` is called when it answers.
+    """
+    pages = Pages(index)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        ready()
+        yield
+        index.close()
+
+    return Starlette(
+        routes=[
+            Route("/", pages.answer(pages.draws)),
+            Route("/draw", pages.answer(pages.draw)),
+            Route("/problem", pages.answer(pages.problem)),
+            Route("/difference", pages.answer(pages.difference)),
+            Route("/export.jsonl", pages.answer(pages.as_lines)),
+            Route("/export.parquet", pages.answer(pages.as_parquet)),
+            Route("/style.css", asset("style.css", "text/css")),
+            Route("/icon.svg", asset("icon.svg", "image/svg+xml")),
+        ],
+        middleware=[
+            Middleware(Headers),
+            Middleware(TrustedHostMiddleware, allowed_hosts=[*HOSTS], www_redirect=False),
+            Middleware(Guard, token=token, cookie=cookie),
+        ],
+        exception_handlers={HTTPException: pages.refused, Exception: pages.failed},
+        lifespan=lifespan,
+    )
+
+
+def asset(name: str, kind: str) -> Callable[[Request], Response]:
+    """A file of the package."""
+    content = (files("femtune.view") / "templates" / name).read_bytes()
+    return lambda request: Response(content, media_type=kind)

@@ -1,0 +1,72 @@
+"""A DuckDB in memory: one writer at a time, readers beside it, and an end at any moment."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import duckdb
+
+
+class Closed(Exception):
+    """The database was closed: nobody waits for an answer any more."""
+
+
+class Database:
+    """To be closed; `con` is for who is `alone`, `query` for all."""
+
+    def __init__(self, tables: str) -> None:
+        self._lock = threading.RLock()
+        self._asking: set[duckdb.DuckDBPyConnection] = set()
+        self._closed = False
+        self._folder = tempfile.TemporaryDirectory(prefix="femtune-view-", ignore_cleanup_errors=True)
+        self.folder = self._folder.name  # for what DuckDB can't keep in memory, and for links
+        quiet = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+        self.con = duckdb.connect(config={**quiet, "temp_directory": f"{self.folder}/spilled"})
+        self.con.execute(tables)
+
+    def close(self) -> None:
+        """End what is going on, here and in other threads."""
+        if self._closed:
+            return
+        self._closed = True
+        while not self._lock.acquire(timeout=0.05):
+            self.con.interrupt()
+        try:
+            while self._asking:
+                for cursor in [*self._asking]:
+                    cursor.interrupt()
+                time.sleep(0.01)
+            self.con.close()
+            self._folder.cleanup()
+        finally:
+            self._lock.release()
+
+    def query(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
+        """Rows, on a cursor of its own: requests come side by side. Raises Closed."""
+        if self._closed:
+            raise Closed
+        cursor = self.con.cursor()
+        self._asking.add(cursor)
+        try:
+            return cursor.execute(sql, values).fetchall()
+        except duckdb.InterruptException as error:
+            raise Closed from error
+        finally:
+            self._asking.discard(cursor)
+            cursor.close()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One writer at a time. Raises Closed."""
+        with self._lock:
+            if self._closed:
+                raise Closed
+            try:
+                yield
+            except duckdb.InterruptException as error:
+                raise Closed from error

@@ -1,0 +1,100 @@
+"""What a filter finds, with all that is stored of it, as JSON lines or Parquet, a shard at a time."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from femtune.run import DRAWS
+from femtune.view.filters import Filter
+from femtune.view.index import Index, Stale
+
+Form = Literal["jsonl", "parquet"]
+TYPES = {"jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}
+EXPORTED = pa.schema(
+    [("run", pa.string()), ("kind", pa.string()), *DRAWS, ("correct_answer", pa.string())]
+)
+
+
+def export(index: Index, asked: Filter, form: Form) -> Iterator[bytes]:
+    """The file in pieces: in the order in which draws are stored, whatever the filter sorts by.
+
+    Raises Stale where a shard can't be read: what was given till then is no whole file.
+    """
+    tables = _tables(index, asked)
+    return _lines(tables) if form == "jsonl" else _parquet(tables)
+
+
+def _tables(index: Index, asked: Filter) -> Iterator[pa.Table]:
+    """The draws that are found, with their run and their correct answer; a table a shard."""
+    where, values = asked.conditions()
+    found = index.query(
+        f"""
+        SELECT s.shard, s.run, s.kind FROM draws d JOIN shards s USING (shard) WHERE {where}
+        GROUP BY ALL ORDER BY any_value(s.position)
+        """,
+        values,
+    )
+    for number, run, kind in found:
+        sql = f"""
+            SELECT d.id, d.correct FROM draws d JOIN shards s USING (shard)
+            WHERE d.shard = ? AND {where} ORDER BY d.id
+        """
+        rows = index.query(sql, [number, *values])
+        try:
+            stored = index.shard(number)
+            taken = stored.select(DRAWS.names).cast(DRAWS).take([id & 0xFFFFFFFF for id, _ in rows])
+        except (OSError, KeyError, pa.ArrowException, duckdb.Error) as error:
+            raise Stale(f"a shard of {run} can't be read any more: {error}") from error
+        own = [pa.array([name] * len(rows), pa.string()) for name in (run, kind)]
+        correct = pa.array([answer for _, answer in rows], pa.string())
+        yield pa.table([*own, *taken.columns, correct], schema=EXPORTED)
+
+
+def _lines(tables: Iterator[pa.Table]) -> Iterator[bytes]:
+    for table in tables:
+        yield "".join(f"{json.dumps(_storable(row))}\n" for row in table.to_pylist()).encode()
+
+
+def _storable(row: dict[str, Any]) -> dict[str, Any]:
+    """Without nan, which JSON does not know."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def _parquet(tables: Iterator[pa.Table]) -> Iterator[bytes]:
+    sink = _Pieces()
+    with pq.ParquetWriter(sink, EXPORTED) as writer:
+        for table in tables:
+            writer.write_table(table)
+            yield sink.taken()
+    yield sink.taken()
+
+
+class _Pieces(io.RawIOBase):
+    """A file that is only ever appended to; what was written is taken away."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._parts.append(bytes(data))
+        self._size += len(self._parts[-1])
+        return len(self._parts[-1])
+
+    def tell(self) -> int:
+        return self._size
+
+    def taken(self) -> bytes:
+        made, self._parts = b"".join(self._parts), []
+        return made

@@ -1,0 +1,163 @@
+"""What is looked for: a query string as a filter, and a filter as conditions of SQL.
+
+    >>> found = Filter.read([("iteration", "3"), ("kept", "no"), ("text", "because")])
+    >>> found.query()
+    'iteration=3&kept=no&text=because'
+
+Columns and orders are those that are named here; what people type is only ever bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from femtune.errors import ConfigError
+from femtune.words import near
+
+PAGE = 50  # draws on a page
+LONGEST = 1000  # characters of what is looked for
+
+# of each that takes several values: its column
+COLUMNS = {
+    "run": "s.run",
+    "kind": "s.kind",
+    "iteration": "s.iteration",
+    "stage": "d.stage",
+    "prompt": "d.prompt",
+    "kept": "if(d.reason = '', 'yes', 'no')",
+    "reason": "d.reason",
+    "finish": "d.finish_reason",
+    "answer": "d.answer",
+    "correct": "d.correct",
+}
+NUMBERS = ("iteration", "stage")
+_LAST = "s.position, d.id"  # the order in which draws are stored; it makes all orders total
+ORDERS = {
+    "stored": _LAST,
+    "newest": f"s.iteration DESC, {_LAST}",
+    "shuffled": f"d.seed, {_LAST}",  # a seed is a hash
+    "problem": f"d.problem_id, {_LAST}",
+    "reward": f"d.reward, {_LAST}",
+    "-reward": f"d.reward DESC, {_LAST}",
+    "logprob": f"isnan(d.logprob), d.logprob, {_LAST}",
+    "-logprob": f"isnan(d.logprob), d.logprob DESC, {_LAST}",
+    "tokens": f"d.num_tokens, {_LAST}",
+    "-tokens": f"d.num_tokens DESC, {_LAST}",
+}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Draws that are looked for, their order, and the page; what is empty lets all through."""
+
+    run: tuple[str, ...] = ()
+    kind: tuple[str, ...] = ()  # draws, eval
+    iteration: tuple[int, ...] = ()
+    stage: tuple[int, ...] = ()
+    prompt: tuple[str, ...] = ()  # plain, hinted
+    kept: tuple[str, ...] = ()  # yes, no
+    reason: tuple[str, ...] = ()  # why not
+    finish: tuple[str, ...] = ()
+    answer: tuple[str, ...] = ()
+    correct: tuple[str, ...] = ()
+    problem: str = ""  # a part of its id
+    text: str = ""  # a part of what was written, upper or lower case alike
+    sort: str = "stored"
+    page: int = 1
+
+    @classmethod
+    def read(cls, query: Iterable[tuple[str, str]]) -> Filter:
+        """From the names and values of a query string; an empty value is none.
+
+        Raises ConfigError for names and values that are none of ours.
+        """
+        many: dict[str, list[Any]] = {}
+        made: dict[str, Any] = {}
+        for name, value in query:
+            if value == "":
+                continue
+            if name in COLUMNS:
+                number = _whole(name, value) if name in NUMBERS else value
+                many.setdefault(name, []).append(number)
+            elif name == "page":
+                made[name] = _whole(name, value, least=1)
+            elif name in ("problem", "text", "sort"):
+                made[name] = _short(name, value)
+            else:
+                known = [field.name for field in fields(cls)]
+                raise ConfigError(f"{name[:60]} is nothing to filter by.{near(name, known)}")
+        if made.get("sort", "stored") not in ORDERS:
+            raise ConfigError(f"sort is one of {', '.join(ORDERS)}, got {made['sort'][:60]}.")
+        made |= {name: tuple(dict.fromkeys(values)) for name, values in many.items()}
+        return cls(**made)
+
+    def items(self) -> list[tuple[str, str]]:
+        """Names and values as in a query string; what is as it would be anyway is left out."""
+        made: list[tuple[str, str]] = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple):
+                made += [(field.name, str(each)) for each in value]
+            elif value != field.default:
+                made.append((field.name, str(value)))
+        return made
+
+    def query(self, **changes: Any) -> str:
+        """As a query string, changed; any change but of the page leads to the first page."""
+        changed = replace(self, **({"page": 1} | changes if changes else {}))
+        return urlencode(changed.items(), quote_via=quote, safe="/")
+
+    def toggled(self, name: str, value: Any) -> str:
+        """The query string with a value more or, where it is there, less."""
+        there: tuple[Any, ...] = getattr(self, name)
+        less = tuple(each for each in there if each != value)
+        return self.query(**{name: less if value in there else (*there, value)})
+
+    @property
+    def narrows(self) -> bool:
+        """Whether it leaves anything out."""
+        return self != Filter(sort=self.sort, page=self.page)
+
+    def group_conditions(self, without: str = "") -> tuple[str, list[Any]]:
+        """Of what is counted in groups: all but parts of texts, and `without` one name's condition."""
+        return self._joined(tuple(name for name in COLUMNS if name != without))
+
+    def conditions(self) -> tuple[str, list[Any]]:
+        """SQL over shards s, draws d and hits, and its values."""
+        sql, values = self.group_conditions()
+        parts, more = self.text_conditions()
+        return f"{sql} AND {parts}", [*values, *more]
+
+    def text_conditions(self) -> tuple[str, list[Any]]:
+        """Of parts of texts."""
+        sql, values = "TRUE", list[Any]()
+        if self.problem:
+            sql += " AND contains(lower(d.problem_id), lower(?))"
+            values.append(self.problem)
+        if self.text:
+            sql += " AND d.id IN (SELECT h.id FROM hits h WHERE h.needle = ?)"
+            values.append(self.text)
+        return sql, values
+
+    def _joined(self, names: tuple[str, ...]) -> tuple[str, list[Any]]:
+        parts, values = ["TRUE"], list[Any]()
+        for name in names:
+            if given := getattr(self, name):
+                parts.append(f"{COLUMNS[name]} IN ({', '.join('?' * len(given))})")
+                values += given
+        return " AND ".join(parts), values
+
+
+def _whole(name: str, text: str, least: int = 0) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
+        raise ConfigError(f"{name} is a whole number from {least} on, got {text[:60]!r}.")
+    return int(text)
+
+
+def _short(name: str, text: str) -> str:
+    if len(text) > LONGEST:
+        raise ConfigError(f"{name} is {len(text):,} characters, at most {LONGEST:,} are looked for.")
+    return text

@@ -1,0 +1,295 @@
+"""Of all draws what is filtered by, in memory; the texts stay in the shards and are read when shown.
+
+DuckDB holds it and reads the shards. One that appears is added at the next look, one that changes is
+read again, one that can't be read is left out and named in `damaged`. Nothing is written into a run.
+
+    shards   number, position in the order of all, run, kind, iteration, where
+    draws    id, shard, and the short columns of each draw, with its problem's correct answer
+    hits     of a text that was looked for: the ids of draws that hold it
+    groups   of draws that are alike but for their texts: how many; for each text that was looked for
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from femtune.view.database import Database
+from femtune.view.filters import Filter
+from femtune.view.runs import PROBLEMS, Found, Shard, Stamp, find_runs, stamp
+
+_TABLES = """
+CREATE TABLE shards (shard INT, position INT, run TEXT, kind TEXT, iteration INT, link TEXT);
+CREATE TABLE problems (run TEXT, kind TEXT, id TEXT, answer TEXT);
+CREATE TABLE draws (id BIGINT, shard INT, problem_id TEXT, stage INT, "index" INT, prompt TEXT,
+    seed BIGINT, finish_reason TEXT, logprob DOUBLE, reward DOUBLE, answer TEXT, reason TEXT,
+    correct TEXT, num_tokens INT);
+CREATE TABLE hits (needle TEXT, id BIGINT);
+CREATE TABLE groups (key INT, shard INT, stage INT, prompt TEXT, finish_reason TEXT, reason TEXT,
+    answer TEXT, correct TEXT, num BIGINT);
+"""
+# a draw's id is its shard's number, then its row there
+_STORED = """
+FROM read_parquet($links, filename = true, file_row_number = true) r
+JOIN shards s ON s.link = r.filename
+"""
+_ID = "(s.shard::BIGINT << 32) + r.file_row_number"
+_ADD = f"""
+INSERT INTO draws SELECT {_ID}, s.shard, r.problem_id, r.stage, r."index", r.prompt, r.seed,
+    r.finish_reason, r.logprob, r.reward, r.answer, r.reason, p.answer, NULL
+{_STORED} LEFT JOIN problems p ON p.run = s.run AND p.kind = s.kind AND p.id = r.problem_id
+"""
+_SEARCH = f"INSERT INTO hits SELECT $needle, {_ID} {_STORED} WHERE regexp_matches(r.text, $needle, 'il')"
+_MEASURE = f"""
+UPDATE draws d SET num_tokens = m.num
+FROM (SELECT {_ID} AS id, len(r.tokens) AS num {_STORED}) m WHERE m.id = d.id
+"""
+_COUNT = """
+INSERT INTO groups SELECT {key}, d.shard, d.stage, d.prompt, d.finish_reason, d.reason, d.answer,
+    d.correct, count(*) FROM draws d JOIN shards s USING (shard) WHERE {where} GROUP BY ALL
+"""
+_NEEDLES = 8  # texts that were looked for, whose hits are remembered
+_TOKENS = ""  # no needle: stands for num_tokens
+
+
+class Stale(Exception):
+    """A shard that was there is gone or damaged: look again, it is in `damaged` now."""
+
+
+class Index:
+    """What is filtered by; `refresh` brings it up to date. To be closed."""
+
+    def __init__(self, places: Sequence[Path]) -> None:
+        self.places = places
+        self.runs: dict[str, Found] = {}
+        self.damaged: dict[Path, tuple[Stamp | None, str]] = {}
+        self._listing: list[tuple[Shard, Stamp | None]] = []
+        self._numbers: dict[tuple[Shard, Stamp | None], int] = {}
+        self._problems: dict[tuple[str, str], Stamp | None] = {}
+        self._scanned: dict[str, set[int]] = {}  # by needle, oldest first
+        self._groups: dict[tuple[str, str], int] = {}  # keys by text and problem, oldest first
+        self._links: dict[Path, str] = {}
+        self._next = self._made = 0
+        self._db = Database(_TABLES)
+        self._con = self._db.con
+
+    def close(self) -> None:
+        """End what is going on, here and in other threads."""
+        self._db.close()
+
+    def query(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
+        """Rows of the index. Raises Closed."""
+        return self._db.query(sql, values)
+
+    # --- what is there
+
+    def refresh(self) -> None:
+        """Take in what has appeared, changed or gone since the last time. Raises Closed."""
+        with self._db.alone():
+            self.runs = find_runs(self.places)
+            for run in self.runs.values():
+                self._read_problems(run)
+            # a shard is read again too when its problems change: the correct answers are theirs
+            listing = [
+                (shard, self._problems[shard.run, shard.kind])
+                for run in self.runs.values()
+                for shard in run.shards()
+                if self.damaged.get(shard.path, (None, ""))[0] != shard.stamp
+            ]
+            if listing != self._listing:
+                self._update(listing)
+
+    def _read_problems(self, run: Found) -> None:
+        """Ids and correct answers of a run's problems, where they are new."""
+        for kind, name in PROBLEMS.items():
+            path = run.root / name
+            try:
+                known = stamp(path.stat())
+            except OSError:
+                known = None
+            if self._problems.get((run.name, kind), ()) == known:
+                continue
+            self._problems[run.name, kind] = known
+            self._con.execute("DELETE FROM problems WHERE run = ? AND kind = ?", [run.name, kind])
+            if known is None:
+                continue
+            link = self.linked(path)
+            try:
+                self._con.execute(
+                    "INSERT INTO problems SELECT ?, ?, id, answer FROM read_parquet([?])",
+                    [run.name, kind, link],
+                )
+            except duckdb.Error as error:
+                self.damaged[path] = known, _why(error).replace(link, name)
+            else:
+                self.damaged.pop(path, None)
+
+    def _update(self, listing: list[tuple[Shard, Stamp | None]]) -> None:
+        there = {each: self._numbers[each] for each in listing if each in self._numbers}
+        gone = [number for each, number in self._numbers.items() if each not in there]
+        new = [each for each in listing if each not in there]
+        for shard, known in new:
+            self.damaged.pop(shard.path, None)
+            os.symlink(shard.path, self._where(self._next))  # DuckDB takes a * in a path for a pattern
+            there[shard, known] = self._next
+            self._next += 1
+        self._con.begin()
+        self._drop(gone)
+        self._numbers, self._listing = there, listing
+        self._place()
+        self._con.commit()
+        bad = self._each(_ADD, [there[each] for each in new])
+        self._set_aside(bad)
+
+    def _place(self) -> None:
+        """The table of shards anew, in the order of the listing."""
+        rows = [(self._numbers[each], each[0]) for each in self._listing]
+        columns = [
+            [number for number, _ in rows],
+            list(range(len(rows))),
+            [shard.run for _, shard in rows],
+            [shard.kind for _, shard in rows],
+            [shard.iteration for _, shard in rows],
+            [self._where(number) for number, _ in rows],
+        ]
+        self._con.execute("DELETE FROM groups")
+        self._groups.clear()
+        self._con.execute("DELETE FROM shards")
+        self._con.execute(f"INSERT INTO shards SELECT {', '.join(['unnest(?)'] * 6)}", columns)
+
+    def _drop(self, numbers: Sequence[int]) -> None:
+        """Forget shards."""
+        if numbers:
+            for table in ("draws", "hits"):
+                self._con.execute(f"DELETE FROM {table} WHERE list_contains(?, id >> 32)", [numbers])
+            for number in numbers:
+                os.unlink(self._where(number))
+
+    def _where(self, number: int) -> str:
+        return f"{self._db.folder}/{number}.parquet"
+
+    def linked(self, path: Path) -> str:
+        """A name without a pattern in it for a file that is no shard."""
+        with self._db.alone():
+            if path not in self._links:
+                self._links[path] = f"{self._db.folder}/problems-{len(self._links)}"
+                os.symlink(path, self._links[path])
+            return self._links[path]
+
+    # --- of many shards
+
+    def _each(self, sql: str, numbers: Sequence[int], **values: Any) -> dict[int, str]:
+        """Run SQL over shards, at once if all are sound; gives those that are not, and why."""
+        if not numbers:
+            return {}
+        try:
+            self._con.execute(sql, {"links": [self._where(number) for number in numbers], **values})
+        except duckdb.InterruptException:
+            raise
+        except duckdb.Error as error:
+            if len(numbers) == 1:
+                return {numbers[0]: _why(error)}
+            half = len(numbers) // 2
+            first = self._each(sql, numbers[:half], **values)
+            return first | self._each(sql, numbers[half:], **values)
+        return {}
+
+    def _set_aside(self, bad: dict[int, str]) -> None:
+        """Leave shards out until they change."""
+        if not bad:
+            return
+        each = {number: shard for (shard, _), number in self._numbers.items()}
+        for number, why in bad.items():
+            said = why.replace(self._where(number), each[number].path.name)
+            self.damaged[each[number].path] = each[number].stamp, said
+        self._con.begin()
+        self._drop([*bad])
+        self._numbers = {key: n for key, n in self._numbers.items() if n not in bad}
+        self._listing = [key for key in self._listing if key in self._numbers]
+        self._place()
+        self._con.commit()
+
+    def prepare(self, asked: Filter) -> None:
+        """Look for its text in all shards, and count tokens where it sorts by them."""
+        with self._db.alone():
+            if asked.text:
+                self._scan(asked.text, _SEARCH, needle=asked.text)
+            if asked.sort in ("tokens", "-tokens"):
+                self._scan(_TOKENS, _MEASURE)
+
+    def groups(self, asked: Filter) -> int:
+        """The key of the groups of draws that hold the filter's texts, made where they are not yet."""
+        with self._db.alone():
+            texts = asked.text, asked.problem
+            key = self._groups.pop(texts, None)
+            if key is None:
+                key = self._made = self._made + 1
+                where, values = asked.text_conditions()
+                self._con.execute(_COUNT.format(where=where, key=key), values)
+            self._groups[texts] = key
+            for old in [*self._groups][:-_NEEDLES]:
+                self._con.execute("DELETE FROM groups WHERE key = ?", [self._groups.pop(old)])
+            return key
+
+    def _scan(self, key: str, sql: str, **values: Any) -> None:
+        """Read a long column of those shards that were not read for it before."""
+        done = self._scanned.pop(key, set())
+        new = [number for number in self._numbers.values() if number not in done]
+        bad = self._each(sql, new, **values)
+        self._scanned[key] = {*self._numbers.values()}
+        self._set_aside(bad)
+        needles = [needle for needle in self._scanned if needle]
+        for needle in needles[:-_NEEDLES]:
+            del self._scanned[needle]
+            self._con.execute("DELETE FROM hits WHERE needle = ?", [needle])
+
+    def rows(self, ids: Sequence[int], columns: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Columns of these draws out of their shards, in this order, each row after the id.
+
+        Raises Stale where a shard can't be read any more.
+        """
+        numbers = sorted({each >> 32 for each in ids})
+        if not ids:
+            return []
+        sql = f"""
+            SELECT w.id, {columns} FROM read_parquet($links, filename = true, file_row_number = true) r
+            JOIN (SELECT unnest($ids) AS id, unnest($where) AS link) w
+            ON w.link = r.filename AND w.id & 4294967295 = r.file_row_number
+        """
+        places = [self._where(each >> 32) for each in ids]
+        asked = {"links": [*map(self._where, numbers)], "ids": list(ids), "where": places, **values}
+        try:
+            found = {row[0]: row for row in self.query(sql, asked)}
+            return [found[each] for each in ids]
+        except (duckdb.Error, KeyError) as error:
+            with self._db.alone():
+                self._set_aside(self._unreadable(numbers, columns, values))
+            raise Stale from error
+
+    def shard(self, number: int) -> pa.Table:
+        """All that is stored in a shard."""
+        with open(self._where(number), "rb") as file:
+            return pq.read_table(file)
+
+    def _unreadable(self, numbers: Sequence[int], columns: str, values: Any) -> dict[int, str]:
+        bad = {}
+        for number in numbers:
+            if number not in self._numbers.values():
+                continue
+            try:
+                sql = f"SELECT {columns} FROM read_parquet($links) r"
+                self.query(sql, {"links": [self._where(number)], **values})
+            except duckdb.Error as error:
+                bad[number] = _why(error)
+        return bad
+
+
+def _why(error: duckdb.Error) -> str:
+    """The first line of what DuckDB says."""
+    return str(error).splitlines()[0][:300]

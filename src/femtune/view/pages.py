@@ -1,0 +1,247 @@
+"""What is answered to each address. All of a page's state is there; nothing is remembered between."""
+
+from __future__ import annotations
+
+import logging
+import math
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import duckdb
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.types import Send
+
+from femtune.errors import ConfigError
+from femtune.view.database import Closed
+from femtune.view.difference import LONGEST, difference
+from femtune.view.export import TYPES, Form, export
+from femtune.view.filters import PAGE, Filter
+from femtune.view.index import Index, Stale
+from femtune.view.store import Name, Seen, Store
+from femtune.view.wording import LONG, SIDE, SORTED, chips, choices, environment, toggled
+
+LANES = 4  # runs side by side, if nothing else is said
+STACK = 8  # draws of a run and an iteration that stand one under the other
+TRIES = 3  # at a page while shards vanish
+
+log = logging.getLogger("femtune")
+
+
+class Pages:
+    """What is answered to each address."""
+
+    def __init__(self, index: Index) -> None:
+        self.index, self.store = index, Store(index)
+        self.templates = environment()
+
+    def answer(self, page: Callable[[Request], Response]) -> Callable[[Request], Response]:
+        """A page of what is there now; once more where a shard vanishes meanwhile."""
+
+        def answered(request: Request) -> Response:
+            try:
+                for _ in range(TRIES):
+                    try:
+                        self.index.refresh()
+                        return page(request)
+                    except Stale as error:
+                        why = error
+                return self.refusal(f"The run is changing too fast: {why}. Look again.", 503)
+            except ConfigError as error:
+                return self.refusal(str(error), 400)
+            except Closed:
+                return self.refusal("femtune view has ended.", 503)
+            except duckdb.Error as error:
+                log.warning("view: %s", str(error).splitlines()[0])
+                return self.refusal(f"DuckDB could not answer: {str(error).splitlines()[0]}", 500)
+
+        return answered
+
+    def refused(self, request: Request, error: Exception) -> Response:
+        """What Starlette refuses: another address, another method."""
+        assert isinstance(error, HTTPException)
+        said = {404: "There is no such page.", 405: "Pages are only ever read."}
+        response = self.refusal(said.get(error.status_code, error.detail), error.status_code)
+        response.headers.update(error.headers or {})
+        return response
+
+    def failed(self, request: Request, error: Exception) -> Response:
+        """What should never happen: said in the terminal too."""
+        log.error("view: %s", "".join(traceback.format_exception(error)))
+        return self.refusal(f"This is a fault of femtune: {type(error).__name__}: {error}", 500)
+
+    def refusal(self, why: str, status: int) -> Response:
+        return self.rendered("refusal", status=status, title="Not found", why=why)
+
+    def rendered(self, template: str, status: int = 200, **values: Any) -> Response:
+        """A page; on each stands what can't be read, and how far the runs are."""
+        index = self.index
+        page = self.templates.get_template(f"{template}.html.j2").render(
+            runs=[(run, *run.progress()) for run in index.runs.values()],
+            damaged=[(self._place(path), why) for path, (_, why) in index.damaged.items()],
+            **values,
+        )
+        return HTMLResponse(page, status)
+
+    def _place(self, path: Any) -> str:
+        """A damaged file as its run and the path there."""
+        for run in self.index.runs.values():
+            if path.is_relative_to(run.root):
+                return f"{run.name}: {path.relative_to(run.root)}"
+        return str(path.name)
+
+    # --- the list
+
+    def draws(self, request: Request) -> Response:
+        """Draws that a filter lets through."""
+        asked = Filter.read(request.query_params.multi_items())
+        self.index.prepare(asked)
+        num, num_kept = self.store.count(asked)
+        return self.rendered(
+            "draws",
+            title="Draws",
+            asked=asked,
+            total=self.store.count(Filter())[0],
+            num=num,
+            num_kept=num_kept,
+            num_pages=max(1, math.ceil(num / PAGE)),
+            first=(asked.page - 1) * PAGE + 1,
+            draws=self.store.page(asked),
+            facets=[*choices(asked, self.store.facets(asked))],
+            chips=[*chips(asked)],
+            orders=[(name, said, asked.query(sort=name)) for name, said in SORTED.items()],
+        )
+
+    # --- one draw, and those of its problem
+
+    def draw(self, request: Request) -> Response:
+        """One draw: its prompts, what was written, what became of it, and the others of its problem."""
+        query, own = split(request, ("name", "whole"))
+        asked, name = Filter.read(query), Name.read(own.get("name", ""))
+        id = self.store.find(name)
+        if id is None:
+            return self.refusal(f"No draw is named {name}.", 404)
+        self.index.prepare(asked)
+        length = 2**31 if own.get("whole") else LONG
+        whole = self.store.whole(id, length)
+        before, after = self.store.neighbours(asked, id)
+        others = [each for each in self.of_problem(name.problem_id, [*self.index.runs]) if each.id != id]
+        return self.rendered(
+            "draw",
+            title=f"Draw of {name.problem_id}",
+            asked=asked,
+            draw=whole.seen,
+            whole=whole,
+            length=length,
+            prompts=self.store.asked(name.run, name.kind, name.problem_id),
+            before=before,
+            after=after,
+            others=others,
+        )
+
+    def of_problem(self, problem_id: str, runs: Sequence[str]) -> list[Seen]:
+        return self.store.of_problem(problem_id, runs, SIDE)
+
+    def problem(self, request: Request) -> Response:
+        """All draws of a problem: runs side by side, iterations one under the other."""
+        query, own = split(request, ("id",))
+        chosen = Filter.read(query).run
+        id = own.get("id", "")
+        found = self.of_problem(id, [*self.index.runs])
+        if not found:
+            return self.refusal(f"No problem with draws is called {id}.", 404)
+        there = [name for name in self.index.runs if any(draw.name.run == name for draw in found)]
+        lanes = [name for name in there if name in chosen] or there[:LANES]
+        rows: dict[tuple[int, str], dict[str, list[Seen]]] = {}
+        for draw in sorted(found, key=lambda draw: (draw.name.iteration, draw.name.kind)):
+            if draw.name.run in lanes:
+                row = rows.setdefault((draw.name.iteration, draw.name.kind), {})
+                row.setdefault(draw.name.run, []).append(draw)
+        asked = {
+            (run, kind): self.store.asked(run, kind, id)
+            for run, kind in sorted({(draw.name.run, draw.name.kind) for draw in found})
+        }
+        prompts = {key: each for key, each in asked.items() if not each.why_not}
+        return self.rendered(
+            "problem",
+            title=f"Problem {id}",
+            id=id,
+            correct=found[0].correct,
+            prompts=next(iter((prompts or asked).values())),
+            differ=len({each.plain and str(each.plain) for each in asked.values()}) > 1,
+            lanes=lanes,
+            there=[(name, toggled(lanes, name), name in lanes) for name in there],
+            rows=rows,
+            few=few,
+        )
+
+    def difference(self, request: Request) -> Response:
+        """Two draws, what one has and the other has not."""
+        _, own = split(request, ("a", "b"), only=True)
+        names = [Name.read(own.get(each, "")) for each in ("a", "b")]
+        ids = [self.store.find(name) for name in names]
+        for name, id in zip(names, ids, strict=True):
+            if id is None:
+                return self.refusal(f"No draw is named {name}.", 404)
+        first, second = self.store.seen([id for id in ids if id is not None], LONGEST)
+        pieces = difference(first.text, second.text)
+        return self.rendered(
+            "difference",
+            title="Difference",
+            sides=[(first, "more"), (second, "less")],
+            names=names,
+            pieces=pieces,
+            longest=LONGEST,
+        )
+
+    # --- downloads
+
+    def as_lines(self, request: Request) -> Response:
+        return self.download(request, "jsonl")
+
+    def as_parquet(self, request: Request) -> Response:
+        return self.download(request, "parquet")
+
+    def download(self, request: Request, form: Form) -> Response:
+        asked = Filter.read(request.query_params.multi_items())
+        self.index.prepare(asked)
+        named = {"Content-Disposition": f'attachment; filename="draws.{form}"'}
+        pieces = export(self.index, asked, form)
+        return Download(pieces, media_type=TYPES[form], headers=named)
+
+
+class Download(StreamingResponse):
+    """A stream that breaks off, so that the browser says so, where a shard can't be read."""
+
+    async def stream_response(self, send: Send) -> None:
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        try:
+            async for piece in self.body_iterator:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except Closed:
+            return
+        except Stale as error:
+            log.warning("view: the download was broken off: %s", error)
+            return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def few(draws: Sequence[Seen]) -> tuple[Sequence[Seen], int]:
+    """The first draws, and the last, which is what a scheme stops at; and how many are left out."""
+    if len(draws) <= STACK:
+        return draws, 0
+    return [*draws[: STACK - 1], draws[-1]], len(draws) - STACK
+
+
+def split(
+    request: Request, names: Sequence[str], only: bool = False
+) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """The query of a page: what is a filter's, and what is its own. Raises ConfigError."""
+    items = request.query_params.multi_items()
+    rest = [(name, value) for name, value in items if name not in names]
+    if only and rest:
+        raise ConfigError(f"{rest[0][0][:60]} is nothing that this page knows.")
+    return rest, {name: value for name, value in items if name in names}

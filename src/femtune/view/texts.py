@@ -1,0 +1,71 @@
+"""Text as a page shows it: escaped, strange characters visible, cut where long, what was found marked.
+
+Models write anything: tags, escape sequences, characters that turn the direction of reading or hide
+others. On a page all of these are text that one sees.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from markupsafe import Markup, escape
+
+# controls but tab and newline, a return alone, marks and overrides of direction, what is of no width,
+# separators of lines, tags: each run of the same one
+_STRANGE = re.compile(
+    "([\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u200b\u200e\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]|\r(?!\n))\\1*"
+)
+
+
+def visible(text: str) -> Markup:
+    """Escaped, each strange character as its code.
+
+    >>> visible("<b>\\x1b[2J")
+    Markup('&lt;b&gt;<span class="odd">U+001B</span>[2J')
+    """
+    made, end = [], 0
+    for found in _STRANGE.finditer(text):
+        made += [escape(text[end : found.start()]), _code(found)]
+        end = found.end()
+    return Markup("").join([*made, escape(text[end:])])
+
+
+def _code(found: re.Match[str]) -> Markup:
+    num = found.end() - found.start()
+    times = f" ×{num:,}" if num > 1 else ""
+    return Markup('<span class="odd">U+{:04X}{}</span>').format(ord(found[1]), times)
+
+
+def shown(value: object) -> object:
+    """What templates do to each value that they put out."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def marked(text: str, needle: str) -> Markup:
+    """Visible, with each place of the needle marked, upper or lower case alike."""
+    if not needle:
+        return visible(text)
+    made, end = [], 0
+    for found in re.finditer(re.escape(needle), text, re.IGNORECASE):
+        made += [visible(text[end : found.start()]), Markup("<mark>{}</mark>").format(visible(found[0]))]
+        end = found.end()
+    return Markup("").join([*made, visible(text[end:])])
+
+
+def number(value: int) -> str:
+    """12345 as 12,345."""
+    return f"{value:,}"
+
+
+def decimal(value: float | None, digits: int = 1) -> str:
+    """With a real minus; a dash where nobody knows."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def cut(text: str, length: int) -> str:
+    """The first characters; with dots where there are more."""
+    return text if len(text) <= length else text[:length] + "…"

@@ -1,0 +1,130 @@
+"""What things are called on the pages, and the addresses that lead from one to another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+import jinja2
+
+from femtune.view import texts
+from femtune.view.filters import ORDERS, Filter
+from femtune.view.store import Value
+
+LONG = 20_000  # characters of a text that a page shows; a link leads to the whole
+SIDE = 1_500  # of one that stands beside others
+
+TITLES = {
+    "run": "Run",
+    "kind": "Drawn in",
+    "iteration": "Iteration",
+    "stage": "Stage",
+    "prompt": "Prompt",
+    "kept": "Kept",
+    "reason": "Why not kept",
+    "finish": "Ended by",
+    "answer": "Answer",
+    "correct": "Correct answer",
+}
+ENDS = {"stop": "its end token", "length": "the limit of tokens", "error": "an error of the engine"}
+SAID = {
+    "finish": ENDS,
+    "kind": {"draws": "the E-step", "eval": "evaluation"},
+    "kept": {"yes": "kept", "no": "not kept"},
+}
+SORTED = {
+    "stored": "as stored",
+    "newest": "newest iteration",
+    "shuffled": "shuffled",
+    "problem": "problem",
+    "reward": "lowest reward",
+    "-reward": "highest reward",
+    "logprob": "least likely",
+    "-logprob": "likeliest",
+    "tokens": "fewest tokens",
+    "-tokens": "most tokens",
+}
+assert SORTED.keys() == ORDERS.keys()
+
+
+def environment() -> jinja2.Environment:
+    """Templates whose values are escaped, strange characters visible."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("femtune.view"),
+        autoescape=True,
+        finalize=texts.shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "number": texts.number,
+        "decimal": texts.decimal,
+        "marked": texts.marked,
+        "cut": texts.cut,
+    }
+    made.globals |= {"link": link, "LONG": LONG, "ENDS": ENDS}
+    return made
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value of a facet as a link that takes it in or leaves it out."""
+
+    label: str
+    num: int
+    share: float  # of the facet's most frequent value, 0 to 100
+    kept: float  # of this share, what is kept
+    chosen: bool
+    link: str
+
+
+def choices(asked: Filter, facets: Mapping[str, Sequence[Value]]) -> Iterator[tuple[str, list[Choice]]]:
+    """Titles and values of facets, without those that leave no choice."""
+    for name, values in facets.items():
+        chosen = getattr(asked, name)
+        if not chosen and len(values) < 2:
+            continue
+        most = max((value.num for value in values), default=1)
+        made = [
+            Choice(
+                label(name, each.value),
+                each.num,
+                100 * each.num / most,
+                100 * each.num_kept / most,
+                each.value in chosen,
+                "/?" + asked.toggled(name, each.value),
+            )
+            for each in values
+        ]
+        yield TITLES[name], made
+
+
+def link(path: str, query: str = "", **values: object) -> str:
+    """An address: a path, the page's own values, a filter's query string."""
+    own = urlencode({name: str(value) for name, value in values.items()})
+    return path + "?" + "&".join(filter(None, (own, query)))
+
+
+def label(name: str, value: object) -> str:
+    """A value of a facet in words."""
+    return SAID.get(name, {}).get(str(value), str(value))
+
+
+def chips(asked: Filter) -> Iterator[tuple[str, str]]:
+    """What is filtered by, and the address without it."""
+    for name, value in asked.items():
+        if name in ("text", "problem"):
+            yield f"{name} has “{value}”", "/?" + asked.query(**{name: ""})
+        elif name not in ("sort", "page"):
+            own = next(each for each in getattr(asked, name) if str(each) == value)
+            said = TITLES.get(name, name).lower()
+            words = label(name, own) if name == "kept" else f"{said} {label(name, own)}"
+            yield words, "/?" + asked.toggled(name, own)
+
+
+def toggled(lanes: Sequence[str], name: str) -> str:
+    """The query of runs side by side, with one more or, where it is there, less."""
+    more = [each for each in lanes if each != name] if name in lanes else [*lanes, name]
+    return urlencode([("run", each) for each in more])
