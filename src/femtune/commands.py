@@ -26,6 +26,7 @@ from femtune.calibration import (
     fit_calibration,
     save_calibration,
 )
+from femtune.cards import write_data_card, write_model_card
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
 from femtune.errors import ConfigError, ModelError
 from femtune.evaluate import as_item, evaluation_metrics
@@ -131,7 +132,8 @@ def run_train(
                     "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
                 )
             history = fem(run, asker.base, problems, test, steps, setup, asker.tokenizer, progress)
-        _point(run, history, steps.iterations)
+        for iteration in _point(run, history, steps.iterations):
+            write_model_card(run.root, iteration)
     return Result(run.root, run.root / "last", history)
 
 
@@ -157,6 +159,7 @@ def sample(
             steps = Steps(run, asker.base, problems, [], what, setup, asker.tokenizer, progress)
             metrics = steps.expect(1)
         write_json(run.iteration(1) / "metrics.json", {"iteration": 1, "e_step": metrics})
+        write_data_card(run.root, 1)
     return run.iteration(1), metrics
 
 
@@ -270,8 +273,8 @@ def as_train(settings: Sample) -> Train:
     return Train(**{field.name: getattr(settings, field.name) for field in fields(Sample)})
 
 
-def _point(run: Run, history: Sequence[dict[str, Any]], last: int) -> None:
-    """Links `last` and `best` (by held-out accuracy) to the models of their iterations."""
+def _point(run: Run, history: Sequence[dict[str, Any]], last: int) -> set[int]:
+    """Links `last` and `best` (by held-out accuracy) to the models of their iterations; gives these."""
     trained = [h for h in history if h["iteration"] and "evaluation" in h]
     best = max(trained, key=lambda h: h["evaluation"]["accuracy"])["iteration"] if trained else last
     for name, iteration in (("last", last), ("best", best)):
@@ -279,6 +282,7 @@ def _point(run: Run, history: Sequence[dict[str, Any]], last: int) -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(run.iteration(iteration).relative_to(run.root) / "model")
         os.replace(link, run.root / name)
+    return {last, best}
 
 
 def run_place(
