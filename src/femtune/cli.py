@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from cyclopts import App, CycloptsError, Parameter
@@ -415,6 +415,37 @@ def world(
     scale = f" --scale {made.options.scale}" if made.options.scale else ""
     raters = " --raters named" if made.options.raters == "named" else ""
     _tell("read it with", f"--task {made.task}{raters}{scale}")
+
+
+@app.command
+def push(
+    run: Path,
+    repo: str,
+    *,
+    what: Literal["model", "data"] = "model",
+    which: Literal["best", "last"] = "last",
+    draws: bool = False,
+    private: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Send a run's model, or its rationales, with their card to the Hugging Face Hub.
+
+    RUN is the folder of a train, or for --what data of a sample; REPO is owner/name. What is sent is
+    shown first; --dry-run ends there. --draws sends all draws with the data, kept or not; --private
+    makes a new repository private. The token is that of `hf auth login` or of HF_TOKEN.
+    """
+    from femtune import push as hub
+
+    if not dry_run:
+        hub.check_ready()
+    parcel = hub.pack(run, repo, what, which, draws=draws)
+    sizes = parcel.sizes()
+    rows = [[name, f"{size:,}"] for name, size in [*sizes.items(), ("all", sum(sizes.values()))]]
+    console.print(plain_table(["file", "bytes"], rows))
+    if parcel.note:
+        console.print(Text(parcel.note), soft_wrap=True)
+    if not dry_run:
+        _tell("sent to", hub.send(parcel, private=private))
 
 
 def _report(metrics: Mapping[str, Any], show: Show) -> None:
