@@ -50,6 +50,7 @@ from femtune.progress import Quiet
 from femtune.run import Run, by_problem, check_run, open_run, read_draws, write_json
 from femtune.tasks.frames import scale_of
 from femtune.tasks.load import TaskData, trained_on
+from femtune.trackers import check_trackers, tracking
 from femtune.training import Training
 from femtune.types import Problem, Sampling, Scheme
 
@@ -114,6 +115,7 @@ def run_train(
             "a server can't be given new full weights while it runs: train through it with --use-peft "
             "(LoRA adapters), or take --engine vllm."
         )
+    check_trackers(settings.training.trackers)
     draws = sampling(settings)
     plan(replace(settings, soft_accept=None), scheme)  # what needs no data is refused at once
     asked = read_questions(data, settings, reward)
@@ -121,7 +123,10 @@ def run_train(
     problems, test = held_out(asked, data)
     place, config = run_place(output_dir, "train", data, model, asked.settings, problems, test)
     asker = make_asker(model, asked, problems, test)
-    with open_run(place, config, CHANGEABLE) as run:
+    with (
+        open_run(place, config, CHANGEABLE) as run,
+        tracking(settings.training.trackers, run.root, config, progress) as progress,
+    ):
         for name, group in (("problems", problems), ("eval", test)):
             if group and not (run.root / f"{name}.parquet").exists():
                 save_problems(group, run.root / f"{name}.parquet")
@@ -173,15 +178,34 @@ def fit(
 ) -> dict[str, Any]:
     """The M-step alone: trains on a file of examples and makes `output_dir` a model's folder.
 
-    Raises RunError where that exists already: a checkpoint is never overwritten.
+    What trackers write lies beside it, in a folder of its name and ".trackers". Raises RunError where
+    `output_dir` exists already: a checkpoint is never overwritten.
     """
     check_new(output_dir)
+    check_trackers(training.trackers)
     from femtune.mstep import m_step  # torch is slow to import
 
     no_foreign_bars()
     base = local_model(model)
     tokenizer = load_tokenizer(base)
-    return asdict(m_step(examples, base, output_dir, training, tokenizer, seed=seed, on_step=on_step))
+    is_first = os.environ.get("RANK", "0") == "0"  # of a job's processes
+    beside = output_dir.with_name(f"{output_dir.name}.trackers")
+    config = {"examples": str(examples), "model": model, "seed": seed, **asdict(training)}
+    with tracking(training.trackers if is_first else (), beside, config, _Steps(on_step)) as told:
+        done = m_step(examples, base, output_dir, training, tokenizer, seed=seed, on_step=told.step)
+        metrics = asdict(done)
+        told.measured(1, {"iteration": 1, "m_step": metrics})
+    return metrics
+
+
+@dataclass(frozen=True)
+class _Steps(Quiet):
+    """Progress of which only the steps are told."""
+
+    on_step: Callable[[int, int, float], None]
+
+    def step(self, step: int, steps: int, loss: float) -> None:
+        self.on_step(step, steps, loss)
 
 
 def evaluate(
