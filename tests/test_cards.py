@@ -20,6 +20,7 @@ from femtune import markdown
 from femtune.cards import (
     MEASURES,
     data_card,
+    example_question,
     hub_model,
     model_card,
     read_told,
@@ -31,6 +32,8 @@ from femtune.config import Sample
 from femtune.demo import write_world
 from femtune.problems import load_problems
 from femtune.progress import Quiet
+from femtune.tasks.load import read_task
+from femtune.worlds import WORLDS
 
 PARSER = MarkdownIt("commonmark").enable("table")
 
@@ -176,6 +179,25 @@ def test_a_data_card_counts_and_loads(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{metrics['num_kept']} {metrics['num_draws']}"
     assert "Answer: " in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(WORLDS))
+def test_the_example_is_worded_as_the_data(name: str, tmp_path: Path) -> None:
+    world = WORLDS[name]
+    train_data, _ = write_world(name, tmp_path, 30, 3)
+    problem = read_task(train_data, world.task, world.options).problems[0]
+    asked = example_question(problem, {"task": world.task, "raters": world.options.raters})
+    if world.task == "math":
+        assert asked == "What is 17 + 25?"
+        return
+    given = str(problem.prompt)
+    if world.task == "choice":
+        assert re.findall(r"^\w\. ", asked, re.M) == re.findall(r"^\w\. ", given, re.M)
+        return
+    whose = str(problem.columns.get("rater", "NAME"))
+    assert asked.splitlines()[0].replace("NAME", whose) == given.splitlines()[0]
+    headings = r"^(?:Title|Post|Prompt|(?:Response|Summary)(?: [AB])?):$"
+    assert re.findall(headings, asked, re.M) == re.findall(headings, given, re.M) != []
 
 
 # --- hostile names

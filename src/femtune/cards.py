@@ -273,8 +273,8 @@ def example_question(problem: Problem, config: Mapping[str, Any]) -> str:
 
 
 def _made_up(problem: Problem, wording: Wording) -> dict[str, str]:
-    thing = wording.thing
-    given = {column: f"The {heading.lower()}." for heading, column in wording.given}
+    thing, text = wording.thing, str(problem.prompt)
+    given = {column: f"The {head.lower()}." for head, column in wording.given if f"{head}:\n" in text}
     texts = {name: f"The {name}." for name in ("criterion", "reference") if name in problem.columns}
     judged = {f"{thing}{side}": f"The {thing}{side.replace('_', ' ')}." for side in ("", "_a", "_b")}
     return given | texts | judged | {"attribute": str(problem.columns.get("attribute") or "")}
