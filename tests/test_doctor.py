@@ -170,7 +170,7 @@ def test_tokens_shown_are_prompt_and_completion_and_only_the_latter_is_bold(aske
     trained = "".join(part for part, style in styles if style.startswith("bold green"))
     assert (read.replace("⏎", ""), trained.replace("⏎", "")) == expected
     assert text.plain == read + trained
-    assert panel.title == f"an example: {len(prompt)} tokens read, {len(tokens)} in the loss (bold)"
+    assert str(panel.title) == f"an example: {len(prompt)} tokens read, {len(tokens)} in the loss (bold)"
 
 
 def test_one_draw_of_each_prompt_is_tried_and_cut_off_ones_are_warned_of(asker: Asker) -> None:

@@ -202,7 +202,7 @@ def test_what_is_missing_is_made_again_and_the_same(
     whole: Whole, base: Path, tmp_path: Path, lost: str
 ) -> None:
     """metrics.json, which is written last, is missing with each."""
-    root = shutil.copytree(whole.root, tmp_path / "run")
+    root = shutil.copytree(whole.root, tmp_path / "run", symlinks=True)
     path = root / "iteration-002" / lost
     (root / "iteration-002" / "metrics.json").unlink()
     if path.is_dir():

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from femtune import predict
 from femtune.calibration import Calibration, save_calibration
 from femtune.cli import main
+from femtune.engines.transformers import TransformersEngine
 from femtune.errors import ConfigError, DataError
 from femtune.predictions import prediction, save_predictions
+from femtune.run import read_draws
 from femtune.tasks.frames import Frame
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 
@@ -325,3 +327,44 @@ def test_calibrate_stores_a_map_that_evaluate_and_predict_apply(
     assert len(predicted) == 20
     assert main(["calibrate", "train.jsonl", *asked, "--output", "map.json"]) == 1
     assert "map.json exists already" in capsys.readouterr().err
+
+
+# --- stopped, and gone on with
+
+
+def test_predictions_that_were_stopped_go_on_with_the_draws_that_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text(lines(RATINGS))
+    argv = ["predict", "rows.jsonl", *ASKED, "--task", "judge", "--scale", "1,5"]
+    assert main([*argv, "--output", "whole.jsonl"]) == 0
+    asked: list[str] = []
+
+    def failing(self: Any, *args: Any, **given: Any) -> Any:
+        for finished in generate(self, *args, **given):
+            if len(asked) >= 5:
+                raise KeyboardInterrupt
+            asked.extend(request.key.problem_id for request, _ in finished)
+            yield finished
+
+    generate = TransformersEngine.generate
+    monkeypatch.setattr(TransformersEngine, "generate", failing)
+    assert main([*argv, "--output", "out.jsonl"]) == 130
+    assert not Path("out.jsonl").exists()
+    first, asked = asked, []
+    monkeypatch.setattr(TransformersEngine, "generate", counting(generate, asked))
+    assert main([*argv, "--output", "out.jsonl"]) == 0
+    assert Path("out.jsonl").read_text() == Path("whole.jsonl").read_text()
+    num_draws = sum(len(d) for d, _ in read_draws(Path("out.jsonl.draws/iteration-000/eval")))
+    assert len(first) + len(asked) == num_draws
+    assert main(["doctor", "out.jsonl.draws"]) == 0
+
+
+def counting(generate: Any, asked: list[str]) -> Any:
+    def counted(self: Any, *args: Any, **given: Any) -> Any:
+        for finished in generate(self, *args, **given):
+            asked.extend(request.key.problem_id for request, _ in finished)
+            yield finished
+
+    return counted

@@ -13,12 +13,23 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
+from rich.console import Console, Group
 
 import femtune.progress as progress
 from femtune.compare import Job, State
 from femtune.config import Train
-from femtune.progress import Bars, JsonLines, Lines, Quiet, Show, plain_table, showing, sparkline
+from femtune.progress import (
+    Bars,
+    JsonLines,
+    Lines,
+    Quiet,
+    Screen,
+    Show,
+    plain_table,
+    showing,
+    sparkline,
+    summary,
+)
 from femtune.types import Completion, Draw, DrawKey, Reason, Score
 from femtune.watch import Watch
 
@@ -29,6 +40,9 @@ FIRST: dict[str, Any] = {
     "m_step": {"seconds": 2.0},
     "evaluation": {"accuracy": 0.5, "mae": 0.75, "sound_steps": 0.875},
 }
+
+
+KEPT = "Start at 3.\nIt is \x1b[31mkind: so 4.\nAnswer: 4"
 
 
 def told(show: Show) -> None:
@@ -45,7 +59,7 @@ def told(show: Show) -> None:
 
 def draw(problem_id: str, index: int = 0, reason: Reason = "") -> Draw:
     key = DrawKey(1, problem_id, 0, index)
-    return Draw(key, "plain", 0, Completion((), "", "stop", 0.0), Score(1.0, "1", reason))
+    return Draw(key, "plain", 0, Completion((1, 2), KEPT, "stop", 0.0), Score(1.0, "1", reason))
 
 
 def test_a_line_an_iteration(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,17 +108,41 @@ def test_bars_count_problems_once_and_reasons_by_draw(monkeypatch: pytest.Monkey
             [draw("a", 0, "wrong"), draw("a", 1, "wrong"), draw("a", 2), draw("b", 0, "unparsable")]
         )
         assert (task.description, task.completed, task.total) == ("iteration 3 E-step", 2, 40)
-        assert task.fields["note"] == "kept 1, unparsable 1, wrong 2"
+        share, rate, *reasons = task.fields["note"].split(", ")
+        assert (share, reasons) == ("50% kept", ["unparsable 1", "wrong 2"])
+        assert rate.endswith(" tokens/s") and float(rate.split()[0].replace(",", "")) > 0
+        assert teller._bars.said == KEPT
         teller.phase("evaluation", 3, 8)
         assert (task.completed, task.total, task.fields["note"]) == (0, 8, "")
         teller.draws([draw("a")])
-        assert task.fields["note"] == "right 1"  # nothing is kept of an evaluation
+        assert task.fields["note"].startswith("100% right, ")  # nothing is kept of an evaluation
+        assert teller._bars.said == ""
         teller.phase("M-step", 3, 0)
         teller.step(1, 2, 0.5)
         assert (task.completed, task.total) == (1, 2)
         assert task.fields["note"] == "loss 0.500 nats a token"
         teller.measured(1, FIRST)  # its line stays above the bar
     assert "kept 30/40 problems" in screen.getvalue()
+
+
+def test_the_last_kept_rationale_is_a_line_that_can_not_act() -> None:
+    console = Console(file=(screen := io.StringIO()), width=40, force_terminal=False)
+    bars = Screen(console=console)
+    bars.said = KEPT
+    [_, line] = bars.get_renderables()
+    console.print(Group(line))
+    assert screen.getvalue() == "Start at 3. It is ␛[31mkind: so 4. Answ…\n"
+
+
+def test_a_run_is_summed_up_against_its_base() -> None:
+    second = FIRST | {"iteration": 2, "evaluation": {"accuracy": 0.4, "accuracy_ci": [0.2, 0.6]}}
+    assert summary([BASE, FIRST, second]) == [
+        "accuracy 0.250 -> 0.500 (0.500 to 0.500) by iteration 1 of 2, the best",
+        "kept 75% of problems at first, 75% at last  ▇▇",
+        "24,690 tokens drawn in 3.0 s (8,230 a second), 4.0 s of training",
+    ]
+    assert "the base's is within this interval" in summary([BASE, second])[0]
+    assert summary([{"iteration": 0}]) == []
 
 
 @given(st.lists(st.floats(0, 1), max_size=9))

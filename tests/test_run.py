@@ -18,16 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from femtune.errors import RunError
-from femtune.run import (
-    Run,
-    by_problem,
-    check_run,
-    open_run,
-    read_draws,
-    readable,
-    replacing,
-    write_draws,
-)
+from femtune.files import replacing
+from femtune.run import Run, by_problem, check_run, open_run, read_draws, read_log, write_draws
 from femtune.types import Completion, Draw, DrawKey, FinishReason, Reason, Score
 
 CONFIG: dict[str, Any] = {"model": "m", "scheme": "pps", "iterations": 2, "seed": 0}
@@ -180,7 +172,8 @@ def test_a_full_disk_is_a_run_error(tmp_path: Path) -> None:
 CHILD = """
 import sys, time, yaml
 from pathlib import Path
-from femtune.run import open_run, replacing
+from femtune.files import replacing
+from femtune.run import open_run
 root = Path(sys.argv[1])
 with open_run(root, yaml.safe_load((root / "config.yaml").read_text()), frozenset()) as run:
     with replacing(root / "model") as part:
@@ -263,8 +256,7 @@ def test_events_are_read_as_they_were_logged(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.log("E-step", iteration=1)
     run.log("über", text="two\nlines {")
-    with (tmp_path / "log.jsonl").open() as file:
-        events = list(readable(file))
+    events = list(read_log(tmp_path))
     assert [event["event"] for event in events] == ["E-step", "über"]
     assert events[1]["text"] == "two\nlines {"
 
@@ -276,5 +268,4 @@ def test_a_line_that_was_cut_off_costs_no_other(tmp_path: Path) -> None:
     for length in range(len(whole) - 1):  # with all but the newline it is whole
         path.write_bytes(whole + whole[:length])
         run.log("last")  # the run went on
-        with path.open() as file:
-            assert [event["event"] for event in readable(file)] == ["first", "last"]
+        assert [event["event"] for event in read_log(tmp_path)] == ["first", "last"]

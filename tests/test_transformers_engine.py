@@ -327,14 +327,14 @@ def test_what_is_no_model_is_refused_in_plain_words(folder: Path, tmp_path: Path
     engine = TransformersEngine(folder)
     with pytest.raises(ModelError, match="holds neither config"):
         engine.load(tmp_path)
-    with pytest.raises(ModelError, match="can't read a tokenizer"):
+    with pytest.raises(ModelError, match="has no tokenizer that can be read"):
         TransformersEngine(tmp_path / "absent")
     tiny_model(tmp_path / "other", vocab_size=300)
     with pytest.raises(ModelError, match="vocabulary of 300 tokens"):
         engine.load(tmp_path / "other")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="can't read a causal language model"):
+    with pytest.raises(ModelError, match="has no causal language model that can be read"):
         engine.load(tmp_path / "broken")
 
 

@@ -7,6 +7,9 @@ The files, in the order of the data; each imports only from those above it:
 
     types       the nouns: problem, request, completion, score, draw, example
     errors      the error tree                    words      what messages share
+    keys        none in settings or messages      trust      what of a model's folder is read
+    files       whole or not there                stopping   Ctrl-C once, and twice
+    headers     of safetensors                    manifest   checksums of a run's files
     prompts     plain and hinted prompts, their tokens, parsing of completions
     reading     files and rows                    problems   load, check, split
     answers     text, numbers, scales             expressions   when two of mathematics are the same
@@ -15,10 +18,12 @@ The files, in the order of the data; each imports only from those above it:
     served      whether an engine serves the weights it was given
     engines/    who writes completions: transformers, vllm, openai, fake
     weigh       what a draw counts for            schemes    rejection, star, pps
-    run         the run directory
+    provenance  versions, hardware, git state     run        the run directory
+    journal     draws of a chunk that is open
     chunks      which request comes next          estep, overlap   the driver
     examples    draws as the M-step reads them
     training    the M-step's settings             trainer, mstep   examples -> weights
+    retention   which models are kept
     processes   of an M-step                      launch     what starts them
     worlds/     rubric, tldr, sums, quiz, and the seedling
     intervals   the bootstrap                     metrics    measures of judges
@@ -28,7 +33,9 @@ The files, in the order of the data; each imports only from those above it:
     config      settings                          prepare, asker   what they are made into
     costs/      what a run will take
     predictions answers to new items, by vote     commands   each verb as a function
-    refilter    what another filter keeps         probes     what a judge is biased by
+    stored      a run, read back                  refilter   what another filter keeps
+    checkup     what is damaged                   replay     a stored draw, drawn again
+    probes      what a judge is biased by
     regression, baselines   what schemes are held against
     progress    how a run is shown                compare, watch, doctor, demo, cli
 """

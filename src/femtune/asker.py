@@ -74,6 +74,7 @@ class Asker:
             _rounding(settings, self.base),
             base_probe,
             settings.overlap,
+            settings.resume,
         )
 
     def _crew(self, sampling: Sampling, base_probe: Probe | None) -> Crew:

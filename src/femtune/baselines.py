@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,15 @@ from femtune.chunks import Setup
 from femtune.commands import run_place
 from femtune.config import CHANGEABLE, Train
 from femtune.errors import ConfigError, DataError
-from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
+from femtune.evaluate import ask_into, estep_metrics, evaluation_metrics
 from femtune.examples import write_examples
+from femtune.files import replacing
 from femtune.loop import Steps
 from femtune.prepare import Data, Questions, held_out, plan, read_questions
 from femtune.progress import Quiet
 from femtune.regression import Features, features, predictions, with_values
 from femtune.rewards import score
-from femtune.run import Run, open_run, read_draws, replacing, write_draws, write_json
+from femtune.run import Run, open_run, read_draws, write_draws
 from femtune.tasks.frames import frame
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 from femtune.weigh import chain
@@ -132,7 +132,7 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
         stored = run.iteration(number) / "metrics.json"
         if not stored.exists():
             metrics = {"iteration": number} | _made(run, asked, model, settings, train, test)
-            write_json(stored, metrics)
+            run.write_json(stored, metrics)
             run.log("iteration", **metrics)
         return [json.loads(stored.read_text())]
 
@@ -233,9 +233,7 @@ def by_vote(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _draw(run: Run, kind: str, problems: Sequence[Problem], setup: Setup, draws: int) -> None:
     """Draw from the base under the plain prompt and store it, chunk by chunk, in iteration 0."""
-    place = partial(run.shard, 0, kind)
-    for _chunk in evaluation_draws(problems, setup, draws=draws, iteration=0, place=place):
-        pass
+    ask_into(run, kind, problems, setup, draws=draws)
 
 
 # --- answer-only
@@ -371,7 +369,7 @@ def _stored_features(
             made |= {f"{kind}_counts": seen.counts, f"{kind}_embedding": seen.embedding}
         with replacing(path) as part, part.open("wb") as file:
             np.savez(file, allow_pickle=False, **made)
-    with np.load(path) as stored:
+    with np.load(path, allow_pickle=False) as stored:
         return {kind: Features(stored[f"{kind}_counts"], stored[f"{kind}_embedding"]) for kind in groups}
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from femtune.errors import ConfigError, DataError
+from femtune.files import write_json
 from femtune.intervals import Floats, bootstrap, summary
 from femtune.metrics import Item, confidence, count_votes, distributions
 
@@ -156,8 +157,6 @@ def check_scale(calibration: Calibration, scale: Sequence[str]) -> None:
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
     """Write it as JSON, whole or not at all. Raises RunError where it can't be written."""
-    from femtune.run import write_json  # here, as it imports pyarrow
-
     write_json(path, asdict(calibration))
 
 

@@ -25,10 +25,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from femtune import markdown
 from femtune.answers import Scale
 from femtune.examples import EXAMPLES
+from femtune.files import replacing
 from femtune.prepare import MODELS, load_tokenizer, read_value
 from femtune.problems import load_problems
 from femtune.prompts import as_messages
-from femtune.run import replacing
 from femtune.tasks.frames import frame, scale_of
 from femtune.tasks.hub import is_hub_id
 from femtune.tasks.judge import JUDGE, Wording, write_pair, write_rating

@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from femtune.prompts import Prompts
 from femtune.served import ROUNDING, Probe
@@ -30,6 +30,11 @@ from femtune.types import (
 )
 
 Finished = tuple[Request, Completion]
+
+# What a killed run goes on from in the chunk that was open: its draws that were graded, or none of them.
+# The latter draws it anew in the same batches, bit for bit; the former the rest in other batches, which
+# gives the same tokens up to rounding.
+Resume = Literal["draws", "chunks"]
 
 
 class Grade(Protocol):
@@ -80,6 +85,7 @@ class Setup:
     rounding: float = ROUNDING["float32"]
     base_probe: Probe | None = None  # what the base gives some completions
     overlap: bool = False  # draw on while the last chunk is graded and stored: see overlap.py
+    resume: Resume = "draws"
 
 
 @dataclass(frozen=True)
@@ -116,11 +122,12 @@ def upcoming(stages: Sequence[Stage], tries: Sequence[Draw]) -> list[tuple[int, 
     solved = any(draw.accepted for draw in tries)
     current = tries[-1].key.stage if tries else 0
     for number, stage in enumerate(stages[current:], current):
-        asked = sum(draw.key.stage == number for draw in tries)
-        if stage.ask == "all" and asked == 0:
-            return [(number, index) for index in range(stage.draws)]
-        if stage.ask == "unsolved" and not solved and asked < stage.draws:
-            return [(number, asked)]
+        asked = {draw.key.index for draw in tries if draw.key.stage == number}
+        # some of them only where a run goes on that was stopped between them
+        if stage.ask == "all" and (left := [(number, i) for i in range(stage.draws) if i not in asked]):
+            return left
+        if stage.ask == "unsolved" and not solved and len(asked) < stage.draws:
+            return [(number, len(asked))]
     return []
 
 
@@ -136,6 +143,17 @@ class OpenChunk:
         self._queue: deque[Request] = deque()
         self._open: defaultdict[str, int] = defaultdict(int)  # requests of a problem not yet graded
         self._tokens: dict[tuple[str, str], tuple[int, ...]] = {}  # retries share their prompt
+
+    def take_up(self, draws: Sequence[Draw]) -> list[Draw]:
+        """Enter draws from before this chunk was opened, first of all; gives those that are its own."""
+        taken = [draw for draw in draws if draw.key.problem_id in self.tries]
+        for draw in taken:
+            self.tries[draw.key.problem_id].append(draw)
+        for name in dict.fromkeys(draw.key.problem_id for draw in taken):
+            self.tries[name].sort(key=lambda draw: draw.key)
+            self._ask(self._problems[name])
+        self._fresh = deque(problem for problem in self._fresh if not self.tries[problem.id])
+        return taken
 
     def pull(self, room: int) -> list[Request]:
         """At most `room` requests to hand to the engine now."""

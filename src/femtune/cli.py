@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
-from rich.text import Text
 
-from femtune.errors import ConfigError, DataError, FemtuneError
+from femtune import stopping
+from femtune.errors import ConfigError, DataError, FemtuneError, RunError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -31,11 +31,15 @@ from femtune.progress import (
     Show,
     console,
     errors,
+    framed,
+    literal,
     plain_table,
     showing,
+    summary,
 )
 from femtune.refilter import Change
 from femtune.training import Training
+from femtune.words import visible
 
 app = App(
     name="femtune",
@@ -58,10 +62,11 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
     train_data, eval_data = write_world("rubric", output_dir / "data")
     settings = replace(SETTINGS, eval_data=str(eval_data))
     schemes = ("rejection:1", "rejection:4", "star", "pps")
-    console.print(
+    said = (
         "A rater's scores of 400 responses, no reasons given. A model of 1M parameters that can write\n"
         "reasons but does not know this rater learns to reason its way to the scores, in four ways.\n"
     )
+    console.print(literal(said))
     histories = _compare(str(train_data), "seedling", schemes, 1, settings, output_dir, None, show)
     for panel in changes(histories):
         console.print(panel)
@@ -91,6 +96,8 @@ def train(
     with showing(show) as progress:
         result = run_train(data, model, settings or Train(), output_dir, progress)
     if show in ("auto", "lines"):
+        for line in summary(result.history):
+            console.print(literal(line), soft_wrap=True)
         _tell("model", result.model)
         _tell("draws, examples, metrics", result.run)
 
@@ -147,7 +154,7 @@ def _compare(
     elif show != "quiet":
         console.print(plain_table(*runs.table(runs.rows(histories))))
         for note in runs.notes(histories):
-            console.print(Text(note), soft_wrap=True)
+            console.print(literal(note), soft_wrap=True)
     return histories
 
 
@@ -242,7 +249,7 @@ def probe(
     elif show != "quiet":
         console.print(plain_table(*table(metrics)))
         for finding in metrics["findings"]:
-            console.print(Text(finding), soft_wrap=True)
+            console.print(literal(finding), soft_wrap=True)
     if show in ("auto", "lines"):
         _tell("draws", folder)
 
@@ -282,7 +289,7 @@ def refilter(
     elif show != "quiet":
         console.print(plain_table(*again.table(report)))
         for note in again.notes(report):
-            console.print(Text(note), soft_wrap=True)
+            console.print(literal(note), soft_wrap=True)
     if show in ("auto", "lines") and output_dir is not None:
         _tell("examples (prompt, completion, weight)", output_dir / "examples.parquet")
         if train:
@@ -301,18 +308,22 @@ def predict(
 
     DATA is a file, a data set of the Hub, or - for lines of JSON as they come, --chunk-size at a time.
     A JSON line for each item goes to standard output, or to --output, .jsonl or .parquet: id, answer,
-    confidence, abstained, num_answered, votes, distribution, expected, consistent, rationale.
+    confidence, abstained, num_answered, votes, distribution, expected, consistent, rationale. With
+    --output the draws are stored beside it, and the same command goes on where it was stopped.
     """
-    from femtune.predictions import as_line, check_output, save_predictions
+    from femtune.predictions import as_line, predict_into
     from femtune.predictions import predict as run
 
     chosen = settings or Predict()
     if output is not None:
-        check_output(output)
-        save_predictions(run(data, model, chosen), output, chosen.chunk_size)
+        draws = predict_into(data, model, chosen, output)
+        _tell("predictions", output)
+        if draws is not None:
+            _tell("their draws", draws)
         return
     for item in run(data, model, chosen):
-        print(as_line(item), flush=True)
+        line = as_line(item)
+        print(visible(line) if console.is_terminal else line, flush=True)
 
 
 @app.command
@@ -341,14 +352,33 @@ def calibrate(
 
 @app.command
 def doctor(
-    data: str, *, model: Model, settings: Train | None = None, row: int = 1, draw: bool = True
+    data: str,
+    *,
+    model: Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])] = None,
+    settings: Train | None = None,
+    row: int = 1,
+    draw: bool = True,
+    mend: bool = False,
+    show: Show = "auto",
 ) -> None:
     """Check a setup in seconds, and show what the model is asked and what the loss will see.
 
     Looks at the problem of --row more closely; --no-draw does not load the model's weights.
+
+    Of a run's folder in place of data: verify all that is stored against its checksums, and say what is
+    damaged and what can be made again. --mend sets damaged files aside, so that the run's command makes
+    them.
     """
     from femtune import doctor as checks
+    from femtune.checkup import runs_in
 
+    if Path(data).is_dir() and (runs := runs_in(Path(data))):
+        _check_runs(runs, mend, show)
+        return
+    if model is None:
+        raise ConfigError(f"doctor {data} needs --model; or give it the folder of a run to verify.")
+    if mend:
+        raise ConfigError(f"--mend is for the folder of a run, and {data} is none.")
     chosen = settings or Train()
     asker, problems, findings = checks.examine(data, model, chosen)
     if not 1 <= row <= len(problems):
@@ -363,6 +393,61 @@ def doctor(
         for finding in more:
             console.print(_finding(finding), soft_wrap=True)
         console.print(checks.show_tokens(asker, problem, draws[-1]))
+
+
+def _check_runs(runs: Sequence[Path], mend: bool, show: Show) -> None:
+    """Verify runs. Raises RunError where one stays damaged."""
+    from femtune import checkup
+
+    num_bad = 0
+    for run in runs:
+        found = checkup.check_up(run)
+        if show == "json":
+            print(checkup.as_json(found))
+        elif show != "quiet":
+            for is_well, what, text in checkup.lines(found):
+                console.print(literal(f"{'✓' if is_well else '!'} {what:<16}{text}"), soft_wrap=True)
+        set_aside = checkup.mend(found) if mend else []
+        if show in ("auto", "lines"):
+            for path in set_aside:
+                _tell("set aside", path)
+        num_bad += sum(not (mend and fault.remedy) for fault in found.faults)
+        if set_aside and show in ("auto", "lines"):
+            console.print(literal("The run's own command makes them again."))
+    if num_bad:
+        advice = "" if mend else "; --mend sets aside what can be made again"
+        raise RunError(f"{num_bad} files are damaged{advice}.")
+
+
+@app.command
+def replay(
+    run: Path,
+    *,
+    draw: str,
+    eval_: Annotated[bool, Parameter(name="--eval", negative=())] = False,
+    device: str | None = None,
+    show: Show = "auto",
+) -> None:
+    """Draw a stored draw once more, with its seed and the weights that drew it, and compare.
+
+    --draw takes ITERATION/PROBLEM/STAGE/INDEX, or ITERATION/PROBLEM for all draws of a problem; --eval
+    looks for it among the evaluation's.
+    """
+    from femtune import replay as again
+
+    num_other = 0
+    for found in again.replay(run, draw, kind="eval" if eval_ else "draws", device=device):
+        num_other += not found.same
+        if show == "json":
+            print(json.dumps(again.as_json(found)))
+        elif show != "quiet":
+            mark = "✓" if found.same else "!"
+            console.print(literal(f"{mark} {again.told(found)}"), soft_wrap=True)
+            texts = [found.stored.completion.text] + [found.completion.text] * (not found.same)
+            for title, text in zip(("stored", "drawn again"), texts, strict=False):
+                console.print(framed(literal(text), title))
+    if num_other:
+        raise RunError(f"{num_other} draws are not what was stored.")
 
 
 @app.command
@@ -387,7 +472,7 @@ def plan(
     elif show != "quiet":
         console.print(plain_table(*outlook.table(found)))
         for note in outlook.notes(found):
-            console.print(Text(note), soft_wrap=True)
+            console.print(literal(note), soft_wrap=True)
 
 
 @app.command
@@ -443,7 +528,7 @@ def push(
     rows = [[name, f"{size:,}"] for name, size in [*sizes.items(), ("all", sum(sizes.values()))]]
     console.print(plain_table(["file", "bytes"], rows))
     if parcel.note:
-        console.print(Text(parcel.note), soft_wrap=True)
+        console.print(literal(parcel.note), soft_wrap=True)
     if not dry_run:
         _tell("sent to", hub.send(parcel, private=private))
 
@@ -460,27 +545,31 @@ def _report(metrics: Mapping[str, Any], show: Show) -> None:
             shown = f"{value:.3f}" if isinstance(value, float) else json.dumps(value)
             if (interval := metrics.get(f"{name}_ci")) is not None:
                 shown += f"  {interval[0]:.3f} to {interval[1]:.3f}"
-            console.print(Text(f"{name:<22}{f'undefined: {why[name]}' if name in why else shown}"))
+            console.print(literal(f"{name:<22}{f'undefined: {why[name]}' if name in why else shown}"))
 
 
-def _finding(finding: Any) -> Text:
-    text = Text(f"{'!' if finding.warning else '✓'} {finding.what:<16}{finding.found}")
-    return text.append(f"\n  {finding.warning}", "yellow") if finding.warning else text
+def _finding(finding: Any) -> Any:
+    text = literal(f"{'!' if finding.warning else '✓'} {finding.what:<16}{finding.found}")
+    warning = f"\n  {finding.warning}" if finding.warning else ""
+    return text.append_text(literal(warning, "yellow"))
 
 
 def _tell(what: str, where: object) -> None:
-    console.print(Text(f"{what}: {where}"), soft_wrap=True)
+    console.print(literal(f"{what}: {where}"), soft_wrap=True)
 
 
 class _Warn(logging.Handler):
     """Shows warnings as the rest is shown, above a bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        errors.print(Text(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
+        errors.print(literal(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit status: 1 for what femtune refuses, 130 for Ctrl-C."""
+    """Run a command; gives the exit status: 1 for what femtune refuses, 130 for Ctrl-C.
+
+    After the first Ctrl-C, or a SIGTERM, what is in flight is finished and stored: see stopping.py.
+    """
     log = logging.getLogger("femtune")
     if not any(isinstance(handler, _Warn) for handler in log.handlers):
         log.addHandler(_Warn(logging.WARNING))
@@ -490,20 +579,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, settings = _take_config(arguments)
         known = _for_command(settings, arguments[:1])
         app.config = (Dict(known, source=name, use_commands_as_keys=False),) if known else ()
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
+        with stopping.graceful():
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
         sys.stdout.flush()  # here, where a closed pipe is caught
     except (FemtuneError, CycloptsError) as error:
         kind = type(error) if isinstance(error, FemtuneError) else ConfigError
         # cyclopts names a key of the file in brackets: "[iterationz]" from run.yaml
         text = str(error) if kind is type(error) else re.sub(r'"?\[(\w+)\]"?', r"\1", str(error))
-        errors.print(Text(f"{kind.__name__}: {text}"), soft_wrap=True)
+        errors.print(literal(f"{kind.__name__}: {text}"), soft_wrap=True)
         return 1
     except BrokenPipeError:  # the reader of our output, `head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        errors.print("Stopped. What is stored stays; the same command goes on from there.")
-        return 130
+    except KeyboardInterrupt as stop:
+        errors.print(literal("Stopped. What is stored stays; the same command goes on from there."))
+        return stop.status if isinstance(stop, stopping.Stopped) else 130
     return 0
 
 

@@ -28,6 +28,7 @@ from femtune.calibration import (
 )
 from femtune.cards import write_data_card, write_model_card
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
+from femtune.costs.disk import at_most, check_disk
 from femtune.errors import ConfigError, ModelError
 from femtune.evaluate import as_item, evaluation_metrics
 from femtune.loop import Progress, Steps, fem
@@ -47,7 +48,8 @@ from femtune.prepare import (
 )
 from femtune.problems import save_problems
 from femtune.progress import Quiet
-from femtune.run import Run, by_problem, check_run, open_run, read_draws, write_json
+from femtune.retention import best_of
+from femtune.run import by_problem, check_run, open_run, read_draws
 from femtune.tasks.frames import scale_of
 from femtune.tasks.load import TaskData, trained_on
 from femtune.trackers import check_trackers, tracking
@@ -123,6 +125,8 @@ def run_train(
     problems, test = held_out(asked, data)
     place, config = run_place(output_dir, "train", data, model, asked.settings, problems, test)
     asker = make_asker(model, asked, problems, test)
+    num_stored = len(list(place.glob("iteration-*/model")))
+    check_disk(place, at_most(steps, asker.base, len(problems), len(test), draws, num_stored))
     with (
         open_run(place, config, CHANGEABLE) as run,
         tracking(settings.training.trackers, run.root, config, progress) as progress,
@@ -137,7 +141,7 @@ def run_train(
                     "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
                 )
             history = fem(run, asker.base, problems, test, steps, setup, asker.tokenizer, progress)
-        for iteration in _point(run, history, steps.iterations):
+        for iteration in {best_of(history), steps.iterations}:
             write_model_card(run.root, iteration)
     return Result(run.root, run.root / "last", history)
 
@@ -163,7 +167,7 @@ def sample(
         with asker.setup(draws) as setup:
             steps = Steps(run, asker.base, problems, [], what, setup, asker.tokenizer, progress)
             metrics = steps.expect(1)
-        write_json(run.iteration(1) / "metrics.json", {"iteration": 1, "e_step": metrics})
+        run.write_json(run.iteration(1) / "metrics.json", {"iteration": 1, "e_step": metrics})
         write_data_card(run.root, 1)
     return run.iteration(1), metrics
 
@@ -232,7 +236,7 @@ def evaluate(
             metrics = steps.measure(0)
         if calibration is not None:
             metrics = _calibrated(metrics, problems, run.iteration(0) / "eval", calibration)
-        write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
+        run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
     return run.iteration(0), metrics
 
 
@@ -295,18 +299,6 @@ def make_settings(**options: Any) -> Train:
 def as_train(settings: Sample) -> Train:
     """The settings of an E-step, as those of a run."""
     return Train(**{field.name: getattr(settings, field.name) for field in fields(Sample)})
-
-
-def _point(run: Run, history: Sequence[dict[str, Any]], last: int) -> set[int]:
-    """Links `last` and `best` (by held-out accuracy) to the models of their iterations; gives these."""
-    trained = [h for h in history if h["iteration"] and "evaluation" in h]
-    best = max(trained, key=lambda h: h["evaluation"]["accuracy"])["iteration"] if trained else last
-    for name, iteration in (("last", last), ("best", best)):
-        link = run.root / f".{name}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(run.iteration(iteration).relative_to(run.root) / "model")
-        os.replace(link, run.root / name)
-    return {last, best}
 
 
 def run_place(

@@ -16,21 +16,27 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from femtune import stopping
 from femtune.asker import make_asker
 from femtune.baselines import ONCE, Baseline, History, baseline_settings, check, run_baseline
 from femtune.commands import run_place, run_train
 from femtune.config import Train
-from femtune.errors import ConfigError, FemtuneError, NothingKept
+from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
 from femtune.evaluate import sound_steps
+from femtune.files import replacing
 from femtune.prepare import Data, held_out, plan, read_questions
 from femtune.progress import Quiet
-from femtune.run import readable, replacing
+from femtune.run import read_log
 from femtune.types import Problem
+
+PHASES = ("E-step", "M-step", "evaluation", "iteration")  # events of a log that tell where a run is
 
 # Two-sided 95% quantiles of Student's t by degrees of freedom; beyond 10 seeds the normal one is near.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -108,7 +114,9 @@ def compare(
     `watch` is told about four times a second where each run is. Problems and directories are checked
     before the first run starts. A run that keeps nothing has the history [{"nothing_kept": why}], and
     the others go on; NothingKept is raised where that happens to every scheme's. Raises what the first
-    run that fails otherwise raises, with the run named, after the others that had begun are done.
+    run that fails otherwise raises, with the run named, after the others that had begun are done;
+    EngineError where a run's process is killed; Stopped once that is wished and all have stored what
+    they had in flight.
     """
     _check(data, model, todo)
     import torch  # after the checks: it is slow to import
@@ -118,47 +126,58 @@ def compare(
     threads = max(1, torch.get_num_threads() // workers)
     spawn = multiprocessing.get_context("spawn")  # fork and torch's threads do not go together
     others = {*multiprocessing.active_children()}
-    with ProcessPoolExecutor(workers, spawn, _begin, (os.getpid(), threads)) as pool:
+    stop = spawn.Event()
+    with ProcessPoolExecutor(workers, spawn, _begin, (os.getpid(), threads, stop)) as pool:
         futures: dict[Job, Future[History]] = {job: pool.submit(_run, data, model, job) for job in todo}
         try:
-            while not all(future.done() for future in futures.values()):
-                watch({job: state(job.output_dir) for job in todo})
-                if any(future.done() and _failed(future) for future in futures.values()):
-                    pool.shutdown(cancel_futures=True)
-                time.sleep(0.25)
+            with stopping.finishing("what the runs have in flight"):
+                while not all(future.done() for future in futures.values()):
+                    watch({job: state(job.output_dir) for job in todo})
+                    if stopping.wished():
+                        stop.set()
+                    if stop.is_set() or any(map(_ended_badly, futures.values())):
+                        pool.shutdown(wait=False, cancel_futures=True)
+                    time.sleep(0.25)
             watch({job: state(job.output_dir) for job in todo})
             return _histories(futures)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in {*multiprocessing.active_children()} - others:  # what is stored stays
-                worker.terminate()
+                worker.kill()
             raise
 
 
 def _run(data: Data, model: str, job: Job) -> History:
+    stopping.check()
     if isinstance(job.settings, Baseline):
         return run_baseline(data, model, job.settings, job.output_dir)
     return run_train(data, model, job.settings, job.output_dir, Quiet()).history
 
 
-def _failed(future: Future[History]) -> bool:
+def _ended_badly(future: Future[History]) -> bool:
     """Whether it ends the comparison."""
-    return not future.cancelled() and not isinstance(future.exception(), NothingKept | None)
+    return (
+        future.done()
+        and not future.cancelled()
+        and not isinstance(future.exception(), NothingKept | None)
+    )
 
 
-def _begin(parent: int, threads: int) -> None:
+def _begin(parent: int, threads: int, stop: Event) -> None:
     """In each worker: its share of the cores, and an end when its parent is gone, killed say.
 
-    Ctrl-C is for the parent, which ends its workers.
+    Ctrl-C is for the parent, which tells its workers by `stop`.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(0.5)
+            if stop.wait(0.5):
+                stopping.wish(signal.SIGINT)
+                time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -184,6 +203,12 @@ def _histories(futures: dict[Job, Future[History]]) -> dict[Job, History]:
     all_empty = all(isinstance(e, NothingKept) for job, e in errors.items() if not job.is_baseline)
     any_scheme = not all(job.is_baseline for job in futures)
     for job, error in errors.items():
+        if isinstance(error, BrokenProcessPool):
+            raise EngineError(
+                f"the process of a run was killed, as far as known while {job.scheme}, seed {job.seed}, "
+                "was on. Out of memory is the usual cause: give fewer --workers. What is stored stays; "
+                "the same command goes on."
+            ) from error
         if isinstance(error, NothingKept) and not (all_empty and any_scheme):
             continue
         if isinstance(error, FemtuneError):
@@ -357,11 +382,9 @@ def telling(
 
 def state(folder: Path) -> State:
     """What a run is doing, from its log."""
-    try:
-        with (folder / "log.jsonl").open() as file:
-            events = [*readable(file)]
-    except OSError:
+    if not (folder / "log.jsonl").exists():
         return State()
+    events = [event for event in read_log(folder) if event.get("event") in PHASES]
     done = [event for event in events if event["event"] == "iteration"]
     accuracy = [event["evaluation"]["accuracy"] for event in done if "evaluation" in event]
     if not events:

@@ -18,7 +18,9 @@ from cyclopts import Parameter
 
 from femtune.bias import Balance
 from femtune.calibration import Kind
+from femtune.chunks import Resume
 from femtune.errors import ConfigError
+from femtune.keys import check_no_keys
 from femtune.tasks.judge import Raters
 from femtune.training import Training
 
@@ -72,6 +74,8 @@ class Ask:
     """Problems that are drawn for before their draws are stored; what a Ray worker takes at a time."""
     overlap: bool = False
     """Draw on while the last chunk is graded and stored: for slow rewards, engines far away."""
+    resume: Resume = "draws"
+    """Of a chunk that was open when a run was stopped: keep its draws, or draw it anew, bit for bit."""
     engine: Literal["transformers", "vllm", "openai"] = "transformers"
     """Who writes: transformers, vLLM in this process, or a server that speaks OpenAI's protocol."""
     engine_args: Names = ()
@@ -107,6 +111,7 @@ class Ask:
         for name, engine in of_one.items():
             if getattr(self, name) and self.engine != engine:
                 raise ConfigError(f"{name} is for --engine {engine}; the engine is {self.engine}.")
+        check_no_keys(self)
         if self.ray_workers and self.overlap:
             raise ConfigError("overlap is of one engine in this process: leave it out with ray_workers.")
         for name in ("ray_address", "worker_gpus"):
@@ -152,6 +157,8 @@ class Train(Sample):
     """The M-step needs the engine's GPU: it sleeps or is freed meanwhile."""
     start_from: Literal["previous", "base"] = "previous"
     """Where each M-step starts: FEM goes on from the previous weights, STaR from the base."""
+    keep_last: int = 0
+    """Models that are kept, beside the best one; 0: all."""
     eval_data: str | None = None
     """Held-out problems; by default a share of the data."""
     eval_split: str | None = None
@@ -240,7 +247,16 @@ def check_draws(prefix: str, draws: int, temperature: float) -> None:
 CHANGEABLE = frozenset(
     {
         *("iterations", "report_to", "max_batch", "reward_timeout", "calibration"),
-        *("overlap", "device", "engine_args", "base_url", "served_model", "engine_timeout"),
+        *(
+            "resume",
+            "keep_last",
+            "overlap",
+            "device",
+            "engine_args",
+            "base_url",
+            "served_model",
+            "engine_timeout",
+        ),
         *("ray_workers", "ray_address", "worker_cpus", "worker_gpus", "launch", "fsdp", "share_device"),
     }
 )

@@ -10,15 +10,16 @@ from typing import Any
 from rich.columns import Columns
 from rich.console import Group
 from rich.panel import Panel
-from rich.text import Text
 
 from femtune.compare import Job, telling
 from femtune.config import Train
 from femtune.errors import ConfigError, RunError
+from femtune.files import replacing
 from femtune.prepare import check_new
 from femtune.problems import load_problems
+from femtune.progress import framed, literal
 from femtune.prompts import prompt_text
-from femtune.run import read_draws, replacing
+from femtune.run import read_draws
 from femtune.training import Training
 from femtune.types import Draw
 from femtune.worlds import WORLDS, make_rows
@@ -79,12 +80,11 @@ def changes(histories: dict[Job, list[dict[str, Any]]], num: int = 3) -> Iterato
     )
     for problem, old, new in telling(problems, before, after, num):
         title = f"{problem.id}, the rater said {problem.answer}"
-        question = Panel(Text(prompt_text(problem.prompt)), title=title, title_align="left")
+        question = framed(literal(prompt_text(problem.prompt)), title)
         panels = [_panel("before", old), _panel(f"after {best.scheme}", new)]
         yield Group(question, Columns(panels))  # a line each, where both fit into one
 
 
 def _panel(title: str, draw: Draw) -> Panel:
     verdict = "right" if draw.accepted else "wrong"
-    text = Text(draw.completion.text)
-    return Panel(text, title=f"{title}: {verdict}", title_align="left")
+    return framed(literal(draw.completion.text), f"{title}: {verdict}")

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from statistics import median
 
 from rich.panel import Panel
-from rich.text import Text
 
 from femtune.asker import Asker, make_asker
 from femtune.chunks import Setup
 from femtune.config import Train
 from femtune.estep import e_step
 from femtune.prepare import Data, held_out, load_config, plan, read_questions, sampling
+from femtune.progress import framed, literal
 from femtune.prompts import ChatTokenizer
 from femtune.schemes import paper_filter
 from femtune.training import context_length
@@ -116,23 +116,24 @@ def show_prompts(asker: Asker, problem: Problem) -> Iterator[Panel]:
     """Both prompts of a problem, as the model is fed them."""
     for name in ("plain", "hinted"):
         tokens = asker.tokenizer.encode_prompt(asker.prompts.render(name, problem))
-        text = Text(asker.tokenizer.tokenizer.decode(tokens))
-        yield Panel(text, title=f"{name} prompt of {problem.id}", title_align="left")
+        text = literal(asker.tokenizer.tokenizer.decode(tokens))
+        yield framed(text, f"{name} prompt of {problem.id}")
 
 
 def show_tokens(asker: Asker, problem: Problem, draw: Draw) -> Panel:
     """A training example token by token: what is only read, dim; what the loss sees, bold."""
     prompt = asker.tokenizer.encode_prompt(asker.prompts.plain(problem))
-    text = Text()
+    text = literal("")
     for number, token in enumerate([*prompt, *draw.completion.tokens]):
         seen = number >= len(prompt)
         shade = "on grey19" if number % 2 else "on grey11"
-        text.append(_visible(asker.tokenizer, token), f"bold green {shade}" if seen else f"dim {shade}")
+        style = f"bold green {shade}" if seen else f"dim {shade}"
+        text.append_text(literal(_written(asker.tokenizer, token), style))
     seen_tokens = len(draw.completion.tokens)
     title = f"an example: {len(prompt)} tokens read, {seen_tokens} in the loss (bold)"
-    return Panel(text, title=title, title_align="left")
+    return framed(text, title)
 
 
-def _visible(tokenizer: ChatTokenizer, token: int) -> str:
+def _written(tokenizer: ChatTokenizer, token: int) -> str:
     text: str = tokenizer.tokenizer.decode([token])
     return text.replace("\n", "⏎\n")

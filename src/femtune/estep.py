@@ -1,19 +1,22 @@
 """The E-step's one driver, the same for every scheme.
 
 Problems are worked off in chunks; a chunk's draws are stored before the next begins. A chunk is also
-the unit of a resume, and of a worker's lease: the same chunk gives the same requests in the same order,
-hence the same batches, bit for bit. (With `overlap` chunks run into each other, and draws are the same
-up to rounding.)
+a worker's lease: the same chunk gives the same requests in the same order, hence the same batches, bit
+for bit. (With `overlap` chunks run into each other, and draws are the same up to rounding.) Draws of the
+chunk that is open are in its journal as soon as they are graded, so that a kill costs none of them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
+from femtune import stopping
 from femtune.chunks import Chunk, Lease, OpenChunk, Setup
 from femtune.errors import EngineError
+from femtune.journal import Journal, remove_journal
 from femtune.overlap import overlapped
 from femtune.run import write_draws
 from femtune.types import Draw, Engine, Problem, Request, Scheme
@@ -35,22 +38,24 @@ def e_step(
     `place(index)` says where a chunk is stored: one that is there already is left out, another is there
     before it is given. `on_draws` sees draws as they are graded, for progress; of several workers, a
     chunk at a time. Holds one chunk's draws, with overlap a few. Chunks come in their order. Raises what
-    the engine or the grading raises.
+    the engine or the grading raises, and Stopped where that is wished: see stopping.py.
     """
     leases = missing(problems, scheme, setup, iteration, place)
     if not isinstance(setup.engine, Engine):
-        for chunk in setup.engine.work_off(leases):
-            on_draws(chunk.draws)
-            yield chunk
+        with stopping.finishing("what the workers have in flight"):
+            for chunk in setup.engine.work_off(leases):
+                on_draws(chunk.draws)
+                yield chunk
     elif setup.overlap:
-        for lease, chunk in overlapped(leases, setup, setup.engine, on_draws):
-            store(lease, chunk)
-            yield chunk
+        with stopping.finishing("the draws in flight"):
+            for lease, chunk in overlapped(leases, setup, setup.engine, on_draws):
+                store(lease, chunk)
+                yield chunk
     else:
         for lease in leases:
-            chunk = work_off(lease, setup, setup.engine, on_draws)
-            store(lease, chunk)
-            yield chunk
+            whole = setup.resume == "chunks"
+            with stopping.finishing("this chunk of problems" if whole else "the draws in flight"):
+                yield work_off(lease, setup, setup.engine, on_draws)
 
 
 def missing(
@@ -69,33 +74,66 @@ def missing(
 
 
 def work_off(lease: Lease, setup: Setup, engine: Engine, on_draws: Told = lambda draws: None) -> Chunk:
-    """Draw for a chunk's problems, by themselves."""
+    """Draw for a chunk's problems, by themselves, and store the draws where the lease says.
+
+    Goes on from the chunk's journal, where there is one. Raises Stopped once that is wished and what is
+    in flight is stored.
+    """
     opened = OpenChunk(lease, setup)
     started = time.perf_counter()
     own_s = 0.0
+    with open_journal(lease, setup) as journal:
+        engine_s, total_s = journal.spent_s if journal else (0.0, 0.0)
+        if journal and (known := opened.take_up(journal.draws)):
+            on_draws(known)
 
-    def pull(room: int) -> list[Request]:
-        nonlocal own_s
-        begun = time.perf_counter()
-        requests = opened.pull(room)
-        own_s += time.perf_counter() - begun
-        return requests
+        def spent_s() -> tuple[float, float]:
+            passed = time.perf_counter() - started
+            return engine_s + passed - own_s, total_s + passed
 
-    for finished in engine.generate(pull, lease.sampling):
-        begun = time.perf_counter()
-        draws = opened.grade(finished)
-        opened.enter(draws)
-        on_draws(draws)
-        own_s += time.perf_counter() - begun
+        def pull(room: int) -> list[Request]:
+            nonlocal own_s
+            if stopping.wished() and setup.resume == "draws":
+                return []  # the engine ends when it has written what it has
+            begun = time.perf_counter()
+            requests = opened.pull(room)
+            own_s += time.perf_counter() - begun
+            return requests
+
+        try:
+            for finished in engine.generate(pull, lease.sampling):
+                begun = time.perf_counter()
+                draws = opened.grade(finished)
+                if journal:
+                    journal.append(draws, spent_s())
+                opened.enter(draws)
+                on_draws(draws)
+                own_s += time.perf_counter() - begun
+        except EngineError:
+            stopping.check()  # an engine whose own processes a Ctrl-C has reached, too
+            raise
 
     if lost := opened.unanswered():
+        stopping.check()
         raise EngineError(f"the engine ended without an answer for {len(lost)} problems: {lost[:3]}.")
-    total_s = time.perf_counter() - started
-    return Chunk(lease.index, opened.draws, total_s - own_s, total_s)
+    chunk = Chunk(lease.index, opened.draws, *spent_s())
+    store(lease, chunk)
+    return chunk
+
+
+def open_journal(lease: Lease, setup: Setup) -> Journal | nullcontext[None]:
+    """The journal of a chunk that is stored somewhere, unless it is to be drawn anew as a whole."""
+    if lease.place is None:
+        return nullcontext()
+    if setup.resume == "chunks":
+        remove_journal(lease.place)
+        return nullcontext()
+    return Journal(lease.place)
 
 
 def store(lease: Lease, chunk: Chunk) -> None:
-    """Write a chunk's draws where its lease says."""
+    """Write a chunk's draws where its lease says, and end its journal."""
     if lease.place is not None:
         timing = {"engine_s": chunk.engine_s, "total_s": chunk.total_s}
         write_draws(lease.place, chunk.draws, timing)
+        remove_journal(lease.place)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,7 +22,7 @@ from femtune.chunks import Chunk, Setup
 from femtune.estep import e_step
 from femtune.intervals import Floats, bootstrap, mean, summary
 from femtune.metrics import Item, choice_metrics, pair_metrics, pass_at_k, rater_ceiling, rating_metrics
-from femtune.run import by_problem
+from femtune.run import Run, by_problem
 from femtune.schemes import paper_filter
 from femtune.tasks.frames import frame, scale_of
 from femtune.types import Draw, Problem, Scheme, Stage
@@ -42,6 +43,29 @@ def evaluation_draws(
     """Ask every problem `draws` times under the plain prompt: not adaptive, so fit for estimates."""
     scheme = Scheme("evaluate", (Stage("plain", draws=draws, ask="all"),), paper_filter)
     return e_step(problems, scheme, setup, iteration=iteration, place=place, on_draws=on_draws)
+
+
+def ask_into(
+    run: Run,
+    kind: str,
+    problems: Sequence[Problem],
+    setup: Setup,
+    *,
+    draws: int,
+    iteration: int = 0,
+    on_draws: Callable[[Sequence[Draw]], None] = lambda draws: None,
+) -> Path:
+    """Ask of problems what is not stored yet, store it in the run, and give the folder of all draws.
+
+    What is there is looked at first. Raises RunError where it is damaged.
+    """
+    place = partial(run.shard, iteration, kind)
+    run.verify(*(place(index) for index in range(-(-len(problems) // setup.chunk_size))))
+    for chunk in evaluation_draws(
+        problems, setup, draws=draws, iteration=iteration, place=place, on_draws=on_draws
+    ):
+        run.record(place(chunk.index))
+    return run.iteration(iteration) / kind
 
 
 def evaluation_metrics(

@@ -12,15 +12,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
 from femtune.errors import DataError
+from femtune.files import replacing
 from femtune.prompts import ChatTokenizer, Prompts
-from femtune.run import by_problem, replacing
+from femtune.run import by_problem
 from femtune.types import Draw, Example, Problem, Rule, Tokenizer
 from femtune.weigh import weigh
 
@@ -57,7 +58,7 @@ def write_examples(
     """
     num = 0
     # a file, as pyarrow takes a name with a colon for a URI
-    with replacing(path) as part, part.open("wb") as file, pq.ParquetWriter(file, EXAMPLES) as writer:
+    with replacing(path) as part, part.open("wb") as file, _writer(file) as writer:
         for draws in chunks:
             rows = [
                 _row(example, problems[problem_id], prompts, tokenizer, factors or {})
@@ -67,6 +68,10 @@ def write_examples(
             num += len(rows)
             writer.write_table(pa.Table.from_pylist(rows, schema=EXAMPLES))
     return num
+
+
+def _writer(file: IO[bytes]) -> Any:
+    return pq.ParquetWriter(file, EXAMPLES, write_page_checksum=True)
 
 
 def _row(

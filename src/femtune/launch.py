@@ -215,7 +215,7 @@ def _take_part(folder: Path, tells: bool) -> None:
 
     log.addHandler(_Teller(tell))
     log.propagate = False
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
     training: dict[str, Any] = spec["training"]
     training["report_to"] = tuple(training["report_to"])  # a list in JSON
     m_step(

@@ -4,7 +4,7 @@
     (zhat_i, yhat_i) ~ q(. | x_i, y*_i; theta_{k-1})
 
 (Lee et al. 2025, arXiv 2512.20169.) What is stored already is not done again, so the same call goes on
-where a killed one stopped.
+where a killed one stopped, and what is relied on is looked at first: see manifest.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from femtune import stopping
 from femtune.bias import Balance, kept_by, kept_scores, made_factors, outcomes
 from femtune.chunks import Setup
 from femtune.errors import NothingKept
@@ -23,7 +24,8 @@ from femtune.estep import e_step
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.examples import write_examples
 from femtune.prompts import ChatTokenizer
-from femtune.run import Run, read_draws, write_json
+from femtune.retention import check_room, link_models, thin_out
+from femtune.run import Run, read_draws
 from femtune.served import serve
 from femtune.training import Training
 from femtune.types import Draw, Problem, Sampling, Scheme
@@ -65,6 +67,7 @@ class Plan:
     start_from: Literal["previous", "base"] = "previous"  # where an M-step starts
     launch: str | None = None  # a launcher's command: M-steps on several processes
     balance: Balance = "none"  # of examples, by human answer: see bias.balance_factors
+    keep_last: int = 0  # models that are kept, beside the best one; 0: all
 
 
 def fem(
@@ -104,17 +107,23 @@ class Steps:
         history = []
         for iteration in range(self.plan.iterations + 1):
             stored = self.run.iteration(iteration) / "metrics.json"
-            if not stored.exists():
+            is_new = not stored.exists()
+            if is_new:
                 metrics: dict[str, Any] = {"iteration": iteration}
                 if iteration > 0:
                     metrics["e_step"] = self.expect(iteration)
                     metrics["m_step"] = self.maximise(iteration)
                 if self.is_measured(iteration):
                     metrics["evaluation"] = self.measure(iteration)
-                write_json(stored, metrics)
+                self.run.write_json(stored, metrics)
                 self.run.log("iteration", **metrics)
+            self.run.verify(stored)
             history.append(json.loads(stored.read_text()))
+            if iteration and (is_new or iteration == self.plan.iterations):
+                link_models(self.run, history)
+                thin_out(self.run, history, self.plan.keep_last)
             self.progress.measured(iteration, history[-1])
+            stopping.check()
         return history
 
     def expect(self, iteration: int) -> dict[str, Any]:
@@ -129,12 +138,13 @@ class Steps:
             place=self._place(iteration, "draws", self.problems, self.weights(iteration - 1)),
             on_draws=self.progress.draws,
         )
-        for _chunk in chunks:  # each is stored before the next is drawn
-            pass
+        for chunk in chunks:  # each is stored before the next is drawn
+            self.run.record(self.run.shard(iteration, "draws", chunk.index))
         folder = self.run.iteration(iteration) / "draws"
         by_id = {problem.id: problem for problem in self.problems}
         metrics = estep_metrics(by_id, read_draws(folder))
         examples = self.run.iteration(iteration) / "examples.parquet"
+        self.run.verify(examples)
         if not examples.exists() and not metrics["num_kept"]:
             raise NothingKept(nothing_kept(iteration, metrics))
         rule, prompts = self.plan.scheme.weigh, self.setup.prompts
@@ -142,6 +152,7 @@ class Steps:
         if not examples.exists():
             by_answer = factors.by_answer
             write_examples(examples, drawn(folder), by_id, rule, prompts, self.tokenizer, by_answer)
+            self.run.record(examples)
         asked = outcomes(folder, by_id)
         shift = {"kept_by": kept_by(asked), "kept_scores": kept_scores(asked)}
         return metrics | factors.metrics() | {name: value for name, value in shift.items() if value}
@@ -152,18 +163,23 @@ class Steps:
         self.run.log("M-step", iteration=iteration)
         folder = self.run.iteration(iteration)
         start = self.base if self.plan.start_from == "base" else self.weights(iteration - 1)
+        self.run.verify(folder / "model")
         if not (folder / "model").exists():
+            self._trust(start)
+            check_room(folder / "model", start, self.plan.training)
             self.setup.engine.release()  # what it holds of a GPU's memory is needed now
             self.serving = None
-            self._m_step()(
-                folder / "examples.parquet",
-                start,
-                folder / "model",
-                self.plan.training,
-                self.tokenizer,
-                seed=self.setup.seed + iteration,
-                on_step=self.progress.step,
-            )
+            with stopping.finishing("this M-step, which would begin anew"):
+                self._m_step()(
+                    folder / "examples.parquet",
+                    start,
+                    folder / "model",
+                    self.plan.training,
+                    self.tokenizer,
+                    seed=self.setup.seed + iteration,
+                    on_step=self.progress.step,
+                )
+                self.run.record(folder / "model")
         metrics: dict[str, Any] = json.loads((folder / "model" / "m_step.json").read_text())
         return metrics
 
@@ -192,8 +208,8 @@ class Steps:
             place=self._place(iteration, "eval", self.eval_problems, self.weights(iteration)),
             on_draws=self.progress.draws,
         )
-        for _chunk in chunks:
-            pass
+        for chunk in chunks:
+            self.run.record(self.run.shard(iteration, "eval", chunk.index))
         by_id = {problem.id: problem for problem in self.eval_problems}
         return evaluation_metrics(by_id, read_draws(self.run.iteration(iteration) / "eval"))
 
@@ -212,12 +228,19 @@ class Steps:
     ) -> Callable[[int], Path]:
         """Where chunks are stored; the engine gets the weights if one is missing."""
         place = partial(self.run.shard, iteration, kind)
-        num_chunks = -(-len(problems) // self.setup.chunk_size)
-        if self.serving != weights and not all(place(i).exists() for i in range(num_chunks)):
+        shards = [place(i) for i in range(-(-len(problems) // self.setup.chunk_size))]
+        self.run.verify(*shards)
+        if self.serving != weights and not all(shard.exists() for shard in shards):
             setup = self.setup
+            self._trust(weights)
             serve(setup.engine, weights, setup.rounding, setup.base_probe)
             self.serving = weights
         return place
+
+    def _trust(self, weights: Path) -> None:
+        """Look at weights of this run before they are read. Raises RunError where they are not whole."""
+        if weights.is_relative_to(self.run.root):
+            self.run.verify(weights)
 
 
 def drawn(folder: Path) -> Iterator[Sequence[Draw]]:

@@ -31,11 +31,12 @@ from femtune import processes
 from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
 from femtune.examples import TokenExamples, read_examples
+from femtune.files import replacing
 from femtune.prompts import ChatTokenizer
-from femtune.run import replacing
 from femtune.served import NUM_PAIRS, Probe, write_probe
 from femtune.trainer import Batches, WeightedTrainer, environment, is_sharded, training_arguments
 from femtune.training import Training, context_length, halved_plan, plan_batches, shared_plan
+from femtune.trust import check_weights, unreadable
 
 log = logging.getLogger("femtune")
 
@@ -182,8 +183,8 @@ def _train(
     weights = whole_weights(trainer, training)
     fed = sum(len(data.prompts[row]) + len(data.completions[row]) for rows in plan for row in rows)
 
-    def save() -> MStep:
-        done = MStep(len(data), result.global_step, fed, result.training_loss, round(seconds, 3))
+    def save() -> dict[str, Any]:
+        done = asdict(MStep(len(data), result.global_step, fed, result.training_loss, round(seconds, 3)))
         with replacing(out) as part:
             network = trainer.accelerator.unwrap_model(trainer.model)
             network.save_pretrained(part, **({} if weights is None else {"state_dict": weights}))
@@ -192,10 +193,10 @@ def _train(
                 [side[row] for row in rows] for side in (data.prompts, data.completions)
             )
             write_probe(part, Probe(prompts, completions, after, before))
-            (part / "m_step.json").write_text(json.dumps(asdict(done)) + "\n")
+            (part / "m_step.json").write_text(json.dumps(done) + "\n")
         return done
 
-    return processes.by_first(save)
+    return MStep(**processes.by_first(save))
 
 
 def load_model(start: Path, training: Training) -> PreTrainedModel:
@@ -204,7 +205,12 @@ def load_model(start: Path, training: Training) -> PreTrainedModel:
     A folder that holds an adapter goes on with it. Under FSDP one process of a machine reads the
     weights, and the others get their shards of them.
     """
-    common = {"attn_implementation": training.attn_implementation}
+    check_weights(start)
+    common = {
+        "attn_implementation": training.attn_implementation,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }
     reading = "true" if training.fsdp else None
     try:
         with environment(ACCELERATE_USE_FSDP=reading, FSDP_CPU_RAM_EFFICIENT_LOADING=reading):
@@ -218,7 +224,7 @@ def load_model(start: Path, training: Training) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         if isinstance(error, FemtuneError):
             raise
-        raise ModelError(f"{start} can't be loaded as a causal language model: {error}") from error
+        raise unreadable(start, "causal language model", error) from error
 
 
 def _load_lora(start: Path, training: Training, common: dict[str, Any]) -> Any:

@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from femtune import stopping
 from femtune.chunks import Chunk, Finished, Lease, OpenChunk, Setup
 from femtune.errors import EngineError
+from femtune.journal import Journal
 from femtune.types import Draw, Engine, Request
 
 MOST_OPEN = 2  # chunks at a time, so that memory stays flat
@@ -33,7 +35,13 @@ class _Stopped(Exception):
 @dataclass
 class _Open:
     chunk: OpenChunk
+    journal: Journal | None
     begun: float = field(default_factory=time.perf_counter)
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds since it was opened, and those from before a run was stopped."""
+        return time.perf_counter() - self.begun + (self.journal.spent_s[1] if self.journal else 0.0)
 
 
 def overlapped(
@@ -45,7 +53,7 @@ def overlapped(
     """Work off leases as one stream; gives each when it is done, in order.
 
     All leases are sampled alike. Raises what the engine, the grading or `on_draws` raises, in the
-    caller's thread.
+    caller's thread, and Stopped once that is wished and what is in flight is in the chunks' journals.
     """
     first = next(leases, None)
     if first is None:
@@ -68,6 +76,9 @@ def overlapped(
             while not work.done.empty():  # one of them may wait for room in it
                 work.done.get()
             threads[0].join(timeout=0.05)
+        for opened in work.open:
+            if opened.journal:
+                opened.journal.close()
 
 
 class _Stream:
@@ -84,13 +95,22 @@ class _Stream:
         self.setup, self.engine, self.on_draws = setup, engine, on_draws
         self.sampling = first.sampling
         self.leases = leases
-        self.open: list[_Open] = [_Open(OpenChunk(first, setup))]
+        self.open: list[_Open] = []
+        self.open_chunk(first)
         self.finished: queue.Queue[Any] = queue.Queue()  # of the engine, to be graded
         self.graded: queue.Queue[Any] = queue.Queue()  # (chunk, its draws)
         # (lease, chunk), an exception, or the end; bounded, so that chunks do not pile up
         self.done: queue.Queue[Any] = queue.Queue(maxsize=1)
         self.num_writing = self.num_grading = 0  # requests with the engine, and with the grading
         self.stopped = threading.Event()
+
+    def open_chunk(self, lease: Lease) -> _Open:
+        """Begin a chunk, or go on with one from its journal."""
+        opened = _Open(OpenChunk(lease, self.setup), Journal(lease.place) if lease.place else None)
+        if opened.journal and (known := opened.chunk.take_up(opened.journal.draws)):
+            self.on_draws(known)
+        self.open.append(opened)
+        return opened
 
     def guarded(self, run: Callable[[], None]) -> None:
         """Run a thread's work; what it raises ends the stream and goes to the caller."""
@@ -120,6 +140,7 @@ class _Stream:
         finally:
             getattr(stream, "close", lambda: None)()
         if lost := [name for each in self.open for name in each.chunk.unanswered()]:
+            stopping.check()
             raise EngineError(
                 f"the engine ended without an answer for {len(lost)} problems: {lost[:3]}."
             )
@@ -132,21 +153,25 @@ class _Stream:
         while True:
             self.take_graded(wait=False)
             requests += self.from_chunks(room - len(requests))
-            if requests or self.num_writing or not self.num_grading:
+            if requests or self.num_writing:
                 break
-            self.take_graded(wait=True)
+            if self.num_grading:
+                self.take_graded(wait=True)
+            elif not (self.open and self.open[0].chunk.is_done):  # it may be, by its journal alone
+                break
         self.num_writing += len(requests)
         return requests
 
     def from_chunks(self, room: int) -> list[Request]:
         requests: list[Request] = []
+        if stopping.wished():
+            return requests
         for each in self.open:
             requests += each.chunk.pull(room - len(requests))
         while len(requests) < room and len(self.open) < MOST_OPEN:
             if (lease := next(self.leases, None)) is None:
                 break
-            self.open.append(_Open(OpenChunk(lease, self.setup)))
-            requests += self.open[-1].chunk.pull(room - len(requests))
+            requests += self.open_chunk(lease).chunk.pull(room - len(requests))
         return requests
 
     def take_graded(self, wait: bool) -> None:
@@ -163,8 +188,9 @@ class _Stream:
                 self.num_grading -= len(draws)
         while self.open and self.open[0].chunk.is_done:
             opened = self.open.pop(0)
-            total_s = time.perf_counter() - opened.begun
-            lease = opened.chunk.lease
+            total_s, lease = opened.spent_s, opened.chunk.lease
+            if opened.journal:
+                opened.journal.close()
             # the engine was never kept waiting: all of the time is its
             self.done.put((lease, Chunk(lease.index, opened.chunk.draws, total_s, total_s)))
 
@@ -177,6 +203,9 @@ class _Stream:
             for each in opened:
                 own: list[Finished] = [pair for pair in finished if each.chunk.asked(pair[0])]
                 if own:
-                    parts.append((each, each.chunk.grade(own)))
-                    self.on_draws(parts[-1][1])
+                    draws = each.chunk.grade(own)
+                    if each.journal:
+                        each.journal.append(draws, (each.spent_s, each.spent_s))
+                    parts.append((each, draws))
+                    self.on_draws(draws)
             self.graded.put(parts)

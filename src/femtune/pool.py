@@ -4,27 +4,32 @@
              also in place of those that died, and takes in late ones when the cluster has room
     worker   has an engine of its own; loads the weights that a lease names, draws, grades, stores
 
-A worker that dies loses its lease, which goes to another: a chunk's draws do not depend on who makes
-them. All machines see the run directory, by which weights reach the workers and draws come back.
+A worker that dies loses its lease, which goes to another, with the journal of what was drawn: a chunk's
+draws do not depend on who makes them. A run that is to stop leaves a file beside the shards, at whose
+sight workers finish what they have in flight. All machines see the run directory, by which weights
+reach the workers and draws come back.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from femtune import stopping
 from femtune.chunks import Chunk, Lease, Setup
 from femtune.errors import ConfigError, EngineError, FemtuneError, RunError
-from femtune.estep import store, work_off
+from femtune.estep import work_off
+from femtune.files import make_folder
 from femtune.run import read_shard
 from femtune.served import Probe, serve
 from femtune.types import Engine
@@ -35,6 +40,7 @@ log = logging.getLogger("femtune")
 MOST_DEATHS = 3  # of workers over one lease, before it is taken to be the cause
 AHEAD = 4  # chunks a worker that may be begun before the first of them is done
 STARTING = -1  # stands for a lease in the count of deaths
+STOPPED = "stopped"  # what a worker gives for a lease that it did not work off to its end
 
 
 @dataclass(frozen=True)
@@ -68,18 +74,27 @@ class Worker:
         self.serving: Path | None = None
         return socket.gethostname()
 
-    def work_off(self, order: Order) -> Chunk:
-        """Draw for a lease; gives the chunk without its draws where these are stored."""
+    def work_off(self, order: Order) -> Chunk | str:
+        """Draw for a lease; gives the chunk without its draws where these are stored.
+
+        STOPPED where the run is to stop: what was in flight is in the chunk's journal.
+        """
         if order.weights != self.serving and order.weights is not None:
             if not order.weights.exists():
                 raise RunError(_unseen(order.weights))
             serve(self.engine, order.weights, self.setup.rounding, order.base_probe)
             self.serving = order.weights
-        chunk = work_off(order.lease, self.setup, self.engine)
-        if order.lease.place is None:
-            return chunk
-        store(order.lease, chunk)
-        return replace(chunk, draws=[])
+        place = order.lease.place
+
+        def heed(draws: object) -> None:
+            if place is not None and _stop_file(place).exists():
+                stopping.wish()
+
+        try:
+            chunk = work_off(order.lease, self.setup, self.engine, heed)
+        except stopping.Stopped:
+            return STOPPED
+        return chunk if place is None else replace(chunk, draws=[])
 
     def release(self) -> None:
         """Give the device's memory back."""
@@ -132,7 +147,18 @@ class Pool:
         done: dict[int, Chunk] = {}
         for worker in self._workers:
             worker.order = None  # what a caller who stopped has left is of no use
+        places = {lease.place.parent: lease.place for lease in fresh if lease.place is not None}
+        for place in places.values():
+            _stop_file(place).unlink(missing_ok=True)  # of a run that was stopped before
         while fresh or begun:
+            if stopping.wished():
+                fresh.clear()
+                again.clear()
+                for place in places.values():
+                    make_folder(place.parent)
+                    _stop_file(place).touch()
+                if not any(worker.order is not None for worker in self._workers):
+                    stopping.check()
             self._fill_posts()
             for worker in self._workers:
                 if worker.doing is None and (again or fresh):
@@ -144,6 +170,8 @@ class Pool:
                     worker.order, worker.doing = order, worker.actor.work_off.remote(order)
             for worker in self._ended():
                 given, chunk = worker.order, self._result(worker)
+                if chunk == STOPPED:
+                    continue
                 if chunk is not None and given is not None:
                     done[given.lease.index] = self._stored(given.lease, chunk)
                 elif chunk is None:
@@ -152,7 +180,7 @@ class Pool:
                     deaths[number] += 1
                     if deaths[number] >= MOST_DEATHS:
                         raise EngineError(_too_many(given))
-                    if given is not None:
+                    if given is not None and not stopping.wished():
                         again.append(given)
             while begun and begun[0] in done:
                 yield done.pop(begun.popleft())
@@ -231,26 +259,34 @@ class Pool:
                 )
 
 
+def _stop_file(place: Path) -> Path:
+    """What tells workers that the run is to stop, beside the shards that they store."""
+    return place.with_name(".stopping")
+
+
 def _ray(posts: Posts) -> Any:
     """Ray, with a cluster. Raises ConfigError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # it tells at every start that its cluster wants a token, as we would have it
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it warns it will be
+    is_own = posts.address in (None, "local")
+    if is_own:
+        _make_token()
     try:
         import ray
     except ImportError as error:
         raise ConfigError("ray_workers needs Ray: pip install 'femtune[ray]'.") from error
+    quiet = {
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": False,
+    }
     try:
-        if not ray.is_initialized():
-            ray.init(
-                address=posts.address,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                **({} if posts.address else {"num_cpus": _local_cpus(posts)}),
-            )
+        if not ray.is_initialized() and is_own:
+            with _on_loopback():
+                ray.init(address="local", num_cpus=_local_cpus(posts), **quiet)
+        elif not ray.is_initialized():
+            ray.init(address=posts.address, **quiet)
     except Exception as error:  # ConnectionError, ValueError, or Ray's own
         raise ConfigError(f"no Ray cluster at {posts.address or 'this machine'}: {error}") from error
     gpus = ray.cluster_resources().get("GPU", 0.0)
@@ -260,6 +296,34 @@ def _ray(posts: Posts) -> Any:
             "Ask for fewer, or name a cluster by ray_address."
         )
     return ray
+
+
+def _make_token() -> None:
+    """Have a cluster that is started here ask for a token, as who reaches one can run code in it.
+
+    It is this process's and its workers' alone, and stands in no file: Ray's own in ~/.ray may be read
+    by all users of the machine. Who sets Ray's variables for it has it otherwise.
+    """
+    if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "ray" not in sys.modules:  # which reads it then; later, it takes this mode by itself
+        os.environ["RAY_AUTH_MODE"] = "token"
+    # and says so
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A cluster that is started meanwhile listens on loopback alone, as Ray's do on macOS."""
+    from ray._private import ray_constants
+
+    others_may = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = others_may
 
 
 def _local_cpus(posts: Posts) -> int:

@@ -31,15 +31,25 @@ import pyarrow.parquet as pq
 from femtune.answers import Scale, as_fraction
 from femtune.asker import make_asker
 from femtune.calibration import Calibration, apply, check_scale, load_calibration
-from femtune.config import Predict
+from femtune.config import CHANGEABLE, Predict
 from femtune.errors import ConfigError, DataError
-from femtune.evaluate import as_item, evaluation_draws
-from femtune.prepare import Data, Questions, check_new, load_config, read_questions, task_options
-from femtune.problems import check_lengths
+from femtune.evaluate import as_item, ask_into, evaluation_draws
+from femtune.files import replacing
+from femtune.prepare import (
+    Data,
+    Questions,
+    check_new,
+    fingerprint,
+    load_config,
+    read_questions,
+    resolved,
+    task_options,
+)
+from femtune.problems import check_lengths, save_problems
 from femtune.prompts import bare
 from femtune.reading import json_lines
 from femtune.rewards import exact
-from femtune.run import by_problem, replacing
+from femtune.run import by_problem, check_run, open_run, read_draws
 from femtune.tasks.frames import frame, scale_of
 from femtune.tasks.judge import turned
 from femtune.tasks.load import read_places
@@ -49,6 +59,9 @@ from femtune.words import near
 
 Prediction = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
+
+# settings that say what is made of votes, not how they are drawn
+_OF_VOTES = CHANGEABLE | {"abstain_below"}
 
 SHARES = pa.list_(pa.struct([("answer", pa.string()), ("share", pa.float64())]))
 PREDICTIONS = pa.schema(
@@ -125,8 +138,47 @@ def _predictions(
                 for chunk in evaluation_draws(asked.problems, setup, draws=settings.draws, iteration=0)
                 for name, tries in by_problem(chunk.draws)
             )
-            for _, orders in groupby(drawn, key=lambda one: _item(one[0])):
-                yield prediction(list(orders), calibration, settings.abstain_below)
+            yield from _made(drawn, calibration, settings)
+
+
+def _made(
+    drawn: Iterable[tuple[Problem, Sequence[Draw]]], calibration: Calibration | None, settings: Predict
+) -> Iterator[Prediction]:
+    """Predictions from problems and their draws, both orders of a pair together."""
+    for _, orders in groupby(drawn, key=lambda one: _item(one[0])):
+        yield prediction(list(orders), calibration, settings.abstain_below)
+
+
+def predict_into(data: str, model: str, settings: Predict, output: Path) -> Path | None:
+    """Predictions as a file, .jsonl or .parquet; gives where their draws are, None for a stream's.
+
+    The draws are stored first, in a run's directory beside the file, so that the same call goes on where
+    one was stopped. Those of a stream, which does not come twice, are not. Raises what `predict` raises,
+    and RunError where the file is there already, or the directory is of other predictions.
+    """
+    check_output(output)
+    if data == "-":
+        save_predictions(predict(data, model, settings), output, settings.chunk_size)
+        return None
+    calibration = read_calibration(settings)
+    [asked] = _read(data, settings)
+    check_calibration(calibration, asked.problems)
+    by_id = {problem.id: problem for problem in asked.problems}
+    place = output.with_name(f"{output.name}.draws")
+    marks = fingerprint(asked.problems)
+    config = resolved(asked.settings, data=data, model=model, problems=marks)
+    check_run(place, config, _OF_VOTES)
+    # nothing is graded here, and a reward of the user's own may not bear a missing answer
+    asker = make_asker(model, replace(asked, reward=exact()), asked.problems)
+    with open_run(place, config, _OF_VOTES) as run:
+        if not (run.root / "eval.parquet").exists():
+            save_problems(asked.problems, run.root / "eval.parquet")
+        with asker.setup(Sampling(settings.max_new_tokens, settings.temperature)) as setup:
+            folder = ask_into(run, "eval", asked.problems, setup, draws=settings.draws)
+        drawn = (draws for chunk, _ in read_draws(folder) for draws in by_problem(chunk))
+        made = _made(((by_id[name], tries) for name, tries in drawn), calibration, settings)
+        save_predictions(made, output, settings.chunk_size)
+    return place
 
 
 # --- what is asked

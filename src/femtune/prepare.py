@@ -23,6 +23,7 @@ from femtune.rewards import as_reward
 from femtune.schemes import parse_scheme, soft_acceptance
 from femtune.tasks.frames import frame
 from femtune.tasks.load import Options, TaskData, read_task, trained_on
+from femtune.trust import check_fetched, check_weights, unreadable
 from femtune.types import Problem, Request, Reward, Sampling, Scheme
 from femtune.worlds import SEEDLING
 
@@ -35,7 +36,7 @@ MODELS = {"seedling": SEEDLING}  # models that come with the package
 def find_model(name: str) -> Path | str:
     """A local folder, one of `MODELS`, or the id of a model on the Hub.
 
-    Raises ModelError for a path that is no model folder.
+    Raises ModelError for a path that is no model folder, or has pickled weights alone.
     """
     if name in MODELS:
         return MODELS[name]
@@ -44,6 +45,7 @@ def find_model(name: str) -> Path | str:
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
             found = sorted(child.name for child in path.iterdir())[:5]
             raise ModelError(f"{path} is no model folder: it has no config.json, but {found}.")
+        check_weights(path)
         return path
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
     if looks_local:
@@ -63,12 +65,14 @@ def local_model(name: str) -> Path:
 
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-        return Path(snapshot_download(found, allow_patterns=patterns))
+        folder = Path(snapshot_download(found, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"model {name!r} is no folder here and can't be had from the Hub: {reason}"
         ) from error
+    check_fetched(folder, name)
+    return folder
 
 
 def load_tokenizer(folder: Path, template_args: Sequence[str] = ()) -> ChatTokenizer:
@@ -76,9 +80,9 @@ def load_tokenizer(folder: Path, template_args: Sequence[str] = ()) -> ChatToken
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} has no tokenizer that can be loaded: {error}") from error
+        raise unreadable(folder, "tokenizer", error) from error
     pairs = named_pairs("template_args", template_args)
     # what is too long is refused by `check_lengths`, in words that help
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
@@ -93,9 +97,9 @@ def load_config(folder: Path) -> Any:
         adapter = folder / "adapter_config.json"
         if adapter.exists():
             folder = local_model(json.loads(adapter.read_text())["base_model_name_or_path"])
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder} has no model config that can be read: {error}") from error
+        raise unreadable(folder, "model config", error) from error
 
 
 A = TypeVar("A", bound=Ask)
@@ -208,8 +212,9 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
     """What the loop does; `scheme` stands for the one that settings name. Raises ConfigError."""
     if settings.iterations < 1:
         raise ConfigError(f"iterations must be at least 1, got {settings.iterations}.")
-    if settings.eval_every < 0:
-        raise ConfigError(f"eval_every must be at least 0, got {settings.eval_every}.")
+    for name in ("eval_every", "keep_last"):
+        if getattr(settings, name) < 0:
+            raise ConfigError(f"{name} must be at least 0, got {getattr(settings, name)}.")
     check_draws("eval_", settings.eval_draws, settings.eval_temperature)
     scheme = scheme or parse_scheme(settings.scheme)
     if settings.launch is not None:
@@ -228,6 +233,7 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
         settings.start_from,
         settings.launch,
         settings.balance,
+        settings.keep_last,
     )
 
 

@@ -27,12 +27,12 @@ from femtune.chunks import Setup
 from femtune.commands import run_place
 from femtune.config import CHANGEABLE, Evaluate
 from femtune.errors import ConfigError
-from femtune.evaluate import as_item, evaluation_draws
+from femtune.evaluate import as_item, ask_into
 from femtune.intervals import Floats, bootstrap, mean, ratio, summary
 from femtune.loop import Progress, drawn
 from femtune.metrics import Item, count_votes, distributions, most_likely, pair_metrics, scale_values
 from femtune.prepare import read_questions, task_options
-from femtune.run import Run, by_problem, open_run, write_json
+from femtune.run import Run, by_problem, open_run
 from femtune.tasks.frames import Frame, frame
 from femtune.tasks.load import read_task
 from femtune.types import Problem, Sampling
@@ -104,7 +104,7 @@ def probe(
         measure = rating_biases if first.form == "rating" else pair_biases
         metrics = {"num_problems": len(problems), **measure(problems, plain, others)}
         metrics["findings"] = list(findings(metrics))
-        write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "probe": metrics})
+        run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "probe": metrics})
     return run.iteration(0), metrics
 
 
@@ -132,15 +132,11 @@ def _ask(
 ) -> dict[str, Item]:
     """The votes on each problem by its id; what is stored already is not asked again."""
     progress.phase(kind, 0, len(problems))
-    place = partial(run.shard, 0, kind)
-    for _chunk in evaluation_draws(
-        problems, setup, draws=draws, iteration=0, place=place, on_draws=progress.draws
-    ):
-        pass
+    folder = ask_into(run, kind, problems, setup, draws=draws, on_draws=progress.draws)
     by_id = {problem.id: problem for problem in problems}
     return {
         problem_id: as_item(by_id[problem_id], tries)
-        for stored in drawn(run.iteration(0) / kind)
+        for stored in drawn(folder)
         for problem_id, tries in by_problem(stored)
     }
 

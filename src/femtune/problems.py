@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune.errors import ConfigError, DataError
+from femtune.files import replacing
 from femtune.prompts import Prompts, prompt_text
 from femtune.reading import JSON_COLUMNS, read_problems
 from femtune.types import Completion, Problem, Reward, Tokenizer
@@ -74,10 +75,10 @@ def save_problems(problems: Sequence[Problem], path: str | os.PathLike[str]) -> 
                 message = f"column `{name}` can't be stored: {error}. Use text, numbers or lists."
                 raise DataError(message) from error
     metadata = {JSON_COLUMNS: json.dumps(as_json).encode()}
-    partial = Path(f"{os.fspath(path)}.partial")  # a killed write leaves no half a file behind
-    with partial.open("wb") as file:  # pyarrow takes a name with a colon for a URI
-        pq.write_table(pa.table(table).replace_schema_metadata(metadata), file)
-    partial.replace(path)
+    # a file, as pyarrow takes a name with a colon for a URI
+    with replacing(Path(path)) as part, part.open("wb") as file:
+        stored = pa.table(table).replace_schema_metadata(metadata)
+        pq.write_table(stored, file, write_page_checksum=True)
 
 
 def _native(values: list[Any]) -> Any:

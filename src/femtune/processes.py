@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed
+from accelerate import PartialState
 
+from femtune import errors
 from femtune.errors import FemtuneError
 
 T = TypeVar("T")
@@ -24,34 +27,47 @@ def rank() -> int:
 
 
 def by_first(do: Callable[[], T]) -> T:
-    """What the first process gets by doing it, in all of them; the others wait.
+    """What the first process gets by doing it, JSON, in all of them; the others wait.
 
     Where it fails there, all raise: none waits for one that has given up.
     """
     if not _joined():
         return do()
-    told: list[Any] = [None, None]  # result, error
+    told: Any = None  # {"result": ...}, or what an error is and says
     if rank() == 0:
         try:
-            told = [do(), None]
+            told = {"result": do()}
         except Exception as error:
-            told = [None, error if isinstance(error, FemtuneError) else FemtuneError(repr(error))]
-            torch.distributed.broadcast_object_list(told)
+            known = isinstance(error, FemtuneError)
+            told = [type(error).__name__, str(error)] if known else ["FemtuneError", repr(error)]
+            _sent(told, 0)
             raise
-    torch.distributed.broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    result: T = told[0]
+    told = _sent(told, 0)
+    if isinstance(told, list):
+        kind, message = told
+        raise getattr(errors, kind, FemtuneError)(message)
+    result: T = told["result"]
     return result
 
 
 def gathered(value: T) -> list[T]:
-    """The values of all processes, by rank, in each of them."""
+    """The values of all processes, JSON, by rank, in each of them."""
     if not _joined():
         return [value]
-    values: list[T | None] = [None] * count()
-    torch.distributed.all_gather_object(values, value)
-    return values  # type: ignore[return-value]  # all are filled now
+    return [_sent(value, sender) for sender in range(count())]
+
+
+def _sent(value: Any, sender: int) -> Any:
+    """The sender's value, in all processes, as the bytes of its JSON: torch's own way is a pickle."""
+    device = PartialState().device  # of this process, by which nccl sends
+    text = json.dumps(value).encode()
+    length = torch.tensor([len(text)], device=device)
+    torch.distributed.broadcast(length, sender)
+    data = torch.zeros(int(length), dtype=torch.uint8, device=device)
+    if rank() == sender:
+        data = torch.tensor([*text], dtype=torch.uint8, device=device)
+    torch.distributed.broadcast(data, sender)
+    return json.loads(bytes(data.tolist()))
 
 
 def leave() -> None:

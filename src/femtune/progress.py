@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from femtune.types import Draw
+from femtune.words import span, visible
 
 Show = Literal["auto", "lines", "json", "quiet"]
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(markup=False, emoji=False)
+errors = Console(stderr=True, markup=False, emoji=False)
 if not console.is_terminal and "COLUMNS" not in os.environ:
-    console = Console(width=120)  # a file or a pipe has no width: rich's 80 would break tables
+    console.width = 120  # a file or a pipe has no width: rich's 80 would break tables
+
+
+def literal(said: object, style: str = "") -> Text:
+    """What is said, to be shown as it stands: its markup is text, and it can't act on the terminal.
+
+    All that is printed goes through this, as it may hold data, a model's words or a file's.
+    """
+    return Text(visible(str(said)), style)
+
+
+def framed(content: Text, title: str) -> Panel:
+    """A frame with a title."""
+    return Panel(content, title=literal(title), title_align="left")
 
 
 class Quiet:
@@ -50,36 +66,54 @@ class JsonLines(Quiet):
         print(json.dumps(metrics), flush=True)
 
 
-class Bars(Lines):
-    """A bar for the phase that is on, with rate, kept share and reasons of refusal so far."""
+class Screen(Progress):
+    """A bar for the phase that is on, and below it the last rationale that was kept."""
 
-    def __init__(self, bars: Progress) -> None:
+    said = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.said:
+            line = literal(" ".join(self.said.split()), "dim")
+            line.no_wrap, line.overflow = True, "ellipsis"
+            yield line
+
+
+class Bars(Lines):
+    """A bar with rates, the kept share and reasons of refusal so far, and what was kept last."""
+
+    def __init__(self, bars: Screen) -> None:
         self._bars = bars
         self._task = bars.add_task("loading", total=None, note="")
+        self._begin("")
+
+    def _begin(self, phase: str) -> None:
+        self._grading = phase == "E-step"
         self._reasons: Counter[str] = Counter()
         self._problems: set[str] = set()
         self._kept: set[str] = set()
-        self._grading = False
+        self._tokens = 0
+        self._begun = time.monotonic()
+        self._bars.said = ""
 
     def phase(self, name: str, iteration: int, total: int) -> None:
-        self._reasons.clear()
-        self._problems.clear()
-        self._kept.clear()
-        self._grading = name == "E-step"
+        self._begin(name)
         label = f"iteration {iteration} {name}"
         self._bars.reset(self._task, total=total or None, description=label, note="")
 
     def draws(self, draws: Sequence[Draw]) -> None:
         for draw in draws:
-            self._reasons[draw.score.reason or "kept"] += 1
+            self._reasons[draw.score.reason] += 1
+            self._tokens += len(draw.completion.tokens)
             self._problems.add(draw.key.problem_id)
             if draw.accepted:
                 self._kept.add(draw.key.problem_id)
-        shown = {
-            "right" if r == "kept" and not self._grading else r: n for r, n in self._reasons.items()
-        }
-        note = ", ".join(f"{reason} {count}" for reason, count in sorted(shown.items()))
-        self._bars.update(self._task, completed=len(self._problems), note=note)
+                self._bars.said = draw.completion.text if self._grading else ""
+        name = "kept" if self._grading else "right"
+        rate = self._tokens / max(time.monotonic() - self._begun, 1e-3)
+        parts = [f"{len(self._kept) / max(1, len(self._problems)):.0%} {name}", f"{rate:,.0f} tokens/s"]
+        parts += [f"{reason} {count}" for reason, count in sorted(self._reasons.items()) if reason]
+        self._bars.update(self._task, completed=len(self._problems), note=", ".join(parts))
 
     def step(self, step: int, steps: int, loss: float) -> None:
         self._bars.update(self._task, completed=step, total=steps, note=f"loss {loss:.3f} nats a token")
@@ -89,8 +123,8 @@ class Bars(Lines):
 def showing(show: Show) -> Iterator[Quiet]:
     """Progress as asked for; "auto" is bars where the output is a terminal, else lines."""
     if show == "auto" and console.is_terminal:
-        with Progress(
-            TextColumn("{task.description:<24}"),
+        with Screen(
+            TextColumn("{task.description:<24}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -138,14 +172,44 @@ def iteration_line(metrics: dict[str, Any]) -> Text:
         for name, (title, digits) in SHOWN.items():
             if evaluation.get(name) is not None:
                 parts.append(f"{title} {evaluation[name]:.{digits}f}")
-    return Text("  ".join(parts))
+    return literal("  ".join(parts))
+
+
+def summary(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A run in three lines: what it learnt against its base, what was kept, what it cost."""
+    e_steps = [each["e_step"] for each in history if "e_step" in each]
+    measured = [each for each in history if each["iteration"] and "evaluation" in each]
+    lines = []
+    if measured and "evaluation" in history[0]:
+        base = history[0]["evaluation"]["accuracy"]
+        best = max(measured, key=lambda each: each["evaluation"]["accuracy"])
+        found = best["evaluation"]
+        low, high = found.get("accuracy_ci", (found["accuracy"], found["accuracy"]))
+        verdict = "" if low > base or high < base else ": the base's is within this interval"
+        lines.append(
+            f"accuracy {base:.3f} -> {found['accuracy']:.3f} ({low:.3f} to {high:.3f}) by iteration "
+            f"{best['iteration']} of {history[-1]['iteration']}, the best{verdict}"
+        )
+    if e_steps:
+        shares = [each["num_kept"] / max(1, each["num_problems"]) for each in e_steps]
+        lines.append(
+            f"kept {shares[0]:.0%} of problems at first, {shares[-1]:.0%} at last  {sparkline(shares)}"
+        )
+        tokens = sum(each["generated_tokens"] for each in e_steps)
+        drawing = sum(each["total_s"] for each in e_steps)
+        fitting = sum(each["m_step"]["seconds"] for each in history if "m_step" in each)
+        lines.append(
+            f"{tokens:,} tokens drawn in {span(drawing)} ({tokens / max(drawing, 1e-3):,.0f} a second), "
+            f"{span(fitting)} of training"
+        )
+    return lines
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose first column is text and whose others are numbers."""
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
+        table.add_column(literal(column), justify="right" if number else "left", no_wrap=number == 0)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(literal, row))
     return table

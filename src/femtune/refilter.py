@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from femtune.bias import Balance, Factors, balance_factors, kept_by, kept_scores, outcomes, weighed
 from femtune.chunks import Grade, upcoming
@@ -24,15 +22,14 @@ from femtune.config import Train
 from femtune.errors import ConfigError, ModelError, NothingKept, RunError
 from femtune.evaluate import as_number, estep_metrics
 from femtune.examples import write_examples
+from femtune.files import write_json
 from femtune.loop import drawn, nothing_kept
 from femtune.prepare import check_new, load_tokenizer, local_model, plan, read_questions
-from femtune.problems import load_problems
-from femtune.prompts import HINT, JUDGE_LEAKS, LEAKS, ChatTokenizer, Prompts
+from femtune.prompts import ChatTokenizer
 from femtune.rewards import score
-from femtune.run import Run, by_problem, read_draws, write_draws, write_json
-from femtune.tasks.frames import frame
+from femtune.run import by_problem, read_draws, write_draws
+from femtune.stored import Stored, open_stored
 from femtune.tasks.load import TaskData
-from femtune.training import Training
 from femtune.types import Draw, Problem, Request, Scheme, Score, Stage
 
 
@@ -57,67 +54,6 @@ class Change:
         elif "soft_accept" in given:
             given["accept_at"] = 1.0
         return replace(settings, **given)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An iteration of a run as it is on disk."""
-
-    run: Run
-    iteration: int
-    model: str  # the base, as the run was given it
-    settings: Train
-    problems: Mapping[str, Problem]
-
-    @property
-    def draws(self) -> Path:
-        return self.run.iteration(self.iteration) / "draws"
-
-    def start(self) -> Path:
-        """The weights that the iteration's M-step started from."""
-        if self.iteration == 1 or self.settings.start_from == "base":
-            return local_model(self.model)
-        return self.run.iteration(self.iteration - 1) / "model"
-
-    def prompts(self) -> Prompts:
-        """Those that the run asked and read with."""
-        known = frame(next(iter(self.problems.values())))
-        judged = known is not None and known.form in ("rating", "pair")
-        hint = self.settings.hint or HINT
-        return Prompts(self.settings.instruction or "", hint, JUDGE_LEAKS if judged else LEAKS)
-
-
-def open_stored(root: Path, iteration: int | None = None) -> Stored:
-    """An iteration of a run that `train` or `sample` made, the last one if nothing else is said.
-
-    Raises RunError where there is none.
-    """
-    config = root / "config.yaml"
-    if not config.exists():
-        raise RunError(f"{root} is no run: it has no config.yaml. Give the folder of a train or sample.")
-    stored = yaml.safe_load(config.read_text())
-    run = Run(root)
-    found = [int(path.parent.name.rpartition("-")[2]) for path in root.glob("iteration-*/draws")]
-    if not found:
-        raise RunError(f"{root} has no draws of an E-step: give the folder of a train or sample.")
-    iteration = max(found) if iteration is None else iteration
-    if iteration not in found:
-        there = ", ".join(map(str, sorted(found)))
-        raise RunError(f"{root} has no draws of iteration {iteration}: choose one of {there}.")
-    if not (root / "problems.parquet").exists():
-        raise RunError(f"{root} has no problems.parquet: give its command again, which adds it.")
-    problems = {problem.id: problem for problem in load_problems(root / "problems.parquet")}
-    return Stored(run, iteration, str(stored.get("model")), _settings(stored), problems)
-
-
-def _settings(stored: Mapping[str, Any]) -> Train:
-    """The settings of a config.yaml, whose lists were tuples."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-
-    def own(kind: Any) -> dict[str, Any]:
-        return {field.name: values[field.name] for field in fields(kind) if field.name in values}
-
-    return Train(training=Training(**own(Training)), **own(Train))
 
 
 # --- draws, filtered again

@@ -1,15 +1,18 @@
 """The run directory: what is in each file, each written once, all of it enough to go on from.
 
     config.yaml              the whole resolved configuration
-    environment.json         versions and hardware
+    environment.json         versions, hardware and git state as the run began
     problems.parquet, eval.parquet
     iteration-001/
         draws/00000.parquet  one shard a chunk: every draw, kept or not
+        draws/00001.open.jsonl   the draws of a chunk that is still open: see journal.py
         eval/00000.parquet   the same of the evaluation
         examples.parquet     what the M-step trains on; also TRL's prompt / completion columns
         model/               an ordinary Hugging Face folder
         metrics.json         written last: the iteration is done
-    log.jsonl                a line an event
+    best, last               links to models
+    manifest.jsonl           size and SHA-256 of each file: see manifest.py
+    log.jsonl                a line an event; older ones in log.1.jsonl and so on
 
 Whatever exists is whole: files are written beside their place, flushed, and renamed into it. So the
 state of a run is which files exist, and the same command continues it.
@@ -18,16 +21,16 @@ state of a run is which files exist, and the same command continues it.
 from __future__ import annotations
 
 import difflib
+import errno
 import fcntl
 import json
+import logging
 import os
-import platform
-import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
@@ -36,8 +39,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from femtune import manifest
 from femtune.errors import RunError
+from femtune.files import append_lines, read_lines, replacing, write_json
+from femtune.provenance import differences, environment
 from femtune.types import Completion, Draw, DrawKey, Score
+
+events = logging.getLogger("femtune")
+
+LOG_BYTES = 16 << 20  # of log.jsonl, before it is set aside
+OLD_LOGS = 4  # that are kept
 
 DRAWS = pa.schema(
     [
@@ -66,6 +77,8 @@ class Run:
     """A run directory, opened by `open_run`."""
 
     root: Path
+    # files that this process has stored or checked, so that none is read twice
+    trusted: set[Path] = field(default_factory=set, compare=False, repr=False)
 
     def iteration(self, number: int) -> Path:
         return self.root / f"iteration-{number:03}"
@@ -76,14 +89,62 @@ class Run:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to log.jsonl."""
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **fields})
-        with (self.root / "log.jsonl").open("ab+") as file:
-            # a line that a kill cut off must not swallow this one
-            torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
-            file.write(("\n" * torn + line + "\n").encode())
+        path = self.root / "log.jsonl"
+        if path.exists() and path.stat().st_size > LOG_BYTES:
+            for old in reversed(log_files(self.root)[-OLD_LOGS:]):
+                number = int(old.name.split(".")[1]) if old != path else 0
+                old.rename(self.root / f"log.{number + 1}.jsonl")
+        append_lines(path, [json.dumps({"time": round(time.time(), 3), "event": event, **fields})])
+
+    def record(self, *paths: Path) -> None:
+        """Enter what was just stored, files or folders, into the manifest."""
+        manifest.record(self.root, paths)
+        self.trusted.update(paths)
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Store a JSON file and enter it."""
+        write_json(path, value)
+        self.record(path)
+
+    def record_rest(self) -> None:
+        """Enter what the manifest lacks, once looked through: a kill may come before a file's line.
+
+        Raises RunError that names what is damaged.
+        """
+        files = manifest.unrecorded(self.root)
+        self._refuse({file: manifest.looked_through(file) for file in files})
+        if files:
+            manifest.record(self.root, files)
+
+    def verify(self, *paths: Path) -> None:
+        """Look whether files, or all in folders, are what was stored, before they are relied on.
+
+        Raises RunError that names what is damaged.
+        """
+        todo = [path for path in paths if path not in self.trusted and path.exists()]
+        if not todo:
+            return
+        self.record_rest()
+        entries = manifest.recorded(self.root)
+        for path in todo:
+            own = path.relative_to(self.root).as_posix()
+            names = [name for name in entries if name == own or name.startswith(f"{own}/")]
+            self._refuse({self.root / name: manifest.damage(self.root, entries[name]) for name in names})
+            self.trusted.add(path)
+
+    def _refuse(self, found: Mapping[Path, str]) -> None:
+        bad = [f"{path.relative_to(self.root)} ({what})" for path, what in found.items() if what]
+        if bad:
+            more = f" and {len(bad) - 3} more" * (len(bad) > 3)
+            raise RunError(
+                f"{self.root}: damaged since it was stored: {', '.join(bad[:3])}{more}. "
+                f"`femtune doctor {self.root}` tells what can be made again, and with --mend sets it "
+                "aside, so that the same command makes it."
+            )
 
 
-_BEFORE_CONFIG = {".lock", ".config.yaml.part"}  # what a run has that was killed as it began
+# what a run has that was killed as it began
+_BEFORE_CONFIG = {".lock", ".config.yaml.part"}
 
 
 @contextmanager
@@ -94,23 +155,90 @@ def open_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str]) 
     directory can't be written, holds something else, or is in use by a living process.
     """
     check_run(root, config, changeable)
+    with locked(root):
+        with replacing(root / "config.yaml") as part:
+            part.write_text(_as_yaml(config))
+        run = Run(root)
+        _tell_environment(run)
+        run.record_rest()
+        yield run
+        run.record_rest()
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keep other processes from a run directory, which is made; a dead process holds no lock.
+
+    Raises RunError where another holds it, or none can be had.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".lock").open("w")
+        lock = (root / ".lock").open("a+")
     except OSError as error:
         raise RunError(
-            f"{root} can't be made: {error.strerror}. Choose another --output-dir."
+            f"{root} can't be written ({error.strerror}): choose another --output-dir."
         ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees a dead owner's lock
         except OSError as error:
-            raise RunError(f"{root} is in use by another femtune process.") from error
-        with replacing(root / "config.yaml") as part:
-            part.write_text(_as_yaml(config))
-        if not (root / "environment.json").exists():
-            write_json(root / "environment.json", environment())
-        yield Run(root)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise RunError(
+                    f"{root} can't be locked ({error.strerror}), so two processes could spoil it: "
+                    "choose an --output-dir on another file system."
+                ) from error
+            raise RunError(f"{root} is in use by another femtune process{_owner(lock)}.") from error
+        _write_owner(lock)
+        yield
+
+
+def _write_owner(lock: IO[str]) -> None:
+    try:
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} {socket.gethostname()}\n")
+        lock.flush()
+    except OSError:
+        pass  # a full disk: the name is for messages alone
+
+
+def _owner(lock: IO[str]) -> str:
+    lock.seek(0)
+    pid, _, host = lock.readline().strip().partition(" ")
+    return f" (process {pid} on {host})" if host else ""
+
+
+def _tell_environment(run: Run) -> None:
+    """Store what the run was begun with, and log what differs as it goes on."""
+    path, now = run.root / "environment.json", environment()
+    if not path.exists():
+        write_json(path, now)
+        return
+    try:
+        begun = json.loads(path.read_text())
+    except (OSError, ValueError):
+        begun = None
+    changed = differences(begun if isinstance(begun, dict) else {}, now)
+    run.log("session", changed=changed)
+    versions = {name: pair for name, pair in changed.items() if name.startswith("packages.")}
+    if versions:
+        shown = ", ".join(f"{n.partition('.')[2]} {a} -> {b}" for n, (a, b) in versions.items())
+        events.warning(
+            "%s was begun with other versions (%s): what is drawn from now on may differ by rounding "
+            "from what an unchanged installation would draw.",
+            *(run.root, shown),
+        )
+
+
+def log_files(root: Path) -> list[Path]:
+    """A run's logs that are there, the newest first."""
+    numbered = [root / f"log.{number}.jsonl" for number in range(1, OLD_LOGS + 1)]
+    return [path for path in (root / "log.jsonl", *numbered) if path.exists()]
+
+
+def read_log(root: Path) -> Iterator[dict[str, Any]]:
+    """A run's events, the oldest first; a line that a kill cut off is left out."""
+    for path in reversed(log_files(root)):
+        yield from read_lines(path)
 
 
 def check_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str]) -> None:
@@ -123,12 +251,28 @@ def check_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str])
         raise RunError(
             f"{root} can't be written ({there} is not writable): choose another --output-dir."
         )
-    stored = root / "config.yaml"
-    if stored.exists():
+    if (root / "config.yaml").exists():
         asked = yaml.safe_load(_as_yaml(config))  # as it would be stored: YAML changes a few characters
-        _refuse_other(root, yaml.safe_load(stored.read_text()), asked, changeable)
+        _refuse_other(root, stored_config(root), asked, changeable)
     elif root.exists() and (strangers := sorted({p.name for p in root.iterdir()} - _BEFORE_CONFIG)):
         raise RunError(f"{root} is no run directory: it holds {strangers[:3]}. Choose another one.")
+
+
+def stored_config(root: Path) -> dict[str, Any]:
+    """The configuration of a run. Raises RunError where there is none."""
+    path = root / "config.yaml"
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{root} is no run: it has no config.yaml. Give the folder of a run.") from error
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise RunError(
+            f"{path} can't be read ({' '.join(str(error).split())[:200]}). It holds the run's settings: "
+            "write them there again, or choose another --output-dir."
+        ) from error
+    if not isinstance(found, dict):
+        raise RunError(f"{path} holds a {type(found).__name__}, expected the run's settings.")
+    return found
 
 
 def _as_yaml(config: Mapping[str, Any]) -> str:
@@ -152,44 +296,16 @@ def _refuse_other(
         )
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write a file or a folder at; it becomes `path`, whole, or never does."""
-    part = path.with_name(f".{path.name}.part")
-    if part.is_dir():  # left by a killed run
-        shutil.rmtree(part)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        for file in [part, *part.rglob("*")] if part.is_dir() else [part]:
-            _flush(file)
-        os.replace(part, path)
-        _flush(path.parent)
-    except OSError as error:
-        raise RunError(f"{path} can't be written: {error.strerror or error}.") from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, value: Any) -> None:
-    with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=2) + "\n")
-
-
 def write_draws(path: Path, draws: Sequence[Draw], timing: Mapping[str, float]) -> None:
     """Store one chunk's draws, with its seconds in the file's metadata under "timing"."""
-    table = pa.Table.from_pydict(_columns(draws), schema=DRAWS)
+    table = pa.Table.from_pydict(as_columns(draws), schema=DRAWS)
     with replacing(path) as part, part.open("wb") as file:  # pyarrow takes a:b.parquet for a URI
-        pq.write_table(table.replace_schema_metadata({"timing": json.dumps(timing)}), file)
+        stored = table.replace_schema_metadata({"timing": json.dumps(timing)})
+        pq.write_table(stored, file, write_page_checksum=True)
 
 
-def _columns(draws: Sequence[Draw]) -> dict[str, list[Any]]:
+def as_columns(draws: Sequence[Draw]) -> dict[str, list[Any]]:
+    """Draws by column, as DRAWS names them."""
     return {
         "iteration": [d.key.iteration for d in draws],
         "problem_id": [d.key.problem_id for d in draws],
@@ -210,6 +326,38 @@ def _columns(draws: Sequence[Draw]) -> dict[str, list[Any]]:
     }
 
 
+def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Draw]:
+    """Draws of their columns."""
+    rows = zip(*(columns[name] for name in DRAWS.names), strict=True)
+    return [
+        Draw(
+            DrawKey(iteration, problem_id, stage, index),
+            prompt,
+            seed,
+            Completion(tuple(tokens), text, finish_reason, logprob, error),
+            Score(reward, answer, reason, detail, rationale),
+        )
+        for (
+            iteration,
+            problem_id,
+            stage,
+            index,
+            prompt,
+            seed,
+            tokens,
+            text,
+            finish_reason,
+            logprob,
+            error,
+            reward,
+            answer,
+            rationale,
+            reason,
+            detail,
+        ) in rows
+    ]
+
+
 def read_draws(folder: Path) -> Iterator[tuple[list[Draw], dict[str, float]]]:
     """The chunks stored in a folder of shards, in order: draws and timing of each."""
     for path in sorted(folder.glob("*.parquet")):
@@ -217,50 +365,21 @@ def read_draws(folder: Path) -> Iterator[tuple[list[Draw], dict[str, float]]]:
 
 
 def read_shard(path: Path) -> tuple[list[Draw], dict[str, float]]:
-    """One chunk: its draws and timing."""
-    table = pq.read_table(pa.memory_map(str(path)))
-    timing: dict[str, float] = json.loads(table.schema.metadata[b"timing"])
-    return [_draw(row) for row in table.to_pylist()], timing
-
-
-def _draw(row: Mapping[str, Any]) -> Draw:
-    return Draw(
-        DrawKey(row["iteration"], row["problem_id"], row["stage"], row["index"]),
-        row["prompt"],
-        row["seed"],
-        Completion(
-            tuple(row["tokens"]), row["text"], row["finish_reason"], row["logprob"], row["error"]
-        ),
-        Score(row["reward"], row["answer"], row["reason"], row["detail"], row["rationale"]),
-    )
+    """One chunk: its draws and timing. Raises RunError where the file is damaged."""
+    try:
+        table = pq.read_table(pa.memory_map(str(path)))
+        timing: dict[str, float] = json.loads(table.schema.metadata[b"timing"])
+        return from_columns(table.to_pydict()), timing
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise RunError(
+            f"{path} can't be read ({' '.join(str(error).split())[:200]}): it was damaged. "
+            f"`femtune doctor {path.parents[2]}` tells what can be made again."
+        ) from error
 
 
 def by_problem(draws: Sequence[Draw]) -> Iterator[tuple[str, list[Draw]]]:
     """A chunk's draws, problem by problem: they are stored together."""
     for problem_id, group in groupby(draws, key=lambda draw: draw.key.problem_id):
         yield problem_id, list(group)
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, as they belong beside a result."""
-    import torch
-
-    packages = ("femtune", "torch", "transformers", "peft", "accelerate", "pyarrow", "numpy")
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "gpus": gpus,
-        "packages": {name: version(name) for name in packages},
-    }
-
-
-def readable(file: IO[str]) -> Iterator[dict[str, Any]]:
-    """The events of a log.jsonl; a line that was cut off by a kill is left out."""
-    for line in file:
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        yield event

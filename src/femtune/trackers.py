@@ -33,9 +33,10 @@ import yaml
 
 from femtune import markdown
 from femtune.errors import ConfigError
+from femtune.files import write_json
 from femtune.loop import Progress
 from femtune.prompts import prompt_text
-from femtune.run import read_draws, write_json
+from femtune.run import read_draws
 from femtune.types import Draw
 
 log = logging.getLogger("femtune")

@@ -8,7 +8,7 @@ from rich.live import Live
 
 from femtune import progress
 from femtune.compare import Job, State
-from femtune.progress import Show, plain_table, sparkline
+from femtune.progress import Show, literal, plain_table, sparkline
 
 
 class Watch:
@@ -41,9 +41,8 @@ class Watch:
                         self._told.add(key)
                         when = f" evaluation {number}" if number else " base"
                         when = "" if job.is_baseline else when
-                        progress.console.print(
-                            f"{job.scheme} seed {job.seed}{when}: accuracy {accuracy:.3f}"
-                        )
+                        said = f"{job.scheme} seed {job.seed}{when}: accuracy {accuracy:.3f}"
+                        progress.console.print(literal(said))
 
 
 def _state_cells(job: Job, state: State) -> list[str]:

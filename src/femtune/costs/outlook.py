@@ -13,6 +13,7 @@ from typing import Any
 
 from femtune.asker import Asker, engine_args, make_asker
 from femtune.config import Train
+from femtune.costs.disk import Disk, draws_bytes, models_bytes
 from femtune.costs.footprint import Memory, advice, batch_rows, engine_memory, training_memory
 from femtune.costs.formulas import BYTES, Attempt, Job, Phase, Shape, asking, fitting, loading, writing
 from femtune.costs.hardware import DISK, TABLE, Hardware, check_hardware, this_machine
@@ -21,8 +22,10 @@ from femtune.costs.trial import Trial, try_out
 from femtune.errors import ConfigError
 from femtune.loop import Plan
 from femtune.prepare import Data, held_out, plan, read_questions, sampling
+from femtune.retention import sized
 from femtune.schemes import paper_filter
 from femtune.types import Problem, Scheme
+from femtune.words import span
 
 RIGHT = {"plain": 0.5, "hinted": 0.9}  # assumed where nothing is said
 _LOOKED_AT = 200  # problems whose prompts are tokenized
@@ -75,6 +78,7 @@ class Outlook:
     whole: Mapping[str, Phase]  # of the run
     engine: Memory
     training: Memory
+    disk: Disk
     advice: Sequence[str]
     assumed: Sequence[str]
     measured: Sequence[str]
@@ -116,7 +120,9 @@ def look_ahead(
     device = TABLE[wish.hardware] if wish.hardware in TABLE else _here(shape, dtype, settings)
     job = _job(shape, steps, asker, problems, test, wish, dtype, device, settings, parallel)
     trial = try_out(asker, steps, problems, wish.measure, draws) if wish.measure else None
-    return _outlook(shape, job, device, wish, trial, settings)
+    trained = shape.lora(steps.training) if steps.training.use_peft else shape.parameters
+    models = models_bytes(steps, BYTES["float32"] * trained)
+    return _outlook(shape, job, device, wish, trial, settings, models)
 
 
 def _anywhere(settings: Train) -> Train:
@@ -196,7 +202,13 @@ def _job(
 
 
 def _outlook(
-    shape: Shape, job: Job, device: Hardware, wish: Wish, trial: Trial | None, settings: Train
+    shape: Shape,
+    job: Job,
+    device: Hardware,
+    wish: Wish,
+    trial: Trial | None,
+    settings: Train,
+    models: int,
 ) -> Outlook:
     """Costs by the model's formulas, with what a trial measured in place of what is assumed."""
     if trial is not None:
@@ -222,6 +234,8 @@ def _outlook(
         loaded = Phase(seconds=trial.loading_s)
     each = {"E-step": drawn, "M-step": fitted, "evaluation": checked, "loading": loaded}
     times = {"evaluation": job.evaluations}
+    whole = {name: phase.times(times.get(name, job.iterations)) for name, phase in each.items()}
+    draws = whole["E-step"].draws + whole["evaluation"].draws
     return Outlook(
         shape,
         job,
@@ -230,9 +244,10 @@ def _outlook(
         wish.price,
         rows,
         each,
-        {name: phase.times(times.get(name, job.iterations)) for name, phase in each.items()},
+        whole,
         engine_memory(shape, job, device),
         training_memory(shape, job, device, wish.num_devices),
+        Disk(models, draws_bytes(draws, job.tokens_per_draw)),
         [*advice(shape, job, device, wish.num_devices), *_idle(job, engines, settings)],
         [*_assumed(job, device, wish, trial)],
         [*_measured(device, wish, trial)],
@@ -345,20 +360,9 @@ def _row(outlook: Outlook, name: str, phase: Phase) -> list[str]:
     counts = [
         f"{value:,.0f}" if value else "" for value in (phase.draws, phase.tokens, phase.prompt_tokens)
     ]
-    row = [name, *counts, f"{phase.flops:.1e}" if phase.flops else "", _span(phase.seconds)]
+    row = [name, *counts, f"{phase.flops:.1e}" if phase.flops else "", span(phase.seconds)]
     money = _money(outlook, phase.seconds)
     return row if money is None else [*row, f"{money:,.2f}"]
-
-
-def _span(seconds: float) -> str:
-    """
-    >>> _span(4.2), _span(600), _span(9000), _span(400000)
-    ('4.2 s', '10.0 min', '2.5 h', '4.6 days')
-    """
-    for most, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
-        if seconds < most:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 86400:.1f} days"
 
 
 def notes(outlook: Outlook) -> Iterator[str]:
@@ -376,6 +380,8 @@ def notes(outlook: Outlook) -> Iterator[str]:
         parts = ", ".join(f"{part} {_gigabytes(size)}" for part, size in memory.parts.items())
         verdict = "fits" if memory.fits else "DOES NOT FIT"
         yield f"  {name}: {_gigabytes(memory.total)} ({parts}): {verdict}"
+    disk = outlook.disk
+    yield f"disk: models {sized(disk.models)}, draws {sized(disk.draws)}"
     told = {"!": outlook.advice, "assumed:": outlook.assumed, "measured:": outlook.measured}
     for title, lines in told.items():
         yield from (f"{title} {line}" for line in lines)

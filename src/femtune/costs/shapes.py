@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from pathlib import Path
 
 from femtune.costs.formulas import BYTES, Shape
 from femtune.errors import ModelError
+from femtune.headers import read_header
 from femtune.prepare import find_model, load_config, local_model
 
 _NUMBERS = {"F32", "BF16", "F16", "F64", "I64", "BOOL"}  # safetensors' names of what is not quantized
@@ -88,7 +88,7 @@ def _headers(folder: Path, name: str | None) -> dict[str, tuple[int, ...]]:
             folder / file for file in sorted({*json.loads(index.read_text())["weight_map"].values()})
         ]
     if files and all(file.exists() for file in files):
-        found = {key: info for file in files for key, info in _header(file).items()}
+        found = {key: info for file in files for key, info in read_header(file).items()}
     elif name is not None:
         found = _hub_headers(name)
     else:
@@ -102,20 +102,6 @@ def _headers(folder: Path, name: str | None) -> dict[str, tuple[int, ...]]:
             "not known here. Give the model that it was made of."
         )
     return {key: size for key, (_, size) in found.items()}
-
-
-def _header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    with file.open("rb") as stream:
-        try:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        except (struct.error, ValueError, MemoryError, OverflowError) as error:
-            raise ModelError(f"{file} has no safetensors header: is it whole?") from error
-    return {
-        key: (info["dtype"], tuple(info["shape"]))
-        for key, info in header.items()
-        if key != "__metadata__"
-    }
 
 
 def _hub_headers(name: str) -> dict[str, tuple[str, tuple[int, ...]]]:

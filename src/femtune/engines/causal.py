@@ -17,6 +17,7 @@ from torch import Tensor
 from femtune.engines.fused import fuse
 from femtune.engines.slots import Slots
 from femtune.errors import ModelError
+from femtune.trust import check_weights, unreadable
 
 _KINDS = {"full_attention", "sliding_attention"}  # of layers, by transformers' names
 
@@ -138,12 +139,17 @@ def _read_full(weights: str | Path, dtype: str | torch.dtype, trust: bool) -> An
             f"{weights} holds neither config.json nor adapter_config.json: expected a folder that "
             "save_pretrained wrote."
         )
+    check_weights(weights)
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            weights, dtype=dtype, trust_remote_code=trust, output_loading_info=True
+            weights,
+            dtype=dtype,
+            trust_remote_code=trust,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except Exception as error:  # OSError, ValueError, SafetensorError, or the model's own
-        raise ModelError(f"can't read a causal language model from {weights}: {error}") from error
+        raise unreadable(weights, "causal language model", error) from error
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:  # transformers would fill them with random numbers
         raise ModelError(f"{weights} lacks weights that its model needs: {', '.join(absent[:3])}.")
@@ -153,12 +159,13 @@ def _read_full(weights: str | Path, dtype: str | torch.dtype, trust: bool) -> An
 def _read_adapter(folder: Path, dtype: str | torch.dtype, trust: bool) -> Any:
     import peft
 
+    check_weights(folder)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         base = _read_full(config.base_model_name_or_path, dtype, trust)
         if config.is_prompt_learning:
             raise ModelError(f"{folder} is a {config.peft_type} adapter: use LoRA, or merge it.")
-        adapted = peft.PeftModel.from_pretrained(base, str(folder))
+        adapted = peft.PeftModel.from_pretrained(base, str(folder), use_safetensors=True)
     except ModelError:
         raise
     except Exception as error:

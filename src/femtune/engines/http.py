@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import random
 import threading
@@ -23,12 +24,14 @@ import anyio
 import httpx2
 
 from femtune.errors import ConfigError
+from femtune.keys import Redactor
 
 T = TypeVar("T")
 
 _CONNECT_S = 10.0
 _LONGEST_PAUSE_S = 60.0  # between two attempts of ours; a server's Retry-After may ask for more
 _LONGEST_ASKED_S = 600.0
+_SHORTEST_KEY = 16  # characters: what servers without keys are given is shorter
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 
 _log = logging.getLogger("femtune")
@@ -77,6 +80,7 @@ class Wire:
     def __init__(self, key: str, patience: Patience, most_open: int) -> None:
         self.patience = patience
         self._key = key
+        self.hide = Redactor(key)  # in whatever a server says that is told on
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=most_open)
         self._client = httpx2.AsyncClient(headers=_headers(key), limits=limits)
         self._going: set[Future[Any]] = set()
@@ -184,27 +188,32 @@ class Wire:
         except (httpx2.TimeoutException, TimeoutError) as error:
             raise Failed(f"no answer within {timeout_s:g} s") from error
         except httpx2.ConnectError as error:
-            raise Failed(f"no connection: {self._clean(str(error))}") from error
+            raise Failed(f"no connection: {self.hide(str(error))}") from error
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
             raise ConfigError(f"{shown(url)} is no URL of a server: {error}") from error
         except httpx2.HTTPError as error:  # reset, cut off, not HTTP
-            words = self._clean(str(error)) or type(error).__name__
+            words = self.hide(str(error)) or type(error).__name__
             raise Failed(f"the connection broke: {words}") from error
         return self._read(response, in_words)
 
     def _read(self, response: httpx2.Response, in_words: bool) -> Any:
         status = response.status_code
         if status >= 300:
-            words = self._clean(_words(response))
+            words = self.hide(_words(response))
             raise Failed(f"HTTP {status}: {words}", status, _retry_after_s(response))
+        text = self._without_key(response.text)
         if in_words:
-            return response.text
+            return text
         try:
-            return response.json()
+            return json.loads(text)
         except ValueError as error:
             kind = response.headers.get("content-type", "of no kind")
-            start = self._clean(" ".join(response.text.split())[:80])
+            start = self.hide(" ".join(text.split())[:80])
             raise Failed(f"an answer that is no JSON, but {kind}: {start!r}", status) from error
+
+    def _without_key(self, text: str) -> str:
+        """An answer that repeats the key, without it; what is as short as EMPTY is none."""
+        return self.hide(text) if len(self._key) >= _SHORTEST_KEY and self._key in text else text
 
     def _choose(self, servers: Sequence[str]) -> str:
         now = time.monotonic()
@@ -228,9 +237,6 @@ class Wire:
         pause = self.patience.backoff_s * 2.0**attempt
         return min(pause, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
 
-    def _clean(self, words: str) -> str:
-        return words.replace(self._key, "***") if self._key else words
-
 
 async def _heard(work: Coroutine[Any, Any, T]) -> T:
     """The same; what it raises when nobody waits for it any more is not logged by asyncio."""
@@ -244,12 +250,12 @@ async def _heard(work: Coroutine[Any, Any, T]) -> T:
 
 
 def shown(url: str) -> str:
-    """A URL without the password that it may hold.
+    """A URL without the password or key that it may hold.
 
-    >>> shown("http://me:secret@host/v1")
+    >>> shown("http://me:secret@host/v1?key=secret")
     'http://host/v1'
     """
-    scheme, mark, rest = url.partition("://")
+    scheme, mark, rest = url.partition("?")[0].partition("://")
     host, slash, path = rest.partition("/")
     return scheme + mark + host.rpartition("@")[2] + slash + path
 

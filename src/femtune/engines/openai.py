@@ -319,7 +319,7 @@ class OpenAIEngine:
         return raw
 
     def _complaint(self, error: Failed) -> str:
-        urls = ", ".join(self._servers)
+        urls = ", ".join(map(shown, self._servers))
         gone = " Does it still serve the model?" if error.status == 404 else ""
         return (
             f"{complaint(error, urls)}{gone} What is stored stays; the same command goes on from there."

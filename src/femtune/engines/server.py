@@ -50,7 +50,7 @@ async def complete(wire: Wire, url: str, body: Mapping[str, Any], timeout_s: flo
     answer = await wire.send("POST", f"{url}/completions", body, timeout_s)
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-        raise Failed(f"an answer without choices: {str(answer)[:200]}", 200)
+        raise Failed(f"an answer without choices: {wire.hide(str(answer))[:200]}", 200)
     found: Mapping[str, Any] = answer
     return found
 

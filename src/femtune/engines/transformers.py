@@ -28,6 +28,7 @@ from femtune.engines.gumbel import token_nats
 from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.errors import EngineError, ModelError
 from femtune.prompts import ChatTokenizer
+from femtune.trust import unreadable
 from femtune.types import Completion, Request, Sampling
 
 _PASS_TOKENS = 8192  # padded tokens in one scoring pass at most
@@ -243,7 +244,7 @@ def read_tokenizer(model: str | Path, trust_remote_code: bool = False) -> ChatTo
             model, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # OSError, ValueError, or the tokenizer's own
-        raise ModelError(f"can't read a tokenizer from {model}: {error}") from error
+        raise unreadable(model, "tokenizer", error) from error
     return ChatTokenizer(tokenizer)
 
 

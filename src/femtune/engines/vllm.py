@@ -29,11 +29,13 @@ from typing import Any
 
 import transformers
 
+from femtune import stopping
 from femtune.engines.causal import stamp_of
 from femtune.engines.vllm_setup import (
     adapter_config,
     adapter_rank,
     argument_names,
+    check_format,
     import_vllm,
     lora_args,
     prepare_cpu,
@@ -44,6 +46,7 @@ from femtune.engines.vllm_worker import Reloader
 from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.prompts import ChatTokenizer
 from femtune.served import MOST, ROUNDING, check_served, read_probe
+from femtune.trust import check_weights
 from femtune.types import Completion, FinishReason, Request, Sampling
 
 # Requests that wait in vLLM at most, by max_batch: a row that ends is followed at once, and requests
@@ -72,8 +75,8 @@ class VllmEngine:
     `max_batch` rows are written at once (vLLM's `max_num_seqs`), by default as many as vLLM says. `args`
     are further vLLM engine arguments. `lora_rank` is that of the adapters to come, None for none. With
     `share_device`, `release` gives a GPU's memory back by vLLM's sleep mode; on a CPU vLLM has none, and
-    its memory stays. Raises ConfigError where vLLM is not installed or refuses an argument's name, and
-    ModelError where it can't serve the model.
+    its memory stays. Raises ConfigError where vLLM is not installed, refuses an argument's name, or is
+    told to read pickles, and ModelError where it can't serve the model.
     """
 
     def __init__(
@@ -89,6 +92,8 @@ class VllmEngine:
         trust_remote_code: bool = False,
         seed: int = 0,
     ) -> None:
+        check_format(args)
+        check_weights(model)
         adapter = adapter_config(Path(model))
         if adapter:
             lora_rank = max(lora_rank or 0, adapter_rank(adapter))
@@ -100,6 +105,7 @@ class VllmEngine:
             "dtype": dtype,
             "max_num_seqs": max_batch,
             "trust_remote_code": trust_remote_code,
+            "load_format": "safetensors",  # its own default falls back on pickles
             "seed": seed,
             "enable_prefix_caching": True,
             **lora_args(lora_rank),
@@ -129,6 +135,7 @@ class VllmEngine:
         Raises ModelError where vLLM can't serve them, with its reason. Weights that are not those of the
         probe beside them are loaded again into a new engine: the caller checks that one.
         """
+        check_weights(weights)
         adapter = adapter_config(weights)
         if adapter:
             self._check_adapter(weights, adapter)
@@ -252,8 +259,9 @@ class VllmEngine:
             raise ConfigError(
                 f"vLLM has no engine argument {', '.join(unknown)}: see `vllm serve --help`."
             )
+        check_weights(model)
         try:
-            with quietly():
+            with quietly(), stopping.shielded():
                 self._llm = vllm.LLM(**args, **own)
         except Exception as error:  # ValidationError, ValueError, RuntimeError, OSError, or CUDA's
             raise ModelError(f"vLLM can't serve {model}: {_line(error)}") from error

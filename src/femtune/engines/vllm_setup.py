@@ -64,6 +64,16 @@ def prepare_cpu(args: dict[str, Any]) -> None:
     args.setdefault("enable_chunked_prefill", False)
 
 
+def check_format(args: Mapping[str, Any]) -> None:
+    """Refuse formats of weights by which vLLM reads pickles. Raises ConfigError."""
+    told = args.get("load_format", "safetensors")
+    if told in ("auto", "pt", "npcache"):
+        raise ConfigError(
+            f"vLLM's load_format {told} reads pickled weights, which can run code: leave it out, "
+            "femtune takes safetensors."
+        )
+
+
 def argument_names() -> set[str]:
     from vllm.engine.arg_utils import EngineArgs
 

@@ -1,0 +1,36 @@
+"""Headers of safetensors files: names, number formats and shapes, without the numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+
+from femtune.errors import ModelError
+
+
+def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Number format and shape of each weight, by name.
+
+    Raises ModelError where the file has no such header, or is not as long as it says.
+    """
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("the header is cut off")
+            header = {k: v for k, v in json.loads(stream.read(length)).items() if k != "__metadata__"}
+        ends = [info["data_offsets"][1] for info in header.values()]
+        found = {name: (info["dtype"], tuple(info["shape"])) for name, info in header.items()}
+        if 8 + length + max(ends, default=0) != file.stat().st_size:
+            raise ValueError("it is not as long as its header says")
+    except (OSError, struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{file} is no whole safetensors file: {error}.") from error
+    return found
+
+
+def num_parameters(folder: Path) -> int:
+    """Of all weights in a folder. Raises ModelError."""
+    sizes = [size for file in folder.glob("*.safetensors") for _, size in read_header(file).values()]
+    return sum(math.prod(size) for size in sizes)

@@ -1,0 +1,219 @@
+"""Draw a stored draw once more, and compare: `femtune replay RUN --draw 2/p17/0/1`.
+
+A draw's tokens follow from its prompt, its seed and the weights that drew it, up to rounding: alone in
+its batch they are what they were among others. So what a run has stored can be checked by anybody who
+has the run and its base model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from femtune.asker import Asker
+from femtune.chunks import Setup
+from femtune.config import Train
+from femtune.errors import ConfigError, RunError
+from femtune.prepare import load_tokenizer, local_model, plan
+from femtune.rewards import as_reward
+from femtune.run import Run, read_draws, stored_config
+from femtune.schemes import paper_filter
+from femtune.served import serve
+from femtune.stored import Kind, problems_of, prompts_of, settings_of
+from femtune.types import Completion, Draw, Problem, Request, Sampling, Scheme, Score, Stage, draw_seed
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A stored draw, and what was drawn in its place."""
+
+    stored: Draw
+    completion: Completion
+    score: Score
+
+    @property
+    def differs_at(self) -> int | None:
+        """The first token that is another, from 0; None where all are the same."""
+        old, new = self.stored.completion.tokens, self.completion.tokens
+        if old == new:
+            return None
+        pairs = zip(old, new, strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(old), len(new)))
+
+    @property
+    def same(self) -> bool:
+        """Whether tokens, text, finish reason, reward, answer and reason are what was stored."""
+        old, new = self.stored.completion, self.completion
+        texts = (old.tokens, old.text, old.finish_reason) == (new.tokens, new.text, new.finish_reason)
+        graded = self.stored.score
+        return texts and (graded.reward, graded.answer, graded.reason) == (
+            self.score.reward,
+            self.score.answer,
+            self.score.reason,
+        )
+
+    @property
+    def nats_apart(self) -> float:
+        """By how much the log-probabilities differ; nan where one is not known."""
+        return abs(self.stored.completion.logprob - self.completion.logprob)
+
+
+def name_of(draw: Draw) -> str:
+    """A draw's id: iteration, problem, stage and index.
+
+    >>> from femtune.types import DrawKey
+    >>> completion, score = Completion((), "", "stop", 0.0), Score(0.0, "")
+    >>> name_of(Draw(DrawKey(2, "a/b", 0, 1), "plain", 0, completion, score))
+    '2/a/b/0/1'
+    """
+    key = draw.key
+    return f"{key.iteration}/{key.problem_id}/{key.stage}/{key.index}"
+
+
+def find_draws(root: Path, name: str, kind: Kind) -> list[Draw]:
+    """The stored draw of that id; of an id without stage and index, all draws of the problem.
+
+    Raises RunError where there is none, ConfigError for what is no id.
+    """
+    number, _, rest = name.partition("/")
+    if not number.isdecimal() or not rest:
+        raise ConfigError(f"--draw {name}: give ITERATION/PROBLEM/STAGE/INDEX, or ITERATION/PROBLEM.")
+    folder = Run(root).iteration(int(number)) / kind
+    stored = [draw for chunk, _ in read_draws(folder) for draw in chunk]
+    found = [draw for draw in stored if name == name_of(draw)]
+    found = found or [draw for draw in stored if draw.key.problem_id == rest]
+    if not found:
+        example = f"; {name_of(stored[0])} is one" if stored else ""
+        other = "" if kind == "eval" else " Draws of evaluations: --eval."
+        raise RunError(f"{folder} has no draw {name}{example}.{other}")
+    return found
+
+
+def replay(
+    root: Path, name: str, *, kind: Kind = "draws", device: str | None = None
+) -> Iterator[Replayed]:
+    """Draw once more what `find_draws` finds, with the weights that drew it.
+
+    Raises RunError where the run, the draw, or these weights are not there, and what loading raises.
+    """
+    config = stored_config(root)
+    settings = replace(settings_of(config, root), ray_workers=0, ray_address=None, worker_gpus=None)
+    if device is not None:
+        settings = replace(settings, device=device)
+    draws = find_draws(root, name, kind)
+    problems = problems_of(root, kind)
+    if missing := [draw.key.problem_id for draw in draws if draw.key.problem_id not in problems]:
+        raise RunError(f"{root}: problem {missing[0]} is not among those that are stored with the run.")
+    base = local_model(str(config.get("model")))
+    weights = _weights(root, draws[0].key.iteration, kind, base)
+    asker = Asker(
+        base,
+        load_tokenizer(base, settings.template_args),
+        prompts_of(settings, problems),
+        as_reward(settings.reward or "exact"),
+        settings,
+    )
+    scheme = _scheme(root, settings, kind)
+    setup = asker.open_setup(_sampling(config, settings, kind))
+    try:
+        if weights != base:
+            serve(setup.engine, weights, setup.rounding)
+        for draw in draws:
+            yield _again(draw, problems[draw.key.problem_id], setup, scheme)
+    finally:
+        setup.engine.close()
+
+
+def _weights(root: Path, iteration: int, kind: Kind, base: Path) -> Path:
+    """What drew it: the base, or the model of an iteration. Raises RunError where that is not there."""
+    number = iteration - (kind == "draws")
+    if number <= 0:
+        return base
+    run = Run(root)
+    model = run.iteration(number) / "model"
+    if not model.exists():
+        raise RunError(f"{model}, which drew it, is not there: it was removed, by keep_last say.")
+    run.verify(model)
+    return model
+
+
+def _sampling(config: dict[str, Any], settings: Train, kind: Kind) -> Sampling:
+    if kind == "draws":
+        return Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
+    # an evaluation's own run calls it temperature; a baseline's votes are at 1
+    is_training = "iterations" in config
+    temperature = settings.eval_temperature if is_training else float(config.get("temperature", 0.0))
+    return Sampling(settings.max_new_tokens, temperature)
+
+
+def _scheme(root: Path, settings: Train, kind: Kind) -> Scheme:
+    if kind == "eval":
+        return Scheme("evaluate", (Stage("plain", ask="all"),), paper_filter)
+    try:
+        return plan(settings).scheme
+    except ConfigError as error:
+        raise RunError(
+            f"{root} was made with a scheme of its own, {settings.scheme}: draws can't be graded again."
+        ) from error
+
+
+def _again(draw: Draw, problem: Problem, setup: Setup, scheme: Scheme) -> Replayed:
+    if draw.seed != draw_seed(setup.seed, draw.key):
+        raise RunError(
+            f"draw {name_of(draw)} was drawn with seed {draw.seed}, and the run's seed {setup.seed} "
+            f"gives {draw_seed(setup.seed, draw.key)}: config.yaml is not that of this draw."
+        )
+    tokens = setup.tokenizer.encode_prompt(setup.prompts.render(draw.prompt, problem))
+    request = Request(draw.key, tokens, draw.seed)
+    todo = [request]
+
+    def pull(room: int) -> Sequence[Request]:
+        given, todo[:room] = todo[:room], []
+        return given
+
+    assert hasattr(setup.engine, "generate")  # no Ray workers
+    [[(_, completion)]] = list(setup.engine.generate(pull, setup.sampling))
+    at = scheme.accept_at
+    [score] = setup.grade(
+        [problem],
+        [completion],
+        hinted=[draw.prompt == "hinted"],
+        accept_at=[at(request) if callable(at) else at],
+    )
+    return Replayed(draw, completion, score)
+
+
+def told(replayed: Replayed) -> str:
+    """The verdict, in a line or two."""
+    draw, new = replayed.stored, replayed.completion
+    old = draw.completion
+    apart = "" if math.isnan(replayed.nats_apart) else f", apart by {replayed.nats_apart:.1g}"
+    nats = f"log-probability {old.logprob:.4f} and {new.logprob:.4f} nats{apart}"
+    if replayed.same:
+        reward = f"reward {draw.score.reward:g}, {draw.score.reason or 'kept'}"
+        return f"{name_of(draw)}: the same {len(old.tokens)} tokens; {nats}; {reward}"
+    if (at := replayed.differs_at) is None:
+        return (
+            f"{name_of(draw)}: the same tokens, graded otherwise: {draw.score.reward:g} "
+            f"({draw.score.reason or 'kept'}), now {replayed.score.reward:g} "
+            f"({replayed.score.reason or 'kept'}). Has the reward changed?"
+        )
+    return (
+        f"{name_of(draw)}: another from token {at + 1} of {len(old.tokens)} on; {nats}. Where two "
+        "tokens are all but equally likely, rounding decides: other batches, numbers (engine_dtype), "
+        "versions and hardware may tip one."
+    )
+
+
+def as_json(replayed: Replayed) -> dict[str, Any]:
+    """The comparison as plain values."""
+    return {
+        "draw": name_of(replayed.stored),
+        "same": replayed.same,
+        "differs_at": replayed.differs_at,
+        "stored": {"text": replayed.stored.completion.text, "nats": replayed.stored.completion.logprob},
+        "replayed": {"text": replayed.completion.text, "nats": replayed.completion.logprob},
+    }

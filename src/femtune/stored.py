@@ -1,0 +1,91 @@
+"""A run as it is on disk, read back: its settings, problems, prompts, and which weights drew what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from femtune.config import Train
+from femtune.errors import RunError
+from femtune.prepare import local_model
+from femtune.problems import load_problems
+from femtune.prompts import HINT, JUDGE_LEAKS, LEAKS, Prompts
+from femtune.run import Run, stored_config
+from femtune.tasks.frames import frame
+from femtune.training import Training
+from femtune.types import Problem
+
+Kind = Literal["draws", "eval"]  # of an E-step, and of an evaluation
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An iteration of a run as it is on disk."""
+
+    run: Run
+    iteration: int
+    model: str  # the base, as the run was given it
+    settings: Train
+    problems: Mapping[str, Problem]
+
+    @property
+    def draws(self) -> Path:
+        return self.run.iteration(self.iteration) / "draws"
+
+    def start(self) -> Path:
+        """The weights that the iteration's M-step started from."""
+        if self.iteration == 1 or self.settings.start_from == "base":
+            return local_model(self.model)
+        return self.run.iteration(self.iteration - 1) / "model"
+
+    def prompts(self) -> Prompts:
+        """Those that the run asked and read with."""
+        return prompts_of(self.settings, self.problems)
+
+
+def open_stored(root: Path, iteration: int | None = None) -> Stored:
+    """An iteration of a run that `train` or `sample` made, the last one if nothing else is said.
+
+    Raises RunError where there is none.
+    """
+    config = stored_config(root)
+    found = [int(path.parent.name.rpartition("-")[2]) for path in root.glob("iteration-*/draws")]
+    if not found:
+        raise RunError(f"{root} has no draws of an E-step: give the folder of a train or sample.")
+    iteration = max(found) if iteration is None else iteration
+    if iteration not in found:
+        there = ", ".join(map(str, sorted(found)))
+        raise RunError(f"{root} has no draws of iteration {iteration}: choose one of {there}.")
+    problems = problems_of(root, "draws")
+    return Stored(Run(root), iteration, str(config.get("model")), settings_of(config, root), problems)
+
+
+def problems_of(root: Path, kind: Kind) -> dict[str, Problem]:
+    """A run's problems by id: those of E-steps, or those of evaluations. Raises RunError."""
+    path = root / ("problems.parquet" if kind == "draws" else "eval.parquet")
+    if not path.exists():
+        raise RunError(f"{root} has no {path.name}: give its command again, which adds it.")
+    return {problem.id: problem for problem in load_problems(path)}
+
+
+def settings_of(config: Mapping[str, Any], root: Path) -> Train:
+    """The settings of a config.yaml, whose lists were tuples. Raises RunError where they are none."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+
+    def own(kind: Any) -> dict[str, Any]:
+        return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+
+    try:
+        return Train(training=Training(**own(Training)), **own(Train))
+    except (TypeError, ValueError) as error:  # ConfigError is one
+        raise RunError(f"{root / 'config.yaml'} does not hold a run's settings: {error}") from error
+
+
+def prompts_of(settings: Train, problems: Mapping[str, Problem]) -> Prompts:
+    """The prompts that a run asked and read with."""
+    known = frame(next(iter(problems.values())))
+    judged = known is not None and known.form in ("rating", "pair")
+    hint = settings.hint or HINT
+    return Prompts(settings.instruction or "", hint, JUDGE_LEAKS if judged else LEAKS)
