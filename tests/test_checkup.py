@@ -184,4 +184,4 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--mend is for the folder of a run" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text("[1")
     assert main(["doctor", str(tmp_path)]) == 1
-    assert "config.yaml can't be read" in capsys.readouterr().err
+    assert "config.yaml is no YAML" in capsys.readouterr().err

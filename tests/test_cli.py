@@ -62,6 +62,12 @@ def listing(folder: Path) -> dict[str, bytes]:
 # --- what is refused
 
 
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
+    for old, new in zip("abcdef", "bcdefg", strict=True)
+)
+
+
 @dataclass(frozen=True)
 class Bad:
     """A command that is refused, in a folder with `train.jsonl`, `test.jsonl`, and what `make` adds.
@@ -257,6 +263,16 @@ BAD = {
         ("run.yaml is no YAML", "line 2"),
         a_file("run.yaml", "a: [\n"),
     ),
+    "the file is a bomb of aliases": Bad(
+        "train train.jsonl {} --config run.yaml",
+        ("run.yaml holds over 100,000 values, aliases counted as often as they stand.",),
+        a_file("run.yaml", BOMB),
+    ),
+    "the file has a number that is none": Bad(
+        "train train.jsonl {} --config run.yaml",
+        ("run.yaml is no YAML: invalid literal",),
+        a_file("run.yaml", "seed: !!int x\n"),
+    ),
     "the file is a list": Bad(
         "train train.jsonl {} --config run.yaml", ("holds a list",), a_file("run.yaml", "- seed\n")
     ),
@@ -281,7 +297,7 @@ BAD = {
     "every evaluation would be the same": Bad(
         "train train.jsonl {} --eval-draws 4", ("eval_draws is 4", "set eval_temperature 1")
     ),
-    "there are no iterations": Bad("train train.jsonl {} --iterations 0", ("at least 1, got 0",)),
+    "there are no iterations": Bad("train train.jsonl {} --iterations 0", ("from 1 to 100,000, got 0",)),
     "a chunk is empty": Bad("train train.jsonl {} --chunk-size 0", ("chunk_size must be at least 1",)),
     "a batch is empty": Bad("train train.jsonl {} --max-batch 0", ("max_batch must be at least 1",)),
     "a device is unknown": Bad("train train.jsonl {} --device gpu", ("'gpu'", "say cpu, cuda")),
@@ -412,7 +428,8 @@ def test_a_completed_run_given_again_does_nothing_and_prints_the_same(
     lines = first.splitlines()
     assert lines[0].startswith("base ")
     assert lines[1].startswith("iteration 1  kept ")
-    assert lines[2:] == [f"model: {root / 'last'}", f"draws, examples, metrics: {root}"]
+    told = [f"model: {root / 'last'}", f"draws, examples, metrics: {root}"]
+    assert lines[-3:] == [*told, f"report: {root / 'report.html'}"]
 
 
 def test_json_is_one_object_an_iteration_and_nothing_else(
@@ -621,3 +638,10 @@ def test_a_reader_that_has_had_enough_makes_no_traceback(
     )
     assert done.stdout == line.replace("{}", str(tmp_path)) + "\n"
     assert done.stderr == ""
+
+
+def test_a_long_value_is_shown_in_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text(f"seed: {'x' * 50_000}\n")
+    assert main(["train", "a.jsonl", "--model", "m", "--config", str(tmp_path / "run.yaml")]) == 1
+    error = capsys.readouterr().err
+    assert "seed" in error and "..." in error and len(error) < 2000

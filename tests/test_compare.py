@@ -206,3 +206,14 @@ def test_runs_that_all_keep_nothing_end_a_comparison_with_the_first_ones_reason(
         compare(train, "seedling", todo, workers=1)
     assert str(error.value).startswith("star, seed 0: iteration 1 kept no draw of 8 problems")
     assert "cut off" in str(error.value)
+
+
+def test_a_damaged_log_tells_what_it_can(tmp_path: Path) -> None:
+    lines = [
+        b'{"event": "iteration", "iteration": 0, "evaluation": {"accuracy": 0.5}}',
+        *(b"\xff\xfe", b"7", b'{"event": "iteration"}', b'{"event": 3, "iteration": "x"}'),
+        b'{"event": "iteration", "iteration": 1, "evaluation": {"accuracy": null}}',
+        b'{"event": "E-step", "iteration": 2}',
+    ]
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
+    assert state(tmp_path) == State(2, "E-step", (0.5,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from femtune.asker import make_asker
 from femtune.commands import make_settings, run_place
-from femtune.config import Ask, Evaluate, Sample, Train
+from femtune.config import Ask, Evaluate, Sample, Train, check_types
 from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.prepare import (
     check_new,
@@ -49,7 +50,7 @@ PROBLEMS = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(50)]
         (lambda: Evaluate(draws=0), "draws 0, temperature 0.0: at least 1 and at least 0"),
         (lambda: Evaluate(draws=3), "draws is 3, and at temperature 0 all draws are the same"),
         (lambda: Evaluate(max_new_tokens=0), "max_new_tokens"),  # what is true of Ask is of it too
-        (lambda: plan(Train(iterations=0)), "iterations must be at least 1, got 0"),
+        (lambda: plan(Train(iterations=0)), "iterations must be from 1 to 100,000, got 0"),
         (lambda: plan(Train(eval_draws=2)), "set eval_temperature 1"),
         (lambda: plan(Train(scheme="ppo")), "'ppo'"),
         (lambda: plan(Train(soft_accept=1.0)), "needs ratings and their own reward"),
@@ -182,3 +183,51 @@ def test_a_new_place_is_neither_taken_nor_under_a_file(tmp_path: Path) -> None:
         check_new(tmp_path / "file", "--output")
     with pytest.raises(RunError, match="is no folder"):
         check_new(tmp_path / "file" / "x" / "y")
+
+
+def test_every_default_is_of_its_type_and_others_are_refused() -> None:
+    for kind in (Ask, Evaluate, Sample, Train, Training):
+        check_types(kind, {field.name: getattr(kind(), field.name) for field in fields(kind)})
+    wrong: dict[str, Any] = {
+        **{"task": "judges", "columns": ["a=b"], "scale": 5, "accept_at": "1", "check_gold": 1},
+        **{"seed": 1.5, "max_batch": True, "device": ("cpu",), "raters": None, "attributes": (1,)},
+    }
+    for name, value in wrong.items():
+        with pytest.raises(ConfigError, match=rf"^{name} is "):
+            check_types(Ask, {name: value})
+    check_types(Ask, {"accept_at": 1, "max_batch": None, "attributes": ("a", "b")})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("adapter_config.json", "{", "adapter_config.json is no JSON"),
+        (
+            "adapter_config.json",
+            '{"base_model_name_or_path": [1]}',
+            "names no `base_model",
+        ),
+        ("adapter_config.json", "[]", "names no `base_model"),
+        (
+            "config.json",
+            '{"model_type": "llama", "vocab_size": "many"}',
+            "no model config that",
+        ),
+        ("config.json", '{"model_type": []}', "no model config that"),
+    ],
+)
+def test_a_damaged_model_is_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ModelError, match=said):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("tokenizer.json", "{}"), ("tokenizer.json", '{"version": 7}'), ("tokenizer_config.json", "[]")],
+)
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path, name: str, content: str) -> None:
+    shutil.copytree(SEEDLING, tmp_path / "model")
+    (tmp_path / "model" / name).write_text(content)
+    with pytest.raises(ModelError, match="has no tokenizer that can be read"):
+        load_tokenizer(tmp_path / "model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -484,3 +485,27 @@ def test_notes_do_without_a_price(world: tuple[Path, Path]) -> None:
 
 def test_what_is_asked_of_a_problem_is_a_mean() -> None:
     assert Asking([Attempt("plain", 2, 0.5, True), Attempt("hinted", 1, 0.25, True)], 1, 1).draws == 1.25
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xff" * 8,  # longer than the file
+        b"\x02" + bytes(7) + b"[]",
+        b"\x0a" + bytes(7) + b'{"w": [1]}',
+        b"\x2a" + bytes(7) + b'{"w": {"dtype": "F32", "shape": ["a", 1]}}',
+    ],
+)
+def test_a_header_that_is_none(tmp_path: Path, header: bytes) -> None:
+    shutil.copytree(SEEDLING, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(header)
+    with pytest.raises(ModelError, match=r"is no whole safetensors file"):
+        read_shape(tmp_path / "model")
+
+
+def test_an_index_that_maps_nothing(tmp_path: Path) -> None:
+    shutil.copytree(SEEDLING, tmp_path / "model")
+    for content in ("[]", "{}", '{"weight_map": 7}', "{"):
+        (tmp_path / "model" / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(ModelError, match="is damaged: it maps no weights to files"):
+            read_shape(tmp_path / "model")

@@ -300,3 +300,11 @@ def test_every_world_is_measured_without_a_nan(name: str) -> None:
     metrics = evaluation_metrics(problems, [(draws, TIMING)])
     assert metrics["accuracy"] == metrics["majority_accuracy"] == 1
     assert "NaN" not in json.dumps(metrics)
+
+
+@pytest.mark.parametrize("evidence", [None, 7, [[1]], [["brief"]], {"a": 1}])
+def test_a_column_that_only_is_called_world_says_nothing_of_steps(evidence: Any) -> None:
+    draw = Draw(DrawKey(1, "a", 0, 0), "plain", 1, Completion((), "", "stop", 0.0), Score(1.0, "3"))
+    for world in ("rubric", "tldr", "sums", "quiz", "mine", ["rubric"]):
+        columns = {"world": world} | ({} if evidence is None else {"evidence": evidence})
+        assert sound_steps(draw, Problem("a", "x", "3", columns)) in (None, [False], [False, False])

@@ -218,3 +218,39 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
             read_examples(tmp_path / name, TOKENIZER, 256)
     with pytest.raises(DataError, match=r"read from \.parquet or \.jsonl"):
         read_examples(tmp_path / "a.csv", TOKENIZER, 256)
+
+
+# --- what fuzzing found
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": 7, "completion": "z"}, "the prompt in row 1 is 7, expected text, or messages"),
+        ({"prompt": [], "completion": "z"}, r"the prompt in row 1 is \[\]"),
+        ({"prompt": [{"role": "user"}], "completion": "z"}, "the prompt in row 1"),
+        (
+            {"prompt": "x", "completion": [{"role": "assistant", "content": 4}]},
+            "the completion in row 1",
+        ),
+        ({"prompt": "x", "completion": True}, "the completion in row 1 is True"),
+        (
+            {"prompt": "x", "completion": "z", "weight": "2"},
+            "row 1 is '2', expected a number",
+        ),
+        ({"prompt": "x", "completion": "z", "weight": True}, "the weight in row 1 is True"),
+        (
+            {"prompt_tokens": [1.5], "completion_tokens": [2]},
+            "is of type list<.*double>",
+        ),
+        ({"prompt_tokens": 1, "completion_tokens": [2]}, "`prompt_tokens` is of type int64"),
+        ({"prompt_tokens": [1], "completion_tokens": [-2]}, "`completion_tokens` is of type"),
+        ({"prompt_tokens": [1], "completion_tokens": [2, None]}, "`completion_tokens` is of type"),
+    ],
+)
+def test_values_of_other_types_are_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=rf"^{tmp_path}/a\.\w+: .*{said}"):
+        read_examples(jsonl(tmp_path / "a.jsonl", row), TOKENIZER, 256)
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/a\.\w+: .*{said}"):
+        read_examples(tmp_path / "a.parquet", TOKENIZER, 256)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -61,6 +63,8 @@ class Noting(FakeEngine):
 
     def noted(self, prompt: str, seed: int) -> str:
         (self.notes / f"worker-{os.getpid()}").touch()
+        with (self.notes / "asked").open("a") as file:
+            file.write(f"{seed}\n")
         time.sleep(self.pause_s)
         deaths = len(list(self.notes.glob("death-*")))
         if self.dies_at and deaths < self.times and (self.notes / self.dies_at).exists():
@@ -130,6 +134,31 @@ def test_a_worker_that_is_killed_loses_its_lease_alone(notes: Path, tmp_path: Pa
         assert draws == ALONE
         assert len(list(notes.glob("death-*"))) == 1
         until(pool, lambda: len(list(notes.glob("worker-*"))) == 3)  # another takes its post
+    finally:
+        pool.close()
+
+
+def test_what_a_killed_worker_had_drawn_is_taken_up_by_another(notes: Path, tmp_path: Path) -> None:
+    """It dies in the middle of a lease: what was in flight alone, two requests, is asked for again."""
+    pool = crew(notes, dies_at="now", pause_s=0.05)
+    place = lambda index: tmp_path / "draws" / f"{index:05}.parquet"  # noqa: E731
+
+    def kill_once_it_has_drawn() -> None:
+        journals: list[Path] = []
+        while not any(path.read_bytes().count(b"\n") >= 5 for path in journals):
+            time.sleep(0.01)
+            journals = list((tmp_path / "draws").glob("*.open.jsonl"))
+        (notes / "now").touch()
+
+    try:
+        made = replace(setup(FakeEngine(WORLD.write), chunk_size=20), engine=pool)
+        threading.Thread(target=kill_once_it_has_drawn, daemon=True).start()
+        chunks = e_step(PROBLEMS, rejection(3), made, iteration=1, place=place)
+        assert [draw for chunk in chunks for draw in chunk.draws] == ALONE
+        assert len(list(notes.glob("death-*"))) == 1
+        asked = Counter((notes / "asked").read_text().split())
+        assert len(asked) == len(ALONE)
+        assert 0 < asked.total() - len(asked) <= 2
     finally:
         pool.close()
 

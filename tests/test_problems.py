@@ -400,3 +400,63 @@ def test_prompts_that_do_not_fit_are_counted() -> None:
     with pytest.raises(DataError, match="use a longer context"):
         check_lengths(problems, prompts, Words(), context=7, max_new_tokens=10)
     assert check_lengths([], prompts, Words(), 1, 1) == 0
+
+
+# --- what fuzzing found
+
+
+def parquet(path: Path, table: Any) -> Path:
+    pq.write_table(table, path)
+    return path
+
+
+def test_damaged_parquet_says_so(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", pa.table({"prompt": ["x" * 99] * 9, "answer": ["4"] * 9}))
+    whole = path.read_bytes()
+    for content in (whole[:-20], whole[:40] + b"\xff" * 30 + whole[70:], b"PAR1" * 3):
+        path.write_bytes(content)
+        refused(path, str(path), "can't be read as Parquet", "Write the file anew.")
+
+
+def test_parquet_values_that_python_has_not(tmp_path: Path) -> None:
+    days = pa.array([-(10**6)], pa.date32())  # before the year 1
+    table = pa.table({"prompt": ["x"], "answer": ["4"], "on": days})
+    refused(parquet(tmp_path / "a.parquet", table), "can't be read as Parquet: date value out of range")
+
+
+@pytest.mark.parametrize("named", [b"7", b"[7]", b'["other"]', b"[", b'[["level"]]'])
+def test_parquet_metadata_that_name_no_columns(tmp_path: Path, named: bytes) -> None:
+    table = pa.table({"prompt": ["x"], "answer": ["4"], "level": ["1"]})
+    table = table.replace_schema_metadata({"femtune.json": named})
+    refused(parquet(tmp_path / "a.parquet", table), str(tmp_path), "Write the file anew.")
+
+
+def test_a_cell_that_was_stored_as_json_and_is_none(tmp_path: Path) -> None:
+    table = pa.table({"prompt": ["x", "y"], "answer": ["4", "5"], "level": ["1", "{"]})
+    table = table.replace_schema_metadata({"femtune.json": b'["level"]'})
+    refused(parquet(tmp_path / "a.parquet", table), "`level` is not JSON", "row 2")
+
+
+def test_a_map_comes_back_as_an_object(tmp_path: Path) -> None:
+    kind = pa.map_(pa.string(), pa.int64())
+    table = pa.table({"prompt": ["x"], "answer": ["4"], "of": pa.array([[("a", 1)]], kind)})
+    problems = load_problems(parquet(tmp_path / "a.parquet", table))
+    assert problems[0].columns == {"of": {"a": 1}}
+    save_problems(problems, tmp_path / "b.parquet")
+    assert load_problems(tmp_path / "b.parquet") == problems
+
+
+def test_messages_that_are_no_unicode_or_that_arrow_can_not_hold(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "?"}]
+    asked = {"role": "user", "content": "x"}
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": [*said, asked], "answer": 1}])
+    refused(path, "`prompt` is no valid Unicode", "line 1")
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": [{**asked, "seen": 10**400}], "answer": 1}])
+    problems = load_problems(path)
+    save_problems(problems, tmp_path / "b.parquet")
+    assert load_problems(tmp_path / "b.parquet") == problems
+
+
+def test_a_column_whose_name_is_no_unicode(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"column is called '\\ud800', no valid Unicode: rename it"):
+        save_problems([Problem("a", "x", "4", {"\ud800": 1})], tmp_path / "a.parquet")

@@ -338,3 +338,44 @@ def test_balance_is_one_of_three(run: Path, capsys: pytest.CaptureFixture[str]) 
     wrong: Balance | str = "equal"
     assert main(["refilter", str(run), "--balance", wrong]) == 1
     assert "uniform" in capsys.readouterr().err
+
+
+# --- what fuzzing found
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"iterations": "two"}, "iterations is 'two', expected int"),
+        ({"accept_at": True}, "accept_at is True, expected float"),
+        ({"scale": [1, 5]}, r"scale is \(1, 5\), expected str"),
+        ({"columns": [1]}, r"columns is \(1,\)"),
+        ({"balance": "none of it"}, "balance is 'none of it'"),
+        ({"learning_rate": {}}, "learning_rate is {}"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 1"),
+    ],
+)
+def test_a_configuration_that_was_tampered_with(
+    run: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    (other / "config.yaml").write_text(yaml.safe_dump(stored | change))
+    with pytest.raises(RunError, match=rf"config\.yaml is not as it was stored: {said}"):
+        open_stored(other)
+
+
+def test_draws_of_problems_that_the_run_does_not_know(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    save_problems(DATA.problems[:20], other / "problems.parquet")
+    with pytest.raises(RunError, match=r"has draws of r2\d, .* its problems\.parquet knows nothing"):
+        refilter(other, Change())
+
+
+def test_folders_that_only_look_like_iterations(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    (other / "iteration-of-mine" / "draws").mkdir(parents=True)
+    assert open_stored(other).iteration == 2

@@ -230,7 +230,7 @@ def test_specs(spec: str, name: str) -> None:
         ("ordinal", "missing 1 required positional argument: 'scale'"),
         ("ordinal", "It is written ordinal(scale)."),
         ("ordinal(5, 1)", "scale is (5, 1), expected (lowest, highest)"),
-        ("ordinal('a', 1)", "'<' not supported"),
+        ("ordinal('a', 1)", "expected (lowest, highest)"),
         ("ordinal(1, 5, 7)", "takes 1 positional argument"),
         ("number(tool=1)", "unexpected keyword argument 'tool'"),
         ("number(tol=-1)", "tolerances are numbers from 0 on"),
@@ -633,3 +633,42 @@ def test_any_text_is_scored(texts: list[str]) -> None:
     found = scored("exact", texts, problems, hinted=[True] * len(texts))
     assert len(found) == len(texts)
     assert all(0 <= s.reward <= 1 and (s.reason == "") <= (s.reward == 1) for s in found)
+
+
+# --- what fuzzing found
+
+
+def test_a_pattern_that_would_take_years_is_stopped() -> None:
+    endless = as_reward("regex(r'(a|aa)+b')")
+    problem, written = Problem("p", "?", "4"), Completion((), f"So.\nAnswer: {'a' * 99}", "stop", 0.0)
+    how = {"prompts": Prompts(), "reward": endless}
+    with pytest.raises(RewardError, match=r"takes over a second for the answer 'aaa.*write it without"):
+        score([problem], [written], [False], **how)  # type: ignore[arg-type]
+    (skipped,) = score([problem], [written], [False], **how, on_error="skip")  # type: ignore[arg-type]
+    assert skipped.reason == "reward failed" and "takes over a second" in skipped.detail
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("regex('a{99999999999}')", "repeat count too big"),
+        (f"regex('{'(' * 5000}')", "Write a pattern of Python's `re`"),
+        ("(" * 5000, "is not understood"),
+        ("-" * 100_000 + "1", "is not understood"),
+        (f"exact({'9' * 5000})", "is not understood"),
+        ("ordinal('a', 'b')", "scale is ('a', 'b'), expected (lowest, highest)"),
+        (f"ordinal(1, {'9' * 400})", "expected (lowest, highest)"),
+        (f"number(tol={'9' * 400})", "tolerances are numbers from 0 on"),
+        ("number(tol=[1])", "tolerances are numbers from 0 on"),
+    ],
+)
+def test_specs_beyond_bounds(spec: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        as_reward(spec)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_pattern_that_is_not_raw_warns_of_nothing() -> None:
+    """Warnings are errors in tests."""
+    assert as_reward(r"regex('\d+')")([Problem("p", "?", "4")], [], [Parsed("", "42")]) == [1.0]
+    assert as_reward("regex('[[a]b]?')").name  # to `re`, a possible nested set

@@ -7,19 +7,31 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import patch
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from femtune.errors import RunError
-from femtune.files import replacing
-from femtune.run import Run, by_problem, check_run, open_run, read_draws, read_log, write_draws
+from femtune.files import read_lines, replacing
+from femtune.run import (
+    Run,
+    by_problem,
+    check_run,
+    open_run,
+    read_draws,
+    read_log,
+    read_shard,
+    write_draws,
+)
 from femtune.types import Completion, Draw, DrawKey, FinishReason, Reason, Score
 
 CONFIG: dict[str, Any] = {"model": "m", "scheme": "pps", "iterations": 2, "seed": 0}
@@ -73,10 +85,11 @@ def test_any_configuration_is_its_own_after_it_was_stored(
     tmp_path_factory: pytest.TempPathFactory, config: Mapping[str, Any]
 ) -> None:
     root = tmp_path_factory.mktemp("run")
-    (root / "environment.json").touch()  # which takes seconds to find out
+    (root / "environment.json").write_text("{}")
     (root / "config.yaml").write_text("{}")
     for changeable in (frozenset(config), frozenset[str]()):
-        with open_run(root, config, changeable):
+        # what it is made with takes long to find out
+        with patch("femtune.run.environment", dict), open_run(root, config, changeable):
             pass
 
 
@@ -269,3 +282,62 @@ def test_a_line_that_was_cut_off_costs_no_other(tmp_path: Path) -> None:
         path.write_bytes(whole + whole[:length])
         run.log("last")  # the run went on
         assert [event["event"] for event in read_log(tmp_path)] == ["first", "last"]
+
+
+# --- what fuzzing found
+
+
+def shard_of(path: Path, change: Callable[[Any], Any]) -> Path:
+    """A shard of one draw, with its table changed."""
+    key = DrawKey(1, "a", 0, 0)
+    draw = Draw(key, "plain", 1, Completion((5, 2), "z\nAnswer: 4", "stop", -1.0), Score(1.0, "4"))
+    write_draws(path, [draw], {"engine_s": 1.0, "total_s": 2.0})
+    read_shard(path)
+    table = change(pq.read_table(path))
+    path.unlink()
+    pq.write_table(table, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.drop_columns("reward"), "holds no draws as they are stored"),
+        (lambda t: t.set_column(12, "answer", pa.array([None], pa.string())), "holds no draws"),
+        (lambda t: t.set_column(6, "tokens", pa.array([[1, None]], pa.list_(pa.int32()))), "tokens"),
+        (lambda t: t.set_column(4, "prompt", pa.array(["wake"])), "has a prompt of 'wake'"),
+        (lambda t: t.set_column(8, "finish_reason", pa.array(["x"])), "has a finish_reason of 'x'"),
+        (lambda t: t.replace_schema_metadata(None), "lacks the seconds"),
+        (lambda t: t.replace_schema_metadata({"timing": "{"}), "can't be read as Parquet"),
+        (lambda t: t.replace_schema_metadata({"timing": '{"total_s": "1"}'}), "lacks the seconds"),
+    ],
+)
+def test_a_shard_that_is_none(tmp_path: Path, change: Callable[[Any], Any], said: str) -> None:
+    path = shard_of(tmp_path / "00000.parquet", change)
+    with pytest.raises(RunError, match=said) as caught:
+        read_shard(path)
+    assert str(caught.value).startswith(f"{path} ")
+    assert "femtune doctor" in str(caught.value)
+
+
+def test_a_shard_that_is_torn(tmp_path: Path) -> None:
+    path = shard_of(tmp_path / "00000.parquet", lambda table: table)
+    whole = path.read_bytes()
+    for at in (0, 3, 100, len(whole) // 2, len(whole) - 1):
+        path.unlink()
+        path.write_bytes(whole[:at])
+        with pytest.raises(RunError, match="It is damaged"):
+            read_shard(path)
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff", b"- 1", b"7: 8", b"", b"a: &a [*a]"])
+def test_a_damaged_configuration_is_no_other_run(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(RunError, match=r"config\.yaml .*Put back what was in it, or begin anew"):
+        check_run(tmp_path, CONFIG, CHANGEABLE)
+
+
+def test_lines_of_a_log_that_are_no_events(tmp_path: Path) -> None:
+    lines = ['{"event": "E-step"}', "7", "null", "[" * 100_000, "9" * 5000, '{"event": "']
+    (tmp_path / "log.jsonl").write_bytes("\n".join(lines).encode() + b"\xff\n")
+    assert [*read_lines(tmp_path / "log.jsonl")] == [{"event": "E-step"}]

@@ -276,3 +276,11 @@ def test_the_settings_make_it_for_their_scale(scale: str, span: float) -> None:
     assert callable(accept_at)
     for request in requests(100, iteration=3):
         assert accept_at(request) == soft_acceptance(1.0, span, 0.5)(request)
+
+
+def test_budgets_of_any_length_are_refused_or_read() -> None:
+    assert parse_scheme("rejection:٤").name == "rejection(4)"
+    for digits in (10, 5000):
+        with pytest.raises(ConfigError, match=r"scheme 'rejection:999.*is not known") as caught:
+            parse_scheme(f"rejection:{'9' * digits}")
+        assert len(str(caught.value)) < 300

@@ -598,3 +598,15 @@ def test_pairs_have_no_scale_but_their_own(scale: str) -> None:
         problems_of([PAIRED], "judge", Options(scale=scale), "rows")
     made_ = problems_of([PAIRED], "judge", Options(scale="A, B, tie"), "rows")
     assert (made_.scale, made_.reward) == ("A,B,tie", 'choice("A,B,tie")')
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"form": "essay"}, {"scale": 5}, {"scale": [1, 2]}, {"item": None}, {"swapped": 1}, {"more": 1}],
+)
+def test_a_column_that_only_is_called_frame_is_no_tasks(change: Row) -> None:
+    column = Frame("rating", ("1", "2"), "a", 2.0).column()
+    assert frame(Problem("a", "x", "2", {"frame": column})) == Frame("rating", ("1", "2"), "a", 2.0)
+    assert frame(Problem("a", "x", "2", {"frame": column | change})) is None
+    assert frame(Problem("a", "x", "3", {"frame": column})) is None  # off the scale
+    assert frame(Problem("a", "x", "2", {"frame": {"form": "rating"}})) is None

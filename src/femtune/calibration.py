@@ -9,7 +9,6 @@ items that the measures are not taken on: on its own items any map looks good.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from femtune.errors import ConfigError, DataError
 from femtune.files import write_json
+from femtune.formats import Unreadable, read_json
 from femtune.intervals import Floats, bootstrap, summary
 from femtune.metrics import Item, confidence, count_votes, distributions
 
@@ -163,10 +163,10 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 def load_calibration(path: Path) -> Calibration:
     """Read what `save_calibration` wrote. Raises DataError with the file and what is wrong with it."""
     try:
-        return _from_json(json.loads(path.read_text()))
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        return _from_json(read_json(path))
+    except Unreadable as error:
+        raise DataError(f"{path} {error}. Fit it anew.") from error
+    except (ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{path} is no calibration: {error}. Fit it anew.") from error
 
 

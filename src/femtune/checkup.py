@@ -97,7 +97,7 @@ _PLACES = re.compile(r"iteration-(\d+)/(draws|eval|model|examples\.parquet|metri
 def _remedy(root: Path, path: str, bad: set[str]) -> str:
     """How a file is made again by the run's command; "" where it can't be."""
     if "/" not in path:
-        return "written again from the data"
+        return "written anew" if path == "environment.json" else "written again from the data"
     place = _PLACES.match(path)
     if place is None:
         return ""

@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from femtune import stopping
 from femtune.errors import ConfigError, DataError, FemtuneError, RunError
+from femtune.formats import Unreadable, read_yaml
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -39,7 +39,7 @@ from femtune.progress import (
 )
 from femtune.refilter import Change
 from femtune.training import Training
-from femtune.words import visible
+from femtune.words import brief, visible
 
 app = App(
     name="femtune",
@@ -70,6 +70,7 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
     histories = _compare(str(train_data), "seedling", schemes, 1, settings, output_dir, None, show)
     for panel in changes(histories):
         console.print(panel)
+    _write_report(output_dir, show)
     _tell("everything is in", output_dir)
     _tell("the data", output_dir / "data")
     asked = "--task judge --raters named --scale 1,5"
@@ -100,6 +101,7 @@ def train(
             console.print(literal(line), soft_wrap=True)
         _tell("model", result.model)
         _tell("draws, examples, metrics", result.run)
+    _write_report(result.run, show)
 
 
 @app.command
@@ -127,6 +129,7 @@ def compare(
     _compare(data, model, schemes, seeds, own, place, workers, show, baselines, baseline_draws)
     if show in ("auto", "lines"):
         _tell("runs and compare.json", place)
+    _write_report(place, show)
 
 
 def _compare(
@@ -533,6 +536,32 @@ def push(
         _tell("sent to", hub.send(parcel, private=private))
 
 
+@app.command
+def report(runs: Annotated[list[Path], Parameter(negative=())], *, output: Path | None = None) -> None:
+    """One HTML page of what RUNS learnt: the result, figures, and rationales to read.
+
+    RUNS are directories of train, which then stand side by side, or a folder of compare or demo. The
+    page is report.html there, or --output; it is made of the runs' files, needs no network, and is
+    replaced where it is there already.
+    """
+    from femtune.report.page import report as run
+
+    _tell("report", run(runs, output))
+
+
+def _write_report(place: Path, show: Show) -> None:
+    """The report of a run that has just ended: where it fails, the run has not."""
+    try:
+        from femtune.report.page import report as run
+
+        written = run([place])
+    except Exception as error:
+        logging.getLogger("femtune").warning(f"the report could not be made: {error}")
+        return
+    if show in ("auto", "lines"):
+        _tell("report", written)
+
+
 def _report(metrics: Mapping[str, Any], show: Show) -> None:
     """Metrics, a line each: with their interval, or why they are undefined."""
     if show == "json":
@@ -584,8 +613,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a closed pipe is caught
     except (FemtuneError, CycloptsError) as error:
         kind = type(error) if isinstance(error, FemtuneError) else ConfigError
-        # cyclopts names a key of the file in brackets: "[iterationz]" from run.yaml
-        text = str(error) if kind is type(error) else re.sub(r'"?\[(\w+)\]"?', r"\1", str(error))
+        # cyclopts names a key of the file in brackets, "[iterationz]" from run.yaml, and its whole value
+        text = str(error)
+        if kind is not type(error):
+            text = brief(re.sub(r'"?\[(\w+)\]"?', r"\1", text), 1000)
         errors.print(literal(f"{kind.__name__}: {text}"), soft_wrap=True)
         return 1
     except BrokenPipeError:  # the reader of our output, `head` say, has had enough
@@ -611,9 +642,9 @@ def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     if not Path(name).is_file():
         raise ConfigError(f"--config takes a YAML file, and {name or 'nothing'} is none.")
     try:
-        found = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name} is no YAML: {' '.join(str(error).split())}.") from error
+        found = read_yaml(Path(name))
+    except Unreadable as error:
+        raise ConfigError(f"{name} {error}.") from error
     if found is not None and not isinstance(found, dict):
         raise ConfigError(f"{name} holds a {type(found).__name__}, expected lines of `name: value`.")
     return name, found or {}

@@ -147,11 +147,32 @@ def compare(
             raise
 
 
+class _Worker:
+    """Of a worker's process: whether a run is on, and whether it is to end after it."""
+
+    busy = False
+    ends = False
+
+
 def _run(data: Data, model: str, job: Job) -> History:
-    stopping.check()
-    if isinstance(job.settings, Baseline):
-        return run_baseline(data, model, job.settings, job.output_dir)
-    return run_train(data, model, job.settings, job.output_dir, Quiet()).history
+    _Worker.busy = True
+    try:
+        stopping.check()
+        if isinstance(job.settings, Baseline):
+            return run_baseline(data, model, job.settings, job.output_dir)
+        return run_train(data, model, job.settings, job.output_dir, Quiet()).history
+    finally:
+        _Worker.busy = False
+        if _Worker.ends:
+            os._exit(128 + signal.SIGTERM)
+
+
+def _end(number: int, frame: object) -> None:
+    """SIGTERM, which schedulers send to all processes of a job: what is in flight is stored first."""
+    _Worker.ends = True
+    stopping.wish(number)
+    if not _Worker.busy:
+        os._exit(128 + number)
 
 
 def _ended_badly(future: Future[History]) -> bool:
@@ -169,6 +190,7 @@ def _begin(parent: int, threads: int, stop: Event) -> None:
     Ctrl-C is for the parent, which tells its workers by `stop`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
     import torch
 
     torch.set_num_threads(threads)
@@ -269,13 +291,13 @@ def _measures(history: History) -> dict[str, float]:
 
 def _mean(runs: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
     return {
-        name: (fmean(run[name] for run in runs), _half_width([run[name] for run in runs]))
+        name: (fmean(run[name] for run in runs), half_width([run[name] for run in runs]))
         for name in runs[0]
         if all(name in run for run in runs)  # no sound steps, say, where nothing could be parsed
     }
 
 
-def _half_width(values: Sequence[float]) -> float:
+def half_width(values: Sequence[float]) -> float:
     """Half the 95% interval of a mean over seeds, by Student's t."""
     if len(values) < 2:
         return math.nan
@@ -386,8 +408,9 @@ def state(folder: Path) -> State:
         return State()
     events = [event for event in read_log(folder) if event.get("event") in PHASES]
     done = [event for event in events if event["event"] == "iteration"]
-    accuracy = [event["evaluation"]["accuracy"] for event in done if "evaluation" in event]
+    measured = [event["evaluation"] for event in done if isinstance(event.get("evaluation"), dict)]
+    accuracy = [each["accuracy"] for each in measured if isinstance(each.get("accuracy"), float)]
     if not events:
         return State(0, "loading")
     doing = "" if events[-1]["event"] == "iteration" else events[-1]["event"]
-    return State(events[-1]["iteration"], doing, tuple(accuracy))
+    return State(events[-1]["iteration"], str(doing), tuple(accuracy))

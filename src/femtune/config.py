@@ -11,8 +11,9 @@ The library's functions take arguments, never these: what they are made into is 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter
 
@@ -23,6 +24,7 @@ from femtune.errors import ConfigError
 from femtune.keys import check_no_keys
 from femtune.tasks.judge import Raters
 from femtune.training import Training
+from femtune.words import brief
 
 T = TypeVar("T")
 Flat = Annotated[T, Parameter(name="*")]  # its fields are flags themselves
@@ -228,6 +230,32 @@ class Calibrate(Ask):
         check_draws("", self.draws, self.temperature)
         if self.draws < 2:
             raise ConfigError("draws is 1: a calibration takes several, there is no share of one.")
+
+
+def check_types(kind: type, given: Mapping[str, Any]) -> None:
+    """Refuse values that are not of the types of a class's fields. Raises ConfigError.
+
+    >>> check_types(Train, {"iterations": 3, "top_p": 1, "columns": ("a=b",), "scale": None})
+    """
+    hints = get_type_hints(kind)
+    for name, value in given.items():
+        if not _is_of(hints[name], value):
+            hint = hints[name]
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise ConfigError(f"{name} is {brief(repr(value))}, expected {wanted}.")
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in parts
+    if get_origin(hint) is tuple:  # of any length
+        return isinstance(value, tuple) and all(_is_of(parts[0], part) for part in value)
+    if parts:  # a union
+        return any(_is_of(part, value) for part in parts)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
 
 
 def check_draws(prefix: str, draws: int, temperature: float) -> None:

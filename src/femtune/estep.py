@@ -65,10 +65,12 @@ def missing(
     iteration: int,
     place: Callable[[int], Path] | None,
 ) -> Iterator[Lease]:
-    """The chunks that are not stored yet."""
+    """The chunks that are not stored yet; those that are have no journal afterwards."""
     for index, begin in enumerate(range(0, len(problems), setup.chunk_size)):
         where = place(index) if place else None
-        if where is None or not where.exists():
+        if where is not None and where.exists():
+            remove_journal(where)  # a kill came between the shard and this
+        else:
             some = problems[begin : begin + setup.chunk_size]
             yield Lease(index, some, scheme, setup.sampling, iteration, where)
 

@@ -246,8 +246,8 @@ class _Tally:
         self.draws += len(draws)
         self.tokens += sum(len(draw.completion.tokens) for draw in draws)
         self.answered += sum(draw.score.answer != "" for draw in draws)
-        self.engine_s += timing["engine_s"]
-        self.total_s += timing["total_s"]
+        self.engine_s += timing.get("engine_s", 0.0)
+        self.total_s += timing.get("total_s", 0.0)
 
     def metrics(self) -> dict[str, Any]:
         return {
@@ -274,7 +274,10 @@ def absolute_error(draw: Draw, problem: Problem) -> float | None:
 def sound_steps(draw: Draw, problem: Problem) -> list[bool] | None:
     """In a world: which steps of the rationale are sound; elsewhere, nobody knows."""
     world = WORLDS.get(str(problem.columns.get("world")))
-    return world.check(problem, draw.score.rationale, draw.score.answer) if world else None
+    try:
+        return world.check(problem, draw.score.rationale, draw.score.answer) if world else None
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None  # a row of somebody's own, with a column that only is called `world`
 
 
 def as_number(text: str) -> float | None:

@@ -9,21 +9,24 @@ the tokens are what was sampled, and what femtune trains on. The prompt is alway
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
 from femtune.errors import DataError
 from femtune.files import replacing
+from femtune.formats import Unreadable, reading_arrow
 from femtune.prompts import ChatTokenizer, Prompts
 from femtune.run import by_problem
 from femtune.types import Draw, Example, Problem, Rule, Tokenizer
 from femtune.weigh import weigh
+from femtune.words import brief
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 EXAMPLES = pa.schema(
@@ -115,31 +118,14 @@ def read_examples(path: Path, tokenizer: ChatTokenizer, context: int) -> TokenEx
     the completion. Rows of weight 0 are left out. Nothing is cut: raises DataError where an example is
     longer than the context, empty, or without its columns.
     """
-    try:
-        if path.suffix == ".parquet":
-            table = pq.read_table(pa.memory_map(str(path)))
-        elif path.suffix == ".jsonl":
-            table = pyarrow.json.read_json(pa.memory_map(str(path)))
-        else:
-            raise DataError(f"{path}: examples are read from .parquet or .jsonl files.")
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path} can't be read: {error}") from error
-    names = set(table.column_names)
-    for name in sorted(names & {"prompt", "completion", "prompt_tokens", "completion_tokens", "weight"}):
-        if table[name].null_count:
-            row = table[name].to_pylist().index(None) + 1
-            raise DataError(f"{path}: row {row} has no `{name}`.")
-    if {"prompt_tokens", "completion_tokens"} <= names:
-        prompts, completions = table["prompt_tokens"].to_pylist(), table["completion_tokens"].to_pylist()
-    elif {"prompt", "completion"} <= names:
-        prompts = [tokenizer.encode_prompt(value) for value in table["prompt"].to_pylist()]
-        texts = map(_text, table["completion"].to_pylist())
-        completions = [tokenizer.encode_completion(text) if text else () for text in texts]
+    columns = _columns(path)
+    if "prompt_tokens" in columns:
+        prompts, completions = columns["prompt_tokens"], columns["completion_tokens"]
     else:
-        raise DataError(f"{path} has columns {sorted(names)}; examples need `prompt` and `completion`.")
-    weights = table["weight"].to_pylist() if "weight" in names else [1.0] * len(table)
-    if odd := [row for row, weight in enumerate(weights, 1) if not math.isfinite(weight)]:
-        raise DataError(f"{path}: the weight in row {odd[0]} is {weights[odd[0] - 1]}.")
+        prompts = [tokenizer.encode_prompt(value) for value in columns["prompt"]]
+        texts = map(_text, columns["completion"])
+        completions = [tokenizer.encode_completion(text) if text else () for text in texts]
+    weights = columns.get("weight", [1.0] * len(prompts))
     _check(path, prompts, completions, context)
     kept = [row for row, weight in enumerate(weights) if weight != 0]
     return TokenExamples(
@@ -147,6 +133,81 @@ def read_examples(path: Path, tokenizer: ChatTokenizer, context: int) -> TokenEx
         [completions[row] for row in kept],
         [weights[row] for row in kept],
     )
+
+
+def _columns(path: Path) -> dict[str, list[Any]]:
+    """Those columns of a file of examples that are read, checked. Raises DataError."""
+    if path.suffix not in (".parquet", ".jsonl"):
+        raise DataError(f"{path}: examples are read from .parquet or .jsonl files.")
+    try:
+        with reading_arrow("Parquet" if path.suffix == ".parquet" else "JSON lines"):
+            read = pq.read_table if path.suffix == ".parquet" else pyarrow.json.read_json
+            table = read(pa.memory_map(str(path)))
+            names = [*_TOKENS] if {*_TOKENS} <= {*table.column_names} else [*_TEXTS]
+            if not {*names} <= {*table.column_names}:
+                found = f"{path} has columns {sorted(table.column_names)}"
+                raise DataError(f"{found}; examples need `prompt` and `completion`.")
+            names += ["weight"] * ("weight" in table.column_names)
+            return {name: _values(path, name, table[name]) for name in names}
+    except Unreadable as error:
+        raise DataError(f"{path} {error}") from error
+
+
+_TOKENS = ("prompt_tokens", "completion_tokens")
+_TEXTS = ("prompt", "completion")
+
+
+def _values(path: Path, name: str, column: Any) -> list[Any]:
+    """The values of a column, each of its type. Raises DataError with the first that is not."""
+    values: list[Any] = column.to_pylist()
+    if column.null_count:
+        raise DataError(f"{path}: row {values.index(None) + 1} has no `{name}`.")
+    if name in _TOKENS:
+        if values and not _are_tokens(column):
+            raise DataError(f"{path}: `{name}` is of type {column.type}, expected lists of token ids.")
+        return values
+    expected, good = _GOOD[name]
+    for row, value in enumerate(values, 1):
+        if not good(value):
+            raise DataError(
+                f"{path}: the {name} in row {row} is {brief(repr(value))}, expected {expected}."
+            )
+    return values
+
+
+def _are_tokens(column: Any) -> bool:
+    """By type and bounds: looked at one by one, tokens would take their time."""
+    if not pa.types.is_list(column.type) or not pa.types.is_integer(column.type.value_type):
+        return False
+    tokens = pc.list_flatten(column)
+    return not tokens.null_count and (not len(tokens) or pc.min(tokens).as_py() >= 0)
+
+
+def _is_prompt(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and value != [] and _is_completion(value))
+
+
+def _is_completion(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list)
+        and all(
+            isinstance(message, dict)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+            for message in value
+        )
+    )
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_GOOD: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "prompt": ("text, or messages of role and content", _is_prompt),
+    "completion": ("text, or messages of role and content", _is_completion),
+    "weight": ("a number", _is_weight),
+}
 
 
 def _text(completion: str | Sequence[Mapping[str, str]]) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,20 @@ def replacing(path: Path) -> Iterator[Path]:
             flush(file)
         os.replace(part, path)
         flush(path.parent)
-    except OSError as error:
-        remove(part)
-        raise cant_write(path, error) from error
-    except Exception:
-        remove(part)
+    except Exception as error:
+        with suppress(OSError):
+            remove(part)
+        if found := _of_system(error):
+            raise cant_write(path, found) from error
         raise
+
+
+def _of_system(error: Exception) -> OSError | None:
+    """An error of the system, also where a library in Rust (safetensors, say) tells it as text."""
+    if isinstance(error, OSError):
+        return error
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(told[1]), os.strerror(int(told[1]))) if told else None
 
 
 def cant_write(path: Path, error: OSError) -> RunError:

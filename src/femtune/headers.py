@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import struct
 from pathlib import Path
 
@@ -22,10 +23,21 @@ def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
                 raise ValueError("the header is cut off")
             header = {k: v for k, v in json.loads(stream.read(length)).items() if k != "__metadata__"}
         ends = [info["data_offsets"][1] for info in header.values()]
-        found = {name: (info["dtype"], tuple(info["shape"])) for name, info in header.items()}
+        found = {
+            name: (str(info["dtype"]), tuple(map(operator.index, info["shape"])))
+            for name, info in header.items()
+        }
         if 8 + length + max(ends, default=0) != file.stat().st_size:
             raise ValueError("it is not as long as its header says")
-    except (OSError, struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        OSError,
+        struct.error,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ModelError(f"{file} is no whole safetensors file: {error}.") from error
     return found
 

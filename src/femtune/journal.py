@@ -48,7 +48,9 @@ class Journal:
         """Store draws, with the chunk's seconds so far: the engine's, and all."""
         text = json.dumps([spent_s, as_columns(draws)], separators=(",", ":")).encode()
         try:
-            self._file.write(b"%08x %b\n" % (crc32(text), text))
+            line = memoryview(b"%08x %b\n" % (crc32(text), text))
+            while line:  # a disk that gets full takes a part of it first
+                line = line[self._file.write(line) :]
             if time.monotonic() - self._flushed > FLUSH_EVERY_S:
                 os.fsync(self._file.fileno())
                 self._flushed = time.monotonic()
@@ -77,8 +79,12 @@ def journal_of(shard: Path) -> Path:
 
 
 def remove_journal(shard: Path) -> None:
-    """What was in it is in the shard now, or is to be drawn anew."""
-    journal_of(shard).unlink(missing_ok=True)
+    """What was in it is in the shard now, or is to be drawn anew. Raises RunError."""
+    path = journal_of(shard)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise cant_write(path, error) from error
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from femtune.errors import ModelError
+from femtune.errors import ModelError, RunError
 from femtune.files import append_lines, read_lines, sha256
 from femtune.headers import read_header
 
@@ -43,12 +43,18 @@ def recorded(root: Path) -> dict[str, Entry]:
 
 
 def record(root: Path, paths: Iterable[Path]) -> None:
-    """Enter files, or all that are in folders. Raises RunError where the manifest can't be written."""
-    entries = [
-        Entry(_name(root, file), file.stat().st_size, sha256(file))
-        for path in paths
-        for file in files_of(path)
-    ]
+    """Enter files, or all that are in folders. Raises RunError where that fails."""
+    try:
+        entries = [
+            Entry(_name(root, file), file.stat().st_size, sha256(file))
+            for path in paths
+            for file in files_of(path)
+        ]
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or root} can't be read: {error.strerror or error}. It was just stored: "
+            "look at the disk."
+        ) from error
     append_lines(root / MANIFEST, [json.dumps(asdict(entry)) for entry in entries], durable=True)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from femtune.answers import parse_scale
 from femtune.config import Ask, Sample, Train, check_draws
 from femtune.errors import ConfigError, DataError, ModelError, RunError
+from femtune.formats import Unreadable, read_json
 from femtune.loop import Evaluation, Plan
 from femtune.problems import check_disjoint, check_gold, split
 from femtune.prompts import HINT, ChatTokenizer, Prompts
@@ -81,7 +82,8 @@ def load_tokenizer(folder: Path, template_args: Sequence[str] = ()) -> ChatToken
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        tokenizer("x")  # some settings of the wrong type show only here
+    except Exception as error:  # of a damaged file, whatever transformers and tokenizers meet with
         raise unreadable(folder, "tokenizer", error) from error
     pairs = named_pairs("template_args", template_args)
     # what is too long is refused by `check_lengths`, in words that help
@@ -93,13 +95,27 @@ def load_config(folder: Path) -> Any:
     """The config of a model's folder, or of the base that an adapter there is for."""
     from transformers import AutoConfig
 
+    base = adapter_base(folder)
+    folder = folder if base is None else local_model(base)
     try:
-        adapter = folder / "adapter_config.json"
-        if adapter.exists():
-            folder = local_model(json.loads(adapter.read_text())["base_model_name_or_path"])
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of a damaged file, whatever transformers meets with
         raise unreadable(folder, "model config", error) from error
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The model that the adapter in a folder is for; None where it holds none. Raises ModelError."""
+    path = folder / "adapter_config.json"
+    if not path.exists():
+        return None
+    try:
+        found = read_json(path)
+    except Unreadable as error:
+        raise ModelError(f"{path} {error}. Get the adapter anew.") from error
+    base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{path} names no `base_model_name_or_path`: write there what it is for.")
+    return base
 
 
 A = TypeVar("A", bound=Ask)
@@ -210,8 +226,8 @@ def sampling(settings: Sample) -> Sampling:
 
 def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
     """What the loop does; `scheme` stands for the one that settings name. Raises ConfigError."""
-    if settings.iterations < 1:
-        raise ConfigError(f"iterations must be at least 1, got {settings.iterations}.")
+    if not 1 <= settings.iterations <= 100_000:
+        raise ConfigError(f"iterations must be from 1 to 100,000, got {settings.iterations}.")
     for name in ("eval_every", "keep_last"):
         if getattr(settings, name) < 0:
             raise ConfigError(f"{name} must be at least 0, got {getattr(settings, name)}.")

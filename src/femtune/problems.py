@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,19 @@ def save_problems(problems: Sequence[Problem], path: str | os.PathLike[str]) -> 
         raise DataError("prompts are text in some problems and messages in others: use one form.")
     table: dict[str, Any] = {
         "id": pa.array([problem.id for problem in problems], pa.string()),
-        "prompt": pa.array([problem.prompt for problem in problems]),
+        "prompt": None,
         "answer": pa.array([problem.answer for problem in problems], pa.string()),
     }
-    as_json = []
+    columns: dict[str, list[Any]] = {"prompt": [problem.prompt for problem in problems]}
     for name in dict.fromkeys(name for problem in problems for name in problem.columns):
         if name in ("id", "prompt", "answer"):
             raise DataError(f"a further column is called `{name}`, as a problem's own: rename it.")
-        values = [problem.columns.get(name) for problem in problems]
-        table[name] = _native(values)
+        if not _is_unicode(name):
+            raise DataError(f"a further column is called {name!r}, no valid Unicode: rename it.")
+        columns[name] = [problem.columns.get(name) for problem in problems]
+    as_json = []
+    for name, values in columns.items():
+        table[name] = _native(values, _messages if name == "prompt" else None)
         if table[name] is None:
             as_json.append(name)
             try:
@@ -81,14 +85,25 @@ def save_problems(problems: Sequence[Problem], path: str | os.PathLike[str]) -> 
         pq.write_table(stored, file, write_page_checksum=True)
 
 
-def _native(values: list[Any]) -> Any:
-    """Values as an Arrow array, or None if it would not give the same ones back."""
+def _native(values: list[Any], read: Callable[[Any], Any] | None = None) -> Any:
+    """Values as an Arrow array, or None if it would not give, as `read`, the same ones back."""
     try:
         array = pa.array(values)
-        storable = not _has_empty_struct(array.type)
-        return array if storable and array.to_pylist() == values else None
-    except (pa.ArrowException, OverflowError, TypeError):
+        back = array.to_pylist() if read is None else [*map(read, array.to_pylist())]
+        return array if not _has_empty_struct(array.type) and back == values else None
+    except (pa.ArrowException, OverflowError, TypeError, UnicodeEncodeError):
         return None
+
+
+def _messages(prompt: Any) -> Any:
+    """A prompt as it is read: of a key that only other messages have, Arrow makes a null."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{key: text for key, text in message.items() if text is not None} for message in prompt]
+
+
+def _is_unicode(text: str) -> bool:
+    return text.encode(errors="replace").decode() == text
 
 
 def _has_empty_struct(kind: Any) -> bool:

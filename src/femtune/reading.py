@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune.errors import DataError
+from femtune.formats import Unreadable, reading_arrow
 from femtune.types import Problem, Prompt
-from femtune.words import SHOWN, first
+from femtune.words import SHOWN, brief, first
 
 # Other data sets' names for ours: only ever suggested, never taken by themselves.
 ALIASES = {
@@ -187,6 +188,10 @@ def _canonical(name: str, value: Any) -> str:
 def _text(name: str, value: str) -> str:
     if not value.strip():
         raise BadRow(f"`{name}` is empty")
+    return _valid(name, value)
+
+
+def _valid(name: str, value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -209,6 +214,8 @@ def _prompt(value: Any) -> Prompt:
         ):
             wrong = "`prompt` has a message without `role` and `content` as text"
             raise BadRow(wrong, f"message {number}")
+        for text in (message["role"], message["content"]):
+            _valid("prompt", text)
         messages.append({key: text for key, text in message.items() if text is not None})
     if messages[-1]["role"] != "user":
         raise BadRow('the last message of `prompt` is not of role "user"', messages[-1]["role"])
@@ -298,18 +305,41 @@ def _read_table(file: Path) -> Iterator[tuple[int, Any]]:
 
 def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
     try:
-        source = pq.ParquetFile(pa.memory_map(str(file)))  # pyarrow takes a name with a colon for a URI
-        metadata = source.schema_arrow.metadata or {}
-        as_json = json.loads(metadata.get(JSON_COLUMNS, b"[]"))
+        with reading_arrow():
+            # pyarrow takes a name with a colon for a URI
+            source = pq.ParquetFile(pa.memory_map(str(file)))
+            as_json = _json_columns(source.schema_arrow)
+            batches = source.iter_batches(batch_size=1024)
         number = 0
-        for batch in source.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
+        while True:
+            with reading_arrow():
+                batch = next(batches, None)
+                rows = [] if batch is None else batch.to_pylist(maps_as_pydicts="strict")
+            if not rows:
+                return
+            for row in rows:
                 number += 1
-                for name in as_json:
-                    row[name] = None if row[name] is None else json.loads(row[name])
-                yield number, row
-    except pa.ArrowException as error:
-        raise DataError(f"{file} can't be read as Parquet: {error}") from error
+                yield number, _from_json(row, as_json)
+    except Unreadable as error:
+        raise DataError(f"{file} {error}. Write the file anew.") from error
+
+
+def _json_columns(schema: Any) -> list[str]:
+    """The columns that are stored as JSON text. Raises Unreadable where the metadata don't fit."""
+    named = json.loads((schema.metadata or {}).get(JSON_COLUMNS, b"[]"))
+    if not isinstance(named, list) or not {*map(str, named)} <= {*schema.names}:
+        raise Unreadable(f"has metadata {JSON_COLUMNS.decode()!r} that name no columns of its own")
+    return named
+
+
+def _from_json(row: dict[str, Any], as_json: Sequence[str]) -> dict[str, Any] | BadRow:
+    made = {}
+    for name in as_json:
+        try:
+            made[name] = None if row[name] is None else json.loads(row[name])
+        except (ValueError, TypeError, RecursionError) as error:
+            return BadRow(f"`{name}` is not JSON, which it was stored as", brief(str(error)))
+    return row | made
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {

@@ -31,6 +31,7 @@ from femtune.run import by_problem, read_draws, write_draws
 from femtune.stored import Stored, open_stored
 from femtune.tasks.load import TaskData
 from femtune.types import Draw, Problem, Request, Scheme, Score, Stage
+from femtune.words import first
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,11 @@ def _write_again(stored: Stored, scheme: Scheme, grade: Grade | None, folder: Pa
     """Write all draws as filtered again; problems that want more draws, and draws that are left out."""
     asked_again = left_out = 0
     for index, (chunk, timing) in enumerate(read_draws(stored.draws)):
+        if strange := [d.key.problem_id for d in chunk if d.key.problem_id not in stored.problems]:
+            raise RunError(
+                f"{stored.run.root} has draws of {first(strange)}, of which its problems.parquet knows "
+                "nothing: put back the one that it was made with."
+            )
         kept: list[Draw] = []
         for _, tries in by_problem(regraded(chunk, stored.problems, scheme, grade)):
             asked, more = replayed(scheme.stages, tries)

@@ -66,13 +66,17 @@ def thin_out(run: Run, history: Sequence[Mapping[str, Any]], keep_last: int) -> 
     for iteration in range(1, last - keep_last + 1):
         model = run.iteration(iteration) / "model"
         gone = model.with_name(".model.part")  # whole or not there, also when killed in between
-        if iteration == best or not model.exists():
+        if iteration == best or not (model.exists() or gone.exists()):
             continue
-        record_removed(run.root, model)
-        remove(gone)
-        os.replace(model, gone)
-        remove(gone)
-        run.log("model removed", iteration=iteration)
+        try:
+            remove(gone)  # a kill left it half removed
+            if model.exists():
+                record_removed(run.root, model)
+                os.replace(model, gone)
+                remove(gone)
+                run.log("model removed", iteration=iteration)
+        except OSError as error:
+            raise RunError(f"{model} can't be removed: {error.strerror or error}.") from error
 
 
 def model_bytes(start: Path, training: Training) -> int:

@@ -13,11 +13,14 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import inf
 from typing import Any, Literal
+
+import regex as patterns
 
 from femtune.answers import Scale, as_fraction, as_label, parse_scale, remembered, same_text
 from femtune.errors import ConfigError, RewardError
@@ -75,7 +78,7 @@ def number(tol: float = 0.0, rel: float = 1e-9) -> AnswerReward:
     >>> grade("1,000", "1000"), grade("0.75", "3/4"), grade("٤٢", "42"), grade("1001", "1000")
     (1.0, 1.0, 1.0, 0.0)
     """
-    if not (0 <= tol < inf and 0 <= rel < inf):
+    if not (_finite(tol, rel) and tol >= 0 and rel >= 0):
         raise ConfigError(f"number(tol={tol}, rel={rel}): tolerances are numbers from 0 on.")
     most, share = Fraction(tol), Fraction(rel)
 
@@ -105,7 +108,8 @@ def ordinal(scale: tuple[float, float] | str) -> AnswerReward:
     """
     if isinstance(scale, str):
         return _on(parse_scale(scale), scale)
-    if not isinstance(scale, tuple | list) or len(scale) != 2 or not scale[0] < scale[1]:
+    pair = isinstance(scale, tuple | list) and len(scale) == 2 and _finite(*scale)
+    if not pair or not scale[0] < scale[1]:
         raise ConfigError(f"ordinal: scale is {scale!r}, expected (lowest, highest), as (1, 5).")
     lo, hi = scale
 
@@ -117,6 +121,14 @@ def ordinal(scale: tuple[float, float] | str) -> AnswerReward:
         return 1.0 - float(abs(y - wanted)) / (hi - lo)
 
     return AnswerReward(f"ordinal({lo:g}, {hi:g})", grade)
+
+
+def _finite(*numbers: Any) -> bool:
+    """Whether all are numbers within the bounds of a float."""
+    return all(isinstance(number, int | float) and -_MOST <= number <= _MOST for number in numbers)
+
+
+_MOST = sys.float_info.max
 
 
 def _on(scale: Scale, spec: str) -> AnswerReward:
@@ -186,20 +198,29 @@ def regex(pattern: str) -> AnswerReward:
     >>> grade("About 40 years", "40"), grade("400", "40"), grade("4.0", "4.0"), grade("4x0", "4.0")
     (1.0, 0.0, 1.0, 0.0)
 
-    On the command line: --reward 'regex(r"...")'. Raises ConfigError for what is no pattern.
+    On the command line: --reward 'regex(r"...")'. Raises ConfigError for what is no pattern, and in use
+    RewardError where one takes over a second for an answer, as r"(a|aa)+b" may take years.
     """
 
     @remembered
-    def matcher(gold: str) -> re.Pattern[str]:
-        return re.compile(pattern.replace("{answer}", f"(?:{re.escape(gold)})"))
+    def matcher(gold: str) -> Any:
+        return patterns.compile(pattern.replace("{answer}", f"(?:{re.escape(gold)})"))
 
     try:
         matcher("y*")
-    except (re.error, TypeError, AttributeError) as error:
-        raise ConfigError(f"regex({pattern!r}): {error}. Write a pattern of Python's `re`.") from error
+    except (patterns.error, TypeError, AttributeError, ValueError, RecursionError) as error:
+        said = f"regex({brief(repr(pattern))}): {error}"
+        raise ConfigError(f"{said}. Write a pattern of Python's `re`.") from error
 
     def grade(answer: str, gold: str) -> float:
-        return float(answer != "" and matcher(gold).fullmatch(answer) is not None)
+        try:
+            # Python's own `re` can't be stopped
+            return float(answer != "" and matcher(gold).fullmatch(answer, timeout=1.0) is not None)
+        except TimeoutError:
+            raise RewardError(
+                f"reward regex({brief(repr(pattern))}) takes over a second for the answer "
+                f"{brief(repr(answer))}: write it without a repetition within a repetition."
+            ) from None
 
     return AnswerReward(f"regex({pattern!r})", grade)
 
@@ -227,21 +248,21 @@ def as_reward(spec: str | Callable[..., Any]) -> Reward:
     if not isinstance(spec, str):
         return user_reward(spec)
     try:
-        call = ast.parse(spec.strip(), mode="eval").body
+        call = _expression(spec.strip())
         name = call.func if isinstance(call, ast.Call) else call
         if not isinstance(name, ast.Name):
             raise ValueError
         args, named = (call.args, call.keywords) if isinstance(call, ast.Call) else ([], [])
         values = [ast.literal_eval(arg) for arg in args]
         keywords = {str(arg.arg): ast.literal_eval(arg.value) for arg in named}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deep
         if ":" in spec:
             return load_reward(spec)
         forms = 'a name, a call with constants such as "ordinal(1, 5)", or "file.py:function"'
-        raise ConfigError(f"reward {spec!r} is not understood: expected {forms}.") from None
+        raise ConfigError(f"reward {brief(repr(spec))} is not understood: expected {forms}.") from None
     if name.id not in REWARDS:
         raise ConfigError(
-            f"no reward {name.id!r}.{near(name.id, REWARDS)} There are "
+            f"no reward {brief(repr(name.id))}.{near(name.id, REWARDS)} There are "
             f"{', '.join(REWARDS)}, or your own as file.py:function."
         )
     factory = REWARDS[name.id]
@@ -252,8 +273,14 @@ def as_reward(spec: str | Callable[..., Any]) -> Reward:
     except TypeError as error:
         parameters = inspect.signature(factory).parameters.values()
         form = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
-        message = f"reward {spec!r}: {error}. It is written {name.id}({form})."
+        message = f"reward {brief(repr(spec))}: {error}. It is written {name.id}({form})."
         raise ConfigError(message) from error
+
+
+def _expression(spec: str) -> ast.expr:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of \d in a pattern that is not r"...", which keeps its \
+        return ast.parse(spec, mode="eval").body
 
 
 def load_reward(spec: str) -> Reward:
@@ -322,11 +349,18 @@ def _outcomes(
 ) -> Sequence[Outcome]:
     if isinstance(reward, UserReward):
         return reward.outcomes(problems, completions, parsed, timeout_s)
-    values = reward(problems, completions, parsed)
     if isinstance(reward, AnswerReward):
-        return values
+        return [_tried(reward, *pair) for pair in zip(parsed, problems, strict=True)]
+    values = reward(problems, completions, parsed)
     items = zip(problems, completions, values, strict=True)
     return [checked("function", *item) for item in items]
+
+
+def _tried(reward: AnswerReward, parsed: Parsed, problem: Problem) -> Outcome:
+    try:
+        return reward.grade(parsed.answer, problem.answer)
+    except RewardError as error:
+        return error
 
 
 def _graded(problem: Problem, parsed: Parsed, outcome: Outcome, leak: str, accept_at: float) -> Score:

@@ -33,17 +33,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
 from femtune import manifest
 from femtune.errors import RunError
-from femtune.files import append_lines, read_lines, replacing, write_json
+from femtune.files import append_lines, cant_write, read_lines, replacing, write_json
+from femtune.formats import Unreadable, read_yaml, reading_arrow
 from femtune.provenance import differences, environment
-from femtune.types import Completion, Draw, DrawKey, Score
+from femtune.types import Completion, Draw, DrawKey, FinishReason, Score
+from femtune.words import brief
 
 events = logging.getLogger("femtune")
 
@@ -79,6 +82,9 @@ class Run:
     root: Path
     # files that this process has stored or checked, so that none is read twice
     trusted: set[Path] = field(default_factory=set, compare=False, repr=False)
+    lock: int | None = field(
+        default=None, compare=False, repr=False
+    )  # descriptor of the lock that is held
 
     def iteration(self, number: int) -> Path:
         return self.root / f"iteration-{number:03}"
@@ -89,15 +95,34 @@ class Run:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to log.jsonl."""
+        self.check_place()
         path = self.root / "log.jsonl"
-        if path.exists() and path.stat().st_size > LOG_BYTES:
-            for old in reversed(log_files(self.root)[-OLD_LOGS:]):
-                number = int(old.name.split(".")[1]) if old != path else 0
-                old.rename(self.root / f"log.{number + 1}.jsonl")
+        try:
+            if path.exists() and path.stat().st_size > LOG_BYTES:
+                for old in reversed(log_files(self.root)[-OLD_LOGS:]):
+                    number = int(old.name.split(".")[1]) if old != path else 0
+                    old.rename(self.root / f"log.{number + 1}.jsonl")
+        except OSError as error:
+            raise cant_write(path, error) from error
         append_lines(path, [json.dumps({"time": round(time.time(), 3), "event": event, **fields})])
+
+    def check_place(self) -> None:
+        """Raises RunError where the directory was removed or moved since it was opened."""
+        if self.lock is None:
+            return
+        try:
+            there = os.path.samestat(os.fstat(self.lock), (self.root / ".lock").stat())
+        except OSError:
+            there = False
+        if not there:
+            raise RunError(
+                f"{self.root} was removed or moved in mid-run. Put it back in its place, without what "
+                "may have been written there since, and the same command goes on."
+            )
 
     def record(self, *paths: Path) -> None:
         """Enter what was just stored, files or folders, into the manifest."""
+        self.check_place()
         manifest.record(self.root, paths)
         self.trusted.update(paths)
 
@@ -155,10 +180,10 @@ def open_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str]) 
     directory can't be written, holds something else, or is in use by a living process.
     """
     check_run(root, config, changeable)
-    with locked(root):
+    with locked(root) as lock:
         with replacing(root / "config.yaml") as part:
             part.write_text(_as_yaml(config))
-        run = Run(root)
+        run = Run(root, lock=lock)
         _tell_environment(run)
         run.record_rest()
         yield run
@@ -166,14 +191,15 @@ def open_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str]) 
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Keep other processes from a run directory, which is made; a dead process holds no lock.
+def locked(root: Path) -> Iterator[int]:
+    """Keep other processes from a run directory, which is made; gives the lock's descriptor.
 
-    Raises RunError where another holds it, or none can be had.
+    A dead process holds no lock, nor does what it has forked. Raises RunError where another
+    holds it, or none can be had.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".lock").open("a+")
+        lock = (root / ".lock").open("ab+", buffering=0)  # nothing left to write when it is closed
     except OSError as error:
         raise RunError(
             f"{root} can't be written ({error.strerror}): choose another --output-dir."
@@ -189,21 +215,40 @@ def locked(root: Path) -> Iterator[None]:
                 ) from error
             raise RunError(f"{root} is in use by another femtune process{_owner(lock)}.") from error
         _write_owner(lock)
-        yield
+        _held.add(lock.fileno())
+        try:
+            yield lock.fileno()
+        finally:
+            _held.discard(lock.fileno())
 
 
-def _write_owner(lock: IO[str]) -> None:
+_held: set[int] = set()  # descriptors of this process's locks
+
+
+def _let_go() -> None:
+    """In a forked child, which would hold a lock beyond its parent's death."""
+    if _held:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in _held:
+            os.dup2(nowhere, descriptor, inheritable=False)
+        os.close(nowhere)
+        _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _write_owner(lock: IO[bytes]) -> None:
     try:
         lock.truncate(0)
-        lock.write(f"{os.getpid()} {socket.gethostname()}\n")
-        lock.flush()
+        lock.write(f"{os.getpid()} {socket.gethostname()}\n".encode())
     except OSError:
         pass  # a full disk: the name is for messages alone
 
 
-def _owner(lock: IO[str]) -> str:
+def _owner(lock: IO[bytes]) -> str:
     lock.seek(0)
-    pid, _, host = lock.readline().strip().partition(" ")
+    pid, _, host = lock.readline().decode(errors="replace").strip().partition(" ")
     return f" (process {pid} on {host})" if host else ""
 
 
@@ -259,20 +304,18 @@ def check_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str])
 
 
 def stored_config(root: Path) -> dict[str, Any]:
-    """The configuration of a run. Raises RunError where there is none."""
+    """The configuration of a run. Raises RunError where there is none, or it is damaged."""
     path = root / "config.yaml"
+    if not path.exists():
+        raise RunError(f"{root} is no run: it has no config.yaml. Give the folder of a run.")
+    redo = "Put back what was in it, or begin anew in another --output-dir."
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunError(f"{root} is no run: it has no config.yaml. Give the folder of a run.") from error
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise RunError(
-            f"{path} can't be read ({' '.join(str(error).split())[:200]}). It holds the run's settings: "
-            "write them there again, or choose another --output-dir."
-        ) from error
-    if not isinstance(found, dict):
-        raise RunError(f"{path} holds a {type(found).__name__}, expected the run's settings.")
-    return found
+        stored = read_yaml(path)
+    except Unreadable as error:
+        raise RunError(f"{path} {error}. {redo}") from error
+    if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
+        raise RunError(f"{path} holds no names and values. {redo}")
+    return stored
 
 
 def _as_yaml(config: Mapping[str, Any]) -> str:
@@ -367,16 +410,28 @@ def read_draws(folder: Path) -> Iterator[tuple[list[Draw], dict[str, float]]]:
 def read_shard(path: Path) -> tuple[list[Draw], dict[str, float]]:
     """One chunk: its draws and timing. Raises RunError where the file is damaged."""
     try:
-        table = pq.read_table(pa.memory_map(str(path)))
-        timing: dict[str, float] = json.loads(table.schema.metadata[b"timing"])
-        return from_columns(table.to_pydict()), timing
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        with reading_arrow():
+            table = pq.read_table(pa.memory_map(str(path)))
+            timing = json.loads((table.schema.metadata or {}).get(b"timing", b"null"))
+            _check_shard(table, timing)
+            return from_columns(table.to_pydict()), timing
+    except Unreadable as error:
         raise RunError(
-            f"{path} can't be read ({' '.join(str(error).split())[:200]}): it was damaged. "
-            f"`femtune doctor {path.parents[2]}` tells what can be made again."
+            f"{path} {error}. It is damaged: `femtune doctor` of its run tells what can be made again."
         ) from error
+
+
+def _check_shard(table: Any, timing: Any) -> None:
+    """Raises Unreadable where it is no shard as `write_draws` makes them."""
+    if not table.schema.equals(DRAWS) or any(column.null_count for column in table.columns):
+        raise Unreadable("holds no draws as they are stored")
+    if pc.list_flatten(table["tokens"]).null_count:
+        raise Unreadable("holds draws without some of their tokens")
+    for name, known in (("prompt", ("plain", "hinted")), ("finish_reason", get_args(FinishReason))):
+        if strange := {*table[name].unique().to_pylist()} - {*known}:
+            raise Unreadable(f"has a {name} of {brief(repr(strange.pop()))}, expected one of {known}")
+    if not isinstance(timing, dict) or not all(isinstance(s, int | float) for s in timing.values()):
+        raise Unreadable("lacks the seconds that its chunk took")
 
 
 def by_problem(draws: Sequence[Draw]) -> Iterator[tuple[str, list[Draw]]]:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from femtune.errors import ConfigError
 from femtune.types import Request, Scheme, Stage
 from femtune.weigh import accepted, chain, first
+from femtune.words import brief
 
 paper_filter = chain(accepted(), first())
 
@@ -68,11 +69,11 @@ def parse_scheme(spec: str) -> Scheme:
 
     Raises ConfigError for anything else.
     """
-    match = re.fullmatch(r"(\w+)(?::(\d+)|\((\d+)\))?", spec.strip())
+    match = re.fullmatch(r"(\w+)(?::(\d{1,9})|\((\d{1,9})\))?", spec.strip())
     name, budget = (match[1], match[2] or match[3]) if match else (spec, None)
     if name not in SCHEMES or (budget and name != "rejection"):
         known = "rejection:4 (any budget), star, pps"
-        raise ConfigError(f"scheme {spec!r} is not known: choose one of {known}.")
+        raise ConfigError(f"scheme {brief(repr(spec))} is not known: choose one of {known}.")
     return SCHEMES[name](int(budget)) if budget else SCHEMES[name]()
 
 

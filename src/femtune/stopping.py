@@ -52,10 +52,10 @@ def graceful(signals: Sequence[int] = SIGNALS, *, tells: bool = True) -> Iterato
         return
 
     def heed(number: int, frame: FrameType | None) -> None:
-        if _State.wished or not _State.finishing:
+        again = bool(_State.wished)
+        wish(number)  # in any case: what is raised within a __del__ or a callback is swallowed
+        if again or not _State.finishing:
             raise Stopped(number)
-        _State.wished = number
-        _State.in_thread.set()
         if tells:
             _tell(f"Stopping: finishing {_State.finishing[-1]}. Once more stops at once.")
 

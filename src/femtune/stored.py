@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from femtune.config import Train
-from femtune.errors import RunError
+from femtune.config import Train, check_types
+from femtune.errors import ConfigError, RunError
 from femtune.prepare import local_model
 from femtune.problems import load_problems
 from femtune.prompts import HINT, JUDGE_LEAKS, LEAKS, Prompts
@@ -51,7 +51,7 @@ def open_stored(root: Path, iteration: int | None = None) -> Stored:
     Raises RunError where there is none.
     """
     config = stored_config(root)
-    found = [int(path.parent.name.rpartition("-")[2]) for path in root.glob("iteration-*/draws")]
+    found = [int(path.parent.name[10:]) for path in root.glob("iteration-[0-9][0-9][0-9]*/draws")]
     if not found:
         raise RunError(f"{root} has no draws of an E-step: give the folder of a train or sample.")
     iteration = max(found) if iteration is None else iteration
@@ -71,16 +71,18 @@ def problems_of(root: Path, kind: Kind) -> dict[str, Problem]:
 
 
 def settings_of(config: Mapping[str, Any], root: Path) -> Train:
-    """The settings of a config.yaml, whose lists were tuples. Raises RunError where they are none."""
+    """The settings of a config.yaml, whose lists were tuples. Raises RunError for impossible ones."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
     def own(kind: Any) -> dict[str, Any]:
-        return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+        given = {field.name: values[field.name] for field in fields(kind) if field.name in values}
+        check_types(kind, given)
+        return given
 
     try:
         return Train(training=Training(**own(Training)), **own(Train))
-    except (TypeError, ValueError) as error:  # ConfigError is one
-        raise RunError(f"{root / 'config.yaml'} does not hold a run's settings: {error}") from error
+    except ConfigError as error:
+        raise RunError(f"{root / 'config.yaml'} is not as it was stored: {error}") from error
 
 
 def prompts_of(settings: Train, problems: Mapping[str, Problem]) -> Prompts:

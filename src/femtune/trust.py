@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from femtune.errors import ModelError
-from femtune.words import first
+from femtune.words import brief, first
 
 # transformers would ask a service of the Hub to convert what has none: nothing is sent there
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -62,4 +62,6 @@ def unreadable(folder: str | Path, what: str, error: Exception) -> ModelError:
             "trust_remote_code here. Take a model whose architecture is transformers' own, or install a "
             "package that registers it there."
         )
-    return ModelError(f"{folder} has no {what} that can be read: {error}")
+    kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+    reason = brief(f"{kind}{' '.join(str(error).split())}", 500)
+    return ModelError(f"{folder} has no {what} that can be read: {reason}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from femtune.costs.formulas import BYTES, Shape
 from femtune.errors import ModelError
+from femtune.formats import Unreadable, read_json
 from femtune.headers import read_header
-from femtune.prepare import find_model, load_config, local_model
+from femtune.prepare import adapter_base, find_model, load_config, local_model
 
 _NUMBERS = {"F32", "BF16", "F16", "F64", "I64", "BOOL"}  # safetensors' names of what is not quantized
 
@@ -36,12 +38,17 @@ def read_shape(folder: Path, name: str | None = None) -> Shape:
 
     Of an adapter, its base's. Raises ModelError where there are no safetensors, or quantized ones.
     """
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
-        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+    base = adapter_base(folder)
+    if base is not None:
         return read_shape(*config_folder(base, whole=False))
     sizes = _headers(folder, name)
-    config = load_config(folder).get_text_config()
+    try:
+        return _shape(sizes, load_config(folder).get_text_config())
+    except (AttributeError, TypeError, ArithmeticError) as error:
+        raise ModelError(f"{folder}: its config says no shape of a causal model: {error}.") from error
+
+
+def _shape(sizes: Mapping[str, tuple[int, ...]], config: Any) -> Shape:
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -84,9 +91,7 @@ def _headers(folder: Path, name: str | None) -> dict[str, tuple[int, ...]]:
     files = sorted(folder.glob("model*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        files = [
-            folder / file for file in sorted({*json.loads(index.read_text())["weight_map"].values()})
-        ]
+        files = [folder / str(file) for file in sorted({*map(str, _index(index).values())})]
     if files and all(file.exists() for file in files):
         found = {key: info for file in files for key, info in read_header(file).items()}
     elif name is not None:
@@ -102,6 +107,16 @@ def _headers(folder: Path, name: str | None) -> dict[str, tuple[int, ...]]:
             "not known here. Give the model that it was made of."
         )
     return {key: size for key, (_, size) in found.items()}
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """Which file holds which weight, as a model of several files says."""
+    try:
+        found = read_json(path)
+        weights: dict[str, Any] = dict(found["weight_map"])
+    except (Unreadable, LookupError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: it maps no weights to files. Get it anew.") from error
+    return weights
 
 
 def _hub_headers(name: str) -> dict[str, tuple[str, tuple[int, ...]]]:

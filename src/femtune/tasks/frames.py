@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from femtune.answers import Scale
 from femtune.types import Problem
@@ -37,11 +37,32 @@ class Frame:
 
 
 def frame(problem: Problem) -> Frame | None:
-    """What the task knows of a problem; None for one that came as a plain prompt and answer."""
+    """What the task knows of a problem; None for one that came as a plain prompt and answer.
+
+    A column of somebody's own that is called `frame` too is no task's.
+    """
     stored = problem.columns.get("frame")
-    if not isinstance(stored, Mapping) or "form" not in stored:
+    if not isinstance(stored, Mapping) or not _is_frame(stored):
         return None
-    return Frame(**{**stored, "scale": tuple(stored["scale"])})
+    known = Frame(**{**stored, "scale": tuple(stored["scale"])})
+    off = known.scale and problem.answer and problem.answer not in known.scale
+    return None if off else known
+
+
+def _is_frame(stored: Mapping[str, Any]) -> bool:
+    """Whether these are a frame's fields, of their types."""
+    return (
+        stored.keys() == _TYPES.keys()
+        and all(isinstance(stored[name], kind) for name, kind in _TYPES.items())
+        and all(isinstance(answer, str) for answer in stored["scale"])
+        and stored["form"] in get_args(Form)
+    )
+
+
+_TYPES: dict[str, Any] = {
+    **{"form": str, "scale": (list, tuple), "item": str, "length": (int, float), "pair": str},
+    **{"swapped": bool, "presented": bool},
+}
 
 
 def scale_of(problem: Problem) -> Scale | None:

@@ -1,0 +1,162 @@
+"""Who is measured: the base, judges that did not learn to reason, each scheme; over seeds, a mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+from femtune.compare import half_width
+from femtune.intervals import Estimate
+from femtune.report.record import Found, Group, Record
+
+Kind = Literal["base", "baseline", "scheme"]
+Metrics = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that is shown of evaluations."""
+
+    name: str  # in metrics.json
+    title: str
+    is_share: bool = True
+    low_is_good: bool = False
+    least: float = 0.0  # that it can be
+    most: float = 1.0
+
+    def text(self, value: float) -> str:
+        return f"{100 * value:.1f}%" if self.is_share else f"{value:.3f}"
+
+
+MEASURES = (
+    Measure("accuracy", "accuracy"),
+    Measure("majority_accuracy", "accuracy of the vote"),
+    Measure("agreement", "agreement with the human"),
+    Measure("position_consistency", "same choice in both orders"),
+    Measure("spearman", "Spearman correlation", is_share=False, least=-1.0),
+    Measure("kappa", "quadratic-weighted kappa", is_share=False, least=-1.0),
+    Measure("mae", "mean absolute error", is_share=False, low_is_good=True, most=math.inf),
+    Measure("ece", "calibration error of the vote", is_share=False, low_is_good=True),
+    Measure("sound_steps", "sound steps"),
+    Measure("answered", "draws with an answer"),
+)
+
+
+KEPT = Measure("kept_share", "problems with a kept rationale")
+LOSS = Measure(
+    "loss", "loss of the M-step, nats a token", is_share=False, low_is_good=True, most=math.inf
+)
+BOUNDS = {measure.name: (measure.least, measure.most) for measure in (*MEASURES, KEPT, LOSS)}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the comparison."""
+
+    label: str
+    kind: Kind
+    evaluations: tuple[Metrics, ...]  # one a seed; of the base, those that differ
+    iteration: int  # the least that its runs have come to
+    group: Group
+
+    def estimate(self, measure: str) -> Estimate | None:
+        return pooled(self.evaluations, measure)
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.evaluations)
+
+    @property
+    def num_problems(self) -> int:
+        return max(int(metrics.get("num_problems") or 0) for metrics in self.evaluations)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measure at one iteration."""
+
+    iteration: int
+    estimate: Estimate
+    num_seeds: int
+
+
+def pooled(evaluations: Sequence[Metrics], measure: str) -> Estimate | None:
+    """A measure of one run with its own interval; of several, their mean with Student's over seeds.
+
+    None where a run lacks it: a mean of the others would flatter. Runs that give the same, as a base
+    does that is asked greedily, keep the interval over problems. Student's ends where the measure does.
+    """
+    values = [metrics.get(measure) for metrics in evaluations]
+    if not values or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+        return None
+    numbers = [float(value) for value in values if value is not None]
+    if len({*numbers}) == 1:
+        ci = evaluations[0].get(f"{measure}_ci")
+        return Estimate(numbers[0], (float(ci[0]), float(ci[1])) if ci else None)
+    middle, half = fmean(numbers), half_width(numbers)
+    least, most = BOUNDS.get(measure, (-math.inf, math.inf))
+    return Estimate(middle, (max(least, middle - half), min(most, middle + half)))
+
+
+def contenders(found: Found) -> list[Contender]:
+    """The base, the baselines and the schemes, those of which something was measured."""
+    made = []
+    schemes = [group for group in found.schemes if any(run.evaluations() for run in group.runs)]
+    for group in schemes[:1]:
+        bases = [run.evaluations()[0] for run in group.runs if 0 in run.evaluations()]
+        if bases:
+            made.append(Contender("the base", "base", tuple(bases), 0, group))
+    for group in found.groups:
+        if group.is_baseline:
+            made += _baselines(group)
+    for group in schemes:
+        last = [_last(run) for run in group.runs if any(run.evaluations())]  # beyond the base's, 0
+        if last:
+            iteration = min(number for number, _ in last)
+            made.append(Contender(group.label, "scheme", tuple(m for _, m in last), iteration, group))
+    return made
+
+
+def _last(run: Record) -> tuple[int, Metrics]:
+    number = max(run.evaluations())
+    return number, run.evaluations()[number]
+
+
+def _baselines(group: Group) -> list[Contender]:
+    """A baseline's lines: of a regression there are several."""
+    by_name: dict[str, list[Metrics]] = {}
+    for run in group.runs:
+        for metrics in run.history:
+            kinds = metrics.get("evaluations")
+            if isinstance(kinds, dict):
+                for kind, own in kinds.items():
+                    by_name.setdefault(f"{group.label}, {kind}", []).append(own)
+            elif metrics.get("evaluation"):
+                by_name.setdefault(group.label, []).append(metrics["evaluation"])
+    return [Contender(label, "baseline", tuple(own), 0, group) for label, own in by_name.items()]
+
+
+def course(group: Group, measure: str, part: str = "evaluation") -> list[Point]:
+    """A measure by iteration: of the evaluation, or of "e_step" or "m_step"."""
+    numbers = sorted({m["iteration"] for run in group.runs for m in run.history if m.get(part)})
+    points = []
+    for number in numbers:
+        own = [
+            m[part]
+            for run in group.runs
+            for m in run.history
+            if m["iteration"] == number and m.get(part)
+        ]
+        estimate = pooled(own, measure)
+        if estimate is not None:
+            points.append(Point(number, estimate, len(own)))
+    return points
+
+
+def best(found: Sequence[Contender], kind: Kind, measure: str = "accuracy") -> Contender | None:
+    """The one of a kind with the highest measure, of equal ones the first."""
+    known = [(own.value, each) for each in found if each.kind == kind if (own := each.estimate(measure))]
+    return max(known, key=lambda pair: pair[0] or 0.0)[1] if known else None

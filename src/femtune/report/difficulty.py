@@ -1,0 +1,174 @@
+"""What the page says of the problems that are learnt from: whether they are the easy ones alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from femtune.bias import wilson
+from femtune.intervals import Estimate
+from femtune.report.drawing import Axis
+from femtune.report.figures import groups
+from femtune.report.kept import Looked
+from femtune.report.parts import Figure, Section, Table, group_keys, of, series
+from femtune.report.record import Found
+from femtune.report.tally import DIFFICULTY, by_difficulty
+from femtune.report.texts import count, listed, name, percent, signed
+
+SHARE = Axis("", ".0%", (0.0, 1.0))
+
+
+def difficulty(found: Found, looked: Sequence[Looked]) -> Section | None:
+    """Whether a scheme learns the easy ones only."""
+    if not looked:
+        return None
+    figures, tables, notes = [], [], []
+    levels, why = _levels(looked)
+    if levels:
+        figure, table = _level_figure(looked, levels)
+        figures.append(figure)
+        tables.append(table)
+    else:
+        notes.append(why)
+    for kind, words in KINDS.items():
+        made = _kept_by(found, kind, words)
+        if made:
+            figures.append(made[0])
+            tables.append(made[1])
+    if not figures:
+        return Section("difficulty", "Which problems it learns from", notes=notes)
+    says = [
+        "A filter keeps what the model gets right. If that is the easy ones alone, the model hears of "
+        "the hard ones never, and a judge drifts to the most frequent score.",
+        *_shifts(found),
+    ]
+    keys = group_keys(found)
+    return Section(
+        "difficulty", "Which problems it learns from", says, keys, figures, tables=tables, notes=notes
+    )
+
+
+KINDS = {
+    "answer": "by the human's answer",
+    "length": "by the length of what is judged",
+    "preferred": "by which text the human preferred",
+    "source": "by source",
+    "policy": "by who wrote it",
+    "attribute": "by attribute",
+    "rater": "by rater",
+}
+
+
+def _levels(looked: Sequence[Looked]) -> tuple[dict[str, dict[str, tuple[int, int]]], str]:
+    """By group and level: problems kept in the last iteration, of how many; else why not."""
+    firsts = [
+        (tally, each.group.label)
+        for each in looked
+        for tallies in [*each.tallies.values()][:1]
+        for tally in [tallies.get(1)]
+        if tally is not None and tally.problems is not None and sum(tally.problems["plain"].to_pylist())
+    ]
+    if not firsts:
+        return {}, (
+            "Kept shares by difficulty are left out: no scheme here asks the base plainly in the first "
+            "iteration, so how hard a problem is for it is not known."
+        )
+    base = max(firsts, key=lambda pair: sum(pair[0].problems["plain"].to_pylist()))[0].problems
+    made: dict[str, dict[str, tuple[int, int]]] = {}
+    for each in looked:
+        for tallies in each.tallies.values():
+            last = max(tallies, default=0)
+            if last < 2 or tallies[last].problems is None:
+                continue
+            own = made.setdefault(each.group.label, {})
+            for level, (kept, num) in by_difficulty(base, tallies[last].problems).items():
+                before = own.get(level, (0, 0))
+                own[level] = (before[0] + kept, before[1] + num)
+    return (
+        made,
+        "" if made else "Kept shares by difficulty take two iterations: the first says what is hard.",
+    )
+
+
+def _level_figure(
+    looked: Sequence[Looked], levels: Mapping[str, Mapping[str, tuple[int, int]]]
+) -> tuple[Figure, Table]:
+    names = [level for level in DIFFICULTY if any(level in own for own in levels.values())]
+    label, rows, lines_up = [], [], []
+    for each in looked:
+        own = levels.get(each.group.label, {})
+        points = [
+            (float(names.index(level)), Estimate(kept / num, wilson(kept, num)))
+            for level, (kept, num) in own.items()
+            if num
+        ]
+        if points:
+            lines_up.append(series(each.number, points))
+            rows.append(
+                [each.group.label, *(of(*own[level]) if level in own else "–" for level in names)]
+            )
+            label.append(
+                f"{each.group.label} {', '.join(f'{level} {of(*own[level])}' for level in own)}"
+            )
+    table = Table(
+        "Problems kept in the last iteration, by how often the base was right at them",
+        ["scheme", *names],
+        rows,
+    )
+    picture = groups(
+        lines_up, names, SHARE, f"Kept in the last iteration by the base's success: {'; '.join(label)}."
+    )
+    title = "Kept in the last iteration, by how often the base was right"
+    return Figure(title, picture, "Left: hard for the base. Bars are Wilson's 95% intervals."), table
+
+
+def _kept_by(found: Found, kind: str, words: str) -> tuple[Figure, Table] | None:
+    """Kept shares of the last iteration by a kind of group; of a group's first run."""
+    last = {
+        group.label: (number, step["kept_by"][kind])
+        for number, group in enumerate(found.schemes)
+        for step in [*group.runs[0].e_steps().values()][-1:]
+        if kind in step.get("kept_by", {})
+    }
+    if not last:
+        return None
+    names = list(dict.fromkeys(each for _, own in last.values() for each in own))
+    lines_up, rows = [], []
+    for label, (number, own) in last.items():
+        points = [
+            (float(names.index(each)), Estimate(m["kept_share"], tuple(m["kept_share_ci"])))
+            for each, m in own.items()
+        ]
+        lines_up.append(series(number, points))
+        rows.append([label, *(_share(own.get(each)) for each in names)])
+    title = f"Kept in the last iteration, {words}"
+    told = "; ".join(
+        f"{row[0]} {', '.join(f'{n} {c}' for n, c in zip(names, row[1:], strict=True))}" for row in rows
+    )
+    short = [name(each, 16) for each in names]
+    return Figure(title, groups(lines_up, short, SHARE, f"{title}: {told}.")), Table(
+        title, ["scheme", *map(name, names)], rows
+    )
+
+
+def _share(metrics: Mapping[str, Any] | None) -> str:
+    if metrics is None:
+        return "–"
+    return f"{percent(metrics['kept_share'])} of {count(metrics['num_problems'])}"
+
+
+def _shifts(found: Found) -> list[str]:
+    """How the mean and the spread of human scores change by the filter."""
+    said = []
+    for group in found.schemes:
+        for step in [*group.runs[0].e_steps().values()][-1:]:
+            scores = step.get("kept_scores", {})
+            shift, ci = scores.get("mean_shift"), scores.get("mean_shift_ci")
+            if shift is None or ci is None:
+                continue
+            said.append(f"{group.label} {signed(shift)} ({signed(ci[0])} to {signed(ci[1])})")
+    if not said:
+        return []
+    return [
+        f"The mean human score of kept problems less that of all, in the last iteration: {listed(said)}."
+    ]

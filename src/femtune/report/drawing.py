@@ -1,0 +1,156 @@
+"""Specifications of Vega-Lite -> SVG that stands in the page, drawn by vl-convert.
+
+Colours are the page's own (style.css), so that a picture is dark where the page is. Nothing in a picture
+can run or load: of what is drawn, known elements and attributes alone are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+from markupsafe import Markup, escape
+
+from femtune.errors import ConfigError
+from femtune.report.texts import visible
+
+WIDE, NARROW = 760, 340  # pixels: of a desktop's page, of a phone's
+NUM_COLOURS = 6  # --c0 to --c5 in style.css; more series begin again, with other shapes
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+MARKS = ("●", "■", "▲", "◆", "▼", "✚")  # the same in the page's text
+
+_SVG = "http://www.w3.org/2000/svg"
+_ELEMENTS = {"g", "path", "line", "rect", "text", "tspan", "svg"}
+_ATTRIBUTES = {
+    *("d", "x", "y", "x2", "y2", "dx", "dy", "width", "height", "viewBox", "transform", "opacity"),
+    *("fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray"),
+    *("stroke-miterlimit", "stroke-linecap", "stroke-linejoin"),
+    *("text-anchor", "font-family", "font-size", "font-weight", "font-style"),
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How a measure is shown: its title, a d3 format, and whether it begins at 0 (and ends at 1)."""
+
+    title: str
+    format: str = ".2~f"
+    domain: tuple[float, float] | None = None
+
+
+def style(number: int) -> tuple[str, str]:
+    """Colour and shape of a series."""
+    return f"var(--c{number % NUM_COLOURS})", SHAPES[(number + number // NUM_COLOURS) % len(SHAPES)]
+
+
+def mark(number: int) -> str:
+    """A series' shape, as a character."""
+    return MARKS[(number + number // NUM_COLOURS) % len(MARKS)]
+
+
+# --- drawing
+
+
+def drawn(spec: Mapping[str, Any], label: str, width: int, height: int) -> Markup:
+    """A Vega-Lite specification as an SVG element with a text alternative.
+
+    Raises ConfigError where vl-convert is not there.
+    """
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise ConfigError(
+            f"the report's figures need vl-convert-python, which can't be imported ({error}): "
+            "pip install vl-convert-python."
+        ) from error
+    # text that XML forbids would end the process: see visible
+    whole = _clean({**_CONFIG, "width": width, "height": height, **spec})
+    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(whole))
+    _prune(root)
+    inner = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
+    inner = inner.replace(f' xmlns="{_SVG}"', "")
+    inner = re.sub(r"(\d\.\d\d)\d+", r"\1", inner)
+    box = f"0 0 {root.get('width')} {root.get('height')}"
+    head = f'<svg role="img" aria-label="{escape(visible(label))}" viewBox="{box}" '
+    return Markup(head + f'width="{root.get("width")}" height="{root.get("height")}">{inner}</svg>')
+
+
+def _clean(value: Any) -> Any:
+    """JSON that every XML can hold: hidden characters as escapes, numbers that are none as null."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _clean(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(each) for each in value]
+    return value
+
+
+def _prune(element: ElementTree.Element) -> None:
+    """Take out what is not drawn, and every element and attribute that is not known."""
+    for child in [*element]:
+        tag = child.tag.removeprefix(f"{{{_SVG}}}")
+        empty = tag == "path" and child.get("d", "") in ("", "M0,0h0v0h0Z")
+        if tag not in _ELEMENTS or empty or child.get("display") == "none":
+            element.remove(child)
+            continue
+        _prune(child)
+        if tag == "g" and len(child) == 0:
+            element.remove(child)
+    for name in [*element.attrib]:
+        if name not in _ATTRIBUTES:
+            del element.attrib[name]
+
+
+ElementTree.register_namespace("", _SVG)
+_CONFIG: dict[str, Any] = {
+    "background": None,
+    "padding": 2,
+    "autosize": {"type": "fit", "contains": "padding"},
+    "config": {
+        "font": "system-ui, sans-serif",
+        "aria": False,
+        "view": {"stroke": None},
+        "axis": {
+            "labelColor": "var(--soft)",
+            "titleColor": "var(--soft)",
+            "gridColor": "var(--line)",
+            "domainColor": "var(--line)",
+            "tickColor": "var(--line)",
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "labelLimit": 320,
+            "labelFlush": False,
+            "domain": False,
+            "ticks": False,
+            "labelPadding": 6,
+        },
+        "text": {"color": "var(--ink)", "fontSize": 12},
+        "rule": {"color": "var(--soft)"},
+    },
+}
+
+
+def chosen(names: Mapping[str, str]) -> str:
+    """An expression of Vega's that writes each row's label; JSON strings are strings in it."""
+    return f"{json.dumps(_clean(names))}[datum.label]"
+
+
+def span(values: Sequence[Mapping[str, Any]], axis: Axis, least: float = 0.02) -> tuple[float, float]:
+    """From the lowest end of an interval to the highest, with some air; of shares, within 0 and 1."""
+    ends = [
+        value[name] for value in values for name in ("low", "y", "high") if value.get(name) is not None
+    ]
+    low, high = min(ends), max(ends)
+    air = max(least, 0.06 * (high - low))
+    if axis.format.endswith("%"):
+        return max(0.0, low - air), min(1.0, high + air)
+    return low - air, high + air

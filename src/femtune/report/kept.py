@@ -1,0 +1,191 @@
+"""What the page says of the E-steps: where the draws of each scheme went."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from femtune.report.drawing import NARROW, WIDE, Axis
+from femtune.report.figures import stacks
+from femtune.report.flow import Stop, flow
+from femtune.report.parts import Figure, Key, Section, Table, of
+from femtune.report.record import Found, Group
+from femtune.report.tally import Pick, Tally
+from femtune.report.texts import count, percent
+
+REASONS = {  # in the order that they are shown; "" is kept
+    "": ("kept", "var(--kept)"),
+    "wrong": ("wrong", "var(--wrong)"),
+    "leaks the hint": ("leaks the hint", "var(--leak)"),
+    "unparsable": ("unparsable", "var(--unparsable)"),
+    "cut off": ("cut off", "var(--cut)"),
+    "reward failed": ("reward failed", "var(--failed)"),
+    "engine failed": ("engine failed", "var(--failed)"),
+}
+MAX_ATTEMPTS = 5  # in a flow picture; later ones are one
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the E-steps' shards of a group's runs hold."""
+
+    number: int  # of its colour and shape
+    group: Group
+    tallies: Mapping[Path, Mapping[int, Tally]]  # by directory
+    picks: Sequence[Pick]  # of the first run
+
+    def counts(self, iteration: int | None = None) -> Counter[tuple[int, int, str, str]]:
+        """Draws by stage, attempt, prompt and reason, over runs, of one iteration or of all."""
+        total: Counter[tuple[int, int, str, str]] = Counter()
+        for tallies in self.tallies.values():
+            for number, tally in tallies.items():
+                if iteration in (None, number):
+                    total.update(tally.counts)
+        return total
+
+    @property
+    def iterations(self) -> list[int]:
+        return sorted({number for tallies in self.tallies.values() for number in tallies})
+
+
+# --- where the draws went
+
+
+def draws(found: Found, looked: Sequence[Looked]) -> Section | None:
+    """From problems through attempts to what became of them."""
+    known = [each for each in looked if each.counts()]
+    if not known:
+        return None
+    alone = len(known) == 1
+    figures = []
+    for each in known:
+        wide = [_flow(each, WIDE if alone else NARROW)]
+        title = "Where the draws went, all iterations together" if alone else each.group.label
+        figures.append(Figure(title, wide[0], narrow=_flow(each, NARROW) if alone else None))
+    bars = []
+    for each in known:
+        for prompt in sorted({key[2] for key in each.counts()}, key=lambda p: p != "plain"):
+            under = "asked plainly" if prompt == "plain" else "with the answer as a hint"
+            bars.append(Figure(f"{each.group.label}: {under}", _reasons(each, prompt)))
+    reasons = [key for key in REASONS if any(k[3] == key for each in known for k in each.counts())]
+    return Section(
+        "draws",
+        "Where the draws went",
+        [_told(known[0])] if alone else [],
+        [
+            Key(REASONS[r][1].removeprefix("var(--").removesuffix(")"), "■", REASONS[r][0])
+            for r in reasons
+        ],
+        figures,
+        bars,
+        [_reason_table(known)],
+    )
+
+
+def _told(looked: Looked) -> str:
+    """One sentence about a scheme's draws."""
+    total = looked.counts()
+    reasons = Counter[str]()
+    for (_, _, _, reason), number in total.items():
+        reasons[reason] += number
+    drawn = total.total()
+    refused = ", ".join(
+        f"{count(number)} {REASONS.get(reason, (reason, ''))[0]}"
+        for reason, number in reasons.most_common()
+        if reason
+    )
+    kept = of(reasons[""], drawn)
+    rest = f"; refused: {refused}" if refused else ""
+    return f"{looked.group.label}: {kept} draws were accepted{rest}."
+
+
+def _flow(looked: Looked, width: int) -> Markup:
+    """Stages and attempts on the left, outcomes on the right."""
+    total = looked.counts()
+    stages: dict[tuple[int, int, str], int] = {}
+    ends: dict[str, int] = {}
+    links: Counter[tuple[tuple[int, int, str], str]] = Counter()
+    for (stage, index, prompt, reason), number in sorted(total.items()):
+        at = (stage, min(index, MAX_ATTEMPTS - 1), prompt)
+        stages[at] = stages.get(at, 0) + number
+        ends[reason] = ends.get(reason, 0) + number
+        links[at, reason] += number
+    order = sorted(ends, key=lambda reason: (reason != "", -ends[reason]))
+    asked = sum(tally.num_problems for own in looked.tallies.values() for tally in own.values())
+    made = [
+        Stop(_stage_name(at, [*stages], number), number, _prompt_colour(at[2]))
+        for at, number in stages.items()
+    ]
+    left = [*stages]
+    outcomes = []
+    for reason in order:
+        word, colour = REASONS.get(reason, (reason, "var(--failed)"))
+        outcomes.append(
+            Stop(
+                f"{word}\n{ends[reason]:,} ({percent(ends[reason] / total.total(), 0)})",
+                ends[reason],
+                colour,
+            )
+        )
+    start = Stop(f"problems asked\n{asked:,}", asked, "var(--base)")
+    numbers = {(left.index(at), order.index(reason)): number for (at, reason), number in links.items()}
+    label = (
+        f"{looked.group.label}: {asked:,} problems asked, "
+        + ", ".join(stop.label.replace("\n", " ") for stop in (*made, *outcomes))
+        + "."
+    )
+    return flow(start, made, outcomes, numbers, label, width=width)
+
+
+def _stage_name(at: tuple[int, int, str], stages: Sequence[tuple[int, int, str]], number: int) -> str:
+    stage, index, prompt = at
+    attempts = sum(each[0] == stage for each in stages)
+    word = "asked" if prompt == "plain" else "with a hint"
+    if attempts > 1:
+        later = " and later" if index == MAX_ATTEMPTS - 1 else ""
+        word = f"attempt {index + 1}{later}" if prompt == "plain" else f"hinted {index + 1}{later}"
+    return f"{word}\n{number:,}"
+
+
+def _prompt_colour(prompt: str) -> str:
+    return "var(--plain)" if prompt == "plain" else "var(--hinted)"
+
+
+def _reasons(looked: Looked, prompt: str) -> Markup:
+    """Shares of what became of draws under a prompt, a bar an iteration."""
+    values, told = [], []
+    for iteration in looked.iterations:
+        own = Counter[str]()
+        for (_, _, under, reason), number in looked.counts(iteration).items():
+            own[reason] += number if under == prompt else 0
+        total = own.total()
+        if not total:
+            continue
+        for reason in sorted(own, key=lambda r: [*REASONS].index(r) if r in REASONS else 99):
+            colour = REASONS.get(reason, ("", "var(--failed)"))[1]
+            values.append((str(iteration), reason, colour, own[reason] / total))
+        told.append(f"{iteration}: {percent(own[''] / total)}")
+    label = (
+        f"{looked.group.label}, {prompt} prompt: share of draws accepted by iteration {', '.join(told)}."
+    )
+    return stacks(values, label, Axis("iteration", ".0%", (0.0, 1.0)))
+
+
+def _reason_table(known: Sequence[Looked]) -> Table:
+    reasons = [key for key in REASONS if any(k[3] == key for each in known for k in each.counts())]
+    rows = []
+    for each in known:
+        for iteration in each.iterations:
+            own = each.counts(iteration)
+            for stage, prompt in sorted({(key[0], key[2]) for key in own}):
+                by = Counter[str]()
+                for (at, _, _, reason), number in own.items():
+                    by[reason] += number if at == stage else 0
+                cells = [f"{by[reason]:,}" for reason in reasons]
+                rows.append([f"{each.group.label}, {iteration}", prompt, f"{by.total():,}", *cells])
+    head = ["scheme, iteration", "prompt", "draws", *(REASONS[r][0] for r in reasons)]
+    return Table("Draws by iteration, stage and what became of them", head, rows)

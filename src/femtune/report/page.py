@@ -1,0 +1,104 @@
+"""`femtune report`: runs -> one HTML file, which needs nothing else and runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from femtune.errors import RunError
+from femtune.files import replacing
+from femtune.report import closing, judged, kept, sections
+from femtune.report.difficulty import difficulty
+from femtune.report.kept import Looked
+from femtune.report.opening import opening
+from femtune.report.parts import Section
+from femtune.report.record import Found, Group, find
+from femtune.report.tally import Sampler, Tally, tally
+from femtune.report.texts import cut, name, visible
+
+PICKS = 3  # draws that are shown of each prompt and reason
+
+
+def report(runs: Sequence[Path], output: Path | None = None) -> Path:
+    """Write what these runs learnt as one HTML file; gives its place.
+
+        report([Path("runs/demo")])        # a train's directory, or a folder of several; or some of them
+
+    The place is report.html in the first of `runs`, if no other is named; a report that is there is
+    replaced. Nothing else is written. Raises RunError where there is no run, or no place to write.
+    """
+    if not runs:
+        raise RunError("no run is given: femtune report RUN.")
+    place = output if output is not None else runs[0] / "report.html"
+    if place.is_dir():
+        raise RunError(f"{place} is a directory: give --output a file's name.")
+    text = render(find(runs))
+    with replacing(place) as part:
+        part.write_text(text, encoding="utf-8")
+    return place
+
+
+def render(found: Found) -> str:
+    """The page of these runs."""
+    notes = [*found.notes]
+    looked = [look(number, group, notes) for number, group in enumerate(found.schemes)]
+    looked = [each for each in looked if each.iterations]
+    lead = closing.lead_of(found)
+    problems = judged.eval_problems(lead, notes) if lead is not None else {}
+    made = [
+        sections.everyone(found),
+        closing.before_and_after(found, problems, notes),
+        sections.learning(found),
+        closing.judgements(found, problems, notes),
+        kept.draws(found, looked),
+        difficulty(found, looked),
+        sections.lengths(found, looked),
+        sections.cost(found),
+        closing.rationales(found, looked, notes),
+        closing.settings(found),
+    ]
+    shown: list[Section] = [each for each in made if each is not None]
+    shown.append(closing.sources(found, notes))
+    return _template()(opening=opening(found), sections=shown).strip() + "\n"
+
+
+def look(place: int, group: Group, notes: list[str]) -> Looked:
+    """Read the E-steps' shards of a group's runs; draws to show are of the first run.
+
+    `place` is the group's among the schemes, which is its colour.
+    """
+    sampler = Sampler(PICKS)
+    tallies: dict[Any, dict[int, Tally]] = {}
+    for run in group.runs:
+        own = {}
+        for folder in sorted(run.root.glob("iteration-[0-9]*/draws")):
+            number = int(folder.parent.name.removeprefix("iteration-"))
+            made = tally(folder, number, notes, sampler if run is group.runs[0] else None)
+            if made.counts:
+                own[number] = made
+        for number in [*own][1:-1]:  # of the others, no problem is asked for by its id
+            own[number] = replace(own[number], problems=None)
+        tallies[run.root] = own
+    return Looked(place, group, tallies, sampler.picks(notes))
+
+
+def _template() -> Callable[..., str]:
+    """The template, which escapes whatever is not Markup, and shows what is hidden in it."""
+    environment = Environment(
+        loader=PackageLoader("femtune.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
+    )
+    environment.filters |= {"cut": cut, "short": name}
+    style = files("femtune.report").joinpath("style.css").read_text(encoding="utf-8")
+    environment.globals["style"] = Markup(style)
+    return environment.get_template("report.html.j2").render

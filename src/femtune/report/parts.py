@@ -1,0 +1,112 @@
+"""What a page is made of: figures, tables and sentences, as plain text that the template escapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from femtune.intervals import Estimate
+from femtune.report.contenders import Measure
+from femtune.report.drawing import NUM_COLOURS, mark
+from femtune.report.figures import Series
+from femtune.report.record import Found
+from femtune.report.texts import percent
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, the first of a row being its header."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a colour and a shape stand for."""
+
+    colour: str  # its name in style.css
+    mark: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture; `narrow` is what a phone shows of it, where that is another one."""
+
+    title: str
+    picture: Markup
+    caption: str = ""
+    narrow: Markup | None = None
+    keys: Sequence[Key] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a few sentences, figures side by side, and the numbers behind them."""
+
+    id: str
+    title: str
+    says: Sequence[str] = ()
+    keys: Sequence[Key] = ()
+    figures: Sequence[Figure] = ()
+    below: Sequence[Figure] = ()  # more of them, in rows of their own
+    tables: Sequence[Table] = ()  # folded away, but for those that are the figure
+    notes: Sequence[str] = ()  # what is left out, and why
+    extra: str = ""  # a part of the template that shows what only this section has
+    data: object = None
+
+
+def group_keys(found: Found) -> list[Key]:
+    """The schemes' colours; none where there is one scheme alone."""
+    groups = found.schemes
+    if len(groups) < 2:
+        return []
+    return [
+        Key(f"c{number % NUM_COLOURS}", mark(number), group.label) for number, group in enumerate(groups)
+    ]
+
+
+def series(number: int, points: Sequence[tuple[float, Estimate]]) -> Series:
+    """A line of estimates."""
+    return Series(
+        number,
+        [(x, each.value or 0.0, *(each.ci if each.ci else (None, None))) for x, each in points],
+    )
+
+
+def with_interval(measure: Measure, estimate: Estimate | None) -> str:
+    """A value and its interval, for a table's cell."""
+    if estimate is None or estimate.value is None:
+        return "–"
+    if estimate.ci is None:
+        return measure.text(estimate.value)
+    return f"{measure.text(estimate.value)} ({interval(measure, estimate)})"
+
+
+def interval(measure: Measure, estimate: Estimate) -> str:
+    """
+    >>> interval(Measure("accuracy", "accuracy"), Estimate(0.5, (0.4, 0.6)))
+    '40.0% to 60.0%'
+    """
+    low, high = estimate.ci or (float("nan"), float("nan"))
+    return f"{measure.text(low)} to {measure.text(high)}"
+
+
+def capital(text: str) -> str:
+    """
+    >>> capital("loss of the M-step")
+    'Loss of the M-step'
+    """
+    return text[:1].upper() + text[1:]
+
+
+def of(part: int, whole: int) -> str:
+    """
+    >>> of(3, 4)
+    '3 of 4 (75.0%)'
+    """
+    return f"{part:,} of {whole:,}" + (f" ({percent(part / whole)})" if whole else "")

@@ -1,0 +1,210 @@
+"""A run directory as the report needs it: settings, history, how it stands; and which runs are alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from femtune.baselines import APPLY
+from femtune.errors import ConfigError, RunError
+from femtune.report.texts import name, setting
+from femtune.run import read_log, stored_config
+from femtune.schemes import parse_scheme
+
+BASELINES = {
+    "majority": "the most frequent answer",
+    "votes": "the base by vote",
+    "answer-only": "trained on answers alone",
+    "regression": "regression",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run, as far as it has come."""
+
+    root: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    history: tuple[Mapping[str, Any], ...]  # metrics.json of each iteration that is done, in order
+    events: tuple[Mapping[str, Any], ...]  # of log.jsonl, without metrics
+    notes: tuple[str, ...] = ()  # what could not be read
+
+    @property
+    def scheme(self) -> str:
+        """As people write it, rejection(4); of a baseline, its name; "" of a run that drew nothing."""
+        spec = str(self.config.get("scheme") or "")
+        try:
+            return parse_scheme(spec).name if spec else ""
+        except ConfigError:
+            return name(spec)
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.scheme in APPLY["judge"]
+
+    @property
+    def seed(self) -> int:
+        return int(self.config.get("seed") or 0)
+
+    @property
+    def planned(self) -> int:
+        """Iterations that were asked for; of an evaluation or a baseline, those that there are."""
+        asked = self.config.get("iterations")
+        if asked is None or self.is_baseline:
+            return max((each["iteration"] for each in self.history), default=0)
+        return int(asked)
+
+    @property
+    def done(self) -> int:
+        return max((each["iteration"] for each in self.history), default=0)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.history) and self.done >= self.planned
+
+    def evaluations(self) -> dict[int, Mapping[str, Any]]:
+        """By iteration, 0 being the base."""
+        return {m["iteration"]: m["evaluation"] for m in self.history if m.get("evaluation")}
+
+    def e_steps(self) -> dict[int, Mapping[str, Any]]:
+        return {m["iteration"]: m["e_step"] for m in self.history if m.get("e_step")}
+
+    def m_steps(self) -> dict[int, Mapping[str, Any]]:
+        return {m["iteration"]: m["m_step"] for m in self.history if m.get("m_step")}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone: one line of a comparison."""
+
+    label: str
+    runs: tuple[Record, ...]
+    is_baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a report is about."""
+
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...] = field(default=())  # of compare.json, and of files that can't be read
+
+    @property
+    def schemes(self) -> list[Group]:
+        return [group for group in self.groups if not group.is_baseline]
+
+    @property
+    def runs(self) -> list[Record]:
+        return [run for group in self.groups for run in group.runs]
+
+
+def find(places: Sequence[Path]) -> Found:
+    """The runs in these places: each a run's directory, or a folder of some.
+
+    Raises RunError where there are none.
+    """
+    records: list[Record] = []
+    notes: list[str] = []
+    order: list[str] = []
+    for place in places:
+        roots = [place] if (place / "config.yaml").is_file() else _runs_in(place)
+        records += [read_record(root) for root in roots]
+        compared = _json(place / "compare.json", notes)
+        order += [name for name in compared.get("table", {}) if isinstance(name, str)]
+        notes += [str(note) for note in compared.get("notes", [])]
+    notes += [note for record in records for note in record.notes]
+    records.sort(key=lambda run: order.index(run.scheme) if run.scheme in order else len(order))
+    return Found(_grouped(records), tuple(notes))
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    if not folder.exists():
+        raise RunError(f"{folder} is not there: give the --output-dir of a train, compare or demo.")
+    try:
+        roots = sorted(config.parent for config in folder.glob("*/config.yaml"))
+    except OSError as error:
+        raise RunError(f"{folder} can't be read: {error.strerror or error}.") from error
+    if not roots:
+        raise RunError(
+            f"{folder} holds no run: give the --output-dir of a train, compare or demo, "
+            "which has a config.yaml, or directories with one."
+        )
+    return roots
+
+
+def read_record(root: Path) -> Record:
+    """A run, finished or not. Raises RunError where its configuration can't be read."""
+    config = stored_config(root)
+    notes: list[str] = []
+    history = [_json(path, notes) for path in sorted(root.glob("iteration-*/metrics.json"))]
+    return Record(
+        root,
+        config,
+        _json(root / "environment.json", notes),
+        tuple(sorted((m for m in history if isinstance(m.get("iteration"), int)), key=_iteration)),
+        _events(root),
+        tuple(notes),
+    )
+
+
+def _json(path: Path, notes: list[str]) -> dict[str, Any]:
+    """An object, {} where it is not there; damage is noted."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        notes.append(f"{path} can't be read, and is left out: {error}")
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _iteration(metrics: Mapping[str, Any]) -> int:
+    number: int = metrics["iteration"]
+    return number
+
+
+def _events(root: Path) -> tuple[dict[str, Any], ...]:
+    """What a run has done; that it was opened again is none of it."""
+    names = ("time", "event", "iteration")
+    events = [event for event in read_log(root) if event.get("event") != "session"]
+    return tuple({name: event.get(name) for name in names} for event in events)
+
+
+def _grouped(records: Sequence[Record]) -> tuple[Group, ...]:
+    """Baselines first, then in the order that they were given; runs of a group by seed."""
+    together: dict[str, list[Record]] = {}
+    for record in records:
+        own = {key: value for key, value in record.config.items() if key not in ("seed", "scheme")}
+        alike = json.dumps([record.scheme, own], sort_keys=True, default=str)
+        together.setdefault(alike, []).append(record)
+    groups = [sorted(runs, key=lambda run: run.seed) for runs in together.values()]
+    schemes = [runs[0].scheme for runs in groups]
+    made = [
+        Group(_label(runs[0], schemes.count(runs[0].scheme) == 1), tuple(runs), runs[0].is_baseline)
+        for runs in groups
+    ]
+    order = [*BASELINES]
+    return tuple(
+        sorted(made, key=lambda g: order.index(g.runs[0].scheme) if g.is_baseline else len(order))
+    )
+
+
+def _label(record: Record, alone: bool) -> str:
+    """The scheme, where it names one group; else the directory."""
+    known = BASELINES.get(record.scheme, record.scheme)
+    if alone and known:
+        return known
+    return name(record.root.resolve().name) + (f" ({known})" if known else "")
+
+
+def differing(records: Sequence[Record]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Settings that all runs share, and those that differ, each with its values in order of the runs."""
+    names = list(dict.fromkeys(key for record in records for key in record.config))
+    values = {key: [setting(record.config.get(key)) for record in records] for key in names}
+    same = {key: each[0] for key, each in values.items() if len({*each}) == 1}
+    return same, {key: each for key, each in values.items() if key not in same}

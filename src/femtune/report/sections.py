@@ -1,0 +1,277 @@
+"""What the page says of the whole: everyone in numbers, iteration by iteration, lengths, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from femtune.intervals import Estimate
+from femtune.report.contenders import (
+    KEPT,
+    LOSS,
+    MEASURES,
+    Contender,
+    Measure,
+    Point,
+    contenders,
+    course,
+    pooled,
+)
+from femtune.report.drawing import Axis
+from femtune.report.figures import lines, stacks
+from femtune.report.kept import Looked
+from femtune.report.parts import Figure, Key, Section, Table, capital, group_keys, series, with_interval
+from femtune.report.record import Found, Group, Record
+from femtune.report.tally import Tally
+from femtune.report.texts import count, name, percent, seconds
+
+ITERATION = Axis("iteration", "d")
+
+
+# --- everyone, in numbers
+
+
+def everyone(found: Found) -> Section | None:
+    """The last evaluation of each, where there are several to compare."""
+    known = contenders(found)
+    return Section("everyone", "In numbers", tables=[_table_of(known)]) if len(known) > 1 else None
+
+
+def _table_of(known: Sequence[Contender]) -> Table:
+    columns = [
+        measure
+        for measure in MEASURES
+        if any(each.estimate(measure.name) for each in known) and not _says_accuracy(known, measure.name)
+    ]
+    rows = [[each.label, *(with_interval(m, each.estimate(m.name)) for m in columns)] for each in known]
+    return Table("The last evaluation of each", ["", *(m.title for m in columns)], rows)
+
+
+def _says_accuracy(known: Sequence[Contender], measure: str) -> bool:
+    """Whether another share of right answers is the accuracy everywhere, as of single draws."""
+    if measure not in ("agreement", "majority_accuracy"):
+        return False
+    metrics = [each for contender in known for each in contender.evaluations]
+    return all(each.get(measure) in (None, each.get("accuracy")) for each in metrics)
+
+
+# --- iteration by iteration
+
+
+def learning(found: Found) -> Section:
+    """Every measure by iteration, with its interval."""
+    groups = found.schemes
+    figures, columns = [], []
+    for measure, part in [
+        *((each, "evaluation") for each in MEASURES),
+        (KEPT, "e_step"),
+        (LOSS, "m_step"),
+    ]:
+        courses = [course(group, measure.name, part) for group in groups]
+        if _says_accuracy(contenders(found), measure.name) or not any(courses):
+            continue
+        columns.append((measure, part))
+        values = {point.estimate.value for points in courses for point in points}
+        if any(len(points) > 1 for points in courses) and (measure.name, values) != ("answered", {1.0}):
+            figures.append(_panel(measure, groups, courses))
+    notes = [] if figures else ["There is one iteration so far: nothing to draw a line through."]
+    if not any(run.evaluations() for run in found.runs):
+        notes.append("Nothing was held out (--eval-data, --eval-share), so no accuracy is known.")
+    if any(len(group.runs) == 2 for group in groups):
+        notes.append("An interval of two seeds is too wide to be drawn: it is in the numbers.")
+    return Section(
+        "learning",
+        "Iteration by iteration",
+        [_bands(groups), *_ceiling(found)],
+        group_keys(found),
+        figures,
+        tables=[_history(groups, columns)] if columns else [],
+        notes=notes,
+    )
+
+
+def _panel(measure: Measure, groups: Sequence[Group], courses: Sequence[Sequence[Point]]) -> Figure:
+    own = [
+        series(number, [(point.iteration, _band(point)) for point in points])
+        for number, points in enumerate(courses)
+        if points
+    ]
+    ends = [
+        f"{group.label} {measure.text(points[-1].estimate.value or 0)}"
+        for group, points in zip(groups, courses, strict=True)
+        if points
+    ]
+    label = f"{measure.title} by iteration; at the end: {', '.join(ends)}."
+    axis = Axis("", ".0%" if measure.is_share else ".2~f")
+    better = "lower is better" if measure.low_is_good else ""
+    return Figure(capital(measure.title), lines(own, ITERATION, axis, label), better)
+
+
+def _bands(groups: Sequence[Group]) -> str:
+    seeds = max((len(group.runs) for group in groups), default=1)
+    kind = "over problems, by bootstrap" if seeds == 1 else "over seeds, by Student's t"
+    return (
+        f"Iteration 0 is the base. Bands are 95% intervals {kind}. What was kept and the loss are of "
+        "the E-step and M-step that lead to an iteration."
+    )
+
+
+def _band(point: Point) -> Estimate:
+    """An estimate as it is drawn: Student's interval of two seeds would fill the figure."""
+    return Estimate(point.estimate.value, None) if point.num_seeds == 2 else point.estimate
+
+
+def _ceiling(found: Found) -> list[str]:
+    for run in found.runs:
+        for metrics in run.evaluations().values():
+            if metrics.get("ceiling_accuracy") is not None:
+                own = pooled([metrics], "ceiling_accuracy")
+                return [
+                    f"The raters agree with each other in {with_interval(MEASURES[0], own)} of cases."
+                ]
+    return []
+
+
+def _history(groups: Sequence[Group], columns: Sequence[tuple[Measure, str]]) -> Table:
+    rows = []
+    for group in groups:
+        courses = [{p.iteration: p.estimate for p in course(group, m.name, part)} for m, part in columns]
+        for number in sorted({number for own in courses for number in own}):
+            cells = [
+                with_interval(m, own.get(number)) for (m, _), own in zip(columns, courses, strict=True)
+            ]
+            rows.append([f"{group.label}, {number}" if len(groups) > 1 else str(number), *cells])
+    head = ["scheme, iteration" if len(groups) > 1 else "iteration", *(m.title for m, _ in columns)]
+    return Table("Every measure by iteration, with 95% intervals in brackets", head, rows)
+
+
+# --- how long rationales are
+
+
+def lengths(found: Found, looked: Sequence[Looked]) -> Section | None:
+    """Tokens of kept and of refused draws; of each group's first run."""
+    alone = len(looked) == 1
+    figures = []
+    for kept, title in ((True, "Kept draws"), (False, "Refused draws")):
+        own, told = [], []
+        for each in looked:
+            points = [
+                (float(at), _length(tally, kept, alone))
+                for tallies in [*each.tallies.values()][:1]
+                for at, tally in tallies.items()
+                if tally.lengths[kept].sum()
+            ]
+            if points:
+                own.append(series(each.number, points))
+                told.append(f"{each.group.label} {', '.join(f'{e.value:.1f}' for _, e in points)}")
+        if own:
+            label = f"{title}: {'median' if alone else 'mean'} tokens by iteration: {'; '.join(told)}."
+            figures.append(Figure(title, lines(own, ITERATION, Axis("", "~r"), label)))
+    if not figures:
+        return None
+    what = "the median, and in the band the middle half" if alone else "their mean"
+    says = [f"Tokens of a completion, its answer and end included: {what}."]
+    keys, tables = group_keys(found), [_length_table(looked)]
+    return Section("lengths", "How long rationales are", says, keys, figures, tables=tables)
+
+
+def _length(tally: Tally, kept: bool, alone: bool) -> Estimate:
+    """Bands of several schemes would cover each other: they have means alone."""
+    if not alone:
+        return Estimate(tally.mean_length(kept), None)
+    low, middle, high = (tally.quantile(kept, share) for share in (0.25, 0.5, 0.75))
+    return Estimate(middle, (low or 0.0, high or 0.0))
+
+
+def _length_table(looked: Sequence[Looked]) -> Table:
+    rows = []
+    for each in looked:
+        for tallies in [*each.tallies.values()][:1]:
+            for at, tally in tallies.items():
+                for kept, word in ((True, "kept"), (False, "refused")):
+                    ends = [tally.quantile(kept, share) for share in (0.5, 0.25, 0.75)]
+                    if None not in ends:
+                        middle, low, high = (f"{end:,.0f}" for end in ends)
+                        mean = f"{tally.mean_length(kept):,.1f}"
+                        rows.append(
+                            [f"{each.group.label}, {at}", word, mean, middle, f"{low} to {high}"]
+                        )
+    return Table(
+        "Tokens of a draw", ["scheme, iteration", "draws", "mean", "median", "middle half"], rows
+    )
+
+
+# --- what it cost
+
+
+def cost(found: Found) -> Section | None:
+    """Tokens and seconds by phase, and accuracy by tokens drawn."""
+    rows, bars = [], []
+    for group in found.groups:
+        spent = [_spent(run) for run in group.runs]
+        mean = {key: sum(each[key] for each in spent) / len(spent) for key in spent[0]}
+        whole = mean["drawing"] + mean["training"] + mean["measuring"]
+        rows.append(
+            [
+                group.label,
+                count(mean["drawn"]),
+                count(mean["trained"]),
+                *(seconds(mean[key]) for key in ("drawing", "training", "measuring")),
+                seconds(whole),
+            ]
+        )
+        bars += [
+            (group.label, key, f"var(--{key})", mean[key])
+            for key in ("drawing", "training", "measuring")
+        ]
+    if not any(bar[3] for bar in bars):
+        return None
+    told = ", ".join(f"{row[0]} {row[-1]}" for row in rows)
+    keys = [
+        Key("drawing", "■", "E-steps"),
+        Key("training", "■", "M-steps"),
+        Key("measuring", "■", "evaluations"),
+    ]
+    named = [(name(label), part, colour, size) for label, part, colour, size in bars]
+    picture = stacks(named, f"Seconds by phase: {told}.", Axis("seconds", ",d"), across=True)
+    figures = [Figure("Seconds by phase", picture, keys=keys)]
+    race = _race(found)
+    if race:
+        figures.append(race)
+    head = ["", "tokens drawn", "tokens trained on", "E-steps", "M-steps", "evaluations", "together"]
+    seeds = " (means over seeds)" if any(len(g.runs) > 1 for g in found.groups) else ""
+    table = Table(f"Tokens and seconds of a run{seeds}", head, rows)
+    return Section("cost", "What it cost", figures=figures, tables=[table])
+
+
+def _spent(run: Record) -> dict[str, float]:
+    e_steps, m_steps = [*run.e_steps().values()], [*run.m_steps().values()]
+    return {
+        "drawn": sum(step.get("generated_tokens", 0) for step in e_steps),
+        "trained": sum(step.get("trained_tokens", 0) for step in m_steps),
+        "drawing": sum(step.get("total_s", 0.0) for step in e_steps),
+        "training": sum(step.get("seconds", 0.0) for step in m_steps),
+        "measuring": sum(metrics.get("total_s", 0.0) for metrics in run.evaluations().values()),
+    }
+
+
+def _race(found: Found) -> Figure | None:
+    """Accuracy by the tokens that were drawn until then."""
+    own, told = [], []
+    for number, group in enumerate(found.schemes):
+        tokens = {
+            p.iteration: p.estimate.value or 0.0 for p in course(group, "generated_tokens", "e_step")
+        }
+        points = [
+            (sum(n for at, n in tokens.items() if at <= p.iteration), Estimate(p.estimate.value, None))
+            for p in course(group, "accuracy")
+        ]
+        if len(points) > 1:
+            own.append(series(number, points))
+            told.append(
+                f"{group.label} {percent(points[-1][1].value or 0)} after {count(points[-1][0])}"
+            )
+    if not own:
+        return None
+    label = f"Accuracy by tokens drawn in E-steps: {'; '.join(told)}."
+    picture = lines(own, Axis("tokens drawn", ",d"), Axis("", ".0%"), label)
+    return Figure("Accuracy by tokens drawn", picture, keys=group_keys(found))

@@ -1,0 +1,67 @@
+"""Whatever others wrote gives a result or a femtune error: a few inputs of each target of `fuzzing`.
+
+The inputs hang on their numbers alone, so that it gives the same everywhere. `bench/fuzz.py` has more.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from femtune.errors import DataError
+
+from .fuzzing import TARGETS, Target, made, outcome
+
+CI_SHARE = 0.04  # of those that the bench gives to a target, and 40 or more
+PATIENCE_S = 30.0  # of processor time: several times the bench's, as CI's machines are slow
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
+def test_it_gives_a_result_or_a_femtune_error(target: Target, tmp_path: Path) -> None:
+    kinds = set()
+    for number in range(max(40, round(target.share * CI_SHARE))):
+        value = made(target, seed=0, number=number)
+        found = outcome(target, value, tmp_path, PATIENCE_S)
+        assert found.kind != "fault", f"{target.name} {number}: {value!r:.2000}\n{found.said}"
+        kinds.add(found.kind)
+    assert "result" in kinds  # else it is refused at the door, and nothing behind it is read
+
+
+def test_an_input_is_the_same_again() -> None:
+    for target in TARGETS.values():
+        assert made(target, 1, 2) == made(target, 1, 2)
+    assert made(TARGETS["answer"], 1, 2) != made(TARGETS["answer"], 1, 3)
+
+
+def spin(value: str, folder: Path) -> None:
+    while True:
+        try:
+            signal.pause() if value == "wait" else len(value)
+        except Exception:  # what reads may have its own
+            continue
+
+
+def raise_(error: BaseException) -> None:
+    raise error
+
+
+def test_what_is_a_fault() -> None:
+    """An exception that is none of ours, one that ends the program, a warning, a hang, no message."""
+
+    def found(read: object, value: str = "") -> tuple[str, str]:
+        target = Target("x", lambda rng: "", read, 1)  # type: ignore[arg-type]
+        said = outcome(target, value, Path(), limit_s=0.2)
+        return said.kind, said.said.strip().splitlines()[-1] if said.said.strip() else ""
+
+    assert found(lambda value, folder: None) == ("result", "")
+    assert found(lambda value, folder: raise_(DataError("row 3: mend it."))) == (
+        "refused",
+        "row 3: mend it.",
+    )
+    assert found(lambda value, folder: raise_(DataError(" "))) == ("fault", "")
+    assert found(lambda value, folder: raise_(KeyError("x"))) == ("fault", "KeyError: 'x'")
+    assert found(lambda value, folder: raise_(SystemExit(2))) == ("fault", "SystemExit: 2")
+    assert found(lambda value, folder: compile("1 is 1", "x", "eval"))[0] == "fault"
+    assert found(spin) == ("fault", "tests.fuzzing.Hung: took over 0.2 s")
