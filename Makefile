@@ -10,7 +10,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 VLLM_TESTS := $(wildcard tests/test_vllm_engine.py tests/test_openai_vllm.py)
 
-.PHONY: demo test test-vllm install-vllm check install clean
+.PHONY: demo docs test test-vllm install-vllm check install clean
 
 demo: $(VENV)/.installed ## the paper's comparison, offline, in minutes
 	$(BIN)/femtune demo
@@ -20,6 +20,9 @@ test: $(VENV)/.installed-dev ## all tests, a file at a time on each core
 
 test-vllm: $(VLLM_VENV)/.installed ## the tests that run vLLM, on a CPU: ten minutes
 	$(VLLM_BIN)/python -m pytest $(VLLM_TESTS)
+
+docs: $(VENV)/.installed-docs ## the documentation as a site, in build/site: open index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 check: $(VENV)/.installed-dev ## lint and types
 	$(BIN)/ruff check .
@@ -32,11 +35,15 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable .
+	$(PIP) --editable ".[view]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable ".[docs]"
 	@touch $@
 
 install-vllm: $(VLLM_VENV)/.installed

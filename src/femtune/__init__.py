@@ -7,6 +7,7 @@ The files, in the order of the data; each imports only from those above it:
 
     types       the nouns: problem, request, completion, score, draw, example
     errors      the error tree                    words      what messages share
+    formats     JSON, YAML and Parquet as others wrote them   markdown   text that can't break it
     keys        none in settings or messages      trust      what of a model's folder is read
     files       whole or not there                stopping   Ctrl-C once, and twice
     headers     of safetensors                    manifest   checksums of a run's files
@@ -30,14 +31,18 @@ The files, in the order of the data; each imports only from those above it:
     calibration what a share of votes is worth
     evaluate    what is measured                  bias       what was kept, by group, and balance
     loop        E, M, evaluate, K times           pool       E-steps on many workers
+    trackers    one experiment a run
     config      settings                          prepare, asker   what they are made into
+    cards       of models and rationales
     costs/      what a run will take
     predictions answers to new items, by vote     commands   each verb as a function
+    push        to the Hub
     stored      a run, read back                  refilter   what another filter keeps
     checkup     what is damaged                   replay     a stored draw, drawn again
     probes      what a judge is biased by
     regression, baselines   what schemes are held against
-    progress    how a run is shown                compare, watch, doctor, demo, cli
+    progress    how a run is shown                report/    what a run learnt, on one page
+    view/       a local page over stored draws    compare, watch, doctor, demo, cli
 """
 
 from femtune.commands import Result, train

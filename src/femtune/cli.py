@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
@@ -71,6 +71,7 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
     for panel in changes(histories):
         console.print(panel)
     _write_report(output_dir, show)
+    _tell("read all draws", f"femtune view {output_dir}")
     _tell("everything is in", output_dir)
     _tell("the data", output_dir / "data")
     asked = "--task judge --raters named --scale 1,5"
@@ -503,6 +504,37 @@ def world(
     scale = f" --scale {made.options.scale}" if made.options.scale else ""
     raters = " --raters named" if made.options.raters == "named" else ""
     _tell("read it with", f"--task {made.task}{raters}{scale}")
+
+
+@app.command
+def push(
+    run: Path,
+    repo: str,
+    *,
+    what: Literal["model", "data"] = "model",
+    which: Literal["best", "last"] = "last",
+    draws: bool = False,
+    private: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Send a run's model, or its rationales, with their card to the Hugging Face Hub.
+
+    RUN is the folder of a train, or for --what data of a sample; REPO is owner/name. What is sent is
+    shown first; --dry-run ends there. --draws sends all draws with the data, kept or not; --private
+    makes a new repository private. The token is that of `hf auth login` or of HF_TOKEN.
+    """
+    from femtune import push as hub
+
+    if not dry_run:
+        hub.check_ready()
+    parcel = hub.pack(run, repo, what, which, draws=draws)
+    sizes = parcel.sizes()
+    rows = [[name, f"{size:,}"] for name, size in [*sizes.items(), ("all", sum(sizes.values()))]]
+    console.print(plain_table(["file", "bytes"], rows))
+    if parcel.note:
+        console.print(literal(parcel.note), soft_wrap=True)
+    if not dry_run:
+        _tell("sent to", hub.send(parcel, private=private))
 
 
 @app.command

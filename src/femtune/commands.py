@@ -26,6 +26,7 @@ from femtune.calibration import (
     fit_calibration,
     save_calibration,
 )
+from femtune.cards import write_data_card, write_model_card
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
 from femtune.costs.disk import at_most, check_disk
 from femtune.errors import ConfigError, ModelError
@@ -47,9 +48,11 @@ from femtune.prepare import (
 )
 from femtune.problems import save_problems
 from femtune.progress import Quiet
+from femtune.retention import best_of
 from femtune.run import Run, by_problem, check_run, open_run, read_draws
 from femtune.tasks.frames import scale_of
 from femtune.tasks.load import TaskData, trained_on
+from femtune.trackers import check_trackers, tracking
 from femtune.training import Training
 from femtune.types import Problem, Sampling, Scheme
 
@@ -114,6 +117,7 @@ def run_train(
             "a server can't be given new full weights while it runs: train through it with --use-peft "
             "(LoRA adapters), or take --engine vllm."
         )
+    check_trackers(settings.training.trackers)
     draws = sampling(settings)
     plan(replace(settings, soft_accept=None), scheme)  # what needs no data is refused at once
     asked = read_questions(data, settings, reward)
@@ -123,7 +127,10 @@ def run_train(
     asker = make_asker(model, asked, problems, test)
     num_stored = len(list(place.glob("iteration-*/model")))
     check_disk(place, at_most(steps, asker.base, len(problems), len(test), draws, num_stored))
-    with open_run(place, config, CHANGEABLE) as run:
+    with (
+        open_run(place, config, CHANGEABLE) as run,
+        tracking(settings.training.trackers, run.root, config, progress) as progress,
+    ):
         store_problems(run, problems, test)
         with asker.setup(draws, probed=problems) as setup:
             if not getattr(getattr(setup.engine, "abilities", None), "adapters", True):
@@ -132,6 +139,8 @@ def run_train(
                     "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
                 )
             history = fem(run, asker.base, problems, test, steps, setup, asker.tokenizer, progress)
+        for iteration in {best_of(history), steps.iterations}:
+            write_model_card(run.root, iteration)
     return Result(run.root, run.root / "last", history)
 
 
@@ -156,6 +165,7 @@ def sample(
             steps = Steps(run, asker.base, problems, [], what, setup, asker.tokenizer, progress)
             metrics = steps.expect(1)
         run.write_json(run.iteration(1) / "metrics.json", {"iteration": 1, "e_step": metrics})
+        write_data_card(run.root, 1)
     return run.iteration(1), metrics
 
 
@@ -169,15 +179,34 @@ def fit(
 ) -> dict[str, Any]:
     """The M-step alone: trains on a file of examples and makes `output_dir` a model's folder.
 
-    Raises RunError where that exists already: a checkpoint is never overwritten.
+    What trackers write lies beside it, in a folder of its name and ".trackers". Raises RunError where
+    `output_dir` exists already: a checkpoint is never overwritten.
     """
     check_new(output_dir)
+    check_trackers(training.trackers)
     from femtune.mstep import m_step  # torch is slow to import
 
     no_foreign_bars()
     base = local_model(model)
     tokenizer = load_tokenizer(base)
-    return asdict(m_step(examples, base, output_dir, training, tokenizer, seed=seed, on_step=on_step))
+    is_first = os.environ.get("RANK", "0") == "0"  # of a job's processes
+    beside = output_dir.with_name(f"{output_dir.name}.trackers")
+    config = {"examples": str(examples), "model": model, "seed": seed, **asdict(training)}
+    with tracking(training.trackers if is_first else (), beside, config, _Steps(on_step)) as told:
+        done = m_step(examples, base, output_dir, training, tokenizer, seed=seed, on_step=told.step)
+        metrics = asdict(done)
+        told.measured(1, {"iteration": 1, "m_step": metrics})
+    return metrics
+
+
+@dataclass(frozen=True)
+class _Steps(Quiet):
+    """Progress of which only the steps are told."""
+
+    on_step: Callable[[int, int, float], None]
+
+    def step(self, step: int, steps: int, loss: float) -> None:
+        self.on_step(step, steps, loss)
 
 
 def evaluate(

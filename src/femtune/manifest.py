@@ -66,10 +66,13 @@ def record_removed(root: Path, path: Path) -> None:
 
 
 def files_of(path: Path) -> Iterator[Path]:
-    """A file, or all in a folder; without what is not finished: journals, and names with a dot first."""
+    """A file, or all in a folder; without what is not finished: journals, and names with a dot first.
+
+    And without cards, README.md: their owner may write into them.
+    """
     if path.is_dir():
         for inside in sorted(path.iterdir()):
-            if not inside.name.startswith(".") and not inside.name.endswith(".open.jsonl"):
+            if inside.name[0] != "." and not inside.name.endswith((".open.jsonl", "README.md")):
                 yield from files_of(inside)
     elif path.is_file():
         yield path

@@ -1,6 +1,6 @@
 """transformers' Trainer as the M-step uses it: micro-batches as planned, and the weighted loss.
 
-It brings devices, precisions, schedules, trackers and several processes (DDP, FSDP2, and what a user's
+It brings devices, precisions, schedules and several processes (DDP, FSDP2, and what a user's
 own `accelerate config` sets up). Ours are the batches, the loss, and that a loss which is no number
 stops all processes at once.
 """
@@ -301,7 +301,7 @@ def training_arguments(
         use_cpu=not gpu,
         ddp_backend="gloo" if several and not gpu else None,
         seed=seed % 2**32,
-        report_to=list(training.report_to),
+        report_to=[],  # trackers.py tells them of the run as a whole
         save_strategy="no",
         logging_steps=1,
         logging_nan_inf_filter=False,  # it waits for the GPU at each micro-batch; we look once a step

@@ -11,6 +11,7 @@ from typing import Any
 from femtune.errors import ConfigError
 from femtune.words import near
 
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 # transformers' schedules that need no settings of their own; its enum is slow to import
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt")
 
@@ -56,7 +57,7 @@ class Training:
     lora_target_modules: str = "all-linear"
     """Modules that get an adapter, as PEFT takes them."""
     report_to: tuple[str, ...] = ()
-    """Trackers: tensorboard, wandb, mlflow, trackio."""
+    """Trackers, told of the run and of some completions: tensorboard, wandb, mlflow, trackio."""
     use_cpu: bool = False
     """Train on the CPU though there is a GPU."""
     fsdp: bool = False
@@ -70,11 +71,19 @@ class Training:
             raise ConfigError(f"num_train_epochs must be above 0, got {self.num_train_epochs}.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate must be above 0, got {self.learning_rate}.")
-
+        for name in self.trackers:
+            if name not in TRACKERS:
+                known = f"choose from {', '.join(TRACKERS)}, by name."
+                raise ConfigError(f"report_to {name!r}:{near(name, TRACKERS)} {known}")
         if self.lr_scheduler_type not in SCHEDULES:
             known = f"choose one of {', '.join(SCHEDULES)}."
             guess = near(self.lr_scheduler_type, SCHEDULES)
             raise ConfigError(f"lr_scheduler_type {self.lr_scheduler_type!r}:{guess} {known}")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Those of `report_to`, in which "none" stands for none, as elsewhere."""
+        return tuple(name for name in dict.fromkeys(self.report_to) if name != "none")
 
     @property
     def rate(self) -> float:

@@ -1,0 +1,353 @@
+"""Cards of what a run made: README.md beside a model, and beside a data set of rationales.
+
+    write_model_card(root, 3)    iteration-003/model/README.md
+    write_data_card(root, 1)     iteration-001/README.md, of examples.parquet and draws/
+
+A card says what the run's own files say and nothing else: config.yaml, environment.json,
+problems.parquet, metrics.json. Each is of its iteration alone, so that what comes later changes nothing
+in it. One that is there already is left as it is: its owner may have written into it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from femtune import markdown
+from femtune.answers import Scale
+from femtune.examples import EXAMPLES
+from femtune.files import replacing
+from femtune.prepare import MODELS, load_tokenizer, read_value
+from femtune.problems import load_problems
+from femtune.prompts import as_messages
+from femtune.tasks.frames import frame, scale_of
+from femtune.tasks.hub import is_hub_id
+from femtune.tasks.judge import JUDGE, Wording, write_pair, write_rating
+from femtune.tasks.summarize import SUMMARIZE
+from femtune.types import Problem
+
+# where the examples of use load from; `femtune push` puts the repository's name there
+HERE = 'name = "."  # this folder; on the Hub, the name of the repository'
+BESIDE = 'name = "{}"  # this folder, from the one it is in; on the Hub, the name of the repository'
+
+# what a card shows of an evaluation: its title, and whether more is better
+MEASURES = {
+    "accuracy": ("accuracy", True),
+    "majority_accuracy": ("accuracy of the vote", True),
+    "agreement": ("agreement with the human choice", True),
+    "within_one": ("within one", True),
+    "spearman": ("Spearman", True),
+    "pearson": ("Pearson", True),
+    "kendall": ("Kendall's tau-b", True),
+    "kappa": ("quadratic kappa", True),
+    "mae": ("MAE", False),
+    "rmse": ("RMSE", False),
+    "ece": ("ECE", False),
+    "brier": ("Brier", False),
+    "position_consistency": ("same choice in both orders", True),
+    "sound_steps": ("sound steps", True),
+    "sound_rationales": ("rationales sound throughout", True),
+    "answered": ("gave an answer", True),
+}
+GOALS = {
+    "rating": "the ratings that people gave",
+    "pair": "the choices that people made between two texts",
+    "choice": "the right one of several choices",
+    "math": "the right number or expression",
+}
+COLUMNS = {
+    "problem_id": "names the problem",
+    "stage": "of the scheme, from 0",
+    "index": "attempt within the stage, from 0",
+    "weight": "what the example counts for in a weighted loss",
+    "reward": "of its answer, 0 to 1",
+    "prompt": "messages: the problem under the plain prompt, never with a hint",
+    "completion": "one message: the rationale, then the answer",
+    "prompt_tokens": "as the model is fed",
+    "completion_tokens": "as they were sampled, end token included",
+}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a run's files say of one of its iterations."""
+
+    config: Mapping[str, Any]
+    packages: Mapping[str, str]
+    problems: Sequence[Problem]
+    base: Mapping[str, Any]  # metrics of iteration 0; empty in a run without
+    history: Sequence[Mapping[str, Any]]  # metrics of the iterations 1 to this one
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        return self.history[-1]
+
+
+def read_told(root: Path, iteration: int) -> Told:
+    """What the run in `root` says of an iteration that is done."""
+
+    def metrics(number: int) -> dict[str, Any]:
+        path = root / f"iteration-{number:03}" / "metrics.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    return Told(
+        yaml.safe_load((root / "config.yaml").read_text()),
+        json.loads((root / "environment.json").read_text())["packages"],
+        load_problems(root / "problems.parquet"),
+        metrics(0),
+        [metrics(number) for number in range(1, iteration + 1)],
+    )
+
+
+def write_model_card(root: Path, iteration: int) -> Path:
+    """README.md of an iteration's model, unless it has a card of ours; gives its path.
+
+    The one that PEFT leaves beside an adapter is replaced: it names nothing but paths.
+    """
+    path = root / f"iteration-{iteration:03}" / "model" / "README.md"
+    if not _is_ours(path, ModelCard):
+        _save(path, str(model_card(read_told(root, iteration), path.parent)))
+    return path
+
+
+def write_data_card(root: Path, iteration: int) -> Path:
+    """README.md of an iteration's examples and draws, unless there is one; gives its path."""
+    path = root / f"iteration-{iteration:03}" / "README.md"
+    if not path.exists():
+        _save(path, str(data_card(read_told(root, iteration), path.parent)))
+    return path
+
+
+def _is_ours(path: Path, kind: type[ModelCard]) -> bool:
+    return path.exists() and "femtune" in (kind.load(path, ignore_metadata_errors=True).data.tags or ())
+
+
+def _save(path: Path, card: str) -> None:
+    with replacing(path) as part:
+        part.write_text(card, encoding="utf-8")
+
+
+# --- of a model
+
+
+def model_card(told: Told, folder: Path) -> ModelCard:
+    """The card of the model in `folder`, as the Hub wants it."""
+    config = told.config
+    adapter = json.loads(found.read_text()) if (found := folder / "adapter_config.json").exists() else {}
+    base, data = hub_model(config["model"]), config["data"]
+    head = ModelCardData(
+        base_model=base,
+        datasets=[data] if is_hub_id(data) else None,
+        library_name="peft" if adapter else "transformers",
+        model_name=f"{shown_name(config['model'])} on {shown_name(data)}",
+        pipeline_tag="text-generation",
+        tags=["femtune", "reasoning", "expectation-maximization", *(["lora"] if adapter else [])],
+        eval_results=_results(told) or None,
+    )
+    template = _templates().get_template("model.md.j2")
+    body = template.render(_about(told) | _use(told, folder) | {"lora": adapter, "base_id": base})
+    return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{body}")
+
+
+def _results(told: Told) -> list[EvalResult]:
+    """The evaluation's numbers for the Hub's index, as metrics.json has them."""
+    evaluation = told.metrics.get("evaluation", {})
+    data = held_out_data(told.config)
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=data if is_hub_id(data) else "local",
+            dataset_name=shown_name(data),
+            dataset_split=told.config["eval_split"],
+            metric_type=name,
+            metric_name=f"{MEASURES[name][0]}, of {evaluation['num_problems']} held-out problems",
+            metric_value=evaluation[name],
+        )
+        for name in MEASURES
+        if isinstance(evaluation.get(name), float)
+    ]
+
+
+def _about(told: Told) -> dict[str, Any]:
+    """What both cards say: the data, the settings, the E-steps."""
+    config, first = told.config, told.problems[0]
+    known = frame(first)
+    return {
+        "config": config,
+        "packages": told.packages,
+        "base": shown_name(config["model"]),
+        "data": shown_name(config["data"]),
+        "held_out": shown_name(held_out_data(config)),
+        "goal": GOALS[known.form] if known else "the correct answers",
+        "is_judge": known is not None and known.form in ("rating", "pair"),
+        "num_problems": len(told.problems),
+        "iterations": len(told.history),
+        "e_step": told.metrics["e_step"],
+        "num_draws": sum(each["e_step"]["num_draws"] for each in told.history),
+        "num_tokens": sum(each["e_step"]["generated_tokens"] for each in told.history),
+        "evaluation": told.metrics.get("evaluation"),
+        "measures": compared(told),
+        "is_world": "sound_steps" in told.metrics["e_step"],
+        "by_answer": told.metrics["e_step"].get("kept_by", {}).get("answer", {}),
+    }
+
+
+def compared(told: Told) -> list[dict[str, Any]]:
+    """Each measure of the base and of this model, and whether their intervals tell them apart.
+
+    `verdict` is "better", "worse", "overlap", or "" where there are no two intervals.
+    """
+    before, after = told.base.get("evaluation", {}), told.metrics.get("evaluation", {})
+    rows = []
+    for name, (title, more) in MEASURES.items():
+        if not isinstance(after.get(name), float):
+            continue
+        old, new = before.get(f"{name}_ci"), after.get(f"{name}_ci")
+        verdict = ""
+        if old and new:
+            apart = new[0] > old[1] or new[1] < old[0]
+            verdict = ("better" if (new[0] > old[1]) == more else "worse") if apart else "overlap"
+        rows.append(
+            {
+                "title": title,
+                "before": _number(before.get(name), old),
+                "after": _number(after[name], new),
+                "verdict": verdict,
+            }
+        )
+    return rows
+
+
+def _number(value: Any, interval: Sequence[float] | None) -> str:
+    if not isinstance(value, float):
+        return ""
+    return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def _use(told: Told, folder: Path) -> dict[str, Any]:
+    """What the examples of use need."""
+    tokenizer = load_tokenizer(folder)
+    ends = json.loads(path.read_text()) if (path := folder / "generation_config.json").exists() else {}
+    eos = ends.get("eos_token_id")
+    end = tokenizer.end_token_id
+    return {
+        "here": HERE,
+        "question": example_question(told.problems[0], told.config),
+        "roles": [message["role"] for message in as_messages(told.problems[0].prompt)],
+        "has_template": bool(tokenizer.tokenizer.chat_template),
+        "template_args": {
+            name: read_value(value)
+            for name, _, value in (item.partition("=") for item in told.config["template_args"])
+        },
+        "end": None if end in (eos if isinstance(eos, list) else [eos]) else end,
+    }
+
+
+def example_question(problem: Problem, config: Mapping[str, Any]) -> str:
+    """A question in the form of the run's problems, of made-up words: none of the data's own.
+
+    Of the data it tells what the columns are called, and the attribute that is asked for.
+    """
+    known = frame(problem)
+    wording = SUMMARIZE if config["task"] == "summarize" else JUDGE
+    if known is None or known.form == "math":
+        return "What is 17 + 25?" if known else "Your question, as the data has them."
+    if known.form == "choice":
+        lines = [f"{label}. the choice {label}" for label in known.scale]
+        return "\n".join(["Your question?", "", *lines])
+    row = _made_up(problem, wording)
+    rater = "NAME" if config["raters"] == "named" else ""
+    scale = scale_of(problem) or Scale(known.scale)
+    if known.form == "rating":
+        return write_rating(row, scale, wording, rater)
+    return write_pair(row, wording, rater, tie="tie" in known.scale)
+
+
+def _made_up(problem: Problem, wording: Wording) -> dict[str, str]:
+    thing, text = wording.thing, str(problem.prompt)
+    given = {column: f"The {head.lower()}." for head, column in wording.given if f"{head}:\n" in text}
+    texts = {name: f"The {name}." for name in ("criterion", "reference") if name in problem.columns}
+    judged = {f"{thing}{side}": f"The {thing}{side.replace('_', ' ')}." for side in ("", "_a", "_b")}
+    return given | texts | judged | {"attribute": str(problem.columns.get("attribute") or "")}
+
+
+# --- of rationales
+
+
+def data_card(told: Told, folder: Path) -> DatasetCard:
+    """The card of the examples in an iteration's folder, with its draws as a second configuration."""
+    num = pq.read_metadata(folder / "examples.parquet").num_rows
+    files = {"examples": "examples.parquet", "draws": "draws/*.parquet"}
+    head = DatasetCardData(
+        pretty_name=f"Rationales for {shown_name(told.config['data'])}",
+        size_categories=next(name for most, name in _SIZES if num < most),
+        source_datasets=[data] if is_hub_id(data := told.config["data"]) else None,
+        task_categories=["text-generation"],
+        annotations_creators=["machine-generated"],
+        tags=["femtune", "reasoning", "rationales", "synthetic"],
+        configs=[
+            {"config_name": name, "data_files": [{"split": "train", "path": place}]}
+            | ({"default": True} if name == "examples" else {})
+            for name, place in files.items()
+        ],
+    )
+    columns = {name: COLUMNS[name] for name in EXAMPLES.names}
+    about = _about(told) | {"here": BESIDE.format(folder.name), "columns": columns, "num": num}
+    body = _templates().get_template("data.md.j2").render(about)
+    return DatasetCard(f"---\n{head.to_yaml()}\n---\n\n{body}")
+
+
+_SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (float("inf"), "n>10M"),
+)
+
+
+# --- names
+
+
+def shown_name(name: str) -> str:
+    """A name to show, on one line: of a path the last part, as the rest is the user's own affair.
+
+    >>> shown_name("/home/me/secret/train.jsonl"), shown_name("Qwen/Qwen3-1.7B")
+    ('train.jsonl', 'Qwen/Qwen3-1.7B')
+    """
+    return name if is_hub_id(name) else markdown.on_a_line(Path(name).name or name)
+
+
+def hub_model(name: str) -> str | None:
+    """The id of a model on the Hub, or None for a folder and for what comes with the package."""
+    is_local = name in MODELS or Path(name).expanduser().is_dir()
+    return None if is_local or not (is_hub_id(name) or re.fullmatch(r"[\w.-]+", name)) else name
+
+
+def held_out_data(config: Mapping[str, Any]) -> str:
+    """The data that a run was evaluated on, as the user named it."""
+    return str(config.get("eval_data") or config["data"])
+
+
+def _templates() -> Environment:
+    made = Environment(
+        loader=PackageLoader("femtune", "assets/cards"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown: by the filters below
+    )
+    filters = {"text": markdown.text, "code": markdown.code, "literal": markdown.literal}
+    made.filters |= filters
+    return made

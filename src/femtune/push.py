@@ -1,0 +1,167 @@
+"""A run's model or rationales, sent to the Hugging Face Hub with their card.
+
+    pack("runs/judge", "me/judge", "model")     what would be sent, and how much
+    send(parcel, private=True)                  sends it; gives its address
+
+Of a model's folder all goes but the weight probe, which holds problems. Of the data the examples go, and
+the draws where they are asked for. What would name a place on this machine is changed on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from huggingface_hub import DatasetCard, HfApi, constants, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+
+from femtune.cards import hub_model, write_data_card, write_model_card
+from femtune.errors import ConfigError, FemtuneError, RunError
+
+What = Literal["model", "data"]
+Which = Literal["best", "last"]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What goes to a repository of the Hub."""
+
+    repo: str  # owner/name
+    kind: Literal["model", "dataset"]
+    files: Mapping[str, Path]  # by their names there
+    changed: Mapping[str, str]  # those whose text is another than here
+    message: str
+    note: str = ""  # what its owner should know
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file, by its name there."""
+        here = {name: path.stat().st_size for name, path in self.files.items()}
+        return here | {name: len(text.encode()) for name, text in self.changed.items()}
+
+
+def pack(root: Path, repo: str, what: What, which: Which = "last", *, draws: bool = False) -> Parcel:
+    """What the run in `root` would send. Writes a card where there is none, and nothing else.
+
+    Raises RunError where there is no such thing in the run, ConfigError for a name that is none.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ConfigError(f"{repo!r} is no repository's name: give owner/name. ({error})") from error
+    if "/" not in repo:
+        raise ConfigError(f"{repo!r} has no owner: give owner/name.")
+    if draws and what == "model":
+        raise ConfigError("draws go with --what data.")
+    iteration = _iteration(root, which, what)
+    if what == "model":
+        return _model(root, repo, iteration)
+    return _data(root, repo, iteration, draws)
+
+
+def _iteration(root: Path, which: Which, what: What) -> int:
+    """The iteration that `best` or `last` points to; of a run of `sample`, the only one."""
+    if not (root / "config.yaml").exists():
+        raise RunError(f"{root} is no run: it has no config.yaml.")
+    link = root / which
+    if link.is_symlink():
+        return int(os.readlink(link).split("/")[0].removeprefix("iteration-"))
+    if what == "data" and (root / "iteration-001" / "metrics.json").exists():
+        return 1
+    raise RunError(f"{root} has no model `{which}`: its run is not done, or was none of `train`.")
+
+
+def _model(root: Path, repo: str, iteration: int) -> Parcel:
+    card = write_model_card(root, iteration)
+    left = {"weight_probe.json"}
+    files = {path.name: path for path in sorted(card.parent.iterdir()) if path.is_file()}
+    files = {name: path for name, path in files.items() if name not in left and name[0] != "."}
+    changed = {"README.md": _named(card.read_text(encoding="utf-8"), repo)}
+    note = ""
+    if "adapter_config.json" in files:
+        adapter = json.loads(files["adapter_config.json"].read_text())
+        model = yaml.safe_load((root / "config.yaml").read_text())["model"]
+        # PEFT writes where the base lies on this machine
+        adapter["base_model_name_or_path"] = base = hub_model(model) or Path(model).name
+        if hub_model(model) is None:
+            note = f"The adapter's base, {base}, is no model of the Hub: others can't load it by name."
+        changed["adapter_config.json"] = json.dumps(adapter, indent=2) + "\n"
+    return Parcel(repo, "model", files, changed, f"Model after iteration {iteration}, by femtune", note)
+
+
+def _data(root: Path, repo: str, iteration: int, draws: bool) -> Parcel:
+    card = write_data_card(root, iteration)
+    folder = card.parent
+    files = {"README.md": card, "examples.parquet": folder / "examples.parquet"}
+    if draws:
+        files |= {f"draws/{path.name}": path for path in sorted((folder / "draws").glob("*.parquet"))}
+    made = DatasetCard(card.read_text(encoding="utf-8"))
+    if not draws and made.data.get("configs"):  # the Hub's viewer fails on files that are not there
+        made.data["configs"] = [c for c in made.data["configs"] if c.get("config_name") != "draws"]
+    changed = {"README.md": _named(str(made), repo)}
+    note = "Examples hold the problems' prompts" + (
+        ", and draws all that was written." if draws else "."
+    )
+    message = f"Rationales of iteration {iteration}, by femtune"
+    return Parcel(repo, "dataset", files, changed, message, note)
+
+
+def _named(card: str, repo: str) -> str:
+    """A card whose examples of use load from the repository."""
+    return re.sub(r'^name = ".*"  # this folder.*$', lambda _: f'name = "{repo}"', card, flags=re.M)
+
+
+def check_ready() -> None:
+    """Raise ConfigError where nothing can be sent from here, before anything is read or asked."""
+    if constants.HF_HUB_OFFLINE:
+        raise ConfigError("HF_HUB_OFFLINE is set: unset it to push.")
+    if not get_token():
+        raise ConfigError("you are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN.")
+
+
+def send(parcel: Parcel, *, private: bool = False, api: Any = None) -> str:
+    """Make the repository where there is none, and send the parcel in one commit; gives its address.
+
+    `api` is an HfApi. Raises ConfigError where `private` is asked for and the repository is public,
+    FemtuneError where the Hub refuses or can't be reached.
+    """
+    check_ready()
+    api = api or HfApi(library_name="femtune")
+    try:
+        # None is the Hub's own default, of an organisation perhaps private
+        made = api.create_repo(
+            parcel.repo, repo_type=parcel.kind, private=private or None, exist_ok=True
+        )
+        if private and not api.repo_info(made.repo_id, repo_type=parcel.kind).private:
+            raise ConfigError(f"{made.repo_id} is there already and public: make it private first.")
+        with tempfile.TemporaryDirectory() as folder:
+            _lay_out(parcel, Path(folder))
+            api.upload_folder(
+                repo_id=made.repo_id,
+                repo_type=parcel.kind,
+                folder_path=folder,
+                commit_message=parcel.message,
+            )
+    except FemtuneError:
+        raise
+    except Exception as error:  # the Hub's client raises its own, its transport's, and OSErrors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FemtuneError(f"{parcel.repo} could not be pushed: {reason}") from error
+    return str(made)
+
+
+def _lay_out(parcel: Parcel, folder: Path) -> None:
+    for name, path in parcel.files.items():
+        place = folder / name
+        place.parent.mkdir(exist_ok=True)
+        if name in parcel.changed:
+            place.write_text(parcel.changed[name], encoding="utf-8")
+        else:
+            place.symlink_to(path.resolve())  # weights are large
