@@ -44,6 +44,7 @@ from femtune.regression import (
     value_metrics,
 )
 from femtune.run import read_draws
+from femtune.tasks.frames import Frame
 from femtune.training import Training
 from femtune.types import Problem
 from femtune.worlds import WORLDS, make_splits
@@ -60,8 +61,8 @@ SETTINGS = Train(
 
 
 def rating(name: str, answer: str) -> Problem:
-    frame = {"form": "rating", "scale": list("12345"), "item": name}
-    return Problem(name, f"Rate {name}.", answer, {"frame": frame})
+    frame = Frame("rating", tuple("12345"), name)
+    return Problem(name, f"Rate {name}.", answer, {"frame": frame.column()})
 
 
 # --- which, and their settings

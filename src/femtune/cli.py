@@ -664,6 +664,8 @@ def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{name} {error}.") from error
     if found is not None and not isinstance(found, dict):
         raise ConfigError(f"{name} holds a {type(found).__name__}, expected lines of `name: value`.")
+    if strange := [key for key in found or {} if not isinstance(key, str)]:
+        raise ConfigError(f"{name} has the name {strange[0]!r}, expected words: lines of `name: value`.")
     return name, found or {}
 
 

@@ -406,7 +406,11 @@ def state(folder: Path) -> State:
     """What a run is doing, from its log."""
     if not (folder / "log.jsonl").exists():
         return State()
-    events = [event for event in read_log(folder) if event.get("event") in PHASES]
+    events = [
+        event
+        for event in read_log(folder)
+        if event.get("event") in PHASES and isinstance(event.get("iteration"), int)
+    ]
     done = [event for event in events if event["event"] == "iteration"]
     measured = [event["evaluation"] for event in done if isinstance(event.get("evaluation"), dict)]
     accuracy = [each["accuracy"] for each in measured if isinstance(each.get("accuracy"), float)]
