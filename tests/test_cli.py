@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -589,29 +587,6 @@ CLI = (
     "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a parent may have it ignored
     "sys.exit(main())"
 )
-
-
-@pytest.mark.slow
-def test_a_run_stopped_by_ctrl_c_ends_with_the_draws_of_one_that_was_not(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    base = ["train", str(world / "train.jsonl"), *SEEDLING, *JUDGE]
-    base += ["--eval-data", str(world / "test.jsonl")]
-    base += ["--iterations", "3", "--chunk-size", "8", "--show", "quiet", "--output-dir"]
-    argv, log = [*base, str(tmp_path / "cut")], tmp_path / "cut" / "log.jsonl"
-    with subprocess.Popen([sys.executable, "-c", CLI, *argv], stderr=subprocess.PIPE, text=True) as run:
-        while run.poll() is None and not (log.exists() and '"E-step"' in log.read_text()):
-            time.sleep(0.01)
-        run.send_signal(signal.SIGINT)
-        _, error = run.communicate(timeout=60)
-    assert run.returncode == 130
-    assert error.endswith("Stopped. What is stored stays; the same command goes on from there.\n")
-    assert not (tmp_path / "cut" / "iteration-003").exists()
-    assert main(argv) == 0
-    assert main([*base, str(tmp_path / "whole")]) == 0
-    cut, whole = all_draws(tmp_path / "cut"), all_draws(tmp_path / "whole")
-    assert cut == whole
-    assert len(whole) == 7  # draws of 3 iterations, evaluations of 4
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ COMMANDS = {
     "predict": ("predict", "test.jsonl", "--draws", "2", "--output", "out.parquet"),
     "compare": (
         *("compare", "train.jsonl", "--eval-data", "test.jsonl", "--iterations", "1"),
-        *("--schemes", "pps", "--baselines", "majority", "votes", "regression"),
+        *("--schemes", "pps", "--baselines", "majority"),
         *("--baseline-draws", "2", "--workers", "1", "--learning-rate", "1e-3", "--output-dir", "out"),
     ),
 }

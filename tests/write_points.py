@@ -1,4 +1,4 @@
-"""A small run that is ended at each kind of write that it makes: see test_faults.py.
+"""A small run that is ended at each kind of write that it makes: see test_kills.py.
 
     python -m tests.write_points FOLDER SEED kills       by SIGKILL
     python -m tests.write_points FOLDER SEED errors      by a disk that fails, or is full, from there on
