@@ -274,6 +274,11 @@ BAD = {
     "the file is a list": Bad(
         "train train.jsonl {} --config run.yaml", ("holds a list",), a_file("run.yaml", "- seed\n")
     ),
+    "the file has a name that is none": Bad(
+        "train train.jsonl {} --config run.yaml",
+        ("run.yaml has the name None",),
+        a_file("run.yaml", "null: 3\n"),
+    ),
     "the file is not there": Bad("train train.jsonl {} --config run.yaml", ("run.yaml is none",)),
     "no file is given": Bad("train train.jsonl {} --config", ("nothing is none",)),
     "a command is unknown": Bad("trian train.jsonl {}", ('Did you mean "train"',)),

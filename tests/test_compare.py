@@ -214,6 +214,7 @@ def test_a_damaged_log_tells_what_it_can(tmp_path: Path) -> None:
         *(b"\xff\xfe", b"7", b'{"event": "iteration"}', b'{"event": 3, "iteration": "x"}'),
         b'{"event": "iteration", "iteration": 1, "evaluation": {"accuracy": null}}',
         b'{"event": "E-step", "iteration": 2}',
+        b'{"event": "M-step", "ituration": 2}',  # a flipped bit
     ]
     (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
     assert state(tmp_path) == State(2, "E-step", (0.5,))
