@@ -437,7 +437,7 @@ def test_train_leaves_a_report_and_quiet_says_nothing(runs: Path) -> None:
 def test_a_report_that_fails_is_a_warning(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from femtune import cli
+    from femtune import verbs
     from femtune.report import page
 
     def fails(runs: Any, output: Any = None) -> Path:
@@ -445,7 +445,7 @@ def test_a_report_that_fails_is_a_warning(
 
     monkeypatch.setattr(page, "report", fails)
     main(["--version"])  # sets up how warnings are shown
-    cli._write_report(runs / "star", "auto")
+    verbs.write_report(runs / "star", "auto")
     assert "the report could not be made: no ink" in capsys.readouterr().err
 
 

@@ -42,7 +42,8 @@ The files, in the order of the data; each imports only from those above it:
     probes      what a judge is biased by
     regression, baselines   what schemes are held against
     progress    how a run is shown                report/    what a run learnt, on one page
-    view/       a local page over stored draws    compare, watch, doctor, demo, cli
+    view/       a local page over stored draws    compare, watch, doctor, demo
+    verbs, looking, cli
 """
 
 from femtune.commands import Result, train

@@ -1,0 +1,280 @@
+"""The verbs that look at what there is, or will be: setups, runs, draws; and send it on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from femtune.config import Evaluate, Flat, Train
+from femtune.costs.outlook import Wish
+from femtune.errors import ConfigError, DataError, RunError
+from femtune.progress import (
+    Show,
+    console,
+    framed,
+    literal,
+    plain_table,
+    showing,
+)
+from femtune.refilter import Change
+from femtune.verbs import Model, Output, app, finding_line, tell
+
+
+@app.command
+def doctor(
+    data: str,
+    *,
+    model: Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])] = None,
+    settings: Train | None = None,
+    row: int = 1,
+    draw: bool = True,
+    mend: bool = False,
+    show: Show = "auto",
+) -> None:
+    """Check a setup in seconds, and show what the model is asked and what the loss will see.
+
+    Looks at the problem of --row more closely; --no-draw does not load the model's weights.
+
+    Of a run's folder in place of data: verify all that is stored against its checksums, and say what is
+    damaged and what can be made again. --mend sets damaged files aside, so that the run's command makes
+    them.
+    """
+    from femtune import doctor as checks
+    from femtune.checkup import runs_in
+
+    if Path(data).is_dir() and (runs := runs_in(Path(data))):
+        _check_runs(runs, mend, show)
+        return
+    if model is None:
+        raise ConfigError(f"doctor {data} needs --model; or give it the folder of a run to verify.")
+    if mend:
+        raise ConfigError(f"--mend is for the folder of a run, and {data} is none.")
+    chosen = settings or Train()
+    asker, problems, findings = checks.examine(data, model, chosen)
+    if not 1 <= row <= len(problems):
+        raise DataError(f"--row {row}: {data} has rows 1 to {len(problems)}.")
+    problem = problems[row - 1]
+    for finding in findings:
+        console.print(finding_line(finding), soft_wrap=True)
+    for panel in checks.show_prompts(asker, problem):
+        console.print(panel)
+    if draw:
+        draws, more = checks.try_out(asker, problem, chosen)
+        for finding in more:
+            console.print(finding_line(finding), soft_wrap=True)
+        console.print(checks.show_tokens(asker, problem, draws[-1]))
+
+
+def _check_runs(runs: Sequence[Path], mend: bool, show: Show) -> None:
+    """Verify runs. Raises RunError where one stays damaged."""
+    from femtune import checkup
+
+    num_bad = 0
+    for run in runs:
+        found = checkup.check_up(run)
+        if show == "json":
+            print(checkup.as_json(found))
+        elif show != "quiet":
+            for is_well, what, text in checkup.lines(found):
+                console.print(literal(f"{'✓' if is_well else '!'} {what:<16}{text}"), soft_wrap=True)
+        set_aside = checkup.mend(found) if mend else []
+        if show in ("auto", "lines"):
+            for path in set_aside:
+                tell("set aside", path)
+        num_bad += sum(not (mend and fault.remedy) for fault in found.faults)
+        if set_aside and show in ("auto", "lines"):
+            console.print(literal("The run's own command makes them again."))
+    if num_bad:
+        advice = "" if mend else "; --mend sets aside what can be made again"
+        raise RunError(f"{num_bad} files are damaged{advice}.")
+
+
+@app.command
+def plan(
+    data: str,
+    *,
+    model: Model,
+    wish: Flat[Wish] | None = None,
+    settings: Train | None = None,
+    show: Show = "auto",
+) -> None:
+    """What `train` would take with the same settings: draws, tokens, FLOPs, memory, time, money.
+
+    Loads no weights, unless --measure tries some problems out. Of a model on the Hub only config,
+    tokenizer and the list of its weights are fetched.
+    """
+    from femtune.costs import outlook
+
+    found = outlook.look_ahead(data, model, settings or Train(), wish or Wish())
+    if show == "json":
+        print(json.dumps(outlook.as_json(found)))
+    elif show != "quiet":
+        console.print(plain_table(*outlook.table(found)))
+        for note in outlook.notes(found):
+            console.print(literal(note), soft_wrap=True)
+
+
+@app.command
+def refilter(
+    run: Path,
+    *,
+    change: Flat[Change] | None = None,
+    iteration: int | None = None,
+    output_dir: Output = None,
+    train: bool = False,
+    model: Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])] = None,
+    show: Show = "auto",
+) -> None:
+    """What another threshold, reward or balance would have kept of the draws that RUN has stored.
+
+    RUN is the folder of a train or sample; nothing is written into it. --output-dir writes the
+    examples, and --train fits them, from the weights that the iteration started from, or from --model.
+    """
+    from femtune import refilter as again
+
+    with showing(show) as progress:
+        if train:
+            progress.phase("M-step", iteration or 0, 0)
+        report = again.refilter(
+            run,
+            change or Change(),
+            iteration=iteration,
+            output_dir=output_dir,
+            train=train,
+            model=model,
+            on_step=progress.step,
+        )
+    if show == "json":
+        print(json.dumps(report))
+    elif show != "quiet":
+        console.print(plain_table(*again.table(report)))
+        for note in again.notes(report):
+            console.print(literal(note), soft_wrap=True)
+    if show in ("auto", "lines") and output_dir is not None:
+        tell("examples (prompt, completion, weight)", output_dir / "examples.parquet")
+        if train:
+            tell("model", output_dir / "model")
+
+
+@app.command
+def probe(
+    data: str,
+    *,
+    model: Model,
+    settings: Evaluate | None = None,
+    output_dir: Output = None,
+    show: Show = "auto",
+) -> None:
+    """Known biases of a judge on held-out items: length, order, padding, self-praise.
+
+    Altered items are asked beside the originals: three times the draws of evaluate for ratings, and
+    for pairs too.
+    """
+    from femtune.probes import probe as run
+    from femtune.probes import table
+
+    with showing(show) as progress:
+        folder, metrics = run(data, model, settings or Evaluate(), output_dir, progress)
+    if show == "json":
+        print(json.dumps(metrics))
+    elif show != "quiet":
+        console.print(plain_table(*table(metrics)))
+        for finding in metrics["findings"]:
+            console.print(literal(finding), soft_wrap=True)
+    if show in ("auto", "lines"):
+        tell("draws", folder)
+
+
+@app.command
+def replay(
+    run: Path,
+    *,
+    draw: str,
+    eval_: Annotated[bool, Parameter(name="--eval", negative=())] = False,
+    device: str | None = None,
+    show: Show = "auto",
+) -> None:
+    """Draw a stored draw once more, with its seed and the weights that drew it, and compare.
+
+    --draw takes ITERATION/PROBLEM/STAGE/INDEX, or ITERATION/PROBLEM for all draws of a problem; --eval
+    looks for it among the evaluation's.
+    """
+    from femtune import replay as again
+
+    num_other = 0
+    for found in again.replay(run, draw, kind="eval" if eval_ else "draws", device=device):
+        num_other += not found.same
+        if show == "json":
+            print(json.dumps(again.as_json(found)))
+        elif show != "quiet":
+            mark = "✓" if found.same else "!"
+            console.print(literal(f"{mark} {again.told(found)}"), soft_wrap=True)
+            texts = [found.stored.completion.text] + [found.completion.text] * (not found.same)
+            for title, text in zip(("stored", "drawn again"), texts, strict=False):
+                console.print(framed(literal(text), title))
+    if num_other:
+        raise RunError(f"{num_other} draws are not what was stored.")
+
+
+@app.command
+def report(runs: Annotated[list[Path], Parameter(negative=())], *, output: Path | None = None) -> None:
+    """One HTML page of what RUNS learnt: the result, figures, and rationales to read.
+
+    RUNS are directories of train, which then stand side by side, or a folder of compare or demo. The
+    page is report.html there, or --output; it is made of the runs' files, needs no network, and is
+    replaced where it is there already.
+    """
+    from femtune.report.page import report as run
+
+    tell("report", run(runs, output))
+
+
+@app.command
+def view(
+    *run: Path,
+    port: int = 0,
+    open_browser: Annotated[bool, Parameter(name="--open", negative="")] = False,
+) -> None:
+    """Read what a model drew, all of it, on a local page: filter, compare, export. Ctrl-C ends it.
+
+    RUN is the folder of a train, sample, evaluate or compare, or several; nothing is written there.
+    --port 0 is a free one; --open opens a browser.
+    """
+    from femtune.view.serve import view as serve
+
+    serve(run, port, open_browser, lambda address: tell("read the draws at", address))
+
+
+@app.command
+def push(
+    run: Path,
+    repo: str,
+    *,
+    what: Literal["model", "data"] = "model",
+    which: Literal["best", "last"] = "last",
+    draws: bool = False,
+    private: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Send a run's model, or its rationales, with their card to the Hugging Face Hub.
+
+    RUN is the folder of a train, or for --what data of a sample; REPO is owner/name. What is sent is
+    shown first; --dry-run ends there. --draws sends all draws with the data, kept or not; --private
+    makes a new repository private. The token is that of `hf auth login` or of HF_TOKEN.
+    """
+    from femtune import push as hub
+
+    if not dry_run:
+        hub.check_ready()
+    parcel = hub.pack(run, repo, what, which, draws=draws)
+    sizes = parcel.sizes()
+    rows = [[name, f"{size:,}"] for name, size in [*sizes.items(), ("all", sum(sizes.values()))]]
+    console.print(plain_table(["file", "bytes"], rows))
+    if parcel.note:
+        console.print(literal(parcel.note), soft_wrap=True)
+    if not dry_run:
+        tell("sent to", hub.send(parcel, private=private))

@@ -1,0 +1,334 @@
+"""The verbs that make something: runs, models, predictions, worlds. looking.py has the others."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from femtune.config import Calibrate, Evaluate, Flat, Names, Predict, Sample, Train
+from femtune.progress import (
+    Show,
+    console,
+    literal,
+    plain_table,
+    showing,
+    summary,
+)
+from femtune.training import Training
+from femtune.words import visible
+
+app = App(
+    name="femtune",
+    help="Learn to reason from questions and correct answers alone, by filtered EM.",
+    default_parameter=Parameter(negative_iterable=(), negative_none=()),
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `main` says what it means
+)
+
+Model = Annotated[str, Parameter(name=["--model", "--model-name-or-path"])]
+Output = Annotated[Path | None, Parameter(name="--output-dir")]
+Baselines = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative_iterable="no-")]
+
+
+@app.command
+def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
+    """The paper's comparison, offline, in minutes: four schemes, the rubric world, the seedling."""
+    from femtune.demo import SETTINGS, changes, write_world
+
+    train_data, eval_data = write_world("rubric", output_dir / "data")
+    settings = replace(SETTINGS, eval_data=str(eval_data))
+    schemes = ("rejection:1", "rejection:4", "star", "pps")
+    said = (
+        "A rater's scores of 400 responses, no reasons given. A model of 1M parameters that can write\n"
+        "reasons but does not know this rater learns to reason its way to the scores, in four ways.\n"
+    )
+    console.print(literal(said))
+    histories = _compare(str(train_data), "seedling", schemes, 1, settings, output_dir, None, show)
+    for panel in changes(histories):
+        console.print(panel)
+    write_report(output_dir, show)
+    tell("read all draws", f"femtune view {output_dir}")
+    tell("everything is in", output_dir)
+    tell("the data", output_dir / "data")
+    asked = "--task judge --raters named --scale 1,5"
+    flags = "--model seedling --max-new-tokens 64 --learning-rate 3e-4 --iterations 12"
+    tell("go on, as with data of your own", f"femtune train {train_data} {asked} {flags}")
+
+
+@app.command
+def train(
+    data: str,
+    *,
+    model: Model,
+    settings: Train | None = None,
+    output_dir: Output = None,
+    show: Show = "auto",
+) -> None:
+    """Train a model to reason its way to the answers: E-step, M-step, evaluation, repeated.
+
+    DATA has columns `prompt` and `answer` (.jsonl, .json, .csv, .tsv, .parquet). The same command goes
+    on with a run that was stopped.
+    """
+    from femtune.commands import run_train
+
+    with showing(show) as progress:
+        result = run_train(data, model, settings or Train(), output_dir, progress)
+    if show in ("auto", "lines"):
+        for line in summary(result.history):
+            console.print(literal(line), soft_wrap=True)
+        tell("model", result.model)
+        tell("draws, examples, metrics", result.run)
+    write_report(result.run, show)
+
+
+@app.command
+def compare(
+    data: str,
+    *,
+    model: Model,
+    schemes: Names = ("rejection:1", "rejection:4", "star", "pps"),
+    seeds: int = 1,
+    baselines: Baselines = None,
+    baseline_draws: int = 16,
+    settings: Train | None = None,
+    output_dir: Output = None,
+    workers: int | None = None,
+    show: Show = "auto",
+) -> None:
+    """Run schemes on the same problems with the same settings, and give one table.
+
+    Beside them: judges that did not learn to reason, --baselines majority votes answer-only regression
+    (by default those that suit the task; --no-baselines: none); votes and regression take
+    --baseline-draws rationales of each problem. With several seeds each number has its 95% interval.
+    """
+    place = output_dir or Path("runs") / f"compare-{Path(data).stem}"
+    own = settings or Train()
+    _compare(data, model, schemes, seeds, own, place, workers, show, baselines, baseline_draws)
+    if show in ("auto", "lines"):
+        tell("runs and compare.json", place)
+    write_report(place, show)
+
+
+def _compare(
+    data: str,
+    model: str,
+    schemes: Sequence[str],
+    seeds: int,
+    settings: Train,
+    place: Path,
+    workers: int | None,
+    show: Show,
+    baselines: Sequence[str] | None = (),
+    draws: int = 16,
+) -> Any:
+    from femtune import compare as runs
+    from femtune.baselines import chosen
+    from femtune.watch import Watch
+
+    todo = runs.jobs(schemes, seeds, settings, place, chosen(baselines, settings), draws)
+    with Watch(show) as watch:
+        histories = runs.compare(data, model, todo, workers=workers, watch=watch)
+    stored = runs.save(place, histories)
+    if show == "json":
+        print(stored.read_text(), end="")
+    elif show != "quiet":
+        console.print(plain_table(*runs.table(runs.rows(histories))))
+        for note in runs.notes(histories):
+            console.print(literal(note), soft_wrap=True)
+    return histories
+
+
+@app.command
+def sample(
+    data: str,
+    *,
+    model: Model,
+    settings: Sample | None = None,
+    output_dir: Output = None,
+    show: Show = "auto",
+) -> None:
+    """The E-step alone: rationales that lead to the correct answers, as a data set for any trainer."""
+    from femtune.commands import sample as run
+
+    with showing(show) as progress:
+        folder, metrics = run(data, model, settings or Sample(), output_dir, progress)
+    of_groups = ("kept_by", "kept_scores") if show != "json" else ()
+    show_metrics({name: value for name, value in metrics.items() if name not in of_groups}, show)
+    if show in ("auto", "lines"):
+        tell("examples (prompt, completion, weight)", folder / "examples.parquet")
+        tell("all draws, kept or not", folder / "draws")
+        tell("what was kept, by group", f"femtune refilter {folder.parent}")
+
+
+@app.command
+def fit(
+    examples: Path,
+    *,
+    model: Model,
+    output_dir: Path,
+    training: Flat[Training] | None = None,
+    seed: int = 0,
+    show: Show = "auto",
+) -> None:
+    """The M-step alone: fine-tune on examples (.parquet, .jsonl: prompt, completion, weight).
+
+    On several GPUs: accelerate launch -m femtune fit, or torchrun --nproc-per-node 8 -m femtune fit.
+    """
+    from femtune.commands import fit as run
+
+    if int(os.environ.get("RANK", "0")):  # one process of a job tells what all do
+        show = "quiet"
+    with showing(show) as progress:
+        progress.phase("M-step", 1, 0)
+        metrics = run(examples, model, training or Training(), output_dir, seed, progress.step)
+    show_metrics(metrics, show)
+    if show in ("auto", "lines"):
+        tell("model", output_dir)
+
+
+@app.command
+def evaluate(
+    data: str,
+    *,
+    model: Model,
+    settings: Evaluate | None = None,
+    output_dir: Output = None,
+    show: Show = "auto",
+) -> None:
+    """How well a model answers held-out problems, with intervals."""
+    from femtune.commands import evaluate as run
+
+    with showing(show) as progress:
+        folder, metrics = run(data, model, settings or Evaluate(), output_dir, progress)
+    show_metrics(metrics, show)
+    if show in ("auto", "lines"):
+        tell("draws", folder / "eval")
+
+
+@app.command
+def predict(
+    data: Annotated[str, Parameter(allow_leading_hyphen=True)],  # which - is
+    *,
+    model: Model,
+    settings: Predict | None = None,
+    output: Path | None = None,
+) -> None:
+    """Answer new items by the vote of several rationales, and say how sure the vote is.
+
+    DATA is a file, a data set of the Hub, or - for lines of JSON as they come, --chunk-size at a time.
+    A JSON line for each item goes to standard output, or to --output, .jsonl or .parquet: id, answer,
+    confidence, abstained, num_answered, votes, distribution, expected, consistent, rationale. With
+    --output the draws are stored beside it, and the same command goes on where it was stopped.
+    """
+    from femtune.predictions import as_line, predict_into
+    from femtune.predictions import predict as run
+
+    chosen = settings or Predict()
+    if output is not None:
+        draws = predict_into(data, model, chosen, output)
+        tell("predictions", output)
+        if draws is not None:
+            tell("their draws", draws)
+        return
+    for item in run(data, model, chosen):
+        line = as_line(item)
+        print(visible(line) if console.is_terminal else line, flush=True)
+
+
+@app.command
+def calibrate(
+    data: str,
+    *,
+    model: Model,
+    output: Path,
+    settings: Calibrate | None = None,
+    output_dir: Output = None,
+    show: Show = "auto",
+) -> None:
+    """Fit what shares of votes are worth as probabilities, for evaluate and predict --calibration.
+
+    DATA is a validation split: neither trained on nor tested on. The measures after are cross-fitted:
+    of each fifth of the items under a map of the others. What is stored is the map of all items.
+    """
+    from femtune.commands import calibrate as run
+
+    with showing(show) as progress:
+        metrics = run(data, model, settings or Calibrate(), output, output_dir, progress)
+    show_metrics(metrics, show)
+    if show in ("auto", "lines"):
+        tell("calibration", output)
+
+
+@app.command
+def world(
+    name: str,
+    *,
+    output_dir: Path,
+    num_train: int = 400,
+    num_test: int = 200,
+    seed: int = 0,
+    noise: float = 0.0,
+    difficulty: tuple[int, int] | None = None,
+) -> None:
+    """Write the rows of a world as train.jsonl and test.jsonl, in the form of its task's data sets.
+
+    rubric and raters are for the task judge, tldr and tldr-axis for summarize, sums for math, quiz for
+    choice.
+    """
+    from femtune.demo import write_world
+    from femtune.worlds import WORLDS
+
+    for path in write_world(name, output_dir, num_train, num_test, seed, noise, difficulty):
+        tell("written", path)
+    made = WORLDS[name]
+    scale = f" --scale {made.options.scale}" if made.options.scale else ""
+    raters = " --raters named" if made.options.raters == "named" else ""
+    tell("read it with", f"--task {made.task}{raters}{scale}")
+
+
+# --- what verbs tell
+
+
+def show_metrics(metrics: Mapping[str, Any], show: Show) -> None:
+    """Metrics, a line each: with their interval, or why they are undefined."""
+    if show == "json":
+        print(json.dumps(metrics))
+    elif show != "quiet":
+        why = metrics.get("undefined", {})
+        for name, value in metrics.items():
+            if name.endswith("_ci") or name == "undefined":
+                continue
+            shown = f"{value:.3f}" if isinstance(value, float) else json.dumps(value)
+            if (interval := metrics.get(f"{name}_ci")) is not None:
+                shown += f"  {interval[0]:.3f} to {interval[1]:.3f}"
+            console.print(literal(f"{name:<22}{f'undefined: {why[name]}' if name in why else shown}"))
+
+
+def finding_line(finding: Any) -> Any:
+    text = literal(f"{'!' if finding.warning else '✓'} {finding.what:<16}{finding.found}")
+    warning = f"\n  {finding.warning}" if finding.warning else ""
+    return text.append_text(literal(warning, "yellow"))
+
+
+def tell(what: str, where: object) -> None:
+    console.print(literal(f"{what}: {where}"), soft_wrap=True)
+
+
+def write_report(place: Path, show: Show) -> None:
+    """The report of a run that has just ended: where it fails, the run has not."""
+    try:
+        from femtune.report.page import report as run
+
+        written = run([place])
+    except Exception as error:
+        logging.getLogger("femtune").warning(f"the report could not be made: {error}")
+        return
+    if show in ("auto", "lines"):
+        tell("report", written)
