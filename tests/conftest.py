@@ -1,14 +1,18 @@
-"""For all tests: no network, and one thread, as results must not hang on how many cores there are."""
+"""For all tests: no network, Ctrl-C, and one thread, as results must not hang on the number of cores."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 # before torch is imported; processes that tests start inherit them
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from hypothesis import settings
+
+# who starts the tests may have it ignored, as a shell has of what it starts in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):  # a developer's own server is none of the tests'
     os.environ.pop(name, None)
