@@ -15,11 +15,8 @@ VLLM_TESTS := $(wildcard tests/test_vllm_engine.py tests/test_openai_vllm.py)
 demo: $(VENV)/.installed ## the paper's comparison, offline, in minutes
 	$(BIN)/femtune demo
 
-# one more than cores, as some tests wait for processes that they have started
-TESTERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
-
-test: $(VENV)/.installed-dev ## all tests, a file at a time in each process
-	$(BIN)/python -m pytest --numprocesses $(TESTERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.installed-dev ## all tests, a file at a time on each core
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-vllm: $(VLLM_VENV)/.installed ## the tests that run vLLM, on a CPU: ten minutes
 	$(VLLM_BIN)/python -m pytest $(VLLM_TESTS)

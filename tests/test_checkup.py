@@ -65,11 +65,9 @@ def test_a_whole_run_has_no_fault(whole: Path, capsys: pytest.CaptureFixture[str
 
 DAMAGED = {
     "iteration-001/draws/00001.parquet": "drawn again",
-    "iteration-002/draws/00000.parquet": "drawn again",
     "iteration-001/eval/00000.parquet": "drawn again",
     "iteration-002/examples.parquet": "written again from the draws",
     "iteration-001/model/model.safetensors": "trained again from the examples",
-    "iteration-002/model/tokenizer.json": "trained again from the examples",
     "iteration-000/metrics.json": "computed again",
     "problems.parquet": "written again from the data",
 }

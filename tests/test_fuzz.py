@@ -14,7 +14,7 @@ from femtune.errors import DataError
 
 from .fuzzing import TARGETS, Target, made, outcome
 
-CI_SHARE = 0.04  # of those that the bench gives to a target, and 40 or more
+CI_SHARE = 0.02  # of those that the bench gives to a target, and 40 or more
 PATIENCE_S = 30.0  # of processor time: several times the bench's, as CI's machines are slow
 
 

@@ -24,11 +24,12 @@ def script(*words: str) -> str:
 def test_a_run_that_is_ended_at_every_kind_of_write_ends_like_one_that_is_not(
     tmp_path: Path, how: str
 ) -> None:
-    said = script("-m", "tests.write_points", str(tmp_path), "0", how)
-    assert int(said.splitlines()[-1].split()[0]) > 90
+    """Half of the kinds by kills, the others by a failing disk; `tests.write_points` has all by both."""
+    said = script("-m", "tests.write_points", str(tmp_path), "0", how, "halves")
+    assert int(said.splitlines()[-1].split()[0]) > 45
 
 
 @pytest.mark.slow
 def test_a_command_that_is_killed_at_random_ends_like_one_that_is_not() -> None:
-    said = script("bench/kills.py", "--kills", "10", "--problems", "24", "--seed", "5")
+    said = script("bench/kills.py", "--kills", "10", "--problems", "24", "--iterations", "1")
     assert "All runs ended like the one that was not killed." in said

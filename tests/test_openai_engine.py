@@ -391,7 +391,8 @@ def test_a_prompt_too_long(make: Any) -> None:
 
 @pytest.mark.parametrize("max_batch", [1, 7])
 def test_no_more_requests_are_open_than_said(max_batch: int, make: Any) -> None:
-    with serving(faults=Faults(delay_s=0.01)) as server:
+    delay_s = 0.01 if max_batch == 1 else 0.2  # long enough for all of them to be sent
+    with serving(faults=Faults(delay_s=delay_s)) as server:
         draw(make(server.url, max_batch=max_batch), requests(30))
         assert server.most_open == max_batch
 

@@ -57,15 +57,10 @@ COMMANDS = {
     "evaluate": ("evaluate", "test.jsonl", "--output-dir", "out"),
     "probe": ("probe", "test.jsonl", "--output-dir", "out"),
     "predict": ("predict", "test.jsonl", "--draws", "2", "--output", "out.parquet"),
-    "compare": (
-        *("compare", "train.jsonl", "--eval-data", "test.jsonl", "--iterations", "1"),
-        *("--schemes", "pps", "--baselines", "majority"),
-        *("--baseline-draws", "2", "--workers", "1", "--learning-rate", "1e-3", "--output-dir", "out"),
-    ),
 }
 
 
-SLOW = ("train", "compare")
+SLOW = ("train",)
 
 
 @pytest.mark.parametrize(

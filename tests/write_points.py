@@ -185,7 +185,7 @@ def forked(do: Callable[[], Any]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def main(folder: Path, seed: int, how: str) -> int:
+def main(folder: Path, seed: int, how: str, halves: bool = False) -> int:
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     for name in ("AutoModelForCausalLM", "LlamaForCausalLM", "Trainer"):
         getattr(transformers, name)  # imported here, for all children
@@ -226,7 +226,9 @@ def main(folder: Path, seed: int, how: str) -> int:
 
     if forked(prepare):
         return 1
-    left = {*told.read_text().splitlines()}
+    # each kind by one of the two if "halves" is asked for, as in CI; else all by this one
+    kinds = told.read_text().splitlines()
+    left = {*(kinds[how == "errors" :: 2] if halves else kinds)}
     num_kinds, num_ended, wrong = len(left), 0, 0
     for number in range(MOST_RUNS):
         root, ended = folder / f"run-{number}", True
@@ -252,4 +254,4 @@ def main(folder: Path, seed: int, how: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], "halves" in sys.argv[4:]))
