@@ -80,10 +80,21 @@ def drawn(spec: Mapping[str, Any], label: str, width: int, height: int) -> Marku
     return Markup(head + f'width="{root.get("width")}" height="{root.get("height")}">{inner}</svg>')
 
 
+def drawable(text: str) -> str:
+    r"""A text that vl-convert can draw.
+
+    Vega cuts long labels by UTF-16 units, and fails on half of a pair: what is one becomes its number.
+
+    >>> print(drawable("é 日本 😀"))
+    é 日本 \U0001f600
+    """
+    return re.sub(r"[\U00010000-\U0010ffff]", lambda found: f"\\U{ord(found[0]):08x}", visible(text))
+
+
 def _clean(value: Any) -> Any:
     """JSON that every XML can hold: hidden characters as escapes, numbers that are none as null."""
     if isinstance(value, str):
-        return visible(value)
+        return drawable(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
