@@ -18,10 +18,11 @@ The files, in the order of the data; each imports only from those above it:
     tasks/      judge, summarize, choice, math: from published rows to problems
     served      whether an engine serves the weights it was given
     engines/    who writes completions: transformers, vllm, openai, fake
-    weigh       what a draw counts for            schemes    rejection, star, pps
+    weigh, posterior   what a draw counts for     schemes    rejection, star, pps, and what is added
     provenance  versions, hardware, git state     run        the run directory
     journal     draws of a chunk that is open
     chunks      which request comes next          estep, overlap   the driver
+    tries       what rules are given: draws, remembered ones, log-probabilities
     examples    draws as the M-step reads them
     training    the M-step's settings             trainer, mstep   examples -> weights
     retention   which models are kept

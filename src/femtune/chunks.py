@@ -61,6 +61,10 @@ class Crew(Protocol):
         """Draw for each lease, in any order; draws are stored where the lease says, and given."""
         ...
 
+    def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        """Nats of each completion given its prompt, as `Engine.logprob`, by the weights last named."""
+        ...
+
     def release(self) -> None:
         """Give the devices' memory back until the next `load`."""
         ...
@@ -98,6 +102,7 @@ class Lease:
     sampling: Sampling
     iteration: int
     place: Path | None = None  # where its draws are stored by whom works it off
+    known: frozenset[str] = frozenset()  # ids of problems of which draws are remembered
 
 
 @dataclass(frozen=True)
@@ -110,18 +115,18 @@ class Chunk:
     total_s: float
 
 
-def upcoming(stages: Sequence[Stage], tries: Sequence[Draw]) -> list[tuple[int, int]]:
+def upcoming(stages: Sequence[Stage], tries: Sequence[Draw], begin: int = 0) -> list[tuple[int, int]]:
     """What to ask of a problem next, as (stage, index), once all of `tries` are graded; [] when done.
 
     A stage for the unsolved asks one at a time and stops at the first accepted draw, of this stage or an
-    earlier one; a stage for all asks its draws together.
+    earlier one; a stage for all asks its draws together. Stages are numbered from `begin` on.
 
     >>> upcoming([Stage("plain"), Stage("hinted")], [])
     [(0, 0)]
     """
     solved = any(draw.accepted for draw in tries)
-    current = tries[-1].key.stage if tries else 0
-    for number, stage in enumerate(stages[current:], current):
+    current = tries[-1].key.stage if tries else begin
+    for number, stage in enumerate(stages[current - begin :], current):
         asked = {draw.key.index for draw in tries if draw.key.stage == number}
         # some of them only where a run goes on that was stopped between them
         if stage.ask == "all" and (left := [(number, i) for i in range(stage.draws) if i not in asked]):
@@ -164,7 +169,7 @@ class OpenChunk:
 
     def grade(self, finished: Sequence[Finished]) -> list[Draw]:
         """Score completions. Changes nothing, so that it may run beside `pull`."""
-        names = [self._scheme.stages[request.key.stage].prompt for request, _ in finished]
+        names = [self._scheme.asked[request.key.stage].prompt for request, _ in finished]
         at = self._scheme.accept_at
         scores = self._setup.grade(
             [self._problems[request.key.problem_id] for request, _ in finished],
@@ -206,9 +211,12 @@ class OpenChunk:
         return [name for name in self.tries if self._open[name] or not self.tries[name]]
 
     def _ask(self, problem: Problem) -> None:
-        for number, index in upcoming(self._scheme.stages, self.tries[problem.id]):
+        scheme = self._scheme
+        is_first = bool(scheme.first) and problem.id not in self.lease.known
+        stages, begin = (scheme.first, 0) if is_first else (scheme.stages, len(scheme.first))
+        for number, index in upcoming(stages, self.tries[problem.id], begin):
             key = DrawKey(self.lease.iteration, problem.id, number, index)
-            tokens = self._prompt_tokens(self._scheme.stages[number].prompt, problem)
+            tokens = self._prompt_tokens(scheme.asked[number].prompt, problem)
             self._queue.append(Request(key, tokens, draw_seed(self._setup.seed, key)))
             self._open[problem.id] += 1
 

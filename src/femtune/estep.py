@@ -22,6 +22,8 @@ from femtune.run import write_draws
 from femtune.types import Draw, Engine, Problem, Request, Scheme
 
 Told = Callable[[Sequence[Draw]], None]
+# Of the chunk of that number: the problems that are asked, and the ids of those that are remembered.
+Choose = Callable[[int, Sequence[Problem]], tuple[Sequence[Problem], frozenset[str]]]
 
 
 def e_step(
@@ -32,15 +34,16 @@ def e_step(
     iteration: int,
     place: Callable[[int], Path] | None = None,
     on_draws: Told = lambda draws: None,
+    choose: Choose = lambda index, problems: (problems, frozenset()),
 ) -> Iterator[Chunk]:
-    """Draw from q(. | x, y*) chunk by chunk.
+    """Draw from q(. | x, y*) chunk by chunk, for the problems that `choose` says, by default all.
 
     `place(index)` says where a chunk is stored: one that is there already is left out, another is there
     before it is given. `on_draws` sees draws as they are graded, for progress; of several workers, a
     chunk at a time. Holds one chunk's draws, with overlap a few. Chunks come in their order. Raises what
     the engine or the grading raises, and Stopped where that is wished: see stopping.py.
     """
-    leases = missing(problems, scheme, setup, iteration, place)
+    leases = missing(problems, scheme, setup, iteration, place, choose)
     if not isinstance(setup.engine, Engine):
         with stopping.finishing("what the workers have in flight"):
             for chunk in setup.engine.work_off(leases):
@@ -64,6 +67,7 @@ def missing(
     setup: Setup,
     iteration: int,
     place: Callable[[int], Path] | None,
+    choose: Choose,
 ) -> Iterator[Lease]:
     """The chunks that are not stored yet; those that are have no journal afterwards."""
     for index, begin in enumerate(range(0, len(problems), setup.chunk_size)):
@@ -71,8 +75,8 @@ def missing(
         if where is not None and where.exists():
             remove_journal(where)  # a kill came between the shard and this
         else:
-            some = problems[begin : begin + setup.chunk_size]
-            yield Lease(index, some, scheme, setup.sampling, iteration, where)
+            some, known = choose(index, problems[begin : begin + setup.chunk_size])
+            yield Lease(index, some, scheme, setup.sampling, iteration, where, known)
 
 
 def work_off(lease: Lease, setup: Setup, engine: Engine, on_draws: Told = lambda draws: None) -> Chunk:

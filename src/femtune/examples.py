@@ -3,7 +3,8 @@
 One row of examples.parquet: problem_id "p17", stage 0, index 2, weight 1.0, reward 1.0,
 prompt [{"role": "user", "content": ...}], completion [{"role": "assistant", "content": ...}],
 prompt_tokens [...], completion_tokens [...]. `prompt` and `completion` are what TRL's SFTTrainer reads;
-the tokens are what was sampled, and what femtune trains on. The prompt is always the plain one.
+the tokens are what was sampled, and what femtune trains on. The prompt is the plain one, but in examples
+of a wake phase, which have "hinted" in the column `trained_under`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ EXAMPLES = pa.schema(
         ("completion", _MESSAGES),
         ("prompt_tokens", pa.list_(pa.int32())),
         ("completion_tokens", pa.list_(pa.int32())),
+        ("trained_under", pa.string()),
     ]
 )
 
@@ -56,8 +58,8 @@ def write_examples(
     """Weigh stored draws, problem by problem, and store the examples; gives how many there are.
 
     `factors` multiply the weights of examples by their problem's answer y*: see `bias.balance_factors`.
-    A scheme has no say in the prompt: it is rendered here, plain, so that no hint gets into the M-step.
-    Holds one chunk at a time.
+    Prompts are rendered here, plain, so that no hint gets into the M-step unless an example says that it
+    is of a wake phase. Holds one chunk at a time.
     """
     num = 0
     # a file, as pyarrow takes a name with a colon for a URI
@@ -85,7 +87,7 @@ def _row(
     factors: Mapping[str, float],
 ) -> dict[str, Any]:
     key, completion = example.draw.key, example.draw.completion
-    messages = prompts.plain(problem)
+    messages = prompts.render(example.prompt, problem)
     return {
         "problem_id": problem.id,
         "stage": key.stage,
@@ -96,6 +98,7 @@ def _row(
         "completion": [{"role": "assistant", "content": completion.text}],
         "prompt_tokens": tokenizer.encode_prompt(messages),
         "completion_tokens": completion.tokens,
+        "trained_under": example.prompt,
     }
 
 

@@ -28,6 +28,7 @@ from femtune.retention import check_room, link_models, thin_out
 from femtune.run import Run, read_draws
 from femtune.served import serve
 from femtune.training import Training
+from femtune.tries import Tries
 from femtune.types import Draw, Problem, Sampling, Scheme
 
 
@@ -130,29 +131,39 @@ class Steps:
         """Draw rationales from theta_{k-1} and store what the scheme makes of them."""
         self.progress.phase("E-step", iteration, len(self.problems))
         self.run.log("E-step", iteration=iteration)
+        scheme, theta = self.plan.scheme, self.weights(iteration - 1)
+        tries = Tries(self.run, iteration, self.problems, scheme, self.setup)
+        self.run.verify(*tries.files)
+        self._score(tries, "recalled", theta)
         chunks = e_step(
             self.problems,
-            self.plan.scheme,
+            scheme,
             self.setup,
             iteration=iteration,
-            place=self._place(iteration, "draws", self.problems, self.weights(iteration - 1)),
+            place=self._place(
+                iteration, "draws", self.problems, self.base if scheme.proposal == "base" else theta
+            ),
             on_draws=self.progress.draws,
+            choose=tries.choose,
         )
         for chunk in chunks:  # each is stored before the next is drawn
             self.run.record(self.run.shard(iteration, "draws", chunk.index))
+        self._score(tries, "scored", theta)
         folder = self.run.iteration(iteration) / "draws"
         by_id = {problem.id: problem for problem in self.problems}
-        metrics = estep_metrics(by_id, read_draws(folder))
+        metrics = estep_metrics(by_id, read_draws(folder)) | tries.metrics()
+        metrics["total_s"] = round(metrics["total_s"] + metrics.get("scoring_s", 0.0), 3)
         examples = self.run.iteration(iteration) / "examples.parquet"
         self.run.verify(examples)
-        if not examples.exists() and not metrics["num_kept"]:
+        if not examples.exists() and not metrics["num_kept"] and not metrics.get("covered_share"):
             raise NothingKept(nothing_kept(iteration, metrics))
-        rule, prompts = self.plan.scheme.weigh, self.setup.prompts
-        factors = made_factors(lambda: drawn(folder), by_id, rule, self.plan.balance)
+        prompts = self.setup.prompts
+        factors = made_factors(lambda: iter(tries), by_id, scheme.weigh, self.plan.balance)
         if not examples.exists():
             by_answer = factors.by_answer
-            write_examples(examples, drawn(folder), by_id, rule, prompts, self.tokenizer, by_answer)
+            write_examples(examples, tries, by_id, scheme.weigh, prompts, self.tokenizer, by_answer)
             self.run.record(examples)
+        tries.remember()
         asked = outcomes(folder, by_id)
         shift = {"kept_by": kept_by(asked), "kept_scores": kept_scores(asked)}
         return metrics | factors.metrics() | {name: value for name, value in shift.items() if value}
@@ -223,6 +234,14 @@ class Steps:
         """theta_k: the base for k = 0."""
         return self.run.iteration(iteration) / "model" if iteration else self.base
 
+    def _score(self, tries: Tries, kind: str, weights: Path) -> None:
+        """Score draws under the prompts that the scheme's rules need, by these weights."""
+        if tries.is_scored(kind):
+            return
+        self._serve(weights)
+        with stopping.finishing("the scoring of this chunk"):
+            tries.score(kind)
+
     def _place(
         self, iteration: int, kind: str, problems: Sequence[Problem], weights: Path
     ) -> Callable[[int], Path]:
@@ -230,12 +249,15 @@ class Steps:
         place = partial(self.run.shard, iteration, kind)
         shards = [place(i) for i in range(-(-len(problems) // self.setup.chunk_size))]
         self.run.verify(*shards)
-        if self.serving != weights and not all(shard.exists() for shard in shards):
-            setup = self.setup
-            self._trust(weights)
-            serve(setup.engine, weights, setup.rounding, setup.base_probe)
-            self.serving = weights
+        if not all(shard.exists() for shard in shards):
+            self._serve(weights)
         return place
+
+    def _serve(self, weights: Path) -> None:
+        if self.serving != weights:
+            self._trust(weights)
+            serve(self.setup.engine, weights, self.setup.rounding, self.setup.base_probe)
+            self.serving = weights
 
     def _trust(self, weights: Path) -> None:
         """Look at weights of this run before they are read. Raises RunError where they are not whole."""

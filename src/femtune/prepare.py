@@ -232,7 +232,8 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
         if getattr(settings, name) < 0:
             raise ConfigError(f"{name} must be at least 0, got {getattr(settings, name)}.")
     check_draws("eval_", settings.eval_draws, settings.eval_temperature)
-    scheme = scheme or parse_scheme(settings.scheme)
+    scheme = scheme or parse_scheme(settings.scheme, _num_answers(settings))
+    _check_law(settings, scheme)
     if settings.launch is not None:
         from femtune.launch import check_launch  # and torch with it
 
@@ -251,6 +252,21 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
         settings.balance,
         settings.keep_last,
     )
+
+
+def _num_answers(settings: Train) -> int | None:
+    """How many answers there can be, where they are on a scale."""
+    return len(parse_scale(settings.scale).answers) if settings.scale else None
+
+
+def _check_law(settings: Train, scheme: Scheme) -> None:
+    """Refuse draws of another law than the model's where weights are made of it. Raises ConfigError."""
+    cut = settings.temperature != 1 or settings.top_p < 1 or settings.top_k > 0
+    if "temperature 1" in scheme.needs and cut:
+        raise ConfigError(
+            f"scheme {scheme.name} weighs draws by the probability that they were drawn with: it needs "
+            "temperature 1, without top_p and top_k."
+        )
 
 
 def _acceptance(settings: Train) -> float | Callable[[Request], float]:

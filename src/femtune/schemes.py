@@ -1,24 +1,38 @@
-"""The paper's sampling schemes: each a line of stages under its law, cost and source.
+"""Sampling schemes: each a line of stages under its law, cost and source, and what can be added to one.
 
 Notation: pi is the model theta_{k-1}; p(x) = pi(y* | x) the chance that a plain draw is right, h(x)
 that a hinted one is. "Law" is the distribution of the kept (z, y) of a problem, given that one is kept;
 EM asks for the posterior pi(z | x, y*).
 
-Source of all three: Lee et al. 2025, "Learning to Reason in LLMs by Expectation Maximization",
-arXiv 2512.20169, section 4.
+    rejection(M)  star()  pps(K)       the paper's: Lee et al. 2025, "Learning to Reason in LLMs by
+                                       Expectation Maximization", arXiv 2512.20169, section 4
+    mixture(a, b)  trice(beta)         plain and hinted draws of every problem; a chain of plain ones
+    memoised  weighted  chained        what draws count for: see posterior.py
+    doubting  waking  from_base        more that can be added; written pps:4+importance+wake in a command
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from femtune.errors import ConfigError
+from femtune.posterior import (
+    control_variate,
+    doubt,
+    importance,
+    metropolis,
+    posterior,
+    resample,
+    uniform,
+    wake,
+)
 from femtune.types import Request, Scheme, Stage
-from femtune.weigh import accepted, chain, first
-from femtune.words import brief
+from femtune.weigh import above, accepted, chain, distinct, first, heaviest, share
+from femtune.words import brief, near
 
 paper_filter = chain(accepted(), first())
 
@@ -49,32 +63,190 @@ def star() -> Scheme:
     return Scheme("star", (Stage("plain"), Stage("hinted")), paper_filter)
 
 
-def pps() -> Scheme:
-    """Prompt posterior sampling: the rationalization stage alone, for every problem.
+def pps(draws: int = 1) -> Scheme:
+    """Prompt posterior sampling: the rationalization stage alone, `draws` times for every problem.
 
     Law: the hinted model's right draws; the posterior only in so far as the hinted prompt gives it.
-    Kept: h. Draws: 1 a problem.
+    Kept: 1 - (1 - h)^draws. Draws: `draws` a problem; the paper's is 1.
     """
-    return Scheme("pps", (Stage("hinted"),), paper_filter)
+    name = "pps" if draws == 1 else f"pps({draws})"
+    return Scheme(name, (Stage("hinted", draws, "all"),), paper_filter)
 
 
-SCHEMES: dict[str, Callable[..., Scheme]] = {"rejection": rejection, "star": star, "pps": pps}
+def mixture(plain: int = 1, hinted: int = 1) -> Scheme:
+    """So many plain and so many hinted draws of every problem, of which the first right one is kept.
+
+    Law: the posterior with weight 1 - (1 - p)^plain, else the hinted model's right draws.
+    """
+    stages = (Stage("plain", plain, "all"), Stage("hinted", hinted, "all"))
+    return Scheme(f"mixture({plain},{hinted})", stages, paper_filter)
 
 
-def parse_scheme(spec: str) -> Scheme:
-    """A scheme from its name on the command line; `rejection:4` and `rejection(4)` are the same.
+def trice(beta: float = 0.5) -> Scheme:
+    """MCMC-EM: a chain for each problem, moved by one plain draw; it begins with a hinted one.
+
+    Law: tends to the posterior, as the chain forgets where it began. Kept: every problem that was ever
+    solved. Draws: 1 a problem. `beta` is the control variate's; 0 leaves it out.
+
+    Source: Phan et al. 2023, "Training Chain-of-Thought via Latent-Variable Inference",
+    arXiv 2312.02179.
+    """
+    plain, hinted = Stage("plain", 1, "all"), Stage("hinted", 1, "all")
+    scheme = chained(Scheme(f"trice({beta:g})", (plain,), paper_filter, first=(plain, hinted)))
+    weigh = chain(scheme.weigh, control_variate(beta)) if beta else scheme.weigh
+    return replace(scheme, name=f"trice({beta:g})", weigh=weigh)
+
+
+# --- what can be added to a scheme
+
+
+def from_base(scheme: Scheme) -> Scheme:
+    """Draws from the base, not from theta_{k-1}: how to use a hint is never forgotten, nor learnt."""
+    return replace(scheme, name=f"{scheme.name}+base", proposal="base")
+
+
+def weighted(scheme: Scheme) -> Scheme:
+    """All right draws of a problem, with importance weights: see `posterior.importance`."""
+    return replace(scheme, name=f"{scheme.name}+importance", weigh=chain(accepted(), importance()))
+
+
+def chained(scheme: Scheme) -> Scheme:
+    """A chain for each problem; the scheme's right draws are proposals: see `posterior.metropolis`."""
+    rule = chain(accepted(), metropolis())
+    return replace(scheme, name=f"{scheme.name}+chain", weigh=rule, remember=rule)
+
+
+def memoised(scheme: Scheme, size: int = 8) -> Scheme:
+    """Remembers up to `size` distinct right draws of a problem, and weighs them as the posterior does.
+
+    Law: pi(z | x, y*), cut to what is remembered: see `posterior.posterior`. Those of less than a
+    twentieth of a problem's weight are remembered, and not trained on. Kept: every problem that was ever
+    solved. Draws: the scheme's; what is remembered costs a pass of the model over it, and no token.
+    """
+    if size < 1:
+        raise ConfigError(f"memo {size}: at least 1 draw.")
+    remember = chain(accepted(), distinct(), posterior(), heaviest(size))
+    weigh = chain(remember, above(0.05), share())
+    return replace(scheme, name=f"{scheme.name}+memo({size})", weigh=weigh, remember=remember)
+
+
+def every(scheme: Scheme, iterations: int) -> Scheme:
+    """Draws in iterations 1, 1 + n, 1 + 2n, ...; between them what is remembered is weighed anew."""
+    return replace(scheme, name=f"{scheme.name}+every({iterations})", every=iterations)
+
+
+def gaining(scheme: Scheme, nats: float = 0.1) -> Scheme:
+    """Asks only those problems whose bound a draw can still raise by more than `nats`.
+
+    The bound log sum pi(z, y* | x) over what is remembered is at most 0, so minus itself is all that is
+    to be gained: a budget that goes where it can do something.
+    """
+    return replace(scheme, name=f"{scheme.name}+gain({nats:g})", min_gain=nats)
+
+
+def resampled(scheme: Scheme, num: int = 1) -> Scheme:
+    """Whole draws in place of weights, `num` a problem: see `posterior.resample`."""
+    rule = chain(scheme.weigh, resample(num))
+    return replace(scheme, name=f"{scheme.name}+resample({num})", weigh=rule)
+
+
+def doubting(scheme: Scheme, noise: float = 0.1, num_answers: int | None = None) -> Scheme:
+    """Answers, of which a share `noise` is wrong, count as draws bear them out: `posterior.doubt`."""
+    rule = chain(scheme.weigh, doubt(noise, num_answers))
+    return replace(scheme, name=f"{scheme.name}+doubt({noise:g})", weigh=rule)
+
+
+def waking(scheme: Scheme, weight: float = 1.0) -> Scheme:
+    """Trains the hinted prompt on what is kept too: see `posterior.wake`."""
+    name = "wake" if weight == 1 else f"wake({weight:g})"
+    return replace(scheme, name=f"{scheme.name}+{name}", weigh=chain(scheme.weigh, wake(weight)))
+
+
+# --- names
+
+AUTO = "star+memo+doubt"  # what `auto` stands for: docs/findings.md has why
+
+SCHEMES: dict[str, Callable[..., Scheme]] = {
+    "rejection": rejection,
+    "star": star,
+    "pps": pps,
+    "mixture": mixture,
+    "trice": trice,
+}
+# In the order in which they are applied, however they are written.
+ADDED: dict[str, Callable[..., Scheme]] = {
+    "base": from_base,
+    "importance": weighted,
+    "chain": chained,
+    "memo": memoised,
+    "every": every,
+    "gain": gaining,
+    "resample": resampled,
+    "doubt": doubting,
+    "wake": waking,
+}
+_WHOLE = ("rejection", "pps", "mixture", "memo", "every", "resample")  # these take whole numbers
+_BARE = ("star", "base", "importance", "chain")  # these take none
+_RULES = ("importance", "chain", "memo")  # one of them at most
+_PART = re.compile(r"(\w+)(?::([\d.,]{1,20})|\(([\d.,]{1,20})\))?")
+
+
+def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
+    """A scheme from its name in a command, with what is added to it.
+
+    `rejection:4` and `rejection(4)` are the same; `num_answers` is how many answers there can be, where
+    that is known: see `posterior.doubt`.
 
     >>> parse_scheme("rejection:4").name
     'rejection(4)'
+    >>> parse_scheme("pps:4+wake+importance").name
+    'pps(4)+importance+wake'
 
     Raises ConfigError for anything else.
     """
-    match = re.fullmatch(r"(\w+)(?::(\d{1,9})|\((\d{1,9})\))?", spec.strip())
-    name, budget = (match[1], match[2] or match[3]) if match else (spec, None)
-    if name not in SCHEMES or (budget and name != "rejection"):
-        known = "rejection:4 (any budget), star, pps"
-        raise ConfigError(f"scheme {brief(repr(spec))} is not known: choose one of {known}.")
-    return SCHEMES[name](int(budget)) if budget else SCHEMES[name]()
+    parts = [_read_part(part, spec) for part in (AUTO if spec.strip() == "auto" else spec).split("+")]
+    (name, numbers), added = parts[0], dict(parts[1:])
+    if name not in SCHEMES:
+        raise _unknown(spec, name, SCHEMES)
+    if len(added) < len(parts) - 1:
+        raise ConfigError(f"scheme {brief(repr(spec))} adds something twice: once is enough.")
+    if len(rules := [each for each in added if each in _RULES]) > 1:
+        raise ConfigError(f"scheme {brief(repr(spec))}: {' and '.join(rules)} exclude each other.")
+    scheme = SCHEMES[name](*numbers)
+    for each in ADDED:
+        if each in added:
+            known: dict[str, Any] = {"num_answers": num_answers} if each == "doubt" else {}
+            scheme = ADDED[each](scheme, *added[each], **known)
+    if unknown := [each for each in added if each not in ADDED]:
+        raise _unknown(spec, unknown[0], ADDED)
+    return scheme
+
+
+def _read_part(part: str, spec: str) -> tuple[str, list[float]]:
+    """`memo:8` as ("memo", [8])."""
+    match = _PART.fullmatch(part.strip())
+    if match is None:
+        raise _unknown(spec, part.strip(), {**SCHEMES, **ADDED})
+    name, given = match[1], match[2] or match[3]
+    kind = int if name in _WHOLE else float
+    try:
+        numbers: list[float] = [kind(each) for each in given.split(",")] if given else []
+    except ValueError:
+        raise _unknown(spec, part.strip(), {**SCHEMES, **ADDED}) from None
+    if len(numbers) > (0 if name in _BARE else 2 if name == "mixture" else 1):
+        raise ConfigError(f"scheme {brief(repr(spec))}: {brief(repr(part))} has too many numbers.")
+    return name, numbers
+
+
+def _unknown(spec: str, part: str, known: dict[str, Callable[..., Scheme]]) -> ConfigError:
+    what = "scheme" if known is SCHEMES else "addition"
+    whole = "" if spec.strip() == part else f" of {brief(repr(spec))}"
+    names = (
+        "rejection:4 (any budget), star, pps, mixture, trice" if known is SCHEMES else ", ".join(known)
+    )
+    return ConfigError(
+        f"{what} {brief(repr(part))}{whole} is not known:{near(part, known)} choose one of {names}."
+    )
 
 
 def soft_acceptance(temperature: float, span: float, decay: float = 1.0) -> Callable[[Request], float]:
@@ -93,10 +265,7 @@ def soft_acceptance(temperature: float, span: float, decay: float = 1.0) -> Call
         )
 
     def threshold(request: Request) -> float:
-        name = f"accept {request.seed}".encode()
-        number = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
-        uniform = (number + 1) / 2**64  # above 0, so that its logarithm is finite
         now = temperature * decay ** (request.key.iteration - 1)
-        return 1 + now * math.log(uniform) / span
+        return 1 + now * math.log(uniform(f"accept {request.seed}")) / span
 
     return threshold

@@ -53,7 +53,7 @@ class DrawKey:
 
     iteration: int  # from 1; 0 is the evaluation of the base model
     problem_id: str
-    stage: int  # position in Scheme.stages
+    stage: int  # position in Scheme.stages, or see Scheme.asked
     index: int  # attempt within the stage, from 0
 
 
@@ -119,6 +119,10 @@ class Draw:
     seed: int
     completion: Completion
     score: Score
+    # nats of the completion by theta_{k-1}: log pi(z, y | x) under the plain prompt, log q(z, y | x, y*)
+    # under the hinted one; None where the scheme does not need them: see tries.py
+    log_pi: float | None = None
+    log_q: float | None = None
 
     @property
     def accepted(self) -> bool:
@@ -128,14 +132,19 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A draw as the M-step sees it: weight x log pi(z, y given x), under the plain prompt."""
+    """A draw as the M-step sees it: weight x log pi(z, y given x), under the plain prompt.
+
+    Those of the wake phase are under the hinted one, and say so.
+    """
 
     draw: Draw
     weight: float = 1.0
+    prompt: Literal["plain", "hinted"] = "plain"  # that it is trained under
 
 
-# A rule maps one problem's draws of an iteration (in order of their keys) and the examples made of
-# them so far to new examples. Pure. `chain` in weigh.py makes one rule of several.
+# A rule maps one problem's draws (those that are remembered, then the iteration's, in order of their
+# keys) and the examples made of them so far to new examples. Pure. `chain` in weigh.py makes one rule of
+# several, and `needing` tells what a rule must know of the draws.
 Rule = Callable[[Sequence[Draw], Sequence[Example]], Sequence[Example]]
 
 
@@ -152,15 +161,52 @@ class Stage:
             raise ConfigError(f"{self}: the prompt is plain or hinted, and draws are at least 1.")
 
 
+# What a rule may need: log pi or log q of each accepted draw, or that stages ask of every problem alike.
+# "temperature 1": that draws follow the model's own law, which no top-p or top-k cuts either.
+Need = Literal["log_pi", "log_q", "every draw", "temperature 1"]
+
+
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """Where rationales come from (stages) and what each draw counts for (weigh)."""
+    """Where rationales come from (stages), what each draw counts for, and what is remembered of them."""
 
     name: str
     stages: tuple[Stage, ...]
     weigh: Rule
     # a draw is accepted where its reward is at least this, or what this says for it
     accept_at: float | Callable[[Request], float] = 1.0
+    # what is asked of a problem of which no draw is remembered, in place of `stages`
+    first: tuple[Stage, ...] = ()
+    # whose draws are kept in mind for the next iteration, beside its own; None: nothing is
+    remember: Rule | None = None
+    proposal: Literal["current", "base"] = "current"  # whose draws: of theta_{k-1}, or of the base
+    # nats: a problem whose bound on log p(y* | x) no draw can raise by more is not asked
+    min_gain: float = 0.0
+    # iterations from one that draws to the next; between them what is remembered is weighed anew
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.min_gain or self.every != 1) and self.remember is None:
+            raise ConfigError(
+                f"scheme {self.name}: min_gain and every are of schemes that remember draws."
+            )
+        adaptive = any(s.ask == "unsolved" for s in self.asked) and sum(s.draws for s in self.stages) > 1
+        if "every draw" in self.needs and adaptive:
+            raise ConfigError(
+                f"scheme {self.name}: its weights are of draws that every problem gets, and a stage "
+                'asks the unsolved alone: give it ask="all".'
+            )
+
+    @property
+    def asked(self) -> tuple[Stage, ...]:
+        """All stages by the number that draws name: those of `first`, then `stages`."""
+        return (*self.first, *self.stages)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What its rules must know of draws."""
+        rules = (self.weigh, self.remember)
+        return frozenset(need for rule in rules for need in getattr(rule, "needs", ()))
 
 
 # r(answer, y*): pure, from problems and parsed completions to rewards in [0, 1]; None abstains.

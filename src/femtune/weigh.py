@@ -7,22 +7,34 @@ filter of the paper reads `chain(accepted(), first())`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from femtune.types import Draw, Example, Rule
+from femtune.types import Draw, Example, Need, Rule
 
 
 def chain(*rules: Rule) -> Rule:
-    """One rule that applies these from left to right."""
+    """One rule that applies these from left to right, and needs what any of them does."""
+    needs: set[Need] = {need for rule in rules for need in getattr(rule, "needs", ())}
 
+    @needing(*needs)
     def chained(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         for rule in rules:
             examples = rule(draws, examples)
         return examples
 
     return chained
+
+
+def needing(*needs: Need) -> Callable[[Rule], Rule]:
+    """Says what a rule must know of draws: its attribute `needs`, by which it is seen to."""
+
+    def marked(rule: Rule) -> Rule:
+        rule.needs = frozenset(needs)  # type: ignore[attr-defined]  # functions take attributes
+        return rule
+
+    return marked
 
 
 def accepted() -> Rule:
@@ -57,6 +69,21 @@ def by_reward() -> Rule:
         sound = (e for e in examples if e.draw.score.reason in ("", "wrong"))
         weighted = (replace(e, weight=e.weight * e.draw.score.reward) for e in sound)
         return [e for e in weighted if e.weight != 0]
+
+    return rule
+
+
+def heaviest(num: int) -> Rule:
+    """Keeps the `num` examples of most weight; of equal ones, those that come first by key."""
+    return lambda draws, examples: sorted(examples, key=lambda e: (-e.weight, e.draw.key))[:num]
+
+
+def above(least: float) -> Rule:
+    """Keeps the examples that have at least this share of the problem's weight."""
+
+    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        total = sum(e.weight for e in examples)
+        return [e for e in examples if e.weight >= least * total]
 
     return rule
 

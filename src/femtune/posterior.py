@@ -1,0 +1,225 @@
+"""Rules by which draws count for what the posterior pi(z | x, y*) makes of them, whoever wrote them.
+
+log pi   nats of a draw, rationale and answer, under the plain prompt, by theta_{k-1}
+log q    under the hinted prompt
+as drawn   what the engine said as it drew it, of the prompt and weights that it drew from
+
+importance()         pi / q of each draw: right on average, for draws that every problem gets
+posterior()          pi itself, over distinct draws: those that are remembered, and the new ones
+metropolis()         a chain: the state of a problem is the draw that it remembers
+control_variate(b)   takes from the gradient what is zero on average
+resample(n)          weights -> n draws of equal weight
+doubt(noise, n)      what a problem's answer itself is worth, where some are wrong
+wake()               the hinted prompt learns too
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+from femtune.errors import ConfigError
+from femtune.types import Draw, Example, Rule
+from femtune.weigh import needing
+
+
+def importance() -> Rule:
+    """Weights w / sum w, with w = pi(z, y* | x) / q(z, y* | x, hint), of total 1 for a problem.
+
+    q is what the draw came from: w is 1 for a plain one of theta_{k-1}. sum w f / sum w tends to the
+    mean of f under the posterior as draws grow. So PPS becomes EM, and a rationale that only one who was
+    told the answer would write loses its weight.
+
+    Source: self-normalised importance sampling; for latent variables of models, reweighted wake-sleep
+    (Bornschein and Bengio 2015, arXiv 1406.2751).
+    """
+
+    @needing("log_pi", "every draw", "temperature 1")
+    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        return _normalised(examples, [_log_pi(e.draw) - e.draw.completion.logprob for e in examples])
+
+    return rule
+
+
+def posterior() -> Rule:
+    """Weights pi(z, y* | x) / sum over the examples, which must be distinct: of total 1 for a problem.
+
+    The posterior, cut to a set S of rationales. An M-step on it raises sum_i log sum_S pi(z, y* | x) or
+    leaves it (it is EM for a model that can write nothing else), which bounds sum_i log pi(y* | x) from
+    below, and draws that join S raise it too. Where they came from does not matter: hinted, of an
+    earlier theta, of another model.
+
+    Source: memoised wake-sleep (Hewitt, Le and Tenenbaum 2020, arXiv 2007.03132).
+    """
+
+    @needing("log_pi")
+    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        return _normalised(examples, [_log_pi(e.draw) for e in examples])
+
+    return rule
+
+
+def metropolis() -> Rule:
+    """Keeps one draw: where the chain of this problem stands after the iteration's draws.
+
+    The state is the remembered draw, or the first right one. Each right draw z' is a proposal, taken
+    with probability min(1, pi(z') q(z) / (pi(z) q(z'))), with q = pi for plain draws: those are always
+    taken. The chain's stationary law is the posterior of a theta that stands still.
+
+    Source: Metropolis-Hastings with an independent proposal; with plain ones, TRICE (Phan et al. 2023,
+    arXiv 2312.02179).
+    """
+
+    @needing("log_pi", "log_q", "temperature 1")
+    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        state: Example | None = None
+        for example in sorted(examples, key=lambda e: e.draw.key):
+            if state is None or _takes(state.draw, example.draw):
+                state = example
+        return [state] if state else []
+
+    return rule
+
+
+def _takes(state: Draw, proposal: Draw) -> bool:
+    if proposal.prompt == "plain":
+        return True
+    log_ratio = _log_pi(proposal) - _log_pi(state) + _log_q(state) - _log_q(proposal)
+    return math.log(uniform(f"metropolis {proposal.seed}")) < log_ratio
+
+
+def control_variate(beta: float = 0.5) -> Rule:
+    """Adds every plain draw of the iteration, right or wrong, with weight -beta / their number.
+
+    On average they change nothing: E[grad log pi(z, y | x)] = 0 under pi itself. What they take away is
+    variance, most where beta is near the chance that a draw is right: then a chain's new state and the
+    draw that it came from nearly cancel, and a problem that is solved anyway adds no noise.
+
+    Source: TRICE (Phan et al. 2023, arXiv 2312.02179), which estimates beta.
+
+    Raises ConfigError for a beta that is not from 0 to 1.
+    """
+    if not 0 <= beta <= 1:
+        raise ConfigError(f"control_variate {beta:g}: from 0 to 1.")
+
+    @needing("every draw", "temperature 1")
+    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        newest = max((draw.key.iteration for draw in draws), default=0)
+        fresh = [d for d in draws if d.key.iteration == newest and d.prompt == "plain"]
+        usable = [d for d in fresh if d.completion.tokens and d.score.reason != "engine failed"]
+        return [*examples, *(Example(draw, -beta / len(usable)) for draw in usable if beta)]
+
+    return rule
+
+
+def resample(num: int = 1) -> Rule:
+    """Turns weights into `num` draws of weight 1 / num times their total, a draw perhaps several times.
+
+    Systematic: a draw of share w comes floor(num w) or ceil(num w) times, num w on average. The one
+    random number is of the newest draw's seed, so a problem that is not asked again keeps it.
+
+    Source: Kitagawa 1996, "Monte Carlo filter and smoother"; Douc and Cappe 2005 on its variance.
+
+    Raises ConfigError where `num` is less than 1.
+    """
+    if num < 1:
+        raise ConfigError(f"resample {num}: at least 1.")
+
+    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        total = math.fsum(e.weight for e in examples)
+        if total <= 0:
+            return []
+        start = uniform(f"resample {draws[-1].seed}")
+        made, below = [], Fraction(0)
+        shares = [Fraction(e.weight) for e in examples]  # exact, so that the last one ends at num
+        for example, share in zip(examples, shares, strict=True):
+            after = below + num * share / sum(shares)
+            times = math.ceil(after - Fraction(start)) - math.ceil(below - Fraction(start))
+            if times:
+                made.append(replace(example, weight=times * total / num))
+            below = after
+        return made
+
+    return rule
+
+
+def doubt(noise: float = 0.1, num_answers: int | None = None) -> Rule:
+    """Multiplies a problem's weights by the probability that its answer y* is right, given the draws.
+
+    Of answers, a share `noise` is wrong, any of the others alike; so with the mass m = sum over distinct
+    right draws of pi(z, y* | x), which stands for pi(y* | x),
+
+        P(y* right | x, y*) = (1 - noise) m / ((1 - noise) m + noise (1 - m) / (num_answers - 1))
+
+    An answer that the model finds no likely way to counts little, until it does. Where the number of
+    possible answers is not known it is taken for 1,000.
+
+    Source: EM with noisy labels, as Dawid and Skene 1979, for one rater whose errors are uniform.
+
+    Raises ConfigError for a noise that is none, or fewer than two answers.
+    """
+    among = 1000 if num_answers is None else num_answers
+    if not 0 <= noise < 1 or among < 2:
+        raise ConfigError(f"doubt {noise:g} among {among} answers: from 0 to below 1, among at least 2.")
+
+    @needing("log_pi")
+    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        nats = {d.completion.tokens: _log_pi(d) for d in draws if d.accepted}
+        mass = min(1.0, math.fsum(math.exp(each) for each in nats.values()))
+        right, wrong = (1 - noise) * mass, noise * (1 - mass) / (among - 1)
+        trust = right / (right + wrong) if right + wrong else 1.0  # 0 / 0: no mass, and no doubt
+        weighed = [replace(e, weight=e.weight * trust) for e in examples]
+        return [e for e in weighed if e.weight != 0]
+
+    return rule
+
+
+def wake(weight: float = 1.0) -> Rule:
+    """Adds each example a second time, under the hinted prompt, with `weight` times its weight.
+
+    So the proposal q(z | x, y*) learns to be the posterior, and the hinted prompt is not forgotten while
+    the plain one learns. This is the one rule that has a say in the prompt that is trained.
+
+    Source: the wake phase of reweighted wake-sleep (Bornschein and Bengio 2015, arXiv 1406.2751).
+
+    Raises ConfigError where `weight` is not above 0.
+    """
+    if not 0 < weight < math.inf:
+        raise ConfigError(f"wake {weight:g}: above 0.")
+
+    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        hinted = [
+            replace(e, weight=weight * e.weight, prompt="hinted") for e in examples if e.weight > 0
+        ]
+        return [*examples, *hinted]
+
+    return rule
+
+
+def uniform(name: str) -> float:
+    """A number above 0 and at most 1, the same for the same name."""
+    number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    return (number + 1) / 2**64
+
+
+def _normalised(examples: Sequence[Example], log_weights: Sequence[float]) -> list[Example]:
+    """Examples with weights exp(log_weights) / their sum."""
+    if not examples:
+        return []
+    top = max(log_weights)
+    weights = [math.exp(each - top) for each in log_weights]
+    total = math.fsum(weights)
+    return [replace(e, weight=w / total) for e, w in zip(examples, weights, strict=True) if w]
+
+
+def _log_pi(draw: Draw) -> float:
+    assert draw.log_pi is not None, f"{draw.key}: log pi was not computed"
+    return draw.log_pi
+
+
+def _log_q(draw: Draw) -> float:
+    assert draw.log_q is not None, f"{draw.key}: log q was not computed"
+    return draw.log_q

@@ -1,0 +1,289 @@
+"""What a scheme's rules are given: an iteration's draws and those that are remembered, with their nats.
+
+    recalled/00000.parquet   of the draws remembered from iteration k-1: log pi, log q by theta_{k-1}
+    draws/00000.parquet      the iteration's own draws: see estep.py
+    scored/00000.parquet     of these: log pi, log q
+    memory/00000.parquet     the draws that iteration k leaves to the next
+
+Each is of one chunk of problems and written once; one chunk is held at a time. Scoring is a pass of the
+model over prompt and completion, which costs about what reading a prompt of that length does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from femtune.chunks import Setup
+from femtune.errors import EngineError, RunError
+from femtune.files import replacing
+from femtune.formats import Unreadable, reading_arrow
+from femtune.run import Run, by_problem, read_shard, write_draws
+from femtune.types import Draw, DrawKey, Need, Problem, Scheme
+from femtune.weigh import weigh
+
+NATS = pa.schema(
+    [
+        ("iteration", pa.int32()),
+        ("problem_id", pa.string()),
+        ("stage", pa.int32()),
+        ("index", pa.int32()),
+        ("log_pi", pa.float64()),  # nats under the plain prompt; null where the scheme needs none
+        ("log_q", pa.float64()),  # under the hinted prompt
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Tries:
+    """The draws that the rules of an iteration see, as they are stored in a run, chunk by chunk."""
+
+    run: Run
+    iteration: int
+    problems: Sequence[Problem]
+    scheme: Scheme
+    setup: Setup
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """Each chunk's draws, in order of problem, then key: remembered ones come first."""
+        return (self.chunk(index) for index in self.indices)
+
+    @property
+    def indices(self) -> range:
+        """Of the chunks."""
+        return range(-(-len(self.problems) // self.setup.chunk_size))
+
+    @property
+    def files(self) -> list[Path]:
+        """All that is relied on, apart from the draws: see `Run.verify`."""
+        mine = [self.run.shard(self.iteration, kind, i) for i in self.indices for kind in _KINDS]
+        return mine + [self.run.shard(self.iteration - 1, "memory", i) for i in self.indices]
+
+    def chunk(self, index: int) -> list[Draw]:
+        """The draws of a chunk, remembered and own, with their nats."""
+        own, _ = read_shard(self.run.shard(self.iteration, "draws", index))
+        tries: dict[str, list[Draw]] = {p.id: [] for p in self._problems_of(index)}
+        for draw in (*self.recalled(index), *self._with_nats("scored", index, own)):
+            tries[draw.key.problem_id].append(draw)
+        return [draw for each in tries.values() for draw in each]
+
+    def recalled(self, index: int) -> list[Draw]:
+        """The draws that the last iteration has left, with their nats."""
+        path = self.run.shard(self.iteration - 1, "memory", index)
+        if self.scheme.remember is None or self.iteration == 1 or not path.exists():
+            return []
+        return self._with_nats("recalled", index, read_shard(path)[0])
+
+    def choose(
+        self, index: int, problems: Sequence[Problem]
+    ) -> tuple[Sequence[Problem], frozenset[str]]:
+        """Of a chunk's problems those worth asking, and the ids of those that are remembered.
+
+        No draw can raise the bound log sum_S pi(z, y* | x), over the distinct remembered draws S, by
+        more than minus itself, as pi(y* | x) is at most 1.
+        """
+        by_id = dict(by_problem(self.recalled(index)))
+        if (self.iteration - 1) % self.scheme.every:
+            return [], frozenset(by_id)
+        return [p for p in problems if self._worth(by_id.get(p.id, []))], frozenset(by_id)
+
+    def is_scored(self, kind: str) -> bool:
+        """Whether the nats of that kind ("recalled" or "scored") are stored, or none are needed."""
+        if not self.scheme.needs & {"log_pi", "log_q"} or (kind == "recalled" and self.iteration == 1):
+            return True
+        return all(self.run.shard(self.iteration, kind, index).exists() for index in self.indices)
+
+    def score(self, kind: str) -> None:
+        """Score what is not scored yet; the engine has theta_{k-1}. Raises EngineError if it can't."""
+        for index in self.indices:
+            path = self.run.shard(self.iteration, kind, index)
+            if path.exists():
+                continue
+            begun = time.perf_counter()
+            place = self.iteration - 1 if kind == "recalled" else self.iteration
+            name = "memory" if kind == "recalled" else "draws"
+            draws, _ = read_shard(self.run.shard(place, name, index))
+            scored = scored_draws(
+                draws, self._problems_of(index), self.scheme, self.setup, self.iteration
+            )
+            tokens = sum(len(draw.completion.tokens) for draw in scored)
+            write_nats(path, scored, {"total_s": time.perf_counter() - begun, "tokens": tokens})
+            self.run.record(path)
+
+    def remember(self) -> None:
+        """Store what the next iteration is to know."""
+        if self.scheme.remember is None:
+            return
+        for index in self.indices:
+            path = self.run.shard(self.iteration, "memory", index)
+            if not path.exists():
+                kept = [
+                    replace(example.draw, log_pi=None, log_q=None)
+                    for _, tries in by_problem(self.chunk(index))
+                    for example in weigh(self.scheme.remember, tries)
+                ]
+                write_draws(path, kept, {})
+                self.run.record(path)
+
+    def metrics(self) -> dict[str, Any]:
+        """What scoring took, and of schemes that remember, what is known of the problems.
+
+        covered_share    share of problems with a right draw, remembered or new
+        log_mass         mean over these of log sum_S pi(z, y* | x), nats, S the distinct right draws:
+                         a lower bound of log pi(y* | x)
+        """
+        if not self.scheme.needs & {"log_pi", "log_q"}:
+            return {}
+        timings = [
+            read_timing(path)
+            for kind in ("recalled", "scored")
+            for index in self.indices
+            if (path := self.run.shard(self.iteration, kind, index)).exists()
+        ]
+        found = {
+            "scored_tokens": sum(timing["tokens"] for timing in timings),
+            "scoring_s": round(sum(timing["total_s"] for timing in timings), 3),
+        }
+        if self.scheme.remember is None or "log_pi" not in self.scheme.needs:
+            return found
+        masses = [mass for chunk in self for _, tries in by_problem(chunk) if (mass := log_mass(tries))]
+        covered = len(masses) / len(self.problems)
+        return found | {
+            "covered_share": covered,
+            "log_mass": math.fsum(masses) / len(masses) if masses else None,
+        }
+
+    def _worth(self, remembered: Sequence[Draw]) -> bool:
+        if not self.scheme.min_gain or not remembered:
+            return True
+        mass = log_mass(remembered)
+        return mass is None or -mass > self.scheme.min_gain
+
+    def _problems_of(self, index: int) -> Sequence[Problem]:
+        size = self.setup.chunk_size
+        return self.problems[index * size : (index + 1) * size]
+
+    def _with_nats(self, kind: str, index: int, draws: Sequence[Draw]) -> list[Draw]:
+        if not self.scheme.needs & {"log_pi", "log_q"}:
+            return list(draws)
+        nats = read_nats(self.run.shard(self.iteration, kind, index))
+        return [
+            replace(draw, log_pi=nats[draw.key][0], log_q=nats[draw.key][1])
+            if draw.key in nats
+            else draw
+            for draw in draws
+        ]
+
+
+_KINDS = ("recalled", "scored", "memory")
+
+
+def log_mass(draws: Sequence[Draw]) -> float | None:
+    """log of the sum of pi(z, y | x) over distinct accepted draws, nats; None where there is none.
+
+    Rounding may lift a sum above 1: such is taken for 1.
+    """
+    nats = {d.completion.tokens: d.log_pi for d in draws if d.accepted and d.log_pi is not None}
+    if not nats:
+        return None
+    top = max(nats.values())
+    return min(0.0, top + math.log(math.fsum(math.exp(each - top) for each in nats.values())))
+
+
+def scored_draws(
+    draws: Sequence[Draw], problems: Sequence[Problem], scheme: Scheme, setup: Setup, iteration: int
+) -> list[Draw]:
+    """The accepted ones of these draws, with the nats that the scheme needs, by the engine's weights.
+
+    What the engine said as it drew is taken where it is of these weights and of that prompt. Raises
+    EngineError where the engine can't score.
+    """
+    accepted = [draw for draw in draws if draw.accepted]
+    asked = {problem.id: problem for problem in problems}
+    found: dict[Need, list[float | None]] = {}
+    kinds: tuple[tuple[Need, str], ...] = (("log_pi", "plain"), ("log_q", "hinted"))
+    for need, prompt in kinds:
+        if need not in scheme.needs:
+            found[need] = [None] * len(accepted)
+            continue
+        fresh = scheme.proposal == "current"
+        known = [
+            d.completion.logprob
+            if fresh and d.prompt == prompt and d.key.iteration == iteration
+            else math.nan
+            for d in accepted
+        ]
+        todo = [draw for draw, nats in zip(accepted, known, strict=True) if math.isnan(nats)]
+        new = iter(logprobs(todo, asked, prompt, setup))
+        found[need] = [next(new) if math.isnan(nats) else nats for nats in known]
+    return [
+        replace(draw, log_pi=log_pi, log_q=log_q)
+        for draw, log_pi, log_q in zip(accepted, found["log_pi"], found["log_q"], strict=True)
+    ]
+
+
+def logprobs(
+    draws: Sequence[Draw], problems: dict[str, Problem], prompt: str, setup: Setup
+) -> list[float]:
+    """Nats of each draw's completion under the prompt of that name. Raises EngineError."""
+    prompts: dict[str, tuple[int, ...]] = {}
+    for draw in draws:
+        name = draw.key.problem_id
+        if name not in prompts:
+            messages = setup.prompts.render(prompt, problems[name])
+            prompts[name] = setup.tokenizer.encode_prompt(messages)
+    pairs = [(prompts[draw.key.problem_id], draw.completion.tokens) for draw in draws]
+    nats = setup.engine.logprob(pairs) if pairs else []
+    if bad := [draw.key for draw, each in zip(draws, nats, strict=True) if math.isnan(each)]:
+        raise EngineError(f"the engine gives no log-probability for {len(bad)} draws, such as {bad[0]}.")
+    return nats
+
+
+def write_nats(path: Path, draws: Sequence[Draw], timing: dict[str, float]) -> None:
+    """Store the nats of draws, with seconds and tokens in the file's metadata under "timing"."""
+    columns = {
+        "iteration": [draw.key.iteration for draw in draws],
+        "problem_id": [draw.key.problem_id for draw in draws],
+        "stage": [draw.key.stage for draw in draws],
+        "index": [draw.key.index for draw in draws],
+        "log_pi": [draw.log_pi for draw in draws],
+        "log_q": [draw.log_q for draw in draws],
+    }
+    table = pa.Table.from_pydict(columns, schema=NATS)
+    with replacing(path) as part, part.open("wb") as file:
+        stored = table.replace_schema_metadata({"timing": json.dumps(timing)})
+        pq.write_table(stored, file, write_page_checksum=True)
+
+
+def read_nats(path: Path) -> dict[DrawKey, tuple[float | None, float | None]]:
+    """(log pi, log q) by draw. Raises RunError where the file is damaged."""
+    table, _ = _read(path)
+    rows = zip(*(column for column in table.to_pydict().values()), strict=True)
+    return {DrawKey(k, name, stage, index): (pi, q) for k, name, stage, index, pi, q in rows}
+
+
+def read_timing(path: Path) -> dict[str, float]:
+    """Seconds and tokens that scoring took. Raises RunError where the file is damaged."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[Any, dict[str, float]]:
+    try:
+        with reading_arrow():
+            table = pq.read_table(pa.memory_map(str(path)))
+            timing = json.loads((table.schema.metadata or {}).get(b"timing", b"null"))
+            if not table.schema.equals(NATS) or not isinstance(timing, dict):
+                raise Unreadable("holds no log-probabilities as they are stored")
+            return table, timing
+    except Unreadable as error:
+        raise RunError(
+            f"{path} {error}. It is damaged: `femtune doctor` of its run tells what can be made again."
+        ) from error
