@@ -69,8 +69,9 @@ def pps(draws: int = 1) -> Scheme:
     Law: the hinted model's right draws; the posterior only in so far as the hinted prompt gives it.
     Kept: 1 - (1 - h)^draws. Draws: `draws` a problem; the paper's is 1.
     """
-    name = "pps" if draws == 1 else f"pps({draws})"
-    return Scheme(name, (Stage("hinted", draws, "all"),), paper_filter)
+    if draws == 1:
+        return Scheme("pps", (Stage("hinted"),), paper_filter)
+    return Scheme(f"pps({draws})", (Stage("hinted", draws, "all"),), paper_filter)
 
 
 def mixture(plain: int = 1, hinted: int = 1) -> Scheme:
