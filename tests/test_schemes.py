@@ -149,7 +149,7 @@ def test_a_scheme_has_a_name(spec: str, name: str, stages: tuple[Stage, ...]) ->
 
 @pytest.mark.parametrize(
     "spec",
-    ["", "rs", "Star", "star:2", "pps(1)", "rejection4", "rejection:", "rejection()", "rejection(4", 
+    ["", "rs", "Star", "star:2", "rejection4", "rejection:", "rejection()", "rejection(4", 
      "rejection:4)", "rejection:-1", "rejection:1.5", "rejection 4", "star pps"],
 )  # fmt: skip
 def test_other_names_are_refused_with_those_there_are(spec: str) -> None:

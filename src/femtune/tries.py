@@ -97,7 +97,9 @@ class Tries:
 
     def is_scored(self, kind: str) -> bool:
         """Whether the nats of that kind ("recalled" or "scored") are stored, or none are needed."""
-        if not self.scheme.needs & {"log_pi", "log_q"} or (kind == "recalled" and self.iteration == 1):
+        if not self.scheme.needs & {"log_pi", "log_q"}:
+            return True
+        if kind == "recalled" and (self.scheme.remember is None or self.iteration == 1):
             return True
         return all(self.run.shard(self.iteration, kind, index).exists() for index in self.indices)
 
