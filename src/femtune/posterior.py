@@ -43,8 +43,8 @@ def importance() -> Rule:
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         if mute := [e.draw.key for e in examples if math.isnan(e.draw.completion.logprob)]:
             raise EngineError(
-                f"importance: the engine did not say how likely the draw {mute[0]} was. Choose an engine "
-                "that gives log-probabilities, or memo in place of importance."
+                f"importance: the engine did not say how likely the draw {mute[0]} was. Choose an "
+                "engine that gives log-probabilities, or memo in place of importance."
             )
         return _normalised(examples, [_log_pi(e.draw) - e.draw.completion.logprob for e in examples])
 

@@ -73,7 +73,7 @@ class Tries:
         tries: dict[str, list[Draw]] = {p.id: [] for p in self._problems_of(index)}
         for draw in (*self.recalled(index), *self._with_nats("scored", index, own)):
             tries[draw.key.problem_id].append(draw)
-        return [draw for each in tries.values() for draw in each]
+        return [draw for each in tries.values() for draw in sorted(each, key=lambda draw: draw.key)]
 
     def recalled(self, index: int) -> list[Draw]:
         """The draws that the last iteration has left, with their nats."""

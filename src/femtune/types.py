@@ -161,9 +161,9 @@ class Stage:
             raise ConfigError(f"{self}: the prompt is plain or hinted, and draws are at least 1.")
 
 
-# What a rule may need: log pi or log q of each accepted draw, or that every problem is asked alike in every
-# iteration. "temperature 1": that draws follow the model's own law, which no top-p or top-k cuts either;
-# "own draws": and that this model is theta_{k-1}.
+# What a rule may need: log pi or log q of each accepted draw; "every draw": that every problem is asked
+# alike in every iteration; "temperature 1": that draws follow their model's own law, which no top-p or
+# top-k cuts; "own draws": that this model is theta_{k-1}.
 Need = Literal["log_pi", "log_q", "every draw", "temperature 1", "own draws"]
 
 
@@ -197,13 +197,13 @@ class Scheme:
         if "every draw" in self.needs and (some or self.is_adaptive):
             what = "min_gain or every leaves some out" if some else "a stage asks the unsolved alone"
             raise ConfigError(
-                f"scheme {self.name}: its weights are of draws that every problem gets in every iteration, "
-                f'and {what}: choose stages of ask="all", such as those of pps(4), without either.'
+                f"scheme {self.name}: its weights are of draws that every problem gets in every "
+                f'iteration, and {what}: choose stages of ask="all", such as those of pps(4).'
             )
         if "own draws" in self.needs and self.proposal == "base":
             raise ConfigError(
-                f"scheme {self.name}: a chain and its control variate are of draws from theta_{{k-1}}, and "
-                "these are the base's: leave base out, or choose importance or memo."
+                f"scheme {self.name}: a chain and its control variate are of draws from theta_{{k-1}}, "
+                "and these are the base's: leave base out, or choose importance or memo."
             )
 
     @property
