@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 
 from femtune.cli import main
 from femtune.engines.transformers import TransformersEngine
+from femtune.errors import RunError
+from femtune.refilter import Change, refilter
+from femtune.replay import name_of, replay
 from femtune.run import read_draws, read_shard
 from femtune.schemes import parse_scheme
 from femtune.stored import open_stored
@@ -135,18 +139,25 @@ def test_signed_and_weighted_examples_train(run: Path) -> None:
     assert weights[0].read_bytes() != weights[1].read_bytes()
 
 
-def test_draws_of_the_base_are_the_bases(run: Path) -> None:
-    """In iteration 2 as well: what the engine said as it drew is what the seedling gives."""
-    if "base" not in spec_of(run):
-        pytest.skip("drawn by theta")
-    stored = open_stored(run, 2)
-    base = TransformersEngine(open_stored(run, 1).start())
+def test_draws_are_drawn_again_by_the_weights_that_drew_them(run: Path) -> None:
+    """Of the base in iteration 2 as well: log-probabilities are those that were said then."""
     draws, _ = read_shard(run / "iteration-002/draws/00000.parquet")
-    pairs = [
-        (
-            base.tokenizer.encode_prompt(stored.prompts().hinted(stored.problems[d.key.problem_id])),
-            d.completion.tokens,
-        )
-        for d in draws
-    ]
-    assert [d.completion.logprob for d in draws] == pytest.approx(base.logprob(pairs), abs=1e-3)
+    for draw in (draws[0], draws[-1]):
+        [again] = replay(run, name_of(draw))
+        assert again.same and again.nats_apart < 1e-4
+
+
+def test_what_hangs_on_log_probabilities_is_not_filtered_again(run: Path) -> None:
+    with pytest.raises(RunError, match=re.escape(parse_scheme(spec_of(run)).name) + ", whose examples"):
+        refilter(run, Change())
+
+
+@pytest.mark.parametrize("spec", ["trice+memo+doubt"])
+def test_what_a_run_will_take_is_measured_with_its_scoring(
+    spec: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = train_command(world, tmp_path, "--scheme", spec)
+    argv[0] = "plan"
+    del argv[argv.index("--output-dir") : argv.index("--output-dir") + 2]
+    assert main([*argv, "--measure", "4"]) == 0
+    assert "measured: " in capsys.readouterr().out
