@@ -20,7 +20,7 @@ from femtune.schemes import pps, rejection, star
 from femtune.types import Draw, Scheme
 from femtune.weigh import weigh
 
-from .oracle import Tables, ask, drawn, problem
+from .oracle import HINTED, PLAIN, Tables, ask, drawn, problem, toy
 
 SIGMAS = 4  # beyond 4 standard errors lies 1 value in 16,000
 tables = st.integers(0, 2**32).map(Tables.random)
@@ -212,18 +212,9 @@ def test_an_update_with_the_drivers_draws_raises_the_expected_likelihood() -> No
 
 # --- the toy of the design: the law of each scheme
 
-# Completions z0..z2, right (y1) or wrong (y0): right with 0.2 plain, with 0.8 hinted.
-PLAIN = torch.tensor([[0.3, 0.10], [0.3, 0.07], [0.2, 0.03]], dtype=torch.float64)
-HINTED = torch.tensor([[0.10, 0.100], [0.06, 0.176], [0.04, 0.524]], dtype=torch.float64)
 P, H, NUM = 0.2, 0.8, 8_000
 POSTERIOR = PLAIN[:, 1] / P
 BIASED = HINTED[:, 1] / H  # what hinted draws follow
-
-
-def toy() -> Tables:
-    z, y = PLAIN.sum(1).log(), PLAIN.log()
-    hinted_z, hinted_y = HINTED.sum(1).log(), HINTED.log()
-    return Tables(z[None], y[None], hinted_z.expand(1, 2, 3), hinted_y.expand(1, 2, 3, 2))
 
 
 def distance(law: torch.Tensor) -> float:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from femtune.config import Train
 from femtune.engines.fake import FakeEngine
@@ -17,7 +19,7 @@ from femtune.errors import ConfigError
 from femtune.estep import e_step
 from femtune.prepare import plan
 from femtune.rewards import ordinal, score
-from femtune.schemes import SCHEMES, parse_scheme, pps, rejection, soft_acceptance, star
+from femtune.schemes import ADDED, SCHEMES, parse_scheme, pps, rejection, soft_acceptance, star
 from femtune.types import Draw, DrawKey, Problem, Request, Scheme, Stage, draw_seed
 from femtune.weigh import accepted, share, weigh
 
@@ -149,12 +151,123 @@ def test_a_scheme_has_a_name(spec: str, name: str, stages: tuple[Stage, ...]) ->
 
 @pytest.mark.parametrize(
     "spec",
-    ["", "rs", "Star", "star:2", "pps(1)", "rejection4", "rejection:", "rejection()", "rejection(4", 
+    ["", "rs", "Star", "star:2", "rejection4", "rejection:", "rejection()", "rejection(4", 
      "rejection:4)", "rejection:-1", "rejection:1.5", "rejection 4", "star pps"],
 )  # fmt: skip
 def test_other_names_are_refused_with_those_there_are(spec: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(repr(spec)) + ".*rejection:4.*star, pps"):
         parse_scheme(spec)
+
+
+ADDITIONS = [
+    ("base", ""), ("importance", ""), ("chain", ""), ("memo", ":4"), ("memo", ""), ("every", ":3"),
+    ("every", ""), ("gain", ":0.25"), ("gain", ""), ("resample", ":2"), ("resample", ""),
+    ("doubt", ":.05"), ("doubt", ""), ("wake", ":0.5"), ("wake", ""),
+]  # fmt: skip
+STARTS = ["rejection", "rejection:1", "rejection:4", "star", "pps", "pps:1", "pps:4", "mixture",
+          "mixture:2", "mixture:2,3", "trice", "trice:0", "trice:0.25"]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize(("name", "numbers"), [("", ""), *ADDITIONS], ids="".join)
+def test_a_scheme_is_read_back_from_its_name(start: str, name: str, numbers: str) -> None:
+    spec = f"{start}+{name}{numbers}" if name else start
+    try:
+        scheme = parse_scheme(spec)
+    except ConfigError as error:
+        reasons = ("remember", "unsolved alone", "leaves some out", "the base's")
+        assert any(reason in str(error) for reason in reasons)
+        return
+    again = parse_scheme(scheme.name)
+    assert again.name == scheme.name
+    for field in ("stages", "first", "proposal", "min_gain", "every", "needs"):
+        assert getattr(again, field) == getattr(scheme, field)
+
+
+def test_all_that_there_is_is_in_the_table_of_names() -> None:
+    assert {start.split(":")[0] for start in STARTS} == {*SCHEMES}
+    assert {name for name, _ in ADDITIONS} == {*ADDED}
+
+
+numbers = st.one_of(
+    st.integers(0, 10**9 - 1).map(str),
+    st.tuples(st.integers(0, 10**9 - 1), st.integers(0, 10**9 - 1)).map(lambda n: f"{n[0]}.{n[1]}"),
+    st.text("0123456789.,", max_size=8),
+)
+parts = st.tuples(
+    st.sampled_from([*SCHEMES, *ADDED, "auto", "nonsense", ""]),
+    st.one_of(st.just("{}"), st.just(":{}"), st.just("({})"), st.just("")),
+    numbers,
+).map(lambda part: part[0] + part[1].format(part[2]))
+
+
+@given(st.lists(parts, min_size=1, max_size=4).map("+".join))
+@settings(max_examples=500)
+def test_whatever_is_read_is_read_back_and_all_else_is_refused(spec: str) -> None:
+    try:
+        scheme = parse_scheme(spec)
+    except ConfigError as error:
+        assert len(str(error)) < 400
+        return
+    again = parse_scheme(scheme.name)
+    assert again.name == scheme.name
+    assert (again.stages, again.min_gain, again.every) == (scheme.stages, scheme.min_gain, scheme.every)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("auto", "star+memo(8)+doubt(0.1)"),
+        (" pps:4 + wake + importance ", "pps(4)+importance+wake"),
+        ("pps+doubt:0.0000001+memo", "pps+memo(8)+doubt(0.0000001)"),
+        ("star+memo+gain:123456789.5", "star+memo(8)+gain(123456789.5)"),
+        ("mixture(2,3)+chain+wake:1.0", "mixture(2,3)+chain+wake"),
+        ("star+memo+every", "star+memo(8)+every(2)"),
+        ("trice:1", "trice(1)"),
+    ],
+)
+def test_what_is_added_is_in_the_name_in_the_order_in_which_it_is_applied(spec: str, name: str) -> None:
+    assert parse_scheme(spec).name == name
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        (
+            "star+memoo",
+            "addition 'memoo' of 'star.memoo' is not known: Did you mean memo",
+        ),
+        ("star+", "addition '' of 'star.' is not known"),
+        ("+memo", "scheme '' of '.memo' is not known: choose one of rejection:4"),
+        ("memo+star", "scheme 'memo' of 'memo.star' is not known"),
+        ("star+pps", "addition 'pps' of 'star.pps' is not known"),
+        ("auto+wake", "scheme 'auto' of"),
+        ("star+memo:1.5", "addition 'memo:1.5' of"),
+        ("star+memo:1,2", "addition 'memo:1,2' of"),
+        ("star+chain:3", "addition 'chain:3' of"),
+        ("star+doubt:1,2", "addition 'doubt:1,2' of"),
+        ("star+doubt:..", "addition 'doubt:..' of"),
+        ("star+gain:1234567890", "addition 'gain:1234567890' of"),
+        ("star+wake+wake:2", "adds something twice"),
+        ("star+memo+chain", "memo and chain exclude each other"),
+        ("star+memo:0", "memo 0: at least 1 draw"),
+        ("star+memo+every:0", "every is 0, at least 1"),
+        ("star+doubt:1", "doubt 1 among 1000 answers"),
+        ("star+wake:0", "wake 0: above 0"),
+        ("pps:0", "draws are at least 1"),
+        ("pps+importance+resample:0", "resample 0: at least 1"),
+        ("trice:1.5", "control_variate 1.5: from 0 to 1"),
+    ],
+)
+def test_what_can_not_be_added_is_refused_with_the_reason(spec: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        parse_scheme(spec)
+
+
+def test_how_many_answers_there_are_is_what_doubt_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"doubt 0\.1 among 1 answers"):
+        parse_scheme("star+doubt", num_answers=1)
+    assert parse_scheme("star+doubt", num_answers=2).needs == {"log_pi"}
 
 
 @pytest.mark.parametrize("budget", [0, -1])

@@ -70,10 +70,11 @@ COLUMNS = {
     "index": "attempt within the stage, from 0",
     "weight": "what the example counts for in a weighted loss",
     "reward": "of its answer, 0 to 1",
-    "prompt": "messages: the problem under the plain prompt, never with a hint",
+    "prompt": "messages: the problem under the prompt that is trained, see trained_under",
     "completion": "one message: the rationale, then the answer",
     "prompt_tokens": "as the model is fed",
     "completion_tokens": "as they were sampled, end token included",
+    "trained_under": "plain, without a hint; hinted in what a wake phase adds",
 }
 
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from femtune.errors import ConfigError
+from femtune.errors import ConfigError, EngineError
 from femtune.types import Draw, Example, Rule
 from femtune.weigh import needing
 
@@ -35,10 +35,17 @@ def importance() -> Rule:
 
     Source: self-normalised importance sampling; for latent variables of models, reweighted wake-sleep
     (Bornschein and Bengio 2015, arXiv 1406.2751).
+
+    Raises EngineError for a draw of which the engine did not say how likely it was.
     """
 
     @needing("log_pi", "every draw", "temperature 1")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        if mute := [e.draw.key for e in examples if math.isnan(e.draw.completion.logprob)]:
+            raise EngineError(
+                f"importance: the engine did not say how likely the draw {mute[0]} was. Choose an "
+                "engine that gives log-probabilities, or memo in place of importance."
+            )
         return _normalised(examples, [_log_pi(e.draw) - e.draw.completion.logprob for e in examples])
 
     return rule
@@ -73,7 +80,7 @@ def metropolis() -> Rule:
     arXiv 2312.02179).
     """
 
-    @needing("log_pi", "log_q", "temperature 1")
+    @needing("log_pi", "log_q", "temperature 1", "own draws")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         state: Example | None = None
         for example in sorted(examples, key=lambda e: e.draw.key):
@@ -105,7 +112,7 @@ def control_variate(beta: float = 0.5) -> Rule:
     if not 0 <= beta <= 1:
         raise ConfigError(f"control_variate {beta:g}: from 0 to 1.")
 
-    @needing("every draw", "temperature 1")
+    @needing("every draw", "temperature 1", "own draws")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         newest = max((draw.key.iteration for draw in draws), default=0)
         fresh = [d for d in draws if d.key.iteration == newest and d.prompt == "plain"]
@@ -119,7 +126,8 @@ def resample(num: int = 1) -> Rule:
     """Turns weights into `num` draws of weight 1 / num times their total, a draw perhaps several times.
 
     Systematic: a draw of share w comes floor(num w) or ceil(num w) times, num w on average. The one
-    random number is of the newest draw's seed, so a problem that is not asked again keeps it.
+    random number is of the newest draw's seed, so a problem that is not asked again keeps it. Negative
+    weights stay as they are.
 
     Source: Kitagawa 1996, "Monte Carlo filter and smoother"; Douc and Cappe 2005 on its variance.
 
@@ -129,17 +137,18 @@ def resample(num: int = 1) -> Rule:
         raise ConfigError(f"resample {num}: at least 1.")
 
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
-        total = math.fsum(e.weight for e in examples)
-        if total <= 0:
-            return []
-        start = uniform(f"resample {draws[-1].seed}")
-        made, below = [], Fraction(0)
-        shares = [Fraction(e.weight) for e in examples]  # exact, so that the last one ends at num
-        for example, share in zip(examples, shares, strict=True):
-            after = below + num * share / sum(shares)
-            times = math.ceil(after - Fraction(start)) - math.ceil(below - Fraction(start))
+        # exact, so that the last one ends at num
+        total = sum(Fraction(e.weight) for e in examples if e.weight > 0)
+        start, below = Fraction(uniform(f"resample {draws[-1].seed}")) if draws else 0, Fraction(0)
+        made = []
+        for example in examples:
+            if example.weight <= 0:
+                made += [example] if example.weight else []
+                continue
+            after = below + num * Fraction(example.weight) / total
+            times = math.ceil(after - start) - math.ceil(below - start)
             if times:
-                made.append(replace(example, weight=times * total / num))
+                made.append(replace(example, weight=float(times * total / num)))
             below = after
         return made
 
@@ -155,7 +164,8 @@ def doubt(noise: float = 0.1, num_answers: int | None = None) -> Rule:
         P(y* right | x, y*) = (1 - noise) m / ((1 - noise) m + noise (1 - m) / (num_answers - 1))
 
     An answer that the model finds no likely way to counts little, until it does. Where the number of
-    possible answers is not known it is taken for 1,000.
+    possible answers is not known it is taken for 1,000. Negative weights stay as they are: those of a
+    control variate are zero on average only where nothing is made of how a draw came out.
 
     Source: EM with noisy labels, as Dawid and Skene 1979, for one rater whose errors are uniform.
 
@@ -171,7 +181,7 @@ def doubt(noise: float = 0.1, num_answers: int | None = None) -> Rule:
         mass = min(1.0, math.fsum(math.exp(each) for each in nats.values()))
         right, wrong = (1 - noise) * mass, noise * (1 - mass) / (among - 1)
         trust = right / (right + wrong) if right + wrong else 1.0  # 0 / 0: no mass, and no doubt
-        weighed = [replace(e, weight=e.weight * trust) for e in examples]
+        weighed = [replace(e, weight=e.weight * trust) if e.weight > 0 else e for e in examples]
         return [e for e in weighed if e.weight != 0]
 
     return rule

@@ -212,7 +212,7 @@ def _place(stored: Stored, model: str | None, train: bool) -> tuple[Path, ChatTo
 
 def _scheme(root: Path, settings: Train) -> Scheme:
     try:
-        return plan(settings).scheme
+        scheme = plan(settings).scheme
     except ConfigError as error:
         if "is not known" not in str(error):
             raise
@@ -220,6 +220,12 @@ def _scheme(root: Path, settings: Train) -> Scheme:
             f"{root} was made with a scheme of its own, {settings.scheme}: only runs of rejection, star "
             "and pps can be filtered again."
         ) from error
+    if scheme.remember is not None or scheme.needs:
+        raise RunError(
+            f"{root} was made with {scheme.name}, whose examples hang on log-probabilities or "
+            "memory: only runs that filter an iteration's own draws can be filtered again."
+        )
+    return scheme
 
 
 def _grade(stored: Stored, settings: Train) -> Grade:

@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from femtune.errors import ConfigError
@@ -78,6 +79,7 @@ def mixture(plain: int = 1, hinted: int = 1) -> Scheme:
     """So many plain and so many hinted draws of every problem, of which the first right one is kept.
 
     Law: the posterior with weight 1 - (1 - p)^plain, else the hinted model's right draws.
+    Kept: 1 - (1 - p)^plain (1 - h)^hinted. Draws: plain + hinted a problem.
     """
     stages = (Stage("plain", plain, "all"), Stage("hinted", hinted, "all"))
     return Scheme(f"mixture({plain},{hinted})", stages, paper_filter)
@@ -87,15 +89,15 @@ def trice(beta: float = 0.5) -> Scheme:
     """MCMC-EM: a chain for each problem, moved by one plain draw; it begins with a hinted one.
 
     Law: tends to the posterior, as the chain forgets where it began. Kept: every problem that was ever
-    solved. Draws: 1 a problem. `beta` is the control variate's; 0 leaves it out.
+    solved. Draws: 1 a problem, 2 until one is right. `beta` is the control variate's; 0 leaves it out.
 
     Source: Phan et al. 2023, "Training Chain-of-Thought via Latent-Variable Inference",
     arXiv 2312.02179.
     """
     plain, hinted = Stage("plain", 1, "all"), Stage("hinted", 1, "all")
-    scheme = chained(Scheme(f"trice({beta:g})", (plain,), paper_filter, first=(plain, hinted)))
+    scheme = chained(Scheme("trice", (plain,), paper_filter, first=(plain, hinted)))
     weigh = chain(scheme.weigh, control_variate(beta)) if beta else scheme.weigh
-    return replace(scheme, name=f"trice({beta:g})", weigh=weigh)
+    return replace(scheme, name=f"trice({_said(beta)})", weigh=weigh)
 
 
 # --- what can be added to a scheme
@@ -107,7 +109,16 @@ def from_base(scheme: Scheme) -> Scheme:
 
 
 def weighted(scheme: Scheme) -> Scheme:
-    """All right draws of a problem, with importance weights: see `posterior.importance`."""
+    """All right draws of a problem, with importance weights: see `posterior.importance`.
+
+    Raises ConfigError for a scheme that asks some problems alone, or remembers draws: which ones it has
+    hangs on how they came out.
+    """
+    if scheme.remember is not None:
+        raise ConfigError(
+            f"scheme {scheme.name}: it remembers draws, and importance weights are of new ones alone: "
+            "choose memo or chain in place of importance."
+        )
     return replace(scheme, name=f"{scheme.name}+importance", weigh=chain(accepted(), importance()))
 
 
@@ -131,7 +142,7 @@ def memoised(scheme: Scheme, size: int = 8) -> Scheme:
     return replace(scheme, name=f"{scheme.name}+memo({size})", weigh=weigh, remember=remember)
 
 
-def every(scheme: Scheme, iterations: int) -> Scheme:
+def every(scheme: Scheme, iterations: int = 2) -> Scheme:
     """Draws in iterations 1, 1 + n, 1 + 2n, ...; between them what is remembered is weighed anew."""
     return replace(scheme, name=f"{scheme.name}+every({iterations})", every=iterations)
 
@@ -142,7 +153,7 @@ def gaining(scheme: Scheme, nats: float = 0.1) -> Scheme:
     The bound log sum pi(z, y* | x) over what is remembered is at most 0, so minus itself is all that is
     to be gained: a budget that goes where it can do something.
     """
-    return replace(scheme, name=f"{scheme.name}+gain({nats:g})", min_gain=nats)
+    return replace(scheme, name=f"{scheme.name}+gain({_said(nats)})", min_gain=nats)
 
 
 def resampled(scheme: Scheme, num: int = 1) -> Scheme:
@@ -154,12 +165,12 @@ def resampled(scheme: Scheme, num: int = 1) -> Scheme:
 def doubting(scheme: Scheme, noise: float = 0.1, num_answers: int | None = None) -> Scheme:
     """Answers, of which a share `noise` is wrong, count as draws bear them out: `posterior.doubt`."""
     rule = chain(scheme.weigh, doubt(noise, num_answers))
-    return replace(scheme, name=f"{scheme.name}+doubt({noise:g})", weigh=rule)
+    return replace(scheme, name=f"{scheme.name}+doubt({_said(noise)})", weigh=rule)
 
 
 def waking(scheme: Scheme, weight: float = 1.0) -> Scheme:
     """Trains the hinted prompt on what is kept too: see `posterior.wake`."""
-    name = "wake" if weight == 1 else f"wake({weight:g})"
+    name = "wake" if weight == 1 else f"wake({_said(weight)})"
     return replace(scheme, name=f"{scheme.name}+{name}", weigh=chain(scheme.weigh, wake(weight)))
 
 
@@ -189,7 +200,8 @@ ADDED: dict[str, Callable[..., Scheme]] = {
 _WHOLE = ("rejection", "pps", "mixture", "memo", "every", "resample")  # these take whole numbers
 _BARE = ("star", "base", "importance", "chain")  # these take none
 _RULES = ("importance", "chain", "memo")  # one of them at most
-_PART = re.compile(r"(\w+)(?::([\d.,]{1,20})|\(([\d.,]{1,20})\))?")
+_NUMBERS = r"(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})(?:,\d{1,9})?"
+_PART = re.compile(rf"(\w+)(?::({_NUMBERS})|\(({_NUMBERS})\))?")
 
 
 def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
@@ -205,11 +217,10 @@ def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
 
     Raises ConfigError for anything else.
     """
-    parts = [_read_part(part, spec) for part in (AUTO if spec.strip() == "auto" else spec).split("+")]
-    (name, numbers), added = parts[0], dict(parts[1:])
-    if name not in SCHEMES:
-        raise _unknown(spec, name, SCHEMES)
-    if len(added) < len(parts) - 1:
+    start, *more = (AUTO if spec.strip() == "auto" else spec).split("+")
+    name, numbers = _read_part(start, spec, SCHEMES)
+    added = dict(_read_part(each, spec, ADDED) for each in more)
+    if len(added) < len(more):
         raise ConfigError(f"scheme {brief(repr(spec))} adds something twice: once is enough.")
     if len(rules := [each for each in added if each in _RULES]) > 1:
         raise ConfigError(f"scheme {brief(repr(spec))}: {' and '.join(rules)} exclude each other.")
@@ -218,25 +229,20 @@ def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
         if each in added:
             known: dict[str, Any] = {"num_answers": num_answers} if each == "doubt" else {}
             scheme = ADDED[each](scheme, *added[each], **known)
-    if unknown := [each for each in added if each not in ADDED]:
-        raise _unknown(spec, unknown[0], ADDED)
     return scheme
 
 
-def _read_part(part: str, spec: str) -> tuple[str, list[float]]:
-    """`memo:8` as ("memo", [8])."""
-    match = _PART.fullmatch(part.strip())
-    if match is None:
-        raise _unknown(spec, part.strip(), {**SCHEMES, **ADDED})
-    name, given = match[1], match[2] or match[3]
-    kind = int if name in _WHOLE else float
-    try:
-        numbers: list[float] = [kind(each) for each in given.split(",")] if given else []
-    except ValueError:
-        raise _unknown(spec, part.strip(), {**SCHEMES, **ADDED}) from None
-    if len(numbers) > (0 if name in _BARE else 2 if name == "mixture" else 1):
-        raise ConfigError(f"scheme {brief(repr(spec))}: {brief(repr(part))} has too many numbers.")
-    return name, numbers
+def _read_part(part: str, spec: str, known: dict[str, Callable[..., Scheme]]) -> tuple[str, list[float]]:
+    """`memo:8` as ("memo", [8]). Raises ConfigError where it is none of these."""
+    part = part.strip()
+    match = _PART.fullmatch(part)
+    name, given = (match[1], match[2] or match[3]) if match else ("", None)
+    numbers = given.split(",") if given else []
+    is_whole = all(number.isdecimal() for number in numbers)
+    most = 0 if name in _BARE else 2 if name == "mixture" else 1
+    if name not in known or len(numbers) > most or (name in _WHOLE and not is_whole):
+        raise _unknown(spec, part, known)
+    return name, [int(number) if name in _WHOLE else float(number) for number in numbers]
 
 
 def _unknown(spec: str, part: str, known: dict[str, Callable[..., Scheme]]) -> ConfigError:
@@ -248,6 +254,15 @@ def _unknown(spec: str, part: str, known: dict[str, Callable[..., Scheme]]) -> C
     return ConfigError(
         f"{what} {brief(repr(part))}{whole} is not known:{near(part, known)} choose one of {names}."
     )
+
+
+def _said(number: float) -> str:
+    """A number as `parse_scheme` reads it: no exponent.
+
+    >>> _said(0.5), _said(1e-07), _said(100.0)
+    ('0.5', '0.0000001', '100')
+    """
+    return f"{Decimal(repr(number)).normalize():f}"
 
 
 def soft_acceptance(temperature: float, span: float, decay: float = 1.0) -> Callable[[Request], float]:

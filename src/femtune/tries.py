@@ -73,7 +73,7 @@ class Tries:
         tries: dict[str, list[Draw]] = {p.id: [] for p in self._problems_of(index)}
         for draw in (*self.recalled(index), *self._with_nats("scored", index, own)):
             tries[draw.key.problem_id].append(draw)
-        return [draw for each in tries.values() for draw in each]
+        return [draw for each in tries.values() for draw in sorted(each, key=lambda draw: draw.key)]
 
     def recalled(self, index: int) -> list[Draw]:
         """The draws that the last iteration has left, with their nats."""
@@ -97,7 +97,9 @@ class Tries:
 
     def is_scored(self, kind: str) -> bool:
         """Whether the nats of that kind ("recalled" or "scored") are stored, or none are needed."""
-        if not self.scheme.needs & {"log_pi", "log_q"} or (kind == "recalled" and self.iteration == 1):
+        if not self.scheme.needs & {"log_pi", "log_q"}:
+            return True
+        if kind == "recalled" and (self.scheme.remember is None or self.iteration == 1):
             return True
         return all(self.run.shard(self.iteration, kind, index).exists() for index in self.indices)
 

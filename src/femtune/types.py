@@ -161,9 +161,10 @@ class Stage:
             raise ConfigError(f"{self}: the prompt is plain or hinted, and draws are at least 1.")
 
 
-# What a rule may need: log pi or log q of each accepted draw, or that stages ask of every problem alike.
-# "temperature 1": that draws follow the model's own law, which no top-p or top-k cuts either.
-Need = Literal["log_pi", "log_q", "every draw", "temperature 1"]
+# What a rule may need: log pi or log q of each accepted draw; "every draw": that every problem is asked
+# alike in every iteration; "temperature 1": that draws follow their model's own law, which no top-p or
+# top-k cuts; "own draws": that this model is theta_{k-1}.
+Need = Literal["log_pi", "log_q", "every draw", "temperature 1", "own draws"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,16 +187,33 @@ class Scheme:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if (self.min_gain or self.every != 1) and self.remember is None:
+        if self.every < 1:
+            raise ConfigError(f"scheme {self.name}: every is {self.every}, at least 1.")
+        some = self.min_gain or self.every != 1  # of the problems or iterations
+        if some and self.remember is None:
             raise ConfigError(
                 f"scheme {self.name}: min_gain and every are of schemes that remember draws."
             )
-        adaptive = any(s.ask == "unsolved" for s in self.asked) and sum(s.draws for s in self.stages) > 1
-        if "every draw" in self.needs and adaptive:
+        if "every draw" in self.needs and (some or self.is_adaptive):
+            what = "min_gain or every leaves some out" if some else "a stage asks the unsolved alone"
             raise ConfigError(
-                f"scheme {self.name}: its weights are of draws that every problem gets, and a stage "
-                'asks the unsolved alone: give it ask="all".'
+                f"scheme {self.name}: its weights are of draws that every problem gets in every "
+                f'iteration, and {what}: choose stages of ask="all", such as those of pps(4).'
             )
+        if "own draws" in self.needs and self.proposal == "base":
+            raise ConfigError(
+                f"scheme {self.name}: a chain and its control variate are of draws from theta_{{k-1}}, "
+                "and these are the base's: leave base out, or choose importance or memo."
+            )
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether how often a problem is asked hangs on what came of it."""
+        return any(
+            stage.ask == "unsolved" and (stage.draws > 1 or number > 0)
+            for stages in (self.first, self.stages)
+            for number, stage in enumerate(stages)
+        )
 
     @property
     def asked(self) -> tuple[Stage, ...]:

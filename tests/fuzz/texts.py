@@ -11,7 +11,7 @@ from femtune.errors import FemtuneError
 from femtune.expressions import same_value
 from femtune.prompts import JUDGE_LEAKS, Prompts
 from femtune.rewards import AnswerReward, as_reward, score
-from femtune.schemes import parse_scheme
+from femtune.schemes import ADDED, SCHEMES, parse_scheme
 from femtune.types import Completion, Problem
 
 from .mangling import (
@@ -166,14 +166,19 @@ def read_spec(spec: str, folder: Path) -> None:
 
 _SCHEME_PARTS = (
     *("rejection", "star", "pps", ":", "(", ")", "4", "0", "-1", "٤", "²", "9" * 5_000, " ", "\x00"),
-    *("é", "1e3"),
+    *("é", "1e3", "+", "+", "+", ",", ".", "0.5", ".5", "1,2", "1.", "auto", *SCHEMES, *ADDED),
 )
 
 
 def make_scheme(rng: Random) -> str:
     whole = rng.choice(("star", "pps", "rejection", "rejection:4", "rejection(4)"))
+    if rng.random() < 0.4:
+        numbers = ("", "", ":2", "(3)", ":0.5", "(0)", ":1", "(1,2)", ":.000000001", ":999999999")
+        added = rng.sample([*ADDED], rng.randint(1, 4))
+        return "+".join(name + rng.choice(numbers) for name in (rng.choice([*SCHEMES]), *added))
     return whole if rng.random() < 0.2 else sequence(rng, (*_SCHEME_PARTS, whole), most=4)
 
 
 def read_scheme(text: str, folder: Path) -> None:
-    assert parse_scheme(text).stages
+    scheme = parse_scheme(text)
+    assert scheme.stages and parse_scheme(scheme.name).name == scheme.name

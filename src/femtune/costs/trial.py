@@ -18,6 +18,7 @@ from femtune.costs.formulas import Asking, Attempt
 from femtune.estep import e_step
 from femtune.examples import write_examples
 from femtune.loop import Plan
+from femtune.tries import scored_draws
 from femtune.types import Draw, Example, Problem, Sampling, Scheme
 
 _STEPS = 6  # of the optimizer
@@ -82,11 +83,13 @@ def try_out(
 def _draw(
     setup: Setup, scheme: Scheme, problems: Sequence[Problem], iteration: int
 ) -> tuple[Drawn, list[Draw]]:
-    """An E-step, timed, and its draws."""
+    """An E-step with its scoring, timed, and its draws."""
     begun = time.perf_counter()
     chunks = [*e_step(problems, scheme, setup, iteration=iteration)]
-    seconds = time.perf_counter() - begun
     draws = [draw for chunk in chunks for draw in chunk.draws]
+    scored = {draw.key: draw for draw in scored_draws(draws, problems, scheme, setup, iteration)}
+    draws = [scored.get(draw.key, draw) for draw in draws]
+    seconds = time.perf_counter() - begun
     lengths = [len(draw.completion.tokens) for draw in draws]
     first: dict[str, list[bool]] = {}
     for draw in draws:
