@@ -205,7 +205,7 @@ def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
 
     Raises ConfigError for anything else.
     """
-    parts = [_read_part(part, spec) for part in (AUTO if spec.strip() == "auto" else spec).split("+")]
+    parts = [_read_part(part, spec) for part in spelled_out(spec).split("+")]
     (name, numbers), added = parts[0], dict(parts[1:])
     if name not in SCHEMES:
         raise _unknown(spec, name, SCHEMES)
@@ -221,6 +221,11 @@ def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
     if unknown := [each for each in added if each not in ADDED]:
         raise _unknown(spec, unknown[0], ADDED)
     return scheme
+
+
+def spelled_out(spec: str) -> str:
+    """A scheme's name in a command, with what `auto` stands for in its place: what a run stores."""
+    return AUTO if spec.strip() == "auto" else spec
 
 
 def _read_part(part: str, spec: str) -> tuple[str, list[float]]:

@@ -97,7 +97,7 @@ def look_ahead(
 ) -> Outlook:
     """What `train` would take with the same arguments. Raises what it would raise on them at once."""
     wish = wish or Wish()
-    draws = sampling(settings)
+    draws = sampling(settings, scheme)
     asked = read_questions(data, settings)
     steps = plan(asked.settings, scheme)
     problems, test = held_out(asked, data)
