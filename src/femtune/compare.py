@@ -292,8 +292,9 @@ def _measures(history: History) -> dict[str, float]:
     e_steps = [each["e_step"] for each in history if "e_step" in each]
     m_steps = [each["m_step"] for each in history if "m_step" in each]
     if e_steps:
-        if "kept_share" in e_steps[0]:
-            measures["kept_share"] = fmean(each["kept_share"] for each in e_steps)
+        for name in ("kept_share", "covered_share"):
+            if shares := [each[name] for each in e_steps if each.get(name) is not None]:
+                measures[name] = fmean(shares)
         measures["generated_tokens"] = sum(each["generated_tokens"] for each in e_steps)
     if e_steps or m_steps:
         drawing_s = sum(each["total_s"] for each in e_steps)
@@ -347,6 +348,7 @@ TITLES = {
     "position_consistency": "consistency",
     "sound_steps": "sound steps",
     "kept_share": "kept",
+    "covered_share": "covered",
     "generated_tokens": "tokens drawn",
     "seconds": "seconds",
     "tokens_per_draw": "rationale tokens",

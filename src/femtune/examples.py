@@ -1,6 +1,6 @@
 """What the M-step trains on: draws weighed and stored as examples, and files of them read back.
 
-One row of examples.parquet: problem_id "p17", stage 0, index 2, weight 1.0, reward 1.0,
+One row of examples.parquet: iteration 1, problem_id "p17", stage 0, index 2, weight 1.0, reward 1.0,
 prompt [{"role": "user", "content": ...}], completion [{"role": "assistant", "content": ...}],
 prompt_tokens [...], completion_tokens [...]. `prompt` and `completion` are what TRL's SFTTrainer reads;
 the tokens are what was sampled, and what femtune trains on. The prompt is the plain one, but in examples
@@ -32,6 +32,7 @@ from femtune.words import brief
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 EXAMPLES = pa.schema(
     [
+        ("iteration", pa.int32()),  # of the draw: an earlier one where it was remembered
         ("problem_id", pa.string()),
         ("stage", pa.int32()),
         ("index", pa.int32()),
@@ -89,6 +90,7 @@ def _row(
     key, completion = example.draw.key, example.draw.completion
     messages = prompts.render(example.prompt, problem)
     return {
+        "iteration": key.iteration,
         "problem_id": problem.id,
         "stage": key.stage,
         "index": key.index,

@@ -108,7 +108,9 @@ def replay(
     if missing := [draw.key.problem_id for draw in draws if draw.key.problem_id not in problems]:
         raise RunError(f"{root}: problem {missing[0]} is not among those that are stored with the run.")
     base = local_model(str(config.get("model")))
-    weights = _weights(root, draws[0].key.iteration, kind, base)
+    scheme = _scheme(root, settings, kind)
+    from_base = kind == "draws" and scheme.proposal == "base"
+    weights = base if from_base else _weights(root, draws[0].key.iteration, kind, base)
     asker = Asker(
         base,
         load_tokenizer(base, settings.template_args),
@@ -116,7 +118,6 @@ def replay(
         as_reward(settings.reward or "exact"),
         settings,
     )
-    scheme = _scheme(root, settings, kind)
     setup = asker.open_setup(_sampling(config, settings, kind))
     try:
         if weights != base:
