@@ -34,7 +34,9 @@ from femtune.config import Sample
 from femtune.demo import write_world
 from femtune.problems import load_problems
 from femtune.progress import Quiet
+from femtune.schemes import star, trice, waking
 from femtune.tasks.load import read_task
+from femtune.types import Scheme
 from femtune.worlds import WORLDS
 
 PARSER = MarkdownIt("commonmark").enable("table")
@@ -147,12 +149,12 @@ def test_an_owners_card_is_left_alone(judged: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scheme", "said", "trap"),
     [
-        ("star+wake", "rows have the correct answer in their prompt", "trained_under"),
-        ("trice", "rows have a weight below 0", "weight"),
+        (waking(star()), "rows have the correct answer in their prompt", "trained_under"),
+        (trice(), "rows have a weight below 0", "weight"),
     ],
 )
 def test_rows_that_a_trainer_must_not_take_as_they_are_are_told_and_left_out(
-    tmp_path: Path, scheme: str, said: str, trap: str
+    tmp_path: Path, scheme: Scheme, said: str, trap: str
 ) -> None:
     """By the card's own lines of code, which are run."""
     data, _ = write_world("rubric", tmp_path / "world", 24, 6)
@@ -174,7 +176,7 @@ def test_rows_that_a_trainer_must_not_take_as_they_are_are_told_and_left_out(
     kept = eval(line.partition("#")[0].removeprefix("examples = examples."), {"filter": rows_by(rows)})
     assert kept == [row for row in rows if row not in bad]
     model_body = (told.run / "last" / "README.md").read_text()
-    assert ("under one with the answer" in model_body) == (scheme == "star+wake")
+    assert ("under one with the answer" in model_body) == (scheme.name == "star+wake")
 
 
 def rows_by(rows: list[dict[str, Any]]) -> Any:

@@ -196,7 +196,7 @@ def _about(told: Told) -> dict[str, Any]:
         "iterations": len(told.history),
         "e_step": told.metrics["e_step"],
         "any_hinted": any("hinted" in each["e_step"]["reasons"] for each in told.history),
-        "wakes": re.search(r"\+wake\b", str(config.get("scheme"))) is not None,
+        "wakes": re.search(r"\+\s*wake\b", str(config.get("scheme"))) is not None,
         "covered_share": covered_share(told.metrics["e_step"]),
         "num_draws": sum(each["e_step"]["num_draws"] for each in told.history),
         "num_tokens": sum(each["e_step"]["generated_tokens"] for each in told.history),

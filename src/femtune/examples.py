@@ -116,12 +116,16 @@ class TokenExamples:
         return len(self.weights)
 
 
+_LEAST = 1e-6  # of the largest weight
+
+
 def read_examples(path: Path, tokenizer: ChatTokenizer, context: int) -> TokenExamples:
     """Examples from Parquet or JSON lines with `prompt` and `completion`, and `weight` if there is one.
 
     Where the tokens are stored they are taken as they are; text is tokenized, with the end token after
-    the completion. Rows of weight 0 are left out. Nothing is cut: raises DataError where an example is
-    longer than the context, empty, or without its columns.
+    the completion. Rows of weight 0 are left out, and of less than a millionth of the largest, which
+    would be 0 in a step's float32: a loss is a mean by weight. Nothing is cut: raises DataError where an
+    example is longer than the context, empty, or without its columns.
     """
     columns = _columns(path)
     if "prompt_tokens" in columns:
@@ -132,11 +136,13 @@ def read_examples(path: Path, tokenizer: ChatTokenizer, context: int) -> TokenEx
         completions = [tokenizer.encode_completion(text) if text else () for text in texts]
     weights = columns.get("weight", [1.0] * len(prompts))
     _check(path, prompts, completions, context)
-    kept = [row for row, weight in enumerate(weights) if weight != 0]
+    top = max((abs(weight) for weight in weights), default=0.0)
+    kept = [row for row, weight in enumerate(weights) if abs(weight) > _LEAST * top]
+    unit = 1.0 if top > _LEAST else top
     return TokenExamples(
         [prompts[row] for row in kept],
         [completions[row] for row in kept],
-        [weights[row] for row in kept],
+        [weights[row] / unit for row in kept],
     )
 
 
