@@ -154,7 +154,7 @@ def test_what_is_remembered_is_told_beside_what_was_kept_of_the_asked() -> None:
             (2, 0.75, {"num_problems": 0, "num_kept": 0, "kept_share": None}),
         )
     ]
-    assert "kept 30/40 problems  75% covered" in iteration_line(covered[0]).plain
+    assert "kept 30/40 problems  75% covered" in progress.iteration_line(covered[0]).plain
     assert "covered 75% of problems at first, 75% at last  ▇▇" in summary(covered)
     bare = [FIRST, FIRST | {"e_step": FIRST["e_step"] | {"num_problems": 0, "num_kept": 0}}]
     assert "kept 75% of problems at first, 75% at last  ▇" in summary(bare)
