@@ -205,7 +205,10 @@ def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
 
     Raises ConfigError for anything else.
     """
-    parts = [_read_part(part, spec) for part in spelled_out(spec).split("+")]
+    parts = [
+        _read_part(part, spec, ADDED if number else SCHEMES)
+        for number, part in enumerate(spelled_out(spec).split("+"))
+    ]
     (name, numbers), added = parts[0], dict(parts[1:])
     if name not in SCHEMES:
         raise _unknown(spec, name, SCHEMES)
@@ -228,17 +231,17 @@ def spelled_out(spec: str) -> str:
     return AUTO if spec.strip() == "auto" else spec
 
 
-def _read_part(part: str, spec: str) -> tuple[str, list[float]]:
+def _read_part(part: str, spec: str, known: dict[str, Callable[..., Scheme]]) -> tuple[str, list[float]]:
     """`memo:8` as ("memo", [8])."""
     match = _PART.fullmatch(part.strip())
     if match is None:
-        raise _unknown(spec, part.strip(), {**SCHEMES, **ADDED})
+        raise _unknown(spec, part.strip(), known)
     name, given = match[1], match[2] or match[3]
     kind = int if name in _WHOLE else float
     try:
         numbers: list[float] = [kind(each) for each in given.split(",")] if given else []
     except ValueError:
-        raise _unknown(spec, part.strip(), {**SCHEMES, **ADDED}) from None
+        raise _unknown(spec, part.strip(), known) from None
     if len(numbers) > (0 if name in _BARE else 2 if name == "mixture" else 1):
         raise ConfigError(f"scheme {brief(repr(spec))}: {brief(repr(part))} has too many numbers.")
     return name, numbers
