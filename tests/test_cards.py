@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given
@@ -25,6 +26,7 @@ from femtune.cards import (
     model_card,
     read_told,
     shown_name,
+    write_data_card,
     write_model_card,
 )
 from femtune.commands import sample, train
@@ -32,7 +34,9 @@ from femtune.config import Sample
 from femtune.demo import write_world
 from femtune.problems import load_problems
 from femtune.progress import Quiet
+from femtune.schemes import star, trice, waking
 from femtune.tasks.load import read_task
+from femtune.types import Scheme
 from femtune.worlds import WORLDS
 
 PARSER = MarkdownIt("commonmark").enable("table")
@@ -140,6 +144,43 @@ def test_an_owners_card_is_left_alone(judged: Path, tmp_path: Path) -> None:
     write_model_card(judged, 2)
     assert "license: mit" in card.read_text()
     card.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said", "trap"),
+    [
+        (waking(star()), "rows have the correct answer in their prompt", "trained_under"),
+        (trice(), "rows have a weight below 0", "weight"),
+    ],
+)
+def test_rows_that_a_trainer_must_not_take_as_they_are_are_told_and_left_out(
+    tmp_path: Path, scheme: Scheme, said: str, trap: str
+) -> None:
+    """By the card's own lines of code, which are run."""
+    data, _ = write_world("rubric", tmp_path / "world", 24, 6)
+    told = train(
+        str(data), "seedling", scheme=scheme, output_dir=tmp_path / "run", task="judge", scale="1,5",
+        raters="named", iterations=1, eval_share=0, max_new_tokens=40,
+    )  # fmt: skip
+    card = write_data_card(told.run, 1)
+    table = pq.read_table(told.run / "iteration-001" / "examples.parquet")
+    rows = table.to_pylist()
+    bad = [row for row in rows if row["trained_under"] == "hinted" or row["weight"] < 0]
+    body = card.read_text()
+    assert f"**{len(bad)} of the {said}**" in body and bad
+    assert all(
+        ("correct answer is" in str(row["prompt"])) == (row["trained_under"] == "hinted") for row in rows
+    )
+    [line] = [line for line in body.splitlines() if line.startswith("examples = examples.filter(")]
+    assert trap in line
+    kept = eval(line.partition("#")[0].removeprefix("examples = examples."), {"filter": rows_by(rows)})
+    assert kept == [row for row in rows if row not in bad]
+    model_body = (told.run / "last" / "README.md").read_text()
+    assert ("under one with the answer" in model_body) == (scheme.name == "star+wake")
+
+
+def rows_by(rows: list[dict[str, Any]]) -> Any:
+    return lambda test: [row for row in rows if test(row)]
 
 
 def test_an_adapters_card_uses_peft_and_stands_in_place_of_pefts_own(tmp_path: Path) -> None:

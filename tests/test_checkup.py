@@ -10,11 +10,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from femtune import manifest
 from femtune.checkup import check_up, mend, runs_in
 from femtune.cli import main
 from femtune.errors import RunError
 from femtune.journal import Journal
 from femtune.run import Run, read_draws
+from femtune.tries import read_nats
 
 from .runs import make_world, train_command
 from .test_loop import timeless
@@ -43,8 +45,10 @@ def state(root: Path) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for path in sorted(root.glob("iteration-*/*")):
         name = path.relative_to(root).as_posix()
-        if path.name in ("draws", "eval"):
+        if path.name in ("draws", "eval", "memory"):
             made[name] = [chunk for chunk, _ in read_draws(path)]
+        elif path.name in ("recalled", "scored"):
+            made[name] = [read_nats(shard) for shard in sorted(path.iterdir())]
         elif path.name == "examples.parquet":
             made[name] = pq.read_table(path).to_pylist()
         elif path.name == "model":
@@ -106,6 +110,45 @@ def test_several_faults_at_once_are_made_again_in_their_order(
     assert check_up(run).state.startswith("goes on with iteration 1: 3 chunks of the E-step stored")
     assert main(train_command(world, run, "--scheme", "star", "--show", "quiet")) == 0
     assert state(run) == state(whole)
+
+
+def test_what_a_scheme_with_memory_stores_is_made_again(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    star = ("--scheme", "star+memo+doubt+wake", "--show", "quiet", "--eval-every", "0")
+    assert main(train_command(world, whole, *star)) == 0
+    shutil.copytree(whole, run, symlinks=True)
+    damaged = {
+        "iteration-001/memory/00002.parquet": "written again from the draws",
+        "iteration-002/draws/00001.parquet": "drawn again",
+        "iteration-002/memory/00000.parquet": "written again from the draws",
+        "iteration-002/recalled/00000.parquet": "scored again",
+        "iteration-002/scored/00002.parquet": "scored again",
+    }
+    for path in damaged:
+        (run / path).write_bytes(b"PAR1")
+    assert {fault.path: fault.remedy for fault in check_up(run).faults} == damaged
+    assert main(["doctor", str(run), "--mend"]) == 0
+    # the nats of draws that are to be drawn again are of no use
+    assert (run / "damaged/1/iteration-002/scored/00001.parquet").exists()
+    assert check_up(run).state.startswith("goes on with iteration 1")
+    assert main(train_command(world, run, *star)) == 0
+    assert check_up(run).faults == []
+    assert state(run) == state(whole)
+    shutil.move(run / "iteration-001/model", tmp_path / "gone")
+    manifest.record_removed(run, run / "iteration-001/model")  # as by keep_last
+    (run / "iteration-002/recalled/00000.parquet").unlink()
+    assert [fault.remedy for fault in check_up(run).faults] == [""]
+
+
+def test_draws_of_the_base_can_be_made_again_without_other_weights(run: Path) -> None:
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("scheme: star", "scheme: star+base"))
+    (run / "iteration-001/model/config.json").unlink()
+    (run / "iteration-002/draws/00002.parquet").unlink()
+    faults = {fault.path: fault.remedy for fault in check_up(run).faults}
+    assert faults["iteration-002/draws/00002.parquet"] == "drawn again"
 
 
 def test_what_was_drawn_by_weights_that_were_removed_can_not_be_made_again(

@@ -292,7 +292,7 @@ BAD = {
     "there are no seeds": Bad("compare train.jsonl {} --seeds 0", ("seeds must be at least 1",)),
     "every attempt would be the same": Bad(
         "train train.jsonl {} --scheme rejection:4 --temperature 0",
-        ("rejection:4 at temperature 0", "Set temperature 1"),
+        ("rejection(4) at temperature 0", "Set temperature 1"),
     ),
     "every vote would be the same": Bad(
         "predict test.jsonl {} --draws 4 --temperature 0", ("draws is 4", "temperature 1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from femtune.compare import Job, State, compare, jobs, rows, save, state, table,
 from femtune.config import Train
 from femtune.demo import changes, write_world
 from femtune.errors import ConfigError, NothingKept, RunError
+from femtune.schemes import AUTO
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Score
 from femtune.worlds import WORLDS, make_splits
@@ -112,6 +114,14 @@ def test_runs_without_evaluation_have_the_rest() -> None:
     )
 
 
+def test_kept_shares_are_of_iterations_that_asked() -> None:
+    made = history(0.2, (0.5, 0.5, 10), (0.5, 0.5, 0))
+    for each, kept, covered in zip(made[1:], (0.5, None), (0.5, 0.75), strict=True):
+        each["e_step"] |= {"kept_share": kept, "covered_share": covered}
+    values = rows({job("star+memo(8)+every(2)", 0): made})[1].values
+    assert (values["kept_share"][0], values["covered_share"][0]) == (0.5, 0.625)
+
+
 def test_the_table_is_stored_with_each_runs_numbers(tmp_path: Path) -> None:
     stored = json.loads(save(tmp_path, HISTORIES).read_text())
     assert stored["table"]["star"]["accuracy"] == pytest.approx(0.6)
@@ -129,6 +139,9 @@ def test_a_job_is_a_scheme_and_a_seed_with_a_folder_of_its_own() -> None:
         *(("rejection(4)", 6, "rejection-4-seed6"), ("pps", 6, "pps-seed6")),
     ]
     assert all(one.settings.seed == one.seed for one in made)
+    [auto] = jobs(("auto",), 1, SETTINGS, Path("out"))
+    assert auto.settings.scheme == AUTO  # what it stands for is stored
+    assert re.fullmatch(r"[\w.-]+-seed0", auto.output_dir.name)
     for schemes, seeds in ((("pps",), 0), (("ppo",), 1), (("star", "star"), 1)):
         with pytest.raises(ConfigError):
             jobs(schemes, seeds, SETTINGS, Path("out"))

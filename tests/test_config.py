@@ -29,12 +29,14 @@ from femtune.prepare import (
     sampling,
 )
 from femtune.rewards import ordinal
-from femtune.schemes import star
+from femtune.schemes import AUTO, paper_filter, star
 from femtune.training import Training
-from femtune.types import Problem, Sampling
+from femtune.types import Problem, Sampling, Scheme, Stage
 from femtune.worlds import SEEDLING
 
 PROBLEMS = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(50)]
+
+TWICE = (Stage("plain", 2),)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,12 @@ PROBLEMS = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(50)]
         (lambda: sampling(Sample(temperature=-1)), "temperature -1"),
         (lambda: sampling(Sample(top_p=0)), "top_p 0"),
         (lambda: sampling(Sample(top_k=-1)), "top_k -1"),
-        (lambda: sampling(Sample(scheme="rejection:4", temperature=0)), "rejection:4 at temperature 0"),
+        (lambda: sampling(Sample(scheme="rejection:4", temperature=0)), "rejection(4) at temperature 0"),
+        (lambda: sampling(Sample(scheme="mixture:1,2", temperature=0)), "every attempt is the same"),
+        (
+            lambda: sampling(Sample(temperature=0), Scheme("my own", TWICE, paper_filter)),
+            "my own at temperature 0",
+        ),
         (
             lambda: held_out(read_questions(PROBLEMS, Train(eval_share=1)), PROBLEMS),
             "eval_share must be in [0, 1)",
@@ -73,7 +80,7 @@ def test_what_is_impossible_is_refused(make: Any, said: str) -> None:
 
 
 def test_greedy_draws_suit_schemes_that_ask_a_prompt_once() -> None:
-    for scheme in ("pps", "star", "rejection:1"):
+    for scheme in ("pps", "star", "rejection:1", "mixture", "auto"):
         assert sampling(Sample(scheme=scheme, temperature=0)) == Sampling(512, temperature=0)
 
 
@@ -94,6 +101,13 @@ def test_a_plan_has_every_setting_of_the_loop() -> None:
     assert (made.iterations, made.start_from) == (3, "base")
     assert (made.evaluation.draws, made.evaluation.temperature, made.evaluation.every) == (2, 0.5, 2)
     assert plan(settings, star()).scheme.name == "star"
+
+
+def test_what_auto_stands_for_is_stored() -> None:
+    """So that a run is what it was when another femtune has another."""
+    for kind in (Sample, Train):
+        assert read_questions(PROBLEMS, kind(scheme="auto")).settings.scheme == AUTO
+    assert read_questions(PROBLEMS, Train(scheme="pps:2")).settings.scheme == "pps:2"
 
 
 def test_no_setting_of_the_m_step_has_the_name_of_another() -> None:

@@ -17,16 +17,20 @@ from transformers import AutoConfig
 
 from femtune.cli import main
 from femtune.config import Train
+from femtune.costs.course import course
+from femtune.costs.disk import at_most, draws_bytes
 from femtune.costs.footprint import advice, batch_rows, engine_memory, training_memory
 from femtune.costs.formulas import (
     Asking,
     Attempt,
     Job,
+    Phase,
     Shape,
     asking,
     fitting,
     loading,
     rounds,
+    scoring,
     writing,
 )
 from femtune.costs.hardware import TABLE, Efficiency, Hardware, this_machine
@@ -35,9 +39,21 @@ from femtune.costs.shapes import read_shape
 from femtune.demo import write_world
 from femtune.engines.transformers import default_max_batch
 from femtune.errors import ConfigError, ModelError
-from femtune.schemes import pps, rejection, star
+from femtune.loop import Evaluation, Plan
+from femtune.schemes import (
+    every,
+    from_base,
+    memoised,
+    mixture,
+    pps,
+    rejection,
+    star,
+    trice,
+    waking,
+    weighted,
+)
 from femtune.training import Training
-from femtune.types import Scheme, Stage
+from femtune.types import Sampling, Scheme, Stage
 from femtune.weigh import accepted, chain
 from femtune.worlds import SEEDLING
 
@@ -137,6 +153,75 @@ def test_a_stage_for_all_asks_the_solved_too_and_reads_its_prompt_once() -> None
     assert found.draws == 1.5 + 3 + 0.03125
     assert found.kept == 1 - 0.25 * 0.125 * 0.5
     assert found.examples == 0.5 * found.draws  # every right draw
+
+
+SIMPLE = [rejection(4), star(), pps(), pps(3), waking(star()), mixture(2, 1)]
+
+
+@pytest.mark.parametrize("scheme", SIMPLE, ids=lambda scheme: scheme.name)
+def test_a_scheme_that_remembers_nothing_is_asked_alike_in_all_iterations(scheme: Scheme) -> None:
+    right = {"plain": 0.25, "hinted": 0.75}
+    run, once = course(scheme, right, 7), asking(scheme.stages, right)
+    assert run.asking.draws == pytest.approx(once.draws)
+    assert run.asking.kept == pytest.approx(once.kept)
+    wakes = 2 if "wake" in scheme.name else 1
+    assert run.asking.examples == pytest.approx(wakes * once.kept)
+    assert (run.scored, run.remembered) == ({}, 0)
+
+
+def test_weights_cost_a_pass_over_what_the_engine_has_not_told() -> None:
+    """pps(4): 3 of 4 hinted draws are right, whose log pi is not known; of a plain one it is."""
+    right = {"plain": 0.5, "hinted": 0.75}
+    assert course(weighted(pps(4)), right, 3).scored == {"plain": pytest.approx(3.0)}
+    assert course(weighted(mixture(2, 4)), right, 3).scored == {"plain": pytest.approx(3.0)}
+    assert course(from_base(weighted(mixture(2, 4))), right, 3).scored == {"plain": pytest.approx(4.0)}
+
+
+def test_memory_by_hand() -> None:
+    """star, 3 iterations, half of plain and all hinted draws right: a right one a problem, each time.
+
+    Of these 0.5 are hinted. Remembered are 1, 2, 2 (at most 2), so recalled 0, 1, 2.
+    """
+    right = {"plain": 0.5, "hinted": 1.0}
+    run = course(memoised(star(), 2), right, 3)
+    assert run.asking.draws == pytest.approx(1.5)
+    assert run.remembered == pytest.approx((1 + 2 + 2) / 3)
+    assert run.scored == {"plain": pytest.approx((0.5 + 1.5 + 2.5) / 3)}
+    assert run.asking.examples == pytest.approx((1 + 2 + 2) / 3)
+    seldom = course(every(memoised(star(), 2), 2), right, 3)  # draws in iterations 1 and 3
+    assert seldom.asking.draws == pytest.approx(2 / 3 * 1.5)
+    assert seldom.scored == {"plain": pytest.approx((0.5 + 1 + 1.5) / 3)}
+
+
+def test_a_chain_begins_with_a_hinted_draw_alone() -> None:
+    """TRICE where no plain draw is right and all hinted are: 2 draws at first, 1 afterwards."""
+    run = course(trice(0), {"plain": 0.0, "hinted": 1.0}, 4)
+    assert run.asking.draws == pytest.approx((2 + 1 + 1 + 1) / 4)
+    assert (run.asking.kept, run.asking.examples, run.remembered) == (1, 1, 1)
+    # the hinted draw's log pi, then of what is remembered both
+    assert run.scored == {"plain": pytest.approx(1.0), "hinted": pytest.approx(3 / 4)}
+
+
+def test_scoring_by_hand() -> None:
+    """100 tokens of prompt and 200 of completion, which alone pass the head; peak 1e15 by half."""
+    job = replace(JOB, prompt_tokens={"plain": 100.0}, scored={"plain": 2.0})
+    found = scoring(LLAMA, job, H100)
+    read = 1000 * 2 * 300
+    flops = read * (2 * LLAMA.active + LLAMA.attention(300)) + 2000 * 200 * 2 * HEAD
+    assert found.prompt_tokens == read and found.flops == pytest.approx(flops)
+    peak = H100.peak("bfloat16") * H100.efficiency("vllm").matrix
+    assert found.seconds == pytest.approx(flops / peak)
+    assert scoring(LLAMA, job, H100, 4).seconds == pytest.approx(found.seconds / 4)
+    assert scoring(LLAMA, JOB, H100) == Phase()
+
+
+def test_what_is_remembered_takes_of_the_disk() -> None:
+    few, more = (
+        at_most(Plan(scheme, Training(), Evaluation(every=0), 4), SEEDLING, 10, 0, Sampling(100))
+        for scheme in (star(), memoised(star(), 8))
+    )
+    assert few.draws == draws_bytes(4 * 10 * 2, 100)
+    assert more.draws == draws_bytes(4 * 10 * (2 + 8), 100)
 
 
 def test_nothing_is_asked_after_a_certain_draw() -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from femtune.asker import Asker
 from femtune.config import Train
-from femtune.doctor import Finding, examine, show_prompts, show_tokens, try_out
+from femtune.doctor import Finding, examine, show_prompts, show_tokens, trained_under, try_out
 from femtune.errors import ConfigError, DataError, FemtuneError
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 from femtune.worlds import WORLDS, make_rows, make_splits
@@ -171,6 +171,24 @@ def test_tokens_shown_are_prompt_and_completion_and_only_the_latter_is_bold(aske
     assert (read.replace("⏎", ""), trained.replace("⏎", "")) == expected
     assert text.plain == read + trained
     assert str(panel.title) == f"an example: {len(prompt)} tokens read, {len(tokens)} in the loss (bold)"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "prompts"), [("star", ["plain"]), ("pps:2+wake:0.5+memo", ["plain", "hinted"])]
+)
+def test_with_a_wake_phase_the_hinted_example_is_shown_too(
+    asker: Asker, scheme: str, prompts: list[str]
+) -> None:
+    assert [*trained_under(scheme)] == prompts
+    panel = show_tokens(asker, TRAIN[0], _draw(asker), "hinted")
+    hinted = asker.tokenizer.encode_prompt(asker.prompts.hinted(TRAIN[0]))
+    assert str(panel.title).startswith(f"an example of the wake phase: {len(hinted)} tokens read")
+    assert "correct answer is" in panel.renderable.plain  # type: ignore[union-attr]
+
+
+def _draw(asker: Asker) -> Draw:
+    completion = Completion((asker.tokenizer.end_token_id,), "", "stop", -1.0)
+    return Draw(DrawKey(0, "a", 1, 0), "hinted", 0, completion, Score(1.0, "3"))
 
 
 def test_one_draw_of_each_prompt_is_tried_and_cut_off_ones_are_warned_of(asker: Asker) -> None:

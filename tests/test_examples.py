@@ -151,6 +151,18 @@ def test_text_is_tokenized_and_ended(tmp_path: Path, row: dict[str, Any]) -> Non
     assert data.weights == [1.0]
 
 
+def test_weights_that_float32_takes_for_0_do_not_reach_the_loss(tmp_path: Path) -> None:
+    """Doubt makes such of unlikely answers: a step of them alone had a loss of 0 / 0."""
+    for weights, kept in (
+        ([1.0, 1e-7, -1e-5], [1.0, -1e-5]),
+        ([1e-200, 5e-201, 1e-300], [1.0, 0.5]),
+        ([5e-324], [1.0]),
+    ):
+        rows = [{"prompt": "x", "completion": "z", "weight": w} for w in weights]
+        data = read_examples(jsonl(tmp_path / "a.jsonl", *rows), TOKENIZER, 256)
+        assert data.weights == pytest.approx(kept)
+
+
 def test_rows_of_weight_0_are_left_out(tmp_path: Path) -> None:
     rows = [{"prompt": "x", "completion": f"z{w}", "weight": w} for w in (0.5, 0.0, -1.0, 2.0)]
     data = read_examples(jsonl(tmp_path / "a.jsonl", *rows), TOKENIZER, 256)

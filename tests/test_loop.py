@@ -24,6 +24,7 @@ from femtune.run import Run, read_draws
 from femtune.schemes import star
 from femtune.served import read_probe
 from femtune.training import Training
+from femtune.tries import read_nats
 from femtune.types import Sampling
 from femtune.worlds import WORLDS, make_splits, sums
 
@@ -112,8 +113,10 @@ def state(root: Path) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if path.is_dir() and path.name in ("draws", "eval"):
+        if path.is_dir() and path.name in ("draws", "eval", "memory"):
             made[name] = [chunk for chunk, _ in read_draws(path)]
+        elif path.parent.name in ("recalled", "scored") and path.suffix == ".parquet":
+            made[name] = read_nats(path)
         elif path.name == "examples.parquet":
             made[name] = pq.read_table(path).to_pylist()
         elif path.name == "model.safetensors":

@@ -9,11 +9,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from femtune.asker import check_able
 from femtune.chunks import Setup
 from femtune.engines.dialects import LLAMACPP, SGLANG, VLLM, completion_body
 from femtune.engines.http import Patience, shown
@@ -22,7 +24,7 @@ from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.estep import e_step
 from femtune.prompts import ChatTokenizer, Prompts
 from femtune.rewards import exact, score
-from femtune.schemes import rejection
+from femtune.schemes import parse_scheme, rejection
 from femtune.types import Completion, DrawKey, Problem, Request, Sampling, draw_seed
 
 from .models import byte_tokenizer, tiny_model
@@ -215,6 +217,22 @@ def test_a_server_that_cannot_score_says_so(make: Any) -> None:
         assert not engine.abilities.scores
         with pytest.raises(EngineError, match="can't score"):
             engine.logprob([(tokens("x"), (60,))])
+
+
+@pytest.mark.parametrize("scheme", ["star+memo", "pps:4+importance", "rejection+chain", "star+doubt"])
+def test_a_server_that_lacks_what_a_scheme_needs_is_refused(make: Any, scheme: str) -> None:
+    needs = parse_scheme(scheme).needs
+    with serving("openai", faults=Faults(echoes=False)) as server:
+        with pytest.raises(EngineError, match=r"can't score given completions.*--engine vllm"):
+            check_able(make(server.url), needs)
+        check_able(make(server.url), parse_scheme("star+wake").needs)
+    with serving("openai") as server:
+        engine = make(server.url)
+        check_able(engine, needs)
+        engine.abilities = replace(engine.abilities, logprobs=False)
+        if "importance" in scheme:
+            with pytest.raises(EngineError, match="does not tell log-probabilities of what it samples"):
+                check_able(engine, needs)
 
 
 # --- the handshake

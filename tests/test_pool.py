@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'femtune[ray]'")
 
 from femtune import pool as pools  # noqa: E402
+from femtune import stopping  # noqa: E402
 from femtune.chunks import Setup  # noqa: E402
 from femtune.engines.fake import FakeEngine  # noqa: E402
 from femtune.errors import ConfigError, EngineError, ModelError, RunError  # noqa: E402
@@ -71,6 +72,13 @@ class Noting(FakeEngine):
             (self.notes / f"death-{os.getpid()}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return WORLD.write(prompt, seed)
+
+    def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        if len(pairs) > 1:  # else of a probe
+            (self.notes / f"scored-{os.getpid()}-{len(pairs)}").touch()
+            for prompt, _ in pairs:
+                self.noted(self.tokenizer.decode(prompt), 0)
+        return super().logprob(pairs)
 
     def load(self, weights: Path) -> None:
         (self.notes / f"loaded-{os.getpid()}-{weights.name}").touch()
@@ -193,6 +201,56 @@ def test_workers_load_the_weights_of_the_lease_and_check_them(notes: Path, tmp_p
         pool.load(tmp_path / "absent")
         with pytest.raises(RunError, match="a file system that all machines share"):
             drawn(pool)
+    finally:
+        pool.close()
+
+
+PAIRS = [((120, 48 + i % 3), (48 + i % 10,) * (1 + i % 7)) for i in range(300)]
+NATS = FakeEngine(WORLD.write).logprob(PAIRS)
+
+
+def test_pairs_are_scored_by_all_workers_in_their_order(notes: Path, tmp_path: Path) -> None:
+    """By the weights that were named last; 300 pairs are four slices of 64 and one of 44."""
+    first = tmp_path / "first"
+    first.mkdir()
+    pool = crew(notes, pause_s=0.002)
+    try:
+        until(pool, lambda: len(list(notes.glob("worker-*"))) == 2)
+        pool.load(first)
+        assert pool.logprob(PAIRS) == NATS
+        assert len(list(notes.glob("loaded-*-first"))) == 2
+        assert {path.name.split("-")[2] for path in notes.glob("scored-*")} == {"64", "44"}
+        assert pool.logprob([]) == []
+        assert drawn(pool) == ALONE  # leases again
+    finally:
+        pool.close()
+
+
+def test_a_worker_that_is_killed_as_it_scores_loses_its_slice_alone(notes: Path) -> None:
+    pool = crew(notes, dies_at="now", pause_s=0.002)
+    try:
+        (notes / "now").touch()
+        assert pool.logprob(PAIRS) == NATS
+        assert len(list(notes.glob("death-*"))) == 1
+    finally:
+        pool.close()
+
+
+def test_pairs_over_which_workers_die_are_told_by_their_length() -> None:
+    said = pools._too_many(pools.Order(pools.Slice(0, PAIRS[:64]), None))
+    assert said.startswith("3 workers died scoring 64 draws (the longest: 9 tokens)")
+
+
+def test_no_slice_is_begun_once_the_run_is_to_stop(notes: Path) -> None:
+    pool = crew(notes, workers=1, pause_s=0.01)
+    try:
+        until(pool, lambda: bool(list(notes.glob("worker-*"))))
+        with pytest.raises(stopping.Stopped), stopping.graceful(tells=False):
+            timer = threading.Timer(0.1, stopping.wish)
+            timer.start()
+            pool.logprob(PAIRS)
+        assert len(list(notes.glob("scored-*"))) == 1
+        assert pool.logprob(PAIRS) == NATS  # and it goes on by the same call
     finally:
         pool.close()
 

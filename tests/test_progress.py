@@ -145,6 +145,21 @@ def test_a_run_is_summed_up_against_its_base() -> None:
     assert summary([{"iteration": 0}]) == []
 
 
+def test_what_is_remembered_is_told_beside_what_was_kept_of_the_asked() -> None:
+    """In an iteration that asks nothing, nothing is kept, and it covers what it did."""
+    covered = [
+        FIRST | {"iteration": number, "e_step": FIRST["e_step"] | {"covered_share": share} | asked}
+        for number, share, asked in (
+            (1, 0.75, {}),
+            (2, 0.75, {"num_problems": 0, "num_kept": 0, "kept_share": None}),
+        )
+    ]
+    assert "kept 30/40 problems  75% covered" in progress.iteration_line(covered[0]).plain
+    assert "covered 75% of problems at first, 75% at last  ▇▇" in summary(covered)
+    bare = [FIRST, FIRST | {"e_step": FIRST["e_step"] | {"num_problems": 0, "num_kept": 0}}]
+    assert "kept 75% of problems at first, 75% at last  ▇" in summary(bare)
+
+
 @given(st.lists(st.floats(0, 1), max_size=9))
 def test_a_sparkline_has_a_bar_a_share_and_higher_ones_for_more(shares: list[float]) -> None:
     bars = sparkline(shares)

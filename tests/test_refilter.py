@@ -26,10 +26,10 @@ from femtune.prepare import plan, read_questions, resolved
 from femtune.problems import save_problems
 from femtune.progress import Quiet
 from femtune.prompts import ChatTokenizer
-from femtune.refilter import Change, open_stored, refilter, replayed
+from femtune.refilter import Change, notes, open_stored, refilter, replayed
 from femtune.rewards import score
 from femtune.run import Run, read_draws
-from femtune.schemes import star
+from femtune.schemes import star, trice
 from femtune.tasks.load import Options, problems_of
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Reason, Sampling, Score
@@ -213,7 +213,29 @@ def test_a_problem_is_asked_until_it_is_solved(
     reasons: Sequence[Reason], num_asked: int, more: bool
 ) -> None:
     tries = [draw(stage, 0, reason) for stage, reason in enumerate(reasons)]
-    assert replayed(star().stages, tries) == (tries[:num_asked], more)
+    assert replayed(star(), tries) == (tries[:num_asked], more)
+
+
+def test_a_problems_first_stages_are_told_by_its_draws() -> None:
+    """Of trice stages 0 and 1 are a problem's first; later it is asked in stage 2."""
+    begun = [draw(0, 0, "wrong"), draw(1, 0, "")]
+    assert replayed(trice(), begun) == (begun, False)
+    assert replayed(trice(), begun[:1]) == (begun[:1], True)
+    assert replayed(trice(), [draw(2, 0, "")]) == ([draw(2, 0, "")], False)
+
+
+def test_weights_that_can_not_be_known_are_alike_on_both_sides(run: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((root / "config.yaml").read_text())
+    own = config | {"scheme": "star+memo+doubt+wake"}
+    (root / "config.yaml").write_text(yaml.safe_dump(own))
+    plain, alike = refilter(run, Change(accept_at=0.75)), refilter(root, Change(accept_at=0.75))
+    assert (plain["alike"], alike["alike"]) == (False, True)
+    assert alike["refiltered"]["kept_share"] == plain["refiltered"]["kept_share"]
+    # star draws no more once one is right: a problem's one right draw has weight 1 either way
+    assert alike["refiltered"]["weight_by_answer"] == plain["refiltered"]["weight_by_answer"]
+    assert any("remembers" in note for note in notes(alike))
+    assert not any("remembers" in note for note in notes(plain))
 
 
 # --- the M-step

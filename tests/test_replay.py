@@ -46,6 +46,20 @@ def test_every_draw_is_drawn_again_and_graded_the_same(run: Path, iteration: int
             assert "the same" in told(again)
 
 
+def test_what_the_base_drew_is_drawn_again_by_the_base(run: Path, tmp_path: Path) -> None:
+    """Its iteration is the second, and the weights of the first are not needed."""
+    root = shutil.copytree(run, tmp_path / "run", symlinks=True)
+    config = yaml.safe_load((root / "config.yaml").read_text())
+    (root / "config.yaml").write_text(yaml.safe_dump(config | {"scheme": "star+base"}))
+    shutil.rmtree(root / "iteration-001" / "model")
+    name = draws_of(run, 2, "draws")[0].key.problem_id
+    for again in replay(root, f"2/{name}"):
+        assert again.nats_apart > 1e-3  # it was another that drew it, in truth
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(RunError, match="model, which drew it, is not there"):
+        list(replay(root, f"2/{name}"))
+
+
 def test_a_draw_is_found_by_its_id_or_all_of_a_problem(run: Path) -> None:
     stored = draws_of(run, 1, "draws")
     some = next(draw for draw in stored if draw.key.stage == 1)

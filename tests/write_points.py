@@ -36,21 +36,24 @@ from femtune.asker import no_foreign_bars
 from femtune.errors import RunError
 from femtune.problems import save_problems
 from femtune.run import open_run
+from femtune.schemes import parse_scheme
 
 from .models import byte_tokenizer, tiny_model
 from .test_loop import TEST, TRAIN, Fuse, state, steps, timeless
 
 ITERATIONS = 3  # so that a model is removed
+SCHEME = "star+memo+wake"  # so that all kinds of files are made
 ENDED = 3  # exit status where an error came out as it should
 
 
 def whole_run(root: Path, base: Path, keep_last: int = 0) -> list[dict[str, Any]]:
     """As `femtune train` would, with an engine that needs no time."""
-    with open_run(root, {"scheme": "star"}, frozenset()) as run:
+    with open_run(root, {"scheme": SCHEME}, frozenset()) as run:
         for name, group in (("problems", TRAIN), ("eval", TEST)):
             if not (root / f"{name}.parquet").exists():
                 save_problems(group, root / f"{name}.parquet")
-        made = steps(root, base, Fuse(), iterations=ITERATIONS, keep_last=keep_last)
+        scheme = parse_scheme(SCHEME)
+        made = steps(root, base, Fuse(), scheme=scheme, iterations=ITERATIONS, keep_last=keep_last)
         made.run = run
         return made.iterate()
 

@@ -61,7 +61,22 @@ from femtune.errors import (
 from femtune.predictions import predict
 from femtune.problems import load_problems
 from femtune.rewards import choice, exact, math, number, ordinal, regex
-from femtune.schemes import pps, rejection, star
+from femtune.schemes import (
+    chained,
+    doubting,
+    from_base,
+    gaining,
+    memoised,
+    mixture,
+    parse_scheme,
+    pps,
+    rejection,
+    resampled,
+    star,
+    trice,
+    waking,
+    weighted,
+)
 from femtune.types import Draw, Example, Problem, Scheme, Stage
 
 __all__ = [
@@ -79,16 +94,27 @@ __all__ = [
     "RunError",
     "Scheme",
     "Stage",
+    "chained",
     "choice",
+    "doubting",
     "exact",
+    "from_base",
+    "gaining",
     "load_problems",
     "math",
+    "memoised",
+    "mixture",
     "number",
     "ordinal",
+    "parse_scheme",
     "pps",
     "predict",
     "regex",
     "rejection",
+    "resampled",
     "star",
     "train",
+    "trice",
+    "waking",
+    "weighted",
 ]

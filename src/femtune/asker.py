@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,14 +14,14 @@ from typing import Any
 
 from femtune.chunks import Crew, Setup
 from femtune.config import Ask
-from femtune.errors import ConfigError
+from femtune.errors import ConfigError, EngineError
 from femtune.prepare import Questions, load_config, load_tokenizer, local_model, named_pairs, read_value
 from femtune.problems import check_lengths
 from femtune.prompts import ChatTokenizer, Prompts
 from femtune.rewards import score
 from femtune.served import NUM_PAIRS, ROUNDING, Probe
 from femtune.training import context_length
-from femtune.types import DrawKey, Engine, Problem, Request, Reward, Sampling
+from femtune.types import DrawKey, Engine, Need, Problem, Request, Reward, Sampling
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,22 @@ class Asker:
     settings: Ask
 
     @contextmanager
-    def setup(self, sampling: Sampling, probed: Sequence[Problem] = ()) -> Iterator[Setup]:
+    def setup(
+        self,
+        sampling: Sampling,
+        probed: Sequence[Problem] = (),
+        needs: Collection[Need] = (),
+    ) -> Iterator[Setup]:
         """The model in an engine, or in those of many workers, until the block ends.
 
-        With problems to probe, `base_probe` is made of some. Takes a minute for a large model. Raises
-        ConfigError for what an engine needs and is not here, ModelError where the model can't be served.
+        With problems to probe, `base_probe` is made of some; `needs` are the scheme's. Takes a minute
+        for a large model. Raises ConfigError for what an engine needs and is not here, ModelError where
+        the model can't be served, and EngineError where the engine lacks what the scheme needs.
         """
         remote = self.settings.engine == "openai"
         # else the model is read for the probe before the engine takes the memory
         probe = self.base_probe(probed) if probed and not remote else None
-        made = self.open_setup(sampling, probe)
+        made = self.open_setup(sampling, probe, needs)
         try:
             if probed and remote:
                 made = replace(made, base_probe=self.base_probe(probed))
@@ -52,7 +58,9 @@ class Asker:
         finally:
             made.engine.close()
 
-    def open_setup(self, sampling: Sampling, base_probe: Probe | None = None) -> Setup:
+    def open_setup(
+        self, sampling: Sampling, base_probe: Probe | None = None, needs: Collection[Need] = ()
+    ) -> Setup:
         """The same for callers that close `engine` themselves."""
         no_foreign_bars()
         settings = self.settings
@@ -64,7 +72,7 @@ class Asker:
             on_error=settings.on_reward_error,
         )
         return Setup(
-            self._crew(sampling, base_probe) if settings.ray_workers else self._engine(),
+            self._crew(sampling, base_probe, needs) if settings.ray_workers else self._fit_engine(needs),
             self.tokenizer,
             self.prompts,
             grade,
@@ -77,7 +85,7 @@ class Asker:
             settings.resume,
         )
 
-    def _crew(self, sampling: Sampling, base_probe: Probe | None) -> Crew:
+    def _crew(self, sampling: Sampling, base_probe: Probe | None, needs: Collection[Need]) -> Crew:
         from femtune.pool import Pool, Posts
 
         settings = self.settings
@@ -90,7 +98,17 @@ class Asker:
         if gpus is None:
             gpus = engine_args(settings).get("tensor_parallel_size")
         posts = Posts(settings.ray_workers, settings.ray_address, settings.worker_cpus, gpus)
-        return Pool(partial(alone.open_setup, sampling), posts, base_probe)
+        return Pool(partial(alone.open_setup, sampling, needs=needs), posts, base_probe)
+
+    def _fit_engine(self, needs: Collection[Need]) -> Engine:
+        """An engine that can do what a scheme needs. Raises EngineError."""
+        engine = self._engine()
+        try:
+            check_able(engine, needs)
+        except EngineError:
+            engine.close()
+            raise
+        return engine
 
     def _engine(self) -> Engine:
         settings = self.settings
@@ -154,6 +172,23 @@ class Asker:
         nats = engine.logprob(list(zip(prompts, completions, strict=True)))
         engine.close()
         return Probe(prompts, completions, nats, nats)
+
+
+def check_able(engine: Engine, needs: Collection[Need]) -> None:
+    """Refuse a server that can't tell the log-probabilities that a scheme needs. Raises EngineError."""
+    able = getattr(engine, "abilities", None)
+    if able is None or not {"log_pi", "log_q"} & {*needs}:
+        return
+    lacks = "can't score given completions (no prompt_logprobs, no echo with logprobs)"
+    if able.scores and "temperature 1" in needs and not able.logprobs:
+        lacks = "does not tell log-probabilities of what it samples"
+    elif able.scores:
+        return
+    raise EngineError(
+        f"the server {lacks}, and the scheme weighs draws by them: serve the model with vLLM, take "
+        "--engine vllm or transformers, or a scheme without memo, chain, importance and doubt, such as "
+        "--scheme star."
+    )
 
 
 def engine_args(settings: Ask) -> dict[str, Any]:

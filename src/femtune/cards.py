@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
@@ -65,16 +66,17 @@ GOALS = {
     "math": "the right number or expression",
 }
 COLUMNS = {
+    "iteration": "in which it was drawn: an earlier one where the scheme remembers draws",
     "problem_id": "names the problem",
-    "stage": "of the scheme, from 0",
+    "stage": "of the scheme, from 0; with the index, it names a problem's draw of an iteration",
     "index": "attempt within the stage, from 0",
-    "weight": "what the example counts for in a weighted loss",
+    "weight": "what the example counts for in a weighted loss; below 0: it is trained away from",
     "reward": "of its answer, 0 to 1",
-    "prompt": "messages: the problem under the prompt that is trained, see trained_under",
+    "prompt": "messages: the problem under the prompt that `trained_under` names",
     "completion": "one message: the rationale, then the answer",
     "prompt_tokens": "as the model is fed",
     "completion_tokens": "as they were sampled, end token included",
-    "trained_under": "plain, without a hint; hinted in what a wake phase adds",
+    "trained_under": "plain; or hinted: the prompt holds the correct answer, for the wake phase alone",
 }
 
 
@@ -193,6 +195,9 @@ def _about(told: Told) -> dict[str, Any]:
         "num_problems": len(told.problems),
         "iterations": len(told.history),
         "e_step": told.metrics["e_step"],
+        "any_hinted": any("hinted" in each["e_step"]["reasons"] for each in told.history),
+        "wakes": re.search(r"\+\s*wake\b", str(config.get("scheme"))) is not None,
+        "covered_share": covered_share(told.metrics["e_step"]),
         "num_draws": sum(each["e_step"]["num_draws"] for each in told.history),
         "num_tokens": sum(each["e_step"]["generated_tokens"] for each in told.history),
         "evaluation": told.metrics.get("evaluation"),
@@ -200,6 +205,12 @@ def _about(told: Told) -> dict[str, Any]:
         "is_world": "sound_steps" in told.metrics["e_step"],
         "by_answer": told.metrics["e_step"].get("kept_by", {}).get("answer", {}),
     }
+
+
+def covered_share(e_step: Mapping[str, Any]) -> float:
+    """The share of problems with a right draw, remembered ones included where the scheme has such."""
+    known = e_step.get("covered_share")
+    return float(e_step["kept_share"] if known is None else known)
 
 
 def compared(told: Told) -> list[dict[str, Any]]:
@@ -286,7 +297,10 @@ def _made_up(problem: Problem, wording: Wording) -> dict[str, str]:
 
 def data_card(told: Told, folder: Path) -> DatasetCard:
     """The card of the examples in an iteration's folder, with its draws as a second configuration."""
-    num = pq.read_metadata(folder / "examples.parquet").num_rows
+    table = pq.read_table(folder / "examples.parquet", columns=["trained_under", "weight"])
+    num = table.num_rows
+    num_hinted = pc.sum(pc.equal(table["trained_under"], "hinted")).as_py() or 0
+    num_negative = pc.sum(pc.less(table["weight"], 0)).as_py() or 0
     files = {"examples": "examples.parquet", "draws": "draws/*.parquet"}
     head = DatasetCardData(
         pretty_name=f"Rationales for {shown_name(told.config['data'])}",
@@ -303,6 +317,7 @@ def data_card(told: Told, folder: Path) -> DatasetCard:
     )
     columns = {name: COLUMNS[name] for name in EXAMPLES.names}
     about = _about(told) | {"here": BESIDE.format(folder.name), "columns": columns, "num": num}
+    about |= {"num_hinted": num_hinted, "num_negative": num_negative}
     body = _templates().get_template("data.md.j2").render(about)
     return DatasetCard(f"---\n{head.to_yaml()}\n---\n\n{body}")
 

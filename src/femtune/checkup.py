@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from femtune import manifest
-from femtune.errors import DataError, RunError
+from femtune.errors import ConfigError, DataError, RunError
 from femtune.files import make_folder
 from femtune.journal import journals, read_journal
 from femtune.prepare import fingerprint
 from femtune.problems import load_problems
 from femtune.retention import free_bytes, sized
 from femtune.run import Run, locked, stored_config
+from femtune.schemes import parse_scheme
 
 ASIDE = "damaged"  # in the run's directory: what was set aside
 
@@ -91,7 +92,9 @@ def _other_problems(root: Path) -> str:
     return "" if named in known else "other problems than config.yaml names"
 
 
-_PLACES = re.compile(r"iteration-(\d+)/(draws|eval|model|examples\.parquet|metrics\.json|)")
+_PLACES = re.compile(
+    r"iteration-(\d+)/(draws|eval|recalled|scored|memory|model|examples\.parquet|metrics\.json|)"
+)
 
 
 def _remedy(root: Path, path: str, bad: set[str]) -> str:
@@ -102,12 +105,15 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
     if place is None:
         return ""
     iteration, kind = int(place[1]), place[2]
-    if kind in ("draws", "eval"):
-        weights = iteration - (kind == "draws")
+    if kind in ("draws", "eval", "recalled", "scored"):
+        weights = iteration - (kind != "eval")
+        if kind == "draws" and _draws_from_base(root):
+            weights = 0
         if not weights or _is_there(root, weights):
-            return "drawn again" + _after(root, weights, bad)
-        return ""  # keep_last has removed the weights that drew it
-    if kind == "examples.parquet":
+            does = "drawn again" if kind in ("draws", "eval") else "scored again"
+            return does + _after(root, weights, bad)
+        return ""  # keep_last has removed the weights that drew or scored it
+    if kind in ("examples.parquet", "memory"):
         return "written again from the draws"
     if kind == "model":
         start = iteration - 1
@@ -125,6 +131,13 @@ def _after(root: Path, weights: int, bad: set[str]) -> str:
 
 def _is_there(root: Path, iteration: int) -> bool:
     return (Run(root).iteration(iteration) / "model").exists()
+
+
+def _draws_from_base(root: Path) -> bool:
+    try:
+        return parse_scheme(str(stored_config(root).get("scheme", ""))).proposal == "base"
+    except ConfigError:
+        return False  # a scheme of the user's own, or none: of an evaluation
 
 
 def _starts_from_previous(root: Path) -> bool:
@@ -149,7 +162,12 @@ def _state(root: Path) -> str:
 
 def _open_parts(folder: Path) -> Iterator[str]:
     """What is stored of an iteration that is not done."""
-    for kind, name in (("draws", "of the E-step"), ("eval", "of the evaluation")):
+    for kind, name in (
+        ("recalled", "of remembered draws' log-probabilities"),
+        ("draws", "of the E-step"),
+        ("scored", "of log-probabilities"),
+        ("eval", "of the evaluation"),
+    ):
         if shards := len(list((folder / kind).glob("*.parquet"))):
             yield f"{shards} chunk{'s' * (shards > 1)} {name} stored"
         for path in journals(folder / kind):
@@ -171,8 +189,10 @@ def mend(found: Checkup) -> list[Path]:
         targets = {root / _unit(fault.path) for fault in found.faults if fault.remedy}
         for target in sorted(targets):
             iteration = target.relative_to(root).parts[0]
-            metrics = root / iteration / "metrics.json"
-            for path in (target, metrics):
+            # nats are of the draws beside them, and rounding may give other draws
+            scored = target.parent.with_name("scored") / target.name
+            of_draws = [scored] if target.parent.name == "draws" else []
+            for path in (target, *of_draws, root / iteration / "metrics.json"):
                 if iteration.startswith("iteration-") or path == target:
                     manifest.record_removed(root, path)
                     if path.exists():

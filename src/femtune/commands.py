@@ -118,7 +118,7 @@ def run_train(
             "(LoRA adapters), or take --engine vllm."
         )
     check_trackers(settings.training.trackers)
-    draws = sampling(settings)
+    draws = sampling(settings, scheme)
     plan(replace(settings, soft_accept=None), scheme)  # what needs no data is refused at once
     asked = read_questions(data, settings, reward)
     steps = plan(asked.settings, scheme)
@@ -132,7 +132,7 @@ def run_train(
         tracking(settings.training.trackers, run.root, config, progress) as progress,
     ):
         store_problems(run, problems, test)
-        with asker.setup(draws, probed=problems) as setup:
+        with asker.setup(draws, problems, steps.scheme.needs) as setup:
             if not getattr(getattr(setup.engine, "abilities", None), "adapters", True):
                 raise ModelError(
                     "the server takes no adapters while it runs, so what is learnt can't reach it: "
@@ -161,7 +161,7 @@ def sample(
     asker = make_asker(model, asked, problems)
     with open_run(place, config, CHANGEABLE) as run:
         store_problems(run, problems)
-        with asker.setup(draws) as setup:
+        with asker.setup(draws, needs=what.scheme.needs) as setup:
             steps = Steps(run, asker.base, problems, [], what, setup, asker.tokenizer, progress)
             metrics = steps.expect(1)
         run.write_json(run.iteration(1) / "metrics.json", {"iteration": 1, "e_step": metrics})

@@ -11,6 +11,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -34,6 +35,7 @@ from femtune.files import replacing
 from femtune.prepare import Data, held_out, plan, read_questions
 from femtune.progress import Quiet
 from femtune.run import read_log
+from femtune.schemes import spelled_out
 from femtune.types import Problem
 
 PHASES = ("E-step", "M-step", "evaluation", "iteration")  # events of a log that tell where a run is
@@ -96,9 +98,19 @@ def jobs(
             name = plan(replace(settings, scheme=spec, soft_accept=None)).scheme.name
             if any((name, seed) == (job.scheme, job.seed) for job in made):
                 raise ConfigError(f"scheme {name} is given twice: once is enough.")
-            place = output_dir / f"{name.replace('(', '-').rstrip(')')}-seed{seed}"
-            made.append(Job(name, seed, place, replace(settings, scheme=spec, seed=seed)))
+            place = output_dir / f"{folder_name(name)}-seed{seed}"
+            spelled = replace(settings, scheme=spelled_out(spec), seed=seed)
+            made.append(Job(name, seed, place, spelled))
     return made
+
+
+def folder_name(scheme: str) -> str:
+    """A scheme's name as a part of a path.
+
+    >>> folder_name("star+memo(8)+doubt(0.1)"), folder_name("rejection(4)")
+    ('star-memo-8-doubt-0.1', 'rejection-4')
+    """
+    return re.sub(r"[^\w.]+", "-", scheme).strip("-.")
 
 
 def compare(
@@ -280,8 +292,9 @@ def _measures(history: History) -> dict[str, float]:
     e_steps = [each["e_step"] for each in history if "e_step" in each]
     m_steps = [each["m_step"] for each in history if "m_step" in each]
     if e_steps:
-        if "kept_share" in e_steps[0]:
-            measures["kept_share"] = fmean(each["kept_share"] for each in e_steps)
+        for name in ("kept_share", "covered_share"):
+            if shares := [each[name] for each in e_steps if each.get(name) is not None]:
+                measures[name] = fmean(shares)
         measures["generated_tokens"] = sum(each["generated_tokens"] for each in e_steps)
     if e_steps or m_steps:
         drawing_s = sum(each["total_s"] for each in e_steps)
@@ -335,6 +348,7 @@ TITLES = {
     "position_consistency": "consistency",
     "sound_steps": "sound steps",
     "kept_share": "kept",
+    "covered_share": "covered",
     "generated_tokens": "tokens drawn",
     "seconds": "seconds",
     "tokens_per_draw": "rationale tokens",

@@ -131,7 +131,7 @@ class Sample(Ask):
     """An E-step."""
 
     scheme: str = "pps"
-    """pps, star, or rejection:M with a budget of M attempts."""
+    """rejection:M, star, pps:K, mixture, trice; add +memo +doubt +wake ...: docs/schemes.md; auto."""
     temperature: float = 1.0
     """Of the draws; EM is exact at 1."""
     top_p: float = 1.0

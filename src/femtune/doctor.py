@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 from rich.panel import Panel
 
@@ -17,7 +19,7 @@ from femtune.estep import e_step
 from femtune.prepare import Data, held_out, load_config, plan, read_questions, sampling
 from femtune.progress import framed, literal
 from femtune.prompts import ChatTokenizer
-from femtune.schemes import paper_filter
+from femtune.schemes import paper_filter, parse_scheme, spelled_out
 from femtune.training import context_length
 from femtune.types import Draw, Problem, Scheme, Stage
 
@@ -89,7 +91,7 @@ def try_out(asker: Asker, problem: Problem, settings: Train) -> tuple[list[Draw]
     import torch
 
     begun = time.perf_counter()
-    with asker.setup(sampling(settings)) as setup:
+    with asker.setup(sampling(settings), needs=parse_scheme(settings.scheme).needs) as setup:
         loaded_s = time.perf_counter() - begun
         draws = _one_of_each(setup, problem, settings.accept_at)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -120,17 +122,25 @@ def show_prompts(asker: Asker, problem: Problem) -> Iterator[Panel]:
         yield framed(text, f"{name} prompt of {problem.id}")
 
 
-def show_tokens(asker: Asker, problem: Problem, draw: Draw) -> Panel:
+def trained_under(scheme: str) -> tuple[Literal["plain", "hinted"], ...]:
+    """The prompts that a scheme's examples are trained under: with a wake phase, both."""
+    return ("plain", "hinted") if re.search(r"\+\s*wake\b", spelled_out(scheme)) else ("plain",)
+
+
+def show_tokens(
+    asker: Asker, problem: Problem, draw: Draw, prompt: Literal["plain", "hinted"] = "plain"
+) -> Panel:
     """A training example token by token: what is only read, dim; what the loss sees, bold."""
-    prompt = asker.tokenizer.encode_prompt(asker.prompts.plain(problem))
+    fed = asker.tokenizer.encode_prompt(asker.prompts.render(prompt, problem))
     text = literal("")
-    for number, token in enumerate([*prompt, *draw.completion.tokens]):
-        seen = number >= len(prompt)
+    for number, token in enumerate([*fed, *draw.completion.tokens]):
+        seen = number >= len(fed)
         shade = "on grey19" if number % 2 else "on grey11"
         style = f"bold green {shade}" if seen else f"dim {shade}"
         text.append_text(literal(_written(asker.tokenizer, token), style))
     seen_tokens = len(draw.completion.tokens)
-    title = f"an example: {len(prompt)} tokens read, {seen_tokens} in the loss (bold)"
+    kind = "an example" if prompt == "plain" else "an example of the wake phase"
+    title = f"{kind}: {len(fed)} tokens read, {seen_tokens} in the loss (bold)"
     return framed(text, title)
 
 

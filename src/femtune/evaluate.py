@@ -201,7 +201,7 @@ def _ratings(asked: Sequence[tuple[Problem, Item]]) -> dict[str, list[str]]:
 def estep_metrics(problems: Mapping[str, Problem], stored: Stored) -> dict[str, Any]:
     """Metrics of an E-step's draws.
 
-    kept_share          share of problems with an accepted draw
+    kept_share          share of the problems that were asked with an accepted draw; None: none was
     solved_by           of the problems, how many were solved by which draw of theirs (from 1)
     reasons             draws by prompt and reason, "kept" where accepted
     sound_steps         in a world: of the accepted draws
@@ -227,7 +227,7 @@ def estep_metrics(problems: Mapping[str, Problem], stored: Stored) -> dict[str, 
     return {
         "num_problems": num_problems,
         "num_kept": solved_by.total(),
-        "kept_share": solved_by.total() / num_problems if num_problems else 0.0,
+        "kept_share": solved_by.total() / num_problems if num_problems else None,
         "solved_by": {str(number): solved_by[number] for number in sorted(solved_by)},
         "reasons": {prompt: dict(counts.most_common()) for prompt, counts in reasons.items()},
         **_soundness(sound, wholly_sound),

@@ -1,6 +1,6 @@
 """What the M-step trains on: draws weighed and stored as examples, and files of them read back.
 
-One row of examples.parquet: problem_id "p17", stage 0, index 2, weight 1.0, reward 1.0,
+One row of examples.parquet: iteration 1, problem_id "p17", stage 0, index 2, weight 1.0, reward 1.0,
 prompt [{"role": "user", "content": ...}], completion [{"role": "assistant", "content": ...}],
 prompt_tokens [...], completion_tokens [...]. `prompt` and `completion` are what TRL's SFTTrainer reads;
 the tokens are what was sampled, and what femtune trains on. The prompt is the plain one, but in examples
@@ -32,6 +32,7 @@ from femtune.words import brief
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 EXAMPLES = pa.schema(
     [
+        ("iteration", pa.int32()),  # of the draw: an earlier one where it was remembered
         ("problem_id", pa.string()),
         ("stage", pa.int32()),
         ("index", pa.int32()),
@@ -89,6 +90,7 @@ def _row(
     key, completion = example.draw.key, example.draw.completion
     messages = prompts.render(example.prompt, problem)
     return {
+        "iteration": key.iteration,
         "problem_id": problem.id,
         "stage": key.stage,
         "index": key.index,
@@ -114,12 +116,16 @@ class TokenExamples:
         return len(self.weights)
 
 
+_LEAST = 1e-6  # of the largest weight
+
+
 def read_examples(path: Path, tokenizer: ChatTokenizer, context: int) -> TokenExamples:
     """Examples from Parquet or JSON lines with `prompt` and `completion`, and `weight` if there is one.
 
     Where the tokens are stored they are taken as they are; text is tokenized, with the end token after
-    the completion. Rows of weight 0 are left out. Nothing is cut: raises DataError where an example is
-    longer than the context, empty, or without its columns.
+    the completion. Rows of weight 0 are left out, and of less than a millionth of the largest, which
+    would be 0 in a step's float32: a loss is a mean by weight. Nothing is cut: raises DataError where an
+    example is longer than the context, empty, or without its columns.
     """
     columns = _columns(path)
     if "prompt_tokens" in columns:
@@ -130,11 +136,13 @@ def read_examples(path: Path, tokenizer: ChatTokenizer, context: int) -> TokenEx
         completions = [tokenizer.encode_completion(text) if text else () for text in texts]
     weights = columns.get("weight", [1.0] * len(prompts))
     _check(path, prompts, completions, context)
-    kept = [row for row, weight in enumerate(weights) if weight != 0]
+    top = max((abs(weight) for weight in weights), default=0.0)
+    kept = [row for row, weight in enumerate(weights) if abs(weight) > _LEAST * top]
+    unit = 1.0 if top > _LEAST else top
     return TokenExamples(
         [prompts[row] for row in kept],
         [completions[row] for row in kept],
-        [weights[row] for row in kept],
+        [weights[row] / unit for row in kept],
     )
 
 

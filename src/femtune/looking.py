@@ -66,7 +66,8 @@ def doctor(
         draws, more = checks.try_out(asker, problem, chosen)
         for finding in more:
             console.print(finding_line(finding), soft_wrap=True)
-        console.print(checks.show_tokens(asker, problem, draws[-1]))
+        for prompt in checks.trained_under(chosen.scheme):
+            console.print(checks.show_tokens(asker, problem, draws[-1], prompt))
 
 
 def _check_runs(runs: Sequence[Path], mend: bool, show: Show) -> None:

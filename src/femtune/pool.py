@@ -4,7 +4,8 @@
              also in place of those that died, and takes in late ones when the cluster has room
     worker   has an engine of its own; loads the weights that a lease names, draws, grades, stores
 
-A worker that dies loses its lease, which goes to another, with the journal of what was drawn: a chunk's
+Log-probabilities are handed out as slices of the pairs to score, in the same way. A worker that dies
+loses its lease, which goes to another, with the journal of what was drawn: a chunk's
 draws do not depend on who makes them. A run that is to stop leaves a file beside the shards, at whose
 sight workers finish what they have in flight. All machines see the run directory, by which weights
 reach the workers and draws come back.
@@ -19,7 +20,7 @@ import socket
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from femtune.user_rewards import MODULES
 log = logging.getLogger("femtune")
 
 MOST_DEATHS = 3  # of workers over one lease, before it is taken to be the cause
+SLICE = 64  # pairs; fixed, so that numbers do not hang on how many workers there are
 AHEAD = 4  # chunks a worker that may be begun before the first of them is done
 STARTING = -1  # stands for a lease in the count of deaths
 STOPPED = "stopped"  # what a worker gives for a lease that it did not work off to its end
@@ -54,10 +56,18 @@ class Posts:
 
 
 @dataclass(frozen=True)
-class Order:
-    """A lease with the weights that it is to be drawn from."""
+class Slice:
+    """Some pairs of prompt and completion, to be scored."""
 
-    lease: Lease
+    index: int
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Work, with the weights that it is to be done by."""
+
+    work: Lease | Slice
     weights: Path | None  # None: those that the engine was made with
     base_probe: Probe | None = None
 
@@ -74,24 +84,29 @@ class Worker:
         self.serving: Path | None = None
         return socket.gethostname()
 
-    def work_off(self, order: Order) -> Chunk | str:
-        """Draw for a lease; gives the chunk without its draws where these are stored.
-
-        STOPPED where the run is to stop: what was in flight is in the chunk's journal.
-        """
+    def do(self, order: Order) -> Chunk | list[float] | str:
+        """Work by the weights that are ordered; gives what `_draw` or the engine's scoring does."""
         if order.weights != self.serving and order.weights is not None:
             if not order.weights.exists():
                 raise RunError(_unseen(order.weights))
             serve(self.engine, order.weights, self.setup.rounding, order.base_probe)
             self.serving = order.weights
-        place = order.lease.place
+        work = order.work
+        return self._draw(work) if isinstance(work, Lease) else self.engine.logprob(work.pairs)
+
+    def _draw(self, lease: Lease) -> Chunk | str:
+        """Draw for a lease; gives the chunk without its draws where these are stored.
+
+        STOPPED where the run is to stop: what was in flight is in the chunk's journal.
+        """
+        place = lease.place
 
         def heed(draws: object) -> None:
             if place is not None and _stop_file(place).exists():
                 stopping.wish()
 
         try:
-            chunk = work_off(order.lease, self.setup, self.engine, heed)
+            chunk = work_off(lease, self.setup, self.engine, heed)
         except stopping.Stopped:
             return STOPPED
         return chunk if place is None else replace(chunk, draws=[])
@@ -140,21 +155,35 @@ class Pool:
 
         Raises what a worker raises, and EngineError where a lease ends MOST_DEATHS workers.
         """
-        fresh = deque(leases)  # chunks are few, and hold no copies of problems
-        again: deque[Order] = deque()
-        deaths: Counter[int] = Counter()
-        begun: deque[int] = deque()  # chunks that are not given yet, in their order
-        done: dict[int, Chunk] = {}
-        for worker in self._workers:
-            worker.order = None  # what a caller who stopped has left is of no use
-        places = {lease.place.parent: lease.place for lease in fresh if lease.place is not None}
+        given = list(leases)  # chunks are few, and hold no copies of problems
+        places = {lease.place.parent: lease.place for lease in given if lease.place is not None}
         for place in places.values():
             _stop_file(place).unlink(missing_ok=True)  # of a run that was stopped before
+        yield from self._deal(given, [*places.values()])
+
+    def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        """Nats of each completion given its prompt, in order: see `types.Engine`.
+
+        Raises what a worker raises, EngineError where a slice ends MOST_DEATHS workers, and Stopped
+        where that is wished, once what workers have begun is done.
+        """
+        slices = [Slice(i, pairs[at : at + SLICE]) for i, at in enumerate(range(0, len(pairs), SLICE))]
+        return [nats for part in self._deal(slices, []) for nats in part]
+
+    def _deal(self, works: Sequence[Lease | Slice], places: Sequence[Path]) -> Iterator[Any]:
+        """Hand out work; gives what comes of each, in its order. A wish to stop is told at `places`."""
+        fresh = deque(works)
+        again: deque[Order] = deque()
+        deaths: Counter[int] = Counter()
+        begun: deque[int] = deque()  # work that is not given yet, in its order
+        done: dict[int, Any] = {}
+        for worker in self._workers:
+            worker.order = None  # what a caller who stopped has left is of no use
         while fresh or begun:
             if stopping.wished():
                 fresh.clear()
                 again.clear()
-                for place in places.values():
+                for place in places:
                     make_folder(place.parent)
                     _stop_file(place).touch()
                 if not any(worker.order is not None for worker in self._workers):
@@ -163,20 +192,20 @@ class Pool:
             for worker in self._workers:
                 if worker.doing is None and (again or fresh):
                     if not again and len(begun) >= AHEAD * self.posts.workers:
-                        break  # what is done waits in memory for the chunk before it
+                        break  # what is done waits in memory for the work before it
                     order = again.popleft() if again else self._order(fresh.popleft())
-                    if order.lease.index not in deaths:
-                        begun.append(order.lease.index)
-                    worker.order, worker.doing = order, worker.actor.work_off.remote(order)
+                    if order.work.index not in deaths:
+                        begun.append(order.work.index)
+                    worker.order, worker.doing = order, worker.actor.do.remote(order)
             for worker in self._ended():
-                given, chunk = worker.order, self._result(worker)
-                if chunk == STOPPED:
+                given, result = worker.order, self._result(worker)
+                if result == STOPPED:
                     continue
-                if chunk is not None and given is not None:
-                    done[given.lease.index] = self._stored(given.lease, chunk)
-                elif chunk is None:
+                if result is not None and given is not None:
+                    done[given.work.index] = self._stored(given.work, result)
+                elif result is None:
                     self._workers.remove(worker)
-                    number = given.lease.index if given else STARTING
+                    number = given.work.index if given else STARTING
                     deaths[number] += 1
                     if deaths[number] >= MOST_DEATHS:
                         raise EngineError(_too_many(given))
@@ -209,10 +238,10 @@ class Pool:
             worker.doing = worker.actor.start.remote(self._hire)
             self._workers.append(worker)
 
-    def _order(self, lease: Lease) -> Order:
-        if lease.place is not None:  # a worker's folder is not ours
-            lease = replace(lease, place=lease.place.absolute())
-        return Order(lease, self.weights, self.base_probe)
+    def _order(self, work: Lease | Slice) -> Order:
+        if isinstance(work, Lease) and work.place is not None:  # a worker's folder is not ours
+            work = replace(work, place=work.place.absolute())
+        return Order(work, self.weights, self.base_probe)
 
     def _ended(self) -> list[_Hired]:
         """Workers that have done what they were asked, or died of it; waits a second at most."""
@@ -230,20 +259,20 @@ class Pool:
         except self.ray.exceptions.RayTaskError as error:
             raise _cause(error) from None
         except self.ray.exceptions.RayActorError as error:
-            what = "as it started" if starting else "over its lease, which is done again"
+            what = "as it started" if starting else "over its work, which is done again"
             log.warning("a worker died %s: another takes its post (%s)", what, _brief(error))
             return None
         return True if value is None else value
 
-    def _stored(self, lease: Lease, chunk: Chunk) -> Chunk:
-        """A chunk with its draws, read back where the worker stored them."""
-        if lease.place is None:
-            return chunk
+    def _stored(self, work: Lease | Slice, result: Any) -> Any:
+        """What came of work; a chunk with its draws, read back where the worker stored them."""
+        if isinstance(work, Slice) or work.place is None:
+            return result
         for _ in range(50):  # a network's file system may show a new file late
-            if lease.place.exists():
-                return replace(chunk, draws=read_shard(lease.place)[0])
+            if work.place.exists():
+                return replace(result, draws=read_shard(work.place)[0])
             time.sleep(0.1)
-        raise RunError(_unseen(lease.place))
+        raise RunError(_unseen(work.place))
 
     def _tell_of_empty_posts(self) -> None:
         """Say once a minute which workers are not there yet, as nothing else would."""
@@ -340,10 +369,13 @@ def _send_user_files(ray: Any) -> None:
 
 def _too_many(order: Order | None) -> str:
     doing = "while starting"
-    if order is not None:
-        lease = order.lease
-        names = f"problems {lease.problems[0].id} to {lease.problems[-1].id}"
-        doing = f"over chunk {lease.index} ({names})"
+    work = order.work if order is not None else None
+    if isinstance(work, Lease):
+        names = f"problems {work.problems[0].id} to {work.problems[-1].id}"
+        doing = f"over chunk {work.index} ({names})"
+    elif work is not None:
+        longest = max(len(prompt) + len(written) for prompt, written in work.pairs)
+        doing = f"scoring {len(work.pairs)} draws (the longest: {longest:,} tokens)"
     return (
         f"{MOST_DEATHS} workers died {doing}: look at Ray's logs. Out of memory is the usual cause: "
         "lower max_batch."

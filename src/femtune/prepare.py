@@ -21,7 +21,7 @@ from femtune.loop import Evaluation, Plan
 from femtune.problems import check_disjoint, check_gold, split
 from femtune.prompts import HINT, ChatTokenizer, Prompts
 from femtune.rewards import as_reward
-from femtune.schemes import parse_scheme, soft_acceptance
+from femtune.schemes import parse_scheme, soft_acceptance, spelled_out
 from femtune.tasks.frames import frame
 from femtune.tasks.load import Options, TaskData, read_task, trained_on
 from femtune.trust import check_fetched, check_weights, unreadable
@@ -149,6 +149,8 @@ def read_questions(
         hint=settings.hint or found.hint,
         scale=found.scale,
     )
+    if isinstance(settings, Sample):
+        settings = replace(settings, scheme=spelled_out(settings.scheme))
     grade = as_reward(reward or settings.reward or found.reward)
     prompts = Prompts(settings.instruction or "", settings.hint or HINT, found.leaks)
     if answers and settings.check_gold:
@@ -210,16 +212,17 @@ def check_varied(problems: Sequence[Problem]) -> None:
         )
 
 
-def sampling(settings: Sample) -> Sampling:
-    """The draws' sampling. Raises ConfigError for what is none."""
+def sampling(settings: Sample, scheme: Scheme | None = None) -> Sampling:
+    """The draws' sampling; `scheme` stands for the one that settings name. Raises ConfigError."""
     if settings.temperature < 0 or not 0 < settings.top_p <= 1 or settings.top_k < 0:
         raise ConfigError(
             f"temperature {settings.temperature}, top_p {settings.top_p}, top_k {settings.top_k}: they "
             "must be at least 0, in (0, 1], and at least 0."
         )
-    if settings.temperature == 0 and parse_scheme(settings.scheme).stages[0].draws > 1:
+    scheme = scheme or parse_scheme(settings.scheme)
+    if settings.temperature == 0 and any(stage.draws > 1 for stage in scheme.asked):
         raise ConfigError(
-            f"{settings.scheme} at temperature 0: every attempt is the same. Set temperature 1, say."
+            f"{scheme.name} at temperature 0: every attempt is the same. Set temperature 1, say."
         )
     return Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
 

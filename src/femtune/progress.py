@@ -163,6 +163,8 @@ def iteration_line(metrics: dict[str, Any]) -> Text:
     parts = ["base       " if metrics["iteration"] == 0 else f"iteration {metrics['iteration']}"]
     if e_step := metrics.get("e_step"):
         parts.append(f"kept {e_step['num_kept']}/{e_step['num_problems']} problems")
+        if (covered := e_step.get("covered_share")) is not None:
+            parts.append(f"{covered:.0%} covered")  # by what is remembered too
         parts.append(f"{e_step['generated_tokens']:,} tokens")
         parts.append(f"{e_step['total_s'] + metrics['m_step']['seconds']:.1f} s")
     if evaluation := metrics.get("evaluation"):
@@ -191,10 +193,13 @@ def summary(history: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{best['iteration']} of {history[-1]['iteration']}, the best{verdict}"
         )
     if e_steps:
-        shares = [each["num_kept"] / max(1, each["num_problems"]) for each in e_steps]
-        lines.append(
-            f"kept {shares[0]:.0%} of problems at first, {shares[-1]:.0%} at last  {sparkline(shares)}"
-        )
+        covered = [each["covered_share"] for each in e_steps if each.get("covered_share") is not None]
+        asked = [each for each in e_steps if each["num_problems"]]
+        shares = covered or [each["num_kept"] / each["num_problems"] for each in asked]
+        does = "covered" if covered else "kept"
+        lines += [
+            f"{does} {shares[0]:.0%} of problems at first, {shares[-1]:.0%} at last  {sparkline(shares)}"
+        ] * bool(shares)
         tokens = sum(each["generated_tokens"] for each in e_steps)
         drawing = sum(each["total_s"] for each in e_steps)
         fitting = sum(each["m_step"]["seconds"] for each in history if "m_step" in each)

@@ -4,7 +4,9 @@
 
 Nothing is sampled again, and nothing is written into the run. A draw that the other filter would not
 have led to is left out: with a laxer one, all after the first that it keeps. What it would have asked
-more, with a stricter one, is counted and missing: see `replayed`.
+more, with a stricter one, is counted and missing: see `replayed`. Weights that hang on log-probabilities
+or on what is remembered are known for the run's own filter alone: of such a scheme both sides have the
+iteration's own right draws, alike, each problem of weight 1.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from femtune.rewards import score
 from femtune.run import by_problem, read_draws, write_draws
 from femtune.stored import Stored, open_stored
 from femtune.tasks.load import TaskData
-from femtune.types import Draw, Problem, Request, Scheme, Score, Stage
+from femtune.types import Draw, Problem, Request, Scheme, Score
+from femtune.weigh import accepted, chain, share
 from femtune.words import first
 
 
@@ -87,15 +90,17 @@ def _accepted(found: Score, least: float) -> Score:
     return found
 
 
-def replayed(stages: Sequence[Stage], tries: Sequence[Draw]) -> tuple[list[Draw], bool]:
+def replayed(scheme: Scheme, tries: Sequence[Draw]) -> tuple[list[Draw], bool]:
     """Of one problem's stored draws those that its E-step would have asked for, and whether more.
 
     A draw's text hangs on its key alone, not on what else was drawn. So with a filter that accepts
     another draw first, these are the very draws that a run with it would have begun with.
     """
+    is_first = tries[0].key.stage < len(scheme.first)
+    stages, begin = (scheme.first, 0) if is_first else (scheme.stages, len(scheme.first))
     stored = {(draw.key.stage, draw.key.index): draw for draw in tries}
     asked: list[Draw] = []
-    while wanted := upcoming(stages, asked):
+    while wanted := upcoming(stages, asked, begin):
         found = [stored[name] for name in wanted if name in stored]
         asked += found
         if len(found) < len(wanted):
@@ -114,7 +119,7 @@ def _write_again(stored: Stored, scheme: Scheme, grade: Grade | None, folder: Pa
             )
         kept: list[Draw] = []
         for _, tries in by_problem(regraded(chunk, stored.problems, scheme, grade)):
-            asked, more = replayed(scheme.stages, tries)
+            asked, more = replayed(scheme, tries)
             kept += asked
             asked_again += more
             left_out += len(tries) - len(asked)
@@ -142,6 +147,7 @@ def refilter(
                             `mean_trained_score`, the mean human score by those
     problems_by_answer      the share of the problems
     not_asked               problems without a draw: the run was stopped in this E-step
+    alike                   whether right draws count alike here, and otherwise in the run
     asked_again             problems that would have been asked more often: their draws are missing
     left_out                stored draws that would not have been asked for
 
@@ -156,6 +162,9 @@ def refilter(
     stored = open_stored(root, iteration)
     settings = change.of(stored.settings)
     old, new = _scheme(root, stored.settings), _scheme(root, settings)
+    alike = new.remember is not None or bool(new.needs & {"log_pi", "log_q"})
+    if alike:
+        old, new = (replace(each, weigh=chain(accepted(), share())) for each in (old, new))
     place = _place(stored, model, train) if output_dir else None
     grade = _grade(stored, settings) if change.reward else None
     with tempfile.TemporaryDirectory() as scratch:
@@ -169,9 +178,12 @@ def refilter(
             "stored": kept,
             "refiltered": other,
             "not_asked": len(stored.problems) - other["num_problems"],
+            "alike": alike,
             "asked_again": asked_again,
             "left_out": left_out,
         }
+        if not kept["num_problems"]:
+            raise RunError(f"{root} asked nothing in iteration {stored.iteration}: give another.")
         if output_dir is None or place is None:
             return report
         if not other["num_kept"]:
@@ -217,8 +229,8 @@ def _scheme(root: Path, settings: Train) -> Scheme:
         if "is not known" not in str(error):
             raise
         raise RunError(
-            f"{root} was made with a scheme of its own, {settings.scheme}: only runs of rejection, star "
-            "and pps can be filtered again."
+            f"{root} was made with a scheme of its own, {settings.scheme}: only runs whose scheme has a "
+            "name in a command, such as star or pps, can be filtered again."
         ) from error
     if scheme.remember is not None or scheme.needs:
         raise RunError(
@@ -350,7 +362,14 @@ def _with_interval(group: Mapping[str, Any] | None) -> str:
 def notes(report: Mapping[str, Any]) -> Iterator[str]:
     """What must be known to read the table."""
     if report["not_asked"]:
-        yield f"{report['not_asked']:,} problems have no draws: this E-step was stopped before its end."
+        why = "this E-step was stopped before its end"
+        why += ", or did not ask them" if report["alike"] else ""
+        yield f"{report['not_asked']:,} problems have no draws: {why}."
+    if report["alike"]:
+        yield (
+            "weights are the iteration's own right draws, all alike: the run's own hang on "
+            "log-probabilities, or on what it remembers."
+        )
     if report["asked_again"]:
         yield (
             f"{report['asked_again']:,} problems would have been asked again: the other filter refuses "

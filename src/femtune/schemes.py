@@ -217,7 +217,7 @@ def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
 
     Raises ConfigError for anything else.
     """
-    start, *more = (AUTO if spec.strip() == "auto" else spec).split("+")
+    start, *more = spelled_out(spec).split("+")
     name, numbers = _read_part(start, spec, SCHEMES)
     added = dict(_read_part(each, spec, ADDED) for each in more)
     if len(added) < len(more):
@@ -230,6 +230,11 @@ def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
             known: dict[str, Any] = {"num_answers": num_answers} if each == "doubt" else {}
             scheme = ADDED[each](scheme, *added[each], **known)
     return scheme
+
+
+def spelled_out(spec: str) -> str:
+    """A scheme's name in a command, with what `auto` stands for in its place: what a run stores."""
+    return AUTO if spec.strip() == "auto" else spec
 
 
 def _read_part(part: str, spec: str, known: dict[str, Callable[..., Scheme]]) -> tuple[str, list[float]]:

@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from femtune import stopping
 from femtune.chunks import Setup
 from femtune.errors import EngineError, RunError
 from femtune.files import replacing
@@ -104,11 +105,15 @@ class Tries:
         return all(self.run.shard(self.iteration, kind, index).exists() for index in self.indices)
 
     def score(self, kind: str) -> None:
-        """Score what is not scored yet; the engine has theta_{k-1}. Raises EngineError if it can't."""
+        """Score what is not scored yet; the engine has theta_{k-1}.
+
+        Raises EngineError if it can't, and Stopped between chunks where that is wished.
+        """
         for index in self.indices:
             path = self.run.shard(self.iteration, kind, index)
             if path.exists():
                 continue
+            stopping.check()  # what is scored so far is stored
             begun = time.perf_counter()
             place = self.iteration - 1 if kind == "recalled" else self.iteration
             name = "memory" if kind == "recalled" else "draws"

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from femtune.costs.course import capacity, most_draws
 from femtune.errors import RunError
 from femtune.loop import Plan
 from femtune.retention import free_bytes, model_bytes, sized
@@ -46,11 +47,15 @@ def models_bytes(plan: Plan, each: int, num_stored: int = 0) -> int:
 def at_most(
     plan: Plan, base: Path, num_problems: int, num_eval: int, sampling: Sampling, num_stored: int = 0
 ) -> Disk:
-    """All models, and draws as if every problem took all attempts of the greatest length."""
+    """All models, and draws as if every problem took all attempts of the greatest length.
+
+    And remembered as many as can be.
+    """
     left = max(0, plan.iterations - num_stored)
-    attempts = num_problems * sum(stage.draws for stage in plan.scheme.stages)
+    scheme, left_draws = plan.scheme, -(-left // plan.scheme.every)
     asked = num_eval * plan.evaluation.draws if plan.evaluation.every else 0
-    draws = left * (attempts + asked) + asked
+    draws = num_problems * (left_draws * most_draws(scheme) + left * capacity(scheme))
+    draws += (left + 1) * asked
     models = models_bytes(plan, model_bytes(base, plan.training), num_stored)
     return Disk(models, draws_bytes(draws, sampling.max_new_tokens))
 

@@ -8,7 +8,8 @@ hinted; u is the share of problems that are unsolved when it is asked, first 1, 
     kept                        1 - u after the last
 
 which is schemes.py's: rejection(M) (1 - (1 - p)^M) / p draws, star 2 - p, pps 1. All problems are taken
-to be equally hard; where they are not, rejection draws more and keeps less.
+to be equally hard; where they are not, rejection draws more and keeps less. Schemes that remember, or
+begin otherwise than they go on: course.py. Completions that are scored are read as prompts are.
 
 **FLOPs** a token, N parameters without the table of embeddings (MoE: those that a token passes), L
 layers, d = heads x head_dim, s tokens of context (Kaplan et al. 2020, arXiv 2001.08361, section 2.1;
@@ -40,7 +41,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from femtune.costs.hardware import DISK, Hardware
 from femtune.training import Training
@@ -158,6 +159,9 @@ class Job:
     tensor_parallel: int
     is_launched: bool  # M-steps in processes of their own
     training: Training
+    # completions of a problem that an iteration scores, by the prompt that they are scored under
+    scored: Mapping[str, float] = field(default_factory=dict)
+    remembered: float = 0.0  # draws of a problem that an iteration stores for the next
 
 
 @dataclass(frozen=True)
@@ -256,6 +260,20 @@ def _chunk(
         made = made.plus(Phase(draws, 0.0, length * draws, flops, length * step_s))
     alone = shape.layers * reached.step_layer_s + weights / bandwidth  # all others have ended
     return made.plus(Phase(seconds=(job.longest_draw - length) * alone))
+
+
+def scoring(shape: Shape, job: Job, device: Hardware, engines: int = 1) -> Phase:
+    """An iteration's passes over prompts and completions whose log-probabilities are wanted."""
+    reached = device.efficiency(job.engine)
+    peak = device.peak(job.engine_dtype) * reached.matrix * job.tensor_parallel * engines
+    made = Phase()
+    for prompt, each in job.scored.items():
+        pairs, row = job.problems * each, job.prompt_tokens[prompt] + job.tokens_per_example
+        read = pairs * row
+        flops = read * (2 * shape.active + shape.attention(row))
+        flops += pairs * job.tokens_per_example * 2 * shape.head
+        made = made.plus(Phase(0.0, read, 0.0, flops, flops / peak))
+    return made
 
 
 def fitting(shape: Shape, job: Job, device: Hardware, processes: int) -> Phase:

@@ -13,9 +13,20 @@ from typing import Any
 
 from femtune.asker import Asker, engine_args, make_asker
 from femtune.config import Train
+from femtune.costs.course import course, is_steady
 from femtune.costs.disk import Disk, draws_bytes, models_bytes
 from femtune.costs.footprint import Memory, advice, batch_rows, engine_memory, training_memory
-from femtune.costs.formulas import BYTES, Attempt, Job, Phase, Shape, asking, fitting, loading, writing
+from femtune.costs.formulas import (
+    BYTES,
+    Attempt,
+    Job,
+    Phase,
+    Shape,
+    fitting,
+    loading,
+    scoring,
+    writing,
+)
 from femtune.costs.hardware import DISK, TABLE, Hardware, check_hardware, this_machine
 from femtune.costs.shapes import config_folder, read_shape
 from femtune.costs.trial import Trial, try_out
@@ -23,7 +34,6 @@ from femtune.errors import ConfigError
 from femtune.loop import Plan
 from femtune.prepare import Data, held_out, plan, read_questions, sampling
 from femtune.retention import sized
-from femtune.schemes import paper_filter
 from femtune.types import Problem, Scheme
 from femtune.words import span
 
@@ -97,7 +107,7 @@ def look_ahead(
 ) -> Outlook:
     """What `train` would take with the same arguments. Raises what it would raise on them at once."""
     wish = wish or Wish()
-    draws = sampling(settings)
+    draws = sampling(settings, scheme)
     asked = read_questions(data, settings)
     steps = plan(asked.settings, scheme)
     problems, test = held_out(asked, data)
@@ -122,7 +132,7 @@ def look_ahead(
     trial = try_out(asker, steps, problems, wish.measure, draws) if wish.measure else None
     trained = shape.lora(steps.training) if steps.training.use_peft else shape.parameters
     models = models_bytes(steps, BYTES["float32"] * trained)
-    return _outlook(shape, job, device, wish, trial, settings, models)
+    return _outlook(shape, job, device, wish, trial, settings, models, steps.scheme)
 
 
 def _anywhere(settings: Train) -> Train:
@@ -177,6 +187,7 @@ def _job(
     measured = [
         k for k in range(steps.iterations + 1) if every and (k % every == 0 or k == steps.iterations)
     ]
+    run = course(steps.scheme, right, steps.iterations)
     return Job(
         len(problems),
         len(test),
@@ -186,7 +197,7 @@ def _job(
         float(settings.max_new_tokens),
         length,
         settings.max_new_tokens,
-        asking(steps.scheme.stages, right, one_each=steps.scheme.weigh is paper_filter),
+        run.asking,
         steps.iterations,
         len(measured) if test else 0,
         steps.evaluation.draws,
@@ -198,6 +209,8 @@ def _job(
         parallel,
         wish.num_devices > 1 or steps.launch is not None,
         training,
+        run.scored,
+        run.remembered,
     )
 
 
@@ -209,12 +222,17 @@ def _outlook(
     trial: Trial | None,
     settings: Train,
     models: int,
+    scheme: Scheme,
 ) -> Outlook:
     """Costs by the model's formulas, with what a trial measured in place of what is assumed."""
     if trial is not None:
+        right = RIGHT | dict(trial.drawn.right)
+        run = course(scheme, right, job.iterations)
         job = replace(
             job,
-            asking=trial.drawn.asking,
+            asking=trial.drawn.asking if is_steady(scheme) else run.asking,
+            scored=run.scored,
+            remembered=run.remembered,
             tokens_per_draw=trial.drawn.tokens_per_draw,
             longest_draw=trial.drawn.longest_draw,
             tokens_per_example=max(1.0, trial.row_tokens - job.prompt_tokens["plain"]),
@@ -224,18 +242,24 @@ def _outlook(
     once = [Attempt("plain", job.eval_draws, 1.0, True)]
     drawn = writing(shape, job, device, job.asking.attempts, job.problems, rows=rows, engines=engines)
     checked = writing(shape, job, device, once, job.eval_problems, rows=rows, engines=engines)
+    scored = scoring(shape, job, device, engines)
     fitted = fitting(shape, job, device, wish.num_devices)
     loaded = loading(shape, job, device)
     if trial is not None and wish.hardware == "here":
-        num, asked = trial.drawn.problems, job.asking.attempts
+        num, asked = trial.drawn.problems, trial.drawn.asking.attempts
         slower = trial.drawn.seconds / writing(shape, job, device, asked, num, rows=rows).seconds
         drawn, checked = (replace(p, seconds=p.seconds * slower) for p in (drawn, checked))
         fitted = replace(fitted, seconds=fitted.tokens * trial.token_s / wish.num_devices)
         loaded = Phase(seconds=trial.loading_s)
+        if trial.score_token_s is not None:
+            scored = replace(scored, seconds=scored.prompt_tokens * trial.score_token_s / engines)
     each = {"E-step": drawn, "M-step": fitted, "evaluation": checked, "loading": loaded}
+    if job.scored:
+        each = {"E-step": drawn, "scoring": scored} | each
     times = {"evaluation": job.evaluations}
     whole = {name: phase.times(times.get(name, job.iterations)) for name, phase in each.items()}
     draws = whole["E-step"].draws + whole["evaluation"].draws
+    draws += job.iterations * job.problems * job.remembered
     return Outlook(
         shape,
         job,
@@ -249,7 +273,7 @@ def _outlook(
         training_memory(shape, job, device, wish.num_devices),
         Disk(models, draws_bytes(draws, job.tokens_per_draw)),
         [*advice(shape, job, device, wish.num_devices), *_idle(job, engines, settings)],
-        [*_assumed(job, device, wish, trial)],
+        [*_assumed(job, device, wish, trial, scheme)],
         [*_measured(device, wish, trial)],
     )
 
@@ -270,7 +294,9 @@ def _idle(job: Job, engines: int, settings: Train) -> Iterator[str]:
         yield f'this is of an M-step on several devices: set --launch "{launch}".'
 
 
-def _assumed(job: Job, device: Hardware, wish: Wish, trial: Trial | None) -> Iterator[str]:
+def _assumed(
+    job: Job, device: Hardware, wish: Wish, trial: Trial | None, scheme: Scheme
+) -> Iterator[str]:
     timed = trial is not None and wish.hardware == "here"
     if trial is None:
         for flag, given, name in (
@@ -284,7 +310,14 @@ def _assumed(job: Job, device: Hardware, wish: Wish, trial: Trial | None) -> Ite
             yield f"{job.tokens_per_draw:g} tokens a draw, {half}"
         yield "all problems are equally hard"
         yield "all draws are equally long, but for one of max_new_tokens at the end of a chunk"
-    yield "later iterations are like the first"
+    if is_steady(scheme):
+        yield "later iterations are like the first"
+    else:
+        yield "draws are right as often in later iterations; an iteration's numbers are their mean"
+    if scheme.remember is not None:
+        yield "all right draws of a problem are different, and equally likely"
+    if scheme.min_gain:
+        yield f"no problem is left out for want of a gain of {scheme.min_gain:g} nats"
     if not timed:
         shares = device.efficiency(job.engine)
         yield (

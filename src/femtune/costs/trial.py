@@ -45,6 +45,7 @@ class Trial:
     row_tokens: float  # of an example, prompt and completion
     token_s: float  # of the M-step, a token that is fed
     loading_s: float  # of an iteration: an M-step but for its steps, and the engine's load
+    score_token_s: float | None = None  # of scoring, a token that is read; None: nothing was scored
 
 
 def try_out(
@@ -65,6 +66,7 @@ def try_out(
         more = min(most, int(number * _BUDGET_S / made.seconds))
         if more > made.problems:
             made, found = _draw(setup, steps.scheme, order[:more], 2)
+        found, score_token_s = _scored(setup, steps.scheme, order[: made.problems], found)
         setup.engine.release()
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "model"
@@ -77,7 +79,8 @@ def try_out(
     asked = replace(made.asking, examples=num / made.problems)
     token_s = stepping_s / done.trained_tokens
     row_tokens = done.trained_tokens / (done.num_examples * epochs)
-    return Trial(replace(made, asking=asked), row_tokens, token_s, wall_s - stepping_s + load_s)
+    loading_s = wall_s - stepping_s + load_s
+    return Trial(replace(made, asking=asked), row_tokens, token_s, loading_s, score_token_s)
 
 
 def _draw(
@@ -104,6 +107,26 @@ def _draw(
         seconds,
     )
     return made, draws
+
+
+def _scored(
+    setup: Setup, scheme: Scheme, problems: Sequence[Problem], draws: Sequence[Draw]
+) -> tuple[list[Draw], float | None]:
+    """Draws with the nats that the scheme needs, and the seconds that a token took to be scored."""
+    if not scheme.needs & {"log_pi", "log_q"}:
+        return list(draws), None
+    # as if none were of this iteration, so that all are scored
+    begun = time.perf_counter()
+    scored = {draw.key: draw for draw in scored_draws(draws, problems, scheme, setup, iteration=-1)}
+    seconds = time.perf_counter() - begun
+    by_id = {problem.id: problem for problem in problems}
+    num = 0
+    for need, prompt in (("log_pi", "plain"), ("log_q", "hinted")):
+        if need in scheme.needs:
+            for draw in scored.values():
+                messages = setup.prompts.render(prompt, by_id[draw.key.problem_id])
+                num += len(setup.tokenizer.encode_prompt(messages)) + len(draw.completion.tokens)
+    return [scored.get(draw.key, draw) for draw in draws], seconds / num if num else None
 
 
 def _fit(
@@ -142,7 +165,7 @@ def _fit(
 def _asked(scheme: Scheme, draws: Sequence[Draw], problems: int) -> Asking:
     """What was asked, in the form of what is expected."""
     attempts = []
-    for number, stage in enumerate(scheme.stages):
+    for number, stage in enumerate(scheme.first or scheme.stages):  # nothing is remembered here
         if stage.ask == "all":
             attempts.append(Attempt(stage.prompt, stage.draws, 1.0, True))
             continue

@@ -46,10 +46,20 @@ MEASURES = (
 
 
 KEPT = Measure("kept_share", "problems with a kept rationale")
+COVERED = Measure("covered_share", "problems with a right rationale, remembered ones included")
+MASS = Measure(
+    "log_mass",
+    "nats of a problem's right rationales together, a bound of log p(y* | x)",
+    is_share=False,
+    least=-math.inf,
+    most=0.0,
+)
 LOSS = Measure(
     "loss", "loss of the M-step, nats a token", is_share=False, low_is_good=True, most=math.inf
 )
-BOUNDS = {measure.name: (measure.least, measure.most) for measure in (*MEASURES, KEPT, LOSS)}
+BOUNDS = {
+    measure.name: (measure.least, measure.most) for measure in (*MEASURES, KEPT, COVERED, MASS, LOSS)
+}
 
 
 @dataclass(frozen=True)

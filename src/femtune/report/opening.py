@@ -98,7 +98,7 @@ def _without_evaluation(found: Found) -> str:
         for group in found.schemes
         for run in group.runs[:1]
         for step in [*run.e_steps().values()][-1:]
-        for share, number in [(step.get("kept_share", 0.0), step.get("num_problems", 0))]
+        for share, number in [(step.get("kept_share") or 0.0, step.get("num_problems", 0))]
     ]
     if kept:
         return f"Nothing was held out to measure it on; in its last E-step {listed(kept)}."

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from femtune.intervals import Estimate
 from femtune.report.contenders import (
+    COVERED,
     KEPT,
     LOSS,
+    MASS,
     MEASURES,
     Contender,
     Measure,
@@ -64,6 +66,8 @@ def learning(found: Found) -> Section:
     for measure, part in [
         *((each, "evaluation") for each in MEASURES),
         (KEPT, "e_step"),
+        (COVERED, "e_step"),
+        (MASS, "e_step"),
         (LOSS, "m_step"),
     ]:
         courses = [course(group, measure.name, part) for group in groups]
