@@ -91,7 +91,9 @@ def _other_problems(root: Path) -> str:
     return "" if named in known else "other problems than config.yaml names"
 
 
-_PLACES = re.compile(r"iteration-(\d+)/(draws|eval|model|examples\.parquet|metrics\.json|)")
+_PLACES = re.compile(
+    r"iteration-(\d+)/(draws|eval|bound_scored|bound|model|examples\.parquet|metrics\.json|)"
+)
 
 
 def _remedy(root: Path, path: str, bad: set[str]) -> str:
@@ -102,10 +104,11 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
     if place is None:
         return ""
     iteration, kind = int(place[1]), place[2]
-    if kind in ("draws", "eval"):
+    if kind in ("draws", "eval", "bound", "bound_scored"):
         weights = iteration - (kind == "draws")
         if not weights or _is_there(root, weights):
-            return "drawn again" + _after(root, weights, bad)
+            made = "scored again" if kind == "bound_scored" else "drawn again"
+            return made + _after(root, weights, bad)
         return ""  # keep_last has removed the weights that drew it
     if kind == "examples.parquet":
         return "written again from the draws"
@@ -149,7 +152,8 @@ def _state(root: Path) -> str:
 
 def _open_parts(folder: Path) -> Iterator[str]:
     """What is stored of an iteration that is not done."""
-    for kind, name in (("draws", "of the E-step"), ("eval", "of the evaluation")):
+    kinds = {"draws": "of the E-step", "eval": "of the evaluation", "bound": "of the bound"}
+    for kind, name in kinds.items():
         if shards := len(list((folder / kind).glob("*.parquet"))):
             yield f"{shards} chunk{'s' * (shards > 1)} {name} stored"
         for path in journals(folder / kind):

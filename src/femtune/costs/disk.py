@@ -49,7 +49,8 @@ def at_most(
     """All models, and draws as if every problem took all attempts of the greatest length."""
     left = max(0, plan.iterations - num_stored)
     attempts = num_problems * sum(stage.draws for stage in plan.scheme.stages)
-    asked = num_eval * plan.evaluation.draws if plan.evaluation.every else 0
+    bounded = min(num_eval, plan.bound_problems) * plan.bound_draws
+    asked = num_eval * plan.evaluation.draws + bounded if plan.evaluation.every else 0
     draws = left * (attempts + asked) + asked
     models = models_bytes(plan, model_bytes(base, plan.training), num_stored)
     return Disk(models, draws_bytes(draws, sampling.max_new_tokens))

@@ -158,6 +158,8 @@ class Job:
     tensor_parallel: int
     is_launched: bool  # M-steps in processes of their own
     training: Training
+    bound_draws: int = 0  # of each of the held-out problems that the likelihood is bounded on
+    bound_problems: int = 0
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,26 @@ def _chunk(
         made = made.plus(Phase(draws, 0.0, length * draws, flops, length * step_s))
     alone = shape.layers * reached.step_layer_s + weights / bandwidth  # all others have ended
     return made.plus(Phase(seconds=(job.longest_draw - length) * alone))
+
+
+def bounding(
+    shape: Shape, job: Job, device: Hardware, right: Mapping[str, float], *, rows: int, engines: int
+) -> Phase:
+    """The bound's draws, half under each prompt, and scoring the right ones under the other prompt."""
+    half = job.bound_draws // 2
+    if not half:
+        return Phase()
+    attempts = [Attempt(prompt, half, 1.0, True) for prompt in ("plain", "hinted")]
+    made = writing(shape, job, device, attempts, job.bound_problems, rows=rows, engines=engines)
+    peak = device.peak(job.engine_dtype) * device.efficiency(job.engine).matrix * job.tensor_parallel
+    for drawn, other in (("plain", "hinted"), ("hinted", "plain")):
+        row = job.prompt_tokens[other] + job.tokens_per_draw
+        scored = job.bound_problems * half * right[drawn]
+        flops = scored * (
+            row * (2 * shape.active + shape.attention(row)) + job.tokens_per_draw * 2 * shape.head
+        )
+        made = made.plus(Phase(0.0, scored * row, 0.0, flops, flops / peak))
+    return made
 
 
 def fitting(shape: Shape, job: Job, device: Hardware, processes: int) -> Phase:

@@ -15,7 +15,18 @@ from femtune.asker import Asker, engine_args, make_asker
 from femtune.config import Train
 from femtune.costs.disk import Disk, draws_bytes, models_bytes
 from femtune.costs.footprint import Memory, advice, batch_rows, engine_memory, training_memory
-from femtune.costs.formulas import BYTES, Attempt, Job, Phase, Shape, asking, fitting, loading, writing
+from femtune.costs.formulas import (
+    BYTES,
+    Attempt,
+    Job,
+    Phase,
+    Shape,
+    asking,
+    bounding,
+    fitting,
+    loading,
+    writing,
+)
 from femtune.costs.hardware import DISK, TABLE, Hardware, check_hardware, this_machine
 from femtune.costs.shapes import config_folder, read_shape
 from femtune.costs.trial import Trial, try_out
@@ -198,6 +209,8 @@ def _job(
         parallel,
         wish.num_devices > 1 or steps.launch is not None,
         training,
+        steps.bound_draws,
+        min(steps.bound_problems, len(test)),
     )
 
 
@@ -224,18 +237,24 @@ def _outlook(
     once = [Attempt("plain", job.eval_draws, 1.0, True)]
     drawn = writing(shape, job, device, job.asking.attempts, job.problems, rows=rows, engines=engines)
     checked = writing(shape, job, device, once, job.eval_problems, rows=rows, engines=engines)
+    given = {"plain": wish.right, "hinted": wish.hinted_right}
+    right = {name: RIGHT[name] if share is None else share for name, share in given.items()}
+    bounded = bounding(shape, job, device, right, rows=rows, engines=engines)
     fitted = fitting(shape, job, device, wish.num_devices)
     loaded = loading(shape, job, device)
     if trial is not None and wish.hardware == "here":
         num, asked = trial.drawn.problems, job.asking.attempts
         slower = trial.drawn.seconds / writing(shape, job, device, asked, num, rows=rows).seconds
-        drawn, checked = (replace(p, seconds=p.seconds * slower) for p in (drawn, checked))
+        drawn, checked, bounded = (
+            replace(p, seconds=p.seconds * slower) for p in (drawn, checked, bounded)
+        )
         fitted = replace(fitted, seconds=fitted.tokens * trial.token_s / wish.num_devices)
         loaded = Phase(seconds=trial.loading_s)
     each = {"E-step": drawn, "M-step": fitted, "evaluation": checked, "loading": loaded}
-    times = {"evaluation": job.evaluations}
+    each |= {"bound": bounded} if bounded.draws else {}
+    times = {"evaluation": job.evaluations, "bound": job.evaluations}
     whole = {name: phase.times(times.get(name, job.iterations)) for name, phase in each.items()}
-    draws = whole["E-step"].draws + whole["evaluation"].draws
+    draws = sum(phase.draws for name, phase in whole.items() if name != "M-step")
     return Outlook(
         shape,
         job,
