@@ -103,8 +103,9 @@ def log_mean(weights: Sequence[float]) -> float:
     """log((sum w + PRIOR) / K) of a problem's K weights, nats: on average at most log(p + PRIOR / K).
 
     By Jensen, as E[mean w] = p; it tends to log p as K grows. Without the prior, a problem without a
-    right draw would make any mean over problems minus infinity. For the same PRIOR / K, more draws never
-    lower its expectation (Burda et al. 2016, arXiv 1509.00519, theorem 1, as x -> log(x + c) is concave).
+    right draw would make any mean over problems minus infinity. For one and the same PRIOR / K, more
+    draws raise its expectation (Burda et al. 2016, arXiv 1509.00519, theorem 1, as x -> log(x + c) is
+    concave).
     """
     return math.log((math.fsum(weights) + PRIOR) / len(weights))
 

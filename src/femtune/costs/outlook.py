@@ -177,8 +177,6 @@ def _job(
         name: [len(asker.tokenizer.encode_prompt(asker.prompts.render(name, each))) for each in some]
         for name in ("plain", "hinted")
     }
-    given = {"plain": wish.right, "hinted": wish.hinted_right}
-    right = {name: RIGHT[name] if share is None else share for name, share in given.items()}
     length = wish.tokens_per_draw or max(1.0, settings.max_new_tokens / 2)
     training = steps.training
     half = training.bf16 if training.bf16 is not None else device.is_gpu and not training.use_cpu
@@ -197,7 +195,7 @@ def _job(
         float(settings.max_new_tokens),
         length,
         settings.max_new_tokens,
-        asking(steps.scheme.stages, right, one_each=steps.scheme.weigh is paper_filter),
+        asking(steps.scheme.stages, _right(wish), one_each=steps.scheme.weigh is paper_filter),
         steps.iterations,
         len(measured) if test else 0,
         steps.evaluation.draws,
@@ -212,6 +210,12 @@ def _job(
         steps.bound_draws,
         min(steps.bound_problems, len(test)),
     )
+
+
+def _right(wish: Wish) -> dict[str, float]:
+    """Share of right draws by prompt, as wished or assumed."""
+    given = {"plain": wish.right, "hinted": wish.hinted_right}
+    return {name: RIGHT[name] if share is None else share for name, share in given.items()}
 
 
 def _outlook(
@@ -237,9 +241,7 @@ def _outlook(
     once = [Attempt("plain", job.eval_draws, 1.0, True)]
     drawn = writing(shape, job, device, job.asking.attempts, job.problems, rows=rows, engines=engines)
     checked = writing(shape, job, device, once, job.eval_problems, rows=rows, engines=engines)
-    given = {"plain": wish.right, "hinted": wish.hinted_right}
-    right = {name: RIGHT[name] if share is None else share for name, share in given.items()}
-    bounded = bounding(shape, job, device, right, rows=rows, engines=engines)
+    bounded = bounding(shape, job, device, _right(wish), rows=rows, engines=engines)
     fitted = fitting(shape, job, device, wish.num_devices)
     loaded = loading(shape, job, device)
     if trial is not None and wish.hardware == "here":
@@ -254,7 +256,7 @@ def _outlook(
     each |= {"bound": bounded} if bounded.draws else {}
     times = {"evaluation": job.evaluations, "bound": job.evaluations}
     whole = {name: phase.times(times.get(name, job.iterations)) for name, phase in each.items()}
-    draws = sum(phase.draws for name, phase in whole.items() if name != "M-step")
+    draws = sum(phase.draws for phase in whole.values())
     return Outlook(
         shape,
         job,
