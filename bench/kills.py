@@ -161,7 +161,9 @@ def stored(root: Path) -> tuple[Stored, list[str]]:
     """Every draw of shards and of whole lines in journals, and names of those in a shard twice."""
     found: Stored = {}
     twice = []
-    for folder in (path for kind in ("draws", "eval") for path in root.glob(f"iteration-*/{kind}")):
+    for folder in (
+        path for kind in ("draws", "eval", "bound") for path in root.glob(f"iteration-*/{kind}")
+    ):
         name = folder.relative_to(root).as_posix()
         for chunk, _ in read_draws(folder):
             for draw in chunk:

@@ -22,4 +22,5 @@ def train_command(world: Path, run: Path, *more: str, iterations: int = 2) -> li
     """`femtune train` over three chunks of problems."""
     data = [str(world / "train.jsonl"), "--eval-data", str(world / "test.jsonl")]
     sizes = ["--iterations", str(iterations), "--chunk-size", "10", "--learning-rate", "3e-4"]
-    return ["train", *data, *SEEDLING, *JUDGE, *sizes, "--output-dir", str(run), *more]
+    bound = [] if "--bound-draws" in more else ["--bound-draws", "0"]
+    return ["train", *data, *SEEDLING, *JUDGE, *sizes, *bound, "--output-dir", str(run), *more]

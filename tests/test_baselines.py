@@ -56,6 +56,7 @@ SETTINGS = Train(
     scale="1,5",
     max_new_tokens=48,
     iterations=2,
+    bound_draws=0,
     training=Training(num_train_epochs=3, learning_rate=1e-3, per_device_train_batch_size=5),
 )
 

@@ -59,6 +59,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scheme="rejection:2",
         learning_rate=3e-4,
         max_new_tokens=40,
+        bound_draws=0,
     ).run
 
 

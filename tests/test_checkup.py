@@ -21,6 +21,8 @@ from femtune.tries import read_nats
 from .runs import make_world, train_command
 from .test_loop import timeless
 
+BOUND = ("--bound-draws", "2")
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two iterations."""
     root = tmp_path_factory.mktemp("runs") / "whole"
-    assert main(train_command(world, root, "--scheme", "star", "--show", "quiet")) == 0
+    assert main(train_command(world, root, "--scheme", "star", "--show", "quiet", *BOUND)) == 0
     return root
 
 
@@ -45,9 +47,9 @@ def state(root: Path) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for path in sorted(root.glob("iteration-*/*")):
         name = path.relative_to(root).as_posix()
-        if path.name in ("draws", "eval", "memory"):
+        if path.name in ("draws", "eval", "bound", "memory"):
             made[name] = [chunk for chunk, _ in read_draws(path)]
-        elif path.name in ("recalled", "scored"):
+        elif path.name in ("recalled", "scored", "bound_scored"):
             made[name] = [read_nats(shard) for shard in sorted(path.iterdir())]
         elif path.name == "examples.parquet":
             made[name] = pq.read_table(path).to_pylist()
@@ -70,6 +72,8 @@ def test_a_whole_run_has_no_fault(whole: Path, capsys: pytest.CaptureFixture[str
 DAMAGED = {
     "iteration-001/draws/00001.parquet": "drawn again",
     "iteration-001/eval/00000.parquet": "drawn again",
+    "iteration-000/bound/00000.parquet": "drawn again",
+    "iteration-002/bound_scored/00000.parquet": "scored again",
     "iteration-002/examples.parquet": "written again from the draws",
     "iteration-001/model/model.safetensors": "trained again from the examples",
     "iteration-000/metrics.json": "computed again",
@@ -94,7 +98,7 @@ def test_what_is_damaged_is_named_set_aside_and_made_again(
     assert "1 files are damaged; --mend sets aside" in capsys.readouterr().err
     assert main(["doctor", str(run), "--mend"]) == 0
     assert (run / "damaged/1" / path).read_bytes() == spoilt  # nothing is thrown away
-    assert main(train_command(world, run, "--scheme", "star", "--show", "quiet")) == 0
+    assert main(train_command(world, run, "--scheme", "star", "--show", "quiet", *BOUND)) == 0
     assert check_up(run).faults == []
     assert state(run) == state(whole)
 
@@ -108,7 +112,7 @@ def test_several_faults_at_once_are_made_again_in_their_order(
     assert faults["iteration-002/draws/00002.parquet"] == "drawn again, after the model of iteration 1"
     mend(check_up(run))
     assert check_up(run).state.startswith("goes on with iteration 1: 3 chunks of the E-step stored")
-    assert main(train_command(world, run, "--scheme", "star", "--show", "quiet")) == 0
+    assert main(train_command(world, run, "--scheme", "star", "--show", "quiet", *BOUND)) == 0
     assert state(run) == state(whole)
 
 
@@ -154,7 +158,7 @@ def test_draws_of_the_base_can_be_made_again_without_other_weights(run: Path) ->
 def test_what_was_drawn_by_weights_that_were_removed_can_not_be_made_again(
     run: Path, world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = ("--scheme", "star", "--show", "quiet", "--keep-last", "1")
+    kept = ("--scheme", "star", "--show", "quiet", *BOUND, "--keep-last", "1")
     assert main(train_command(world, run, *kept, iterations=3)) == 0
     gone = next(i for i in (1, 2) if not (run / f"iteration-00{i}/model").exists())
     path = f"iteration-00{gone + 1}/draws/00000.parquet"
@@ -169,7 +173,7 @@ def test_what_was_drawn_by_weights_that_were_removed_can_not_be_made_again(
 def test_damage_that_a_run_goes_on_from_stops_it_and_other_damage_does_not(
     run: Path, world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    star = ("--scheme", "star", "--show", "quiet")
+    star = ("--scheme", "star", "--show", "quiet", *BOUND)
     (run / "iteration-001/draws/00000.parquet").write_bytes(b"PAR1")
     assert main(train_command(world, run, *star, iterations=3)) == 0
     (run / "iteration-003/model/model.safetensors").write_bytes(b"")
@@ -182,8 +186,8 @@ def test_damage_that_a_run_goes_on_from_stops_it_and_other_damage_does_not(
 def test_an_open_iteration_is_told_with_its_journal(run: Path) -> None:
     open_ = run / "iteration-002"
     (open_ / "metrics.json").unlink()
-    shutil.rmtree(open_ / "model")
-    shutil.rmtree(open_ / "eval")
+    for kind in ("model", "eval", "bound", "bound_scored"):
+        shutil.rmtree(open_ / kind)
     (open_ / "examples.parquet").unlink()
     [*_, (last, _)] = read_draws(open_ / "draws")
     shard = open_ / "draws" / "00002.parquet"

@@ -26,6 +26,7 @@ SETTINGS = Train(
     scale="1,5",
     max_new_tokens=48,
     iterations=1,
+    bound_draws=0,
     training=Training(num_train_epochs=1, learning_rate=1e-3),
 )
 
@@ -67,6 +68,17 @@ def test_a_row_has_the_last_evaluation_and_the_sums_of_the_iterations() -> None:
     )
     assert base.values["accuracy"][0] == pytest.approx((0.2 + 0.3) / 2)
     assert [*base.values] == ["accuracy"]  # the base draws nothing
+
+
+def test_the_bound_is_that_of_the_last_iteration_that_has_one() -> None:
+    bounded = [history(0.2, (0.3, 0.5, 10), (0.4, 0.5, 10)) for _ in range(2)]
+    for each, bounds in zip(bounded, ([-2.0, -1.5, -1.0], [-2.0, -1.5]), strict=True):
+        for metrics, bound in zip(each, bounds, strict=False):
+            metrics["posterior"] = {"bound": bound}
+    base, star = rows({job("star", seed): own for seed, own in enumerate(bounded)})
+    assert star.values["bound"][0] == pytest.approx(-1.25) and base.values["bound"][0] == -2
+    titles, cells = table([base, star])
+    assert cells[0][titles.index("bound")] == "-2.00 ±0.00"
 
 
 def test_half_widths_are_students_over_seeds() -> None:

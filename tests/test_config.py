@@ -52,6 +52,9 @@ TWICE = (Stage("plain", 2),)
         (lambda: Evaluate(draws=0), "draws 0, temperature 0.0: at least 1 and at least 0"),
         (lambda: Evaluate(draws=3), "draws is 3, and at temperature 0 all draws are the same"),
         (lambda: Evaluate(max_new_tokens=0), "max_new_tokens"),  # what is true of Ask is of it too
+        (lambda: plan(Train(bound_draws=3)), "bound_draws 3, bound_problems 100: half of the draws"),
+        (lambda: plan(Train(bound_draws=-2)), "an even number of them (0: none)"),
+        (lambda: plan(Train(bound_problems=0)), "at least 1 problem"),
         (lambda: plan(Train(iterations=0)), "iterations must be from 1 to 100,000, got 0"),
         (lambda: plan(Train(eval_draws=2)), "set eval_temperature 1"),
         (lambda: plan(Train(scheme="ppo")), "'ppo'"),
@@ -94,12 +97,15 @@ def test_a_plan_has_every_setting_of_the_loop() -> None:
         eval_draws=2,
         eval_temperature=0.5,
         eval_every=2,
+        bound_draws=6,
+        bound_problems=7,
         training=training,
     )
     made = plan(settings)
     assert (made.scheme.name, made.scheme.accept_at, made.training) == ("rejection(4)", 0.75, training)
     assert (made.iterations, made.start_from) == (3, "base")
     assert (made.evaluation.draws, made.evaluation.temperature, made.evaluation.every) == (2, 0.5, 2)
+    assert (made.bound_draws, made.bound_problems) == (6, 7)
     assert plan(settings, star()).scheme.name == "star"
 
 

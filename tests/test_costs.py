@@ -477,6 +477,13 @@ def test_a_plan_is_made_of_its_data_and_its_scheme(world: tuple[Path, Path]) -> 
     assert found.each["E-step"].tokens == pytest.approx(40 * 1.75 * 20)
     assert found.each["evaluation"].draws == 20
     assert found.whole["evaluation"].draws == 40  # base and last
+    assert found.each["bound"].draws == 20 * 4  # half of them plain, all problems asked of both
+    assert found.whole["bound"].draws == 2 * 80
+    # of the right ones of 40 plain and 40 hinted draws, the other prompt and the draw are read
+    asked = found.job.prompt_tokens
+    scored = 40 * 0.25 * (asked["hinted"] + 20) + 40 * 0.9 * (asked["plain"] + 20)
+    read = 20 * (asked["plain"] + asked["hinted"]) + scored
+    assert found.each["bound"].prompt_tokens == pytest.approx(read)
     assert found.whole["M-step"].tokens == pytest.approx(2 * found.each["M-step"].tokens)
     assert found.job.asking.kept == pytest.approx(0.25 + 0.75 * 0.9)
     assert found.assumed[0].startswith("90% of hinted draws are right")
@@ -490,6 +497,12 @@ def test_a_scheme_of_ones_own_is_planned_by_its_stages(world: tuple[Path, Path])
     )
     assert found.each["E-step"].draws == 120 and found.job.asking.examples == 1.5
     assert found.whole["evaluation"].draws == 0
+
+
+def test_a_run_without_the_bound_is_planned_without_it(world: tuple[Path, Path]) -> None:
+    settings = replace(SETTINGS, eval_data=str(world[1]), bound_draws=0)
+    found = look_ahead(world[0], "seedling", settings, Wish("l4"))
+    assert "bound" not in found.each and found.disk.draws > 0
 
 
 def test_devices_that_nothing_is_set_for_are_told_of(world: tuple[Path, Path]) -> None:

@@ -71,6 +71,15 @@ def test_a_line_an_iteration(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_the_bound_is_shown_with_what_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    posterior = {"bound": -1.234, "total_s": 2.06}
+    with showing("lines") as teller:
+        teller.measured(0, BASE | {"posterior": posterior})
+    assert capsys.readouterr().out.endswith(" (0.125 to 0.375)  bound -1.23 nats (2.1 s)\n")
+    spent = summary([BASE | {"posterior": posterior}, FIRST | {"posterior": posterior}])[-1]
+    assert spent.endswith("2.0 s of training, 4.1 s for the bound (--bound-draws 0: none)")
+
+
 def test_json_lines_are_the_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     told("json")
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [BASE, FIRST]

@@ -134,6 +134,17 @@ def test_every_number_of_the_first_figure_is_of_the_metrics(runs: Path) -> None:
     assert "24 problems of train.jsonl" in facts and "200 problems of test.jsonl" in facts
 
 
+def test_the_bound_and_what_hints_give_away_are_shown_by_iteration(runs: Path) -> None:
+    page = render(find([runs / "star"]))
+    numbers = Seen(page).text.split("Every measure by iteration", 1)[1]
+    for iteration in range(3):
+        found = metrics(runs / "star", iteration)["posterior"]
+        assert f"{found['bound']:.3f} (" in numbers and f"{found['leak_nats']:.3f} (" in numbers
+        assert f"{100 * found['ess_share']:.1f}% (" in numbers
+    said = Seen(page).text
+    assert "bound on the log-likelihood, nats" in said and "what hints give away, nats" in said
+
+
 def test_the_best_scheme_leads_and_is_said_to_be_the_best_of_several(runs: Path) -> None:
     said = shown(render(find([runs])), '<p class="result">', "</p>")
     last = {name: metrics(runs / name, 2)["evaluation"]["accuracy"] for name in ("star", "rejection")}

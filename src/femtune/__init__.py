@@ -31,6 +31,7 @@ The files, in the order of the data; each imports only from those above it:
     intervals   the bootstrap                     metrics    measures of judges
     calibration what a share of votes is worth
     evaluate    what is measured                  bias       what was kept, by group, and balance
+    bound       how likely right answers are, and what hints give away
     loop        E, M, evaluate, K times           pool       E-steps on many workers
     trackers    one experiment a run
     config      settings                          prepare, asker   what they are made into

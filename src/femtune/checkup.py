@@ -93,7 +93,8 @@ def _other_problems(root: Path) -> str:
 
 
 _PLACES = re.compile(
-    r"iteration-(\d+)/(draws|eval|recalled|scored|memory|model|examples\.parquet|metrics\.json|)"
+    r"iteration-(\d+)/"
+    r"(draws|eval|bound_scored|bound|recalled|scored|memory|model|examples\.parquet|metrics\.json|)"
 )
 
 
@@ -105,12 +106,12 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
     if place is None:
         return ""
     iteration, kind = int(place[1]), place[2]
-    if kind in ("draws", "eval", "recalled", "scored"):
-        weights = iteration - (kind != "eval")
+    if kind in ("draws", "eval", "bound", "bound_scored", "recalled", "scored"):
+        weights = iteration - (kind not in ("eval", "bound", "bound_scored"))
         if kind == "draws" and _draws_from_base(root):
             weights = 0
         if not weights or _is_there(root, weights):
-            does = "drawn again" if kind in ("draws", "eval") else "scored again"
+            does = "drawn again" if kind in ("draws", "eval", "bound") else "scored again"
             return does + _after(root, weights, bad)
         return ""  # keep_last has removed the weights that drew or scored it
     if kind in ("examples.parquet", "memory"):
@@ -167,6 +168,7 @@ def _open_parts(folder: Path) -> Iterator[str]:
         ("draws", "of the E-step"),
         ("scored", "of log-probabilities"),
         ("eval", "of the evaluation"),
+        ("bound", "of the bound"),
     ):
         if shards := len(list((folder / kind).glob("*.parquet"))):
             yield f"{shards} chunk{'s' * (shards > 1)} {name} stored"

@@ -38,7 +38,13 @@ from femtune.run import read_log
 from femtune.schemes import spelled_out
 from femtune.types import Problem
 
-PHASES = ("E-step", "M-step", "evaluation", "iteration")  # events of a log that tell where a run is
+PHASES = (
+    "E-step",
+    "M-step",
+    "evaluation",
+    "bound",
+    "iteration",
+)  # events of a log that tell where a run is
 
 # Two-sided 95% quantiles of Student's t by degrees of freedom; beyond 10 seeds the normal one is near.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -289,6 +295,8 @@ def _measures(history: History) -> dict[str, float]:
     """The numbers of a run: of its last evaluation, and summed over its iterations."""
     last = _last(history)
     measures = {name: last[name] for name in MEASURED if last.get(name) is not None}
+    if bounds := [each["posterior"]["bound"] for each in history if "posterior" in each]:
+        measures["bound"] = bounds[-1]
     e_steps = [each["e_step"] for each in history if "e_step" in each]
     m_steps = [each["m_step"] for each in history if "m_step" in each]
     if e_steps:
@@ -347,6 +355,7 @@ TITLES = {
     "mae": "MAE",
     "position_consistency": "consistency",
     "sound_steps": "sound steps",
+    "bound": "bound",
     "kept_share": "kept",
     "covered_share": "covered",
     "generated_tokens": "tokens drawn",
@@ -370,7 +379,9 @@ def table(lines: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def _cell(name: str, value: tuple[float, float] | None) -> str:
     if value is None:
         return "–"
-    digits = {"generated_tokens": 0, "seconds": 0, "tokens_per_draw": 1, "mae": 2}.get(name, 3)
+    digits = {"generated_tokens": 0, "seconds": 0, "tokens_per_draw": 1, "mae": 2, "bound": 2}.get(
+        name, 3
+    )
     mean, half = value
     bare = math.isnan(half) or name in ("seconds", "tokens_per_draw")  # else the table is too wide
     return f"{mean:,.{digits}f}" + ("" if bare else f" ±{half:,.{digits}f}")

@@ -173,6 +173,10 @@ class Train(Sample):
     """0 is greedy."""
     eval_every: int = 1
     """Iterations between evaluations; base and last are measured too. 0: no evaluation."""
+    bound_draws: int = 4
+    """Draws, half plain and half hinted, that bound a held-out problem's likelihood; 0: none."""
+    bound_problems: int = 100
+    """The most held-out problems that are asked for this."""
     training: Flat[Training] = field(default_factory=Training)
 
 
@@ -278,6 +282,8 @@ CHANGEABLE = frozenset(
         *(
             "resume",
             "keep_last",
+            "bound_draws",
+            "bound_problems",
             "overlap",
             "device",
             "engine_args",

@@ -132,8 +132,13 @@ def as_item(problem: Problem, draws: Sequence[Draw]) -> Item:
         answers = [scale.read(as_label(answer)) or "" for answer in answers]
     else:
         answers = [scale.read(answer) or "" for answer in answers]
-    group = (known.pair or known.item) if known else ""
-    return Item(problem.answer, tuple(answers), group)
+    return Item(problem.answer, tuple(answers), group_of(problem))
+
+
+def group_of(problem: Problem) -> str:
+    """What is resampled as one: the problems of a pair, or of an item; "" stands alone."""
+    known = frame(problem)
+    return (known.pair or known.item) if known else ""
 
 
 def _as_vote(answer: str, numeric: bool) -> str:

@@ -10,6 +10,7 @@ where a killed one stopped, and what is relied on is looked at first: see manife
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any, Literal, Protocol
 
 from femtune import stopping
 from femtune.bias import Balance, kept_by, kept_scores, made_factors, outcomes
+from femtune.bound import mixture_draws, posterior_metrics, score_right, subset
 from femtune.chunks import Setup
 from femtune.errors import NothingKept
 from femtune.estep import e_step
@@ -30,6 +32,8 @@ from femtune.served import serve
 from femtune.training import Training
 from femtune.tries import Tries
 from femtune.types import Draw, Problem, Sampling, Scheme
+
+log = logging.getLogger("femtune")
 
 
 class Progress(Protocol):
@@ -69,6 +73,8 @@ class Plan:
     launch: str | None = None  # a launcher's command: M-steps on several processes
     balance: Balance = "none"  # of examples, by human answer: see bias.balance_factors
     keep_last: int = 0  # models that are kept, beside the best one; 0: all
+    bound_draws: int = 0  # of a held-out problem, for the bound: half plain, half hinted; 0: none
+    bound_problems: int = 100  # at most, of those that are held out
 
 
 def fem(
@@ -106,6 +112,7 @@ class Steps:
     def iterate(self) -> list[dict[str, Any]]:
         """All iterations, from the base's evaluation, iteration 0, on."""
         history = []
+        is_bounded = self._is_bounded()
         for iteration in range(self.plan.iterations + 1):
             stored = self.run.iteration(iteration) / "metrics.json"
             is_new = not stored.exists()
@@ -116,6 +123,8 @@ class Steps:
                     metrics["m_step"] = self.maximise(iteration)
                 if self.is_measured(iteration):
                     metrics["evaluation"] = self.measure(iteration)
+                    if is_bounded:
+                        metrics["posterior"] = self.bound(iteration)
                 self.run.write_json(stored, metrics)
                 self.run.log("iteration", **metrics)
             self.run.verify(stored)
@@ -223,6 +232,45 @@ class Steps:
             self.run.record(self.run.shard(iteration, "eval", chunk.index))
         by_id = {problem.id: problem for problem in self.eval_problems}
         return evaluation_metrics(by_id, read_draws(self.run.iteration(iteration) / "eval"))
+
+    def bound(self, iteration: int) -> dict[str, Any]:
+        """Bound the likelihood of theta_k, and what hints give away, on some held-out problems."""
+        chosen = subset(self.eval_problems, self.plan.bound_problems, self.setup.seed)
+        self.progress.phase("bound", iteration, len(chosen))
+        self.run.log("bound", iteration=iteration)
+        theta = self.weights(iteration)
+        chunks = mixture_draws(
+            chosen,
+            self.setup,
+            draws=self.plan.bound_draws,
+            iteration=iteration,
+            place=self._place(iteration, "bound", chosen, theta),
+            on_draws=self.progress.draws,
+        )
+        for chunk in chunks:
+            self.run.record(self.run.shard(iteration, "bound", chunk.index))
+        by_id = {problem.id: problem for problem in self.eval_problems}
+        scored = self._place(iteration, "bound_scored", chosen, theta)
+        for index in range(-(-len(chosen) // self.setup.chunk_size)):
+            if not scored(index).exists():
+                with stopping.finishing("the scoring of this chunk"):
+                    score_right(
+                        self.run.shard(iteration, "bound", index), scored(index), by_id, self.setup
+                    )
+                    self.run.record(scored(index))
+        return posterior_metrics(by_id, self.run.iteration(iteration))
+
+    def _is_bounded(self) -> bool:
+        """Whether `bound` is asked for and can be had."""
+        if not self.plan.bound_draws or not self.eval_problems or not self.plan.evaluation.every:
+            return False
+        if getattr(getattr(self.setup.engine, "abilities", None), "scores", True):
+            return True
+        log.warning(
+            "the server can't score completions: the bound on the likelihood, the effective sample size "
+            "and hint leakage are not measured (bound_draws is 0, as it were)."
+        )
+        return False
 
     def is_measured(self, iteration: int) -> bool:
         every = self.plan.evaluation.every

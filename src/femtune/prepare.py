@@ -235,6 +235,11 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
         if getattr(settings, name) < 0:
             raise ConfigError(f"{name} must be at least 0, got {getattr(settings, name)}.")
     check_draws("eval_", settings.eval_draws, settings.eval_temperature)
+    if settings.bound_draws < 0 or settings.bound_draws % 2 or settings.bound_problems < 1:
+        raise ConfigError(
+            f"bound_draws {settings.bound_draws}, bound_problems {settings.bound_problems}: half of the "
+            "draws are hinted, so an even number of them (0: none), and at least 1 problem."
+        )
     scheme = scheme or parse_scheme(settings.scheme, _num_answers(settings))
     _check_law(settings, scheme)
     if settings.launch is not None:
@@ -254,6 +259,8 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
         settings.launch,
         settings.balance,
         settings.keep_last,
+        settings.bound_draws,
+        settings.bound_problems,
     )
 
 

@@ -174,6 +174,8 @@ def iteration_line(metrics: dict[str, Any]) -> Text:
         for name, (title, digits) in SHOWN.items():
             if evaluation.get(name) is not None:
                 parts.append(f"{title} {evaluation[name]:.{digits}f}")
+    if posterior := metrics.get("posterior"):
+        parts.append(f"bound {posterior['bound']:.2f} nats ({posterior['total_s']:.1f} s)")
     return literal("  ".join(parts))
 
 
@@ -203,9 +205,11 @@ def summary(history: Sequence[Mapping[str, Any]]) -> list[str]:
         tokens = sum(each["generated_tokens"] for each in e_steps)
         drawing = sum(each["total_s"] for each in e_steps)
         fitting = sum(each["m_step"]["seconds"] for each in history if "m_step" in each)
+        bounding = sum(each["posterior"]["total_s"] for each in history if "posterior" in each)
+        bound = f", {span(bounding)} for the bound (--bound-draws 0: none)" if bounding else ""
         lines.append(
             f"{tokens:,} tokens drawn in {span(drawing)} ({tokens / max(drawing, 1e-3):,.0f} a second), "
-            f"{span(fitting)} of training"
+            f"{span(fitting)} of training{bound}"
         )
     return lines
 

@@ -166,7 +166,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     {'evaluation/accuracy': 0.5, 'evaluation/accuracy_low': 0.4, 'evaluation/accuracy_high': 0.6}
     """
     found: dict[str, float] = {}
-    for section in ("e_step", "m_step", "evaluation"):
+    for section in ("e_step", "m_step", "evaluation", "posterior"):
         for name, value in metrics.get(section, {}).items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 found[f"{section}/{name}"] = float(value)
@@ -264,7 +264,7 @@ class Wandb:
         )
         self.key = str(self.run.id)
         self.run.define_metric("train/*", step_metric="step")
-        for section in ("e_step", "m_step", "evaluation"):
+        for section in ("e_step", "m_step", "evaluation", "posterior"):
             self.run.define_metric(f"{section}/*", step_metric="iteration")
 
     def step(self, step: int, values: Mapping[str, float]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -215,30 +215,39 @@ def scored_draws(
     """
     accepted = [draw for draw in draws if draw.accepted]
     asked = {problem.id: problem for problem in problems}
-    found: dict[Need, list[float | None]] = {}
+    found: dict[Need, list[float] | list[None]] = {}
     kinds: tuple[tuple[Need, str], ...] = (("log_pi", "plain"), ("log_q", "hinted"))
     for need, prompt in kinds:
         if need not in scheme.needs:
             found[need] = [None] * len(accepted)
             continue
-        fresh = scheme.proposal == "current"
-        known = [
-            d.completion.logprob
-            if fresh and d.prompt == prompt and d.key.iteration == iteration
-            else math.nan
-            for d in accepted
-        ]
-        todo = [draw for draw, nats in zip(accepted, known, strict=True) if math.isnan(nats)]
-        new = iter(logprobs(todo, asked, prompt, setup))
-        found[need] = [next(new) if math.isnan(nats) else nats for nats in known]
+        since = iteration if scheme.proposal == "current" else iteration + 1  # drawn by other weights
+        found[need] = list(nats_under(prompt, accepted, asked, setup, since))
     return [
         replace(draw, log_pi=log_pi, log_q=log_q)
         for draw, log_pi, log_q in zip(accepted, found["log_pi"], found["log_q"], strict=True)
     ]
 
 
+def nats_under(
+    prompt: str, draws: Sequence[Draw], problems: Mapping[str, Problem], setup: Setup, since: int = 0
+) -> list[float]:
+    """Nats of each draw's completion under the prompt of that name, by the engine's weights.
+
+    What the engine said as it drew, under that prompt, is taken of draws of iteration `since` on, which
+    are to be of these weights. Raises EngineError where the engine can't score.
+    """
+    known = [
+        d.completion.logprob if d.prompt == prompt and d.key.iteration >= since else math.nan
+        for d in draws
+    ]
+    todo = [draw for draw, nats in zip(draws, known, strict=True) if math.isnan(nats)]
+    new = iter(logprobs(todo, problems, prompt, setup))
+    return [next(new) if math.isnan(nats) else nats for nats in known]
+
+
 def logprobs(
-    draws: Sequence[Draw], problems: dict[str, Problem], prompt: str, setup: Setup
+    draws: Sequence[Draw], problems: Mapping[str, Problem], prompt: str, setup: Setup
 ) -> list[float]:
     """Nats of each draw's completion under the prompt of that name. Raises EngineError."""
     prompts: dict[str, tuple[int, ...]] = {}

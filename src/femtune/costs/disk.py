@@ -53,7 +53,8 @@ def at_most(
     """
     left = max(0, plan.iterations - num_stored)
     scheme, left_draws = plan.scheme, -(-left // plan.scheme.every)
-    asked = num_eval * plan.evaluation.draws if plan.evaluation.every else 0
+    bounded = min(num_eval, plan.bound_problems) * plan.bound_draws
+    asked = num_eval * plan.evaluation.draws + bounded if plan.evaluation.every else 0
     draws = num_problems * (left_draws * most_draws(scheme) + left * capacity(scheme))
     draws += (left + 1) * asked
     models = models_bytes(plan, model_bytes(base, plan.training), num_stored)

@@ -162,6 +162,8 @@ class Job:
     # completions of a problem that an iteration scores, by the prompt that they are scored under
     scored: Mapping[str, float] = field(default_factory=dict)
     remembered: float = 0.0  # draws of a problem that an iteration stores for the next
+    bound_draws: int = 0  # of each of the held-out problems that the likelihood is bounded on
+    bound_problems: int = 0
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,26 @@ def scoring(shape: Shape, job: Job, device: Hardware, engines: int = 1) -> Phase
         flops = read * (2 * shape.active + shape.attention(row))
         flops += pairs * job.tokens_per_example * 2 * shape.head
         made = made.plus(Phase(0.0, read, 0.0, flops, flops / peak))
+    return made
+
+
+def bounding(
+    shape: Shape, job: Job, device: Hardware, right: Mapping[str, float], *, rows: int, engines: int
+) -> Phase:
+    """The bound's draws, half under each prompt, and scoring the right ones under the other prompt."""
+    half = job.bound_draws // 2
+    if not half:
+        return Phase()
+    attempts = [Attempt(prompt, half, 1.0, True) for prompt in ("plain", "hinted")]
+    made = writing(shape, job, device, attempts, job.bound_problems, rows=rows, engines=engines)
+    peak = device.peak(job.engine_dtype) * device.efficiency(job.engine).matrix * job.tensor_parallel
+    for drawn, other in (("plain", "hinted"), ("hinted", "plain")):
+        row = job.prompt_tokens[other] + job.tokens_per_draw
+        scored = job.bound_problems * half * right[drawn]
+        flops = scored * (
+            row * (2 * shape.active + shape.attention(row)) + job.tokens_per_draw * 2 * shape.head
+        )
+        made = made.plus(Phase(0.0, scored * row, 0.0, flops, flops / peak))
     return made
 
 

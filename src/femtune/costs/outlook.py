@@ -22,6 +22,7 @@ from femtune.costs.formulas import (
     Job,
     Phase,
     Shape,
+    bounding,
     fitting,
     loading,
     scoring,
@@ -176,8 +177,6 @@ def _job(
         name: [len(asker.tokenizer.encode_prompt(asker.prompts.render(name, each))) for each in some]
         for name in ("plain", "hinted")
     }
-    given = {"plain": wish.right, "hinted": wish.hinted_right}
-    right = {name: RIGHT[name] if share is None else share for name, share in given.items()}
     length = wish.tokens_per_draw or max(1.0, settings.max_new_tokens / 2)
     training = steps.training
     half = training.bf16 if training.bf16 is not None else device.is_gpu and not training.use_cpu
@@ -211,7 +210,15 @@ def _job(
         training,
         run.scored,
         run.remembered,
+        steps.bound_draws,
+        min(steps.bound_problems, len(test)),
     )
+
+
+def _right(wish: Wish) -> dict[str, float]:
+    """Share of right draws by prompt, as wished or assumed."""
+    given = {"plain": wish.right, "hinted": wish.hinted_right}
+    return {name: RIGHT[name] if share is None else share for name, share in given.items()}
 
 
 def _outlook(
@@ -243,12 +250,15 @@ def _outlook(
     drawn = writing(shape, job, device, job.asking.attempts, job.problems, rows=rows, engines=engines)
     checked = writing(shape, job, device, once, job.eval_problems, rows=rows, engines=engines)
     scored = scoring(shape, job, device, engines)
+    bounded = bounding(shape, job, device, _right(wish), rows=rows, engines=engines)
     fitted = fitting(shape, job, device, wish.num_devices)
     loaded = loading(shape, job, device)
     if trial is not None and wish.hardware == "here":
         num, asked = trial.drawn.problems, trial.drawn.asking.attempts
         slower = trial.drawn.seconds / writing(shape, job, device, asked, num, rows=rows).seconds
-        drawn, checked = (replace(p, seconds=p.seconds * slower) for p in (drawn, checked))
+        drawn, checked, bounded = (
+            replace(p, seconds=p.seconds * slower) for p in (drawn, checked, bounded)
+        )
         fitted = replace(fitted, seconds=fitted.tokens * trial.token_s / wish.num_devices)
         loaded = Phase(seconds=trial.loading_s)
         if trial.score_token_s is not None:
@@ -256,9 +266,10 @@ def _outlook(
     each = {"E-step": drawn, "M-step": fitted, "evaluation": checked, "loading": loaded}
     if job.scored:
         each = {"E-step": drawn, "scoring": scored} | each
-    times = {"evaluation": job.evaluations}
+    each |= {"bound": bounded} if bounded.draws else {}
+    times = {"evaluation": job.evaluations, "bound": job.evaluations}
     whole = {name: phase.times(times.get(name, job.iterations)) for name, phase in each.items()}
-    draws = whole["E-step"].draws + whole["evaluation"].draws
+    draws = sum(phase.draws for phase in whole.values())
     draws += job.iterations * job.problems * job.remembered
     return Outlook(
         shape,

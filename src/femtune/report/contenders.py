@@ -57,8 +57,24 @@ MASS = Measure(
 LOSS = Measure(
     "loss", "loss of the M-step, nats a token", is_share=False, low_is_good=True, most=math.inf
 )
+# of the bound: see bound.py
+POSTERIOR = (
+    Measure(
+        "bound", "bound on the log-likelihood, nats", is_share=False, least=-math.inf, most=math.inf
+    ),
+    Measure("ess_share", "effective share of hinted draws"),
+    Measure(
+        "leak_nats",
+        "what hints give away, nats",
+        is_share=False,
+        low_is_good=True,
+        least=-math.inf,
+        most=math.inf,
+    ),
+)
 BOUNDS = {
-    measure.name: (measure.least, measure.most) for measure in (*MEASURES, KEPT, COVERED, MASS, LOSS)
+    measure.name: (measure.least, measure.most)
+    for measure in (*MEASURES, KEPT, COVERED, MASS, LOSS, *POSTERIOR)
 }
 
 

@@ -11,6 +11,7 @@ from femtune.report.contenders import (
     LOSS,
     MASS,
     MEASURES,
+    POSTERIOR,
     Contender,
     Measure,
     Point,
@@ -65,6 +66,7 @@ def learning(found: Found) -> Section:
     figures, columns = [], []
     for measure, part in [
         *((each, "evaluation") for each in MEASURES),
+        *((each, "posterior") for each in POSTERIOR),
         (KEPT, "e_step"),
         (COVERED, "e_step"),
         (MASS, "e_step"),
@@ -233,7 +235,7 @@ def cost(found: Found) -> Section | None:
     keys = [
         Key("drawing", "■", "E-steps"),
         Key("training", "■", "M-steps"),
-        Key("measuring", "■", "evaluations"),
+        Key("measuring", "■", "evaluations, and the bound"),
     ]
     named = [(name(label), part, colour, size) for label, part, colour, size in bars]
     picture = stacks(named, f"Seconds by phase: {told}.", Axis("seconds", ",d"), across=True)
@@ -254,7 +256,11 @@ def _spent(run: Record) -> dict[str, float]:
         "trained": sum(step.get("trained_tokens", 0) for step in m_steps),
         "drawing": sum(step.get("total_s", 0.0) for step in e_steps),
         "training": sum(step.get("seconds", 0.0) for step in m_steps),
-        "measuring": sum(metrics.get("total_s", 0.0) for metrics in run.evaluations().values()),
+        "measuring": sum(
+            metrics.get(part, {}).get("total_s", 0.0)
+            for metrics in run.history
+            for part in ("evaluation", "posterior")
+        ),
     }
 
 
