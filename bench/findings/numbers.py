@@ -122,6 +122,15 @@ def at_end(found: Found, contender: str, value: str | None, column: str) -> Mean
     return over_seeds(rows, column, len(found.seeds))
 
 
+def difference(found: Found, contender: str, other: str, column: str) -> Mean | None:
+    """How much more a contender has at the end than another: paired by seed, on the same problems."""
+    if at_end(found, contender, None, column) is None or at_end(found, other, None, column) is None:
+        return None
+    theirs = {row["seed"]: row[column] for row in last(found.of(other))}
+    pairs = [row[column] - theirs[row["seed"]] for row in last(found.of(contender))]
+    return fmean(pairs), half_width(pairs)
+
+
 def by_iteration(found: Found, contender: str, column: str) -> dict[int, Mean]:
     """Iterations that all seeds have."""
     rows = found.of(contender)

@@ -35,6 +35,7 @@ _LEGEND = {
     "labelColor": "var(--ink)",
     "labelFontSize": 12,
     "symbolSize": 70,
+    "columnPadding": 24,
 }
 
 Spec = dict[str, Any]
@@ -82,7 +83,8 @@ def _file(svg: str) -> str:
 
 def _curves(figure: Figure, found: Sequence[Found]) -> list[list[Spec]]:
     rows: list[list[Spec]] = []
-    for number, column in enumerate(figure.measures):
+    columns = [column for column in figure.measures if any(each.has(column) for each in found)]
+    for number, column in enumerate(columns):
         row = []
         for each in found:
             points = []
@@ -97,7 +99,7 @@ def _curves(figure: Figure, found: Sequence[Found]) -> list[list[Spec]]:
                 if (mean := at_end(each, name, None, column)) is not None
             }
             title = each.world if number == 0 else None
-            is_last = number == len(figure.measures) - 1
+            is_last = number == len(columns) - 1
             x = _axis("quantitative", TITLES[figure.x] if is_last else None)
             row.append(_panel(points, x, TITLES[column], title, len(found), _order(found), levels))
         rows.append(row)

@@ -43,24 +43,38 @@ class Part:
     """Runs that one call of `compare` does: they share problems, model, settings and seed."""
 
     folder: Path
-    settings: Train  # scheme and held-out problems are left open
+    given: Mapping[str, Any]  # settings of `femtune train`; scheme and held-out problems are left open
     model: str
-    data: Mapping[str, Any]  # num_train, noise, difficulty
+    data: Mapping[str, Any]  # of the rows: see `write_rows`
     seed: int
     plans: Mapping[str, tuple[str, Any]]  # scheme or baseline -> contender, value
 
-    def jobs(self, baseline_draws: int) -> list[Job]:
-        """In the order of the plans' kinds: baselines first. Raises ConfigError for a bad scheme."""
+    baseline_draws: int
+
+    @property
+    def settings(self) -> Train:
+        """Raises ConfigError where one of them is none."""
+        return make_settings(**self.given)
+
+    def jobs(self) -> list[Job]:
+        """Baselines first. Raises ConfigError for a bad scheme."""
         baselines = [spec for spec in self.plans if spec in BASELINES]
         schemes = [spec for spec in self.plans if spec not in BASELINES]
         settings = replace(self.settings, seed=self.seed, eval_data=str(self.folder / "test.jsonl"))
-        return jobs(schemes, 1, settings, self.folder, baselines, baseline_draws)
+        return jobs(schemes, 1, settings, self.folder, baselines, self.baseline_draws)
+
+    def identity(self) -> dict[str, Any]:
+        """What its stored runs hang on, as JSON gives it back; they may go on for more iterations."""
+        kept = {name: value for name, value in self.given.items() if name != "iterations"}
+        own = {"settings": kept, "model": self.model, "data": dict(self.data)}
+        made: dict[str, Any] = json.loads(json.dumps(own | {"baseline_draws": self.baseline_draws}))
+        return made
 
 
 def parts(experiment: Experiment, runs: Path, seeds: Sequence[int] | None = None) -> Iterator[Part]:
     """Seed by seed, so that an experiment that is stopped has whole seeds."""
-    of_all = {"num_train": experiment.num_train, "noise": experiment.noise}
-    of_all["difficulty"] = experiment.difficulty
+    names = ("world", "num_train", "largest", "num_test", "noise", "difficulty")
+    of_all = {name: getattr(experiment, name) for name in names}
     fixed = {**COMMON, **WORLD_SETTINGS[experiment.world], **experiment.settings}
     fixed["iterations"] = experiment.iterations
     apart = experiment.setting not in ("", "M")
@@ -72,11 +86,12 @@ def parts(experiment: Experiment, runs: Path, seeds: Sequence[int] | None = None
             where = f"{experiment.setting}-{shown(value)}" if apart else "all"
             yield Part(
                 runs / experiment.name / where / f"seed{seed}",
-                make_settings(**{**fixed, **own}),
+                {**fixed, **own},
                 model,
                 data,
                 seed,
                 dict(_plans(experiment, shown(value))),
+                experiment.baseline_draws,
             )
 
 
@@ -112,19 +127,23 @@ def run(
     tell: Callable[[str], None] = print,
 ) -> None:
     """Do what is not stored. Raises what `compare` raises; a scheme that keeps nothing is noted."""
+    if others := {*(seeds or ())} - {*experiment.seeds}:
+        raise ConfigError(
+            f"{experiment.name} has no seeds {sorted(others)}: add them to its definition."
+        )
     todo = [*parts(experiment, runs, seeds)]
     for part in todo:
-        part.jobs(experiment.baseline_draws)  # a scheme that is misspelt is refused at once
+        part.jobs()  # a scheme that is misspelt is refused at once
     for model in {part.model for part in todo}:
         _make_seedling(Path(model), tell)
     for number, part in enumerate(todo, 1):
-        own = part.jobs(experiment.baseline_draws)
+        own = part.jobs()
         names = [job.output_dir.name for job in own]
-        if _missing(part, names, experiment.iterations):
+        if not _is_done(part, names, experiment.iterations):
             tell(f"{experiment.name}, {number} of {len(todo)}: {part.folder}: {', '.join(names)}")
-            write_rows(experiment, part)
+            write_rows(part)
             stored = _compared(part, own, workers)
-            note = {"iterations": experiment.iterations, "runs": stored}
+            note = {"iterations": experiment.iterations, "runs": stored, **part.identity()}
             with replacing(part.folder / "done.json") as file:
                 file.write_text(json.dumps(note, indent=1) + "\n")
 
@@ -138,30 +157,30 @@ def _compared(part: Part, own: Sequence[Job], workers: int | None) -> dict[str, 
     return {job.output_dir.name: history[-1].get("nothing_kept", "") for job, history in done.items()}
 
 
-def _missing(part: Part, names: Sequence[str], iterations: int) -> list[str]:
-    note = _note(part)
-    return [name for name in names if note["iterations"] < iterations or name not in note["runs"]]
-
-
-def _note(part: Part) -> dict[str, Any]:
+def _is_done(part: Part, names: Sequence[str], iterations: int) -> bool:
+    """Whether all runs are stored, with the settings of now: older ones are no evidence for these."""
     path = part.folder / "done.json"
-    return json.loads(path.read_text()) if path.exists() else {"iterations": 0, "runs": {}}
+    if not path.exists():
+        return False
+    note = json.loads(path.read_text())
+    same = all(note.get(name) == value for name, value in part.identity().items())
+    return same and note["iterations"] >= iterations and {*names} <= {*note["runs"]}
 
 
-def write_rows(experiment: Experiment, part: Part) -> None:
-    """train.jsonl and test.jsonl: held out are the same for every number of training problems."""
-    world = WORLDS[experiment.world]
+def write_rows(part: Part) -> None:
+    """train.jsonl and test.jsonl: held out are the same for every number of training problems.
+
+    Raises RunError where other rows are there.
+    """
     data = dict(part.data)
-    num_train = data.pop("num_train")
-    train, test = make_rows(world, experiment.largest, experiment.num_test, seed=part.seed, **data)
+    num_train, world = data.pop("num_train"), WORLDS[data.pop("world")]
+    train, test = make_rows(world, data.pop("largest"), data.pop("num_test"), seed=part.seed, **data)
     part.folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("train", train[:num_train]), ("test", test)):
         text = "".join(f"{json.dumps(row)}\n" for row in rows)
         path = part.folder / f"{name}.jsonl"
         if path.exists() and path.read_text() != text:
-            raise RunError(
-                f"{path} holds other rows than {experiment.name} has now: remove {part.folder}."
-            )
+            raise RunError(f"{path} holds other rows than the experiment has now: remove {part.folder}.")
         with replacing(path) as file:
             file.write_text(text)
 
@@ -183,8 +202,8 @@ def rows(experiment: Experiment, runs: Path) -> list[Row]:
     """A row for each checkpoint of each run, of the seeds that are done."""
     made: list[Row] = []
     for part in parts(experiment, runs):
-        own = part.jobs(experiment.baseline_draws)
-        if _missing(part, [job.output_dir.name for job in own], experiment.iterations):
+        own = part.jobs()
+        if not _is_done(part, [job.output_dir.name for job in own], experiment.iterations):
             continue
         for job in own:
             contender, value = part.plans[job.scheme if job.is_baseline else job.settings.scheme]

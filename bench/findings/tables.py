@@ -12,6 +12,7 @@ from findings.numbers import (
     Mean,
     at_end,
     budgets,
+    difference,
     found_of,
     over_seeds,
     rank_correlation,
@@ -75,7 +76,8 @@ def _links(found: Found) -> str:
     names = ", ".join(
         f"{name} {version}" for name, version in found.about["made_with"].items() if name != "commit"
     )
-    return f"Rows: [{found.name}.csv](../bench/findings/{found.name}.csv). Made with {names}."
+    made = f" Made with {names}." if names else ""
+    return f"Rows: [{found.name}.csv](../bench/findings/{found.name}.csv).{made}"
 
 
 def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -101,13 +103,14 @@ def _curves(figure: Figure, found: Found) -> list[str]:
         )
     ends = [*figure.measures, *figure.also, figure.x]
     columns = [column for column in ends if found.has(column)]
-    base = over_seeds(found.base, "accuracy", len(found.seeds)) is not None
-    lines = [["base", *(_of_base(found, column) for column in columns)]] if base else []
-    lines += [
-        [name, *(cell(column, at_end(found, name, None, column)) for column in columns)]
-        for name in (*found.baselines, *found.schemes)
-    ]
-    return [*made, _table(["at the end", *(TITLES[column] for column in columns)], lines)]
+    first = found.schemes[0]
+    lines = [["base", "", *(_of_base(found, column) for column in columns)]]
+    for name in (*found.baselines, *found.schemes):
+        more = None if name == first else difference(found, name, first, "accuracy")
+        means = [cell(column, at_end(found, name, None, column)) for column in columns]
+        lines.append([name, cell("accuracy", more), *means])
+    titles = ["at the end", f"accuracy less {first}'s, by seed", *(TITLES[each] for each in columns)]
+    return [*made, _table(titles, lines)]
 
 
 def _tidy(size: float) -> float:
