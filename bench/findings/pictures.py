@@ -111,10 +111,10 @@ def _setting(figure: Figure, found: Sequence[Found]) -> list[list[Spec]]:
     for each in found:
         for column in figure.measures:
             points = [
-                _point(name, x, mean)
+                _point(name, at, mean)
                 for name in each.schemes
                 for value in each.values
-                if (x := _x(figure, each, value)) is not None
+                if (at := _x(figure, each, value)) is not None
                 and (mean := at_end(each, name, value, column)) is not None
             ]
             if not points:
@@ -122,8 +122,8 @@ def _setting(figure: Figure, found: Sequence[Found]) -> list[list[Spec]]:
             title = each.world if len(found) > 1 else None
             ticks = list(dict.fromkeys(point["x"] for point in points))
             same = ticks if figure.x == "base" and column == "accuracy" else []
-            args = (_setting_axis(figure, ticks), TITLES[column], title, 2, _order(found), {})
-            panel = _panel(points, *args, in_view=same)
+            x = _setting_axis(figure, ticks)
+            panel = _panel(points, x, TITLES[column], title, 2, _order(found), {}, in_view=same)
             panel["layer"][:0] = [_diagonal(min(same), max(same))] if same else []
             row.append(panel)
     return [row]

@@ -48,7 +48,6 @@ class Part:
     data: Mapping[str, Any]  # of the rows: see `write_rows`
     seed: int
     plans: Mapping[str, tuple[str, Any]]  # scheme or baseline -> contender, value
-
     baseline_draws: int
 
     @property
