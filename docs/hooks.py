@@ -1,7 +1,8 @@
 """What the site has beyond the pages of docs/, made as mkdocs builds it; nothing of it is committed.
 
-- pages: the command line from the program itself, the Python names from their docstrings, findings from
-  bench/RESULTS.md, the changelog
+- pages: the command line from the program itself, the Python names from their docstrings, what was
+  measured from bench/RESULTS.md, the changelog
+- the tables of findings.md, from the CSV files in bench/findings
 - links that point out of docs/, and work so on a code host: to those pages, or to a page with the file
 - formulas as MathML, which browsers draw themselves
 """
@@ -22,9 +23,14 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
+sys.path.append(str(ROOT / "bench"))  # last: it has files with names of packages
+
+# now: mkdocs puts sys.path back once this file is loaded
+from findings.experiments import FIGURES  # noqa: E402
+from findings.tables import markdown  # noqa: E402
 
 # files outside of docs/ that have a page of their own
-PAGES = {"bench/RESULTS.md": "findings.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
+PAGES = {"bench/RESULTS.md": "measured.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
 _FENCED = re.compile(r"^(```+|~~~+).*?^\1\s*$", re.MULTILINE | re.DOTALL)
 _KINDS = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".md": "markdown"}
@@ -33,14 +39,14 @@ _KINDS = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".m
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made, and one for each file that a page links to."""
     made = {
-        "findings.md": ("bench", (ROOT / "bench/RESULTS.md").read_text(encoding="utf-8")),
+        "measured.md": ("bench", (ROOT / "bench/RESULTS.md").read_text(encoding="utf-8")),
         "changelog.md": (".", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")),
         "reference/cli.md": ("docs/reference", command_line()),
         "reference/python.md": ("docs/reference", python_names()),
     }
     pages = {name: moved(text, Path(place), Path(name).parent) for name, (place, text) in made.items()}
     for file in files.documentation_pages():
-        text = file.content_string
+        text = with_tables(file.content_string)
         pages[file.src_uri] = moved(
             text, Path("docs") / Path(file.src_uri).parent, Path(file.src_uri).parent
         )
@@ -89,6 +95,16 @@ def mathml(latex: str, display: str) -> str:
     for wrong, right in _REPAIRS.items():
         made = made.replace(wrong, right)
     return made
+
+
+# --- findings
+
+_TABLES = re.compile(r"^<!-- tables: (\S+) -->$", re.MULTILINE)
+
+
+def with_tables(text: str) -> str:
+    """A page with a figure's tables where it says `<!-- tables: tokens -->`, on a line of its own."""
+    return _TABLES.sub(lambda found: markdown(FIGURES[found[1]]), text)
 
 
 # --- links

@@ -92,7 +92,9 @@ def test_formulas_are_drawn_by_the_browser(site: Path) -> None:
 
 @pytest.mark.slow
 def test_findings_and_files_that_pages_link_to_are_pages(site: Path) -> None:
-    assert "rejection(4)" in (site / "findings.html").read_text()
+    assert "rejection(4)" in (site / "measured.html").read_text()
+    findings = (site / "findings.html").read_text()
+    assert "<!-- tables" not in findings and findings.count("findings-") > 7
     assert 'href="files/recipes/judge-lora.yaml.html"' in (site / "index.html").read_text()
     assert "Qwen3-1.7B" in (site / "files" / "recipes" / "judge-lora.yaml.html").read_text()
 
@@ -124,7 +126,7 @@ def test_links_are_moved_with_their_page(hooks: ModuleType) -> None:
         "[a](../bench/RESULTS.md#x) [b](schemes.md) [c](https://x.org) [d](../Makefile) [f](../recipes)"
     )
     assert hooks.moved(text + code, Path("docs"), Path(".")) == (
-        "[a](findings.md#x) [b](schemes.md) [c](https://x.org) [d](files/Makefile.md) f" + code
+        "[a](measured.md#x) [b](schemes.md) [c](https://x.org) [d](files/Makefile.md) f" + code
     )
     same = "[b](../schemes.md)"
     assert hooks.moved(same, Path("docs/guides"), Path("guides")) == same

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from femtune.prompts import ChatTokenizer
 from femtune.worlds import SEEDLING, WORLDS
-from femtune.worlds.seedling import Recipe, make_tokenizer, measure
+from femtune.worlds.seedling import Recipe, make_model, make_tokenizer, measure, pretrain
 
 # Loaded once: hypothesis calls a test many times within one function-scoped fixture.
 TOKENIZER = AutoTokenizer.from_pretrained(SEEDLING)
@@ -120,3 +123,9 @@ def test_the_shipped_tokenizer_is_the_one_that_its_script_makes():
     assert made.get_vocab() == TOKENIZER.get_vocab()
     shipped = AutoTokenizer.from_pretrained(SEEDLING)  # afresh: measuring turns padding on
     assert made.backend_tokenizer.to_str() == shipped.backend_tokenizer.to_str()
+
+
+def test_a_weaker_one_does_without_the_second_course():
+    recipe = replace(Recipe(), num_steps=2, more_steps=0, batch_size=2, hidden_size=16, num_layers=1)
+    loss = pretrain(recipe, make_model(recipe, TOKENIZER), TOKENIZER)
+    assert 0 < loss < 2 * math.log(len(TOKENIZER))  # two steps from random weights: about the log itself

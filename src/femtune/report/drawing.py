@@ -74,7 +74,6 @@ def drawn(spec: Mapping[str, Any], label: str, width: int, height: int) -> Marku
     _prune(root)
     inner = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
     inner = inner.replace(f' xmlns="{_SVG}"', "")
-    inner = re.sub(r"(\d\.\d\d)\d+", r"\1", inner)
     box = f"0 0 {root.get('width')} {root.get('height')}"
     head = f'<svg role="img" aria-label="{escape(visible(label))}" viewBox="{box}" '
     return Markup(head + f'width="{root.get("width")}" height="{root.get("height")}">{inner}</svg>')
@@ -118,6 +117,8 @@ def _prune(element: ElementTree.Element) -> None:
     for name in [*element.attrib]:
         if name not in _ATTRIBUTES:
             del element.attrib[name]
+        else:  # hundredths of a pixel; a text's digits stay
+            element.set(name, re.sub(r"(\d\.\d\d)\d+", r"\1", element.attrib[name]))
 
 
 ElementTree.register_namespace("", _SVG)

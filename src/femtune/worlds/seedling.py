@@ -140,9 +140,14 @@ def make_model(recipe: Recipe, tokenizer: Any) -> LlamaForCausalLM:
 
 
 def pretrain(recipe: Recipe, model: LlamaForCausalLM, tokenizer: Any) -> float:
-    """Both courses of lessons; the mean loss of the last 100 steps, in nats a token."""
+    """Both courses of lessons; the mean loss of the last 100 steps, in nats a token.
+
+    Without steps of a second course there is none: a weaker model.
+    """
     first = lessons(recipe, random.Random(f"lessons {recipe.seed}"))
-    teach(model, tokenizer, first, recipe, recipe.num_steps, recipe.learning_rate)
+    loss = teach(model, tokenizer, first, recipe, recipe.num_steps, recipe.learning_rate)
+    if recipe.more_steps == 0:
+        return loss
     more = lessons(recipe, random.Random(f"more lessons {recipe.seed}"))
     return teach(model, tokenizer, more, recipe, recipe.more_steps, recipe.more_learning_rate)
 
