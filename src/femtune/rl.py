@@ -1,0 +1,110 @@
+"""Baselines that learn to reason by reinforcement learning: the same problems, prompts and reward.
+
+    grpo    TRL's GRPOTrainer  (Shao et al. 2024, arXiv 2402.03300; TRL's loss is DAPO's, 2503.14476)
+    rloo    TRL's RLOOTrainer  (Ahmadian et al. 2024, arXiv 2402.14740)
+    latro   RLOO whose reward of a rationale is log pi(y* | x, z)  (Chen et al. 2024, arXiv 2411.04282)
+
+An iteration is a pass: a group of completions of every problem, in as many optimizer steps as it takes,
+then the evaluation that schemes have. Each pass begins with a fresh optimizer, as each M-step of FEM
+does, so that a run which was stopped goes on after its last finished pass with nothing but weights.
+Its history is a scheme's: see `train_by_passes`. What TRL is asked to do is in policy_gradient.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from itertools import count
+from typing import Any
+
+from femtune import stopping
+from femtune.config import RL
+from femtune.errors import ConfigError
+from femtune.loop import Steps
+from femtune.retention import check_room, link_models, thin_out
+from femtune.training import Training
+
+RL_BASELINES = ("grpo", "rloo", "latro")
+
+
+def check_installed(name: str) -> None:
+    """Raises ConfigError where TRL is not there."""
+    if find_spec("trl") is None:
+        raise ConfigError(f'baseline {name} needs TRL: pip install "femtune[trl]"')
+
+
+def check_place(name: str, training: Training, launch: str | None) -> None:
+    """Raises ConfigError where several processes are to train: these baselines train in one."""
+    if training.fsdp or launch is not None:
+        raise ConfigError(f"baseline {name} trains in one process: leave launch and fsdp out.")
+
+
+def train_by_passes(name: str, steps: Steps, rl: RL) -> list[dict[str, Any]]:
+    """Passes over the problems, each evaluated; gives the metrics of every one, 0 being the base.
+
+    Their keys are those of a scheme's: "e_step" counts what was generated and the seconds it took,
+    `reward` being the mean one; "m_step" has the seconds of the rest. Passes that are stored are not
+    done again. Of the models the best and the last stay.
+    """
+    history: list[dict[str, Any]] = []
+    for iteration in count():
+        stored = steps.run.iteration(iteration) / "metrics.json"
+        if is_new := not stored.exists():
+            metrics: dict[str, Any] = {"iteration": iteration}
+            if iteration:
+                metrics |= _pass(name, steps, rl, iteration, left(rl, history))
+            if steps.is_measured(iteration) or _is_last(steps, rl, [*history, metrics]):
+                metrics["evaluation"] = steps.measure(iteration)
+            steps.run.write_json(stored, metrics)
+            steps.run.log("iteration", **metrics)
+        steps.run.verify(stored)
+        history.append(json.loads(stored.read_text()))
+        if iteration and is_new:
+            link_models(steps.run, history)
+            thin_out(steps.run, history, keep_last=1)
+        stopping.check()
+        if _is_last(steps, rl, history):
+            return history
+
+
+def left(rl: RL, history: Sequence[Mapping[str, Any]]) -> int | None:
+    """Tokens that may still be generated; None where they are not counted."""
+    if rl.rl_tokens is None:
+        return None
+    return rl.rl_tokens - sum(each["e_step"]["generated_tokens"] for each in history if "e_step" in each)
+
+
+def _is_last(steps: Steps, rl: RL, history: Sequence[Mapping[str, Any]]) -> bool:
+    remaining = left(rl, history)
+    return len(history) > steps.plan.iterations if remaining is None else remaining <= 0
+
+
+def _pass(name: str, steps: Steps, rl: RL, iteration: int, tokens: int | None) -> dict[str, Any]:
+    """One pass, or what is stored of it: its e_step and m_step."""
+    steps.run.log("M-step", iteration=iteration)
+    model, start = steps.weights(iteration), steps.weights(iteration - 1)
+    steps.run.verify(model)
+    if not model.exists():
+        from femtune.policy_gradient import policy_gradient  # torch and TRL are slow to import
+
+        steps.run.verify(*[start] if iteration > 1 else [])
+        check_room(model, start, steps.plan.training)
+        steps.setup.engine.release()  # what it holds of a GPU's memory is needed now
+        steps.serving = None
+        with stopping.finishing("this pass, which would begin anew"):
+            policy_gradient(
+                name,
+                steps.problems,
+                start,
+                model,
+                steps.plan.training,
+                rl,
+                steps.setup,
+                steps.tokenizer,
+                iteration=iteration,
+                is_over=lambda model, generated: tokens is not None and generated >= tokens,
+            )
+            steps.run.record(model)
+    made: dict[str, Any] = json.loads((model / "pass.json").read_text())
+    return made
