@@ -1,4 +1,4 @@
-"""Baselines by reinforcement learning, through TRL: what is refused, and each end to end on few problems."""
+"""Baselines by reinforcement learning, through TRL: what is refused, and each on few problems."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_without_trl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     ("given", "said"),
     [
         ({"rl_num_generations": 1}, "at least 2"),
-        ({"rl_batch_size": 12}, "no whole groups of 8"),
+        ({"rl_batch_size": 12}, "no multiple of rl_num_generations, 8"),
         ({"rl_learning_rate": 0.0}, "above 0"),
         ({"rl_tokens": 0}, "at least 1"),
     ],
@@ -85,7 +85,7 @@ def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], said: st
 def test_the_rate_is_a_tenth_of_the_m_steps_and_groups_no_more_than_problems() -> None:
     assert RL().rate(Training(learning_rate=1e-3)) == pytest.approx(1e-4)
     assert RL(rl_learning_rate=3e-4).rate(Training(learning_rate=1e-3)) == 3e-4
-    assert (RL().groups_a_step(100), RL().groups_a_step(3)) == (64 // 8, 3)
+    assert (RL().groups_a_step(100), RL().groups_a_step(3)) == (32 // 8, 3)
     own = baseline_settings("grpo", Train(seed=3, iterations=7), 16, FEW)
     assert isinstance(own, Reinforced)
     assert (own.seed, own.iterations, own.rl_batch_size) == (3, 7, 8)
@@ -138,7 +138,7 @@ def test_a_run_has_a_schemes_history_and_goes_on_where_it_was_stopped(
     # one more pass, from the stored weights; the first is not done again
     second = run_baseline(data, "seedling", replace(one, iterations=2), tmp_path / "run")
     assert second[:2] == first
-    whole = run_baseline(data, "seedling", replace(one, iterations=2), tmp_path / "whole")
+    run_baseline(data, "seedling", replace(one, iterations=2), tmp_path / "whole")
     resumed, at_once = (weights(tmp_path / place / "last") for place in ("run", "whole"))
     assert all((resumed[key] == at_once[key]).all() for key in resumed)
     models = [*tmp_path.glob("run/iteration-*/model")]
@@ -165,6 +165,7 @@ def test_a_budget_of_tokens_ends_it_at_the_step_that_reaches_it(
 
 
 @needs_trl
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's, see mstep
 def test_the_trained_adapter_alone_is_saved(world: tuple[str, Train], tmp_path: Path) -> None:
     data, settings = world
     lora = replace(settings, training=replace(settings.training, use_peft=True, lora_r=2), iterations=2)
@@ -274,7 +275,7 @@ def test_latros_rewards_and_loss_are_the_papers(
             advantages = (groups - baselines).flatten()
             assert advantages.abs().max() > 0.01
             sorted_ = inputs["advantages"].sort().values  # TRL shuffles them
-            assert torch.allclose(sorted_.double(), advantages.sort().values, atol=1e-4)
+            assert torch.allclose(sorted_, advantages.sort().values, atol=1e-4)
             losses.append((loss.item(), -(advantages * (whole - rewards) + rewards).mean().item()))
         return loss
 

@@ -36,7 +36,7 @@ from femtune.prepare import Data, Questions, held_out, plan, read_questions
 from femtune.progress import Quiet
 from femtune.regression import Features, features, predictions, with_values
 from femtune.rewards import score
-from femtune.rl import RL_BASELINES, check_installed, check_place, train_by_passes
+from femtune.rl import RL_BASELINES, check_reinforced, reinforce
 from femtune.run import Run, open_run, read_draws, write_draws
 from femtune.tasks.frames import frame
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
@@ -93,8 +93,7 @@ def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
         if not measured:
             raise ConfigError(f"baseline {name} is measured on held-out problems, and there are none.")
         if name in RL_BASELINES:
-            check_installed(name)
-            check_place(name, settings.training, settings.launch)
+            check_reinforced(name, settings)
         elif name not in suit:
             raise ConfigError(f"baseline {name} does not suit task {settings.task}: leave it out.")
     return tuple(name for name in (*APPLY["judge"], *RL_BASELINES) if name in wanted)
@@ -143,7 +142,8 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
     place, config = run_place(output_dir, "baseline", data, model, asked.settings, train, test)
     with open_run(place, config, CHANGEABLE) as run:
         if isinstance(settings, Reinforced):
-            return _reinforced(run, make_asker(model, asked, train, test), settings, train, test)
+            asker = make_asker(model, asked, train, test)
+            return reinforce(run, asker, settings, settings, train, test)
         number = 1 if settings.scheme == "answer-only" else 0
         stored = run.iteration(number) / "metrics.json"
         if not stored.exists():
@@ -278,21 +278,6 @@ def write_answers(path: Path, problems: Sequence[Problem], asker: Asker) -> None
         draws.append(Draw(key, "plain", 0, completion, Score(1.0, problem.answer)))
     by_id = {problem.id: problem for problem in problems}
     write_examples(path, [draws], by_id, chain(), asker.prompts, asker.tokenizer)
-
-
-# --- reinforcement learning
-
-
-def _reinforced(
-    run: Run, asker: Asker, settings: Reinforced, train: Sequence[Problem], test: Sequence[Problem]
-) -> History:
-    what = plan(replace(settings, scheme="pps", soft_accept=None))
-    drawing = Sampling(
-        settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k
-    )
-    with asker.setup(drawing, probed=train) as setup:
-        steps = Steps(run, asker.base, train, test, what, setup, asker.tokenizer, Quiet())
-        return train_by_passes(settings.scheme, steps, settings)
 
 
 # --- regression

@@ -240,7 +240,7 @@ class RL:
 
     rl_num_generations: int = 8
     """Of the baselines grpo, rloo and latro: completions in a group."""
-    rl_batch_size: int = 64
+    rl_batch_size: int = 32
     """Of these: completions of an optimizer step, whole groups."""
     rl_learning_rate: float | None = None
     """Of these; by default a tenth of learning_rate."""
@@ -255,8 +255,8 @@ class RL:
             )
         if self.rl_batch_size < 1 or self.rl_batch_size % self.rl_num_generations:
             raise ConfigError(
-                f"rl_batch_size {self.rl_batch_size} holds no whole groups of {self.rl_num_generations}: "
-                "set a multiple of rl_num_generations."
+                f"rl_batch_size {self.rl_batch_size} is no multiple of rl_num_generations, "
+                f"{self.rl_num_generations}: groups are taken as a whole."
             )
         if self.rl_learning_rate is not None and not 0 < self.rl_learning_rate < float("inf"):
             raise ConfigError(f"rl_learning_rate must be above 0, got {self.rl_learning_rate}.")

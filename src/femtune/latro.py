@@ -1,4 +1,4 @@
-"""LaTRO: a rationale's reward is log pi(y* | x, z) under the model that wrote it, and no answer is graded.
+"""LaTRO: a rationale's reward is log pi(y* | x, z) under the model that wrote it; no answer is graded.
 
     grad J = E_z [ A(z) grad log pi(z | x) + grad log pi(y* | x, z) ],   z ~ pi(. | x)
     A(z_k) = log pi(y* | x, z_k) - mean over the others of the group
@@ -24,8 +24,8 @@ from femtune.prompts import ChatTokenizer, Prompts
 class LaTRO(RLOOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy
     """TRL's RLOOTrainer on rationales with y* after each; its reward function is asked for the record.
 
-    `answers` has y* by a row's `number`. Of one process. Of RLOOTrainer generation, the padding of
-    batches, and leave-one-out advantages are used; the methods that are replaced are its own, not public.
+    `answers` has y* by a row's `number`. In one process. Of RLOOTrainer, generation, padding and the
+    leave-one-out advantages are used. The methods that are replaced are not public: TRL is pinned.
     """
 
     def __init__(
@@ -86,7 +86,8 @@ class LaTRO(RLOOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy
         of_rationale = inputs["rationale_mask"]
         rationale = (nats * of_rationale).sum(1)
         answer = (nats * (inputs["completion_mask"] - of_rationale)).sum(1)
-        return -(inputs["advantages"] * rationale + answer).mean()
+        loss: torch.Tensor = -(inputs["advantages"] * rationale + answer).mean()
+        return loss
 
     def _rationale_mask(self, tokens: torch.Tensor) -> torch.Tensor:
         """1 where a token is of z, [B, C]."""
@@ -99,13 +100,14 @@ def told(
 ) -> tuple[Sequence[int], Sequence[int]]:
     """The tokens of a completion before its answer, and those of y* in the answer's place.
 
-    The words "Answer: " count as the rationale's: tokens that hold them may begin before them. A completion
-    without an answer is a rationale as a whole, and gets a line with y* after it.
+    The words "Answer: " count as the rationale's: tokens that hold them may begin before them. A
+    completion without an answer is a rationale as a whole, and gets a line with y* after it.
     """
     text = tokenizer.decode(tokens)
     written = prompts.parse(text).answer
     if not written:
-        rationale = tokens[:-1] if tokens[-1] == tokenizer.end_token_id else tokens
+        ended = bool(tokens) and not tokenizer.decode(tokens[-1:])  # any of the model's end tokens
+        rationale = tokens[:-1] if ended else tokens
         return rationale, tokenizer.encode_completion(f"\nAnswer: {answer}")
     begin = text.rindex(written)
     # the first token that holds something of the answer

@@ -13,7 +13,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ import torch
 import trl
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from femtune.chunks import Setup
+from femtune.chunks import Grade
 from femtune.config import RL
-from femtune.engines.memory import is_out_of_memory
+from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.engines.transformers import end_tokens
 from femtune.errors import FemtuneError, ModelError
 from femtune.evaluate import estep_metrics
@@ -32,11 +33,11 @@ from femtune.examples import TokenExamples
 from femtune.files import replacing
 from femtune.latro import LaTRO
 from femtune.mstep import completion_nats, load_model
-from femtune.prompts import ChatTokenizer
+from femtune.prompts import ChatTokenizer, Prompts
 from femtune.served import NUM_PAIRS, Probe, write_probe
 from femtune.trainer import numbers
 from femtune.training import Training
-from femtune.types import Completion, Draw, DrawKey, Problem
+from femtune.types import Completion, Draw, DrawKey, Problem, Sampling
 
 
 class GRPO(trl.GRPOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy
@@ -49,15 +50,32 @@ class RLOO(trl.RLOOTrainer):  # type: ignore[misc]
         """The same."""
 
 
+@dataclass(frozen=True)
+class Environment:
+    """Problems, how they are asked, and what grades the completions."""
+
+    problems: Sequence[Problem]
+    prompts: Prompts
+    tokenizer: ChatTokenizer
+    grade: Grade
+    sampling: Sampling
+    seed: int = 0  # of the run
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Plain prompts as TRL takes them, which makes the very tokens of `encode_prompt` of them."""
+        plain: list[Any] = [self.prompts.plain(problem) for problem in self.problems]
+        if not self.tokenizer.tokenizer.chat_template:
+            plain = [self.tokenizer.as_text(prompt) for prompt in plain]
+        return [{"prompt": prompt, "number": number} for number, prompt in enumerate(plain)]
+
+
 def policy_gradient(
     name: str,
-    problems: Sequence[Problem],
+    world: Environment,
     start: Path,
     out: Path,
     training: Training,
     rl: RL,
-    setup: Setup,
-    tokenizer: ChatTokenizer,
     *,
     iteration: int,
     is_over: Callable[[Any, int], bool] = lambda model, tokens: False,
@@ -65,34 +83,15 @@ def policy_gradient(
     """Train the weights in `start` for one pass and save them to `out`, with what it took in pass.json.
 
     A step takes whole groups of `rl_batch_size` completions; problems that do not fill a last step are
-    left out of this pass, others in each. `is_over` is asked after each step, with the model and the number
-    of tokens generated so far, whether the pass ends with it. `out` becomes what `m_step` makes: an ordinary
-    folder, whole or not at all.
+    left out of this pass, others in each. `is_over` is asked after each step, with the model and the
+    number of tokens generated so far, whether the pass ends with it. `out` becomes what `m_step` makes:
+    an ordinary folder, whole or not at all.
 
     Raises ModelError for an unusable start or one that does not fit into memory, RewardError where a
     reward fails, and FemtuneError where the loss stops being a number.
     """
-    seed = (setup.seed + iteration) % 2**32
     try:
-        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-            # TRL 1.16 asks by names of transformers' past
-            warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
-            set_seed(seed)  # before an adapter is drawn at random
-            model = load_model(start, training)
-            config = _config(name, scratch, len(problems), training, rl, setup, tokenizer, seed)
-            seen = _Seen(model, problems, setup, tokenizer, iteration, is_over)
-            trainer = {"grpo": GRPO, "rloo": RLOO, "latro": _latro(problems, setup, tokenizer)}[name](
-                model,
-                seen.rewards,
-                config,
-                train_dataset=datasets.Dataset.from_list(_rows(problems, setup, tokenizer)),
-                processing_class=tokenizer.tokenizer,
-                callbacks=[seen],
-            )
-            trainer.remove_callback(PrinterCallback)
-            begun = time.perf_counter()
-            result = trainer.train()
-            seconds = time.perf_counter() - begun
+        _train(name, world, start, out, training, rl, iteration, is_over)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -100,40 +99,66 @@ def policy_gradient(
             "a batch of completions does not fit into memory: lower per_device_train_batch_size or "
             f"max_new_tokens, or set gradient_checkpointing or use_peft. ({str(error).splitlines()[0]})"
         ) from None
+    finally:
+        give_back(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # evaluation needs it
+
+
+def _train(
+    name: str,
+    world: Environment,
+    start: Path,
+    out: Path,
+    training: Training,
+    rl: RL,
+    iteration: int,
+    is_over: Callable[[Any, int], bool],
+) -> None:
+    seed = (world.seed + iteration) % 2**32
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        # TRL 1.16 asks by names of transformers' past
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+        set_seed(seed)  # before an adapter is drawn at random
+        model = load_model(start, training)
+        seen = _Seen(model, world, iteration, is_over)
+        trainer = _TRAINERS[name](
+            model,
+            seen.rewards,
+            _config(name, scratch, world, training, rl, seed),
+            train_dataset=datasets.Dataset.from_list(world.rows()),
+            processing_class=deepcopy(world.tokenizer.tokenizer),  # it may get a padding token
+            callbacks=[seen],
+            **_more(name, world),
+        )
+        trainer.remove_callback(PrinterCallback)
+        begun = time.perf_counter()
+        num_steps = trainer.train().global_step
+        seconds = time.perf_counter() - begun
     network = trainer.accelerator.unwrap_model(trainer.model)
-    done = {
-        "e_step": seen.metrics(),
-        "m_step": {
-            "num_examples": len(seen.draws),
-            "num_steps": result.global_step,
-            "seconds": round(max(0.0, seconds - seen.total_s), 3),
-        },
-    }
+    rest_s = round(max(0.0, seconds - seen.total_s), 3)
+    m_step = {"num_examples": len(seen.draws), "num_steps": num_steps, "seconds": rest_s}
     adapters = {"selected_adapters": ["default"]} if training.use_peft else {}  # TRL adds its own
     with replacing(out) as part:
         network.save_pretrained(part, **adapters)
-        tokenizer.tokenizer.save_pretrained(part)
+        world.tokenizer.tokenizer.save_pretrained(part)
         write_probe(part, seen.probe(network))
+        done = {"e_step": seen.metrics(), "m_step": m_step}
         (part / "pass.json").write_text(json.dumps(done) + "\n")
 
 
-def _latro(problems: Sequence[Problem], setup: Setup, tokenizer: ChatTokenizer) -> Callable[..., Any]:
-    answers = [problem.answer for problem in problems]
-    return partial(LaTRO, answers=answers, prompts=setup.prompts, tokenizer=tokenizer)
+_TRAINERS: dict[str, Any] = {"grpo": GRPO, "rloo": RLOO, "latro": LaTRO}
 
 
-def _config(
-    name: str,
-    scratch: str,
-    num_problems: int,
-    training: Training,
-    rl: RL,
-    setup: Setup,
-    tokenizer: ChatTokenizer,
-    seed: int,
-) -> Any:
+def _more(name: str, world: Environment) -> dict[str, Any]:
+    """What LaTRO's trainer has beside TRL's."""
+    if name != "latro":
+        return {}
+    answers = [problem.answer for problem in world.problems]
+    return {"answers": answers, "prompts": world.prompts, "tokenizer": world.tokenizer}
+
+
+def _config(name: str, scratch: str, world: Environment, training: Training, rl: RL, seed: int) -> Any:
     """TRL's settings of a pass."""
-    groups = rl.groups_a_step(num_problems)
+    groups = rl.groups_a_step(len(world.problems))
     batch = groups * rl.rl_num_generations
     most = training.per_device_train_batch_size
     fed = max(size for size in range(1, batch + 1) if batch % size == 0 and size <= most)
@@ -141,16 +166,16 @@ def _config(
     kind = trl.GRPOConfig if name == "grpo" else trl.RLOOConfig
     return kind(
         output_dir=scratch,
-        max_steps=num_problems // groups,
+        max_steps=len(world.problems) // groups,
         num_generations=rl.rl_num_generations,
         per_device_train_batch_size=fed,
         gradient_accumulation_steps=batch // fed,
         beta=0.0,
-        max_completion_length=setup.sampling.max_new_tokens,
-        temperature=setup.sampling.temperature,
-        top_p=setup.sampling.top_p,
-        top_k=setup.sampling.top_k,
-        chat_template_kwargs=dict(tokenizer.template_args),
+        max_completion_length=world.sampling.max_new_tokens,
+        temperature=world.sampling.temperature,
+        top_p=world.sampling.top_p,
+        top_k=world.sampling.top_k,
+        chat_template_kwargs=dict(world.tokenizer.template_args),
         learning_rate=rl.rate(training),
         lr_scheduler_type=training.lr_scheduler_type,
         warmup_steps=training.warmup_steps,
@@ -170,14 +195,6 @@ def _config(
     )
 
 
-def _rows(problems: Sequence[Problem], setup: Setup, tokenizer: ChatTokenizer) -> list[dict[str, Any]]:
-    """Plain prompts as TRL takes them, which makes the very tokens of `encode_prompt` of them."""
-    plain = [setup.prompts.plain(problem) for problem in problems]
-    if tokenizer.tokenizer.chat_template:
-        return [{"prompt": prompt, "number": i} for i, prompt in enumerate(plain)]
-    return [{"prompt": tokenizer.as_text(prompt), "number": i} for i, prompt in enumerate(plain)]
-
-
 class _Seen(TrainerCallback):  # type: ignore[misc]
     """What a pass has generated, and how long that took; the reward of it is femtune's.
 
@@ -185,17 +202,10 @@ class _Seen(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self,
-        model: Any,
-        problems: Sequence[Problem],
-        setup: Setup,
-        tokenizer: ChatTokenizer,
-        iteration: int,
-        is_over: Callable[[Any, int], bool],
+        self, model: Any, world: Environment, iteration: int, is_over: Callable[[Any, int], bool]
     ) -> None:
-        self.model, self.problems, self.setup, self.tokenizer = model, problems, setup, tokenizer
-        self.iteration, self.is_over = iteration, is_over
-        self.ends = end_tokens(model, tokenizer)
+        self.model, self.world, self.iteration, self.is_over = model, world, iteration, is_over
+        self.ends = end_tokens(model, world.tokenizer)
         self.draws: list[Draw] = []
         self.tokens = 0
         self.engine_s = self.total_s = self.since = 0.0
@@ -207,14 +217,14 @@ class _Seen(TrainerCallback):  # type: ignore[misc]
     ) -> list[float]:
         """TRL's reward function: `number` is each completion's problem."""
         self.engine_s += time.perf_counter() - self.since
-        texts = map(self.tokenizer.decode, completion_ids)
+        texts = map(self.world.tokenizer.decode, completion_ids)
         made = [
             Completion(tuple(ids), text, "stop" if ids[-1] in self.ends else "length", math.nan)
             for text, ids in zip(texts, completion_ids, strict=True)
         ]
-        asked = [self.problems[i] for i in number]
+        asked = [self.world.problems[i] for i in number]
         no = [False] * len(asked)
-        scores = self.setup.grade(asked, made, hinted=no, accept_at=[1.0] * len(asked))
+        scores = self.world.grade(asked, made, hinted=no, accept_at=[1.0] * len(asked))
         index: Counter[str] = Counter()
         for problem, completion, score in zip(asked, made, scores, strict=True):
             key = DrawKey(self.iteration, problem.id, 0, index[problem.id])
@@ -228,7 +238,8 @@ class _Seen(TrainerCallback):  # type: ignore[misc]
 
     def _begin_probe(self, asked: Sequence[Problem], made: Sequence[Completion]) -> None:
         rows = range(0, len(asked), max(1, len(asked) // NUM_PAIRS))[:NUM_PAIRS]
-        prompts = [self.tokenizer.encode_prompt(self.setup.prompts.plain(asked[row])) for row in rows]
+        encode = self.world.tokenizer.encode_prompt
+        prompts = [encode(self.world.prompts.plain(asked[row])) for row in rows]
         self.probed = TokenExamples(prompts, [made[row].tokens for row in rows], [1.0] * len(rows))
         self.before = completion_nats(self.model, self.probed, range(len(rows)))
 
@@ -242,7 +253,7 @@ class _Seen(TrainerCallback):  # type: ignore[misc]
     def metrics(self) -> dict[str, Any]:
         """As an E-step's, but that nothing is filtered out."""
         timing = {"engine_s": self.engine_s, "total_s": self.total_s}
-        by_id = {problem.id: problem for problem in self.problems}
+        by_id = {problem.id: problem for problem in self.world.problems}
         made = estep_metrics(by_id, [(self.draws, timing)])
         mean = sum(draw.score.reward for draw in self.draws) / max(1, len(self.draws))
         kept = ("num_kept", "kept_share")
