@@ -42,6 +42,7 @@ The files, in the order of the data; each imports only from those above it:
     stored      a run, read back                  refilter   what another filter keeps
     checkup     what is damaged                   replay     a stored draw, drawn again
     probes      what a judge is biased by
+    latro, policy_gradient, rl   reinforcement learning, through TRL
     regression, baselines   what schemes are held against
     progress    how a run is shown                report/    what a run learnt, on one page
     view/       a local page over stored draws    compare, watch, doctor, demo

@@ -1,4 +1,4 @@
-"""What a comparison holds its schemes against: judges that did not learn to reason.
+"""What a comparison holds its schemes against: judges that did not learn to reason, or by other means.
 
     majority      the most frequent answer of the training problems, whatever is asked
     votes         the untrained base by vote: `draws` rationales at temperature 1
@@ -6,6 +6,7 @@
                   steps as a scheme takes that keeps a draw of every problem in every iteration
     regression    the base as it is, and a regression from what it wrote to the human's answer:
                   see `regression`
+    grpo, rloo, latro   reinforcement learning on the same problems: see `rl`; only where asked for
 
 The base itself, asked as the schemes are, is iteration 0 of every scheme's run.
 """
@@ -25,7 +26,7 @@ import numpy as np
 from femtune.asker import Asker, make_asker
 from femtune.chunks import Setup
 from femtune.commands import run_place
-from femtune.config import CHANGEABLE, Train
+from femtune.config import CHANGEABLE, RL, Train
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import ask_into, estep_metrics, evaluation_metrics
 from femtune.examples import write_examples
@@ -35,6 +36,7 @@ from femtune.prepare import Data, Questions, held_out, plan, read_questions
 from femtune.progress import Quiet
 from femtune.regression import Features, features, predictions, with_values
 from femtune.rewards import score
+from femtune.rl import RL_BASELINES, check_reinforced, reinforce
 from femtune.run import Run, open_run, read_draws, write_draws
 from femtune.tasks.frames import frame
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
@@ -65,12 +67,18 @@ class Baseline(Train):
     """Of votes and regression, for each problem."""
 
 
+@dataclass(frozen=True)
+class Reinforced(Baseline, RL):
+    """Settings of a baseline by reinforcement learning."""
+
+
 def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
     """The baselines that are asked for, in order; None stands for all that suit the task.
 
-    Raises ConfigError for an unknown one, and for one that does not suit.
+    Those by reinforcement learning take as long as schemes: they run only where they are named. Raises
+    ConfigError for an unknown one, for one that does not suit, and for one that needs what is not there.
     """
-    known = (*APPLY["judge"], "none")
+    known = (*APPLY["judge"], *RL_BASELINES, "none")
     for name in names or ():
         if name not in known:
             raise ConfigError(f"no baseline {name!r}.{near(name, known)} There are {', '.join(known)}.")
@@ -84,12 +92,14 @@ def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
     for name in wanted:
         if not measured:
             raise ConfigError(f"baseline {name} is measured on held-out problems, and there are none.")
-        if name not in suit:
+        if name in RL_BASELINES:
+            check_reinforced(name, settings)
+        elif name not in suit:
             raise ConfigError(f"baseline {name} does not suit task {settings.task}: leave it out.")
-    return tuple(name for name in APPLY["judge"] if name in wanted)
+    return tuple(name for name in (*APPLY["judge"], *RL_BASELINES) if name in wanted)
 
 
-def baseline_settings(name: str, settings: Train, draws: int) -> Baseline:
+def baseline_settings(name: str, settings: Train, draws: int, rl: RL | None = None) -> Baseline:
     """The settings of one baseline's run. Raises ConfigError where draws are less than one.
 
     Those of answer-only are of its one M-step: the epochs of all iterations.
@@ -102,6 +112,8 @@ def baseline_settings(name: str, settings: Train, draws: int) -> Baseline:
         iterations = 1
     fields = {key: getattr(settings, key) for key in Train.__dataclass_fields__}
     own = {"scheme": name, "training": training, "iterations": iterations}
+    if name in RL_BASELINES:
+        return Reinforced(**(fields | own), **vars(rl or RL()))
     return Baseline(**(fields | own), draws=draws if name in DRAWING else 1)
 
 
@@ -120,14 +132,18 @@ def check(asked: Questions[Train], data: Data, model: str, settings: Baseline, o
 
 
 def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -> History:
-    """Run a baseline, or read what is stored of it; gives its history, of one iteration.
+    """Run a baseline, or read what is stored of it; gives its history.
 
-    Its "evaluation" has the keys of a scheme's; of a regression, "evaluations" has one for each kind.
+    That is of one iteration; by reinforcement learning, of the base and each pass, as a scheme's is. Its
+    "evaluation" has the keys of a scheme's; of a regression, "evaluations" has one for each kind.
     """
     asked = _own(read_questions(data, settings), settings)
     train, test = held_out(asked, data)
     place, config = run_place(output_dir, "baseline", data, model, asked.settings, train, test)
     with open_run(place, config, CHANGEABLE) as run:
+        if isinstance(settings, Reinforced):
+            asker = make_asker(model, asked, train, test)
+            return reinforce(run, asker, settings, settings, train, test)
         number = 1 if settings.scheme == "answer-only" else 0
         stored = run.iteration(number) / "metrics.json"
         if not stored.exists():

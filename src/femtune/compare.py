@@ -26,9 +26,17 @@ from typing import Any
 
 from femtune import stopping
 from femtune.asker import make_asker
-from femtune.baselines import ONCE, Baseline, History, baseline_settings, check, run_baseline
+from femtune.baselines import (
+    ONCE,
+    Baseline,
+    History,
+    Reinforced,
+    baseline_settings,
+    check,
+    run_baseline,
+)
 from femtune.commands import run_place, run_train
-from femtune.config import Train
+from femtune.config import RL, Train
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
 from femtune.evaluate import sound_steps
 from femtune.files import replacing
@@ -63,6 +71,11 @@ class Job:
     def is_baseline(self) -> bool:
         return isinstance(self.settings, Baseline)
 
+    @property
+    def iterates(self) -> bool:
+        """Whether it has a course: schemes, and reinforcement learning."""
+        return not self.is_baseline or isinstance(self.settings, Reinforced)
+
 
 @dataclass(frozen=True)
 class State:
@@ -88,15 +101,19 @@ def jobs(
     output_dir: Path,
     baselines: Sequence[str] = (),
     draws: int = 16,
+    rl: RL | None = None,
 ) -> list[Job]:
-    """The baselines, of `draws` draws, and every scheme, with every seed. Raises ConfigError."""
+    """The baselines, of `draws` draws, and every scheme, with every seed. Raises ConfigError.
+
+    `rl` is of baselines by reinforcement learning.
+    """
     if seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {seeds}.")
     numbers = range(settings.seed, settings.seed + seeds)
     made: list[Job] = []
     for name in baselines:
         for seed in numbers[:1] if name in ONCE else numbers:
-            own = replace(baseline_settings(name, settings, draws), seed=seed)
+            own = replace(baseline_settings(name, settings, draws, rl), seed=seed)
             place = output_dir / (name if name in ONCE else f"{name}-seed{seed}")
             made.append(Job(name, seed, place, own))
     for seed in numbers:

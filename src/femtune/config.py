@@ -4,6 +4,7 @@
     Sample    Ask + scheme: the E-step
     Fit       the M-step's settings: training.Training
     Train     Sample + Fit + the loop and its evaluation
+    RL        what baselines by reinforcement learning have beside it
 
 The library's functions take arguments, never these: what they are made into is in prepare.py.
 """
@@ -234,6 +235,45 @@ class Calibrate(Ask):
         check_draws("", self.draws, self.temperature)
         if self.draws < 2:
             raise ConfigError("draws is 1: a calibration takes several, there is no share of one.")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RL:
+    """Baselines by reinforcement learning; what is not here is set as for the schemes."""
+
+    rl_num_generations: int = 8
+    """Of the baselines grpo, rloo and latro: completions in a group."""
+    rl_batch_size: int = 32
+    """Of these: completions of an optimizer step, whole groups."""
+    rl_learning_rate: float | None = None
+    """Of these; by default a tenth of learning_rate."""
+    rl_tokens: int | None = None
+    """Of these: train until so many tokens were generated; by default one pass for each iteration."""
+
+    def __post_init__(self) -> None:
+        if self.rl_num_generations < 2:
+            raise ConfigError(
+                f"rl_num_generations must be at least 2, got {self.rl_num_generations}: a completion is "
+                "compared with the others of its group."
+            )
+        if self.rl_batch_size < 1 or self.rl_batch_size % self.rl_num_generations:
+            raise ConfigError(
+                f"rl_batch_size {self.rl_batch_size} is no multiple of rl_num_generations, "
+                f"{self.rl_num_generations}: groups are taken as a whole."
+            )
+        if self.rl_learning_rate is not None and not 0 < self.rl_learning_rate < float("inf"):
+            raise ConfigError(f"rl_learning_rate must be above 0, got {self.rl_learning_rate}.")
+        if self.rl_tokens is not None and self.rl_tokens < 1:
+            raise ConfigError(f"rl_tokens must be at least 1, got {self.rl_tokens}.")
+
+    def rate(self, training: Training) -> float:
+        """The learning rate, with its default filled in."""
+        return self.rl_learning_rate or training.rate / 10
+
+    def groups_a_step(self, num_problems: int) -> int:
+        """Problems of an optimizer step: no more than there are."""
+        return min(self.rl_batch_size // self.rl_num_generations, num_problems)
 
 
 def check_types(kind: type, given: Mapping[str, Any]) -> None:

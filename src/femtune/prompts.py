@@ -156,14 +156,17 @@ class ChatTokenizer:
         """Prompt tokens, up to where the model starts to write."""
         messages = as_messages(prompt)
         if not self.tokenizer.chat_template:
-            text = "\n\n".join(message["content"] for message in messages) + "\n"
-            return tuple(self.tokenizer(text)["input_ids"])
+            return tuple(self.tokenizer(self.as_text(messages))["input_ids"])
         rendered = self._render(messages, add_generation_prompt=True)
         # the template writes BOS itself, so the tokenizer must not add a second one
         tokens = tuple(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
         if not tokens:
             raise ModelError("the chat template renders nothing for a user message.")
         return tokens
+
+    def as_text(self, messages: Sequence[Message]) -> str:
+        """What a tokenizer without a template is fed."""
+        return "\n\n".join(message["content"] for message in messages) + "\n"
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Tokens of a completion that was written elsewhere, with the end token after it."""

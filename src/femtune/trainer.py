@@ -277,12 +277,18 @@ def environment(**values: str | None) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def numbers(training: Training) -> tuple[bool, bool]:
+    """Whether a GPU trains, and whether in bfloat16."""
+    gpu = torch.cuda.is_available() and not training.use_cpu
+    bf16 = training.bf16 if training.bf16 is not None else gpu and torch.cuda.is_bf16_supported()
+    return gpu, bf16
+
+
 def training_arguments(
     training: Training, accumulation: int, scratch: str, seed: int
 ) -> TrainingArguments:
     """transformers' form of the settings; joins the job's processes where a launcher started several."""
-    gpu = torch.cuda.is_available() and not training.use_cpu
-    bf16 = training.bf16 if training.bf16 is not None else gpu and torch.cuda.is_bf16_supported()
+    gpu, bf16 = numbers(training)
     # transformers is renaming it, and warns of the old name in 5.23
     names = ("activation_checkpointing", "gradient_checkpointing")
     checkpointing = next(name for name in names if name in TrainingArguments.__dataclass_fields__)

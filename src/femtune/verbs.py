@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from femtune.config import Calibrate, Evaluate, Flat, Names, Predict, Sample, Train
+from femtune.config import RL, Calibrate, Evaluate, Flat, Names, Predict, Sample, Train
 from femtune.progress import (
     Show,
     console,
@@ -97,6 +97,7 @@ def compare(
     seeds: int = 1,
     baselines: Baselines = None,
     baseline_draws: int = 16,
+    rl: RL | None = None,
     settings: Train | None = None,
     output_dir: Output = None,
     workers: int | None = None,
@@ -106,11 +107,12 @@ def compare(
 
     Beside them: judges that did not learn to reason, --baselines majority votes answer-only regression
     (by default those that suit the task; --no-baselines: none); votes and regression take
-    --baseline-draws rationales of each problem. With several seeds each number has its 95% interval.
+    --baseline-draws rationales of each problem. Reinforcement learning where it is asked for:
+    --baselines grpo rloo latro. With several seeds each number has its 95% interval.
     """
     place = output_dir or Path("runs") / f"compare-{Path(data).stem}"
     own = settings or Train()
-    _compare(data, model, schemes, seeds, own, place, workers, show, baselines, baseline_draws)
+    _compare(data, model, schemes, seeds, own, place, workers, show, baselines, baseline_draws, rl)
     if show in ("auto", "lines"):
         tell("runs and compare.json", place)
     write_report(place, show)
@@ -127,12 +129,13 @@ def _compare(
     show: Show,
     baselines: Sequence[str] | None = (),
     draws: int = 16,
+    rl: RL | None = None,
 ) -> Any:
     from femtune import compare as runs
     from femtune.baselines import chosen
     from femtune.watch import Watch
 
-    todo = runs.jobs(schemes, seeds, settings, place, chosen(baselines, settings), draws)
+    todo = runs.jobs(schemes, seeds, settings, place, chosen(baselines, settings), draws, rl)
     with Watch(show) as watch:
         histories = runs.compare(data, model, todo, workers=workers, watch=watch)
     stored = runs.save(place, histories)

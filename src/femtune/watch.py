@@ -40,12 +40,14 @@ class Watch:
                     if (key := (job.scheme, job.seed, number)) not in self._told:
                         self._told.add(key)
                         when = f" evaluation {number}" if number else " base"
-                        when = "" if job.is_baseline else when
+                        when = when if job.iterates else ""
                         said = f"{job.scheme} seed {job.seed}{when}: accuracy {accuracy:.3f}"
                         progress.console.print(literal(said))
 
 
 def _state_cells(job: Job, state: State) -> list[str]:
-    at = "" if job.is_baseline else f"{state.iteration}/{job.settings.iterations}"
+    known = getattr(job.settings, "rl_tokens", None) is None  # else how many passes that takes is not
+    of = f"/{job.settings.iterations}" if known else ""
+    at = f"{state.iteration}{of}" if job.iterates else ""
     last = f"{state.accuracy[-1]:.3f}" if state.accuracy else ""
     return [job.scheme, str(job.seed), at, state.doing, sparkline(state.accuracy), last]

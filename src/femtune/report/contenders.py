@@ -1,4 +1,4 @@
-"""Who is measured: the base, judges that did not learn to reason, each scheme; over seeds, a mean."""
+"""Who is measured: the base, baselines, each scheme; over seeds, a mean."""
 
 from __future__ import annotations
 
@@ -152,15 +152,16 @@ def _last(run: Record) -> tuple[int, Metrics]:
 
 
 def _baselines(group: Group) -> list[Contender]:
-    """A baseline's lines: of a regression there are several."""
+    """A baseline's lines, of its last evaluation: of a regression there are several."""
     by_name: dict[str, list[Metrics]] = {}
     for run in group.runs:
-        for metrics in run.history:
+        measured = [each for each in run.history if each.get("evaluation") or each.get("evaluations")]
+        for metrics in measured[-1:]:
             kinds = metrics.get("evaluations")
             if isinstance(kinds, dict):
                 for kind, own in kinds.items():
                     by_name.setdefault(f"{group.label}, {kind}", []).append(own)
-            elif metrics.get("evaluation"):
+            else:
                 by_name.setdefault(group.label, []).append(metrics["evaluation"])
     return [Contender(label, "baseline", tuple(own), 0, group) for label, own in by_name.items()]
 

@@ -67,7 +67,7 @@ def sentence(found: Found, known: Sequence[Contender]) -> str:
     if base is not None:
         parts.append(f"the base {preposition}{_number(base)}")
     if other is not None:
-        which = f", the best of {others} that did not learn to reason," if others > 1 else ""
+        which = f", the best of {others} baselines," if others > 1 else ""
         parts.append(f"{other.label}{which} {preposition}{_number(other)}")
     return "; ".join(parts) + "."
 
@@ -178,7 +178,7 @@ def hero(found: Found, known: Sequence[Contender]) -> Figure | None:
     return Figure(
         "Accuracy on held-out problems",
         dots(rows, axis, label, width=WIDE, at=base),
-        f"Bars are 95% intervals ({what}); the dashed line is the base. Grey did not learn to reason.",
+        f"Bars are 95% intervals ({what}); the dashed line is the base. Grey are the baselines.",
         dots(rows, axis, label, width=NARROW, at=base),
     )
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from femtune.baselines import APPLY
 from femtune.errors import ConfigError, RunError
 from femtune.report.texts import name, setting
 from femtune.run import read_log, stored_config
@@ -19,6 +18,9 @@ BASELINES = {
     "votes": "the base by vote",
     "answer-only": "trained on answers alone",
     "regression": "regression",
+    "grpo": "GRPO",
+    "rloo": "RLOO",
+    "latro": "LaTRO",
 }
 
 
@@ -44,7 +46,7 @@ class Record:
 
     @property
     def is_baseline(self) -> bool:
-        return self.scheme in APPLY["judge"]
+        return self.scheme in BASELINES
 
     @property
     def seed(self) -> int:

@@ -1,0 +1,116 @@
+"""LaTRO: a rationale's reward is log pi(y* | x, z) under the model that wrote it; no answer is graded.
+
+    grad J = E_z [ A(z) grad log pi(z | x) + grad log pi(y* | x, z) ],   z ~ pi(. | x)
+    A(z_k) = log pi(y* | x, z_k) - mean over the others of the group
+
+(Chen et al. 2024, arXiv 2411.04282, their gradient with leave-one-out baselines.) Departures: no penalty
+for leaving the start (beta 0), and z ends where the answer begins, in place of a fixed length. What the
+model wrote as its answer is replaced by y*; a rationale that was cut off or has no answer gets y* too.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from trl import RLOOTrainer
+from trl.trainer.utils import pad
+
+from femtune.prompts import ChatTokenizer, Prompts
+
+
+class LaTRO(RLOOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy
+    """TRL's RLOOTrainer on rationales with y* after each; its reward function is asked for the record.
+
+    `answers` has y* by a row's `number`. In one process. Of RLOOTrainer, generation, padding and the
+    leave-one-out advantages are used. The methods that are replaced are not public: TRL is pinned.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        answers: Sequence[str],
+        prompts: Prompts,
+        tokenizer: ChatTokenizer,
+        **settings: Any,
+    ) -> None:
+        self.answers, self.prompts, self.chat_tokenizer = answers, prompts, tokenizer
+        super().__init__(*arguments, **settings)
+
+    def _send_telemetry(self) -> None:
+        """Nobody is told what is trained here."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        self.asked = [row["number"] for row in inputs]
+        made = super()._generate_and_score_completions(inputs)
+        made["rationale_mask"] = self._rationale_mask(made["completion_ids"])
+        return made
+
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
+        """Rationales as sampled, y* in place of their answers."""
+        self.sampled = super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+        self.prompt_ids, self.lengths, self.told = prompt_ids, [], []
+        for number, tokens in zip(self.asked, self.sampled, strict=True):
+            rationale, answer = told(tokens, self.answers[number], self.prompts, self.chat_tokenizer)
+            self.lengths.append(len(rationale))
+            self.told.append([*rationale, *answer])
+        return self.told
+
+    @torch.no_grad()
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, ids: Any) -> torch.Tensor:
+        """log pi(y* | x, z), nats [B, 1]."""
+        super()._calculate_rewards(inputs, prompts, completions, self.sampled)
+        filler, device = self.chat_tokenizer.pad_token_id, self.accelerator.device
+
+        def padded(rows: Any, side: str, value: int) -> torch.Tensor:
+            made: torch.Tensor = pad([torch.tensor(row) for row in rows], value, side)
+            return made.to(device)
+
+        rows = (self.prompt_ids, "left"), (self.told, "right")
+        tokens = torch.cat([padded(each, side, filler) for each, side in rows], 1)
+        mask = torch.cat([padded([[1] * len(row) for row in each], side, 0) for each, side in rows], 1)
+        width = max(map(len, self.told))
+        size = self.args.per_device_train_batch_size
+        nats = self._get_per_token_logps_and_entropies(self.model, tokens, mask, width, size)[0]
+        of_answer = mask[:, -width:] - self._rationale_mask(tokens[:, -width:])
+        rewards: torch.Tensor = (nats * of_answer).sum(1, keepdim=True)
+        return rewards
+
+    def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        tokens = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        width = inputs["completion_ids"].shape[1]
+        nats = self._get_per_token_logps_and_entropies(model, tokens, mask, width)[0]  # [B, C]
+        of_rationale = inputs["rationale_mask"]
+        rationale = (nats * of_rationale).sum(1)
+        answer = (nats * (inputs["completion_mask"] - of_rationale)).sum(1)
+        loss: torch.Tensor = -(inputs["advantages"] * rationale + answer).mean()
+        return loss
+
+    def _rationale_mask(self, tokens: torch.Tensor) -> torch.Tensor:
+        """1 where a token is of z, [B, C]."""
+        lengths = torch.tensor(self.lengths, device=tokens.device)
+        return (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).int()
+
+
+def told(
+    tokens: Sequence[int], answer: str, prompts: Prompts, tokenizer: ChatTokenizer
+) -> tuple[Sequence[int], Sequence[int]]:
+    """The tokens of a completion before its answer, and those of y* in the answer's place.
+
+    The words "Answer: " count as the rationale's: tokens that hold them may begin before them. A
+    completion without an answer is a rationale as a whole, and gets a line with y* after it.
+    """
+    text = tokenizer.decode(tokens)
+    written = prompts.parse(text).answer
+    if not written:
+        ended = bool(tokens) and not tokenizer.decode(tokens[-1:])  # any of the model's end tokens
+        rationale = tokens[:-1] if ended else tokens
+        return rationale, tokenizer.encode_completion(f"\nAnswer: {answer}")
+    begin = text.rindex(written)
+    # the first token that holds something of the answer
+    first = bisect_right(range(len(tokens)), begin, key=lambda n: len(tokenizer.decode(tokens[: n + 1])))
+    between = text[len(tokenizer.decode(tokens[:first])) : begin]  # a space that goes with the answer
+    return tokens[:first], tokenizer.encode_completion(between + answer)

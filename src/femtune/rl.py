@@ -1,0 +1,126 @@
+"""Baselines that learn to reason by reinforcement learning: the same problems, prompts and reward.
+
+    grpo    TRL's GRPOTrainer  (Shao et al. 2024, arXiv 2402.03300; TRL's loss is DAPO's, 2503.14476)
+    rloo    TRL's RLOOTrainer  (Ahmadian et al. 2024, arXiv 2402.14740)
+    latro   RLOO whose reward of a rationale is log pi(y* | x, z)  (Chen et al. 2024, arXiv 2411.04282)
+
+An iteration is a pass: a group of completions of every problem, in as many optimizer steps as it takes,
+then the evaluation that schemes have. Each pass begins with a fresh optimizer, as each M-step of FEM
+does, so that a run which was stopped goes on after its last finished pass with nothing but weights.
+Its history is a scheme's: see `reinforce`. What TRL is asked to do is in policy_gradient.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+from femtune import stopping
+from femtune.asker import Asker
+from femtune.config import RL, Train
+from femtune.errors import ConfigError
+from femtune.loop import Steps
+from femtune.prepare import plan, sampling
+from femtune.progress import Quiet
+from femtune.retention import check_room, link_models, thin_out
+from femtune.run import Run
+from femtune.types import Problem, Scheme
+from femtune.weigh import chain
+
+RL_BASELINES = ("grpo", "rloo", "latro")
+
+
+def check_reinforced(name: str, settings: Train) -> None:
+    """Raises ConfigError where TRL is not there, and for settings that these baselines can't have."""
+    if find_spec("trl") is None:
+        raise ConfigError(f'baseline {name} needs TRL: pip install "femtune[trl]"')
+    if settings.training.fsdp or settings.launch is not None:
+        raise ConfigError(f"baseline {name} trains in one process: leave launch and fsdp out.")
+    if settings.temperature == 0:
+        raise ConfigError(f"baseline {name} learns from draws that differ: temperature must be above 0.")
+
+
+def reinforce(
+    run: Run,
+    asker: Asker,
+    settings: Train,
+    rl: RL,
+    train: Sequence[Problem],
+    test: Sequence[Problem],
+) -> list[dict[str, Any]]:
+    """Run the baseline that `settings.scheme` names; gives the metrics of every pass, 0 being the base.
+
+    Their keys are those of a scheme's: "e_step" counts what was generated and the seconds it took,
+    `reward` being the mean one; "m_step" has the seconds of the rest. Passes that are stored are not
+    done again. Of the models the best and the last stay.
+    """
+    what = plan(replace(settings, soft_accept=None), Scheme(settings.scheme, (), chain()))
+    with asker.setup(sampling(settings), probed=train) as setup:
+        steps = Steps(run, asker.base, train, test, what, setup, asker.tokenizer, Quiet())
+        return _passes(settings.scheme, steps, rl)
+
+
+def _passes(name: str, steps: Steps, rl: RL) -> list[dict[str, Any]]:
+    history: list[dict[str, Any]] = []
+    while not _is_over(steps, rl, history):
+        iteration = len(history)
+        stored = steps.run.iteration(iteration) / "metrics.json"
+        is_new = not stored.exists()
+        if is_new:
+            metrics: dict[str, Any] = {"iteration": iteration}
+            if iteration:
+                metrics |= _pass(name, steps, rl, iteration, left(rl, history))
+            if steps.is_measured(iteration) or _is_over(steps, rl, [*history, metrics]):
+                metrics["evaluation"] = steps.measure(iteration)
+            steps.run.write_json(stored, metrics)
+            steps.run.log("iteration", **metrics)
+        steps.run.verify(stored)
+        history.append(json.loads(stored.read_text()))
+        if iteration and is_new:
+            link_models(steps.run, history)
+            thin_out(steps.run, history, keep_last=1)
+        stopping.check()
+    return history
+
+
+def left(rl: RL, history: Sequence[Mapping[str, Any]]) -> int | None:
+    """Tokens that may still be generated; None where they are not counted."""
+    if rl.rl_tokens is None:
+        return None
+    spent: int = sum(each["e_step"]["generated_tokens"] for each in history if "e_step" in each)
+    return rl.rl_tokens - spent
+
+
+def _is_over(steps: Steps, rl: RL, history: Sequence[Mapping[str, Any]]) -> bool:
+    remaining = left(rl, history)
+    return len(history) > steps.plan.iterations if remaining is None else remaining <= 0
+
+
+def _pass(name: str, steps: Steps, rl: RL, iteration: int, tokens: int | None) -> dict[str, Any]:
+    """One pass, or what is stored of it: its e_step and m_step."""
+    steps.run.log("M-step", iteration=iteration)
+    model, start = steps.weights(iteration), steps.weights(iteration - 1)
+    steps.run.verify(model)
+    if not model.exists():
+        from femtune.policy_gradient import Environment, policy_gradient  # slow to import
+
+        setup, training = steps.setup, steps.plan.training
+        steps.run.verify(*[start] if iteration > 1 else [])
+        check_room(model, start, training)
+        setup.engine.release()  # what it holds of a GPU's memory is needed now
+        steps.serving = None
+        world = Environment(
+            *(steps.problems, setup.prompts, steps.tokenizer, setup.grade, setup.sampling, setup.seed)
+        )
+        with stopping.finishing("this pass, which would begin anew"):
+            policy_gradient(
+                *(name, world, start, model, training, rl),
+                iteration=iteration,
+                is_over=lambda model, generated: tokens is not None and generated >= tokens,
+            )
+            steps.run.record(model)
+    made: dict[str, Any] = json.loads((model / "pass.json").read_text())
+    return made
