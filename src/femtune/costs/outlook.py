@@ -186,7 +186,7 @@ def _job(
     measured = [
         k for k in range(steps.iterations + 1) if every and (k % every == 0 or k == steps.iterations)
     ]
-    run = course(steps.scheme, right, steps.iterations)
+    run = course(steps.scheme, _right(wish), steps.iterations)
     return Job(
         len(problems),
         len(test),
