@@ -229,7 +229,7 @@ BAD = {
     ),
     "a model is nowhere": Bad("train train.jsonl --model ./nowhere", ("nowhere is no model folder",)),
     "a run has another configuration": Bad(
-        "train train.jsonl {}", ("-scheme: star", "+scheme: pps"), a_run
+        "train train.jsonl {}", ("-scheme: star", "+scheme: rejection:2+memo+gain:0.2+resample"), a_run
     ),
     "one run of a comparison has another configuration": Bad(
         "compare train.jsonl {} --schemes star pps",

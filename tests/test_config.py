@@ -83,7 +83,7 @@ def test_what_is_impossible_is_refused(make: Any, said: str) -> None:
 
 
 def test_greedy_draws_suit_schemes_that_ask_a_prompt_once() -> None:
-    for scheme in ("pps", "star", "rejection:1", "mixture", "auto"):
+    for scheme in ("pps", "star", "rejection:1", "mixture"):
         assert sampling(Sample(scheme=scheme, temperature=0)) == Sampling(512, temperature=0)
 
 

@@ -88,10 +88,10 @@ def test_rows_add_up_what_iterations_took(tmp_path: Path) -> None:
 
 
 def test_further_metrics_are_found_where_they_are(tmp_path: Path) -> None:
-    evaluation = {"accuracy": 0.5, "posterior": {"bound": -1.25, "ess": 3, "leaks": "none"}}
-    write_iteration(tmp_path, 1, [], evaluation=evaluation, posterior={"leaks": 0.0})
+    posterior = {"bound": -1.25, "ess_share": 1, "leak_share": "none", "leak_nats": 0.0}
+    write_iteration(tmp_path, 1, [], evaluation={"accuracy": 0.5}, posterior=posterior)
     (row,) = running.checkpoints(tmp_path, 1, {})
-    expected = {"iteration": 1, "accuracy": "0.5", "bound": "-1.25", "ess": "3", "leaks": "0"}
+    expected = {"iteration": 1, "accuracy": "0.5", "bound": "-1.25", "ess_share": "1", "leak_nats": "0"}
     assert row == expected
 
 
@@ -218,7 +218,7 @@ def test_only_what_is_missing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match=r"has no seeds \[7\]"):
         run(small, seeds=[1, 7])
     assert len(asked) == 6
-    other = replace(small, settings={"learning_rate": 1e-3})
+    other = replace(small, settings={"learning_rate": 5e-4})
     assert running.rows(small, tmp_path) and running.rows(other, tmp_path) == []  # not of these settings
     assert running.rows(replace(small, num_test=6), tmp_path) == []
     run(other)

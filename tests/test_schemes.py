@@ -217,7 +217,7 @@ def test_whatever_is_read_is_read_back_and_all_else_is_refused(spec: str) -> Non
 @pytest.mark.parametrize(
     ("spec", "name"),
     [
-        ("auto", "star+memo(8)+doubt(0.1)"),
+        ("auto", "rejection(2)+memo(8)+gain(0.2)+resample(1)"),
         (" pps:4 + wake + importance ", "pps(4)+importance+wake"),
         ("pps+doubt:0.0000001+memo", "pps+memo(8)+doubt(0.0000001)"),
         ("star+memo+gain:123456789.5", "star+memo(8)+gain(123456789.5)"),

@@ -27,10 +27,11 @@ PLACES: dict[str, tuple[str, ...]] = {
     "sound_steps": ("evaluation/sound_steps",),
     "sound_rationales": ("evaluation/sound_rationales",),
     "kept_share": ("e_step/kept_share",),
-    **{
-        name: tuple(f"{place}/{name}" for place in ("evaluation/posterior", "evaluation", "posterior"))
-        for name in ("bound", "ess", "leaks")
-    },
+    "covered_share": ("e_step/covered_share",),
+    "bound": ("posterior/bound",),
+    "ess_share": ("posterior/ess_share",),
+    "leak_share": ("posterior/leak_share",),
+    "leak_nats": ("posterior/leak_nats",),
 }
 KEYS = ("world", "contender", "kind", "setting", "value", "seed", "iteration")
 COLUMNS = (*KEYS, "generated_tokens", "seconds", *PLACES)

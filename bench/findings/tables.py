@@ -28,10 +28,12 @@ TITLES = {
     "generated_tokens": "tokens",
     "seconds": "seconds",
     "bound": "bound, nats",
-    "ess": "effective sample size",
-    "leaks": "leaks",
+    "covered_share": "solved once",
+    "ess_share": "effective share of hinted draws",
+    "leak_share": "leaks by words",
+    "leak_nats": "leaks by weight, nats",
 }
-_DIGITS = {"generated_tokens": 0, "seconds": 0, "ess": 1}
+_DIGITS = {"generated_tokens": 0, "seconds": 0, "bound": 2, "leak_nats": 1}
 NOT_YET = "Not measured yet."
 
 

@@ -70,7 +70,7 @@ def train(
     data: Data,
     model: str | Path,
     *,
-    scheme: str | Scheme = "pps",
+    scheme: str | Scheme = "auto",
     reward: str | Callable[..., Any] | None = None,
     output_dir: str | Path | None = None,
     progress: Progress | None = None,

@@ -131,8 +131,8 @@ class Ask:
 class Sample(Ask):
     """An E-step."""
 
-    scheme: str = "pps"
-    """rejection:M, star, pps:K, mixture, trice; add +memo +doubt +wake ...: docs/schemes.md; auto."""
+    scheme: str = "auto"
+    """auto, rejection:M, star, pps:K, mixture, trice; add +memo +wake +doubt ...: docs/schemes.md."""
     temperature: float = 1.0
     """Of the draws; EM is exact at 1."""
     top_p: float = 1.0

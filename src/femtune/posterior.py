@@ -167,6 +167,9 @@ def doubt(noise: float = 0.1, num_answers: int | None = None) -> Rule:
     possible answers is not known it is taken for 1,000. Negative weights stay as they are: those of a
     control variate are zero on average only where nothing is made of how a draw came out.
 
+    m is of what was found, so it is far below pi(y* | x) where there are more ways to an answer than
+    draws: for rationales of many tokens this trusts no answer at all.
+
     Source: EM with noisy labels, as Dawid and Skene 1979, for one rater whose errors are uniform.
 
     Raises ConfigError for a noise that is none, or fewer than two answers.

@@ -176,7 +176,7 @@ def waking(scheme: Scheme, weight: float = 1.0) -> Scheme:
 
 # --- names
 
-AUTO = "star+memo+doubt"  # what `auto` stands for: docs/findings.md has why
+AUTO = "rejection:2+memo+gain:0.2+resample"  # what `auto` stands for: docs/findings.md has why
 
 SCHEMES: dict[str, Callable[..., Scheme]] = {
     "rejection": rejection,
