@@ -159,7 +159,7 @@ def test_of_a_problem_that_several_draws_solve_the_first_counts() -> None:
 
 def test_no_draws_are_no_shares() -> None:
     metrics = estep_metrics({}, [])
-    assert (metrics["num_problems"], metrics["kept_share"], metrics["answered"]) == (0, 0, 0)
+    assert (metrics["num_problems"], metrics["kept_share"], metrics["answered"]) == (0, None, 0)
 
 
 # --- in a world

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 
 from femtune.cli import main
 from femtune.engines.transformers import TransformersEngine
-from femtune.errors import RunError
 from femtune.refilter import Change, refilter
 from femtune.replay import name_of, replay
 from femtune.run import read_draws, read_shard
@@ -147,9 +145,9 @@ def test_draws_are_drawn_again_by_the_weights_that_drew_them(run: Path) -> None:
         assert again.same and again.nats_apart < 1e-4
 
 
-def test_what_hangs_on_log_probabilities_is_not_filtered_again(run: Path) -> None:
-    with pytest.raises(RunError, match=re.escape(parse_scheme(spec_of(run)).name) + ", whose examples"):
-        refilter(run, Change())
+def test_another_filter_weighs_alike_where_weights_hang_on_log_probabilities(run: Path) -> None:
+    report = refilter(run, Change())
+    assert report["alike"] and report["refiltered"]["num_examples"] > 0
 
 
 @pytest.mark.parametrize("spec", ["trice+memo+doubt"])

@@ -232,11 +232,6 @@ def _scheme(root: Path, settings: Train) -> Scheme:
             f"{root} was made with a scheme of its own, {settings.scheme}: only runs whose scheme has a "
             "name in a command, such as star or pps, can be filtered again."
         ) from error
-    if scheme.remember is not None or scheme.needs:
-        raise RunError(
-            f"{root} was made with {scheme.name}, whose examples hang on log-probabilities or "
-            "memory: only runs that filter an iteration's own draws can be filtered again."
-        )
     return scheme
 
 

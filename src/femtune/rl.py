@@ -58,7 +58,7 @@ def reinforce(
     done again. Of the models the best and the last stay.
     """
     what = plan(replace(settings, soft_accept=None), Scheme(settings.scheme, (), chain()))
-    with asker.setup(sampling(settings), probed=train) as setup:
+    with asker.setup(sampling(settings, what.scheme), probed=train) as setup:
         steps = Steps(run, asker.base, train, test, what, setup, asker.tokenizer, Quiet())
         return _passes(settings.scheme, steps, rl)
 
