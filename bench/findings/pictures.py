@@ -30,6 +30,7 @@ _STYLE = """\
 """
 
 _LEGEND = {
+    "labelLimit": 400,
     "title": None,
     "orient": "top",
     "labelColor": "var(--ink)",
