@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, EngineError, NothingKept, RunError
@@ -386,3 +387,17 @@ def test_schemes_that_are_right_are_not_refused() -> None:
     ).is_adaptive  # the first is asked anyway
     assert every(trice(0), 2).every == 2 and gaining(trice(0)).min_gain == 0.1
     assert waking(from_base(memoised(star()))).proposal == "base"
+
+
+def test_what_is_known_for_certain_counts_as_covered(tmp_path: Path) -> None:
+    """A mass of 1 is a log mass of 0, which is not the same as none."""
+    world = Tables.random(seed=1)
+    sure = replace(
+        world,
+        z=torch.tensor([[1e4, 0.0, 0.0, 0.0]] * 3, dtype=torch.float64),
+        y=torch.tensor([[[1e4, 0.0, 0.0]] * 4] * 3, dtype=torch.float64),
+    )
+    problems = [problem(f"{i}", i % 3, 0) for i in range(6)]
+    steps = table_steps(tmp_path, [sure], problems, parse_scheme("rejection:2+memo"))
+    metrics = steps.expect(1)
+    assert (metrics["covered_share"], metrics["log_mass"]) == (1.0, 0.0)

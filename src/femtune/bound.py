@@ -32,9 +32,9 @@ from femtune.estep import e_step
 from femtune.evaluate import group_of
 from femtune.intervals import Floats, bootstrap, mean, ratio, summary
 from femtune.run import by_problem, read_shard
-from femtune.schemes import paper_filter
+from femtune.schemes import mixture
 from femtune.tries import nats_under, read_nats, read_timing, write_nats
-from femtune.types import Draw, Problem, Sampling, Scheme, Stage
+from femtune.types import Draw, Problem, Sampling
 
 # Right draws that are added to those of each problem: see `log_mean`. Ten times as much would lift a
 # bound from 4 draws above the truth, a tenth as much would leave little in it but which problems have
@@ -61,9 +61,8 @@ def mixture_draws(
     on_draws: Callable[[Sequence[Draw]], None] = lambda draws: None,
 ) -> Iterator[Chunk]:
     """Ask every problem `draws` times, an even number, at temperature 1: half under each prompt."""
-    stages = (Stage("plain", draws // 2, "all"), Stage("hinted", draws // 2, "all"))
     setup = replace(setup, sampling=Sampling(setup.sampling.max_new_tokens))
-    scheme = Scheme("bound", stages, paper_filter)
+    scheme = mixture(draws // 2, draws // 2)
     return e_step(problems, scheme, setup, iteration=iteration, place=place, on_draws=on_draws)
 
 

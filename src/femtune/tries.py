@@ -161,7 +161,8 @@ class Tries:
         }
         if self.scheme.remember is None or "log_pi" not in self.scheme.needs:
             return found
-        masses = [mass for chunk in self for _, tries in by_problem(chunk) if (mass := log_mass(tries))]
+        found_of = (log_mass(tries) for chunk in self for _, tries in by_problem(chunk))
+        masses = [mass for mass in found_of if mass is not None]  # 0 is all there is to find
         covered = len(masses) / len(self.problems)
         return found | {
             "covered_share": covered,

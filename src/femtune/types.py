@@ -53,7 +53,7 @@ class DrawKey:
 
     iteration: int  # from 1; 0 is the evaluation of the base model
     problem_id: str
-    stage: int  # position in Scheme.stages, or see Scheme.asked
+    stage: int  # position in Scheme.asked
     index: int  # attempt within the stage, from 0
 
 
