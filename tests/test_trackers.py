@@ -83,7 +83,7 @@ def followed(world: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
         "WANDB_MODE": "offline",
         "MLFLOW_TRACKING_URI": f"file:{folder}/mlruns",
         "MLFLOW_ALLOW_FILE_STORE": "true",
-        "TRACKIO_DIR": str(folder / "trackio"),
+        "TRACKIO_PROJECT": "followed",  # its folder is one for all tests: see conftest.py
     }
     before = dict(os.environ)
     os.environ.update(own)
@@ -153,8 +153,8 @@ def test_trackio_has_one_run(followed: Followed) -> None:
     need("trackio")
     from trackio.sqlite_storage import SQLiteStorage
 
-    assert SQLiteStorage.get_runs("femtune") == [followed.keys["trackio"]]
-    logs = SQLiteStorage.get_logs("femtune", followed.keys["trackio"])
+    assert SQLiteStorage.get_runs("followed") == [followed.keys["trackio"]]
+    logs = SQLiteStorage.get_logs("followed", followed.keys["trackio"])
     losses = {each["step"]: each["train/loss"] for each in logs if "train/loss" in each}
     assert losses == pytest.approx(dict(zip(steps_of(followed), followed.losses, strict=True)))
     told = {each["iteration"]: each["evaluation/accuracy"] for each in logs if "iteration" in each}

@@ -143,7 +143,13 @@ def memoised(scheme: Scheme, size: int = 8) -> Scheme:
 
 
 def every(scheme: Scheme, iterations: int = 2) -> Scheme:
-    """Draws in iterations 1, 1 + n, 1 + 2n, ...; between them what is remembered is weighed anew."""
+    """Asks each problem in every n-th iteration, an n-th of them in each; all that is remembered trains.
+
+    So the model is updated n times as often for as many draws, each of a newer theta.
+
+    Source: incremental EM (Neal and Hinton 1998, "A view of the EM algorithm that justifies incremental,
+    sparse, and other variants").
+    """
     return replace(scheme, name=f"{scheme.name}+every({iterations})", every=iterations)
 
 

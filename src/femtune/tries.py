@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from femtune.chunks import Setup
 from femtune.errors import EngineError, RunError
 from femtune.files import replacing
 from femtune.formats import Unreadable, reading_arrow
+from femtune.posterior import uniform
 from femtune.run import Run, by_problem, read_shard, write_draws
 from femtune.types import Draw, DrawKey, Need, Problem, Scheme
 from femtune.weigh import weigh
@@ -86,15 +88,15 @@ class Tries:
     def choose(
         self, index: int, problems: Sequence[Problem]
     ) -> tuple[Sequence[Problem], frozenset[str]]:
-        """Of a chunk's problems those worth asking, and the ids of those that are remembered.
+        """Of a chunk's problems those due and worth asking, and the ids of those that are remembered.
 
         No draw can raise the bound log sum_S pi(z, y* | x), over the distinct remembered draws S, by
         more than minus itself, as pi(y* | x) is at most 1.
         """
         by_id = dict(by_problem(self.recalled(index)))
-        if (self.iteration - 1) % self.scheme.every:
-            return [], frozenset(by_id)
-        return [p for p in problems if self._worth(by_id.get(p.id, []))], frozenset(by_id)
+        now = (self.iteration - 1) % self.scheme.every
+        due = [p for p in problems if self._turns[p.id] == now]
+        return [p for p in due if self._worth(by_id.get(p.id, []))], frozenset(by_id)
 
     def is_scored(self, kind: str) -> bool:
         """Whether the nats of that kind ("recalled" or "scored") are stored, or none are needed."""
@@ -168,6 +170,12 @@ class Tries:
             "covered_share": covered,
             "log_mass": math.fsum(masses) / len(masses) if masses else None,
         }
+
+    @cached_property
+    def _turns(self) -> Mapping[str, int]:
+        """When of `every` iterations each problem is asked: as many in each, in no order of rows."""
+        shuffled = sorted(self.problems, key=lambda problem: uniform(f"turn {problem.id}"))
+        return {problem.id: i % self.scheme.every for i, problem in enumerate(shuffled)}
 
     def _worth(self, remembered: Sequence[Draw]) -> bool:
         if not self.scheme.min_gain or not remembered:

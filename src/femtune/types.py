@@ -183,7 +183,7 @@ class Scheme:
     proposal: Literal["current", "base"] = "current"  # whose draws: of theta_{k-1}, or of the base
     # nats: a problem whose bound on log p(y* | x) no draw can raise by more is not asked
     min_gain: float = 0.0
-    # iterations from one that draws to the next; between them what is remembered is weighed anew
+    # iterations from one that asks a problem to the next: a share of the problems in each
     every: int = 1
 
     def __post_init__(self) -> None:

@@ -8,7 +8,8 @@ remembered at most, and t the iterations that have drawn before:
     scored              what is remembered, and the right draws whose log pi or log q the engine has not
                         told as it drew them: once for each that the scheme's rules need
 
-A problem that is covered is asked by `stages`, another by `first`. All problems are taken to be equally
+A problem that is covered is asked by `stages`, another by `first`, and each in every n-th iteration, an
+n-th of them in each, where the scheme says so. All problems are taken to be equally
 hard, and none to be left out for want of gain.
 """
 
@@ -47,30 +48,31 @@ def course(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Cours
     later = asking(scheme.stages, right, one_each=one_each)
     begun = asking(scheme.first, right, one_each=one_each) if scheme.first else later
     most = capacity(scheme)
-    covered = remembered = 0.0  # before the iteration
     asked: list[Asking] = []
     scored: dict[str, list[float]] = {"plain": [], "hinted": []}
     stored: list[float] = []
-    for iteration in range(iterations):
-        draws = iteration % scheme.every == 0
-        parts = [_reached(begun, 1 - covered), _reached(later, covered)] if draws else []
-        fresh = _right(parts, right)
-        for prompt, need in (("plain", "log_pi"), ("hinted", "log_q")):
-            told = fresh[prompt] if scheme.proposal == "current" else 0.0
-            new = sum(fresh.values()) - told
-            scored[prompt].append((remembered + new) * (need in scheme.needs))
-        kept = sum(part.kept for part in parts)
-        known = remembered + sum(fresh.values())
-        if scheme.remember is not None:
-            covered = 1 - (1 - covered) * (1 - kept) if draws else covered
-            remembered = min(most, known)
-        examples = sum(part.examples for part in parts)
-        if not one_each:
-            solved = covered if scheme.remember is not None else kept
-            examples = solved * _examples(scheme.weigh, known / solved) if solved else 0.0
-        attempts = [attempt for part in parts for attempt in part.attempts]
-        asked.append(Asking(attempts, max(kept, covered), examples))
-        stored.append(remembered)
+    for turn in range(scheme.every):  # of each, as many problems
+        covered = remembered = 0.0  # before the iteration
+        for iteration in range(iterations):
+            draws = iteration % scheme.every == turn
+            parts = [_reached(begun, 1 - covered), _reached(later, covered)] if draws else []
+            fresh = _right(parts, right)
+            for prompt, need in (("plain", "log_pi"), ("hinted", "log_q")):
+                told = fresh[prompt] if scheme.proposal == "current" else 0.0
+                new = sum(fresh.values()) - told
+                scored[prompt].append((remembered + new) * (need in scheme.needs))
+            kept = sum(part.kept for part in parts)
+            known = remembered + sum(fresh.values())
+            if scheme.remember is not None:
+                covered = 1 - (1 - covered) * (1 - kept) if draws else covered
+                remembered = min(most, known)
+            examples = sum(part.examples for part in parts)
+            if not one_each:
+                solved = covered if scheme.remember is not None else kept
+                examples = solved * _examples(scheme.weigh, known / solved) if solved else 0.0
+            attempts = [attempt for part in parts for attempt in part.attempts]
+            asked.append(Asking(attempts, max(kept, covered), examples))
+            stored.append(remembered)
     found = {prompt: fmean(each) for prompt, each in scored.items() if any(each)}
     return Course(_mean(asked), found, fmean(stored))
 
