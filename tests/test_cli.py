@@ -17,6 +17,7 @@ import yaml
 
 from femtune.cli import main
 from femtune.run import read_draws
+from femtune.schemes import AUTO
 from femtune.tasks.load import Options, read_task
 
 SEEDLING = ("--model", "seedling", "--max-new-tokens", "48")
@@ -229,7 +230,7 @@ BAD = {
     ),
     "a model is nowhere": Bad("train train.jsonl --model ./nowhere", ("nowhere is no model folder",)),
     "a run has another configuration": Bad(
-        "train train.jsonl {}", ("-scheme: star", "+scheme: rejection:2+memo+gain:0.2+resample"), a_run
+        "train train.jsonl {}", ("-scheme: star", f"+scheme: {AUTO}"), a_run
     ),
     "one run of a comparison has another configuration": Bad(
         "compare train.jsonl {} --schemes star pps",

@@ -109,6 +109,14 @@ def test_a_plan_has_every_setting_of_the_loop() -> None:
     assert plan(settings, star()).scheme.name == "star"
 
 
+def test_a_scheme_that_restarts_has_more_epochs_from_the_base() -> None:
+    own = Train(scheme="star+restart:2.5", training=Training(num_train_epochs=2))
+    made = plan(own)
+    assert (made.start_from, made.training.num_train_epochs) == ("base", 5)
+    assert made.training == replace(own.training, num_train_epochs=5)
+    assert plan(replace(own, scheme="star")).training == own.training
+
+
 def test_what_auto_stands_for_is_stored() -> None:
     """So that a run is what it was when another femtune has another."""
     for kind in (Sample, Train):

@@ -271,6 +271,8 @@ def test_an_m_step_starts_where_the_iterations_did(run: Path, base: Path) -> Non
     assert (one.start(), two.start()) == (base, run / "iteration-001" / "model")
     from_base = replace(two, settings=replace(two.settings, start_from="base"))
     assert from_base.start() == base
+    restarts = replace(two, settings=replace(two.settings, scheme="own+restart(3)"))
+    assert restarts.start() == base
     assert two.settings.training == TRAINING
 
 

@@ -162,7 +162,7 @@ def test_other_names_are_refused_with_those_there_are(spec: str) -> None:
 ADDITIONS = [
     ("base", ""), ("importance", ""), ("chain", ""), ("memo", ":4"), ("memo", ""), ("every", ":3"),
     ("every", ""), ("gain", ":0.25"), ("gain", ""), ("resample", ":2"), ("resample", ""),
-    ("doubt", ":.05"), ("doubt", ""), ("wake", ":0.5"), ("wake", ""),
+    ("doubt", ":.05"), ("doubt", ""), ("wake", ":0.5"), ("wake", ""), ("restart", ":2"), ("restart", ""),
 ]  # fmt: skip
 STARTS = ["rejection", "rejection:1", "rejection:4", "star", "pps", "pps:1", "pps:4", "mixture",
           "mixture:2", "mixture:2,3", "trice", "trice:0", "trice:0.25"]  # fmt: skip
@@ -180,7 +180,7 @@ def test_a_scheme_is_read_back_from_its_name(start: str, name: str, numbers: str
         return
     again = parse_scheme(scheme.name)
     assert again.name == scheme.name
-    for field in ("stages", "first", "proposal", "min_gain", "every", "needs"):
+    for field in ("stages", "first", "proposal", "min_gain", "every", "restart", "needs"):
         assert getattr(again, field) == getattr(scheme, field)
 
 
@@ -211,13 +211,15 @@ def test_whatever_is_read_is_read_back_and_all_else_is_refused(spec: str) -> Non
         return
     again = parse_scheme(scheme.name)
     assert again.name == scheme.name
-    assert (again.stages, again.min_gain, again.every) == (scheme.stages, scheme.min_gain, scheme.every)
+    for name in ("stages", "min_gain", "every", "restart"):
+        assert getattr(again, name) == getattr(scheme, name)
 
 
 @pytest.mark.parametrize(
     ("spec", "name"),
     [
-        ("auto", "rejection(2)+memo(8)+gain(0.2)+resample(1)"),
+        ("auto", "rejection(1)+memo(8)+gain(0.2)+resample(1)+restart(3)"),
+        ("star+restart:.5", "star+restart(0.5)"),
         (" pps:4 + wake + importance ", "pps(4)+importance+wake"),
         ("pps+doubt:0.0000001+memo", "pps+memo(8)+doubt(0.0000001)"),
         ("star+memo+gain:123456789.5", "star+memo(8)+gain(123456789.5)"),
@@ -254,6 +256,7 @@ def test_what_is_added_is_in_the_name_in_the_order_in_which_it_is_applied(spec: 
         ("star+memo+every:0", "every is 0, at least 1"),
         ("star+doubt:1", "doubt 1 among 1000 answers"),
         ("star+wake:0", "wake 0: above 0"),
+        ("star+restart:0", "restart 0: above 0"),
         ("pps:0", "draws are at least 1"),
         ("pps+importance+resample:0", "resample 0: at least 1"),
         ("trice:1.5", "control_variate 1.5: from 0 to 1"),

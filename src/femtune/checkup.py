@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from femtune import manifest
-from femtune.errors import ConfigError, DataError, RunError
+from femtune.errors import DataError, RunError
 from femtune.files import make_folder
 from femtune.journal import journals, read_journal
 from femtune.prepare import fingerprint
 from femtune.problems import load_problems
 from femtune.retention import free_bytes, sized
 from femtune.run import Run, locked, stored_config
-from femtune.schemes import parse_scheme
+from femtune.schemes import adds
 
 ASIDE = "damaged"  # in the run's directory: what was set aside
 
@@ -135,14 +135,13 @@ def _is_there(root: Path, iteration: int) -> bool:
 
 
 def _draws_from_base(root: Path) -> bool:
-    try:
-        return parse_scheme(str(stored_config(root).get("scheme", ""))).proposal == "base"
-    except ConfigError:
-        return False  # a scheme of the user's own, or none: of an evaluation
+    return adds(str(stored_config(root).get("scheme", "")), "base")
 
 
 def _starts_from_previous(root: Path) -> bool:
-    return bool(stored_config(root).get("start_from", "previous") == "previous")
+    config = stored_config(root)
+    restarts = adds(str(config.get("scheme", "")), "restart")
+    return config.get("start_from", "previous") == "previous" and not restarts
 
 
 def _state(root: Path) -> str:

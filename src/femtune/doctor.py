@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from femtune.estep import e_step
 from femtune.prepare import Data, held_out, load_config, plan, read_questions, sampling
 from femtune.progress import framed, literal
 from femtune.prompts import ChatTokenizer
-from femtune.schemes import paper_filter, parse_scheme, spelled_out
+from femtune.schemes import adds, paper_filter, parse_scheme
 from femtune.training import context_length
 from femtune.types import Draw, Problem, Scheme, Stage
 
@@ -124,7 +123,7 @@ def show_prompts(asker: Asker, problem: Problem) -> Iterator[Panel]:
 
 def trained_under(scheme: str) -> tuple[Literal["plain", "hinted"], ...]:
     """The prompts that a scheme's examples are trained under: with a wake phase, both."""
-    return ("plain", "hinted") if re.search(r"\+\s*wake\b", spelled_out(scheme)) else ("plain",)
+    return ("plain", "hinted") if adds(scheme, "wake") else ("plain",)
 
 
 def show_tokens(

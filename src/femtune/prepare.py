@@ -250,12 +250,13 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
         raise ConfigError(
             'fsdp is of several processes: set launch, to "torchrun --nproc-per-node 8" say.'
         )
+    epochs = (scheme.restart or 1) * settings.training.num_train_epochs
     return Plan(
         replace(scheme, accept_at=_acceptance(settings)),
-        settings.training,
+        replace(settings.training, num_train_epochs=epochs),
         Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
         settings.iterations,
-        settings.start_from,
+        "base" if scheme.restart else settings.start_from,
         settings.launch,
         settings.balance,
         settings.keep_last,

@@ -8,7 +8,7 @@ EM asks for the posterior pi(z | x, y*).
                                        Expectation Maximization", arXiv 2512.20169, section 4
     mixture(a, b)  trice(beta)         plain and hinted draws of every problem; a chain of plain ones
     memoised  weighted  chained        what draws count for: see posterior.py
-    doubting  waking  from_base        more that can be added; written pps:4+importance+wake in a command
+    doubting  waking  restarting       more that can be added; written pps:4+importance+wake in a command
 """
 
 from __future__ import annotations
@@ -180,9 +180,25 @@ def waking(scheme: Scheme, weight: float = 1.0) -> Scheme:
     return replace(scheme, name=f"{scheme.name}+{name}", weigh=chain(scheme.weigh, wake(weight)))
 
 
+def restarting(scheme: Scheme, epochs: float = 3.0) -> Scheme:
+    """Each M-step starts from the base, and takes `epochs` times `num_train_epochs` to learn all anew.
+
+    What the model finds likely only as it knows it by heart is forgotten; what draws agree on is learnt
+    again. Nothing is lost where draws are remembered.
+
+    Source: STaR (Zelikman et al. 2022, arXiv 2203.14465), and ReST-EM (Singh et al. 2023, "Beyond Human
+    Data", arXiv 2312.06585), whose M-steps start from the base too.
+
+    Raises ConfigError where `epochs` is not above 0.
+    """
+    if not 0 < epochs < math.inf:
+        raise ConfigError(f"restart {epochs:g}: above 0.")
+    return replace(scheme, name=f"{scheme.name}+restart({_said(epochs)})", restart=epochs)
+
+
 # --- names
 
-AUTO = "rejection:2+memo+gain:0.2+resample"  # what `auto` stands for: docs/findings.md has why
+AUTO = "rejection:1+memo+gain:0.2+resample+restart"  # what `auto` stands for: docs/findings.md has why
 
 SCHEMES: dict[str, Callable[..., Scheme]] = {
     "rejection": rejection,
@@ -202,6 +218,7 @@ ADDED: dict[str, Callable[..., Scheme]] = {
     "resample": resampled,
     "doubt": doubting,
     "wake": waking,
+    "restart": restarting,
 }
 _WHOLE = ("rejection", "pps", "mixture", "memo", "every", "resample")  # these take whole numbers
 _BARE = ("star", "base", "importance", "chain")  # these take none
@@ -241,6 +258,15 @@ def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
 def spelled_out(spec: str) -> str:
     """A scheme's name in a command, with what `auto` stands for in its place: what a run stores."""
     return AUTO if spec.strip() == "auto" else spec
+
+
+def adds(spec: str, name: str) -> bool:
+    """Whether a scheme of this name, a command's or an own one's, has such an addition.
+
+    >>> adds("star+memo(8)+restart(3)", "restart"), adds("auto", "wake")
+    (True, False)
+    """
+    return name in re.findall(r"\+\s*(\w+)", spelled_out(spec))
 
 
 def _read_part(part: str, spec: str, known: dict[str, Callable[..., Scheme]]) -> tuple[str, list[float]]:

@@ -9,6 +9,7 @@ tokens that are trained on, text is only for rewards and readers.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,10 +186,14 @@ class Scheme:
     min_gain: float = 0.0
     # iterations from one that asks a problem to the next: a share of the problems in each
     every: int = 1
+    # M-steps start from the base and take this many times the epochs; 0: as `start_from` says
+    restart: float = 0.0
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ConfigError(f"scheme {self.name}: every is {self.every}, at least 1.")
+        if not 0 <= self.restart < math.inf:
+            raise ConfigError(f"scheme {self.name}: restart is {self.restart:g}, above 0.")
         some = self.min_gain or self.every != 1  # of the problems or iterations
         if some and self.remember is None:
             raise ConfigError(
