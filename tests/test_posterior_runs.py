@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from femtune.cli import main
+from femtune.commands import fit
 from femtune.engines.transformers import TransformersEngine
+from femtune.prepare import local_model
 from femtune.refilter import Change, refilter
 from femtune.replay import name_of, replay
 from femtune.run import read_draws, read_shard
@@ -24,7 +27,8 @@ from femtune.types import Draw, DrawKey
 
 from .runs import make_world, train_command
 
-SPECS = ["star+memo+doubt+wake", "trice", "pps:2+importance+resample:1", "pps+base+importance"]
+RESTARTS = "pps:2+importance+resample:1+restart:2"
+SPECS = ["star+memo+doubt+wake", "trice", RESTARTS, "pps+base+importance"]
 SHORT = ("--eval-every", "0", "--num-train-epochs", "1", "--show", "quiet")
 KINDS = {"draws", "scored", "examples.parquet", "model", "metrics.json"}
 
@@ -80,7 +84,8 @@ def test_log_probabilities_are_those_of_the_weights_before(run: Path) -> None:
     for iteration in (1, 2):
         stored = open_stored(run, iteration)
         prompts = stored.prompts()
-        engine = TransformersEngine(stored.start())
+        before = run / f"iteration-00{iteration - 1}/model"
+        engine = TransformersEngine(local_model("seedling") if iteration == 1 else before)
         own = {k: d for k, d in draws_in(stored.draws).items() if d.accepted}
         remembered = draws_in(run / f"iteration-00{iteration - 1}" / "memory")
         assert scored(run, iteration, "scored").keys() == own.keys()
@@ -135,6 +140,18 @@ def test_signed_and_weighted_examples_train(run: Path) -> None:
             assert found["e_step"]["log_mass"] < 0 < found["e_step"]["covered_share"] <= 1
     weights = [run / f"iteration-00{i}/model/model.safetensors" for i in (1, 2)]
     assert weights[0].read_bytes() != weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("run", [RESTARTS], indirect=True)
+def test_a_restart_trains_the_base_for_longer(run: Path, tmp_path: Path) -> None:
+    stored, out = open_stored(run, 2), tmp_path / "model"
+    training = replace(stored.settings.training, num_train_epochs=2.0)  # 2 times 1
+    again = fit(
+        run / "iteration-002/examples.parquet", "seedling", training, out, stored.settings.seed + 2
+    )
+    assert again["num_steps"] == metrics(run, 2)["m_step"]["num_steps"]
+    weights = [folder / "model.safetensors" for folder in (out, run / "iteration-002/model")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_draws_are_drawn_again_by_the_weights_that_drew_them(run: Path) -> None:
