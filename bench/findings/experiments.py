@@ -93,8 +93,7 @@ class Figure:
 
 PAPER = ("rejection:4", "star", "pps")
 RESTARTS = ("rejection:4+restart", "star+restart")  # the paper's draws, M-steps from the base
-AUTO_SCHEME = "rejection:1+memo+gain:0.2+resample+restart"  # femtune.schemes.AUTO
-HINTED = "star+memo+gain:0.2+resample+restart"  # the same with a hint where the plain draw is wrong
+AUTO_SCHEME = "rejection:8+chain+every:3+restart"  # femtune.schemes.AUTO
 FEW = ("rejection:4", AUTO_SCHEME)
 
 # Weaker bases: steps of the seedling's one course of lessons, of 7,000 and a second course of 3,500.
@@ -107,8 +106,8 @@ LAST: dict[str, Any] = {"settings": {"eval_every": 100}}  # measured are the bas
 EXPERIMENTS: dict[str, Experiment] = {
     each.name: each
     for each in (
-        Experiment("schemes-rubric", "rubric", (*PAPER, *RESTARTS, AUTO_SCHEME, HINTED)),
-        Experiment("schemes-tldr", "tldr", (*PAPER, AUTO_SCHEME, HINTED), iterations=8),
+        Experiment("schemes-rubric", "rubric", (*PAPER, *RESTARTS, AUTO_SCHEME)),
+        Experiment("schemes-tldr", "tldr", (*PAPER, AUTO_SCHEME), iterations=8),
         Experiment("schemes-sums", "sums", (*PAPER, AUTO_SCHEME), difficulty=(1, 3), iterations=5),
         Experiment("noise-rubric", "rubric", FEW, "noise", (0.0, 0.1, 0.2, 0.3), iterations=8, **LAST),
         Experiment(

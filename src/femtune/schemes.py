@@ -32,7 +32,7 @@ from femtune.posterior import (
     wake,
 )
 from femtune.types import Request, Scheme, Stage
-from femtune.weigh import above, accepted, chain, distinct, first, heaviest, share
+from femtune.weigh import above, accepted, chain, distinct, first, heaviest, last, share
 from femtune.words import brief, near
 
 paper_filter = chain(accepted(), first())
@@ -123,8 +123,13 @@ def weighted(scheme: Scheme) -> Scheme:
 
 
 def chained(scheme: Scheme) -> Scheme:
-    """A chain for each problem; the scheme's right draws are proposals: see `posterior.metropolis`."""
-    rule = chain(accepted(), metropolis())
+    """A chain for each problem; the scheme's right draws are proposals: see `posterior.metropolis`.
+
+    Plain ones are taken always, so of these alone it is the problem's newest right draw, for no scoring:
+    one of the posterior of the theta that drew it.
+    """
+    is_hinted = any(stage.prompt == "hinted" for stage in scheme.asked)
+    rule = chain(accepted(), metropolis() if is_hinted else last())
     return replace(scheme, name=f"{scheme.name}+chain", weigh=rule, remember=rule)
 
 
@@ -198,7 +203,7 @@ def restarting(scheme: Scheme, epochs: float = 3.0) -> Scheme:
 
 # --- names
 
-AUTO = "rejection:1+memo+gain:0.2+resample+restart"  # what `auto` stands for: docs/findings.md has why
+AUTO = "rejection:8+chain+every:3+restart"  # what `auto` stands for: docs/findings.md has why
 
 SCHEMES: dict[str, Callable[..., Scheme]] = {
     "rejection": rejection,

@@ -149,27 +149,25 @@ class Tries:
         log_mass         mean over these of log sum_S pi(z, y* | x), nats, S the distinct right draws:
                          a lower bound of log pi(y* | x)
         """
-        if not self.scheme.needs & {"log_pi", "log_q"}:
-            return {}
-        timings = [
-            read_timing(path)
-            for kind in ("recalled", "scored")
-            for index in self.indices
-            if (path := self.run.shard(self.iteration, kind, index)).exists()
-        ]
-        found = {
-            "scored_tokens": sum(timing["tokens"] for timing in timings),
-            "scoring_s": round(sum(timing["total_s"] for timing in timings), 3),
-        }
-        if self.scheme.remember is None or "log_pi" not in self.scheme.needs:
+        found: dict[str, Any] = {}
+        if self.scheme.needs & {"log_pi", "log_q"}:
+            timings = [
+                read_timing(path)
+                for kind in ("recalled", "scored")
+                for index in self.indices
+                if (path := self.run.shard(self.iteration, kind, index)).exists()
+            ]
+            found["scored_tokens"] = sum(timing["tokens"] for timing in timings)
+            found["scoring_s"] = round(sum(timing["total_s"] for timing in timings), 3)
+        if self.scheme.remember is None:
             return found
-        found_of = (log_mass(tries) for chunk in self for _, tries in by_problem(chunk))
-        masses = [mass for mass in found_of if mass is not None]  # 0 is all there is to find
-        covered = len(masses) / len(self.problems)
-        return found | {
-            "covered_share": covered,
-            "log_mass": math.fsum(masses) / len(masses) if masses else None,
-        }
+        accepted = ([draw for draw in chunk if draw.accepted] for chunk in self)
+        masses = [log_mass(each) for chunk in accepted for _, each in by_problem(chunk)]
+        found["covered_share"] = len(masses) / len(self.problems)
+        known = [mass for mass in masses if mass is not None]
+        if "log_pi" in self.scheme.needs:
+            found["log_mass"] = math.fsum(known) / len(known) if known else None
+        return found
 
     @cached_property
     def _turns(self) -> Mapping[str, int]:

@@ -227,9 +227,10 @@ class Scheme:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What its rules must know of draws."""
+        """What its rules must know of draws, and its choice of problems."""
         rules = (self.weigh, self.remember)
-        return frozenset(need for rule in rules for need in getattr(rule, "needs", ()))
+        found = frozenset(need for rule in rules for need in getattr(rule, "needs", ()))
+        return found | {"log_pi"} if self.min_gain else found
 
 
 # r(answer, y*): pure, from problems and parsed completions to rewards in [0, 1]; None abstains.

@@ -47,6 +47,11 @@ def first(num: int = 1) -> Rule:
     return lambda draws, examples: list(islice(sorted(examples, key=lambda e: e.draw.key), num))
 
 
+def last(num: int = 1) -> Rule:
+    """Keeps a problem's last `num` by key: of the newest iteration that gave it any."""
+    return lambda draws, examples: sorted(examples, key=lambda e: e.draw.key)[-num:]
+
+
 def distinct() -> Rule:
     """Keeps the first of draws with the same tokens."""
 
