@@ -34,7 +34,7 @@ from femtune.schemes import (
     weighted,
 )
 from femtune.tries import log_mass, read_nats, read_timing
-from femtune.types import Draw, Scheme, Stage
+from femtune.types import Draw, DrawKey, Scheme, Stage
 from femtune.weigh import accepted, chain, weigh
 
 from .oracle import PROMPTS, Tables, TableSteps, problem, table_steps
@@ -51,6 +51,7 @@ SPECS = [
     "pps:2+memo:2+gain:0.5",
     "mixture:1,2+chain+wake:0.5",
     "rejection:2+base+memo+resample:2",
+    "rejection:2+chain+every:3+restart",
 ]
 
 
@@ -146,7 +147,7 @@ class Killed(BaseException):
     """Not an Exception: nothing may catch it."""
 
 
-@pytest.mark.parametrize("spec", SPECS[:4])
+@pytest.mark.parametrize("spec", [*SPECS[:4], SPECS[-1]])
 def test_a_run_that_is_killed_at_every_event_gives_the_same_examples(spec: str, tmp_path: Path) -> None:
     """Killed as it scores, draws or stores for the first time, begun again, the second, and so on."""
     whole = steps(tmp_path / "whole", spec)
@@ -255,10 +256,24 @@ def test_a_problem_is_asked_in_every_nth_iteration_and_in_between_weighed_anew(t
         weights.append({(r["problem_id"], r["index"]): r["weight"] for r in made.examples(iteration)})
     assert due[:3] == due[3:6] and due[0] == due[6]
     assert due[0] | due[1] | due[2] == whole and sum(map(len, due[:3])) == len(whole)
-    waiting = [key for key in weights[0] if key[0] not in due[1]]
-    assert any(
-        weights[0][key] != weights[1][key] for key in waiting if key in weights[1]
-    )  # another theta
+    waiting = [key for key in weights[0].keys() & weights[1].keys() if key[0] not in due[1]]
+    assert any(weights[0][key] != weights[1][key] for key in waiting)  # another theta
+
+
+def test_a_chain_of_plain_draws_is_the_newest_right_one_and_needs_no_scoring(tmp_path: Path) -> None:
+    made = steps(tmp_path, "rejection:2+chain+every:2")
+    newest: dict[str, DrawKey] = {}
+    for iteration in range(1, 6):
+        metrics = made.expect(iteration)
+        newest |= {draw.key.problem_id: draw.key for draw in draws_of(made, iteration) if draw.accepted}
+        tries = dict(by_problem(made.tries(iteration)))
+        kept = [e.draw.key for each in tries.values() for e in weigh(made.plan.scheme.weigh, each)]
+        assert {key.problem_id: key for key in kept} == newest and len(kept) == len(newest)
+        assert metrics["covered_share"] == len(newest) / len(PROBLEMS)
+        assert not metrics.keys() & {"log_mass", "scored_tokens"}
+        assert not (made.run.iteration(iteration) / "scored").exists()
+    assert len({key.iteration for key in newest.values()}) > 1
+    assert gaining(made.plan.scheme).needs == {"log_pi"}  # which problems are asked hangs on it
 
 
 def test_only_problems_that_have_something_to_gain_are_asked(tmp_path: Path) -> None:
