@@ -152,8 +152,8 @@ class Sample(Ask):
 class Train(Sample):
     """FEM: E-step, M-step, evaluation, repeated."""
 
-    iterations: int = 5
-    """How often."""
+    iterations: int = 9
+    """How often; auto asks each problem in every third."""
     launch: str | None = None
     """M-steps on several processes, started by this: "torchrun --standalone --nproc-per-node 8"."""
     share_device: bool = True

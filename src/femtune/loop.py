@@ -325,8 +325,9 @@ def nothing_kept(iteration: int, metrics: dict[str, Any]) -> str:
         for prompt, reasons in metrics["reasons"].items()
         for reason, count in reasons.items()
     ]
+    hints = "" if "hinted" in metrics["reasons"] else " A hint may help: --scheme star or pps."
     return (
         f"iteration {iteration} kept no draw of {metrics['num_problems']} problems "
         f"({'; '.join(counts)}). Look at them with `femtune doctor`, and at max_new_tokens, "
-        "the instruction and the reward."
+        f"the instruction and the reward.{hints}"
     )
