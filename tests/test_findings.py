@@ -32,8 +32,10 @@ from findings.numbers import (  # noqa: E402
     at_end,
     budgets,
     difference,
+    difference_within,
     found_of,
     rank_correlation,
+    reached,
     within,
 )
 from findings.pictures import draw, looks, place  # noqa: E402
@@ -260,6 +262,16 @@ def test_differences_are_paired(tmp_path: Path) -> None:
     assert difference(found, "star", "pps", "accuracy") == (0.125, 0.0)
 
 
+def test_differences_within_a_budget_and_what_a_goal_took(tmp_path: Path) -> None:
+    rows = {("pps", 0): [0.4, 0.5, 0.5], ("pps", 1): [0.4, 0.5, 0.75]}
+    found = stored(tmp_path, rows | {("star", 0): [0.4, 0.75, 0.625], ("star", 1): [0.4, 0.5, 0.875]})
+    tokens = "generated_tokens"
+    assert difference_within(found, "star", "pps", tokens, 199, "accuracy")[0] == 0.125
+    assert difference_within(found, "star", "pps", tokens, 500, "accuracy") is None  # both had room
+    assert reached(found, "star", "accuracy", 0.7, tokens) == (150, half_width([100, 200]))
+    assert reached(found, "pps", "accuracy", 0.7, tokens) is None  # not in seed 0
+
+
 def test_within_a_budget(tmp_path: Path) -> None:
     found = stored(tmp_path, {("pps", 0): [0.4, 0.5, 0.7], ("pps", 1): [0.2, 0.3, 0.9]})
 
@@ -305,6 +317,11 @@ def test_a_table_is_what_the_rows_say(tmp_path: Path) -> None:
 | --- | --: | --: | --: |
 | rejection:1 | .250 ±.000 | .500 ±.000 | .500 ±.000 |
 | pps | .250 ±.000 | .500 ±.000 | .750 ±.000 |
+
+|  | accuracy within 200 tokens less rejection:1's, by seed | tokens to accuracy .850 |
+| --- | --: | --: |
+| rejection:1 | – | – |
+| pps | .250 ±.000 | – |
 
 | at the end | accuracy less rejection:1's, by seed | accuracy | tokens |
 | --- | --: | --: | --: |

@@ -126,9 +126,33 @@ def difference(found: Found, contender: str, other: str, column: str) -> Mean | 
     """How much more a contender has at the end than another: paired by seed, on the same problems."""
     if at_end(found, contender, None, column) is None or at_end(found, other, None, column) is None:
         return None
-    theirs = {row["seed"]: row[column] for row in last(found.of(other))}
-    pairs = [row[column] - theirs[row["seed"]] for row in last(found.of(contender))]
+    return _paired(last(found.of(contender)), last(found.of(other)), column)
+
+
+def difference_within(
+    found: Found, contender: str, other: str, x: str, most: float, column: str
+) -> Mean | None:
+    """The same of their last checkpoints that came with at most so much of `x`: see `within`."""
+    rows = [_within(found, name, x, most) for name in (contender, other)]
+    if any(over_seeds(each, column, len(found.seeds)) is None for each in rows):
+        return None
+    return _paired(*rows, column)
+
+
+def _paired(rows: list[dict[str, Any]], others: list[dict[str, Any]], column: str) -> Mean:
+    theirs = {row["seed"]: row[column] for row in others}
+    pairs = [row[column] - theirs[row["seed"]] for row in rows]
     return fmean(pairs), half_width(pairs)
+
+
+def reached(found: Found, contender: str, column: str, least: float, x: str) -> Mean | None:
+    """What of `x` it took until a column was that high for the first time; None if in a seed never."""
+    rows = (row for row in found.of(contender) if row[column] is not None and row[column] >= least)
+    first: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if row["iteration"] <= first.get(row["seed"], row)["iteration"]:
+            first[row["seed"]] = row
+    return over_seeds([*first.values()], x, len(found.seeds))
 
 
 def by_iteration(found: Found, contender: str, column: str) -> dict[int, Mean]:
@@ -146,17 +170,20 @@ def within(found: Found, contender: str, x: str, most: float, column: str) -> Me
 
     None where some seed's run ended with room for one more iteration: it might have come further.
     """
+    return over_seeds(_within(found, contender, x, most), column, len(found.seeds))
+
+
+def _within(found: Found, contender: str, x: str, most: float) -> list[dict[str, Any]]:
     rows = found.of(contender)
     chosen = []
     for seed in found.seeds:
         own = [row for row in rows if row["seed"] == seed and row[x] is not None]
         inside = [row for row in own if row[x] <= most]
         if not inside:
-            return None
-        if len(inside) == len(own) and own[-1][x] + own[-1][x] / max(1, len(own) - 1) <= most:
-            return None
-        chosen.append(inside[-1])
-    return over_seeds(chosen, column, len(found.seeds))
+            continue
+        if len(inside) < len(own) or own[-1][x] + own[-1][x] / max(1, len(own) - 1) > most:
+            chosen.append(inside[-1])
+    return chosen
 
 
 def budgets(found: Found, x: str) -> list[float]:

@@ -13,9 +13,11 @@ from findings.numbers import (
     at_end,
     budgets,
     difference,
+    difference_within,
     found_of,
     over_seeds,
     rank_correlation,
+    reached,
     within,
 )
 
@@ -35,6 +37,7 @@ TITLES = {
 }
 _DIGITS = {"generated_tokens": 0, "seconds": 0, "bound": 2, "leak_nats": 1}
 NOT_YET = "Not measured yet."
+REACH = 0.85  # of held-out accuracy: what it takes to come to it
 
 
 def markdown(figure: Figure, folder: Path = FOLDER) -> str:
@@ -89,9 +92,10 @@ def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _curves(figure: Figure, found: Found) -> list[str]:
-    """At equal budgets of x; and all that is measured at the end."""
+    """At equal budgets of x; by seed where the shortest runs end; all that is measured at the end."""
     sizes = budgets(found, figure.x)
     unit = TITLES[figure.x]
+    first = found.schemes[0]
     made = []
     for column in figure.measures:
         if not found.has(column):
@@ -103,9 +107,17 @@ def _curves(figure: Figure, found: Found) -> list[str]:
         made.append(
             _table([f"{TITLES[column]} within", *(f"{s:,g} {unit}" for s in map(_tidy, sizes))], lines)
         )
+    if len(sizes) > 2:
+        lines = []
+        for name in found.schemes:
+            more = difference_within(found, name, first, figure.x, sizes[2], "accuracy")
+            took = reached(found, name, "accuracy", REACH, figure.x)
+            lines.append([name, "–" if name == first else cell("accuracy", more), cell(figure.x, took)])
+        heads = [f"accuracy within {_tidy(sizes[2]):,g} {unit} less {first}'s, by seed"]
+        heads.append(f"{unit} to accuracy {cell('accuracy', (REACH, math.nan))}")
+        made.append(_table(["", *heads], lines))
     ends = [*figure.measures, *figure.also, figure.x]
     columns = [column for column in ends if found.has(column)]
-    first = found.schemes[0]
     lines = [["base", "", *(_of_base(found, column) for column in columns)]]
     for name in (*found.baselines, *found.schemes):
         more = None if name == first else difference(found, name, first, "accuracy")
