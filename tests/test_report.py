@@ -401,6 +401,20 @@ def test_what_is_remembered_has_its_own_course(tmp_path: Path) -> None:
     )  # its last one asked nothing
 
 
+def test_problems_that_are_asked_in_turn_are_compared_with_their_own_first_draws(tmp_path: Path) -> None:
+    problems = [Problem(name, "What?", "1") for name in ("a", "b")]
+    write_config(tmp_path, scheme="rejection:2+chain+every:2", iterations=3)
+    write_problems(tmp_path, problems)
+    for number, name in ((1, "a"), (2, "b")):
+        write_iteration(tmp_path, number, problems, [draw(name, iteration=number)])
+    text = check_page(render(find([tmp_path]))).text
+    assert "Kept shares by difficulty take two iterations" in text  # of the same problems
+    write_iteration(tmp_path, 3, problems, [draw("a", iteration=3)])
+    text = check_page(render(find([tmp_path]))).text
+    assert "Problems kept in the last iteration that asked them" in text and "100.0% of 1" in text
+    assert "2 problems of " in text  # trained on, though each iteration asked one
+
+
 def test_a_run_that_kept_nothing(tmp_path: Path) -> None:
     write_config(tmp_path)
     write_problems(tmp_path, one_problem())

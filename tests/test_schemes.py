@@ -218,7 +218,7 @@ def test_whatever_is_read_is_read_back_and_all_else_is_refused(spec: str) -> Non
 @pytest.mark.parametrize(
     ("spec", "name"),
     [
-        ("auto", "rejection(8)+chain+every(3)+restart(3)"),
+        ("auto", "rejection(4)+restart(3)"),
         ("star+restart:.5", "star+restart(0.5)"),
         (" pps:4 + wake + importance ", "pps(4)+importance+wake"),
         ("pps+doubt:0.0000001+memo", "pps+memo(8)+doubt(0.0000001)"),

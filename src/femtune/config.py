@@ -152,14 +152,14 @@ class Sample(Ask):
 class Train(Sample):
     """FEM: E-step, M-step, evaluation, repeated."""
 
-    iterations: int = 9
-    """How often; auto asks each problem in every third."""
+    iterations: int = 8
+    """How often; a run that is there goes on where more are asked for."""
     launch: str | None = None
     """M-steps on several processes, started by this: "torchrun --standalone --nproc-per-node 8"."""
     share_device: bool = True
     """The M-step needs the engine's GPU: it sleeps or is freed meanwhile."""
     start_from: Literal["previous", "base"] = "previous"
-    """Where each M-step starts: FEM goes on from the previous weights, STaR from the base."""
+    """Where each M-step starts: FEM's from the previous weights, STaR's and +restart from the base."""
     keep_last: int = 0
     """Models that are kept, beside the best one; 0: all."""
     eval_data: str | None = None

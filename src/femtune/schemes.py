@@ -203,7 +203,7 @@ def restarting(scheme: Scheme, epochs: float = 3.0) -> Scheme:
 
 # --- names
 
-AUTO = "rejection:8+chain+every:3+restart"  # what `auto` stands for: docs/findings.md has why
+AUTO = "rejection:4+restart"  # what `auto` stands for: docs/findings.md has why
 
 SCHEMES: dict[str, Callable[..., Scheme]] = {
     "rejection": rejection,

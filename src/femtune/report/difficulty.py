@@ -60,7 +60,7 @@ KINDS = {
 
 
 def _levels(looked: Sequence[Looked]) -> tuple[dict[str, dict[str, tuple[int, int]]], str]:
-    """By group and level: problems kept in the last iteration, of how many; else why not."""
+    """By group and level: problems kept when they were asked last, of how many; else why not."""
     firsts = [
         (tally, each.group.label)
         for each in looked
@@ -77,13 +77,14 @@ def _levels(looked: Sequence[Looked]) -> tuple[dict[str, dict[str, tuple[int, in
     made: dict[str, dict[str, tuple[int, int]]] = {}
     for each in looked:
         for tallies in each.tallies.values():
-            last = max(tallies, default=0)
-            if last < 2 or tallies[last].problems is None:
-                continue
             own = made.setdefault(each.group.label, {})
-            for level, (kept, num) in by_difficulty(base, tallies[last].problems).items():
+            # a scheme may ask a part of the problems in an iteration, and another in the first
+            later = [tallies[number].problems for number in sorted(tallies, reverse=True) if number > 1]
+            shares = (by_difficulty(base, problems) for problems in later if problems is not None)
+            for level, (kept, num) in next(filter(None, shares), {}).items():
                 before = own.get(level, (0, 0))
                 own[level] = (before[0] + kept, before[1] + num)
+    made = {label: own for label, own in made.items() if own}
     return (
         made,
         "" if made else "Kept shares by difficulty take two iterations: the first says what is hard.",
@@ -111,14 +112,14 @@ def _level_figure(
                 f"{each.group.label} {', '.join(f'{level} {of(*own[level])}' for level in own)}"
             )
     table = Table(
-        "Problems kept in the last iteration, by how often the base was right at them",
+        "Problems kept in the last iteration that asked them, by how often the base was right at them",
         ["scheme", *names],
         rows,
     )
     picture = groups(
         lines_up, names, SHARE, f"Kept in the last iteration by the base's success: {'; '.join(label)}."
     )
-    title = "Kept in the last iteration, by how often the base was right"
+    title = "Kept in the last iteration that asked them, by how often the base was right"
     return Figure(title, picture, "Left: hard for the base. Bars are Wilson's 95% intervals."), table
 
 

@@ -111,7 +111,7 @@ def _without_evaluation(found: Found) -> str:
 def facts(found: Found, lead: Record, known: Sequence[Contender]) -> list[tuple[str, str]]:
     config = lead.config
     steps = [*lead.e_steps().values()]
-    asked = count(steps[0]["num_problems"], "problem") + " of " if steps else ""
+    asked = count(lead.num_problems, "problem") + " of " if steps else ""
     made = [("Model", _base_name(config.get("model")))]
     schemes = [group.label for group in found.schemes if group.label]
     if schemes:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from femtune.errors import ConfigError, RunError
 from femtune.report.texts import name, setting
 from femtune.run import read_log, stored_config
@@ -59,6 +62,14 @@ class Record:
         if asked is None or self.is_baseline:
             return max((each["iteration"] for each in self.history), default=0)
         return int(asked)
+
+    @property
+    def num_problems(self) -> int:
+        """All that it trains on: an iteration may ask a part of them."""
+        try:
+            return int(pq.read_metadata(self.root / "problems.parquet").num_rows)
+        except (OSError, pa.ArrowException):
+            return max((step.get("num_problems") or 0 for step in self.e_steps().values()), default=0)
 
     @property
     def done(self) -> int:
