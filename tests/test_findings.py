@@ -32,7 +32,7 @@ from findings.numbers import (  # noqa: E402
     at_end,
     budgets,
     difference,
-    difference_within,
+    difference_for_as_much,
     found_of,
     rank_correlation,
     reached,
@@ -262,14 +262,17 @@ def test_differences_are_paired(tmp_path: Path) -> None:
     assert difference(found, "star", "pps", "accuracy") == (0.125, 0.0)
 
 
-def test_differences_within_a_budget_and_what_a_goal_took(tmp_path: Path) -> None:
+def test_differences_for_as_much_and_what_a_goal_took(tmp_path: Path) -> None:
     rows = {("pps", 0): [0.4, 0.5, 0.5], ("pps", 1): [0.4, 0.5, 0.75]}
-    found = stored(tmp_path, rows | {("star", 0): [0.4, 0.75, 0.625], ("star", 1): [0.4, 0.5, 0.875]})
-    tokens = "generated_tokens"
-    assert difference_within(found, "star", "pps", tokens, 199, "accuracy")[0] == 0.125
-    assert difference_within(found, "star", "pps", tokens, 500, "accuracy") is None  # both had room
-    assert reached(found, "star", "accuracy", 0.7, tokens) == (150, half_width([100, 200]))
-    assert reached(found, "pps", "accuracy", 0.7, tokens) is None  # not in seed 0
+    found = stored(tmp_path, rows | {("star", 0): [0.4, 0.75], ("star", 1): [0.4, 0.5]})
+    tokens, short = "generated_tokens", dict(found.about["experiment"], iterations=1)
+    found = replace(found, about={"experiment": short})  # star's runs end where pps's have half to go
+    assert difference_for_as_much(found, "star", "pps", tokens, "accuracy")[0] == 0.125
+    longer = {("pps", 0): [0.4], ("pps", 1): [0.4], ("star", 0): [0.4, 0.5], ("star", 1): [0.4, 0.5]}
+    assert reached(found, "star", "accuracy", 0.5, tokens) == (100, 0)
+    assert reached(found, "star", "accuracy", 0.7, tokens) is None  # not in seed 1
+    found = replace(stored(tmp_path, longer), about={"experiment": short})
+    assert difference_for_as_much(found, "star", "pps", tokens, "accuracy") is None  # it had room
 
 
 def test_within_a_budget(tmp_path: Path) -> None:
@@ -318,7 +321,7 @@ def test_a_table_is_what_the_rows_say(tmp_path: Path) -> None:
 | rejection:1 | .250 ±.000 | .500 ±.000 | .500 ±.000 |
 | pps | .250 ±.000 | .500 ±.000 | .750 ±.000 |
 
-|  | accuracy within 200 tokens less rejection:1's, by seed | tokens to accuracy .850 |
+| by seed | accuracy at its end less rejection:1's for as many tokens | tokens to accuracy .850 |
 | --- | --: | --: |
 | rejection:1 | – | – |
 | pps | .250 ±.000 | – |

@@ -129,14 +129,20 @@ def difference(found: Found, contender: str, other: str, column: str) -> Mean | 
     return _paired(last(found.of(contender)), last(found.of(other)), column)
 
 
-def difference_within(
-    found: Found, contender: str, other: str, x: str, most: float, column: str
-) -> Mean | None:
-    """The same of their last checkpoints that came with at most so much of `x`: see `within`."""
-    rows = [_within(found, name, x, most) for name in (contender, other)]
-    if any(over_seeds(each, column, len(found.seeds)) is None for each in rows):
+def difference_for_as_much(found: Found, contender: str, other: str, x: str, column: str) -> Mean | None:
+    """How much more a contender has at its end than another had for as much of `x`, by seed.
+
+    None where the other ended with less of it in a seed, with room for one more iteration.
+    """
+    if at_end(found, contender, None, column) is None:
         return None
-    return _paired(*rows, column)
+    mine = last(found.of(contender))
+    theirs = [
+        row for own in mine for row in _within(found, other, x, own[x]) if row["seed"] == own["seed"]
+    ]
+    if over_seeds(theirs, column, len(found.seeds)) is None:
+        return None
+    return _paired(mine, theirs, column)
 
 
 def _paired(rows: list[dict[str, Any]], others: list[dict[str, Any]], column: str) -> Mean:
@@ -187,11 +193,12 @@ def _within(found: Found, contender: str, x: str, most: float) -> list[dict[str,
 
 
 def budgets(found: Found, x: str) -> list[float]:
-    """Amounts of `x`, round: the shortest runs' total, a quarter and half of it, the longest's."""
+    """Amounts of `x`, round: the shortest run's total, a quarter and half of it, the longest runs'."""
     ends = [mean[0] for name in found.schemes if (mean := at_end(found, name, None, x)) is not None]
-    if not ends or min(ends) <= 0:
+    shortest = min((row[x] for name in found.schemes for row in last(found.of(name))), default=0)
+    if not ends or shortest <= 0:
         return []
-    sizes = [rounded(size) for size in (min(ends) / 4, min(ends) / 2, min(ends), max(ends))]
+    sizes = [rounded(size) for size in (shortest / 4, shortest / 2, shortest, max(ends))]
     return list(dict.fromkeys(sizes))
 
 

@@ -13,7 +13,7 @@ from findings.numbers import (
     at_end,
     budgets,
     difference,
-    difference_within,
+    difference_for_as_much,
     found_of,
     over_seeds,
     rank_correlation,
@@ -92,7 +92,7 @@ def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _curves(figure: Figure, found: Found) -> list[str]:
-    """At equal budgets of x; by seed where the shortest runs end; all that is measured at the end."""
+    """At equal budgets of x; for as much of it as each took; and all that is measured at the end."""
     sizes = budgets(found, figure.x)
     unit = TITLES[figure.x]
     first = found.schemes[0]
@@ -107,15 +107,14 @@ def _curves(figure: Figure, found: Found) -> list[str]:
         made.append(
             _table([f"{TITLES[column]} within", *(f"{s:,g} {unit}" for s in map(_tidy, sizes))], lines)
         )
-    if len(sizes) > 2:
-        lines = []
-        for name in found.schemes:
-            more = difference_within(found, name, first, figure.x, sizes[2], "accuracy")
-            took = reached(found, name, "accuracy", REACH, figure.x)
-            lines.append([name, "–" if name == first else cell("accuracy", more), cell(figure.x, took)])
-        heads = [f"accuracy within {_tidy(sizes[2]):,g} {unit} less {first}'s, by seed"]
-        heads.append(f"{unit} to accuracy {cell('accuracy', (REACH, math.nan))}")
-        made.append(_table(["", *heads], lines))
+    lines = []
+    for name in found.schemes:
+        more = difference_for_as_much(found, name, first, figure.x, "accuracy")
+        took = reached(found, name, "accuracy", REACH, figure.x)
+        lines.append([name, "–" if name == first else cell("accuracy", more), cell(figure.x, took)])
+    goal = cell("accuracy", (REACH, math.nan))
+    heads = [f"accuracy at its end less {first}'s for as many {unit}", f"{unit} to accuracy {goal}"]
+    made.append(_table(["by seed", *heads], lines))
     ends = [*figure.measures, *figure.also, figure.x]
     columns = [column for column in ends if found.has(column)]
     lines = [["base", "", *(_of_base(found, column) for column in columns)]]
