@@ -36,7 +36,7 @@ _LEGEND = {
     "labelColor": "var(--ink)",
     "labelFontSize": 12,
     "symbolSize": 70,
-    "columnPadding": 24,
+    "columnPadding": 44,
 }
 
 Spec = dict[str, Any]
