@@ -567,7 +567,7 @@ def test_on_the_command_line(world: tuple[Path, Path], capsys: pytest.CaptureFix
     assert main([*argv, "--show", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["money"] == pytest.approx(2 * found["device_hours"])
-    assert found["whole"]["E-step"]["draws"] == 5 * found["each"]["E-step"]["draws"]
+    assert found["whole"]["E-step"]["draws"] == 8 * found["each"]["E-step"]["draws"]
     assert found["engine"]["fits"] and found["training"]["total"] > 16 * found["shape"]["parameters"]
     assert main(argv) == 0
     shown = capsys.readouterr().out

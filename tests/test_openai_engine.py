@@ -219,7 +219,7 @@ def test_a_server_that_cannot_score_says_so(make: Any) -> None:
             engine.logprob([(tokens("x"), (60,))])
 
 
-@pytest.mark.parametrize("scheme", ["star+memo", "pps:4+importance", "rejection+chain", "star+doubt"])
+@pytest.mark.parametrize("scheme", ["star+memo", "pps:4+importance", "star+chain", "star+doubt"])
 def test_a_server_that_lacks_what_a_scheme_needs_is_refused(make: Any, scheme: str) -> None:
     needs = parse_scheme(scheme).needs
     with serving("openai", faults=Faults(echoes=False)) as server:

@@ -152,8 +152,12 @@ _CONFIG: dict[str, Any] = {
 
 
 def chosen(names: Mapping[str, str]) -> str:
-    """An expression of Vega's that writes each row's label; JSON strings are strings in it."""
-    return f"{json.dumps(_clean(names))}[datum.label]"
+    """An expression of Vega's that writes each row's label; JSON strings are strings in it.
+
+    Each has a letter before it, which is cut off: Vega takes the very string "if" for its own word.
+    """
+    known = {f"_{label}": f"_{text}" for label, text in _clean(names).items()}
+    return f"slice({json.dumps(known)}['_' + datum.label], 1)"
 
 
 def span(values: Sequence[Mapping[str, Any]], axis: Axis, least: float = 0.02) -> tuple[float, float]:
