@@ -111,7 +111,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment("schemes-sums", "sums", (*PAPER, AUTO_SCHEME), difficulty=(1, 3), iterations=5),
         Experiment("noise-rubric", "rubric", FEW, "noise", (0.0, 0.1, 0.2, 0.3), iterations=8, **LAST),
         Experiment(
-            "bound-rubric", "rubric", FEW, seeds=(0, 1), iterations=8, settings={"bound_draws": 8}
+            "bound-rubric",
+            "rubric",
+            ("rejection:4", "rejection:2+memo+gain:0.2+resample"),
+            seeds=(0, 1),
+            iterations=8,
+            settings={"bound_draws": 8},
         ),
         Experiment("size-rubric", "rubric", FEW, "num_train", (50, 100, 200, 400), (0, 1, 2), **LAST),
         Experiment("draws-rubric", "rubric", ("rejection:M",), "M", (1, 2, 4, 8), (0, 1, 2), **LAST),

@@ -95,7 +95,7 @@ class Tries:
         """
         by_id = dict(by_problem(self.recalled(index)))
         now = (self.iteration - 1) % self.scheme.every
-        due = [p for p in problems if self._turns[p.id] == now]
+        due = problems if self.scheme.every == 1 else [p for p in problems if self._turns[p.id] == now]
         return [p for p in due if self._worth(by_id.get(p.id, []))], frozenset(by_id)
 
     def is_scored(self, kind: str) -> bool:
