@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import signal
@@ -13,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from femtune.asker import check_able
 from femtune.chunks import Setup
 from femtune.engines.dialects import LLAMACPP, SGLANG, VLLM, completion_body
-from femtune.engines.http import Patience, shown
+from femtune.engines.http import Patience, Wire, shown
 from femtune.engines.openai import OpenAIEngine
 from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.estep import e_step
@@ -579,6 +581,22 @@ def test_a_server_that_refuses_all_in_mid_run_stops_it(status: int, words: str, 
         server.faults.completion = lambda body, count: (status, {}, "no") if count % 10 == 0 else None
         with pytest.raises(EngineError, match=words):
             draw(engine, requests(30))
+
+
+def test_no_connection_stays_open_though_all_forgot_it() -> None:
+    """As anyio's connect_tcp does where its caller is cancelled in the moment that it is made."""
+    with serving() as server:
+        wire = Wire("", QUICK, 4)
+
+        async def lose() -> asyncio.BaseTransport:
+            loop, at = asyncio.get_running_loop(), httpx2.URL(server.url)
+            transport, _ = await loop.create_connection(asyncio.Protocol, at.host, at.port)
+            return transport
+
+        transport = wire.run(lose())
+        assert not transport.is_closing()
+        wire.close()
+        assert transport.is_closing()
 
 
 def test_a_server_that_goes_down_in_mid_run_stops_it(make: Any) -> None:

@@ -13,6 +13,7 @@ import logging
 import random
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -88,8 +89,9 @@ class Wire:
         self._down_until: dict[str, float] = {}
         self._warned: set[str] = set()
         ready: Future[None] = Future()
+        self._loop = _Loop()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._main(ready)), name="femtune-http", daemon=True
+            target=lambda: self._serve(ready), name="femtune-http", daemon=True
         )
         self._thread.start()
         ready.result()
@@ -130,8 +132,12 @@ class Wire:
                 self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
 
+    def _serve(self, ready: Future[None]) -> None:
+        with contextlib.closing(self._loop) as loop:
+            loop.run_until_complete(self._main(ready))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+
     async def _main(self, ready: Future[None]) -> None:
-        self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         async with self._client:
             ready.set_result(None)
@@ -139,6 +145,9 @@ class Wire:
             others = asyncio.all_tasks() - {asyncio.current_task()}
             if others:
                 await asyncio.wait(others, timeout=_CONNECT_S)
+        for transport in self._loop.made:
+            transport.abort()
+        await asyncio.sleep(0)  # it closes its socket in the loop's next turn
 
     async def ask(
         self,
@@ -236,6 +245,23 @@ class Wire:
         # jitter, so that requests that failed together do not come back together
         pause = self.patience.backoff_s * 2.0**attempt
         return min(pause, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that knows its connections, so that none stays open.
+
+    One that is made as its asker is cancelled is in no client's pool: anyio's connect_tcp forgets it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    async def create_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """As that of the class above."""
+        transport, protocol = await super().create_connection(*args, **kwargs)
+        self.made.add(transport)
+        return transport, protocol
 
 
 async def _heard(work: Coroutine[Any, Any, T]) -> T:
