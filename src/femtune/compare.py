@@ -263,8 +263,9 @@ def _histories(futures: dict[Job, Future[History]]) -> dict[Job, History]:
         if isinstance(error, BrokenProcessPool):
             raise EngineError(
                 f"the process of a run was killed, as far as known while {job.scheme}, seed {job.seed}, "
-                "was on. Out of memory is the usual cause: give fewer --workers. What is stored stays; "
-                "the same command goes on."
+                "was on. Out of memory is the usual cause: give fewer --workers; in a script, a call of "
+                'compare that is not below `if __name__ == "__main__":`. What is stored stays; the same '
+                "command goes on."
             ) from error
         if isinstance(error, NothingKept) and not (all_empty and any_scheme):
             continue
