@@ -29,7 +29,8 @@ from femtune.prepare import (
     sampling,
 )
 from femtune.rewards import ordinal
-from femtune.schemes import AUTO, paper_filter, star
+from femtune.schemes import AUTO, AUTO_OF_PAIRS, paper_filter, star
+from femtune.tasks.load import TaskData
 from femtune.training import Training
 from femtune.types import Problem, Sampling, Scheme, Stage
 from femtune.worlds import SEEDLING
@@ -121,6 +122,8 @@ def test_what_auto_stands_for_is_stored() -> None:
     """So that a run is what it was when another femtune has another."""
     for kind in (Sample, Train):
         assert read_questions(PROBLEMS, kind(scheme="auto")).settings.scheme == AUTO
+        pairs = kind(task="summarize", scheme="auto")
+        assert read_questions(TaskData(PROBLEMS), pairs).settings.scheme == AUTO_OF_PAIRS
     assert read_questions(PROBLEMS, Train(scheme="pps:2")).settings.scheme == "pps:2"
 
 

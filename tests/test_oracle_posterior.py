@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -61,6 +62,39 @@ def draw(
     completion = Completion(tuple(text.encode()), text, "stop", plain if prompt == "plain" else hinted)
     scored = (plain, hinted) if right else (None, None)
     return Draw(key, prompt, 0, completion, score, *scored)
+
+
+# --- hard
+
+
+@given(worlds, xs, ys, st.sampled_from([1, 2, 5, 12]), st.sampled_from(["0.3", "0.7", "1", "2"]))
+@settings(max_examples=30, deadline=None)
+def test_attempts_to_a_power_climb_their_objective(
+    world: Tables, x: int, y: int, budget: int, power: str
+) -> None:
+    """E[weight grad log pi(z, y* | x)] = grad -sum_{m<=M} m^(power-1) (1-p)^m, over all attempts."""
+    scheme, asked = parse_scheme(f"rejection:{budget}+hard:{power}"), problem("0", x, y)
+    z_logits, y_logits = (t.clone().requires_grad_() for t in (world.z, world.y))
+    joint = replace(world, z=z_logits, y=y_logits).joint(x)
+    p = joint[:, y].sum()
+
+    expected = torch.zeros(())
+    for attempts, z in product(range(1, budget + 1), range(joint.shape[0])):
+        failed = [
+            draw(world, asked, 0, (y + 1) % 3, prompt="plain", index=i) for i in range(attempts - 1)
+        ]
+        right = draw(world, asked, z, prompt="plain", index=attempts - 1)
+        [example] = weigh(scheme.weigh, [*failed, right])
+        assert example.draw == right
+        chance = (1 - p) ** (attempts - 1) * joint[z, y]
+        expected = expected + (chance * example.weight).detach() * joint[z, y].log()
+    objective = -sum(m ** (float(power) - 1) * (1 - p) ** m for m in range(1, budget + 1))
+    for found, exact in zip(
+        torch.autograd.grad(expected, (z_logits, y_logits), retain_graph=True),
+        torch.autograd.grad(objective, (z_logits, y_logits)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, exact)
 
 
 # --- importance

@@ -161,7 +161,8 @@ def test_other_names_are_refused_with_those_there_are(spec: str) -> None:
 
 ADDITIONS = [
     ("base", ""), ("importance", ""), ("chain", ""), ("memo", ":4"), ("memo", ""), ("every", ":3"),
-    ("every", ""), ("gain", ":0.25"), ("gain", ""), ("resample", ":2"), ("resample", ""),
+    ("every", ""), ("gain", ":0.25"), ("gain", ""), ("hard", ":1"), ("hard", ""), ("resample", ":2"),
+    ("resample", ""),
     ("doubt", ":.05"), ("doubt", ""), ("wake", ":0.5"), ("wake", ""), ("restart", ":2"), ("restart", ""),
 ]  # fmt: skip
 STARTS = ["rejection", "rejection:1", "rejection:4", "star", "pps", "pps:1", "pps:4", "mixture",
@@ -175,7 +176,7 @@ def test_a_scheme_is_read_back_from_its_name(start: str, name: str, numbers: str
     try:
         scheme = parse_scheme(spec)
     except ConfigError as error:
-        reasons = ("remember", "unsolved alone", "leaves some out", "the base's")
+        reasons = ("remember", "unsolved alone", "leaves some out", "the base's", "until one is right")
         assert any(reason in str(error) for reason in reasons)
         return
     again = parse_scheme(scheme.name)
@@ -257,6 +258,10 @@ def test_what_is_added_is_in_the_name_in_the_order_in_which_it_is_applied(spec: 
         ("star+doubt:1", "doubt 1 among 1000 answers"),
         ("star+wake:0", "wake 0: above 0"),
         ("star+restart:0", "restart 0: above 0"),
+        ("rejection:4+hard:0", "hard 0: above 0"),
+        ("star+hard", r"scheme star: hard counts plain attempts until one is right, as rejection:M"),
+        ("pps:4+hard", r"scheme pps\(4\): hard counts plain attempts"),
+        ("trice+hard", r"scheme trice\(0\.5\): hard counts plain attempts"),
         ("pps:0", "draws are at least 1"),
         ("pps+importance+resample:0", "resample 0: at least 1"),
         ("trice:1.5", "control_variate 1.5: from 0 to 1"),

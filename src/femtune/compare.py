@@ -118,11 +118,11 @@ def jobs(
             made.append(Job(name, seed, place, own))
     for seed in numbers:
         for spec in schemes:
-            name = plan(replace(settings, scheme=spec, soft_accept=None)).scheme.name
+            spelled = replace(settings, scheme=spelled_out(spec, settings.task), seed=seed)
+            name = plan(replace(spelled, soft_accept=None)).scheme.name
             if any((name, seed) == (job.scheme, job.seed) for job in made):
                 raise ConfigError(f"scheme {name} is given twice: once is enough.")
             place = output_dir / f"{folder_name(name)}-seed{seed}"
-            spelled = replace(settings, scheme=spelled_out(spec), seed=seed)
             made.append(Job(name, seed, place, spelled))
     return made
 

@@ -9,6 +9,7 @@ posterior()          pi itself, over distinct draws: those that are remembered, 
 metropolis()         a chain: the state of a problem is the draw that it remembers
 control_variate(b)   takes from the gradient what is zero on average
 resample(n)          weights -> n draws of equal weight
+hard(power)          problems that took many attempts count more
 doubt(noise, n)      what a problem's answer itself is worth, where some are wrong
 wake()               the hinted prompt learns too
 """
@@ -151,6 +152,34 @@ def resample(num: int = 1) -> Rule:
                 made.append(replace(example, weight=float(times * total / num)))
             below = after
         return made
+
+    return rule
+
+
+def hard(power: float = 0.7) -> Rule:
+    """Multiplies the weight of a problem's draw by a^power, a the number of attempts that it took.
+
+    With p = pi(y* | x) and up to M plain attempts until one is right, the gradient is on average that of
+
+        -sum_{m <= M} m^(power - 1) (1 - p)^m
+
+    Power 0 is rejection(M) itself: the first terms of log p. Power 1 is minus the number of attempts
+    that a problem needs. So hard problems count more, and a mistake that pays for most of them, a
+    maximum where EM stays for long, does not last.
+
+    A wrong y* takes many attempts, and counts most: not for noisy answers.
+
+    Source: a power of p in place of its log as the objective, maximum Lq-likelihood (Ferrari and Yang
+    2010, arXiv 1002.4533); more weight for hard problems, there by more draws of them, DART-Math (Tong
+    et al. 2024, arXiv 2407.13690).
+
+    Raises ConfigError where `power` is not above 0.
+    """
+    if not 0 < power < math.inf:
+        raise ConfigError(f"hard {power:g}: above 0.")
+
+    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        return [replace(e, weight=e.weight * (e.draw.key.index + 1) ** power) for e in examples]
 
     return rule
 

@@ -150,7 +150,7 @@ def read_questions(
         scale=found.scale,
     )
     if isinstance(settings, Sample):
-        settings = replace(settings, scheme=spelled_out(settings.scheme))
+        settings = replace(settings, scheme=spelled_out(settings.scheme, settings.task))
     grade = as_reward(reward or settings.reward or found.reward)
     prompts = Prompts(settings.instruction or "", settings.hint or HINT, found.leaks)
     if answers and settings.check_gold:

@@ -8,7 +8,7 @@ EM asks for the posterior pi(z | x, y*).
                                        Expectation Maximization", arXiv 2512.20169, section 4
     mixture(a, b)  trice(beta)         plain and hinted draws of every problem; a chain of plain ones
     memoised  weighted  chained        what draws count for: see posterior.py
-    doubting  waking  restarting       more that can be added; written pps:4+importance+wake in a command
+    harder  doubting  waking  ...      more that can be added; written pps:4+importance+wake in a command
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from femtune.errors import ConfigError
 from femtune.posterior import (
     control_variate,
     doubt,
+    hard,
     importance,
     metropolis,
     posterior,
@@ -167,6 +168,20 @@ def gaining(scheme: Scheme, nats: float = 0.1) -> Scheme:
     return replace(scheme, name=f"{scheme.name}+gain({_said(nats)})", min_gain=nats)
 
 
+def harder(scheme: Scheme, power: float = 0.7) -> Scheme:
+    """Draws that took many attempts count more, a^power for the a-th: see `posterior.hard`.
+
+    Raises ConfigError for schemes that are not of plain attempts until one is right.
+    """
+    if [(stage.prompt, stage.ask) for stage in scheme.asked] != [("plain", "unsolved")]:
+        raise ConfigError(
+            f"scheme {scheme.name}: hard counts plain attempts until one is right, as rejection:M makes "
+            "them, and this one draws otherwise."
+        )
+    rule = chain(scheme.weigh, hard(power))
+    return replace(scheme, name=f"{scheme.name}+hard({_said(power)})", weigh=rule)
+
+
 def resampled(scheme: Scheme, num: int = 1) -> Scheme:
     """Whole draws in place of weights, `num` a problem: see `posterior.resample`."""
     rule = chain(scheme.weigh, resample(num))
@@ -203,7 +218,10 @@ def restarting(scheme: Scheme, epochs: float = 3.0) -> Scheme:
 
 # --- names
 
-AUTO = "rejection:4+restart"  # what `auto` stands for: docs/findings.md has why
+# What `auto` stands for: docs/findings.md has why. Of two answers one is right by luck as often as not,
+# and three times the epochs learn such rationales too.
+AUTO = "rejection:4+restart"
+AUTO_OF_PAIRS = "rejection:4"
 
 SCHEMES: dict[str, Callable[..., Scheme]] = {
     "rejection": rejection,
@@ -220,6 +238,7 @@ ADDED: dict[str, Callable[..., Scheme]] = {
     "memo": memoised,
     "every": every,
     "gain": gaining,
+    "hard": harder,
     "resample": resampled,
     "doubt": doubting,
     "wake": waking,
@@ -260,9 +279,14 @@ def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
     return scheme
 
 
-def spelled_out(spec: str) -> str:
-    """A scheme's name in a command, with what `auto` stands for in its place: what a run stores."""
-    return AUTO if spec.strip() == "auto" else spec
+def spelled_out(spec: str, task: str | None = None) -> str:
+    """A scheme's name in a command, with what `auto` stands for in that task in its place.
+
+    It is what a run stores.
+    """
+    if spec.strip() != "auto":
+        return spec
+    return AUTO_OF_PAIRS if task == "summarize" else AUTO
 
 
 def adds(spec: str, name: str) -> bool:
