@@ -93,7 +93,8 @@ class Figure:
 
 PAPER = ("rejection:4", "star", "pps")
 AUTO_SCHEME = "rejection:4+restart"  # femtune.schemes.AUTO
-FRUGAL = "rejection:8+chain+every:3+restart"  # a third of the problems in each iteration
+# A third of the problems in each iteration; and with more weight for those that took many attempts.
+FRUGAL = ("rejection:8+chain+every:3+restart", "rejection:8+chain+every:3+hard+restart")
 FEW = ("rejection:4", AUTO_SCHEME)
 
 # Weaker bases: steps of the seedling's one course of lessons, of 7,000 and a second course of 3,500.
@@ -106,8 +107,8 @@ LAST: dict[str, Any] = {"settings": {"eval_every": 100}}  # measured are the bas
 EXPERIMENTS: dict[str, Experiment] = {
     each.name: each
     for each in (
-        Experiment("schemes-rubric", "rubric", (*PAPER, AUTO_SCHEME, FRUGAL, "star+restart")),
-        Experiment("schemes-tldr", "tldr", (*PAPER, AUTO_SCHEME), iterations=8),
+        Experiment("schemes-rubric", "rubric", (*PAPER, AUTO_SCHEME, *FRUGAL, "star+restart")),
+        Experiment("schemes-tldr", "tldr", (*PAPER, AUTO_SCHEME, FRUGAL[1]), iterations=8),
         Experiment("schemes-sums", "sums", (*PAPER, AUTO_SCHEME), difficulty=(1, 3), iterations=5),
         Experiment("noise-rubric", "rubric", FEW, "noise", (0.0, 0.1, 0.2, 0.3), iterations=8, **LAST),
         Experiment(
