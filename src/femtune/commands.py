@@ -184,7 +184,8 @@ def fit(
     """
     check_new(output_dir)
     check_trackers(training.trackers)
-    from femtune.mstep import m_step  # torch is slow to import
+    from femtune import processes  # torch is slow to import
+    from femtune.mstep import m_step
 
     no_foreign_bars()
     base = local_model(model)
@@ -196,6 +197,7 @@ def fit(
         done = m_step(examples, base, output_dir, training, tokenizer, seed=seed, on_step=told.step)
         metrics = asdict(done)
         told.measured(1, {"iteration": 1, "m_step": metrics})
+    processes.leave()  # gloo's threads would abort a process that ends while they run
     return metrics
 
 
