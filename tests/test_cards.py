@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,15 @@ def test_a_card_says_where_it_is_not_told_apart_from_its_base(judged: Path) -> N
     line = next(line for line in body.splitlines() if "Not told apart" in line)
     assert "accuracy" in line
     assert "One run with one seed" in body and "No bias probe" in body
+
+
+@pytest.mark.parametrize(("scheme", "longer"), [("star", False), ("star+restart:2", True)])
+def test_a_card_says_where_m_steps_start_anew_for_longer(
+    scheme: str, longer: bool, judged: Path
+) -> None:
+    told = read_told(judged, 2)
+    card = model_card(replace(told, config={**told.config, "scheme": scheme}), judged / "last")
+    assert ("times those of its restarts from the base" in str(card)) == longer
 
 
 def test_an_owners_card_is_left_alone(judged: Path, tmp_path: Path) -> None:

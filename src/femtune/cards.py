@@ -30,6 +30,7 @@ from femtune.files import replacing
 from femtune.prepare import MODELS, load_tokenizer, read_value
 from femtune.problems import load_problems
 from femtune.prompts import as_messages
+from femtune.schemes import adds
 from femtune.tasks.frames import frame, scale_of
 from femtune.tasks.hub import is_hub_id
 from femtune.tasks.judge import JUDGE, Wording, write_pair, write_rating
@@ -157,7 +158,8 @@ def model_card(told: Told, folder: Path) -> ModelCard:
         eval_results=_results(told) or None,
     )
     template = _templates().get_template("model.md.j2")
-    body = template.render(_about(told) | _use(told, folder) | {"lora": adapter, "base_id": base})
+    own = {"lora": adapter, "base_id": base, "restarts": adds(str(config["scheme"]), "restart")}
+    body = template.render(_about(told) | _use(told, folder) | own)
     return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{body}")
 
 

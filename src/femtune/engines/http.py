@@ -144,7 +144,9 @@ class Wire:
             await self._stop.wait()
             others = asyncio.all_tasks() - {asyncio.current_task()}
             if others:
-                await asyncio.wait(others, timeout=_CONNECT_S)
+                _, late = await asyncio.wait(others, timeout=_CONNECT_S)
+                for task in late:
+                    task.cancel()
         for transport in self._loop.made:
             transport.abort()
         await asyncio.sleep(0)  # it closes its socket in the loop's next turn
