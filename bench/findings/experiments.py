@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from femtune.schemes import AUTO
+
 FOLDER = Path(__file__).parent  # of the CSV files
 RUNS = Path("runs/findings")  # scratch: runs of experiments, and the weaker seedlings
 
@@ -92,10 +94,9 @@ class Figure:
 # --- experiments
 
 PAPER = ("rejection:4", "star", "pps")
-AUTO_SCHEME = "rejection:4+restart"  # femtune.schemes.AUTO
 # A third of the problems in each iteration; and with more weight for those that took many attempts.
 FRUGAL = ("rejection:8+chain+every:3+restart", "rejection:8+chain+every:3+hard+restart")
-FEW = ("rejection:4", AUTO_SCHEME)
+FEW = ("rejection:4", AUTO)
 
 # Weaker bases: steps of the seedling's one course of lessons, of 7,000 and a second course of 3,500.
 # `run` makes those that are not there, 0.15 s a step on one core.
@@ -107,9 +108,9 @@ LAST: dict[str, Any] = {"settings": {"eval_every": 100}}  # measured are the bas
 EXPERIMENTS: dict[str, Experiment] = {
     each.name: each
     for each in (
-        Experiment("schemes-rubric", "rubric", (*PAPER, AUTO_SCHEME, *FRUGAL, "star+restart")),
-        Experiment("schemes-tldr", "tldr", (*PAPER, AUTO_SCHEME, FRUGAL[1]), iterations=8),
-        Experiment("schemes-sums", "sums", (*PAPER, AUTO_SCHEME), difficulty=(1, 3), iterations=5),
+        Experiment("schemes-rubric", "rubric", (*PAPER, AUTO, *FRUGAL, "star+restart")),
+        Experiment("schemes-tldr", "tldr", (*PAPER, AUTO, FRUGAL[1]), iterations=8),
+        Experiment("schemes-sums", "sums", (*PAPER, AUTO), difficulty=(1, 3), iterations=5),
         Experiment("noise-rubric", "rubric", FEW, "noise", (0.0, 0.1, 0.2, 0.3), iterations=8, **LAST),
         Experiment(
             "bound-rubric",
