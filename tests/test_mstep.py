@@ -294,7 +294,6 @@ def test_m_step_json_is_what_was_done(start: Path, tmp_path: Path) -> None:
     assert MStep(**stored) == done
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's, of transformers
 @pytest.mark.parametrize("use_peft", [False, True], ids=["full", "LoRA"])
 def test_the_probe_is_what_an_engine_gives(use_peft: bool, start: Path, tmp_path: Path) -> None:
     """After and before, dropout notwithstanding; of positive weights the shorter ones, if enough."""

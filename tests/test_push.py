@@ -26,9 +26,6 @@ from femtune.errors import ConfigError, FemtuneError, RunError
 from femtune.progress import Quiet
 from femtune.push import pack, send
 
-# PEFT's, of transformers' names
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-
 JUDGE: dict[str, Any] = {"task": "judge", "raters": "named", "scale": "1,5", "max_new_tokens": 40}
 
 

@@ -165,7 +165,6 @@ def test_a_budget_of_tokens_ends_it_at_the_step_that_reaches_it(
 
 
 @needs_trl
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's, see mstep
 def test_the_trained_adapter_alone_is_saved(world: tuple[str, Train], tmp_path: Path) -> None:
     data, settings = world
     lora = replace(settings, training=replace(settings.training, use_peft=True, lora_r=2), iterations=2)

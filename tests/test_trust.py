@@ -123,7 +123,6 @@ def test_an_adapter_over_a_base_of_pickles_is_refused(
         load_model(folder, Training(use_peft=True))
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's, of transformers
 def test_what_the_message_says_converts_them(whole: Path, adapter: Path, tmp_path: Path) -> None:
     for kind in (whole, adapter):
         folder = pickled(kind, tmp_path / kind.name)

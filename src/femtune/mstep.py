@@ -18,7 +18,6 @@ import logging
 import random
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments, set_seed
 
 from femtune import processes
+from femtune.engines.causal import quiet_peft
 from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
 from femtune.examples import TokenExamples, read_examples
@@ -215,8 +215,7 @@ def load_model(start: Path, training: Training) -> PreTrainedModel:
     try:
         with environment(ACCELERATE_USE_FSDP=reading, FSDP_CPU_RAM_EFFICIENT_LOADING=reading):
             if training.use_peft:
-                with warnings.catch_warnings():  # peft 0.21 asks a model by a name of transformers' past
-                    warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+                with quiet_peft():
                     return _load_lora(start, training, common)
             if (start / "adapter_config.json").exists():
                 raise ConfigError(f"{start} holds a LoRA adapter: set use_peft to go on training it.")

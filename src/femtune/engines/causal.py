@@ -6,7 +6,9 @@ of a row after its position are hidden, and in layers with a sliding window, tho
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,14 @@ def _read_full(weights: str | Path, dtype: str | torch.dtype, trust: bool) -> An
     return model
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without a warning that is not the user's: peft 0.21 asks by a name of transformers' past."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+        yield
+
+
 def _read_adapter(folder: Path, dtype: str | torch.dtype, trust: bool) -> Any:
     import peft
 
@@ -165,7 +175,8 @@ def _read_adapter(folder: Path, dtype: str | torch.dtype, trust: bool) -> Any:
         base = _read_full(config.base_model_name_or_path, dtype, trust)
         if config.is_prompt_learning:
             raise ModelError(f"{folder} is a {config.peft_type} adapter: use LoRA, or merge it.")
-        adapted = peft.PeftModel.from_pretrained(base, str(folder), use_safetensors=True)
+        with quiet_peft():
+            adapted = peft.PeftModel.from_pretrained(base, str(folder), use_safetensors=True)
     except ModelError:
         raise
     except Exception as error:
