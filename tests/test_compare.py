@@ -15,7 +15,7 @@ from femtune.compare import Job, State, compare, jobs, rows, save, state, table,
 from femtune.config import Train
 from femtune.demo import changes, write_world
 from femtune.errors import ConfigError, NothingKept, RunError
-from femtune.schemes import AUTO, AUTO_OF_PAIRS
+from femtune.schemes import AUTO
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Score
 from femtune.worlds import WORLDS, make_splits
@@ -153,8 +153,6 @@ def test_a_job_is_a_scheme_and_a_seed_with_a_folder_of_its_own() -> None:
     assert all(one.settings.seed == one.seed for one in made)
     [auto] = jobs(("auto",), 1, SETTINGS, Path("out"))
     assert auto.settings.scheme == AUTO  # what it stands for is stored
-    [pairs] = jobs(("auto",), 1, replace(SETTINGS, task="summarize", scale=None), Path("out"))
-    assert (pairs.scheme, pairs.settings.scheme) == ("rejection(4)", AUTO_OF_PAIRS)
     assert re.fullmatch(r"[\w.-]+-seed0", auto.output_dir.name)
     for schemes, seeds in ((("pps",), 0), (("ppo",), 1), (("star", "star"), 1)):
         with pytest.raises(ConfigError):

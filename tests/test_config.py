@@ -29,8 +29,7 @@ from femtune.prepare import (
     sampling,
 )
 from femtune.rewards import ordinal
-from femtune.schemes import AUTO, AUTO_OF_PAIRS, paper_filter, star
-from femtune.tasks.load import TaskData
+from femtune.schemes import AUTO, paper_filter, star
 from femtune.training import Training
 from femtune.types import Problem, Sampling, Scheme, Stage
 from femtune.worlds import SEEDLING
@@ -112,18 +111,22 @@ def test_a_plan_has_every_setting_of_the_loop() -> None:
 
 def test_a_scheme_that_restarts_has_more_epochs_from_the_base() -> None:
     own = Train(scheme="star+restart:2.5", training=Training(num_train_epochs=2))
-    made = plan(own)
-    assert (made.start_from, made.training.num_train_epochs) == ("base", 5)
-    assert made.training == replace(own.training, num_train_epochs=5)
-    assert plan(replace(own, scheme="star")).training == own.training
+    longer = ("base", replace(own.training, num_train_epochs=5))
+    usual = ("previous", own.training)
+    assert [plan(own).m_step(iteration) for iteration in (1, 2, 30)] == [longer] * 3
+    settled = plan(replace(own, scheme=f"{own.scheme}+settle:2"))
+    assert [settled.m_step(iteration) for iteration in (1, 2, 3, 30)] == [longer, longer, usual, usual]
+    assert plan(replace(own, scheme="star")).m_step(1) == usual
+    from_base = plan(replace(own, scheme="star", start_from="base"))
+    assert from_base.m_step(7) == ("base", own.training)
+    with pytest.raises(ConfigError, match="settle goes on from the previous weights"):
+        plan(replace(own, scheme=f"{own.scheme}+settle", start_from="base"))
 
 
 def test_what_auto_stands_for_is_stored() -> None:
     """So that a run is what it was when another femtune has another."""
     for kind in (Sample, Train):
         assert read_questions(PROBLEMS, kind(scheme="auto")).settings.scheme == AUTO
-        pairs = kind(task="summarize", scheme="auto")
-        assert read_questions(TaskData(PROBLEMS), pairs).settings.scheme == AUTO_OF_PAIRS
     assert read_questions(PROBLEMS, Train(scheme="pps:2")).settings.scheme == "pps:2"
 
 

@@ -492,6 +492,16 @@ def test_a_plan_is_made_of_its_data_and_its_scheme(world: tuple[Path, Path]) -> 
     assert found.device_hours == pytest.approx(found.seconds / 3600)
 
 
+def test_m_steps_are_planned_with_the_epochs_of_their_restarts(world: tuple[Path, Path]) -> None:
+    def trained(scheme: str) -> float:
+        settings = replace(SETTINGS, scheme=scheme)
+        return look_ahead(world[0], "seedling", settings, Wish("l4")).whole["M-step"].tokens
+
+    usual = trained("rejection:4")
+    assert trained("rejection:4+restart:3") == pytest.approx(3 * usual)
+    assert trained("rejection:4+restart:3+settle:1") == pytest.approx(2 * usual)  # 3 epochs, then 1
+
+
 def test_a_scheme_of_ones_own_is_planned_by_its_stages(world: tuple[Path, Path]) -> None:
     mine = Scheme("mine", (Stage("plain", 3, ask="all"),), chain(accepted()))
     found = look_ahead(

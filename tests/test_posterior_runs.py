@@ -28,7 +28,8 @@ from femtune.types import Draw, DrawKey
 from .runs import make_world, train_command
 
 RESTARTS = "pps:2+importance+resample:1+restart:2"
-SPECS = ["star+memo+doubt+wake", "trice", RESTARTS, "pps+base+importance"]
+SETTLES = "pps+base+importance+restart:2+settle:1"
+SPECS = ["star+memo+doubt+wake", "trice", RESTARTS, SETTLES]
 SHORT = ("--eval-every", "0", "--num-train-epochs", "1", "--show", "quiet")
 KINDS = {"draws", "scored", "examples.parquet", "model", "metrics.json"}
 
@@ -152,6 +153,23 @@ def test_a_restart_trains_the_base_for_longer(run: Path, tmp_path: Path) -> None
     assert again["num_steps"] == metrics(run, 2)["m_step"]["num_steps"]
     weights = [folder / "model.safetensors" for folder in (out, run / "iteration-002/model")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("run", [SETTLES], indirect=True)
+def test_once_settled_m_steps_go_on_from_the_previous_weights(run: Path, tmp_path: Path) -> None:
+    for iteration, epochs in ((1, 2.0), (2, 1.0)):
+        stored, out = open_stored(run, iteration), tmp_path / str(iteration)
+        training = replace(stored.settings.training, num_train_epochs=epochs)
+        start = "seedling" if iteration == 1 else str(run / "iteration-001/model")
+        assert stored.start() == Path(local_model(start))
+        examples = run / f"iteration-00{iteration}/examples.parquet"
+        fit(examples, start, training, out, stored.settings.seed + iteration)
+        weights = [f / "model.safetensors" for f in (out, run / f"iteration-00{iteration}/model")]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+        report = refilter(
+            run, Change(), iteration=iteration, output_dir=tmp_path / f"r{iteration}", train=True
+        )
+        assert report["m_step"]["num_steps"] == metrics(run, iteration)["m_step"]["num_steps"]
 
 
 def test_draws_are_drawn_again_by_the_weights_that_drew_them(run: Path) -> None:

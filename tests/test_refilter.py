@@ -273,6 +273,8 @@ def test_an_m_step_starts_where_the_iterations_did(run: Path, base: Path) -> Non
     assert from_base.start() == base
     restarts = replace(two, settings=replace(two.settings, scheme="own+restart(3)"))
     assert restarts.start() == base
+    settled = replace(two, settings=replace(two.settings, scheme="own+restart(3)+settle(1)"))
+    assert settled.start() == two.start()
     assert two.settings.training == TRAINING
 
 

@@ -164,6 +164,7 @@ ADDITIONS = [
     ("every", ""), ("gain", ":0.25"), ("gain", ""), ("hard", ":1"), ("hard", ""), ("resample", ":2"),
     ("resample", ""),
     ("doubt", ":.05"), ("doubt", ""), ("wake", ":0.5"), ("wake", ""), ("restart", ":2"), ("restart", ""),
+    ("restart:2+settle", ":3"), ("restart+settle", ""),
 ]  # fmt: skip
 STARTS = ["rejection", "rejection:1", "rejection:4", "star", "pps", "pps:1", "pps:4", "mixture",
           "mixture:2", "mixture:2,3", "trice", "trice:0", "trice:0.25"]  # fmt: skip
@@ -181,13 +182,13 @@ def test_a_scheme_is_read_back_from_its_name(start: str, name: str, numbers: str
         return
     again = parse_scheme(scheme.name)
     assert again.name == scheme.name
-    for field in ("stages", "first", "proposal", "min_gain", "every", "restart", "needs"):
+    for field in ("stages", "first", "proposal", "min_gain", "every", "restart", "settle", "needs"):
         assert getattr(again, field) == getattr(scheme, field)
 
 
 def test_all_that_there_is_is_in_the_table_of_names() -> None:
     assert {start.split(":")[0] for start in STARTS} == {*SCHEMES}
-    assert {name for name, _ in ADDITIONS} == {*ADDED}
+    assert {part.partition(":")[0] for name, _ in ADDITIONS for part in name.split("+")} == {*ADDED}
 
 
 numbers = st.one_of(
@@ -212,15 +213,16 @@ def test_whatever_is_read_is_read_back_and_all_else_is_refused(spec: str) -> Non
         return
     again = parse_scheme(scheme.name)
     assert again.name == scheme.name
-    for name in ("stages", "min_gain", "every", "restart"):
+    for name in ("stages", "min_gain", "every", "restart", "settle"):
         assert getattr(again, name) == getattr(scheme, name)
 
 
 @pytest.mark.parametrize(
     ("spec", "name"),
     [
-        ("auto", "rejection(4)+restart(3)"),
+        ("auto", "rejection(4)+restart(3)+settle(4)"),
         ("star+restart:.5", "star+restart(0.5)"),
+        ("star+settle+restart", "star+restart(3)+settle(4)"),
         (" pps:4 + wake + importance ", "pps(4)+importance+wake"),
         ("pps+doubt:0.0000001+memo", "pps+memo(8)+doubt(0.0000001)"),
         ("star+memo+gain:123456789.5", "star+memo(8)+gain(123456789.5)"),
@@ -258,6 +260,9 @@ def test_what_is_added_is_in_the_name_in_the_order_in_which_it_is_applied(spec: 
         ("star+doubt:1", "doubt 1 among 1000 answers"),
         ("star+wake:0", "wake 0: above 0"),
         ("star+restart:0", "restart 0: above 0"),
+        ("star+restart+settle:0", r"scheme star.restart\(3\): settle ends restarts after at least 1"),
+        ("star+settle", "scheme star: settle ends restarts"),
+        ("star+restart+settle:1.5", "addition 'settle:1.5' of"),
         ("rejection:4+hard:0", "hard 0: above 0"),
         ("star+hard", r"scheme star: hard counts plain attempts until one is right, as rejection:M"),
         ("pps:4+hard", r"scheme pps\(4\): hard counts plain attempts"),

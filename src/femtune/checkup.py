@@ -21,7 +21,7 @@ from femtune.prepare import fingerprint
 from femtune.problems import load_problems
 from femtune.retention import free_bytes, sized
 from femtune.run import Run, locked, stored_config
-from femtune.schemes import adds
+from femtune.schemes import adds, restarts
 
 ASIDE = "damaged"  # in the run's directory: what was set aside
 
@@ -118,7 +118,7 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
         return "written again from the draws"
     if kind == "model":
         start = iteration - 1
-        if start and not _is_there(root, start) and _starts_from_previous(root):
+        if start and not _is_there(root, start) and _starts_from_previous(root, iteration):
             return ""
         return "trained again from the examples" + _after(root, start, bad)
     return "computed again" if kind == "metrics.json" else ""
@@ -138,10 +138,10 @@ def _draws_from_base(root: Path) -> bool:
     return adds(str(stored_config(root).get("scheme", "")), "base")
 
 
-def _starts_from_previous(root: Path) -> bool:
+def _starts_from_previous(root: Path, iteration: int) -> bool:
     config = stored_config(root)
-    restarts = adds(str(config.get("scheme", "")), "restart")
-    return config.get("start_from", "previous") == "previous" and not restarts
+    anew = restarts(str(config.get("scheme", "")), iteration)
+    return config.get("start_from", "previous") == "previous" and not anew
 
 
 def _state(root: Path) -> str:

@@ -118,7 +118,7 @@ def jobs(
             made.append(Job(name, seed, place, own))
     for seed in numbers:
         for spec in schemes:
-            spelled = replace(settings, scheme=spelled_out(spec, settings.task), seed=seed)
+            spelled = replace(settings, scheme=spelled_out(spec), seed=seed)
             name = plan(replace(spelled, soft_accept=None)).scheme.name
             if any((name, seed) == (job.scheme, job.seed) for job in made):
                 raise ConfigError(f"scheme {name} is given twice: once is enough.")

@@ -76,6 +76,13 @@ class Plan:
     bound_draws: int = 0  # of a held-out problem, for the bound: half plain, half hinted; 0: none
     bound_problems: int = 100  # at most, of those that are held out
 
+    def m_step(self, iteration: int) -> tuple[Literal["previous", "base"], Training]:
+        """Where the M-step of an iteration starts, and how it trains: a restart takes more epochs."""
+        if not self.scheme.restarts(iteration):
+            return self.start_from, self.training
+        epochs = self.scheme.restart * self.training.num_train_epochs
+        return "base", replace(self.training, num_train_epochs=epochs)
+
 
 def fem(
     run: Run,
@@ -182,11 +189,12 @@ class Steps:
         self.progress.phase("M-step", iteration, 0)
         self.run.log("M-step", iteration=iteration)
         folder = self.run.iteration(iteration)
-        start = self.base if self.plan.start_from == "base" else self.weights(iteration - 1)
+        origin, training = self.plan.m_step(iteration)
+        start = self.base if origin == "base" else self.weights(iteration - 1)
         self.run.verify(folder / "model")
         if not (folder / "model").exists():
             self._trust(start)
-            check_room(folder / "model", start, self.plan.training)
+            check_room(folder / "model", start, training)
             self.setup.engine.release()  # what it holds of a GPU's memory is needed now
             self.serving = None
             with stopping.finishing("this M-step, which would begin anew"):
@@ -194,7 +202,7 @@ class Steps:
                     folder / "examples.parquet",
                     start,
                     folder / "model",
-                    self.plan.training,
+                    training,
                     self.tokenizer,
                     seed=self.setup.seed + iteration,
                     on_step=self.progress.step,

@@ -150,7 +150,7 @@ def read_questions(
         scale=found.scale,
     )
     if isinstance(settings, Sample):
-        settings = replace(settings, scheme=spelled_out(settings.scheme, settings.task))
+        settings = replace(settings, scheme=spelled_out(settings.scheme))
     grade = as_reward(reward or settings.reward or found.reward)
     prompts = Prompts(settings.instruction or "", settings.hint or HINT, found.leaks)
     if answers and settings.check_gold:
@@ -250,13 +250,17 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
         raise ConfigError(
             'fsdp is of several processes: set launch, to "torchrun --nproc-per-node 8" say.'
         )
-    epochs = (scheme.restart or 1) * settings.training.num_train_epochs
+    if scheme.settle and settings.start_from == "base":
+        raise ConfigError(
+            f"scheme {scheme.name}: settle goes on from the previous weights, and start_from is base: "
+            "leave one of them out."
+        )
     return Plan(
         replace(scheme, accept_at=_acceptance(settings)),
-        replace(settings.training, num_train_epochs=epochs),
+        settings.training,
         Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
         settings.iterations,
-        "base" if scheme.restart else settings.start_from,
+        settings.start_from,
         settings.launch,
         settings.balance,
         settings.keep_last,

@@ -37,6 +37,7 @@ from femtune.weigh import above, accepted, chain, distinct, first, heaviest, las
 from femtune.words import brief, near
 
 paper_filter = chain(accepted(), first())
+SETTLE = 4  # iterations
 
 
 def rejection(budget: int = 1) -> Scheme:
@@ -216,12 +217,26 @@ def restarting(scheme: Scheme, epochs: float = 3.0) -> Scheme:
     return replace(scheme, name=f"{scheme.name}+restart({_said(epochs)})", restart=epochs)
 
 
+def settling(scheme: Scheme, iterations: int = SETTLE) -> Scheme:
+    """Restarts in the first `iterations` alone; later M-steps go on from the previous weights.
+
+    Those take `num_train_epochs`, as without a restart. What is learnt by heart from draws of a poor
+    model is forgotten early; what draws of a better one still lack adds up late, where a restart would
+    begin at the base's own guesses again.
+
+    Raises ConfigError where nothing restarts, or for less than 1 iteration.
+    """
+    if not scheme.restart or iterations < 1:
+        raise ConfigError(
+            f"scheme {scheme.name}: settle ends restarts after at least 1 iteration: write "
+            "restart+settle:4."
+        )
+    return replace(scheme, name=f"{scheme.name}+settle({iterations})", settle=iterations)
+
+
 # --- names
 
-# What `auto` stands for: docs/findings.md has why. Of two answers one is right by luck as often as not,
-# and three times the epochs learn such rationales too.
-AUTO = "rejection:4+restart"
-AUTO_OF_PAIRS = "rejection:4"
+AUTO = "rejection:4+restart+settle"  # what `auto` stands for: docs/findings.md has why
 
 SCHEMES: dict[str, Callable[..., Scheme]] = {
     "rejection": rejection,
@@ -243,9 +258,18 @@ ADDED: dict[str, Callable[..., Scheme]] = {
     "doubt": doubting,
     "wake": waking,
     "restart": restarting,
+    "settle": settling,
 }
-_WHOLE = ("rejection", "pps", "mixture", "memo", "every", "resample")  # these take whole numbers
-_BARE = ("star", "base", "importance", "chain")  # these take none
+_WHOLE = (
+    "rejection",
+    "pps",
+    "mixture",
+    "memo",
+    "every",
+    "resample",
+    "settle",
+)  # these take whole numbers
+_BARE = ("star", "base", "importance", "chain")  # take none
 _RULES = ("importance", "chain", "memo")  # one of them at most
 _NUMBERS = r"(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})(?:,\d{1,9})?"
 _PART = re.compile(rf"(\w+)(?::({_NUMBERS})|\(({_NUMBERS})\))?")
@@ -279,14 +303,9 @@ def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
     return scheme
 
 
-def spelled_out(spec: str, task: str | None = None) -> str:
-    """A scheme's name in a command, with what `auto` stands for in that task in its place.
-
-    It is what a run stores.
-    """
-    if spec.strip() != "auto":
-        return spec
-    return AUTO_OF_PAIRS if task == "summarize" else AUTO
+def spelled_out(spec: str) -> str:
+    """A scheme's name in a command, with what `auto` stands for in its place: what a run stores."""
+    return AUTO if spec.strip() == "auto" else spec
 
 
 def adds(spec: str, name: str) -> bool:
@@ -296,6 +315,18 @@ def adds(spec: str, name: str) -> bool:
     (True, False)
     """
     return name in re.findall(r"\+\s*(\w+)", spelled_out(spec))
+
+
+def restarts(spec: str, iteration: int) -> bool:
+    """Whether the M-step of an iteration starts from the base, by the scheme's name alone.
+
+    >>> restarts("rejection:4+restart+settle", 4), restarts("rejection(4)+restart(3)+settle(4)", 5)
+    (True, False)
+    """
+    if not adds(spec, "restart"):
+        return False
+    settle = re.search(r"\+\s*settle(?:[:(](\d+))?", spelled_out(spec))
+    return settle is None or iteration <= int(settle[1] or SETTLE)
 
 
 def _read_part(part: str, spec: str, known: dict[str, Callable[..., Scheme]]) -> tuple[str, list[float]]:

@@ -13,7 +13,7 @@ from femtune.prepare import local_model
 from femtune.problems import load_problems
 from femtune.prompts import HINT, JUDGE_LEAKS, LEAKS, Prompts
 from femtune.run import Run, stored_config
-from femtune.schemes import adds
+from femtune.schemes import restarts
 from femtune.tasks.frames import frame
 from femtune.training import Training
 from femtune.types import Problem
@@ -38,7 +38,7 @@ class Stored:
     def start(self) -> Path:
         """The weights that the iteration's M-step started from."""
         own = self.settings
-        if self.iteration == 1 or own.start_from == "base" or adds(own.scheme, "restart"):
+        if self.iteration == 1 or own.start_from == "base" or restarts(own.scheme, self.iteration):
             return local_model(self.model)
         return self.run.iteration(self.iteration - 1) / "model"
 

@@ -188,12 +188,16 @@ class Scheme:
     every: int = 1
     # M-steps start from the base and take this many times the epochs; 0: as `start_from` says
     restart: float = 0.0
+    # so in this many iterations; later M-steps go on from the previous weights; 0: in all
+    settle: int = 0
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ConfigError(f"scheme {self.name}: every is {self.every}, at least 1.")
         if not 0 <= self.restart < math.inf:
             raise ConfigError(f"scheme {self.name}: restart is {self.restart:g}, above 0.")
+        if self.settle < 0 or (self.settle and not self.restart):
+            raise ConfigError(f"scheme {self.name}: settle is of schemes that restart, and at least 1.")
         some = self.min_gain or self.every != 1  # of the problems or iterations
         if some and self.remember is None:
             raise ConfigError(
@@ -210,6 +214,10 @@ class Scheme:
                 f"scheme {self.name}: a chain and its control variate are of draws from theta_{{k-1}}, "
                 "and these are the base's: leave base out, or choose importance or memo."
             )
+
+    def restarts(self, iteration: int) -> bool:
+        """Whether the M-step of an iteration, from 1 on, starts from the base, and takes longer."""
+        return self.restart > 0 and not 0 < self.settle < iteration
 
     @property
     def is_adaptive(self) -> bool:

@@ -178,7 +178,8 @@ def _job(
         for name in ("plain", "hinted")
     }
     length = wish.tokens_per_draw or max(1.0, settings.max_new_tokens / 2)
-    training = steps.training
+    epochs = fmean(steps.m_step(k)[1].num_train_epochs for k in range(1, steps.iterations + 1))
+    training = replace(steps.training, num_train_epochs=epochs)
     half = training.bf16 if training.bf16 is not None else device.is_gpu and not training.use_cpu
     if training.use_peft and (training.dtype if training.dtype in BYTES else shape.dtype) != "float32":
         half = True  # the base's own
