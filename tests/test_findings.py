@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from femtune.baselines import Reinforced
 from femtune.compare import half_width
 from femtune.errors import ConfigError, NothingKept, RunError
 from femtune.report.drawing import drawn
@@ -160,6 +161,33 @@ def test_a_value_that_varies_reaches_the_settings_of_its_runs(tmp_path: Path) ->
     models = replace(TINY, setting="model", values=("runs/x/seedling-9", "seedling"), seeds=(0,))
     made = [(part.model, part.folder.parent.name) for part in running.parts(models, tmp_path)]
     assert made == [("runs/x/seedling-9", "model-seedling-9"), ("seedling", "model-seedling")]
+
+
+def test_reinforcement_has_budgets_of_its_own_and_curves_as_schemes_have(tmp_path: Path) -> None:
+    rl = {"rl_tokens": 500, "rl_num_generations": 4, "rl_batch_size": 8}
+    mixed = Experiment("rl", "rubric", ("rejection:1", "grpo", "votes"), seeds=(3,), iterations=4, rl=rl)
+    (part,) = running.parts(mixed, tmp_path)
+    kinds = {job.scheme: running.kind(job) for job in part.jobs()}
+    assert kinds == {"rejection(1)": "scheme", "grpo": "rl", "votes": "baseline"}
+    (grpo,) = (job for job in part.jobs() if job.scheme == "grpo")
+    assert isinstance(grpo.settings, Reinforced) and vars(grpo.settings).items() >= rl.items()
+    (plain,) = running.parts(replace(mixed, rl={}), tmp_path)
+    assert part.identity() == plain.identity() | {"rl": rl}
+    running.write_rows(part)
+    for job in part.jobs():
+        e_step = {} if job.scheme == "votes" else {"generated_tokens": 300, "total_s": 1.0}
+        for number in (0, 1, 2) if job.scheme == "grpo" else (0, 1):
+            steps = {"e_step": e_step, "m_step": {"seconds": 2.0}} if number and e_step else {}
+            write_iteration(job.output_dir, number, [], evaluation={"accuracy": number / 4}, **steps)
+    note = {"iterations": 4, "runs": {job.output_dir.name: "" for job in part.jobs()}}
+    (part.folder / "done.json").write_text(json.dumps(note | part.identity()))
+    made = running.rows(mixed, tmp_path)
+    running.write(mixed, made, tmp_path, tmp_path)
+    found = found_of(replace(CURVES, experiments=("rl",)), tmp_path)[0]
+    assert found.schemes == ["rejection:1", "grpo"] and found.baselines == ["votes"]
+    assert at_end(found, "grpo", None, "accuracy")[0] == 0.5  # its passes are no iterations
+    assert at_end(found, "rejection:1", None, "accuracy") is None  # one of four
+    assert [row["generated_tokens"] for row in found.of("grpo")] == [0, 300, 600]
 
 
 def test_where_draws_vary_all_schemes_are_one_part(tmp_path: Path) -> None:

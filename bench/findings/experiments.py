@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from femtune.rl import RL_BASELINES
 from femtune.schemes import AUTO
 
 FOLDER = Path(__file__).parent  # of the CSV files
@@ -55,6 +56,7 @@ class Experiment:
     model: str = "seedling"
     baseline_draws: int = 16  # of votes and regression, for each problem
     settings: Mapping[str, Any] = field(default_factory=dict)
+    rl: Mapping[str, Any] = field(default_factory=dict)  # of baselines by reinforcement learning
 
     def __post_init__(self) -> None:
         if bool(self.setting) != bool(self.values):
@@ -97,6 +99,7 @@ PAPER = ("rejection:4", "star", "pps")
 # A third of the problems in each iteration; and with more weight for those that took many attempts.
 FRUGAL = ("rejection:8+chain+every:3+restart", "rejection:8+chain+every:3+hard+restart")
 FEW = ("rejection:4", AUTO)
+RESTARTED = "rejection:4+restart"  # and never settled
 
 # Weaker bases: steps of the seedling's one course of lessons, of 7,000 and a second course of 3,500.
 # `run` makes those that are not there, 0.15 s a step on one core.
@@ -105,13 +108,17 @@ BASES = (*map(str, SEEDLINGS), "seedling")
 
 LAST: dict[str, Any] = {"settings": {"eval_every": 100}}  # measured are the base and the last iteration
 
+# As many tokens as rejection(4) takes; rate and batch were chosen on another seed (bench/RESULTS.md).
+REINFORCED = {"rl_tokens": 100_000, "rl_learning_rate": 3e-4, "rl_batch_size": 32}
+
 EXPERIMENTS: dict[str, Experiment] = {
     each.name: each
     for each in (
-        Experiment("schemes-rubric", "rubric", (*PAPER, AUTO, *FRUGAL, "star+restart")),
-        Experiment("schemes-tldr", "tldr", (*PAPER, AUTO, FRUGAL[1]), iterations=8),
-        Experiment("schemes-sums", "sums", (*PAPER, AUTO), difficulty=(1, 3), iterations=5),
-        Experiment("noise-rubric", "rubric", FEW, "noise", (0.0, 0.1, 0.2, 0.3), iterations=8, **LAST),
+        Experiment("schemes-rubric", "rubric", (*PAPER, AUTO, RESTARTED, *FRUGAL, "star+restart")),
+        Experiment("schemes-tldr", "tldr", (*PAPER, AUTO, RESTARTED, FRUGAL[1]), iterations=8),
+        Experiment("schemes-sums", "sums", (*PAPER, AUTO, RESTARTED), difficulty=(1, 3), iterations=5),
+        Experiment("rl-rubric", "rubric", ("rejection:4", *RL_BASELINES), rl=REINFORCED),
+        Experiment("noise-rubric", "rubric", (*FEW, RESTARTED), "noise", (0.0, 0.1, 0.2, 0.3), **LAST),
         Experiment(
             "bound-rubric",
             "rubric",
@@ -120,8 +127,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             iterations=8,
             settings={"bound_draws": 8},
         ),
-        Experiment("size-rubric", "rubric", FEW, "num_train", (50, 100, 200, 400), (0, 1, 2), **LAST),
-        Experiment("draws-rubric", "rubric", ("rejection:M",), "M", (1, 2, 4, 8), (0, 1, 2), **LAST),
+        Experiment("size-rubric", "rubric", (*FEW, RESTARTED), "num_train", (50, 100, 200, 400), **LAST),
+        Experiment("draws-rubric", "rubric", ("rejection:M",), "M", (1, 2, 4, 8), **LAST),
         Experiment("base-rubric", "rubric", FEW, "model", BASES, (0, 1, 2), **LAST),
     )
 }
@@ -151,6 +158,15 @@ FIGURES: dict[str, Figure] = {
             "scheme, a column of panels for each world.",
             x="seconds",
             baselines=("votes", "answer-only"),
+        ),
+        Figure(
+            "rl",
+            "curves",
+            ("rl-rubric",),
+            "Held-out accuracy and the share of sound steps against tokens generated in training, of "
+            "rejection(4) and of reinforcement learning.",
+            x="generated_tokens",
+            also=("spearman", "sound_rationales", "seconds"),
         ),
         Figure(
             "noise",

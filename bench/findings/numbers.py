@@ -36,7 +36,8 @@ class Found:
 
     @property
     def schemes(self) -> list[str]:
-        return self._names("scheme")
+        """And what learns by reinforcement: all that has iterations."""
+        return self._names("scheme", "rl")
 
     @property
     def baselines(self) -> list[str]:
@@ -65,8 +66,8 @@ class Found:
     def has(self, column: str) -> bool:
         return any(row[column] is not None for row in self.rows)
 
-    def _names(self, kind: str) -> list[str]:
-        return list(dict.fromkeys(row["contender"] for row in self.rows if row["kind"] == kind))
+    def _names(self, *kinds: str) -> list[str]:
+        return list(dict.fromkeys(row["contender"] for row in self.rows if row["kind"] in kinds))
 
 
 def read(name: str, folder: Path) -> Found | None:

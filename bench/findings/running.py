@@ -13,9 +13,10 @@ from typing import Any
 
 from femtune.commands import make_settings
 from femtune.compare import Job, compare, jobs
-from femtune.config import Train
+from femtune.config import RL, Train
 from femtune.errors import ConfigError, NothingKept, RunError
 from femtune.files import replacing
+from femtune.rl import RL_BASELINES
 from femtune.worlds import WORLDS, make_rows
 from findings.experiments import BASELINES, COMMON, SEEDLINGS, WORLD_SETTINGS, Experiment
 
@@ -50,6 +51,7 @@ class Part:
     seed: int
     plans: Mapping[str, tuple[str, Any]]  # scheme or baseline -> contender, value
     baseline_draws: int
+    rl: Mapping[str, Any]
 
     @property
     def settings(self) -> Train:
@@ -58,16 +60,17 @@ class Part:
 
     def jobs(self) -> list[Job]:
         """Baselines first. Raises ConfigError for a bad scheme."""
-        baselines = [spec for spec in self.plans if spec in BASELINES]
-        schemes = [spec for spec in self.plans if spec not in BASELINES]
+        baselines = [spec for spec in self.plans if spec in (*BASELINES, *RL_BASELINES)]
+        schemes = [spec for spec in self.plans if spec not in baselines]
         settings = replace(self.settings, seed=self.seed, eval_data=str(self.folder / "test.jsonl"))
-        return jobs(schemes, 1, settings, self.folder, baselines, self.baseline_draws)
+        return jobs(schemes, 1, settings, self.folder, baselines, self.baseline_draws, RL(**self.rl))
 
     def identity(self) -> dict[str, Any]:
         """What its stored runs hang on, as JSON gives it back; they may go on for more iterations."""
         kept = {name: value for name, value in self.given.items() if name != "iterations"}
         own = {"settings": kept, "model": self.model, "data": dict(self.data)}
-        made: dict[str, Any] = json.loads(json.dumps(own | {"baseline_draws": self.baseline_draws}))
+        own |= {"baseline_draws": self.baseline_draws, **({"rl": dict(self.rl)} if self.rl else {})}
+        made: dict[str, Any] = json.loads(json.dumps(own))
         return made
 
 
@@ -92,6 +95,7 @@ def parts(experiment: Experiment, runs: Path, seeds: Sequence[int] | None = None
                 seed,
                 dict(_plans(experiment, shown(value))),
                 experiment.baseline_draws,
+                experiment.rl,
             )
 
 
@@ -205,14 +209,20 @@ def rows(experiment: Experiment, runs: Path) -> list[Row]:
         own = part.jobs()
         if not _is_done(part, [job.output_dir.name for job in own], experiment.iterations):
             continue
-        for job in own:
+        for job in sorted(own, key=lambda job: kind(job) == "rl"):  # the first scheme is compared with
             contender, value = part.plans[job.scheme if job.is_baseline else job.settings.scheme]
             keys = {"world": experiment.world, "contender": contender, "seed": part.seed}
-            keys |= {"kind": "baseline" if job.is_baseline else "scheme"}
-            keys |= {"setting": experiment.setting, "value": value}
-            begun = {} if job.is_baseline else {"generated_tokens": 0.0, "seconds": 0.0}
+            keys |= {"kind": kind(job), "setting": experiment.setting, "value": value}
+            begun = {} if keys["kind"] == "baseline" else {"generated_tokens": 0.0, "seconds": 0.0}
             made += [keys | row for row in checkpoints(job.output_dir, experiment.iterations, begun)]
     return made
+
+
+def kind(job: Job) -> str:
+    """A scheme, rl, or a baseline that has no iterations."""
+    if job.is_baseline:
+        return "rl" if job.scheme in RL_BASELINES else "baseline"
+    return "scheme"
 
 
 def checkpoints(root: Path, iterations: int, begun: Mapping[str, float]) -> Iterator[Row]:
