@@ -115,7 +115,10 @@ def test_a_scheme_that_restarts_has_more_epochs_from_the_base() -> None:
     usual = ("previous", own.training)
     assert [plan(own).m_step(iteration) for iteration in (1, 2, 30)] == [longer] * 3
     settled = plan(replace(own, scheme=f"{own.scheme}+settle:2"))
-    assert [settled.m_step(iteration) for iteration in (1, 2, 3, 30)] == [longer, longer, usual, usual]
+    falling = ("previous", replace(own.training, lr_scheduler_type="linear"))
+    assert [settled.m_step(iteration) for iteration in (1, 2, 3, 30)] == [longer] * 2 + [falling] * 2
+    cosine = replace(own.training, lr_scheduler_type="cosine")
+    assert replace(settled, training=cosine).m_step(3) == ("previous", cosine)
     assert plan(replace(own, scheme="star")).m_step(1) == usual
     from_base = plan(replace(own, scheme="star", start_from="base"))
     assert from_base.m_step(7) == ("base", own.training)

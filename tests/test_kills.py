@@ -31,5 +31,5 @@ def test_a_run_that_is_ended_at_every_kind_of_write_ends_like_one_that_is_not(
 
 @pytest.mark.slow
 def test_a_command_that_is_killed_at_random_ends_like_one_that_is_not() -> None:
-    said = script("bench/kills.py", "--kills", "10", "--problems", "24", "--iterations", "1")
+    said = script("bench/kills.py", "--kills", "6", "--problems", "24", "--iterations", "1")
     assert "All runs ended like the one that was not killed." in said

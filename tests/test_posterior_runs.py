@@ -157,9 +157,9 @@ def test_a_restart_trains_the_base_for_longer(run: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("run", [SETTLES], indirect=True)
 def test_once_settled_m_steps_go_on_from_the_previous_weights(run: Path, tmp_path: Path) -> None:
-    for iteration, epochs in ((1, 2.0), (2, 1.0)):
+    for iteration, epochs, rate in ((1, 2.0, "constant"), (2, 1.0, "linear")):
         stored, out = open_stored(run, iteration), tmp_path / str(iteration)
-        training = replace(stored.settings.training, num_train_epochs=epochs)
+        training = replace(stored.settings.training, num_train_epochs=epochs, lr_scheduler_type=rate)
         start = "seedling" if iteration == 1 else str(run / "iteration-001/model")
         assert stored.start() == Path(local_model(start))
         examples = run / f"iteration-00{iteration}/examples.parquet"

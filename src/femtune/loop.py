@@ -77,11 +77,18 @@ class Plan:
     bound_problems: int = 100  # at most, of those that are held out
 
     def m_step(self, iteration: int) -> tuple[Literal["previous", "base"], Training]:
-        """Where the M-step of an iteration starts, and how it trains: a restart takes more epochs."""
-        if not self.scheme.restarts(iteration):
-            return self.start_from, self.training
-        epochs = self.scheme.restart * self.training.num_train_epochs
-        return "base", replace(self.training, num_train_epochs=epochs)
+        """Where the M-step of an iteration starts, and how it trains.
+
+        A restart takes more epochs; once settled, a constant rate falls, so that the last steps of an
+        M-step do not stand out in its model.
+        """
+        training = self.training
+        if self.scheme.restarts(iteration):
+            epochs = self.scheme.restart * training.num_train_epochs
+            return "base", replace(training, num_train_epochs=epochs)
+        if self.scheme.settle and training.lr_scheduler_type == "constant":
+            training = replace(training, lr_scheduler_type="linear")
+        return self.start_from, training
 
 
 def fem(

@@ -220,9 +220,10 @@ def restarting(scheme: Scheme, epochs: float = 3.0) -> Scheme:
 def settling(scheme: Scheme, iterations: int = SETTLE) -> Scheme:
     """Restarts in the first `iterations` alone; later M-steps go on from the previous weights.
 
-    Those take `num_train_epochs`, as without a restart. What is learnt by heart from draws of a poor
-    model is forgotten early; what draws of a better one still lack adds up late, where a restart would
-    begin at the base's own guesses again.
+    Those take `num_train_epochs`, as without a restart, and where the learning rate is constant it falls
+    to 0 in each of them (linear). What is learnt by heart from draws of a poor model is forgotten early;
+    what draws of a better one still teach adds up late, where a restart would begin at the base's own
+    guesses again.
 
     Raises ConfigError where nothing restarts, or for less than 1 iteration.
     """

@@ -188,7 +188,8 @@ class Scheme:
     every: int = 1
     # M-steps start from the base and take this many times the epochs; 0: as `start_from` says
     restart: float = 0.0
-    # so in this many iterations; later M-steps go on from the previous weights; 0: in all
+    # so in this many iterations; later M-steps go on from the previous weights, at a rate that falls to
+    # 0 in each where it is constant otherwise; 0: in all
     settle: int = 0
 
     def __post_init__(self) -> None:
