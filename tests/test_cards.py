@@ -139,13 +139,16 @@ def test_a_card_says_where_it_is_not_told_apart_from_its_base(judged: Path) -> N
     assert "One run with one seed" in body and "No bias probe" in body
 
 
-@pytest.mark.parametrize(("scheme", "longer"), [("star", False), ("star+restart:2", True)])
+@pytest.mark.parametrize(
+    ("scheme", "longer"), [("star", False), ("star+restart:2", True), ("star+restart+settle", True)]
+)
 def test_a_card_says_where_m_steps_start_anew_for_longer(
     scheme: str, longer: bool, judged: Path
 ) -> None:
     told = read_told(judged, 2)
     card = model_card(replace(told, config={**told.config, "scheme": scheme}), judged / "last")
     assert ("times those of its restarts from the base" in str(card)) == longer
+    assert ("(`constant`, after the restarts `linear`)" in str(card)) == scheme.endswith("settle")
 
 
 def test_an_owners_card_is_left_alone(judged: Path, tmp_path: Path) -> None:

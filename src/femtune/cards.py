@@ -158,8 +158,9 @@ def model_card(told: Told, folder: Path) -> ModelCard:
         eval_results=_results(told) or None,
     )
     template = _templates().get_template("model.md.j2")
-    own = {"lora": adapter, "base_id": base, "restarts": adds(str(config["scheme"]), "restart")}
-    body = template.render(_about(told) | _use(told, folder) | own)
+    own = {"lora": adapter, "base_id": base}
+    m_steps = {f"{name}s": adds(str(config["scheme"]), name) for name in ("restart", "settle")}
+    body = template.render(_about(told) | _use(told, folder) | own | m_steps)
     return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{body}")
 
 

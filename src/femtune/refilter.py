@@ -199,7 +199,8 @@ def refilter(
         from femtune.mstep import m_step  # torch is slow to import
 
         seed = settings.seed + stored.iteration  # as in the run
-        out, (_, training) = output_dir / "model", plan(settings).m_step(stored.iteration)
+        _, training = plan(settings).m_step(stored.iteration)
+        out = output_dir / "model"
         done = m_step(examples, start, out, training, tokenizer, seed=seed, on_step=on_step)
         report["m_step"] = asdict(done)
     return report
