@@ -166,7 +166,7 @@ FIGURES: dict[str, Figure] = {
             "Held-out accuracy and the share of sound steps against tokens generated in training, of "
             "rejection(4) and of reinforcement learning.",
             x="generated_tokens",
-            also=("spearman", "sound_rationales", "seconds"),
+            also=("spearman", "sound_rationales"),
         ),
         Figure(
             "noise",
