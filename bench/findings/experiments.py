@@ -85,7 +85,7 @@ class Figure:
     kind: Literal["curves", "setting", "scatter"]
     experiments: tuple[str, ...]
     about: str  # for who can't see it
-    x: str = "value"  # or a column; base: accuracy before training
+    x: str = "value"  # or a column
     x_title: str = ""
     scale: Literal["linear", "log", "names"] = "linear"
     measures: tuple[str, ...] = ("accuracy", "sound_steps")
@@ -199,10 +199,10 @@ FIGURES: dict[str, Figure] = {
             "base",
             "setting",
             ("base-rubric",),
-            "Held-out accuracy and the share of sound steps after training against the accuracy of the "
-            "base before it, by scheme; a line shows where both accuracies are the same.",
-            x="base",
-            x_title="accuracy of the base",
+            "Held-out accuracy and the share of sound steps after training, by the base that it began "
+            "with and by scheme.",
+            x_title="base",
+            scale="names",
         ),
         Figure(
             "bound",

@@ -9,7 +9,7 @@ from typing import Any
 from femtune.files import replacing
 from femtune.report.drawing import SHAPES, Axis, drawn, span
 from findings.experiments import BASELINES, EXPERIMENTS, FOLDER, Figure
-from findings.numbers import Found, Mean, at_end, by_iteration, found_of, over_seeds
+from findings.numbers import Found, Mean, at_end, by_iteration, found_of
 from findings.tables import NOT_YET, TITLES
 
 PICTURES = FOLDER.parent.parent / "docs" / "pictures"
@@ -112,21 +112,17 @@ def _setting(figure: Figure, found: Sequence[Found]) -> list[list[Spec]]:
     for each in found:
         for column in figure.measures:
             points = [
-                _point(name, at, mean)
+                _point(name, value if figure.scale == "names" else float(value), mean)
                 for name in each.schemes
                 for value in each.values
-                if (at := _x(figure, each, value)) is not None
-                and (mean := at_end(each, name, value, column)) is not None
+                if (mean := at_end(each, name, value, column)) is not None
             ]
             if not points:
                 continue
             title = each.world if len(found) > 1 else None
             ticks = list(dict.fromkeys(point["x"] for point in points))
-            same = ticks if figure.x == "base" and column == "accuracy" else []
             x = _setting_axis(figure, ticks)
-            panel = _panel(points, x, TITLES[column], title, 2, _order(found), {}, in_view=same)
-            panel["layer"][:0] = [_diagonal(min(same), max(same))] if same else []
-            row.append(panel)
+            row.append(_panel(points, x, TITLES[column], title, 2, _order(found), {}))
     return [row]
 
 
@@ -136,19 +132,8 @@ def _setting_axis(figure: Figure, ticks: Sequence[Any]) -> Spec:
     axis = _axis("quantitative", figure.x_title)
     if figure.scale == "log":
         axis["scale"] |= {"type": "log", "base": 2}
-    if figure.x == "value":
-        axis["axis"] |= {"values": [*ticks]}
+    axis["axis"] |= {"values": [*ticks]}
     return axis
-
-
-def _x(figure: Figure, found: Found, value: str) -> Any:
-    if figure.scale == "names":
-        return value
-    if figure.x == "base":
-        base = [row for row in found.base if row["value"] == value]
-        mean = over_seeds(base, "accuracy", len(found.seeds))
-        return mean[0] if mean else None
-    return float(value)
 
 
 def _scatter(figure: Figure, found: Sequence[Found]) -> list[list[Spec]]:
@@ -209,7 +194,6 @@ def _panel(
     names: Sequence[str],
     levels: dict[str, Mean],
     joined: bool = True,
-    in_view: Sequence[float] = (),
 ) -> Spec:
     """Points with their intervals, joined by lines, and dashed lines at the level of baselines."""
     colours, shapes = zip(*looks(names), strict=True)
@@ -217,7 +201,7 @@ def _panel(
     colour = {**by, "scale": {"domain": [*names], "range": [*colours]}}
     shape = {**by, "scale": {"domain": [*names], "range": [*shapes]}}
     y_axis = {"title": y_title, "format": ".2~f", "tickCount": 5, "minExtent": 36}
-    seen = [*(mean[0] for mean in levels.values()), *in_view]
+    seen = [mean[0] for mean in levels.values()]
     low, high = span([*points, *({"y": each} for each in seen)], Axis(y_title, ".0%"))
     low, high = min(low, max(0.0, high - LEAST)), max(high, min(1.0, low + LEAST))
     scale = {"domain": [low, high], "nice": False, "zero": False}
@@ -268,14 +252,6 @@ def _levels(levels: dict[str, Mean], near: float) -> list[Spec]:
     rule = {"mark": {"type": "rule", "strokeDash": [4, 3]}, "encoding": {"y": y}}
     both = [rule, {"mark": words, "encoding": {"y": y, **right}}]
     return [{"data": {"values": lines}, "layer": both}] if lines else []
-
-
-def _diagonal(low: float, high: float) -> Spec:
-    """Where training changed nothing."""
-    ends = [{"x": end, "y": end} for end in (low, high)]
-    mark = {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1, "color": "var(--soft)"}
-    both = {name: {"field": name, "type": "quantitative"} for name in ("x", "y")}
-    return {"data": {"values": ends}, "mark": mark, "encoding": both}
 
 
 def _words(text: str) -> Spec:
