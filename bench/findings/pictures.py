@@ -36,6 +36,7 @@ _LEGEND = {
     "labelColor": "var(--ink)",
     "labelFontSize": 12,
     "symbolSize": 70,
+    "columns": 4,
     "columnPadding": 44,
 }
 
