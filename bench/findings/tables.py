@@ -151,10 +151,7 @@ def _setting(figure: Figure, found: Found) -> list[str]:
             bases = [[row for row in found.base if row["value"] == value] for value in found.values]
             means = [over_seeds(base, column, len(found.seeds)) for base in bases]
             lines.insert(0, ["base", *(cell(column, mean) for mean in means)])
-        heads = [
-            value if figure.scale == "names" or setting == "model" else f"{setting} {value}"
-            for value in found.values
-        ]
+        heads = [value if figure.scale == "names" else f"{setting} {value}" for value in found.values]
         made.append(_table([TITLES[column], *heads], lines))
     return made
 

@@ -10,7 +10,6 @@ import json
 import math
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -25,6 +24,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from femtune.chunks import Grade
 from femtune.config import RL
+from femtune.engines.causal import quiet_peft
 from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.engines.transformers import end_tokens
 from femtune.errors import FemtuneError, ModelError
@@ -114,9 +114,7 @@ def _train(
     is_over: Callable[[Any, int], bool],
 ) -> None:
     seed = (world.seed + iteration) % 2**32
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        # TRL 1.16 asks by names of transformers' past
-        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+    with tempfile.TemporaryDirectory() as scratch, quiet_peft():
         set_seed(seed)  # before an adapter is drawn at random
         model = load_model(start, training)
         seen = _Seen(model, world, iteration, is_over)

@@ -37,7 +37,7 @@ from femtune.weigh import above, accepted, chain, distinct, first, heaviest, las
 from femtune.words import brief, near
 
 paper_filter = chain(accepted(), first())
-SETTLE = 4  # iterations
+SETTLE = 4  # iterations, where `settle` says no number
 
 
 def rejection(budget: int = 1) -> Scheme:
@@ -261,16 +261,9 @@ ADDED: dict[str, Callable[..., Scheme]] = {
     "restart": restarting,
     "settle": settling,
 }
-_WHOLE = (
-    "rejection",
-    "pps",
-    "mixture",
-    "memo",
-    "every",
-    "resample",
-    "settle",
-)  # these take whole numbers
-_BARE = ("star", "base", "importance", "chain")  # take none
+# These take whole numbers, and these none.
+_WHOLE = ("rejection", "pps", "mixture", "memo", "every", "resample", "settle")
+_BARE = ("star", "base", "importance", "chain")
 _RULES = ("importance", "chain", "memo")  # one of them at most
 _NUMBERS = r"(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})(?:,\d{1,9})?"
 _PART = re.compile(rf"(\w+)(?::({_NUMBERS})|\(({_NUMBERS})\))?")

@@ -160,7 +160,7 @@ def _read_full(weights: str | Path, dtype: str | torch.dtype, trust: bool) -> An
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without a warning that is not the user's: peft 0.21 asks by a name of transformers' past."""
+    """Without warnings that no user can mend: PEFT 0.21 and TRL 1.16 ask by transformers' old names."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
         yield
