@@ -255,6 +255,7 @@ WORDS = st.sampled_from(
 
 @given(st.sampled_from(LABELS), st.one_of(st.text(), st.lists(WORDS, max_size=7).map("".join)))
 @example(LABELS[0], "(A) or (B)")
+@example(LABELS[0], "a)B")
 def test_a_label_is_read_only_where_it_comes_first_and_no_other_is_named(
     scale: Scale, text: str
 ) -> None:

@@ -170,8 +170,9 @@ def _read(scale: Scale, text: str) -> str | None:
 
 def _names_another(scale: Scale, answer: str, text: str) -> bool:
     """Whether a text that begins with an answer's letter has another one too: "(A) or (B)"."""
-    small = text.lstrip("(")[:1].islower()
-    others = [each.lower() if small else each for each in scale.answers if each != answer]
+    small = text.lstrip("(")[:1].islower()  # else "a" may be the article
+    others = [each for each in scale.answers if each != answer]
+    others += [each.lower() for each in others if small]
     return any(re.search(rf"\b{re.escape(other)}\b", text) for other in others)
 
 
