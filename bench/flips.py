@@ -1,7 +1,7 @@
 """How often a draw differs between a batch of 1 and one of 512, by the rounding of sums alone.
 
     python bench/flips.py                          # the seedling
-    python bench/flips.py --model DIR --draws 256 --new 64
+    python bench/flips.py --model DIR --draws 256 --new 64 --device cuda
 
 Noise belongs to the draw, logits do not quite: matrix products of other shapes add in other orders.
 A flip is a draw of which any token differs; later tokens then differ too, so flips are counted per
@@ -43,7 +43,7 @@ def written(
     args: argparse.Namespace, dtype: torch.dtype, max_batch: int, num: int
 ) -> dict[str, tuple[int, ...]]:
     """The first `num` draws' tokens by name, written `max_batch` at once."""
-    engine = TransformersEngine(args.model, dtype=dtype, device="cpu", max_batch=max_batch)
+    engine = TransformersEngine(args.model, dtype=dtype, device=args.device, max_batch=max_batch)
     rng = random.Random(0)
     tokens = [tuple(rng.choices(range(200), k=rng.randint(8, 48))) for _ in range(num)]
     requests = [Request(DrawKey(1, str(i), 0, 0), row, i) for i, row in enumerate(tokens)]
@@ -60,6 +60,7 @@ def agreement(left: tuple[int, ...], right: tuple[int, ...]) -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", type=Path, default=SEEDLING)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--draws", type=int, default=512, help="draws in the wide batch")
     parser.add_argument("--alone", type=int, default=128, help="of these, drawn alone too")
     parser.add_argument("--new", type=int, default=64, help="tokens of the longest completion")

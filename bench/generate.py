@@ -1,7 +1,8 @@
-"""Tokens per second of TransformersEngine beside transformers' own generate, in turns, one core.
+"""Tokens per second of TransformersEngine beside transformers' generate, in turns, one core or a GPU.
 
     python bench/generate.py                          # the seedling
     python bench/generate.py --random 20M --dtype bfloat16
+    python bench/generate.py --random 700M --vocabulary 151936 --dtype bfloat16 --device cuda
     python bench/generate.py --model DIR --new 64 --requests 512 --lengths ragged
 
 Both sides write completions of the same lengths: "ragged" ends them at random, 5 tokens to --new,
@@ -9,7 +10,7 @@ Both sides write completions of the same lengths: "ragged" ends them at random, 
 generate is charged for the whole of each batch, and credited with the tokens before the cuts.
 The engine has as many slots as it takes by default; generate is tried with several batch sizes, and
 the ratio is to the best of them. Seconds are those of the process on one thread, so that neighbours
-on the machine count little.
+on the machine count little, and on a GPU those of the wall.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import argparse
 import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import transformers
 
+from clock import clock
 from femtune.engines.batch import Batch, Row
 from femtune.engines.transformers import TransformersEngine
 from femtune.types import DrawKey, Request, Sampling
@@ -41,8 +42,10 @@ def main() -> None:
     lengths = make_lengths(args.requests, args.new, args.lengths == "ragged")
     dtype = getattr(torch, args.dtype)
     with tempfile.TemporaryDirectory() as folder:
-        weights = random_model(args.random, Path(folder)) if args.random else args.model
-        engine = TransformersEngine(weights, dtype=dtype, device="cpu", max_batch=args.batch)
+        weights = args.model
+        if args.random:
+            weights = random_model(args.random, Path(folder), args.vocabulary)
+        engine = TransformersEngine(weights, dtype=dtype, device=args.device, max_batch=args.batch)
     config = engine._model.config.get_text_config()
     rng = random.Random(0)
     prompts = [tuple(rng.choices(range(config.vocab_size), k=args.prompt)) for _ in lengths]
@@ -51,11 +54,14 @@ def main() -> None:
     parameters = sum(weight.numel() for weight in engine._model.parameters())
     print(f"{parameters / 1e6:.2f}M parameters, {args.dtype}, prompts of {args.prompt} tokens")
     print(f"{len(lengths)} completions, {args.lengths}, mean {statistics.mean(lengths):.1f} tokens")
+    if args.device == "cuda":
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for name, values in rates.items():
         shown = " ".join(f"{value:,.0f}" for value in values)
         print(f"{name:14} tokens/s  median {statistics.median(values):8,.0f}   ({shown})")
-    ours, *others = (statistics.median(values) for values in rates.values())
-    print(f"ratio {ours / max(others):.2f} to generate at its best batch size")
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    best = max(rate for name, rate in medians.items() if name.startswith("generate"))
+    print(f"ratio {next(iter(medians.values())) / best:.2f} to generate at its best batch size")
 
 
 def compared(
@@ -66,19 +72,21 @@ def compared(
     for batch in args.generate_batches:
         runs[f"generate {batch}"] = partial(run_generate, engine, prompts, batch)
     rates: dict[str, list[float]] = {name: [] for name in runs}
+    now = clock(args.device)
     for turn in range(args.turns + 1):  # the first warms up
         for name, run in runs.items():
-            start = time.process_time()
+            start = now()
             run()
-            rate = sum(lengths) / (time.process_time() - start)
+            rate = sum(lengths) / (now() - start)
             if turn:
                 rates[name].append(rate)
     return rates
 
 
-def random_model(size: str, folder: Path) -> Path:
-    """Write a random model of the seedling's vocabulary and Qwen 3's shape, of about `size` parameters.
+def random_model(size: str, folder: Path, vocabulary: int | None = None) -> Path:
+    """Write a random model of Qwen 3's shape, of about `size` parameters without their embeddings.
 
+    The vocabulary is the seedling's, or of so many tokens, most of which its tokenizer does not know.
     Layers are L of width 64 L, with heads of 64 in pairs that share their keys: 12 of each for 100M.
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(SEEDLING)
@@ -86,7 +94,7 @@ def random_model(size: str, folder: Path) -> Path:
 
     def config(layers: int) -> Any:
         return transformers.Qwen3Config(
-            vocab_size=len(tokenizer),
+            vocab_size=vocabulary or len(tokenizer),
             hidden_size=64 * layers,
             intermediate_size=192 * layers,
             num_hidden_layers=layers,
@@ -128,7 +136,7 @@ def pull_from(requests: list[Request]) -> Callable[[int], Sequence[Request]]:
 def run_generate(engine: TransformersEngine, prompts: Sequence[Any], batch: int) -> None:
     """All prompts through model.generate, in fixed batches; prompts are equally long: no padding."""
     for start in range(0, len(prompts), batch):
-        ids = torch.tensor(prompts[start : start + batch])
+        ids = torch.tensor(prompts[start : start + batch], device=engine.device)
         longest = max(Lengths.of[start : start + batch])
         engine._model.generate(
             ids,
@@ -170,6 +178,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", type=Path, default=SEEDLING)
     parser.add_argument("--random", metavar="20M", help="a random model of about this size instead")
+    parser.add_argument("--vocabulary", type=int, help="its tokens; else the seedling's")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--requests", type=int, default=1024)
     parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=64, help="tokens of the longest completion")

@@ -1,18 +1,19 @@
-"""Trained tokens per second of femtune's M-step beside TRL's SFTTrainer, in turns, one thread.
+"""Trained tokens per second of femtune's M-step beside TRL's SFTTrainer, in turns, one thread or a GPU.
 
     python bench/mstep.py                          # the seedling, or a random Qwen3 where it is absent
     python bench/mstep.py --model DIR --examples 512 --turns 5
+    python bench/mstep.py --random 700M --device cuda --examples 512
 
 All sides train the same model on the same token ids for the same epochs at the same learning rate.
-`Trainer.train()` alone is timed, in processor seconds and not by the wall, as machines are shared:
-loading, tokenizing and saving do not count. A trained token is one of a prompt or completion that was
-fed; padding is none. The sides:
+`Trainer.train()` alone is timed, in processor seconds and not by the wall, as machines are shared (on a
+GPU by the wall): loading, tokenizing and saving do not count. A trained token is one of a prompt or
+completion that was fed; padding is none. The sides:
 
     femtune            Training() as it is
     TRL                SFTConfig() as it is: 8 rows a batch, bf16 autocast, gradient checkpointing
     TRL, our batch     the same with femtune's number of rows a batch
-    TRL, float32       SFTConfig() with bf16=False, as femtune has it on a CPU
-    TRL, nearest       float32, femtune's batch, no checkpointing, rows grouped by length
+    TRL, float32       SFTConfig() with bf16=False, as femtune has it on a CPU; not on a GPU
+    TRL, nearest       femtune's numbers and batch, no checkpointing, rows grouped by length
 
 Only `max_length=None` (no row is cut), `use_cpu`, and no saving or tracking are set everywhere. A CPU
 without avx512_bf16 emulates bfloat16 slowly: the third and fourth rows of TRL tell what is left then.
@@ -25,7 +26,6 @@ import random
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,11 +41,16 @@ import transformers
 import trl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from clock import clock
 from femtune.mstep import m_step
 from femtune.prompts import ChatTokenizer
 from femtune.training import Training
+from generate import random_model as large_model
 
 SEEDLING = Path(__file__).parents[1] / "src" / "femtune" / "assets" / "seedling"
+# transformers is renaming it
+NAMES = ("activation_checkpointing", "gradient_checkpointing")
+CHECKPOINTING = next(name for name in NAMES if name in trl.SFTConfig.__dataclass_fields__)
 Rows = list[dict[str, list[int]]]
 
 
@@ -57,17 +62,22 @@ def main() -> None:
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as scratch:
         model = args.model or (SEEDLING if (SEEDLING / "config.json").exists() else None)
+        if args.random:
+            model = large_model(args.random, Path(scratch) / "model", args.vocabulary)
         model = model or random_model(Path(scratch) / "model")
         rows = make_rows(args.examples, model)
         tokens = args.epochs * sum(len(row["prompt"]) + len(row["completion"]) for row in rows)
         sides = make_sides(rows, model, Path(scratch), args)
         sides = {name: sides[name] for name in args.sides or sides}
         rates: dict[str, list[float]] = {name: [] for name in sides}
+        if args.device == "cuda":  # which is slower when it does a thing first
+            for warm_up in sides.values():
+                warm_up()
         for _ in range(args.turns):
             for name, seconds in sides.items():
                 rates[name].append(tokens / seconds())
                 print(f"{name} {rates[name][-1]:,.0f}", file=sys.stderr)
-    show(rates, rows, tokens, model, args)
+        show(rates, rows, tokens, model, args)
 
 
 def make_rows(num: int, model: Path) -> Rows:
@@ -93,39 +103,39 @@ def make_sides(
         pa.table({f"{name}_tokens": [row[name] for row in rows] for name in ("prompt", "completion")}),
         examples,
     )
-    training = Training(num_train_epochs=args.epochs, learning_rate=args.rate, use_cpu=True)
+    cpu = args.device == "cpu"
+    training = Training(num_train_epochs=args.epochs, learning_rate=args.rate, use_cpu=cpu)
     tokenizer = ChatTokenizer(transformers.AutoTokenizer.from_pretrained(model))
 
     def ours() -> float:
-        with tempfile.TemporaryDirectory() as out, train_timed() as seconds:
+        with tempfile.TemporaryDirectory() as out, train_timed(args.device) as seconds:
             m_step(examples, model, Path(out), training, tokenizer, seed=0)
         return seconds[0]
 
     def theirs(**settings: Any) -> Callable[[], float]:
-        return lambda: sft(rows, model, scratch, num_train_epochs=args.epochs, **settings)
+        settings |= {"num_train_epochs": args.epochs, "learning_rate": args.rate}
+        return lambda: sft(rows, model, scratch, args.device, **settings)
 
     batch = training.per_device_train_batch_size
-    common = {"learning_rate": args.rate}
     return {
         "femtune": ours,
-        "TRL": theirs(**common),
-        "TRL, our batch": theirs(**common, per_device_train_batch_size=batch),
-        "TRL, float32": theirs(**common, bf16=False),
+        "TRL": theirs(),
+        "TRL, our batch": theirs(per_device_train_batch_size=batch),
+        **({"TRL, float32": theirs(bf16=False)} if cpu else {}),
         "TRL, nearest": theirs(
-            **common,
-            bf16=False,
+            bf16=not cpu,
             per_device_train_batch_size=batch,
-            activation_checkpointing=False,
             train_sampling_strategy="group_by_length",
+            **{CHECKPOINTING: False},
         ),
     }
 
 
-def sft(rows: Rows, model: Path, scratch: Path, **settings: Any) -> float:
+def sft(rows: Rows, model: Path, scratch: Path, device: str, **settings: Any) -> float:
     """Seconds of one SFTTrainer.train() on rows that are tokenized already."""
     config = trl.SFTConfig(
         output_dir=str(scratch / "sft"),
-        use_cpu=True,
+        use_cpu=device == "cpu",
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
@@ -148,20 +158,20 @@ def sft(rows: Rows, model: Path, scratch: Path, **settings: Any) -> float:
         processing_class=transformers.AutoTokenizer.from_pretrained(model),
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    with train_timed() as seconds:
+    with train_timed(device) as seconds:
         trainer.train()
     return seconds[0]
 
 
 @contextmanager
-def train_timed() -> Iterator[list[float]]:
-    """Processor seconds of each Trainer.train() within, all of this process's threads together."""
-    train, seconds = transformers.Trainer.train, list[float]()
+def train_timed(device: str) -> Iterator[list[float]]:
+    """Seconds of each Trainer.train() within: a processor's for all threads together, or of the wall."""
+    train, seconds, now = transformers.Trainer.train, list[float](), clock(device)
 
     def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = time.process_time()
+        begun = now()
         result = train(self, *args, **kwargs)
-        seconds.append(time.process_time() - begun)
+        seconds.append(now() - begun)
         return result
 
     transformers.Trainer.train = timed
@@ -209,7 +219,8 @@ def show(
     )
     versions = ("torch", "transformers", "trl", "accelerate")
     print(", ".join(f"{name} {version(name)}" for name in versions), end="; ")
-    print(torch.backends.cpu.get_cpu_capability(), end="; ")
+    cpu = args.device == "cpu"
+    print(torch.backends.cpu.get_cpu_capability() if cpu else torch.cuda.get_device_name(), end="; ")
     print(f"1 thread, {args.turns} turns, {args.epochs} epochs, learning rate {args.rate}")
     print(f"{type(network).__name__}, {network.num_parameters() / 1e6:.2f}M parameters;", end=" ")
     print(f"{len(rows)} examples of {min(lengths)} to {max(lengths)} tokens,", end=" ")
@@ -224,6 +235,9 @@ def show(
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a folder; the seedling by default")
+    parser.add_argument("--random", metavar="20M", help="a random model of about this size instead")
+    parser.add_argument("--vocabulary", type=int, help="its tokens; else the seedling's")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--sides", nargs="*", help='some of them, as "TRL, nearest"; femtune among them')
     parser.add_argument("--examples", type=int, default=192)
     parser.add_argument("--epochs", type=int, default=1)

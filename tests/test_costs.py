@@ -583,7 +583,7 @@ def test_on_the_command_line(world: tuple[Path, Path], capsys: pytest.CaptureFix
     shown = capsys.readouterr().out
     for words in ("an iteration: E-step", "the run", "money", "memory of a device: 24 GB", "assumed:"):
         assert words in shown
-    assert "we have not measured on a GPU" in shown
+    assert "fitted by us on an H200" in shown
     assert main([word.replace("l4", "h10") for word in argv]) == 1
     assert "Did you mean h100" in capsys.readouterr().err
 

@@ -150,7 +150,8 @@ def test_a_seed_of_an_earlier_release_means_the_same_noise() -> None:
         [0.3879894018173218, 2.6877379417419434, 0.4384736716747284],
         [0.541036069393158, -0.4718893766403198, -0.6680706739425659],
     ]
-    assert noise.tolist() == known
+    # not to the last bit, in which the logarithms of processors differ
+    torch.testing.assert_close(noise, torch.tensor(known), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(

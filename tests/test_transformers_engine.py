@@ -6,6 +6,7 @@ import random
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -274,14 +275,20 @@ def test_no_pad_token_and_a_bos_are_no_trouble(tmp_path: Path) -> None:
     assert [done[str(i)].tokens for i in range(3)] == [greedy_by_generate(tmp_path, p) for p in prompts]
 
 
-def test_the_default_batch_is_what_four_gib_of_keys_and_values_hold() -> None:
+def test_the_default_batch_is_what_four_gib_of_keys_and_values_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Of Qwen3-1.7B's shape at 16 bits: 28 layers, 8 heads of 128: 112 KiB a token."""
     config = transformers.Qwen3Config(
         num_hidden_layers=28, num_key_value_heads=8, head_dim=128, dtype=torch.bfloat16
     )
     assert default_max_batch(config, torch.device("cpu")) == 4 * 2**30 // (112 * 1024 * 1024) == 36
+    memory = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert default_max_batch(config, torch.device("cuda")) == 24 * 2**30 // (112 * 1024 * 1024) == 219
     config.num_hidden_layers = 1
     assert default_max_batch(config, torch.device("cpu")) == 512  # no more: it gets no faster
+    assert default_max_batch(config, torch.device("cuda")) == 1024
 
 
 def test_load_serves_other_weights(folder: Path, tmp_path: Path) -> None:
@@ -400,7 +407,8 @@ def test_the_fused_pass_gives_the_models_own_logits(
         slots = Slots(len(prompts))
         causal.fill(engine._quickest, slots, prompts, [[i] for i in range(len(prompts))])
         newest = torch.tensor([[prompt[-1], len(prompt) - 1] for prompt in prompts])
-        found = causal.step_logits(engine._quickest, slots, *newest.T, longest=200).float()
+        newest = newest.to(engine.device)
+        found = causal.step_logits(engine._quickest, slots, *newest.T, longest=200).float().cpu()
         expected = torch.cat([model(torch.tensor([prompt])).logits[:, -1] for prompt in prompts])
     tolerance = 1e-4 if dtype == torch.float32 else 0.25
     assert (found - expected).abs().max() < tolerance * expected.std()
@@ -428,7 +436,7 @@ def test_the_fused_pass_holds_no_weight_twice_and_goes_with_the_model(folder: Pa
     assert layer.gate_up.data_ptr() == own.mlp.gate_proj.weight.data_ptr()
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
     held = engine._model.state_dict()
-    assert all(torch.equal(held[name], weight) for name, weight in plain.items())
+    assert all(torch.equal(held[name].cpu(), weight) for name, weight in plain.items())
     gone = weakref.ref(engine._quickest)
     del layer, own
     engine.release()

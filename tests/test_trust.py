@@ -287,8 +287,12 @@ def watched(tmp_path: Path, *argv: str) -> tuple[int, list[list[str]]]:
     command = [sys.executable, "-c", WATCHER, str(told), *argv]
     subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=tmp_path)
     status, seen = json.loads(told.read_text())
-    # what Python asks of the processor, and environment.json of the state of the source
-    known = ("('uname', ['uname', '-p']", "('git', ['git', '-c', 'core.fsmonitor=false', '-C'")
+    # what Python asks of the processor, environment.json of the source, accelerate of GPUs
+    known = (
+        "('uname', ['uname', '-p']",
+        "('git', ['git', '-c', 'core.fsmonitor=false', '-C'",
+        "('nvidia-smi', ['nvidia-smi', '--query-gpu=",
+    )
     return status, [event for event in seen if not event[1].startswith(known)]
 
 

@@ -41,8 +41,8 @@ def batch_rows(shape: Shape, job: Job, device: Hardware) -> int:
     """Rows that an engine writes at a time: as set, or by default, and no more than memory holds."""
     usual = _VLLM_ROWS
     if job.engine == "transformers":  # as its default_max_batch, which is in torch's company
-        share = 0.3 * device.memory if device.is_gpu else 4 * 2**30
-        usual = max(8, min(512, int(share // (1024 * shape.kv_bytes(shape.dtype)))))
+        share, most = (0.3 * device.memory, 1024) if device.is_gpu else (4 * 2**30, 512)
+        usual = max(8, min(most, int(share // (1024 * shape.kv_bytes(shape.dtype)))))
     weights = shape.parameters * BYTES[job.engine_dtype] / job.tensor_parallel
     held = int((_SPARE * limit(device) - weights) // _row(shape, job))
     return max(1, min(job.max_batch or usual, held))

@@ -39,11 +39,13 @@ class Efficiency:
 
 # Fitted by us to models of 1M and 14M parameters, one core, float32, transformers: see bench/plan.py.
 CPU = Efficiency(0.75, 0.35, 0.65, 2.5e-4, 1.5e-3, 0.15, "fitted by us, to small models on a CPU")
-# Assumed. Eager decoding waits for Python to launch some ten kernels a layer, about 30 us each; PaLM
-# (arXiv 2204.02311, table 3) reports 0.46 of the peak in training, and ours is a simpler setup.
-GPU_EAGER = Efficiency(0.5, 0.6, 0.35, 3e-4, 1e-3, 2.0, "we have not measured on a GPU")
+# Seconds fitted by us to models of 1M and 0.7B parameters on an H200, where Python sets the pace, as it
+# launches kernels one by one. Shares are assumed: PaLM (arXiv 2204.02311, table 3) reports 0.46 of the
+# peak in training, and ours is a simpler setup.
+_SHARES = "seconds fitted by us on an H200, shares assumed"
+GPU_EAGER = Efficiency(0.5, 0.6, 0.35, 5e-4, 5e-3, 0.4, _SHARES)
 # vLLM captures a step as one CUDA graph: a launch for all layers.
-GPU_GRAPHS = Efficiency(0.5, 0.75, 0.35, 2e-5, 1e-3, 10.0, "we have not measured on a GPU")
+GPU_GRAPHS = Efficiency(0.5, 0.75, 0.35, 2e-5, 5e-3, 10.0, "vLLM not measured by us on a GPU")
 
 DISK = 1e9  # bytes/s, assumed: half of a cheap NVMe disk, and what a good network disk gives
 
