@@ -15,10 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
-import femtune.run
 from femtune.errors import RunError
 from femtune.files import replacing
 from femtune.journal import Journal, journal_of
@@ -29,16 +27,6 @@ from .models import byte_tokenizer, tiny_model
 from .write_points import differences, whole_run
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(femtune.run, "environment", dict)  # asks git, a second each time
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

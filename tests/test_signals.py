@@ -12,25 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import torch
 
-import femtune.run
 from femtune import stopping
 from femtune.cli import main
 from femtune.demo import write_world
 from femtune.journal import Journal
 from femtune.run import read_draws
 from femtune.types import DrawKey
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(femtune.run, "environment", dict)  # asks git, a second each time
-        yield
-    torch.set_num_threads(threads)
 
 
 def test_a_signal_that_python_swallows_is_heeded_at_the_next_check(
