@@ -148,7 +148,7 @@ def test_a_card_says_where_m_steps_start_anew_for_longer(
     told = read_told(judged, 2)
     card = model_card(replace(told, config={**told.config, "scheme": scheme}), judged / "last")
     assert ("times those of its restarts from the base" in str(card)) == longer
-    assert ("(`constant`, after the restarts `linear`)" in str(card)) == scheme.endswith("settle")
+    assert ("(`constant`, without a restart `linear`)" in str(card)) == scheme.endswith("settle")
 
 
 def test_an_owners_card_is_left_alone(judged: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from femtune.posterior import (
     uniform,
     wake,
 )
-from femtune.types import Request, Scheme, Stage
+from femtune.types import Request, Scheme, Stage, is_settled
 from femtune.weigh import above, accepted, chain, distinct, first, heaviest, last, share
 from femtune.words import brief, near
 
@@ -218,12 +218,12 @@ def restarting(scheme: Scheme, epochs: float = 3.0) -> Scheme:
 
 
 def settling(scheme: Scheme, iterations: int = SETTLE) -> Scheme:
-    """Restarts in the first `iterations` alone; later M-steps go on from the previous weights.
+    """Restarts in the first `iterations` of every 3 * iterations; the others go on from what was learnt.
 
     Those take `num_train_epochs`, as without a restart, and where the learning rate is constant it falls
     to 0 in each of them (linear). What is learnt by heart from draws of a poor model is forgotten early;
     what draws of a better one still teach adds up late, where a restart would begin at the base's own
-    guesses again.
+    guesses again. What is learnt by heart then, wrong answers above all, the next restarts forget.
 
     Raises ConfigError where nothing restarts, or for less than 1 iteration.
     """
@@ -314,13 +314,13 @@ def adds(spec: str, name: str) -> bool:
 def restarts(spec: str, iteration: int) -> bool:
     """Whether the M-step of an iteration starts from the base, by the scheme's name alone.
 
-    >>> restarts("rejection:4+restart+settle", 4), restarts("rejection(4)+restart(3)+settle(4)", 5)
-    (True, False)
+    >>> [restarts("rejection:4+restart(3)+settle(4)", iteration) for iteration in (4, 5, 12, 13)]
+    [True, False, False, True]
     """
     if not adds(spec, "restart"):
         return False
     settle = re.search(r"\+\s*settle(?:[:(](\d+))?", spelled_out(spec))
-    return settle is None or iteration <= int(settle[1] or SETTLE)
+    return settle is None or not is_settled(int(settle[1] or SETTLE), iteration)
 
 
 def _read_part(part: str, spec: str, known: dict[str, Callable[..., Scheme]]) -> tuple[str, list[float]]:

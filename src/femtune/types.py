@@ -188,8 +188,8 @@ class Scheme:
     every: int = 1
     # M-steps start from the base and take this many times the epochs; 0: as `start_from` says
     restart: float = 0.0
-    # so in this many iterations; later M-steps go on from the previous weights, at a rate that falls to
-    # 0 in each where it is constant otherwise; 0: in all
+    # so in the first this many of every three times as many iterations; in the others they go on from
+    # the previous weights, at a rate that falls to 0 in each where it is constant otherwise; 0: in all
     settle: int = 0
 
     def __post_init__(self) -> None:
@@ -218,7 +218,7 @@ class Scheme:
 
     def restarts(self, iteration: int) -> bool:
         """Whether the M-step of an iteration, from 1 on, starts from the base, and takes longer."""
-        return self.restart > 0 and not 0 < self.settle < iteration
+        return self.restart > 0 and not is_settled(self.settle, iteration)
 
     @property
     def is_adaptive(self) -> bool:
@@ -240,6 +240,15 @@ class Scheme:
         rules = (self.weigh, self.remember)
         found = frozenset(need for rule in rules for need in getattr(rule, "needs", ()))
         return found | {"log_pi"} if self.min_gain else found
+
+
+def is_settled(settle: int, iteration: int) -> bool:
+    """Whether an iteration, from 1 on, is not of the first `settle` ones of every 3 * settle.
+
+    >>> [is_settled(2, iteration) for iteration in (1, 2, 3, 6, 7)]
+    [False, False, True, True, False]
+    """
+    return settle > 0 and (iteration - 1) % (3 * settle) >= settle
 
 
 # r(answer, y*): pure, from problems and parsed completions to rewards in [0, 1]; None abstains.
