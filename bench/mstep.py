@@ -1,6 +1,6 @@
 """Trained tokens per second of femtune's M-step beside TRL's SFTTrainer, in turns, one thread or a GPU.
 
-    python bench/mstep.py                          # the seedling, or a random Qwen3 where it is absent
+    python bench/mstep.py                          # the seedling
     python bench/mstep.py --model DIR --examples 512 --turns 5
     python bench/mstep.py --random 700M --device cuda --examples 512
 
@@ -39,15 +39,13 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 import trl
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from clock import clock
 from femtune.mstep import m_step
 from femtune.prompts import ChatTokenizer
 from femtune.training import Training
-from generate import random_model as large_model
+from generate import SEEDLING, random_model
 
-SEEDLING = Path(__file__).parents[1] / "src" / "femtune" / "assets" / "seedling"
 # transformers is renaming it
 NAMES = ("activation_checkpointing", "gradient_checkpointing")
 CHECKPOINTING = next(name for name in NAMES if name in trl.SFTConfig.__dataclass_fields__)
@@ -61,10 +59,9 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as scratch:
-        model = args.model or (SEEDLING if (SEEDLING / "config.json").exists() else None)
+        model = args.model
         if args.random:
-            model = large_model(args.random, Path(scratch) / "model", args.vocabulary)
-        model = model or random_model(Path(scratch) / "model")
+            model = random_model(args.random, Path(scratch) / "model", args.vocabulary)
         rows = make_rows(args.examples, model)
         tokens = args.epochs * sum(len(row["prompt"]) + len(row["completion"]) for row in rows)
         sides = make_sides(rows, model, Path(scratch), args)
@@ -181,34 +178,6 @@ def train_timed(device: str) -> Iterator[list[float]]:
         transformers.Trainer.train = train
 
 
-def random_model(folder: Path) -> Path:
-    """A Qwen3 of 1.0M parameters over bytes, as real folders are."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(["</s>", "<pad>"])
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="</s>", pad_token="<pad>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = transformers.Qwen3Config(
-        vocab_size=258,
-        hidden_size=128,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        intermediate_size=384,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        eos_token_id=256,
-        pad_token_id=257,
-    )
-    transformers.Qwen3ForCausalLM(shape).save_pretrained(folder)
-    return folder
-
-
 def show(
     rates: dict[str, list[float]], rows: Rows, tokens: int, model: Path, args: argparse.Namespace
 ) -> None:
@@ -234,7 +203,7 @@ def show(
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="a folder; the seedling by default")
+    parser.add_argument("--model", type=Path, default=SEEDLING)
     parser.add_argument("--random", metavar="20M", help="a random model of about this size instead")
     parser.add_argument("--vocabulary", type=int, help="its tokens; else the seedling's")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

@@ -34,7 +34,12 @@ def engines(folder: Path) -> Iterator[Any]:
     yield engine
     for one in made:
         one.close()
-    assert "femtune-http" not in [thread.name for thread in threading.enumerate()]
+    assert not has_threads()
+
+
+def has_threads() -> bool:
+    """Whether an engine's thread lives on."""
+    return "femtune-http" in [thread.name for thread in threading.enumerate()]
 
 
 def requests(count: int) -> list[Request]:

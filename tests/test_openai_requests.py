@@ -24,7 +24,17 @@ from femtune.schemes import rejection
 from femtune.types import DrawKey, Problem, Request
 
 from .models import tiny_model
-from .openai_engines import QUICK, SAMPLING, TOKENIZER, draw, engines, requests, tokens, written
+from .openai_engines import (
+    QUICK,
+    SAMPLING,
+    TOKENIZER,
+    draw,
+    engines,
+    has_threads,
+    requests,
+    tokens,
+    written,
+)
 from .servers import Faults, free_port, letters, serving
 
 HTML = (200, {}, "<html><body>Welcome</body></html>")
@@ -233,6 +243,7 @@ def test_no_connection_stays_open_though_all_forgot_it() -> None:
         assert not transport.is_closing()
         wire.close()
         assert transport.is_closing()
+        assert not has_threads()
 
 
 def test_a_server_that_goes_down_in_mid_run_stops_it(make: Any) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from femtune.costs.formulas import BYTES, Job, Shape
 from femtune.costs.hardware import Hardware
+from femtune.engines.rows import usual_rows
 
 RUNTIME = 1e9  # that a GPU's driver and libraries take; assumed
 _SPARE = 0.95  # of the rest an engine may fill; assumed
@@ -40,9 +41,8 @@ def limit(device: Hardware) -> float:
 def batch_rows(shape: Shape, job: Job, device: Hardware) -> int:
     """Rows that an engine writes at a time: as set, or by default, and no more than memory holds."""
     usual = _VLLM_ROWS
-    if job.engine == "transformers":  # as its default_max_batch, which is in torch's company
-        share, most = (0.3 * device.memory, 1024) if device.is_gpu else (4 * 2**30, 512)
-        usual = max(8, min(most, int(share // (1024 * shape.kv_bytes(shape.dtype)))))
+    if job.engine == "transformers":
+        usual = usual_rows(shape.kv_bytes(shape.dtype), device.memory if device.is_gpu else None)
     weights = shape.parameters * BYTES[job.engine_dtype] / job.tensor_parallel
     held = int((_SPARE * limit(device) - weights) // _row(shape, job))
     return max(1, min(job.max_batch or usual, held))

@@ -42,8 +42,9 @@ CPU = Efficiency(0.75, 0.35, 0.65, 2.5e-4, 1.5e-3, 0.15, "fitted by us, to small
 # Seconds fitted by us to models of 1M and 0.7B parameters on an H200, where Python sets the pace, as it
 # launches kernels one by one. Shares are assumed: PaLM (arXiv 2204.02311, table 3) reports 0.46 of the
 # peak in training, and ours is a simpler setup.
-_SHARES = "seconds fitted by us on an H200, shares assumed"
-GPU_EAGER = Efficiency(0.5, 0.6, 0.35, 5e-4, 5e-3, 0.4, _SHARES)
+GPU_EAGER = Efficiency(
+    0.5, 0.6, 0.35, 5e-4, 5e-3, 0.4, "seconds fitted by us on an H200, shares assumed"
+)
 # vLLM captures a step as one CUDA graph: a launch for all layers.
 GPU_GRAPHS = Efficiency(0.5, 0.75, 0.35, 2e-5, 5e-3, 10.0, "vLLM not measured by us on a GPU")
 
@@ -117,7 +118,8 @@ def this_machine(
     wait: Callable[[], object] = torch.cuda.synchronize if place.type == "cuda" else lambda: None
     shapes = [(min(a, _LARGEST), min(b, _LARGEST)) for a, b in sorted(set(matrices))[:8]]
     peaks = {}
-    for name in {*dtypes}:
+    wanted = {*dtypes, "bfloat16"} if place.type == "cuda" else {*dtypes}  # M-steps there are in it
+    for name in wanted:
         made: list[tuple[Any, Any]] = []
         for out, into in shapes:
             options: dict[str, Any] = {"device": place, "dtype": getattr(torch, name)}

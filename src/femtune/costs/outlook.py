@@ -152,12 +152,7 @@ def _anywhere(settings: Train) -> Train:
 
 
 def _here(shape: Shape, dtype: str, settings: Train) -> Hardware:
-    import torch  # slow, and only for who asks
-
-    half = settings.training.bf16
-    if half is None:  # as the M-step has it: on a GPU
-        half = torch.cuda.is_available() and not settings.training.use_cpu
-    kinds = {dtype, "bfloat16" if half else "float32"}
+    kinds = {dtype, "bfloat16" if settings.training.bf16 else "float32"}
     sides = [*shape.adapter.values(), (shape.vocabulary, shape.width)]
     return this_machine(sides, kinds, settings.device)
 

@@ -26,6 +26,7 @@ from femtune.engines.batch import Batch, Row
 from femtune.engines.causal import pad, quickest, read_model, spans, stamp_of
 from femtune.engines.gumbel import token_nats
 from femtune.engines.memory import give_back, is_out_of_memory
+from femtune.engines.rows import usual_rows
 from femtune.errors import EngineError, ModelError
 from femtune.prompts import ChatTokenizer
 from femtune.trust import unreadable
@@ -223,19 +224,14 @@ class TransformersEngine:
 
 
 def default_max_batch(config: Any, device: torch.device) -> int:
-    """Rows whose keys and values, 1,024 tokens of each, fill 4 GiB, or 0.3 of a GPU; 8 to 512.
-
-    More rows are faster until memory is short: bench/RESULTS.md. On a GPU they are up to 1,024, where a
-    step of a small model takes as long with twice the rows.
-    """
+    """`rows.usual_rows` of a model of this shape on a device."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     number_bytes = torch.tensor([], dtype=config.dtype or torch.float32).element_size()
-    row = 2 * config.num_hidden_layers * heads * size * number_bytes * 1024
-    room, most = 4 * 2**30, 512
-    if device.type == "cuda":
-        room, most = int(0.3 * torch.cuda.get_device_properties(device).total_memory), 1024
-    return max(8, min(most, int(room // row)))
+    token_bytes = 2 * config.num_hidden_layers * heads * size * number_bytes
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else None
+    return usual_rows(token_bytes, memory)
 
 
 def read_tokenizer(model: str | Path, trust_remote_code: bool = False) -> ChatTokenizer:
