@@ -63,6 +63,27 @@ class Ask:
     """What is added to each prompt, by default the task's; "" adds nothing."""
     hint: str | None = None
     """What is added to that in the hinted prompt, with {answer} in it; by default the task's."""
+    answer_format: str = "line"
+    """How an answer is written: line, boxed, hash, tag, bracket, json:KEY, regex:PATTERN."""
+    force_answers: Literal["evaluation", "always", "never"] = "evaluation"
+    """Where a completion has no answer, write the format's cue and let the model answer: in evaluation
+    and predict, in E-steps too, or never."""
+    system_prompt: str | None = None
+    """Text of a system message before each prompt, or the path of a text file."""
+    rubric: str | None = None
+    """Criteria, or the path of a text file with them: shown before the item that is judged."""
+    prompt_template: str | None = None
+    """Text, or the path of a text file, that makes the prompt from a row: {prompt}, {column}."""
+    round_scores: bool = False
+    """Round scores that are no point of the scale to the nearest one."""
+    soft_labels: bool = False
+    """Take a score between two points of the scale for both, each by its share: 3.2 is 3 for 80%."""
+    demos: str = "auto"
+    """Worked examples as chat turns: auto (the task's, for a base model), none, or a JSONL file."""
+    demo_iterations: int = 1
+    """E-steps, from the first, that are drawn with the worked examples; training is without them."""
+    demos_in_prompt: bool = False
+    """Make the worked examples part of the prompt x, in training and use too."""
     template_args: Names = ()
     """Arguments of the chat template: enable_thinking=false."""
     max_new_tokens: int = 512

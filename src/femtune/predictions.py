@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from femtune.answer_format import bare
 from femtune.answers import Scale, as_fraction
 from femtune.asker import make_asker
 from femtune.calibration import Calibration, apply, check_scale, load_calibration
@@ -46,7 +47,6 @@ from femtune.prepare import (
     task_options,
 )
 from femtune.problems import check_lengths, save_problems
-from femtune.prompts import bare
 from femtune.reading import json_lines
 from femtune.rewards import exact
 from femtune.run import by_problem, check_run, open_run, read_draws

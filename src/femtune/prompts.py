@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from femtune.answer_format import AnswerFormat, parse_format
 from femtune.errors import ConfigError, DataError, ModelError
 from femtune.types import Message, Parsed, Problem, Prompt
 
+LINE = parse_format("line")
 INSTRUCTION = 'Think step by step, then end with the line "Answer: " and your answer.'
 HINT = (
     "The correct answer is {answer}. Give the reasoning that leads to it, so that it would "
@@ -63,17 +65,6 @@ _SIGNS = (
     *(re.compile(rf"{noun} (was|is|has been|being) (already )?({'|'.join(_TOLD)})") for noun in _NOUNS),
 )
 
-_ANSWER_LINE = re.compile(
-    r"[\s#>]*([*-]\s+)?(?P<mark>[*_`]*)answer(?P<closed>[\s*_`]*):\s*(?P<answer>.*)",
-    re.IGNORECASE,
-)
-# Markup around all of an answer. In pairs only: A* and $5 are answers, and other ones than A and 5.
-_WRAPPED = re.compile(
-    r"(?P<mark>\*{1,3}|`{1,3}|\${1,2})(?P<marked>(?:(?!(?P=mark)).)+)(?P=mark)"
-    r"|\\boxed\{(?P<boxed>(?:[^{}]|\{[^{}]*\})+)\}|\\\((?P<inline>(?:(?!\\\)).)+)\\\)",
-    re.DOTALL,
-)
-
 
 @dataclass(frozen=True)
 class Prompts:
@@ -86,6 +77,7 @@ class Prompts:
     hint: str = HINT
     leaks: tuple[str, ...] = LEAKS
     require_rationale: bool = True  # a bare answer teaches no reasoning, and is not accepted
+    format: AnswerFormat = LINE
     _leaks: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -108,22 +100,8 @@ class Prompts:
         return {"plain": self.plain, "hinted": self.hinted}[name](problem)
 
     def parse(self, text: str) -> Parsed:
-        """Split a completion at its last line, `Answer: ...`; says why where it can't.
-
-        >>> Prompts().parse("No idea.").problem
-        'the last line is not "Answer: ..."'
-        """
-        lines = text.strip().splitlines()
-        match = _ANSWER_LINE.fullmatch(lines[-1]) if lines else None
-        if match is None:
-            return Parsed(text.strip(), "", 'the last line is not "Answer: ..."')
-        rationale = "\n".join(lines[:-1]).strip()
-        answer = bare(_unmarked(match))
-        if not answer.strip(".…*"):  # also the dots of an instruction, copied
-            return Parsed(rationale, "", "the answer is empty")
-        if self.require_rationale and all(map(_ANSWER_LINE.fullmatch, filter(str.strip, lines))):
-            return Parsed(rationale, answer, "no rationale before the answer")
-        return Parsed(rationale, answer)
+        """Split a completion into rationale and answer, by the answer format."""
+        return self.format.read(text, require_rationale=self.require_rationale)
 
     def leak(self, problem: Problem, rationale: str) -> str:
         """The words by which a rationale gives away that it was told the answer, or ""."""
@@ -246,25 +224,3 @@ def _append(prompt: Prompt, suffix: str) -> list[Message]:
         raise DataError(f'the last message is of role "{last["role"]}", expected "user".')
     content = f"{last['content']}\n\n{suffix}" if suffix else last["content"]
     return [*messages[:-1], {**last, "content": content}]
-
-
-def bare(answer: str) -> str:
-    """An answer without markup around all of it, and the full stop after it.
-
-    >>> bare("**4**."), bare(r"$\\boxed{4}$"), bare("A*"), bare("$5")
-    ('4', '4', 'A*', '$5')
-    """
-    while True:
-        answer = answer.strip().removesuffix(".").rstrip()
-        match = _WRAPPED.fullmatch(answer)
-        if match is None:
-            return answer
-        answer = match["marked"] or match["boxed"] or match["inline"]
-
-
-def _unmarked(line: re.Match[str]) -> str:
-    """The answer of `**Answer:** 4` or `**Answer: 4**` without the other half of the markup."""
-    mark, answer = line["mark"], line["answer"].rstrip()
-    if not mark or mark in line["closed"]:
-        return answer
-    return answer.removeprefix(mark) if answer.startswith(mark) else answer.removesuffix(mark)
