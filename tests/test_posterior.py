@@ -134,7 +134,7 @@ def test_a_chain_needs_what_its_rules_do() -> None:
     assert chain(accepted(), first()).needs == frozenset()  # type: ignore[attr-defined]
     both = chain(accepted(), metropolis(), chain(doubt(), control_variate()))
     assert both.needs == {  # type: ignore[attr-defined]
-        "log_pi", "log_q", "every draw", "temperature 1", "own draws"
+        "log_pi", "log_q", "every draw", "temperature 1", "own draws", "plain prompts"
     }  # fmt: skip
 
 

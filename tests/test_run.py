@@ -303,7 +303,7 @@ def shard_of(path: Path, change: Callable[[Any], Any]) -> Path:
     ("change", "said"),
     [
         (lambda t: t.drop_columns("reward"), "holds no draws as they are stored"),
-        (lambda t: t.set_column(12, "answer", pa.array([None], pa.string())), "holds no draws"),
+        (lambda t: t.set_column(16, "answer", pa.array([None], pa.string())), "holds no draws"),
         (lambda t: t.set_column(6, "tokens", pa.array([[1, None]], pa.list_(pa.int32()))), "tokens"),
         (lambda t: t.set_column(4, "prompt", pa.array(["wake"])), "has a prompt of 'wake'"),
         (lambda t: t.set_column(8, "finish_reason", pa.array(["x"])), "has a finish_reason of 'x'"),

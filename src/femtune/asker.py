@@ -14,6 +14,8 @@ from typing import Any
 
 from femtune.chunks import Crew, Setup
 from femtune.config import Ask
+from femtune.cut import Cut
+from femtune.endings import check_cue
 from femtune.errors import ConfigError, EngineError
 from femtune.prepare import Questions, load_config, load_tokenizer, local_model, named_pairs, read_value
 from femtune.problems import check_lengths
@@ -83,6 +85,8 @@ class Asker:
             base_probe,
             settings.overlap,
             settings.resume,
+            Cut(self.prompts.format, self.tokenizer),
+            context_length(load_config(self.base)),
         )
 
     def _crew(self, sampling: Sampling, base_probe: Probe | None, needs: Collection[Need]) -> Crew:
@@ -247,6 +251,8 @@ def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) ->
     _check_installed(settings)
     base = local_model(model)
     tokenizer = load_tokenizer(base, settings.template_args)
+    if settings.force_answers != "never":
+        check_cue(Cut(asked.prompts.format, tokenizer), tokenizer)
     context = context_length(load_config(base))
     for problems in groups:
         check_lengths(problems, asked.prompts, tokenizer, context, settings.max_new_tokens)

@@ -33,7 +33,7 @@ from femtune.evaluate import group_of
 from femtune.intervals import Floats, bootstrap, mean, ratio, summary
 from femtune.run import by_problem, read_shard
 from femtune.schemes import mixture
-from femtune.tries import nats_under, read_nats, read_timing, write_nats
+from femtune.tries import nats_under, read_nats, read_timing, with_nats, write_nats
 from femtune.types import Draw, Problem, Sampling
 
 # Right draws that are added to those of each problem: see `log_mean`. Ten times as much would lift a
@@ -61,7 +61,8 @@ def mixture_draws(
     on_draws: Callable[[Sequence[Draw]], None] = lambda draws: None,
 ) -> Iterator[Chunk]:
     """Ask every problem `draws` times, an even number, at temperature 1: half under each prompt."""
-    setup = replace(setup, sampling=Sampling(setup.sampling.max_new_tokens))
+    sampling = Sampling(setup.sampling.max_new_tokens)
+    setup = replace(setup, sampling=sampling, demos=(), force="never")
     scheme = mixture(draws // 2, draws // 2)
     return e_step(problems, scheme, setup, iteration=iteration, place=place, on_draws=on_draws)
 
@@ -179,12 +180,7 @@ def _scored_chunks(folder: Path) -> Iterator[tuple[list[Draw], Mapping[str, floa
         draws, timing = read_shard(folder / "bound" / place.name)
         nats = read_nats(place)
         yield (
-            [
-                replace(draw, log_pi=nats[draw.key][0], log_q=nats[draw.key][1])
-                if draw.key in nats
-                else draw
-                for draw in draws
-            ],
+            [with_nats(draw, nats[draw.key]) if draw.key in nats else draw for draw in draws],
             timing,
         )
 

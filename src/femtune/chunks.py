@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from femtune.cut import Cut
+from femtune.demos import Demos, demos_digest
+from femtune.endings import Endings, Finished, Force
 from femtune.prompts import Prompts
 from femtune.served import ROUNDING, Probe
 from femtune.types import (
@@ -28,8 +31,6 @@ from femtune.types import (
     Tokenizer,
     draw_seed,
 )
-
-Finished = tuple[Request, Completion]
 
 # What a killed run goes on from in the chunk that was open: its draws that were graded, or none of them.
 # The latter draws it anew in the same batches, bit for bit; the former the rest in other batches, which
@@ -90,6 +91,11 @@ class Setup:
     base_probe: Probe | None = None  # what the base gives some completions
     overlap: bool = False  # draw on while the last chunk is graded and stored: see overlap.py
     resume: Resume = "draws"
+    cut: Cut | None = None  # where completions end beside their end token
+    context: int | None = None  # tokens that the model takes
+    # of the draws, not of x: worked examples in their prompts, and whether answers are forced
+    demos: Demos = ()
+    force: Force = "never"
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,8 @@ class Lease:
     iteration: int
     place: Path | None = None  # where its draws are stored by whom works it off
     known: frozenset[str] = frozenset()  # ids of problems of which draws are remembered
+    demos: Demos = ()
+    force: Force = "never"
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,9 @@ class OpenChunk:
         self._queue: deque[Request] = deque()
         self._open: defaultdict[str, int] = defaultdict(int)  # requests of a problem not yet graded
         self._tokens: dict[tuple[str, str], tuple[int, ...]] = {}  # retries share their prompt
+        self._prompts = setup.prompts.with_demos(lease.demos) if lease.demos else setup.prompts
+        self._demos = demos_digest(lease.demos)
+        self._endings = Endings(setup.tokenizer, setup.cut, lease.force, setup.context)
 
     def take_up(self, draws: Sequence[Draw]) -> list[Draw]:
         """Enter draws from before this chunk was opened, first of all; gives those that are its own."""
@@ -167,6 +178,12 @@ class OpenChunk:
             self._ask(self._fresh.popleft())
         return [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
 
+    def settle(self, finished: Sequence[Finished]) -> list[Finished]:
+        """Return the completions that are whole; those whose answer is forced are asked for it."""
+        ready, more = self._endings.settle(finished, self.lease.sampling)
+        self._queue.extendleft(reversed(more))
+        return ready
+
     def grade(self, finished: Sequence[Finished]) -> list[Draw]:
         """Score completions. Changes nothing, so that it may run beside `pull`."""
         names = [self._scheme.asked[request.key.stage].prompt for request, _ in finished]
@@ -178,7 +195,15 @@ class OpenChunk:
             accept_at=[at(request) if callable(at) else at for request, _ in finished],
         )
         return [
-            Draw(request.key, name, request.seed, completion, score)
+            Draw(
+                request.key,
+                name,
+                request.seed,
+                completion,
+                score,
+                demos=self._demos,
+                temperature=self.lease.sampling.temperature,
+            )
             for (request, completion), name, score in zip(finished, names, scores, strict=True)
         ]
 
@@ -223,6 +248,6 @@ class OpenChunk:
     def _prompt_tokens(self, name: str, problem: Problem) -> tuple[int, ...]:
         tokens = self._tokens.get((name, problem.id))
         if tokens is None:
-            messages = self._setup.prompts.render(name, problem)
+            messages = self._prompts.render(name, problem)
             tokens = self._tokens[name, problem.id] = self._setup.tokenizer.encode_prompt(messages)
         return tokens

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from femtune.answer_format import AnswerFormat
-from femtune.types import Tokenizer
+from femtune.types import FinishReason, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -42,3 +42,17 @@ class Cut:
             text = self.tokenizer.decode((token,))
             known = self._closing[token] = any(c in text for c in self.format.closers)
         return known
+
+
+def trained_tokens(
+    sampled: Sequence[int], finish_reason: FinishReason, end_token: int, tokenizer: Tokenizer
+) -> tuple[int, ...]:
+    """Return the tokens that a completion is trained on: those sampled, ended by an end token.
+
+    A closing token of white space alone is replaced by the end token; one that holds text of the answer
+    is kept before it.
+    """
+    if finish_reason != "answered":
+        return tuple(sampled)
+    kept = sampled if tokenizer.decode(sampled[-1:]).strip() else sampled[:-1]
+    return (*kept, end_token)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from femtune import stopping
@@ -76,7 +77,17 @@ def missing(
             remove_journal(where)  # a kill came between the shard and this
         else:
             some, known = choose(index, problems[begin : begin + setup.chunk_size])
-            yield Lease(index, some, scheme, setup.sampling, iteration, where, known)
+            yield Lease(
+                index,
+                some,
+                scheme,
+                setup.sampling,
+                iteration,
+                where,
+                known=known,
+                demos=setup.demos,
+                force=setup.force,
+            )
 
 
 def work_off(lease: Lease, setup: Setup, engine: Engine, on_draws: Told = lambda draws: None) -> Chunk:
@@ -107,9 +118,9 @@ def work_off(lease: Lease, setup: Setup, engine: Engine, on_draws: Told = lambda
             return requests
 
         try:
-            for finished in engine.generate(pull, lease.sampling):
+            for finished in engine.generate(pull, replace(lease.sampling, cut=setup.cut)):
                 begun = time.perf_counter()
-                draws = opened.grade(finished)
+                draws = opened.grade(opened.settle(finished))
                 if journal:
                     journal.append(draws, spent_s())
                 opened.enter(draws)

@@ -76,7 +76,10 @@ def evaluation_metrics(
     accuracy            mean share of a problem's draws with full reward
     majority_accuracy   of the most frequent answer, where there are several draws
     pass_at_k           of math: that one of k draws is right; k is 2, 4, 8 ... and all draws
-    answered            share of draws with an answer
+    answered            share of draws with an answer, forced ones included
+    forced_share        share of draws whose answer was forced: see endings.py
+    accuracy_unforced   accuracy where forced answers count as wrong, if there are any
+    truncated_share     share of draws that ended at max_new_tokens
     sound_steps         in a world: share of rationale steps that are sound, and `sound_rationales`
     ratings             `metrics.rating_metrics`, and the raters' own agreement, `metrics.rater_ceiling`
     pairs, choices      `metrics.pair_metrics`, `metrics.choice_metrics`
@@ -86,6 +89,7 @@ def evaluation_metrics(
     map of vote shares: see `calibration`.
     """
     right: list[float] = []
+    unforced: list[float] = []
     majority: list[float] = []
     errors: list[float] = []
     sound: list[bool] = []
@@ -99,6 +103,8 @@ def evaluation_metrics(
             problem = problems[problem_id]
             hits = [is_right(draw) for draw in draws]
             right.append(fmean(hits))
+            free = [not draw.completion.num_forced for draw in draws]
+            unforced.append(fmean(a and b for a, b in zip(hits, free, strict=True)))
             counts.append((len(hits), sum(hits)))
             item = as_item(problem, draws)
             asked.append((problem, item))
@@ -113,6 +119,7 @@ def evaluation_metrics(
     return {
         "num_problems": len(right),
         **_shares(asked, {"accuracy": right}),
+        **(_shares(asked, {"accuracy_unforced": unforced}) if tally.forced else {}),
         **(_shares(asked, {"majority_accuracy": majority}) if tally.draws > len(right) else {}),
         **_passes(asked, counts),
         **({"mae": fmean(errors)} if numeric and errors else {}),
@@ -244,19 +251,23 @@ class _Tally:
     """Counts and seconds that every set of draws has."""
 
     def __init__(self) -> None:
-        self.draws = self.tokens = self.answered = 0
+        self.draws = self.tokens = self.answered = self.forced = self.truncated = 0
         self.engine_s = self.total_s = 0.0
 
     def add(self, draws: Sequence[Draw], timing: Mapping[str, float]) -> None:
         self.draws += len(draws)
         self.tokens += sum(len(draw.completion.tokens) for draw in draws)
         self.answered += sum(draw.score.answer != "" for draw in draws)
+        self.forced += sum(draw.completion.num_forced > 0 for draw in draws)
+        self.truncated += sum(draw.completion.finish_reason == "length" for draw in draws)
         self.engine_s += timing.get("engine_s", 0.0)
         self.total_s += timing.get("total_s", 0.0)
 
     def metrics(self) -> dict[str, Any]:
         return {
             "answered": self.answered / self.draws if self.draws else 0.0,
+            "forced_share": self.forced / self.draws if self.draws else 0.0,
+            "truncated_share": self.truncated / self.draws if self.draws else 0.0,
             "num_draws": self.draws,
             "generated_tokens": self.tokens,
             "tokens_per_draw": self.tokens / self.draws if self.draws else 0.0,

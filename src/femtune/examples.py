@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from femtune.cut import trained_tokens
 from femtune.errors import DataError
 from femtune.files import replacing
 from femtune.formats import Unreadable, reading_arrow
@@ -99,7 +100,9 @@ def _row(
         "prompt": messages,
         "completion": [{"role": "assistant", "content": completion.text}],
         "prompt_tokens": tokenizer.encode_prompt(messages),
-        "completion_tokens": completion.tokens,
+        "completion_tokens": trained_tokens(
+            completion.tokens, completion.finish_reason, tokenizer.end_token_id, tokenizer
+        ),
         "trained_under": example.prompt,
     }
 

@@ -21,6 +21,8 @@ from femtune import stopping
 from femtune.bias import Balance, kept_by, kept_scores, made_factors, outcomes
 from femtune.bound import mixture_draws, posterior_metrics, score_right, subset
 from femtune.chunks import Setup
+from femtune.demos import Demos
+from femtune.endings import Force
 from femtune.errors import NothingKept
 from femtune.estep import e_step
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
@@ -75,6 +77,16 @@ class Plan:
     keep_last: int = 0  # models that are kept, beside the best one; 0: all
     bound_draws: int = 0  # of a held-out problem, for the bound: half plain, half hinted; 0: none
     bound_problems: int = 100  # at most, of those that are held out
+    # worked examples in the prompts of the first `demo_iterations` E-steps, of draws from the base, and
+    # of the base's evaluation; training is without them
+    demos: Demos = ()
+    demo_iterations: int = 1
+    force: Literal["evaluation", "always", "never"] = "evaluation"  # where answers are forced
+
+    def shown_demos(self, iteration: int) -> Demos:
+        """Return the worked examples that stand in the prompts of an iteration's E-step."""
+        with_them = iteration <= self.demo_iterations or self.scheme.proposal == "base"
+        return self.demos if with_them else ()
 
     def m_step(self, iteration: int) -> tuple[Literal["previous", "base"], Training]:
         """Where the M-step of an iteration starts, and how it trains.
@@ -137,6 +149,8 @@ class Steps:
                     metrics["m_step"] = self.maximise(iteration)
                 if self.is_measured(iteration):
                     metrics["evaluation"] = self.measure(iteration)
+                    if iteration == 0 and self.plan.demos:
+                        metrics["evaluation_demos"] = self.measure(0, self.plan.demos)
                     if is_bounded:
                         metrics["posterior"] = self.bound(iteration)
                 self.run.write_json(stored, metrics)
@@ -155,13 +169,18 @@ class Steps:
         self.progress.phase("E-step", iteration, len(self.problems))
         self.run.log("E-step", iteration=iteration)
         scheme, theta = self.plan.scheme, self.weights(iteration - 1)
-        tries = Tries(self.run, iteration, self.problems, scheme, self.setup)
+        setup = replace(
+            self.setup,
+            demos=self.plan.shown_demos(iteration),
+            force="ended" if self.plan.force == "always" else "never",
+        )
+        tries = Tries(self.run, iteration, self.problems, scheme, setup)
         self.run.verify(*tries.files)
         self._score(tries, "recalled", theta)
         chunks = e_step(
             self.problems,
             scheme,
-            self.setup,
+            setup,
             iteration=iteration,
             place=self._place(
                 iteration, "draws", self.problems, self.base if scheme.proposal == "base" else theta
@@ -229,24 +248,26 @@ class Steps:
 
         return m_step
 
-    def measure(self, iteration: int) -> dict[str, Any]:
-        """Ask the held-out problems of theta_k."""
+    def measure(self, iteration: int, demos: Demos = ()) -> dict[str, Any]:
+        """Ask the held-out problems of theta_k, with these worked examples in their prompts."""
+        kind = "eval_demos" if demos else "eval"
         self.progress.phase("evaluation", iteration, len(self.eval_problems))
         self.run.log("evaluation", iteration=iteration)
         asked = self.plan.evaluation
         greedy = Sampling(self.setup.sampling.max_new_tokens, asked.temperature)
+        force: Force = "never" if self.plan.force == "never" else "all"
         chunks = evaluation_draws(
             self.eval_problems,
-            replace(self.setup, sampling=greedy),
+            replace(self.setup, sampling=greedy, demos=demos, force=force),
             draws=asked.draws,
             iteration=iteration,
-            place=self._place(iteration, "eval", self.eval_problems, self.weights(iteration)),
+            place=self._place(iteration, kind, self.eval_problems, self.weights(iteration)),
             on_draws=self.progress.draws,
         )
         for chunk in chunks:
-            self.run.record(self.run.shard(iteration, "eval", chunk.index))
+            self.run.record(self.run.shard(iteration, kind, chunk.index))
         by_id = {problem.id: problem for problem in self.eval_problems}
-        return evaluation_metrics(by_id, read_draws(self.run.iteration(iteration) / "eval"))
+        return evaluation_metrics(by_id, read_draws(self.run.iteration(iteration) / kind))
 
     def bound(self, iteration: int) -> dict[str, Any]:
         """Bound the likelihood of theta_k, and what hints give away, on some held-out problems."""

@@ -15,11 +15,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from femtune import stopping
-from femtune.chunks import Chunk, Finished, Lease, OpenChunk, Setup
+from femtune.chunks import Chunk, Lease, OpenChunk, Setup
+from femtune.endings import Finished
 from femtune.errors import EngineError
 from femtune.journal import Journal
 from femtune.types import Draw, Engine, Request
@@ -131,12 +132,18 @@ class _Stream:
     # --- the engine's thread
 
     def generate(self) -> None:
-        stream = self.engine.generate(self.pull, self.sampling)
+        stream = self.engine.generate(self.pull, replace(self.sampling, cut=self.setup.cut))
         try:
             for finished in stream:
                 self.num_writing -= len(finished)
-                self.num_grading += len(finished)
-                self.finished.put((tuple(self.open), finished))
+                ready = [
+                    pair
+                    for each in self.open
+                    for pair in each.chunk.settle([p for p in finished if each.chunk.asked(p[0])])
+                ]
+                if ready:
+                    self.num_grading += len(ready)
+                    self.finished.put((tuple(self.open), ready))
         finally:
             getattr(stream, "close", lambda: None)()
         if lost := [name for each in self.open for name in each.chunk.unanswered()]:

@@ -30,9 +30,9 @@ from femtune.weigh import needing
 def importance() -> Rule:
     """Weights w / sum w, with w = pi(z, y* | x) / q(z, y* | x, hint), of total 1 for a problem.
 
-    q is what the draw came from: w is 1 for a plain one of theta_{k-1}. sum w f / sum w tends to the
-    mean of f under the posterior as draws grow. So PPS becomes EM, and a rationale that only one who was
-    told the answer would write loses its weight.
+    q is the law that the draw was drawn by: prompt, worked examples, temperature, forced answer. w is 1
+    for an on-policy one. sum w f / sum w tends to the mean of f under the posterior as draws grow. So
+    PPS becomes EM, and a rationale that only one who was told the answer would write loses its weight.
 
     Source: self-normalised importance sampling; for latent variables of models, reweighted wake-sleep
     (Bornschein and Bengio 2015, arXiv 1406.2751).
@@ -40,14 +40,15 @@ def importance() -> Rule:
     Raises EngineError for a draw of which the engine did not say how likely it was.
     """
 
-    @needing("log_pi", "every draw", "temperature 1")
+    @needing("log_pi", "every draw", "all tokens")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
-        if mute := [e.draw.key for e in examples if math.isnan(e.draw.completion.logprob)]:
+        if mute := [e.draw.key for e in examples if math.isnan(_log_drawn(e.draw))]:
             raise EngineError(
                 f"importance: the engine did not say how likely the draw {mute[0]} was. Choose an "
-                "engine that gives log-probabilities, or memo in place of importance."
+                "engine that gives log-probabilities at the sampling temperature (transformers; others "
+                "at temperature 1), or memo in place of importance."
             )
-        return _normalised(examples, [_log_pi(e.draw) - e.draw.completion.logprob for e in examples])
+        return _normalised(examples, [_log_pi(e.draw) - _log_drawn(e.draw) for e in examples])
 
     return rule
 
@@ -81,7 +82,7 @@ def metropolis() -> Rule:
     arXiv 2312.02179).
     """
 
-    @needing("log_pi", "log_q", "temperature 1", "own draws")
+    @needing("log_pi", "log_q", "temperature 1", "own draws", "plain prompts")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         state: Example | None = None
         for example in sorted(examples, key=lambda e: e.draw.key):
@@ -93,7 +94,7 @@ def metropolis() -> Rule:
 
 
 def _takes(state: Draw, proposal: Draw) -> bool:
-    if proposal.prompt == "plain":
+    if proposal.on_policy:
         return True
     log_ratio = _log_pi(proposal) - _log_pi(state) + _log_q(state) - _log_q(proposal)
     return math.log(uniform(f"metropolis {proposal.seed}")) < log_ratio
@@ -113,10 +114,10 @@ def control_variate(beta: float = 0.5) -> Rule:
     if not 0 <= beta <= 1:
         raise ConfigError(f"control_variate {beta:g}: from 0 to 1.")
 
-    @needing("every draw", "temperature 1", "own draws")
+    @needing("every draw", "temperature 1", "own draws", "plain prompts")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         newest = max((draw.key.iteration for draw in draws), default=0)
-        fresh = [d for d in draws if d.key.iteration == newest and d.prompt == "plain"]
+        fresh = [d for d in draws if d.key.iteration == newest and d.on_policy]
         usable = [d for d in fresh if d.completion.tokens and d.score.reason != "engine failed"]
         return [*examples, *(Example(draw, -beta / len(usable)) for draw in usable if beta)]
 
@@ -178,6 +179,7 @@ def hard(power: float = 0.7) -> Rule:
     if not 0 < power < math.inf:
         raise ConfigError(f"hard {power:g}: above 0.")
 
+    @needing("temperature 1", "plain prompts")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         return [replace(e, weight=e.weight * (e.draw.key.index + 1) ** power) for e in examples]
 
@@ -260,6 +262,15 @@ def _normalised(examples: Sequence[Example], log_weights: Sequence[float]) -> li
 def _log_pi(draw: Draw) -> float:
     assert draw.log_pi is not None, f"{draw.key}: log pi was not computed"
     return draw.log_pi
+
+
+def _log_drawn(draw: Draw) -> float:
+    if draw.log_drawn is not None:
+        return draw.log_drawn
+    made = draw.completion
+    if math.isnan(made.drawn_logprob) and draw.temperature == 1 and not made.num_forced:
+        return made.logprob
+    return made.drawn_logprob
 
 
 def _log_q(draw: Draw) -> float:

@@ -275,12 +275,28 @@ def _num_answers(settings: Train) -> int | None:
 
 
 def _check_law(settings: Train, scheme: Scheme) -> None:
-    """Refuse draws of another law than the model's where weights are made of it. Raises ConfigError."""
-    cut = settings.temperature != 1 or settings.top_p < 1 or settings.top_k > 0
-    if "temperature 1" in scheme.needs and cut:
+    """Refuse draws of a law that the scheme's rules can't allow for. Raises ConfigError."""
+    cut = settings.top_p < 1 or settings.top_k > 0
+    if "temperature 1" in scheme.needs and (cut or settings.temperature != 1):
         raise ConfigError(
-            f"scheme {scheme.name} weighs draws by the probability that they were drawn with: it needs "
-            "temperature 1, without top_p and top_k."
+            f"Scheme {scheme.name} weighs draws by the model's own law: it needs temperature 1, without "
+            "top_p and top_k."
+        )
+    if "all tokens" in scheme.needs and cut:
+        raise ConfigError(
+            f"Scheme {scheme.name} weighs draws by the probability that they were drawn with, and top_p "
+            "and top_k leave tokens out: drop them."
+        )
+    forced = settings.force_answers == "always"
+    if "all tokens" in scheme.needs and forced and settings.temperature != 1:
+        raise ConfigError(
+            f"Scheme {scheme.name} weighs forced answers at temperature 1 alone, got "
+            f"{settings.temperature:g}: set --temperature 1, or --force-answers evaluation."
+        )
+    if "plain prompts" in scheme.needs and (forced or settings.demos not in ("auto", "none")):
+        raise ConfigError(
+            f"Scheme {scheme.name} needs draws of the plain prompt: drop --demos and --force-answers "
+            "always, or choose importance or memo."
         )
 
 

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from femtune.answer_format import AnswerFormat, parse_format
+from femtune.demos import Demos
 from femtune.errors import ConfigError, DataError, ModelError
 from femtune.types import Message, Parsed, Problem, Prompt
 
@@ -78,6 +79,7 @@ class Prompts:
     leaks: tuple[str, ...] = LEAKS
     require_rationale: bool = True  # a bare answer teaches no reasoning, and is not accepted
     format: AnswerFormat = LINE
+    demos: Demos = ()
     _leaks: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,10 @@ class Prompts:
             raise ConfigError(f"hint has no {{answer}}: {self.hint!r}. Write it where y* belongs.")
         pattern = "|".join(f"(?:{leak})" for leak in self.leaks) or r"(?!)"
         object.__setattr__(self, "_leaks", re.compile(pattern, re.IGNORECASE))
+
+    def with_demos(self, demos: Demos) -> Prompts:
+        """Return the same prompts with worked examples before the problem."""
+        return replace(self, demos=demos)
 
     def plain(self, problem: Problem) -> list[Message]:
         """x + instruction, as messages."""
@@ -146,10 +152,13 @@ class ChatTokenizer:
         """What a tokenizer without a template is fed."""
         return "\n\n".join(message["content"] for message in messages) + "\n"
 
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text within a completion, without special tokens."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Tokens of a completion that was written elsewhere, with the end token after it."""
-        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return (*tokens, self.end_token_id)
+        return (*self.encode_text(text), self.end_token_id)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of completion tokens, special tokens left out, spaces as they were sampled."""

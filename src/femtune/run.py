@@ -65,7 +65,11 @@ DRAWS = pa.schema(
         ("tokens", pa.list_(pa.int32())),
         ("text", pa.string()),
         ("finish_reason", pa.string()),
-        ("logprob", pa.float64()),  # nats
+        ("logprob", pa.float64()),  # nats, at temperature 1
+        ("drawn_logprob", pa.float64()),  # nats, as it was sampled
+        ("num_forced", pa.int32()),  # last tokens that were not free
+        ("demos", pa.string()),  # digest of the worked examples in its prompt
+        ("temperature", pa.float64()),
         ("error", pa.string()),
         ("reward", pa.float64()),
         ("answer", pa.string()),
@@ -361,6 +365,10 @@ def as_columns(draws: Sequence[Draw]) -> dict[str, list[Any]]:
         "text": [d.completion.text for d in draws],
         "finish_reason": [d.completion.finish_reason for d in draws],
         "logprob": [d.completion.logprob for d in draws],
+        "drawn_logprob": [d.completion.drawn_logprob for d in draws],
+        "num_forced": [d.completion.num_forced for d in draws],
+        "demos": [d.demos for d in draws],
+        "temperature": [d.temperature for d in draws],
         "error": [d.completion.error for d in draws],
         "reward": [d.score.reward for d in draws],
         "answer": [d.score.answer for d in draws],
@@ -378,8 +386,10 @@ def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Draw]:
             DrawKey(iteration, problem_id, stage, index),
             prompt,
             seed,
-            Completion(tuple(tokens), text, finish_reason, logprob, error),
+            Completion(tuple(tokens), text, finish_reason, logprob, error, drawn_logprob, num_forced),
             Score(reward, answer, reason, detail, rationale),
+            demos=demos,
+            temperature=temperature,
         )
         for (
             iteration,
@@ -392,6 +402,10 @@ def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Draw]:
             text,
             finish_reason,
             logprob,
+            drawn_logprob,
+            num_forced,
+            demos,
+            temperature,
             error,
             reward,
             answer,

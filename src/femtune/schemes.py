@@ -43,7 +43,9 @@ SETTLE = 4  # iterations, where `settle` says no number
 def rejection(budget: int = 1) -> Scheme:
     """Rejection sampling: up to `budget` plain attempts, until the first that is right.
 
-    Law: the posterior pi(z | x, y*), exactly, for every budget; a budget only buys coverage.
+    Law: the posterior pi(z | x, y*), exactly, for every budget; a budget only buys coverage. So it is
+    where draws are on-policy: at temperature 1, without worked examples and forced answers. Else it is
+    the posterior of the law that they are drawn by.
     Kept: 1 - (1 - p)^M of the problems. Draws: (1 - (1 - p)^M) / p a problem.
 
     >>> rejection(4).stages

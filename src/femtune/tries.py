@@ -20,11 +20,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune import stopping
 from femtune.chunks import Setup
+from femtune.endings import FORCED_TOKENS
 from femtune.errors import EngineError, RunError
 from femtune.files import replacing
 from femtune.formats import Unreadable, reading_arrow
@@ -41,6 +43,7 @@ NATS = pa.schema(
         ("index", pa.int32()),
         ("log_pi", pa.float64()),  # nats under the plain prompt; null where the scheme needs none
         ("log_q", pa.float64()),  # under the hinted prompt
+        ("log_drawn", pa.float64()),  # of drawing it by any way, where answers are forced
     ]
 )
 
@@ -189,12 +192,7 @@ class Tries:
         if not self.scheme.needs & {"log_pi", "log_q"}:
             return list(draws)
         nats = read_nats(self.run.shard(self.iteration, kind, index))
-        return [
-            replace(draw, log_pi=nats[draw.key][0], log_q=nats[draw.key][1])
-            if draw.key in nats
-            else draw
-            for draw in draws
-        ]
+        return [with_nats(draw, nats[draw.key]) if draw.key in nats else draw for draw in draws]
 
 
 _KINDS = ("recalled", "scored", "memory")
@@ -222,18 +220,72 @@ def scored_draws(
     """
     accepted = [draw for draw in draws if draw.accepted]
     asked = {problem.id: problem for problem in problems}
-    found: dict[Need, list[float] | list[None]] = {}
+    found: dict[str, Sequence[float | None]] = {}
     kinds: tuple[tuple[Need, str], ...] = (("log_pi", "plain"), ("log_q", "hinted"))
     for need, prompt in kinds:
         if need not in scheme.needs:
             found[need] = [None] * len(accepted)
             continue
         since = iteration if scheme.proposal == "current" else iteration + 1  # drawn by other weights
-        found[need] = list(nats_under(prompt, accepted, asked, setup, since))
+        found[need] = nats_under(prompt, accepted, asked, setup, since)
+    found["log_drawn"] = [None] * len(accepted)
+    if setup.force != "never" and "all tokens" in scheme.needs:
+        found["log_drawn"] = drawn_nats(accepted, asked, setup)
+    nats = zip(found["log_pi"], found["log_q"], found["log_drawn"], strict=True)
+    return [with_nats(draw, each) for draw, each in zip(accepted, nats, strict=True)]
+
+
+def drawn_nats(draws: Sequence[Draw], problems: Mapping[str, Problem], setup: Setup) -> list[float]:
+    """Log-probability in nats of drawing each completion, freely or by a forced answer.
+
+    Where answers are forced, z + cue + y is drawn in two ways: the model writes it, or it ends after z
+    and answers the cue. Importance weights divide by the sum of both,
+
+        pi(z, cue, y | prompt) + pi(z, end | prompt) pi(y | prompt, z, cue)
+
+    (the balance heuristic, Veach and Guibas 1995): a weight by one of the two alone would count such a
+    completion twice. Draws are at temperature 1 (see prepare.check_law) and under the prompt with the
+    worked examples that they were drawn with. Raises EngineError where the engine can't score.
+    """
+    assert setup.cut is not None
+    cue, end = setup.tokenizer.encode_text(setup.cut.format.cue), setup.tokenizer.end_token_id
+    prompts = setup.prompts.with_demos(setup.demos)
+    pairs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    for draw in draws:
+        messages = prompts.render(draw.prompt, problems[draw.key.problem_id])
+        prompt, tokens = setup.tokenizer.encode_prompt(messages), draw.completion.tokens
+        before = split_at_cue(tokens, cue, setup)
+        asked = (*prompt, *(before or ()), *cue)
+        answer = () if before is None else tokens[len(before) + len(cue) :]
+        pairs += [(prompt, tokens), (prompt, (*(before or ()), end)), (asked, answer)]
+    nats = iter(setup.engine.logprob(pairs))
     return [
-        replace(draw, log_pi=log_pi, log_q=log_q)
-        for draw, log_pi, log_q in zip(accepted, found["log_pi"], found["log_q"], strict=True)
+        free if not answer else float(np.logaddexp(free, ended + forced))
+        for (free, ended, forced), (_, answer) in zip(
+            zip(nats, nats, nats, strict=True), pairs[2::3], strict=True
+        )
     ]
+
+
+def split_at_cue(tokens: Sequence[int], cue: Sequence[int], setup: Setup) -> tuple[int, ...] | None:
+    """Return the tokens before the cue of a completion's answer, if it could have been forced there.
+
+    It could where the model, had it ended after them, would have given no answer.
+    """
+    assert setup.cut is not None
+    for place in range(len(tokens) - len(cue), 0, -1):
+        if tuple(tokens[place : place + len(cue)]) == tuple(cue):
+            before = tuple(tokens[:place])
+            answered = setup.cut.format.read(setup.tokenizer.decode(before)).answer
+            fits = len(tokens) - place - len(cue) <= FORCED_TOKENS
+            return before if fits and not answered else None
+    return None
+
+
+def with_nats(draw: Draw, nats: Sequence[float | None]) -> Draw:
+    """Return a draw with log pi, log q and log drawn."""
+    log_pi, log_q, log_drawn = nats
+    return replace(draw, log_pi=log_pi, log_q=log_q, log_drawn=log_drawn)
 
 
 def nats_under(
@@ -245,7 +297,7 @@ def nats_under(
     are to be of these weights. Raises EngineError where the engine can't score.
     """
     known = [
-        d.completion.logprob if d.prompt == prompt and d.key.iteration >= since else math.nan
+        d.completion.logprob if d.bare_prompt == prompt and d.key.iteration >= since else math.nan
         for d in draws
     ]
     todo = [draw for draw, nats in zip(draws, known, strict=True) if math.isnan(nats)]
@@ -279,6 +331,7 @@ def write_nats(path: Path, draws: Sequence[Draw], timing: dict[str, float]) -> N
         "index": [draw.key.index for draw in draws],
         "log_pi": [draw.log_pi for draw in draws],
         "log_q": [draw.log_q for draw in draws],
+        "log_drawn": [draw.log_drawn for draw in draws],
     }
     table = pa.Table.from_pydict(columns, schema=NATS)
     with replacing(path) as part, part.open("wb") as file:
@@ -286,11 +339,11 @@ def write_nats(path: Path, draws: Sequence[Draw], timing: dict[str, float]) -> N
         pq.write_table(stored, file, write_page_checksum=True)
 
 
-def read_nats(path: Path) -> dict[DrawKey, tuple[float | None, float | None]]:
-    """(log pi, log q) by draw. Raises RunError where the file is damaged."""
+def read_nats(path: Path) -> dict[DrawKey, tuple[float | None, ...]]:
+    """(log pi, log q, log drawn) by draw. Raises RunError where the file is damaged."""
     table, _ = _read(path)
     rows = zip(*(column for column in table.to_pydict().values()), strict=True)
-    return {DrawKey(k, name, stage, index): (pi, q) for k, name, stage, index, pi, q in rows}
+    return {DrawKey(*row[:4]): tuple(row[4:]) for row in rows}
 
 
 def read_timing(path: Path) -> dict[str, float]:

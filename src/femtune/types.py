@@ -20,7 +20,8 @@ from femtune.errors import ConfigError
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 Prompt = str | Sequence[Message]  # what the user's `prompt` column holds
 
-FinishReason = Literal["stop", "length", "error"]  # end token | max_new_tokens | engine failed
+# end token | its answer is closed | max_new_tokens | engine failed
+FinishReason = Literal["stop", "answered", "length", "error"]
 
 # Why a draw is not accepted; "" if it is. Closed, so that counts of each can be shown.
 Reason = Literal[
@@ -38,6 +39,18 @@ class Problem:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Ending(Protocol):
+    """Where a completion's answer is closed: see cut.Cut."""
+
+    def __call__(self, tokens: Sequence[int]) -> int | None:
+        """Return the number of tokens up to and including the one that closes an answer, or None."""
+        ...
+
+    def closes(self, tokens: Sequence[int]) -> bool:
+        """True if the last of the tokens closes an answer, where none before it does."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are drawn. Temperature 0 takes the most likely token."""
@@ -46,6 +59,13 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all
+    # where an engine may stop early; the driver cuts what engines write anyway, with equal results
+    cut: Ending | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def follows_model(self) -> bool:
+        """True if draws follow the model's own law: temperature 1, without top_p and top_k."""
+        return self.temperature == 1 and self.top_p >= 1 and not self.top_k
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -77,18 +97,34 @@ class Request:
     key: DrawKey
     tokens: tuple[int, ...]  # the rendered prompt, as the model is fed
     seed: int  # 0 <= seed < 2**63
+    # of a forced answer: the last of `tokens`, which are part of the completion's text
+    cue: tuple[int, ...] = ()
+    max_new_tokens: int | None = None  # if fewer than Sampling's
+
+    def most_tokens(self, sampling: Sampling) -> int:
+        """Return how many tokens may be written for it."""
+        return min(self.max_new_tokens or sampling.max_new_tokens, sampling.max_new_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine wrote after a prompt."""
+    """What an engine wrote after a prompt.
 
-    tokens: tuple[int, ...]  # as sampled, the end token included
+    `logprob` is the log-probability of the tokens in nats, by the model at temperature 1 without top_p
+    and top_k; `drawn_logprob` that of drawing them so, at the temperature that was sampled with. Either
+    is nan where it is not known. Of a forced answer the former is nan until it is scored.
+    """
+
+    # as sampled, up to and including the end token or the token that closes the answer
+    tokens: tuple[int, ...]
     text: str  # decoded, without special tokens
     finish_reason: FinishReason
-    # nats, summed over tokens, of the model at temperature 1 without top-p, top-k; nan: not known
     logprob: float
     error: str = ""  # what the engine said, where finish_reason is "error"
+    drawn_logprob: float = math.nan
+    num_forced: int = 0  # last tokens that were not free: the cue and the answer after it
+    # nats of each token at temperature 1, by engines that do not stop at a closed answer; not stored
+    token_logprobs: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +160,20 @@ class Draw:
     # under the hinted one; None where the scheme does not need them: see tries.py
     log_pi: float | None = None
     log_q: float | None = None
+    demos: str = ""  # digest of the worked examples that stood in its prompt; "" for none
+    temperature: float = 1.0  # that it was sampled at
+    # nats of drawing it by all ways that lead to it, where an answer may be forced; see tries.py
+    log_drawn: float | None = None
+
+    @property
+    def bare_prompt(self) -> str:
+        """The prompt whose log-probability `completion.logprob` is of; "" if it had worked examples."""
+        return "" if self.demos or self.completion.num_forced else self.prompt
+
+    @property
+    def on_policy(self) -> bool:
+        """True if it follows pi(z, y | x): plain, at temperature 1, without examples, not forced."""
+        return self.bare_prompt == "plain" and self.temperature == 1
 
     @property
     def accepted(self) -> bool:
@@ -163,9 +213,12 @@ class Stage:
 
 
 # What a rule may need: log pi or log q of each accepted draw; "every draw": that every problem is asked
-# alike in every iteration; "temperature 1": that draws follow their model's own law, which no top-p or
-# top-k cuts; "own draws": that this model is theta_{k-1}.
-Need = Literal["log_pi", "log_q", "every draw", "temperature 1", "own draws"]
+# alike in every iteration; "all tokens": that no top_p or top_k leaves tokens out; "temperature 1": that
+# draws follow their model's own law; "own draws": that this model is theta_{k-1}; "plain prompts": that
+# no worked examples stand in the prompts and no answer is forced.
+Need = Literal[
+    "log_pi", "log_q", "every draw", "all tokens", "temperature 1", "own draws", "plain prompts"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +313,15 @@ class Tokenizer(Protocol):
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """The tokens a model is fed before it writes, template and BOS included."""
+        ...
+
+    @property
+    def end_token_id(self) -> int:
+        """The token that ends a completion."""
+        ...
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text within a completion, without special tokens."""
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ A slot remembers whose prompt it holds, so that another attempt at the same prob
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None  # None: still being written
     nats: float | None = None  # its log-probability; None until `Batch.step` has given the row back
+    drawn_nats: float = math.nan  # that of drawing it, at the sampling temperature
 
     @property
     def length(self) -> int:
@@ -54,7 +56,8 @@ class Batch:
         # of each row: its newest token, that token's position, the position of the prompt's last
         # token, its seed, and 1 or 0 for going on or ended
         self._state = torch.zeros(5, max_batch, dtype=torch.long, device=model.device)
-        self._nats = torch.zeros(max_batch, dtype=torch.float64, device=model.device)
+        # log-probabilities of each row's tokens so far: at temperature 1, and as drawn
+        self._nats = torch.zeros(2, max_batch, dtype=torch.float64, device=model.device)
 
     @property
     def num_going(self) -> int:
@@ -100,7 +103,7 @@ class Batch:
             where, whence = self._tensor(target), self._tensor(source)
             self._slots.copy(whence, where)
             self._state[:, where] = self._state[:, whence]
-            self._nats[where] = self._nats[whence]
+            self._nats[:, where] = self._nats[:, whence]
         for to, slot in zip(target, source, strict=True):
             self.rows[to], self._held[to] = self.rows[slot], self._held[slot]
         del self.rows[num_going:]
@@ -112,8 +115,8 @@ class Batch:
         tokens, positions, starts, seeds, going = self._state[:, :num_rows]
         longest = max(row.length for row in self.rows if not row.finish_reason)
         logits = step_logits(self.model, self._slots, tokens, positions, longest)
-        chosen, nats = choose_with_nats(logits, seeds, positions - starts, self.sampling)
-        self._nats[:num_rows] += nats
+        chosen, *nats = choose_with_nats(logits, seeds, positions - starts, self.sampling)
+        self._nats[:, :num_rows] += torch.stack(nats)
         tokens.copy_(chosen)
         positions += going
         ended = [
@@ -127,16 +130,19 @@ class Batch:
         going[where] = 0
         positions[where] -= 1  # a gap is stepped too: back to a column that its slot has for sure
         rows = [self.rows[slot] for slot in ended]
-        for row, value in zip(rows, self._nats[where].tolist(), strict=True):
-            row.nats = value
+        for row, nats, drawn in zip(rows, *self._nats[:, where].tolist(), strict=True):
+            row.nats, row.drawn_nats = nats, drawn
         return rows
 
     def _append(self, row: Row, token: int) -> bool:
         """Add a token to a row; whether it has ended."""
         row.tokens.append(token)
+        cut, request = self.sampling.cut, row.request
         if token in self.ends:
             row.finish_reason = "stop"
-        elif len(row.tokens) == self.sampling.max_new_tokens:
+        elif cut is not None and cut.closes([*request.cue, *row.tokens]):
+            row.finish_reason = "answered"
+        elif len(row.tokens) == request.most_tokens(self.sampling):
             row.finish_reason = "length"
         return row.finish_reason is not None
 
@@ -162,7 +168,7 @@ class Batch:
         if entries:
             where = self._tensor(slots)
             self._state[:, where] = self._tensor(entries).T
-            self._nats[where] = 0.0
+            self._nats[:, where] = 0.0
         for slot in slots:  # last, as all above may run out of memory: a request enters or it does not
             self.rows[slot : slot + 1] = [Row(new[slot])]
             self._held[slot] = new[slot].tokens

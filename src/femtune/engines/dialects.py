@@ -184,13 +184,15 @@ def read_completion(
         tokens, reason = tokens[: first + 1], "stop"
     elif reason == "stop":
         tokens = [*tokens, _end_left_out(choice, ends, tokenizer)]
-    total = math.nan
+    total, each = math.nan, None
     if raw and len(nats) >= len(tokens):
-        total = math.fsum(math.nan if value is None else value for value in nats[: len(tokens)])
+        each = tuple(math.nan if value is None else value for value in nats[: len(tokens)])
+        total = math.fsum(each)
         if not math.isfinite(total):
             error = f"the log-probability of its tokens is {total}: the model gives no numbers"
             return Completion(tuple(tokens), tokenizer.decode(tokens), "error", math.nan, error)
-    return Completion(tuple(tokens), tokenizer.decode(tokens), reason, total)
+    text = tokenizer.decode(tokens)
+    return Completion(tuple(tokens), text, reason, total, token_logprobs=each)
 
 
 def first_nats(choice: Mapping[str, Any]) -> float | None:

@@ -20,10 +20,11 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from femtune.prompts import prompt_text
-from femtune.types import Completion, Prompt, Request, Sampling
+from femtune.types import Completion, FinishReason, Prompt, Request, Sampling
 
 END = 256  # the token after the bytes 0 to 255
 
@@ -43,6 +44,15 @@ class ByteTokenizer:
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """The bytes of a prompt's text; no template, no BOS."""
         return tuple(prompt_text(prompt).encode())
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """The bytes of a text."""
+        return tuple(text.encode())
+
+    @property
+    def end_token_id(self) -> int:
+        """The token that ends a completion."""
+        return END
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, the end left out; a character that was cut in two becomes U+FFFD."""
@@ -115,8 +125,15 @@ class FakeEngine:
             return Completion((), "", "error", 0.0, f"{type(error).__name__}: {error}")
         text, nats = written if isinstance(written, tuple) else (written, None)
         whole = (*text.encode(), END)
-        tokens = whole[: sampling.max_new_tokens]
+        tokens = whole[: request.most_tokens(sampling)]
         text = self.tokenizer.decode(tokens)
         if nats is None:
             nats = self.nats(prompt, text)
-        return Completion(tokens, text, "stop" if tokens == whole else "length", nats)
+        reason: FinishReason = "stop" if tokens == whole else "length"
+        return Completion(tokens, text, reason, nats, token_logprobs=self._each(prompt, tokens, nats))
+
+    def _each(self, prompt: str, tokens: Sequence[int], nats: float) -> tuple[float, ...]:
+        """Nats of each token: differences of those of the texts that begin a completion."""
+        begun = [self.nats(prompt, self.tokenizer.decode(tokens[:n])) for n in range(1, len(tokens))]
+        sums = [0.0, *begun, nats]
+        return tuple(after - before for before, after in pairwise(sums))

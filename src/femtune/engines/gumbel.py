@@ -39,12 +39,16 @@ def choose(logits: Tensor, seeds: Tensor, positions: Tensor, sampling: Sampling)
 
 def choose_with_nats(
     logits: Tensor, seeds: Tensor, positions: Tensor, sampling: Sampling
-) -> tuple[Tensor, Tensor]:
-    """What `choose` gives, and its log-probability [B] float32 at temperature 1 without top-p, top-k."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `choose` gives, with two log-probabilities [B] float32 of each token in nats.
+
+    The first is at temperature 1 without top_p and top_k, the second that of drawing the token so.
+    """
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
-        return tokens, token_nats(logits, tokens)
-    plain = sampling.temperature == 1 and sampling.top_p >= 1 and not sampling.top_k
+        nats = token_nats(logits, tokens)
+        return tokens, nats, torch.zeros_like(nats)
+    plain = sampling.follows_model
     scaled = logits if plain else _filtered(logits.float() / sampling.temperature, sampling)
     # float32's least is e^-103: a block that is lost to 0 would lose to any noise, which spans 41
     probs = scaled.softmax(-1, dtype=torch.float32)
@@ -59,9 +63,9 @@ def choose_with_nats(
     best = (within + gumbel(seeds, positions, tokens)).argmax(-1, keepdim=True)
     chosen = tokens.gather(1, best)
     # a chosen token's probability is at least e^-82, and so as precise as any
-    nats = probs.gather(1, chosen).squeeze(1).log_() if plain else None
+    drawn = probs.gather(1, chosen).squeeze(1).log_()
     chosen = chosen.squeeze(1)
-    return chosen, token_nats(logits, chosen) if nats is None else nats
+    return chosen, drawn if plain else token_nats(logits, chosen), drawn
 
 
 def token_nats(logits: Tensor, tokens: Tensor) -> Tensor:

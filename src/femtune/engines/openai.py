@@ -148,7 +148,7 @@ class OpenAIEngine:
                 if ask and len(going) < self.max_batch:
                     for request in pull(self.max_batch - len(going)):
                         name = f'problem "{request.key.problem_id}"'
-                        self._check_length(len(request.tokens), sampling.max_new_tokens, name)
+                        self._check_length(len(request.tokens), request.most_tokens(sampling), name)
                         future = self._wire.start(self._complete(request, sampling, raw))
                         going[future] = request
                         future.add_done_callback(ended.put)
@@ -189,6 +189,7 @@ class OpenAIEngine:
         async def send(url: str) -> dict[str, Any]:
             server = self._servers[url]
             body = self._body(server, sampling, request.seed) | {"prompt": list(request.tokens)}
+            body["max_tokens"] = request.most_tokens(sampling)
             answer = await complete(self._wire, url, body, self._wire.patience.timeout_s)
             return dict(answer["choices"][0])
 

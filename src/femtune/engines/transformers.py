@@ -207,12 +207,13 @@ class TransformersEngine:
         if not math.isfinite(nats) or row.finish_reason is None:
             error = f"the log-probability of its tokens is {nats}: the model gives no numbers"
             return Completion(tuple(row.tokens), text, "error", nats, error)
-        return Completion(tuple(row.tokens), text, row.finish_reason, nats)
+        drawn = row.drawn_nats
+        return Completion(tuple(row.tokens), text, row.finish_reason, nats, drawn_logprob=drawn)
 
     def _checked(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Request]:
         for request in requests:
             name = f'problem "{request.key.problem_id}"'
-            self._check_length(len(request.tokens), sampling.max_new_tokens, name)
+            self._check_length(len(request.tokens), request.most_tokens(sampling), name)
         return requests
 
     def _check_length(self, prompt: int, new: int, name: str) -> None:

@@ -190,7 +190,7 @@ class VllmEngine:
                 if not going:
                     return
                 finished = [
-                    (going.pop(output.request_id), self._completion(output.outputs[0]))
+                    (going.pop(output.request_id), self._completion(output.outputs[0], sampling))
                     for output in self._step()
                 ]
                 ask = bool(finished)
@@ -330,10 +330,11 @@ class VllmEngine:
     def _seeded(self, params: Any, request: Request) -> Any:
         own = copy.copy(params)  # no deep copy: nobody changes its lists
         own.seed = request.seed if params.temperature > 0 else None
+        own.max_tokens = min(request.max_new_tokens or params.max_tokens, params.max_tokens)
         own.skip_clone = True
         return own
 
-    def _completion(self, output: Any) -> Completion:
+    def _completion(self, output: Any, sampling: Sampling) -> Completion:
         tokens = tuple(output.token_ids)
         nats = output.cumulative_logprob
         error = ""
@@ -345,7 +346,13 @@ class VllmEngine:
         if error:
             reason = "error"
         text = self.tokenizer.decode(tokens)
-        return Completion(tokens, text, reason, math.nan if nats is None else nats, error)
+        nats = math.nan if nats is None else nats
+        each = None
+        if sampling.cut is not None and output.logprobs is not None:
+            each = tuple(
+                place[token].logprob for place, token in zip(output.logprobs, tokens, strict=False)
+            )
+        return Completion(tokens, text, reason, nats, error, token_logprobs=each)
 
     def _add_scored(self, job: _Job) -> str:
         from vllm import SamplingParams
@@ -372,7 +379,7 @@ class VllmEngine:
 
     def _check_length(self, request: Request, sampling: Sampling) -> None:
         name = f'problem "{request.key.problem_id}"'
-        self._check_tokens(len(request.tokens), sampling.max_new_tokens, name)
+        self._check_tokens(len(request.tokens), request.most_tokens(sampling), name)
 
     def _check_tokens(self, prompt: int, new: int, name: str) -> None:
         if not prompt or prompt + new > self.context:
