@@ -3,6 +3,8 @@
     plain    x + instruction                      what the model is asked, and trained under
     hinted   x + instruction + hint with y*       what STaR and PPS draw under; never trained under
 
+Both begin with the system message and the worked examples, where there are any.
+
     >>> problem = Problem("p1", "What is 2 + 2?", "4")
     >>> Prompts().plain(problem)[0]["content"].splitlines()[0]
     'What is 2 + 2?'
@@ -16,13 +18,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from femtune.answer_format import AnswerFormat, parse_format
 from femtune.errors import ConfigError, DataError, ModelError
 from femtune.types import Message, Parsed, Problem, Prompt
+
+if TYPE_CHECKING:
+    from femtune.demos import Demos
 
 LINE = parse_format("line")
 INSTRUCTION = 'Think step by step, then end with the line "Answer: " and your answer.'
@@ -78,6 +83,10 @@ class Prompts:
     leaks: tuple[str, ...] = LEAKS
     require_rationale: bool = True  # a bare answer teaches no reasoning, and is not accepted
     format: AnswerFormat = LINE
+    demos: Demos = ()  # worked examples, shown before the problem
+    system_prompt: str | None = None
+    demos_as: Literal["turns", "text"] = "turns"  # text: within the first user message
+    system_as: Literal["message", "text"] = "message"  # text: at the start of the first user message
     _leaks: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -86,14 +95,43 @@ class Prompts:
         pattern = "|".join(f"(?:{leak})" for leak in self.leaks) or r"(?!)"
         object.__setattr__(self, "_leaks", re.compile(pattern, re.IGNORECASE))
 
+    def with_demos(self, demos: Demos) -> Prompts:
+        """Return the same prompts with these worked examples before each problem."""
+        return replace(self, demos=demos)
+
     def plain(self, problem: Problem) -> list[Message]:
         """x + instruction, as messages."""
-        return _append(problem.prompt, self.instruction)
+        return self._framed(problem, hinted=False)
 
     def hinted(self, problem: Problem) -> list[Message]:
-        """x + instruction + hint, as messages."""
-        hint = self.hint.replace("{answer}", problem.answer)
-        return _append(problem.prompt, f"{self.instruction}\n{hint}".strip())
+        """x + instruction + hint, as messages; each worked example has its own hint."""
+        return self._framed(problem, hinted=True)
+
+    def _framed(self, problem: Problem, *, hinted: bool) -> list[Message]:
+        """Build the system message, the worked examples, and the problem's own messages."""
+        own = self._asked(problem.prompt, problem.answer, hinted)
+        system = [self.system_prompt] if self.system_prompt else []
+        if own[0]["role"] == "system":  # of two system messages, many templates refuse the second
+            system, own = [*system, own[0]["content"]], own[1:]
+        turns: list[Message] = []
+        for demo in self.demos:
+            turns += self._asked(demo.prompt, demo.answer, hinted)
+            turns.append({"role": "assistant", "content": demo.completion})
+        if self.demos_as == "text" and self.demos:
+            turns, own = [], _before(_shown(turns), own)
+        messages = [*turns, *own]
+        if not system:
+            return messages
+        if self.system_as == "text":
+            return _before("\n\n".join(system), messages)
+        return [{"role": "system", "content": "\n\n".join(system)}, *messages]
+
+    def _asked(self, prompt: Prompt, answer: str, hinted: bool) -> list[Message]:
+        """A prompt's messages, the instruction (and hint) in the last."""
+        suffix = self.instruction
+        if hinted:
+            suffix = f"{suffix}\n{self.hint.replace('{answer}', answer)}".strip()
+        return _append(prompt, suffix)
 
     def render(self, name: str, problem: Problem) -> list[Message]:
         """The prompt of that name: "plain" or "hinted"."""
@@ -215,6 +253,25 @@ def _may_leak(text: str) -> bool:
     lowered = text.replace("\u0130", "i").replace("\u0131", "i").replace("\u017f", "s").lower()
     named = any(word in lowered for word in ("hint", *_NOUNS))
     return named and any(sign.search(lowered) for sign in _SIGNS)
+
+
+def _before(text: str, messages: Sequence[Message]) -> list[Message]:
+    """The messages, with a text at the start of the first of the user's."""
+    place = next(n for n, message in enumerate(messages) if message["role"] == "user")
+    first = {**messages[place], "content": f"{text}\n\n{messages[place]['content']}"}
+    return [*messages[:place], first, *messages[place + 1 :]]
+
+
+def _shown(turns: Sequence[Message]) -> str:
+    """Worked examples as one text, with a line that leads on to the problem."""
+    texts, number = [], 0
+    for message in turns:
+        if message["role"] == "assistant":
+            texts.append(message["content"])
+        else:
+            number += 1
+            texts.append(f"Example {number}:\n{message['content']}")
+    return "\n\n".join([*texts, "Your turn:"])
 
 
 def _append(prompt: Prompt, suffix: str) -> list[Message]:
