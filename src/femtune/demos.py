@@ -1,4 +1,4 @@
-"""Worked examples: problems with a rationale and answer, shown to a model before the problem it is asked.
+"""Worked examples: problems with rationale and answer, shown to a model before the problem it is asked.
 
 A pretrained model that was never trained on a form of answer writes it when it sees a few.
 """

@@ -17,7 +17,7 @@ The hint comes last, so that both prompts of a problem share all tokens before i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -237,6 +237,15 @@ class ChatTokenizer:
         return int(pad) if pad is not None else self.end_token_id
 
 
+def instruct(form: AnswerFormat, what: str = "your answer") -> str:
+    """Return the instruction that asks for an answer in a format.
+
+    >>> instruct(LINE) == INSTRUCTION
+    True
+    """
+    return f"Think step by step, then {form.ending(what)}"
+
+
 def as_messages(prompt: Prompt) -> list[Message]:
     """A prompt as a list of messages; a string is one user message."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -245,6 +254,14 @@ def as_messages(prompt: Prompt) -> list[Message]:
 def prompt_text(prompt: Prompt) -> str:
     """A prompt as one text, for readers and rewards."""
     return prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
+
+
+def rewritten(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
+    """Return a prompt whose text, or the text of the last message, is changed."""
+    if isinstance(prompt, str):
+        return change(prompt)
+    *before, last = prompt
+    return [*before, {**last, "content": change(last["content"])}]
 
 
 def _may_leak(text: str) -> bool:
