@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from femtune.answer_format import AnswerFormat, parse_format
 from femtune.errors import ConfigError, DataError, ModelError
-from femtune.types import Message, Parsed, Problem, Prompt
+from femtune.types import Message, Parsed, Problem, Prompt, Tokenizer
 
 if TYPE_CHECKING:
     from femtune.demos import Demos
@@ -169,20 +169,78 @@ class ChatTokenizer:
     template_args: tuple[tuple[str, Any], ...] = ()  # such as ("enable_thinking", False)
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        """Prompt tokens, up to where the model starts to write."""
+        """Return prompt tokens, up to where the model starts to write.
+
+        Under a chat template, special tokens that are spelled out in a message are encoded as text: data
+        can't end the user's turn.
+        """
         messages = as_messages(prompt)
         if not self.tokenizer.chat_template:
             return tuple(self.tokenizer(self.as_text(messages))["input_ids"])
+        messages, hidden = self._hide_marks(messages)
         rendered = self._render(messages, add_generation_prompt=True)
-        # the template writes BOS itself, so the tokenizer must not add a second one
-        tokens = tuple(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        parts = re.split(f"([{''.join(hidden)}])", rendered) if hidden else [rendered]
+        tokens: list[int] = []
+        for part in filter(None, parts):
+            # the template writes BOS itself, so the tokenizer must not add a second one
+            mark = {"split_special_tokens": True} if part in hidden else {}
+            text = hidden.get(part, part)
+            tokens += self.tokenizer(text, add_special_tokens=False, **mark)["input_ids"]
         if not tokens:
             raise ModelError("the chat template renders nothing for a user message.")
-        return tokens
+        return tuple(tokens)
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """Return the text of a prompt as the model is fed it."""
+        messages = as_messages(prompt)
+        if not self.tokenizer.chat_template:
+            return self.as_text(messages)
+        return self._render(messages, add_generation_prompt=True)
 
     def as_text(self, messages: Sequence[Message]) -> str:
-        """What a tokenizer without a template is fed."""
-        return "\n\n".join(message["content"] for message in messages) + "\n"
+        """Return what a model without a template is fed: answers a line below, then a blank line."""
+        parts = []
+        for message, after in zip(messages, [*messages[1:], None], strict=True):
+            close = after is None or after["role"] == "assistant"
+            parts.append(message["content"] + ("\n" if close else "\n\n"))
+        return "".join(parts)
+
+    def check(self) -> None:
+        """Refuse a template that does not show what a message says. Raises ModelError."""
+        asked = ("Seven maple leaves", "Nine copper coins")
+        shown = [self.prompt_text(text) for text in asked]
+        if not all(text in found for text, found in zip(asked, shown, strict=True)):
+            raise ModelError(
+                "the chat template drops the text of messages: the model would see none of the data. It "
+                "may be written for messages whose content is a list of parts. Put a template into the "
+                "model's folder that writes message['content'] as text (chat_template.jinja)."
+            )
+        if self.encode_prompt(asked[0]) == self.encode_prompt(asked[1]):
+            raise ModelError(
+                "the tokenizer makes the same tokens of different messages. Get its files anew."
+            )
+        _ = self.end_token_id  # raises where there is none
+
+    def _hide_marks(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
+        """Return messages with a private character for each special token in them, and what it hides."""
+        marks = self._marks
+        found = {mark for m in messages for mark in marks.findall(m["content"])} if marks else set()
+        if not marks or not found:
+            return list(messages), {}
+        text = "".join(message["content"] for message in messages)
+        free = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text)
+        names = dict(zip(sorted(found), free, strict=False))
+        hidden = [
+            {**m, "content": marks.sub(lambda mark: names[mark[0]], m["content"])} for m in messages
+        ]
+        return hidden, {name: mark for mark, name in names.items()}
+
+    @cached_property
+    def _marks(self) -> re.Pattern[str] | None:
+        """Finds special tokens in a text; None where the tokenizer has none."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = sorted((str(token) for token in added if token.special), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, special))) if special else None
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Tokens of a completion that was written elsewhere, with the end token after it."""
@@ -197,17 +255,23 @@ class ChatTokenizer:
         return text
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        args = dict(self.template_args)
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **dict(self.template_args),
-            )
+            return self._applied(messages, add_generation_prompt, args)
         except Exception as error:  # jinja2's, or whatever the template itself raises
-            roles = [message["role"] for message in messages]
-            message = f"the chat template refuses messages of roles {roles}: {error}"
-            raise ModelError(message) from error
+            try:  # some templates can't do without a list of tools, and take an empty one
+                return self._applied(
+                    messages, add_generation_prompt, {"tools": [], "functions": [], **args}
+                )
+            except Exception:
+                roles = [message["role"] for message in messages]
+                message = f"the chat template refuses messages of roles {roles}: {error}"
+                raise ModelError(message) from error
+
+    def _applied(self, messages: Sequence[Message], opens: bool, args: dict[str, Any]) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=opens, **args
+        )
         return text
 
     @cached_property
@@ -244,6 +308,81 @@ def instruct(form: AnswerFormat, what: str = "your answer") -> str:
     True
     """
     return f"Think step by step, then {form.ending(what)}"
+
+
+def write_completion(form: AnswerFormat, rationale: str, answer: str) -> str:
+    """Write a rationale and an answer in an answer format.
+
+    >>> write_completion(LINE, "8 - 3 = 5.", "5")
+    '8 - 3 = 5.\\nAnswer: 5'
+    """
+    kind, _, key = form.spec.partition(":")
+    written = {
+        "line": f"Answer: {answer}",
+        "boxed": f"\\boxed{{{answer}}}",
+        "hash": f"#### {answer}",
+        "tag": f"<answer>{answer}</answer>",
+        "bracket": f"[[{answer}]]",
+        "json": f'{{"{key}": "{answer}"}}',
+    }
+    return f"{rationale}\n{written.get(kind, f'{form.cue.strip()} {answer}'.strip())}"
+
+
+def fit_prompts(prompts: Prompts, tokenizer: Tokenizer) -> Prompts:
+    """Return the prompts in the form in which a chat template shows all of them.
+
+    A template may refuse system messages, or drop part of an earlier answer, as those of thinking models
+    drop the thinking. Then the system message or the worked examples go into the first user message.
+    Raises ModelError where no form is shown in full.
+    """
+    if not isinstance(tokenizer, ChatTokenizer) or not (prompts.demos or prompts.system_prompt):
+        return prompts
+    forms: list[dict[str, Any]] = [
+        {"system_as": "message", "demos_as": "turns"},
+        {"system_as": "text", "demos_as": "turns"},
+        {"system_as": "message", "demos_as": "text"},
+        {"system_as": "text", "demos_as": "text"},
+    ]
+    for form in forms:
+        fitted = replace(prompts, **form)
+        if is_shown(fitted, tokenizer):
+            return fitted
+    what = " and ".join(
+        name
+        for name, there in (
+            ("worked examples", prompts.demos),
+            ("a system prompt", prompts.system_prompt),
+        )
+        if there
+    )
+    raise ModelError(
+        f"the chat template does not show {what} in full, neither as messages nor as text. "
+        "Leave them out (--demos none), or mend the template in the model's folder."
+    )
+
+
+def is_shown(prompts: Prompts, tokenizer: ChatTokenizer) -> bool:
+    """True if system prompt and worked examples stand, in order, in what the model is fed."""
+    messages = prompts.plain(Problem("", "Seven maple leaves?", "7"))
+    try:
+        fed = _letters(tokenizer.prompt_text(messages))
+    except ModelError:
+        return False
+    texts = [prompts.system_prompt or ""]
+    for demo in prompts.demos:
+        texts += [prompt_text(demo.prompt), demo.completion]
+    place = 0
+    for line in (_letters(line) for text in texts for line in text.splitlines()):
+        place = fed.find(line, place)
+        if place < 0:
+            return False
+        place += len(line)
+    return True
+
+
+def _letters(text: str) -> str:
+    """A text without spaces and marks, which a template may trim or escape."""
+    return re.sub(r"\W", "", text)
 
 
 def as_messages(prompt: Prompt) -> list[Message]:

@@ -1,7 +1,7 @@
 """Worked examples that come with the package: rows of each task, in its own columns, with a rationale.
 
 They were written for this purpose and are in no data set. `place` stands for a rating: 0 is the lowest
-of the scale and 1 the highest. `{answer}` in a rationale stands for the answer, as the labels of a choice
+of the scale and 1 the highest. `{answer}` in a rationale stands for the answer: the labels of a choice
 may be letters or numbers.
 """
 
@@ -161,7 +161,7 @@ SUMMARY_RATINGS: tuple[Row, ...] = (
         "post": _GARDEN,
         "summary": "Someone bought a new car and is happy with it.",
         "place": 0,
-        "rationale": "The post is about tomatoes and the summary is about a car. It does not fit at all. "
+        "rationale": "The post is about tomatoes, the summary about a car. It does not fit at all. "
         "It deserves the lowest rating.",
     },
     {
