@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from femtune.answer_format import parse_format
 from femtune.answers import parse_scale
 from femtune.config import Ask, Sample, Train, check_draws
+from femtune.demos import Demos, load_demos
 from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.formats import Unreadable, read_json
 from femtune.loop import Evaluation, Plan
@@ -24,6 +26,7 @@ from femtune.rewards import as_reward
 from femtune.schemes import parse_scheme, soft_acceptance, spelled_out
 from femtune.tasks.frames import frame
 from femtune.tasks.load import Options, TaskData, read_task, trained_on
+from femtune.tasks.wording import text_or_file
 from femtune.trust import check_fetched, check_weights, unreadable
 from femtune.types import Problem, Request, Reward, Sampling, Scheme
 from femtune.worlds import SEEDLING
@@ -31,6 +34,7 @@ from femtune.worlds import SEEDLING
 # a file, the id of a data set on the Hub, problems, or what `read_task` gives
 Data = str | Path | Sequence[Problem] | TaskData
 
+_TEXTS = ("system_prompt", "rubric", "prompt_template")  # settings that may be the path of a file
 MODELS = {"seedling": SEEDLING}  # models that come with the package
 
 
@@ -88,7 +92,26 @@ def load_tokenizer(folder: Path, template_args: Sequence[str] = ()) -> ChatToken
     pairs = named_pairs("template_args", template_args)
     # what is too long is refused by `check_lengths`, in words that help
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    return ChatTokenizer(tokenizer, tuple((key, read_value(value)) for key, value in pairs.items()))
+    _name_end(tokenizer, folder)
+    made = ChatTokenizer(tokenizer, tuple((key, read_value(value)) for key, value in pairs.items()))
+    made.check()
+    return made
+
+
+def _name_end(tokenizer: Any, folder: Path) -> None:
+    """Give a tokenizer without an end token the first one that the model's configuration names."""
+    if tokenizer.eos_token_id is not None:
+        return
+    for name in ("generation_config.json", "config.json"):
+        try:
+            found = read_json(folder / name)
+        except Unreadable:
+            continue
+        ends = found.get("eos_token_id") if isinstance(found, dict) else None
+        for end in ends if isinstance(ends, list) else [ends]:
+            if isinstance(end, int) and 0 <= end < len(tokenizer):
+                tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+                return
 
 
 def load_config(folder: Path) -> Any:
@@ -130,6 +153,8 @@ class Questions(Generic[A]):
     reward: Reward
     settings: A
     skipped: int = 0  # rows left out
+    rounded: int = 0  # problems whose score is between two points of the scale
+    demos: Demos = ()  # worked examples that the settings name; `prompts` is without them
 
 
 def read_questions(
@@ -141,6 +166,11 @@ def read_questions(
     not as it must be, or where its own answer would not earn the reward; ConfigError for settings that
     make no sense for the task.
     """
+    settings = replace(
+        settings,
+        **{name: text_or_file(name, getattr(settings, name)) for name in _TEXTS},
+    )
+    form = parse_format(settings.answer_format)
     found = data if isinstance(data, TaskData) else _read(data, settings, answers)
     settings = replace(
         settings,
@@ -152,10 +182,25 @@ def read_questions(
     if isinstance(settings, Sample):
         settings = replace(settings, scheme=spelled_out(settings.scheme))
     grade = as_reward(reward or settings.reward or found.reward)
-    prompts = Prompts(settings.instruction or "", settings.hint or HINT, found.leaks)
+    prompts = Prompts(
+        settings.instruction or "",
+        settings.hint or HINT,
+        found.leaks,
+        format=form,
+        system_prompt=settings.system_prompt,
+    )
+    demos = load_demos(
+        settings.demos,
+        settings.task,
+        replace(task_options(settings), scale=found.scale),
+        prompts,
+        grade,
+        found.problems,
+        settings.accept_at,
+    )
     if answers and settings.check_gold:
         check_gold(found.problems, grade, settings.accept_at, prompts)
-    return Questions(found.problems, prompts, grade, settings, found.skipped)
+    return Questions(found.problems, prompts, grade, settings, found.skipped, found.rounded, demos)
 
 
 def _read(data: str | Path | Sequence[Problem], settings: Ask, answers: bool) -> TaskData:
@@ -174,6 +219,11 @@ def task_options(settings: Ask) -> Options:
         attributes=settings.attributes,
         raters=settings.raters,
         bad_rows=settings.bad_rows,
+        answer_format=settings.answer_format,
+        rubric=settings.rubric,
+        prompt_template=settings.prompt_template,
+        round_scores=settings.round_scores,
+        soft_labels=settings.soft_labels,
     )
 
 

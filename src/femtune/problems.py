@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from femtune.errors import ConfigError, DataError
 from femtune.files import replacing
-from femtune.prompts import Prompts, prompt_text
+from femtune.prompts import Prompts, prompt_text, write_completion
 from femtune.reading import JSON_COLUMNS, read_problems
 from femtune.types import Completion, Problem, Reward, Tokenizer
 from femtune.words import brief, first
@@ -173,7 +173,10 @@ def check_gold(
     DataError that names the problems and what the reward said; RewardError where it fails on one.
     """
     read = prompts or Prompts()
-    texts = [f"It must be {problem.answer}.\nAnswer: {problem.answer}" for problem in problems]
+    texts = [
+        write_completion(read.format, f"It must be {problem.answer}.", problem.answer)
+        for problem in problems
+    ]
     parsed = [read.parse(text) for text in texts]
     rewards = reward(problems, [Completion((), text, "stop", 0.0) for text in texts], parsed)
     found = []
@@ -200,7 +203,8 @@ def check_lengths(
 ) -> int:
     """Tokens of the longest prompt, plain or hinted, when all fit with what is written after them.
 
-    Raises DataError with how many don't, the longest, and what would make them fit.
+    Worked examples of `prompts` count. Raises DataError with how many don't fit, the longest, and what
+    would make them fit.
     """
     names = ("plain", "hinted")
     lengths = [
@@ -214,12 +218,25 @@ def check_lengths(
     if over and problem is not None:
         room = context - longest
         fits = f"set max_new_tokens to {room} or less" if room > 0 else "use a longer context"
+        if prompts.demos:
+            num = _demos_that_fit(problem, prompts, tokenizer, context - max_new_tokens)
+            fits = f"of {len(prompts.demos)} worked examples {num} fit: leave out the others, or {fits}"
         raise DataError(
             f"{len(over)} of {len(problems)} problems don't fit the context of {context} tokens: "
             f'the longest prompt (the {name} one of "{problem.id}") has {longest} tokens, and '
             f"max_new_tokens is {max_new_tokens}: {fits}, or remove {first(over)}."
         )
     return longest
+
+
+def _demos_that_fit(problem: Problem, prompts: Prompts, tokenizer: Tokenizer, room: int) -> int:
+    """Count the worked examples, from the first, that fit before a problem."""
+    for num in range(len(prompts.demos) - 1, 0, -1):
+        fewer = prompts.with_demos(prompts.demos[:num])
+        lengths = (len(tokenizer.encode_prompt(fewer.render(n, problem))) for n in ("plain", "hinted"))
+        if max(lengths) <= room:
+            return num
+    return 0
 
 
 def _asked(problem: Problem) -> str:

@@ -3,6 +3,8 @@
     plain    x + instruction                      what the model is asked, and trained under
     hinted   x + instruction + hint with y*       what STaR and PPS draw under; never trained under
 
+Both begin with the system message and the worked examples, where there are any.
+
     >>> problem = Problem("p1", "What is 2 + 2?", "4")
     >>> Prompts().plain(problem)[0]["content"].splitlines()[0]
     'What is 2 + 2?'
@@ -15,15 +17,17 @@ The hint comes last, so that both prompts of a problem share all tokens before i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from femtune.answer_format import AnswerFormat, parse_format
-from femtune.demos import Demos
 from femtune.errors import ConfigError, DataError, ModelError
-from femtune.types import Message, Parsed, Problem, Prompt
+from femtune.types import Message, Parsed, Problem, Prompt, Tokenizer
+
+if TYPE_CHECKING:
+    from femtune.demos import Demos
 
 LINE = parse_format("line")
 INSTRUCTION = 'Think step by step, then end with the line "Answer: " and your answer.'
@@ -79,7 +83,10 @@ class Prompts:
     leaks: tuple[str, ...] = LEAKS
     require_rationale: bool = True  # a bare answer teaches no reasoning, and is not accepted
     format: AnswerFormat = LINE
-    demos: Demos = ()
+    demos: Demos = ()  # worked examples, shown before the problem
+    system_prompt: str | None = None
+    demos_as: Literal["turns", "text"] = "turns"  # text: within the first user message
+    system_as: Literal["message", "text"] = "message"  # text: at the start of the first user message
     _leaks: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -89,17 +96,42 @@ class Prompts:
         object.__setattr__(self, "_leaks", re.compile(pattern, re.IGNORECASE))
 
     def with_demos(self, demos: Demos) -> Prompts:
-        """Return the same prompts with worked examples before the problem."""
+        """Return the same prompts with these worked examples before each problem."""
         return replace(self, demos=demos)
 
     def plain(self, problem: Problem) -> list[Message]:
         """x + instruction, as messages."""
-        return _append(problem.prompt, self.instruction)
+        return self._framed(problem, hinted=False)
 
     def hinted(self, problem: Problem) -> list[Message]:
-        """x + instruction + hint, as messages."""
-        hint = self.hint.replace("{answer}", problem.answer)
-        return _append(problem.prompt, f"{self.instruction}\n{hint}".strip())
+        """x + instruction + hint, as messages; each worked example has its own hint."""
+        return self._framed(problem, hinted=True)
+
+    def _framed(self, problem: Problem, *, hinted: bool) -> list[Message]:
+        """Build the system message, the worked examples, and the problem's own messages."""
+        own = self._asked(problem.prompt, problem.answer, hinted)
+        system = [self.system_prompt] if self.system_prompt else []
+        if own[0]["role"] == "system":  # of two system messages, many templates refuse the second
+            system, own = [*system, own[0]["content"]], own[1:]
+        turns: list[Message] = []
+        for demo in self.demos:
+            turns += self._asked(demo.prompt, demo.answer, hinted)
+            turns.append({"role": "assistant", "content": demo.completion})
+        if self.demos_as == "text" and self.demos:
+            turns, own = [], _before(_shown(turns), own)
+        messages = [*turns, *own]
+        if not system:
+            return messages
+        if self.system_as == "text":
+            return _before("\n\n".join(system), messages)
+        return [{"role": "system", "content": "\n\n".join(system)}, *messages]
+
+    def _asked(self, prompt: Prompt, answer: str, hinted: bool) -> list[Message]:
+        """A prompt's messages, the instruction (and hint) in the last."""
+        suffix = self.instruction
+        if hinted:
+            suffix = f"{suffix}\n{self.hint.replace('{answer}', answer)}".strip()
+        return _append(prompt, suffix)
 
     def render(self, name: str, problem: Problem) -> list[Message]:
         """The prompt of that name: "plain" or "hinted"."""
@@ -137,20 +169,78 @@ class ChatTokenizer:
     template_args: tuple[tuple[str, Any], ...] = ()  # such as ("enable_thinking", False)
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        """Prompt tokens, up to where the model starts to write."""
+        """Return prompt tokens, up to where the model starts to write.
+
+        Under a chat template, special tokens that are spelled out in a message are encoded as text: data
+        can't end the user's turn.
+        """
         messages = as_messages(prompt)
         if not self.tokenizer.chat_template:
             return tuple(self.tokenizer(self.as_text(messages))["input_ids"])
+        messages, hidden = self._hide_marks(messages)
         rendered = self._render(messages, add_generation_prompt=True)
-        # the template writes BOS itself, so the tokenizer must not add a second one
-        tokens = tuple(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        parts = re.split(f"([{''.join(hidden)}])", rendered) if hidden else [rendered]
+        tokens: list[int] = []
+        for part in filter(None, parts):
+            # the template writes BOS itself, so the tokenizer must not add a second one
+            mark = {"split_special_tokens": True} if part in hidden else {}
+            text = hidden.get(part, part)
+            tokens += self.tokenizer(text, add_special_tokens=False, **mark)["input_ids"]
         if not tokens:
             raise ModelError("the chat template renders nothing for a user message.")
-        return tokens
+        return tuple(tokens)
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """Return the text of a prompt as the model is fed it."""
+        messages = as_messages(prompt)
+        if not self.tokenizer.chat_template:
+            return self.as_text(messages)
+        return self._render(messages, add_generation_prompt=True)
 
     def as_text(self, messages: Sequence[Message]) -> str:
-        """What a tokenizer without a template is fed."""
-        return "\n\n".join(message["content"] for message in messages) + "\n"
+        """Return what a model without a template is fed: answers a line below, then a blank line."""
+        parts = []
+        for message, after in zip(messages, [*messages[1:], None], strict=True):
+            close = after is None or after["role"] == "assistant"
+            parts.append(message["content"] + ("\n" if close else "\n\n"))
+        return "".join(parts)
+
+    def check(self) -> None:
+        """Refuse a template that does not show what a message says. Raises ModelError."""
+        asked = ("Seven maple leaves", "Nine copper coins")
+        shown = [self.prompt_text(text) for text in asked]
+        if not all(text in found for text, found in zip(asked, shown, strict=True)):
+            raise ModelError(
+                "the chat template drops the text of messages: the model would see none of the data. It "
+                "may be written for messages whose content is a list of parts. Put a template into the "
+                "model's folder that writes message['content'] as text (chat_template.jinja)."
+            )
+        if self.encode_prompt(asked[0]) == self.encode_prompt(asked[1]):
+            raise ModelError(
+                "the tokenizer makes the same tokens of different messages. Get its files anew."
+            )
+        _ = self.end_token_id  # raises where there is none
+
+    def _hide_marks(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
+        """Return messages with a private character for each special token in them, and what it hides."""
+        marks = self._marks
+        found = {mark for m in messages for mark in marks.findall(m["content"])} if marks else set()
+        if not marks or not found:
+            return list(messages), {}
+        text = "".join(message["content"] for message in messages)
+        free = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text)
+        names = dict(zip(sorted(found), free, strict=False))
+        hidden = [
+            {**m, "content": marks.sub(lambda mark: names[mark[0]], m["content"])} for m in messages
+        ]
+        return hidden, {name: mark for mark, name in names.items()}
+
+    @cached_property
+    def _marks(self) -> re.Pattern[str] | None:
+        """Finds special tokens in a text; None where the tokenizer has none."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = sorted((str(token) for token in added if token.special), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, special))) if special else None
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Tokens of a text within a completion, without special tokens."""
@@ -168,17 +258,23 @@ class ChatTokenizer:
         return text
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        args = dict(self.template_args)
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **dict(self.template_args),
-            )
+            return self._applied(messages, add_generation_prompt, args)
         except Exception as error:  # jinja2's, or whatever the template itself raises
-            roles = [message["role"] for message in messages]
-            message = f"the chat template refuses messages of roles {roles}: {error}"
-            raise ModelError(message) from error
+            try:  # some templates can't do without a list of tools, and take an empty one
+                return self._applied(
+                    messages, add_generation_prompt, {"tools": [], "functions": [], **args}
+                )
+            except Exception:
+                roles = [message["role"] for message in messages]
+                message = f"the chat template refuses messages of roles {roles}: {error}"
+                raise ModelError(message) from error
+
+    def _applied(self, messages: Sequence[Message], opens: bool, args: dict[str, Any]) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=opens, **args
+        )
         return text
 
     @cached_property
@@ -208,6 +304,90 @@ class ChatTokenizer:
         return int(pad) if pad is not None else self.end_token_id
 
 
+def instruct(form: AnswerFormat, what: str = "your answer") -> str:
+    """Return the instruction that asks for an answer in a format.
+
+    >>> instruct(LINE) == INSTRUCTION
+    True
+    """
+    return f"Think step by step, then {form.ending(what)}"
+
+
+def write_completion(form: AnswerFormat, rationale: str, answer: str) -> str:
+    """Write a rationale and an answer in an answer format.
+
+    >>> write_completion(LINE, "8 - 3 = 5.", "5")
+    '8 - 3 = 5.\\nAnswer: 5'
+    """
+    kind, _, key = form.spec.partition(":")
+    written = {
+        "line": f"Answer: {answer}",
+        "boxed": f"\\boxed{{{answer}}}",
+        "hash": f"#### {answer}",
+        "tag": f"<answer>{answer}</answer>",
+        "bracket": f"[[{answer}]]",
+        "json": f'{{"{key}": "{answer}"}}',
+    }
+    return f"{rationale}\n{written.get(kind, f'{form.cue.strip()} {answer}'.strip())}"
+
+
+def fit_prompts(prompts: Prompts, tokenizer: Tokenizer) -> Prompts:
+    """Return the prompts in the form in which a chat template shows all of them.
+
+    A template may refuse system messages, or drop part of an earlier answer, as those of thinking models
+    drop the thinking. Then the system message or the worked examples go into the first user message.
+    Raises ModelError where no form is shown in full.
+    """
+    if not isinstance(tokenizer, ChatTokenizer) or not (prompts.demos or prompts.system_prompt):
+        return prompts
+    forms: list[dict[str, Any]] = [
+        {"system_as": "message", "demos_as": "turns"},
+        {"system_as": "text", "demos_as": "turns"},
+        {"system_as": "message", "demos_as": "text"},
+        {"system_as": "text", "demos_as": "text"},
+    ]
+    for form in forms:
+        fitted = replace(prompts, **form)
+        if is_shown(fitted, tokenizer):
+            return fitted
+    what = " and ".join(
+        name
+        for name, there in (
+            ("worked examples", prompts.demos),
+            ("a system prompt", prompts.system_prompt),
+        )
+        if there
+    )
+    raise ModelError(
+        f"the chat template does not show {what} in full, neither as messages nor as text. "
+        "Leave them out (--demos none), or mend the template in the model's folder."
+    )
+
+
+def is_shown(prompts: Prompts, tokenizer: ChatTokenizer) -> bool:
+    """True if system prompt and worked examples stand, in order, in what the model is fed."""
+    messages = prompts.plain(Problem("", "Seven maple leaves?", "7"))
+    try:
+        fed = _letters(tokenizer.prompt_text(messages))
+    except ModelError:
+        return False
+    texts = [prompts.system_prompt or ""]
+    for demo in prompts.demos:
+        texts += [prompt_text(demo.prompt), demo.completion]
+    place = 0
+    for line in (_letters(line) for text in texts for line in text.splitlines()):
+        place = fed.find(line, place)
+        if place < 0:
+            return False
+        place += len(line)
+    return True
+
+
+def _letters(text: str) -> str:
+    """A text without spaces and marks, which a template may trim or escape."""
+    return re.sub(r"\W", "", text)
+
+
 def as_messages(prompt: Prompt) -> list[Message]:
     """A prompt as a list of messages; a string is one user message."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -218,12 +398,39 @@ def prompt_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
 
 
+def rewritten(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
+    """Return a prompt whose text, or the text of the last message, is changed."""
+    if isinstance(prompt, str):
+        return change(prompt)
+    *before, last = prompt
+    return [*before, {**last, "content": change(last["content"])}]
+
+
 def _may_leak(text: str) -> bool:
     """False where none of the patterns of `leaks_of` can be found."""
     # re.IGNORECASE reads dotted I, dotless i and long s as i and s too; `lower` does not
     lowered = text.replace("\u0130", "i").replace("\u0131", "i").replace("\u017f", "s").lower()
     named = any(word in lowered for word in ("hint", *_NOUNS))
     return named and any(sign.search(lowered) for sign in _SIGNS)
+
+
+def _before(text: str, messages: Sequence[Message]) -> list[Message]:
+    """The messages, with a text at the start of the first of the user's."""
+    place = next(n for n, message in enumerate(messages) if message["role"] == "user")
+    first = {**messages[place], "content": f"{text}\n\n{messages[place]['content']}"}
+    return [*messages[:place], first, *messages[place + 1 :]]
+
+
+def _shown(turns: Sequence[Message]) -> str:
+    """Worked examples as one text, with a line that leads on to the problem."""
+    texts, number = [], 0
+    for message in turns:
+        if message["role"] == "assistant":
+            texts.append(message["content"])
+        else:
+            number += 1
+            texts.append(f"Example {number}:\n{message['content']}")
+    return "\n\n".join([*texts, "Your turn:"])
 
 
 def _append(prompt: Prompt, suffix: str) -> list[Message]:

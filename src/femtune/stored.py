@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from femtune.answer_format import parse_format
 from femtune.config import Train, check_types
 from femtune.errors import ConfigError, RunError
 from femtune.prepare import local_model
@@ -92,4 +93,10 @@ def prompts_of(settings: Train, problems: Mapping[str, Problem]) -> Prompts:
     known = frame(next(iter(problems.values())))
     judged = known is not None and known.form in ("rating", "pair")
     hint = settings.hint or HINT
-    return Prompts(settings.instruction or "", hint, JUDGE_LEAKS if judged else LEAKS)
+    return Prompts(
+        settings.instruction or "",
+        hint,
+        JUDGE_LEAKS if judged else LEAKS,
+        format=parse_format(settings.answer_format),
+        system_prompt=settings.system_prompt,
+    )

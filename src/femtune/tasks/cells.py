@@ -100,8 +100,26 @@ def item_of(*texts: str) -> str:
     return hashlib.blake2b("\x00".join(texts).encode(), digest_size=8).hexdigest()
 
 
+def read_prompt(value: Any, name: str) -> str | list[dict[str, str]]:
+    """A prompt that is asked: text, or messages as they are, the last of them the user's."""
+    if not isinstance(value, list):
+        return read_text({name: value}, name)
+    said = [read_object(message, f"{name}[]") for message in value]
+    if not said:
+        raise BadRow(f"`{name}` is empty")
+    messages = []
+    for one in said:
+        role, content = read_text(one, "role", f"{name}."), read_text(one, "content", f"{name}.")
+        messages.append({"role": role, "content": content})
+    if messages[-1]["role"] != "user":
+        raise BadRow(f'the last message of `{name}` is not of role "user"', messages[-1]["role"])
+    return messages
+
+
 def read_conversation(value: Any, name: str) -> str:
-    """Text as it is; of messages the text of the only one, or all with the names of their roles.
+    """What a judge reads, as one text: text as it is; of messages all, with the names of their roles.
+
+    Of a single user message, its text.
 
     >>> said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
     >>> read_conversation(said, "prompt")

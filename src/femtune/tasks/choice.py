@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from femtune.prompts import as_messages, prompt_text, rewritten
 from femtune.reading import BadRow
 from femtune.tasks.cells import KEPT
 from femtune.tasks.frames import Frame, item_name
 from femtune.types import Problem
 
-INSTRUCTION = 'Think step by step, then end with the line "Answer: " and the letter of the right choice.'
+WHAT = "the letter of the right choice"
 REWARD = "choice"
 
 
@@ -27,14 +28,24 @@ def problem(row: Mapping[str, Any], default_id: str) -> Problem | BadRow:
     labels, choices = list(row["labels"]), [str(choice).strip() for choice in row["choices"]]
     if len({choice.casefold() for choice in choices}) < len(choices):
         return BadRow("two choices are the same text")
-    question = str(row["question"]).strip()
-    lines = [f"{label}. {choice}" for label, choice in zip(labels, choices, strict=True)]
-    frame = Frame("choice", tuple(labels), item_name(question, *choices))
+    question = row["question"]
+    lines = _lines(row)
+    frame = Frame("choice", tuple(labels), item_name(prompt_text(question).strip(), *choices))
     kept = ("subject", "level", *KEPT)
     others = {key: row[key] for key in kept if row.get(key) is not None}
     return Problem(
         str(row.get("id") or default_id),
-        "\n".join([question, "", *lines]),
+        rewritten(question, lambda text: "\n".join([text.strip(), "", *lines])),
         str(row.get("answer") or ""),
         others | {"frame": frame.column()},
     )
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a template may show beside the row's own text: the choices as lines, the question."""
+    return {"choices": "\n".join(_lines(row)), "question": as_messages(row["question"])[-1]["content"]}
+
+
+def _lines(row: Mapping[str, Any]) -> list[str]:
+    texts = [str(choice).strip() for choice in row["choices"]]
+    return [f"{label}. {text}" for label, text in zip(row["labels"], texts, strict=True)]

@@ -30,6 +30,7 @@ from femtune.tasks.cells import (
     read_number,
     read_object,
     read_plain,
+    read_prompt,
     read_score,
     read_text,
     wrong,
@@ -297,7 +298,7 @@ def choice_rows(row: Row) -> Iterator[dict[str, Any]]:
             raise BadRow("`answer` is no position of a choice", counted)
         answer = labels[int(answer)]
     values = {
-        "question": read_text(row, "question"),
+        "question": read_prompt(row.get("question"), "question"),
         "choices": choices,
         "labels": labels,
         "answer": answer,
@@ -312,7 +313,8 @@ def keyed_rows(row: Row) -> Iterator[dict[str, Any]]:
     answer = read_plain(row.get("answerKey"), "answerKey")
     if answer is not None and answer not in labels:
         raise BadRow("`answerKey` is no label of a choice", f"{brief(answer)} of {', '.join(labels)}")
-    question = read_text(row, "question_stem" if "question_stem" in row else "question")
+    name = "question_stem" if "question_stem" in row else "question"
+    question = read_prompt(row.get(name), name)
     values = {"question": question, "choices": choices, "labels": labels, "answer": answer}
     yield lean(row, **values, id=read_plain(row.get("id"), "id"))
 
@@ -334,7 +336,7 @@ def _choices(choices: Any, labels: Any) -> tuple[list[str], list[str]]:
 
 
 def math_rows(row: Row) -> Iterator[dict[str, Any]]:
-    prompt = read_conversation(row.get("prompt"), "prompt")
+    prompt = read_prompt(row.get("prompt"), "prompt")
     own = {name: read_plain(row.get(name), name) for name in ("answer", "id")}
     yield lean(row, *row, **own, prompt=prompt)
 

@@ -23,9 +23,13 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any, Literal
 
-from femtune.answers import Scale, infer_scale
+from femtune.answer_format import AnswerFormat
+from femtune.answers import Scale, as_fraction, infer_scale
+from femtune.prompts import LINE, instruct
 from femtune.reading import BadRow
 from femtune.tasks.frames import Frame, item_name
+from femtune.tasks.labels import SOFT, shares
+from femtune.tasks.wording import Template
 from femtune.types import Problem
 from femtune.words import brief
 
@@ -41,6 +45,16 @@ class Wording:
     given: tuple[tuple[str, str], ...]  # headings and columns of what it answers to
 
 
+@dataclass(frozen=True)
+class Asking:
+    """What a user wants said around an item, and how scores between points of the scale are taken."""
+
+    rubric: str = ""
+    template: Template | None = None
+    between: Literal["refuse", "round", "soft"] = "refuse"
+
+
+PLAINLY = Asking()
 JUDGE = Wording("response", (("Prompt", "prompt"),))
 EXTRAS = (("Criterion", "criterion"), ("Reference answer", "reference"))  # where the row has them
 _MADE_INTO_TEXT = {"prompt", "title", "post", "response", "summary", "criterion", "reference"}
@@ -51,7 +65,9 @@ _SWAPPED = " (swapped)"  # ends the id of a pair's other order
 # --- prompts
 
 
-def write_rating(row: Row, scale: Scale, wording: Wording, rater: str = "") -> str:
+def write_rating(
+    row: Row, scale: Scale, wording: Wording, rater: str = "", asking: Asking = PLAINLY
+) -> str:
     """The prompt that asks for a rating of one text.
 
     >>> row = {"prompt": "Why?", "response": "Because.", "attribute": "coherence"}
@@ -64,12 +80,22 @@ def write_rating(row: Row, scale: Scale, wording: Wording, rater: str = "") -> s
     low, high = scale.answers[0], scale.answers[-1]
     between = f"from {low} to {high}" if scale.numeric else f"as {scale}"
     whose = f", as {rater} would" if rater else ""
+    if asking.template is not None:
+        named = {"scale": str(scale), "rater": rater or None}
+        return _filled(asking, {**row, "attribute": attribute or None, **named})
     blocks = [*wording.given, *EXTRAS, (wording.thing.capitalize(), wording.thing)]
-    return _blocks(f"Rate {what} {between}{whose}.", [(name, row.get(key)) for name, key in blocks])
+    found = [(name, row.get(key)) for name, key in blocks]
+    return _blocks(f"Rate {what} {between}{whose}.", [("Rubric", asking.rubric), *found])
 
 
 def write_pair(
-    row: Row, wording: Wording, rater: str = "", *, swapped: bool = False, tie: bool = False
+    row: Row,
+    wording: Wording,
+    rater: str = "",
+    asking: Asking = PLAINLY,
+    *,
+    swapped: bool = False,
+    tie: bool = False,
 ) -> str:
     """The prompt that asks which of two texts is better, the second one first where `swapped`."""
     attribute = str(row.get("attribute") or "").replace("_", " ").strip()
@@ -79,20 +105,38 @@ def write_pair(
     if rater:
         asked = f"Which {wording.thing} would {rater} prefer{by}, {which}?"
     first, second = reversed(_sides(wording)) if swapped else _sides(wording)
-    blocks = [(name, row.get(key)) for name, key in (*wording.given, *EXTRAS)]
+    if asking.template is not None:
+        a, b = _sides(wording)
+        shown = {a: row.get(first), b: row.get(second), "rater": rater or None}
+        named = {"scale": which, "attribute": attribute or None}
+        return _filled(asking, {**row, **shown, **named})
+    blocks = [("Rubric", asking.rubric)]
+    blocks += [(name, row.get(key)) for name, key in (*wording.given, *EXTRAS)]
     name = wording.thing.capitalize()
     blocks += [(f"{name} A", row.get(first)), (f"{name} B", row.get(second))]
     return _blocks(asked, blocks)
 
 
-def instruction(scale: Scale) -> str:
+def instruction(scale: Scale, form: AnswerFormat = LINE) -> str:
     """What is added to each prompt: the form of the answer.
 
     >>> instruction(Scale(("A", "B")))
     'Think step by step, then end with the line "Answer: " and A or B.'
     """
-    what = f"the rating, {scale}" if scale.numeric else str(scale)
-    return f'Think step by step, then end with the line "Answer: " and {what}.'
+    return instruct(form, f"the rating, {scale}" if scale.numeric else str(scale))
+
+
+def _filled(asking: Asking, values: Row) -> str:
+    """The user's own template of a row, after the rubric where it does not place that itself."""
+    assert asking.template is not None
+    text = asking.template.fill({**values, "rubric": asking.rubric or None})
+    placed = not asking.rubric or "rubric" in asking.template.names
+    return text if placed else f"Rubric:\n{asking.rubric}\n\n{text}"
+
+
+def known_names(rows: Iterable[Row]) -> set[str]:
+    """The names that a template of these rows may use."""
+    return {name for row in rows for name in row} | {"rubric", "scale", "rater", "attribute"}
 
 
 def _blocks(head: str, blocks: Iterable[tuple[str, Any]]) -> str:
@@ -113,52 +157,76 @@ def ratings(
     scale: Scale,
     wording: Wording = JUDGE,
     raters: Raters = "each",
+    asking: Asking = PLAINLY,
 ) -> Iterator[tuple[int, Problem | BadRow]]:
     """A problem for each rating, or for each text with the mean or median of its raters' ratings.
 
     Yields place and problem, or what is wrong with the row. `named` asks for the rating of that rater,
-    `each` does not say whose it is. A mean is rounded to the nearest answer of the scale, and is of the
-    ratings that can be used.
+    `each` does not say whose it is. A mean is of the ratings that can be used. It is rounded to the
+    nearest answer of the scale, or is a soft label of two, as `asking` says.
     """
     if raters in ("each", "named"):
         for place, row in rows:
-            yield place, _rating(row, scale, wording, raters == "named")
+            yield place, _rating(row, scale, wording, raters == "named", asking)
         return
     groups: dict[tuple[str, str], list[tuple[int, Row]]] = defaultdict(list)
     for place, row in rows:
         item = item_name(*(str(row.get(key)) for _, key in wording.given), str(row.get(wording.thing)))
         groups[item, str(row.get("attribute"))].append((place, row))
     for group in groups.values():
-        good, answers = [], []
+        good, answers, values = [], [], []
         for place, row in group:
-            one = _rating(row, scale, wording, named=False)
+            one = _rating(row, scale, wording, False, asking)
             if isinstance(one, BadRow):
                 yield place, one
             else:
                 good.append((place, row))
                 answers.append(one.answer)
+                if one.answer:
+                    values.append(_worth(row, one.answer, scale))
         if not good:
             continue
         place, row = good[0]
-        values = [scale.value(answer) for answer in answers if answer]
-        score = {}
+        score: dict[str, Any] = {}
         if values:
-            score = {"score": scale.nearest(fmean(values) if raters == "mean" else median(values))}
+            middle = fmean(values) if raters == "mean" else median(values)
+            score = {"score": middle if asking.between == "soft" else scale.nearest(middle)}
         merged = {key: value for key, value in row.items() if key not in ("rater", "score")} | score
-        yield place, _rating(merged | {"ratings": answers}, scale, wording, named=False)
+        yield place, _rating(merged | {"ratings": answers}, scale, wording, False, asking)
 
 
-def _rating(row: Row, scale: Scale, wording: Wording, named: bool) -> Problem | BadRow:
+def _worth(row: Row, answer: str, scale: Scale) -> float:
+    """A score as it stands in the row, or what its answer is worth where that is a label."""
+    number = as_fraction(_canonical(row["score"])) if scale.numeric else None
+    return scale.value(answer) if number is None or scale.read(str(row["score"])) else float(number)
+
+
+def is_rounded(problem: Problem) -> bool:
+    """True if a problem's score was between two points of the scale."""
+    return ROUNDED in problem.columns
+
+
+ROUNDED = "rounded_from"  # the column: a score between two points of the scale
+
+
+def _rating(row: Row, scale: Scale, wording: Wording, named: bool, asking: Asking) -> Problem | BadRow:
     text = _required(row, wording.thing)
     if isinstance(text, BadRow):
         return text
-    answer = ""
+    answer, more = "", {}
     if row.get("score") is not None:
         read = scale.read(_canonical(row["score"]))
-        if read is None:
+        soft = {} if read is not None or not scale.numeric else _between(row["score"], scale)
+        if read is None and (not soft or asking.between == "refuse"):
             low, high = scale.answers[0], scale.answers[-1]
             between = f"{low} to {high}" if scale.numeric else str(scale)
-            return BadRow(f"`score` is off the scale, {between}", brief(str(row["score"])))
+            advice = "; --round-scores or --soft-labels takes such scores" if soft else ""
+            what = f"`score` is off the scale, {between}{advice}"
+            return BadRow(what, brief(str(row["score"])))
+        if read is None:
+            read = max(soft, key=lambda answer: soft[answer])  # of two halves the lower
+            more = {ROUNDED: str(row["score"])}
+            more |= {SOFT: soft} if asking.between == "soft" else {}
         answer = read
     rater = str(row.get("rater") or "")
     if named and not rater:
@@ -166,8 +234,18 @@ def _rating(row: Row, scale: Scale, wording: Wording, named: bool) -> Problem | 
     known = (str(row.get(key) or "") for _, key in wording.given)
     item = item_name(*known, text)
     frame = Frame("rating", scale.answers, item, length=float(len(text.split())))
-    prompt = write_rating(row, scale, wording, rater if named else "")
-    return Problem(str(row["id"]), prompt, answer, _columns(row, wording) | {"frame": frame.column()})
+    try:
+        prompt = write_rating(row, scale, wording, rater if named else "", asking)
+    except BadRow as fault:
+        return fault
+    columns = _columns(row, wording) | more | {"frame": frame.column()}
+    return Problem(str(row["id"]), prompt, answer, columns)
+
+
+def _between(score: Any, scale: Scale) -> dict[str, Any]:
+    """The points next to a score that lies between two of them, and their shares; else nothing."""
+    number = as_fraction(_canonical(score))
+    return {} if number is None else shares(number, scale)
 
 
 # --- pairs
@@ -177,6 +255,7 @@ def pairs(
     rows: Sequence[tuple[int, Row]],
     wording: Wording = JUDGE,
     raters: Raters = "each",
+    asking: Asking = PLAINLY,
     *,
     tie: bool = False,
 ) -> Iterator[tuple[int, Problem | BadRow]]:
@@ -191,7 +270,7 @@ def pairs(
         if isinstance(row, BadRow):
             yield place, row
             continue
-        for problem in _pair(row, wording, raters == "named", tie):
+        for problem in _pair(row, wording, raters == "named", tie, asking):
             yield place, problem
 
 
@@ -222,7 +301,7 @@ def _vote(row: Row, first: Row, wording: Wording) -> str:
     return str(row["preference"]) if same else turned(str(row["preference"]))
 
 
-def _pair(row: Row, wording: Wording, named: bool, tie: bool) -> list[Problem | BadRow]:
+def _pair(row: Row, wording: Wording, named: bool, tie: bool, asking: Asking) -> list[Problem | BadRow]:
     texts = [_required(row, side) for side in _sides(wording)]
     for text in texts:
         if isinstance(text, BadRow):
@@ -254,7 +333,11 @@ def _pair(row: Row, wording: Wording, named: bool, tie: bool) -> list[Problem | 
             swapped,
             presented=swapped == shown_swapped,
         )
-        prompt = write_pair(row, wording, rater if named else "", swapped=swapped, tie=tie)
+        whose = rater if named else ""
+        try:
+            prompt = write_pair(row, wording, whose, asking, swapped=swapped, tie=tie)
+        except BadRow as fault:
+            return [fault]
         columns = _columns(row, wording) | {"frame": frame.column()}
         own = f"{name}{_SWAPPED}" if swapped else name
         problems.append(Problem(own, prompt, turned(answer) if swapped else answer, columns))

@@ -7,17 +7,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from femtune.answers import parse_scale
+from femtune.answer_format import parse_format
+from femtune.answers import Scale, parse_scale
 from femtune.errors import ConfigError, DataError
 from femtune.problems import load_problems
-from femtune.prompts import HINT, INSTRUCTION, JUDGE_LEAKS, LEAKS, Prompts
+from femtune.prompts import (
+    HINT,
+    INSTRUCTION,
+    JUDGE_LEAKS,
+    LEAKS,
+    Prompts,
+    as_messages,
+    instruct,
+    rewritten,
+)
 from femtune.reading import BadRow, Faults, file_unit, problems_of_rows
 from femtune.tasks import choice, judge, math
 from femtune.tasks.frames import frame
 from femtune.tasks.judge import JUDGE, Raters
 from femtune.tasks.schemas import Schema, find_schema, read_given, read_rows
 from femtune.tasks.summarize import SUMMARIZE
-from femtune.types import Problem
+from femtune.tasks.wording import Template, check_rubric, parse_template
+from femtune.types import Problem, Prompt
 from femtune.words import first, near
 
 TASKS = ("judge", "summarize", "choice", "math", "table")
@@ -37,6 +48,30 @@ class Options:
     attributes: tuple[str, ...] = ()  # empty: all
     raters: Raters = "each"
     bad_rows: Literal["stop", "skip"] = "stop"
+    answer_format: str = "line"
+    rubric: str | None = None  # text
+    prompt_template: str | None = None  # text
+    round_scores: bool = False
+    soft_labels: bool = False
+
+    def __post_init__(self) -> None:
+        if self.round_scores and self.soft_labels:
+            raise ConfigError("round_scores and soft_labels exclude each other: choose one.")
+
+    @property
+    def template(self) -> Template | None:
+        """The template of a prompt. Raises ConfigError for what is none."""
+        return None if self.prompt_template is None else parse_template(self.prompt_template)
+
+    @property
+    def asking(self) -> judge.Asking:
+        """What a judge is asked beside its item."""
+        between: Literal["refuse", "round", "soft"] = "round" if self.round_scores else "refuse"
+        return judge.Asking(self.rubric or "", self.template, "soft" if self.soft_labels else between)
+
+    def instruction(self, what: str = "your answer") -> str:
+        """The instruction of a task, in the words of the answer format."""
+        return instruct(parse_format(self.answer_format), what)
 
 
 @dataclass(frozen=True)
@@ -50,6 +85,7 @@ class TaskData:
     reward: str = "exact"
     scale: str | None = None  # as Options has it
     skipped: int = 0  # rows left out
+    rounded: int = 0  # problems whose score is between two points of the scale
 
     @property
     def prompts(self) -> Prompts:
@@ -72,8 +108,9 @@ def read_task(
     for an unknown task or scale, DataError where the data or a row of it can't be used.
     """
     options = options or Options()
+    _check_options(task, options)
     if task == "table":
-        return TaskData(load_problems(data, columns=options.columns, answers=answers))
+        return _table(load_problems(data, columns=options.columns, answers=answers), options)
     if task not in TASKS:
         known = ", ".join(TASKS)
         raise ConfigError(f"no task {task!r}.{near(task, TASKS)} There are {known}.")
@@ -95,9 +132,11 @@ def read_places(
     rows: Iterable[Place], source: str, task: str, options: Options, *, answers: bool = True
 ) -> TaskData:
     """`read_task` for places and rows from elsewhere, such as lines of a stream; `source` names it."""
+    _check_options(task, options)
     if task == "table":
         required = ("prompt", "answer") if answers else ("prompt",)
-        return TaskData(problems_of_rows(rows, source, "line", options.columns, required, named=source))
+        found = problems_of_rows(rows, source, "line", options.columns, required, named=source)
+        return _table(found, options)
     schema, made = read_given(iter(rows), source, "line", task, columns=options.columns, labels=answers)
     return _made(task, schema, made, options, Faults(source, "line"))
 
@@ -112,6 +151,52 @@ def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, 
         except BadRow as fault:
             made.append((place, fault))
     return _made(task, schema, made, options, Faults(source, "row"))
+
+
+def _check_options(task: str, options: Options) -> None:
+    """Refuse settings of ratings in tasks that have none. Raises ConfigError."""
+    if task in _WORDINGS or task not in TASKS:
+        return
+    if options.rubric:
+        raise ConfigError(
+            f"rubric is for tasks judge and summarize, and the task is {task}: use instruction or "
+            "prompt_template."
+        )
+    for name in ("round_scores", "soft_labels"):
+        if getattr(options, name):
+            raise ConfigError(f"{name} is for ratings, and the task is {task}: leave it out.")
+
+
+def _table(problems: list[Problem], options: Options) -> TaskData:
+    template = options.template
+    if template is not None:
+        problems = _templated(problems, template, options)
+    return TaskData(problems, options.instruction())
+
+
+def _templated(problems: list[Problem], template: Template, options: Options) -> list[Problem]:
+    """Problems of a plain table, their prompts made by a template. Raises ConfigError, DataError."""
+    labels = [options.columns[name] for name in ("answer",) if name in options.columns]
+    template.check({"prompt", "id", *(name for p in problems for name in p.columns)}, labels)
+    made, faults = [], []
+    for problem in problems:
+        try:
+            made.append(replace(problem, prompt=_fill(template, problem.prompt, problem.columns)))
+        except BadRow as fault:
+            faults.append(f'"{problem.id}": {fault.what}')
+    if faults:
+        raise DataError(
+            f"{len(faults)} of {len(problems)} rows lack what prompt_template shows: "
+            f"{first(faults, '; ')}. Fill or remove them."
+        )
+    return made
+
+
+def _fill(template: Template, prompt: Prompt, values: Mapping[str, Any]) -> Prompt:
+    """A prompt by a template; of messages the last one's text. Raises BadRow."""
+    last = as_messages(prompt)[-1]["content"]
+    text = template.fill({**values, "prompt": last})
+    return rewritten(prompt, lambda _: text)
 
 
 def _made(
@@ -169,10 +254,13 @@ def _judging(
     if scale not in ("A,B", "A,B,tie"):
         raise ConfigError(f"scale {options.scale!r}: of pairs it is A,B or A,B,tie. Leave it out.")
     tie = scale == "A,B,tie"
-    problems = _sorted_out(judge.pairs(good, wording, options.raters, tie=tie), faults)
+    if options.round_scores or options.soft_labels:
+        raise ConfigError("round_scores and soft_labels are for ratings, and these are pairs.")
+    asking = _checked(options, [row for _, row in good])
+    problems = _sorted_out(judge.pairs(good, wording, options.raters, asking, tie=tie), faults)
     return TaskData(
         problems,
-        instruction=judge.instruction(parse_scale(scale)),
+        instruction=judge.instruction(parse_scale(scale), parse_format(options.answer_format)),
         leaks=JUDGE_LEAKS,
         reward=f'choice("{scale}")',
         scale=scale,
@@ -189,14 +277,32 @@ def _rating_data(
     if spec is None:
         raise ConfigError("items without scores say no scale: give it, --scale 1,5.")
     scale = parse_scale(spec)
-    problems = _sorted_out(judge.ratings(rows, scale, wording, options.raters), faults)
+    asking = _checked(options, [row for _, row in rows], scale)
+    problems = _sorted_out(judge.ratings(rows, scale, wording, options.raters, asking), faults)
     return TaskData(
         problems,
-        instruction=judge.instruction(scale),
+        instruction=judge.instruction(scale, parse_format(options.answer_format)),
         leaks=JUDGE_LEAKS,
         reward=f'ordinal("{spec}")',
         scale=spec,
+        rounded=sum(map(judge.is_rounded, problems)),
     )
+
+
+def _checked(options: Options, rows: Sequence[Any], scale: Scale | None = None) -> judge.Asking:
+    """What is said around items, checked against their columns and scale. Raises ConfigError."""
+    asking = options.asking
+    if asking.template is not None and rows:
+        labels = [options.columns[n] for n in ("score", "preference") if n in options.columns]
+        asking.template.check(judge.known_names(rows), labels)
+    if asking.rubric and scale is not None:
+        check_rubric(asking.rubric, scale)
+    if asking.between != "refuse" and scale is not None and not scale.numeric:
+        raise ConfigError(
+            f"round_scores and soft_labels are for scales of numbers, and this is {scale}: leave them "
+            "out."
+        )
+    return asking
 
 
 def _sorted_out(found: Iterable[tuple[int, Problem | BadRow]], faults: Faults) -> list[Problem]:
@@ -220,10 +326,21 @@ def _asking(
     faults: Faults,
 ) -> TaskData:
     module = {"choice": choice, "math": math}[task]
+    template, checked = options.template, False
+    labels = [options.columns[name] for name in ("answer",) if name in options.columns]
     problems: list[Problem] = []
     ids: dict[str, int] = {}
     for number, (place, row) in enumerate(rows, 1):
         found = row if isinstance(row, BadRow) else module.problem(row, f"{task}-{number}")
+        if template is not None and isinstance(found, Problem):
+            if not checked:
+                template.check({*row, "prompt"}, labels)
+                checked = True
+            try:
+                values = {**row, **module.shown(row)}
+                found = replace(found, prompt=_fill(template, row.get("prompt", found.prompt), values))
+            except BadRow as fault:
+                found = fault
         if isinstance(found, Problem) and found.id in ids:
             found = BadRow("`id` given before", f'"{found.id}", first in {faults.unit} {ids[found.id]}')
         if isinstance(found, BadRow):
@@ -231,7 +348,10 @@ def _asking(
         else:
             ids[found.id] = place
             problems.append(found)
-    return TaskData(problems, module.INSTRUCTION, reward=module.REWARD)
+    if any(not isinstance(problem.prompt, str) for problem in problems):
+        # a stored column has one type
+        problems = [replace(problem, prompt=as_messages(problem.prompt)) for problem in problems]
+    return TaskData(problems, options.instruction(module.WHAT), reward=module.REWARD)
 
 
 # --- after a split

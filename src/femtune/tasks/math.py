@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from femtune.prompts import INSTRUCTION as PLAIN
+from femtune.prompts import prompt_text, rewritten
 from femtune.reading import BadRow
 from femtune.tasks.frames import Frame
 from femtune.types import Problem
 
-INSTRUCTION = PLAIN
+WHAT = "your answer"
 REWARD = "math"
 
 
 def problem(row: Mapping[str, Any], default_id: str) -> Problem | BadRow:
     """A problem of a row with prompt and answer, or what is wrong with the row."""
-    prompt = str(row["prompt"]).strip()
-    if not prompt:
+    prompt = rewritten(row["prompt"], str.strip)
+    if not prompt_text(prompt).strip():
         return BadRow("`prompt` is empty")
     others = {key: row[key] for key in ("subject", "level", "world", "truth", "evidence") if key in row}
     columns = others | {"frame": Frame("math").column()}
     return Problem(str(row.get("id") or default_id), prompt, str(row.get("answer") or ""), columns)
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a template may show beside the row's own columns: nothing."""
+    return {}
