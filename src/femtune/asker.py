@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Collection, Iterator, Sequence
@@ -15,15 +16,26 @@ from typing import Any
 from femtune.chunks import Crew, Setup
 from femtune.config import Ask
 from femtune.cut import Cut
+from femtune.demos import Demos
 from femtune.endings import check_cue
-from femtune.errors import ConfigError, EngineError
-from femtune.prepare import Questions, load_config, load_tokenizer, local_model, named_pairs, read_value
+from femtune.errors import ConfigError, EngineError, ModelError
+from femtune.prepare import (
+    MODELS,
+    Questions,
+    load_config,
+    load_tokenizer,
+    local_model,
+    named_pairs,
+    read_value,
+)
 from femtune.problems import check_lengths
-from femtune.prompts import ChatTokenizer, Prompts
+from femtune.prompts import ChatTokenizer, Prompts, fit_prompts
 from femtune.rewards import score
 from femtune.served import NUM_PAIRS, ROUNDING, Probe
 from femtune.training import context_length
 from femtune.types import DrawKey, Engine, Need, Problem, Request, Reward, Sampling
+
+_log = logging.getLogger("femtune")
 
 
 @dataclass(frozen=True)
@@ -32,9 +44,10 @@ class Asker:
 
     base: Path
     tokenizer: ChatTokenizer
-    prompts: Prompts
+    prompts: Prompts  # of x: with the worked examples only where they are part of it
     reward: Reward
     settings: Ask
+    demos: Demos = ()  # worked examples that are shown, and not part of x
 
     @contextmanager
     def setup(
@@ -87,6 +100,8 @@ class Asker:
             settings.resume,
             Cut(self.prompts.format, self.tokenizer),
             context_length(load_config(self.base)),
+            # of whatever is asked for evaluation; the loop says otherwise for its E-steps
+            force="never" if settings.force_answers == "never" else "all",
         )
 
     def _crew(self, sampling: Sampling, base_probe: Probe | None, needs: Collection[Need]) -> Crew:
@@ -251,12 +266,29 @@ def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) ->
     _check_installed(settings)
     base = local_model(model)
     tokenizer = load_tokenizer(base, settings.template_args)
-    if settings.force_answers != "never":
-        check_cue(Cut(asked.prompts.format, tokenizer), tokenizer)
+    form = asked.prompts.format
+    if settings.force_answers != "never" and form.cue:
+        check_cue(Cut(form, tokenizer), tokenizer)
+    demos = asked.demos if settings.demos != "auto" or is_base(model) else ()
+    shown = asked.prompts.with_demos(demos or asked.prompts.demos)
+    try:
+        shown = fit_prompts(shown, tokenizer)
+    except ModelError as error:
+        if settings.demos != "auto" or not demos:
+            raise
+        _log.warning("no worked examples are shown: %s", error)
+        demos, shown = (), fit_prompts(asked.prompts, tokenizer)
     context = context_length(load_config(base))
     for problems in groups:
-        check_lengths(problems, asked.prompts, tokenizer, context, settings.max_new_tokens)
-    return Asker(base, tokenizer, asked.prompts, asked.reward, settings)
+        check_lengths(problems, shown, tokenizer, context, settings.max_new_tokens)
+    in_prompt = settings.demos_in_prompt
+    prompts = shown if in_prompt else replace(shown, demos=asked.prompts.demos)
+    return Asker(base, tokenizer, prompts, asked.reward, settings, () if in_prompt else demos)
+
+
+def is_base(model: str) -> bool:
+    """True if femtune did not train a model: then it is shown worked examples by default."""
+    return model not in MODELS and not (Path(model).expanduser() / "femtune.json").exists()
 
 
 def _check_installed(settings: Ask) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from femtune.asker import make_asker, no_foreign_bars
+from femtune.asker import Asker, make_asker, no_foreign_bars
 from femtune.calibration import (
     Calibration,
     cross_fitted_effect,
@@ -29,6 +30,7 @@ from femtune.calibration import (
 from femtune.cards import write_data_card, write_model_card
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
 from femtune.costs.disk import at_most, check_disk
+from femtune.demos import Demos, save_demos
 from femtune.errors import ConfigError, ModelError
 from femtune.evaluate import as_item, evaluation_metrics
 from femtune.loop import Progress, Steps, fem
@@ -55,6 +57,8 @@ from femtune.tasks.load import TaskData, trained_on
 from femtune.trackers import check_trackers, tracking
 from femtune.training import Training
 from femtune.types import Problem, Sampling, Scheme
+
+log = logging.getLogger("femtune")
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ def run_train(
     problems, test = held_out(asked, data)
     place, config = run_place(output_dir, "train", data, model, asked.settings, problems, test)
     asker = make_asker(model, asked, problems, test)
+    steps = replace(steps, demos=usable_demos(asker.demos, steps.scheme))
     num_stored = len(list(place.glob("iteration-*/model")))
     check_disk(place, at_most(steps, asker.base, len(problems), len(test), draws, num_stored))
     with (
@@ -132,6 +137,7 @@ def run_train(
         tracking(settings.training.trackers, run.root, config, progress) as progress,
     ):
         store_problems(run, problems, test)
+        store_demos(run, asker)
         with asker.setup(draws, problems, steps.scheme.needs) as setup:
             if not getattr(getattr(setup.engine, "abilities", None), "adapters", True):
                 raise ModelError(
@@ -159,8 +165,10 @@ def sample(
     check_varied(problems)
     place, config = run_place(output_dir, "sample", data, model, asked.settings, problems)
     asker = make_asker(model, asked, problems)
+    what = replace(what, demos=usable_demos(asker.demos, what.scheme))
     with open_run(place, config, CHANGEABLE) as run:
         store_problems(run, problems)
+        store_demos(run, asker)
         with asker.setup(draws, needs=what.scheme.needs) as setup:
             steps = Steps(run, asker.base, problems, [], what, setup, asker.tokenizer, progress)
             metrics = steps.expect(1)
@@ -219,7 +227,13 @@ def evaluate(
     Under a calibration, `ece`, `brier` and all that is of the expected rating are of calibrated votes;
     `ece_raw` and `brier_raw` are of the votes themselves. The draws are the same with and without.
     """
-    what = plan(Train(eval_draws=settings.draws, eval_temperature=settings.temperature))
+    what = plan(
+        Train(
+            eval_draws=settings.draws,
+            eval_temperature=settings.temperature,
+            force_answers=settings.force_answers,
+        )
+    )
     calibration = read_calibration(settings)
     asked = read_questions(data, settings)
     problems = asked.problems
@@ -231,9 +245,14 @@ def evaluate(
     asker = make_asker(model, asked, problems)
     with open_run(place, config, CHANGEABLE) as run:
         store_problems(run, [], problems)
+        store_demos(run, asker)
         with asker.setup(Sampling(settings.max_new_tokens)) as setup:
             steps = Steps(run, asker.base, [], problems, what, setup, asker.tokenizer, progress)
             metrics = steps.measure(0)
+            if asker.demos:
+                shown = steps.measure(0, asker.demos)
+        if asker.demos:
+            metrics |= {f"{name}_with_examples": shown[name] for name in _SHOWN if name in shown}
         if calibration is not None:
             metrics = _calibrated(metrics, problems, run.iteration(0) / "eval", calibration)
         run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
@@ -283,6 +302,32 @@ def calibrate(
     effect = cross_fitted_effect(items, scale.answers, settings.kind)
     save_calibration(fit_calibration(items, scale.answers, settings.kind), output)
     return measured | effect
+
+
+# what is shown of an untrained model that is asked with worked examples, beside all without them
+_SHOWN = (
+    *("accuracy", "accuracy_ci", "accuracy_unforced", "accuracy_unforced_ci", "answered"),
+    *("forced_share", "truncated_share", "spearman", "spearman_ci", "mae", "mae_ci"),
+)
+
+
+def usable_demos(demos: Demos, scheme: Scheme) -> Demos:
+    """Return the worked examples that a scheme's draws may be shown: none if it needs plain prompts."""
+    if demos and "plain prompts" in scheme.needs:
+        log.warning(
+            "scheme %s needs draws of the plain prompt: worked examples are not shown in its E-steps.",
+            scheme.name,
+        )
+        return ()
+    return demos
+
+
+def store_demos(run: Run, asker: Asker) -> None:
+    """Copy the worked examples into a run."""
+    demos, path = asker.demos or asker.prompts.demos, run.root / "demos.jsonl"
+    if demos and not path.exists():
+        save_demos(path, demos)
+        run.record(path)
 
 
 def store_problems(run: Run, problems: Sequence[Problem], test: Sequence[Problem] = ()) -> None:

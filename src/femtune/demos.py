@@ -6,16 +6,18 @@ A pretrained model that was never trained on a form of answer writes it when it 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from femtune.answer_format import AnswerFormat
 from femtune.answers import parse_scale
 from femtune.errors import DataError, RewardError
+from femtune.files import read_lines, replacing
 from femtune.prompts import Prompts, prompt_text, write_completion
 from femtune.reading import BadRow, file_rows, file_unit
 from femtune.tasks.cells import read_plain, read_prompt, read_text
@@ -221,6 +223,20 @@ def _problem(row: Mapping[str, Any], task: str, options: Options, where: str) ->
     own = {key: value for key, value in row.items() if key not in ("completion", "rationale")}
     plain = replace(options, columns={}, attributes=(), raters="each", bad_rows="stop")
     return problems_of([own], task, plain, where).problems[0]
+
+
+# --- those of a run
+
+
+def save_demos(path: Path, demos: Demos) -> None:
+    """Store worked examples as JSON lines that `--demos FILE` reads."""
+    with replacing(path) as part:
+        part.write_text("".join(json.dumps(asdict(demo)) + "\n" for demo in demos))
+
+
+def read_demos(path: Path) -> Demos:
+    """Return the worked examples that `save_demos` stored; none where there is no file."""
+    return tuple(Demo(**row) for row in read_lines(path)) if path.exists() else ()
 
 
 # --- checks

@@ -127,11 +127,12 @@ def _predictions(
                 # nothing is graded here, and a reward of the user's own may not bear a missing answer
                 asker = make_asker(model, replace(asked, reward=exact()), asked.problems)
                 sampling = Sampling(settings.max_new_tokens, settings.temperature)
-                setup = stack.enter_context(asker.setup(sampling))
+                setup = replace(stack.enter_context(asker.setup(sampling)), demos=asker.demos)
             else:
                 context = context_length(load_config(asker.base))
                 room = settings.max_new_tokens
-                check_lengths(asked.problems, asked.prompts, asker.tokenizer, context, room)
+                shown = asker.prompts.with_demos(asker.demos or asker.prompts.demos)
+                check_lengths(asked.problems, shown, asker.tokenizer, context, room)
             by_id = {problem.id: problem for problem in asked.problems}
             drawn = (
                 (by_id[name], tries)
@@ -175,6 +176,7 @@ def predict_into(data: str, model: str, settings: Predict, output: Path) -> Path
             save_problems(asked.problems, path)
             run.record(path)
         with asker.setup(Sampling(settings.max_new_tokens, settings.temperature)) as setup:
+            setup = replace(setup, demos=asker.demos)
             folder = ask_into(run, "eval", asked.problems, setup, draws=settings.draws)
         drawn = (draws for chunk, _ in read_draws(folder) for draws in by_problem(chunk))
         made = _made(((by_id[name], tries) for name, tries in drawn), calibration, settings)

@@ -16,8 +16,11 @@ from typing import Any
 from femtune.asker import Asker
 from femtune.chunks import Setup
 from femtune.config import Train
+from femtune.demos import demos_digest, read_demos
+from femtune.endings import Endings, Finished, Force
 from femtune.errors import ConfigError, RunError
 from femtune.prepare import load_tokenizer, local_model, plan
+from femtune.prompts import fit_prompts
 from femtune.rewards import as_reward
 from femtune.run import Run, read_draws, stored_config
 from femtune.schemes import paper_filter
@@ -111,14 +114,15 @@ def replay(
     scheme = _scheme(root, settings, kind)
     from_base = kind == "draws" and scheme.proposal == "base"
     weights = base if from_base else _weights(root, draws[0].key.iteration, kind, base)
-    asker = Asker(
-        base,
-        load_tokenizer(base, settings.template_args),
-        prompts_of(settings, problems),
-        as_reward(settings.reward or "exact"),
-        settings,
-    )
-    setup = asker.open_setup(_sampling(config, settings, kind))
+    tokenizer = load_tokenizer(base, settings.template_args)
+    prompts, demos = prompts_of(settings, problems), read_demos(root / "demos.jsonl")
+    shown = fit_prompts(prompts.with_demos(demos), tokenizer)
+    prompts = shown if settings.demos_in_prompt else replace(shown, demos=())
+    asker = Asker(base, tokenizer, prompts, as_reward(settings.reward or "exact"), settings)
+    forced: Force = "ended" if settings.force_answers == "always" else "never"
+    setup = replace(asker.open_setup(_sampling(config, settings, kind)), demos=demos)
+    if kind == "draws":
+        setup = replace(setup, force=forced)
     try:
         if weights != base:
             serve(setup.engine, weights, setup.rounding)
@@ -167,16 +171,18 @@ def _again(draw: Draw, problem: Problem, setup: Setup, scheme: Scheme) -> Replay
             f"draw {name_of(draw)} was drawn with seed {draw.seed}, and the run's seed {setup.seed} "
             f"gives {draw_seed(setup.seed, draw.key)}: config.yaml is not that of this draw."
         )
-    tokens = setup.tokenizer.encode_prompt(setup.prompts.render(draw.prompt, problem))
-    request = Request(draw.key, tokens, draw.seed)
-    todo = [request]
-
-    def pull(room: int) -> Sequence[Request]:
-        given, todo[:room] = todo[:room], []
-        return given
-
-    assert hasattr(setup.engine, "generate")  # no Ray workers
-    [[(_, completion)]] = list(setup.engine.generate(pull, setup.sampling))
+    prompts = setup.prompts
+    if draw.demos:
+        if demos_digest(setup.demos) != draw.demos:
+            raise RunError(
+                f"draw {name_of(draw)} was drawn with worked examples that demos.jsonl does not hold: "
+                "put the run's file back."
+            )
+        prompts = prompts.with_demos(setup.demos)
+    request = Request(
+        draw.key, setup.tokenizer.encode_prompt(prompts.render(draw.prompt, problem)), draw.seed
+    )
+    completion = _completed(request, setup)
     at = scheme.accept_at
     [score] = setup.grade(
         [problem],
@@ -185,6 +191,25 @@ def _again(draw: Draw, problem: Problem, setup: Setup, scheme: Scheme) -> Replay
         accept_at=[at(request) if callable(at) else at],
     )
     return Replayed(draw, completion, score)
+
+
+def _completed(request: Request, setup: Setup) -> Completion:
+    """Draw a completion as the driver does, its forced answer included."""
+    assert hasattr(setup.engine, "generate")  # no Ray workers
+    endings = Endings(setup.tokenizer, setup.cut, setup.force, setup.context)
+    todo, ready = [request], list[Finished]()
+
+    def pull(room: int) -> Sequence[Request]:
+        given, todo[:room] = todo[:room], []
+        return given
+
+    sampling = replace(setup.sampling, cut=setup.cut)
+    for finished in setup.engine.generate(pull, sampling):
+        now, more = endings.settle(finished, setup.sampling)
+        ready += now
+        todo += more
+    [(_, completion)] = ready
+    return completion
 
 
 def told(replayed: Replayed) -> str:
