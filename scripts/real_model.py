@@ -158,7 +158,7 @@ def convert(gguf: Path, to: Path) -> None:
 
 
 def link(source: str, to: str) -> None:
-    """Make a hard link to weights where the file system has links, else a copy, as of all other files."""
+    """Make a hard link to weights where the file system has links, and a copy of all other files."""
     if source.endswith(".safetensors"):
         with suppress(OSError):
             os.link(source, to)

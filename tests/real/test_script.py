@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from .conftest import SCRIPT
+SCRIPT = Path(__file__).parents[2] / "scripts" / "real_model.py"
 
 pytestmark = pytest.mark.real  # they need no model, but belong to those that do
 
