@@ -10,7 +10,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 VLLM_TESTS := $(wildcard tests/test_vllm_engine.py tests/test_openai_vllm.py)
 
-.PHONY: demo docs test test-vllm install-vllm check install clean
+.PHONY: demo docs test test-real test-vllm test-real-vllm real-model install-vllm check install clean
 
 demo: $(VENV)/.installed ## the paper's comparison, offline, in minutes
 	$(BIN)/femtune demo
@@ -20,6 +20,12 @@ test: $(VENV)/.installed-dev ## all tests, a file at a time on each core
 
 test-vllm: $(VLLM_VENV)/.installed ## the tests that run vLLM, on a CPU: ten minutes
 	$(VLLM_BIN)/python -m pytest $(VLLM_TESTS)
+
+test-real: $(VENV)/.installed-dev ## the tests on a pretrained model, after `make real-model`
+	$(BIN)/python -m pytest -m real tests/real
+
+test-real-vllm: $(VLLM_VENV)/.installed ## the same model served by vLLM, on a CPU
+	$(VLLM_BIN)/python -m pytest -m real tests/real/test_real_vllm.py
 
 docs: $(VENV)/.installed-docs ## the documentation as a site, in build/site: open index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -45,6 +51,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP) --editable ".[docs]"
 	@touch $@
+
+# gguf reads the 4-bit weights, and is needed for nothing else
+real-model: $(VENV)/.installed ## a pretrained model for the tests, outside the repository: 270 MB
+	$(PIP) gguf
+	$(BIN)/python scripts/real_model.py --base
 
 install-vllm: $(VLLM_VENV)/.installed
 
