@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from femtune.answer_forms import Found, bare, form_of
+from femtune.answer_forms import Form, Found, bare, form_of
 from femtune.types import Parsed
 
 __all__ = ["AnswerFormat", "bare", "parse_format"]
@@ -80,16 +80,17 @@ class AnswerFormat:
         first, last = found[0], found[-1]
         if len({_folded(one.answer) for one in found}) > 1 or _is_choice(first.answer):
             return Parsed(whole, "", "two different answers")
-        if not _is_remark(final[last.end :], last.answer, form.whole_line):
-            return Parsed(whole, "", form.missing)
-        before, skipped = [text[:offset]], 0
-        for one in forms:  # those before the answer are placeholders
-            if one.start < first.start:
-                before.append(final[skipped : one.start])
-                skipped = one.end
-        words = _TAG.sub("", "".join([*before, final[skipped : first.start]])) + first.said
+        if problem := _after(final[last.end :], last.answer, form):
+            return Parsed(whole, "", problem)
+        # the words before it, apart from forms there, which are placeholders
+        spans = [
+            (0, 0),
+            *((offset + one.start, offset + one.end) for one in forms if one.start < first.start),
+        ]
+        starts = [*(start for start, _ in spans[1:]), offset + first.start]
+        words = "".join(text[end:start] for (_, end), start in zip(spans, starts, strict=True))
         rationale = _rationale(text[: offset + first.start], first.said)
-        if require_rationale and _NO_WORDS.fullmatch(words):
+        if require_rationale and _NO_WORDS.fullmatch(_TAG.sub("", words) + first.said):
             return Parsed(rationale, first.answer, "no rationale before the answer")
         return Parsed(rationale, first.answer)
 
@@ -131,12 +132,12 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _NO_WORDS = re.compile(
-    r"(?:[\W_]|\b(?:so|thus|therefore|hence|the|my|final|correct|answer|rating|score|is|json)\b)*",
+    r"(?:[\W_]|\b(?:(?:so|thus|therefore|hence)\W+(?=the\b)|(?:the|my|final|correct|answer|is|json)\b))*",
     re.IGNORECASE,
 )
 _REMARK = re.compile(
     r"^(?:[^\S\n]|[>#*_])*(?:```|---|\$\$|\\\]|(?:I )?hope|(?:Please )?(?:let me know|feel free)|Thank"
-    r"|Do you|Is there any|If you (?:have|need|want|would)|Would you|Have a |Good luck|You're welcome).*$",
+    r"|Do you|Is there any|If you (?:have|need|want|would)|Would you|Have a |Good luck).*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _DOUBT = re.compile(
@@ -174,13 +175,13 @@ def _is_choice(answer: str) -> bool:
     return " or " in answer and len(values) > 1 and all(map(is_value, values))
 
 
-def _is_remark(tail: str, answer: str, whole_line: bool) -> bool:
-    """True if what follows an answer takes nothing of it back, and gives no other one."""
+def _after(tail: str, answer: str, form: Form) -> str:
+    """Return the problem with what follows an answer, "" where it only remarks on it."""
     rest = _REMARK.sub("", tail)
-    if not rest.strip() or (whole_line and not re.match(r"[^\S\n]*\n[^\S\n]*\n", rest)):
-        return not rest.strip()
-    others = {_folded(one.answer) for one in _sentences(rest)}
-    return not _DOUBT.search(rest) and others <= {_folded(answer)}
+    if any(_folded(one.answer) != _folded(answer) for one in _sentences(rest)):
+        return "two different answers"
+    apart = not form.whole_line or re.match(r"[^\S\n]*\n[^\S\n]*\n", rest)
+    return "" if not rest.strip() or (apart and not _DOUBT.search(rest)) else form.missing
 
 
 def _sentences(text: str) -> Iterator[Found]:
