@@ -79,6 +79,7 @@ def test_a_hint_without_the_answer_is_refused() -> None:
         ("Answer: a: b", "a: b"),
         ("Answer: Answer: 4", "Answer: 4"),
         ("Answer: U.S.", "U.S"),
+        ("Answer:\n4", "4"),
     ],
 )
 def test_answer_lines(line: str, answer: str) -> None:
@@ -99,7 +100,7 @@ def test_answer_lines(line: str, answer: str) -> None:
         ("Because.\nAnswer: **", "the answer is empty"),
         ("Because.\nAnswer: ...", "the answer is empty"),
         ("Because.\n**Answer:**", "the answer is empty"),
-        ("Because.\nAnswer:\n4", 'the last line is not "Answer: ..."'),
+        ("Because.\nAnswer: 3\nBut no.\nAnswer: 4", "two different answers"),
         ("Answer: 4", "no rationale before the answer"),
         ("Answer: 4\n\nAnswer: 4", "no rationale before the answer"),
         ("Because. Answer: 4", 'the last line is not "Answer: ..."'),
@@ -107,11 +108,6 @@ def test_answer_lines(line: str, answer: str) -> None:
 )
 def test_what_can_not_be_read_says_why(text: str, problem: str) -> None:
     assert PROMPTS.parse(text).problem == problem
-
-
-def test_the_last_answer_line_counts() -> None:
-    parsed = PROMPTS.parse("First I thought so.\nAnswer: 3\nBut no.\nAnswer: 4")
-    assert parsed == Parsed("First I thought so.\nAnswer: 3\nBut no.", "4")
 
 
 def test_bare_answers_count_when_no_rationale_is_asked_for() -> None:
@@ -125,7 +121,7 @@ def test_any_text_is_read_or_says_why(text: str) -> None:
     assert bare(parsed.answer) == parsed.answer
 
 
-@given(words, st.text("abc 019é٤", max_size=10))
+@given(words.filter(lambda text: "answer" not in text.lower()), st.text("abc 019é٤", max_size=10))
 def test_an_answer_comes_from_the_last_line_alone(rationale: str, answer: str) -> None:
     parsed = PROMPTS.parse(f"Because.\n{rationale}\nAnswer: x{answer}")
     assert parsed.answer == f"x{answer}".strip()

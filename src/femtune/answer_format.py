@@ -1,35 +1,33 @@
-"""Answer formats: how a completion writes its answer, how it is read, and where the completion ends.
+r"""Answer formats: how a completion writes its answer, how it is read, and where it is closed.
 
-line        Answer: X        (the default)
-boxed       \\boxed{X}
-hash        #### X
-tag         <answer>X</answer>
-bracket     [[X]]
-json:KEY    {"KEY": X}
-regex:...   the pattern's first group
+    line        Answer: X                 the default
+    boxed       \boxed{X}
+    hash        #### X
+    tag         <answer>X</answer>
+    bracket     [[X]]
+    json:KEY    {"KEY": X}                keys before it are part of the rationale
+    regex:...   the pattern's first group
 
->>> parse_format("line").read("Two and two make four.\\nAnswer: 4")
+>>> parse_format("line").read("Two and two make four.\n**Answer:** 4\nI hope this helps!")
 Parsed(rationale='Two and two make four.', answer='4', problem='')
+>>> parse_format("boxed").read("<think>Two and two.</think> So $\\boxed{\\frac{4}{1}}$.").answer
+'\\frac{4}{1}'
+
+A form counts once it is closed: by the line break, brace, tag or bracket after the answer. The end of a
+completion is a line break. Placeholders and what stands in a thinking block are no answers, and two
+different answers are none.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from femtune.errors import ConfigError
+from femtune.answer_forms import Form, Found, bare, form_of
 from femtune.types import Parsed
 
-_ANSWER_LINE = re.compile(
-    r"[\s#>]*([*-]\s+)?(?P<mark>[*_`]*)answer(?P<closed>[\s*_`]*):\s*(?P<answer>.*)",
-    re.IGNORECASE,
-)
-# Markup around all of an answer. In pairs only: A* and $5 are answers, and other ones than A and 5.
-_WRAPPED = re.compile(
-    r"(?P<mark>\*{1,3}|`{1,3}|\${1,2})(?P<marked>(?:(?!(?P=mark)).)+)(?P=mark)"
-    r"|\\boxed\{(?P<boxed>(?:[^{}]|\{[^{}]*\})+)\}|\\\((?P<inline>(?:(?!\\\)).)+)\\\)",
-    re.DOTALL,
-)
+__all__ = ["AnswerFormat", "bare", "parse_format"]
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,18 @@ class AnswerFormat:
 
     spec: str
 
+    def __post_init__(self) -> None:
+        form_of(self.spec)  # raises ConfigError
+
     @property
     def cue(self) -> str:
         """Text after which a model writes its answer; "" where there is none, so none can be forced."""
-        return "\nAnswer:"
+        return form_of(self.spec).cue
 
     @property
     def closers(self) -> str:
         """Characters of which one must be in the token that closes an answer."""
-        return "\n"
+        return form_of(self.spec).closers
 
     def ending(self, what: str = "your answer") -> str:
         """Words of the instruction: how the completion is to end.
@@ -54,7 +55,7 @@ class AnswerFormat:
         >>> parse_format("line").ending("A or B")
         'end with the line "Answer: " and A or B.'
         """
-        return f'end with the line "Answer: " and {what}.'
+        return f"end with {form_of(self.spec).ending.replace('WHAT', what)}."
 
     def read(self, text: str, *, require_rationale: bool = True) -> Parsed:
         """Split a completion's text into rationale and answer; `problem` says why where it can't.
@@ -62,56 +63,148 @@ class AnswerFormat:
         >>> parse_format("line").read("No idea.").problem
         'the last line is not "Answer: ..."'
         """
-        lines = text.strip().splitlines()
-        match = _ANSWER_LINE.fullmatch(lines[-1]) if lines else None
-        if match is None:
-            return Parsed(text.strip(), "", 'the last line is not "Answer: ..."')
-        rationale = "\n".join(lines[:-1]).strip()
-        answer = bare(_unmarked(match))
-        if not answer.strip(".…*"):  # also the dots of an instruction, copied
-            return Parsed(rationale, "", "the answer is empty")
-        if require_rationale and all(map(_ANSWER_LINE.fullmatch, filter(str.strip, lines))):
-            return Parsed(rationale, answer, "no rationale before the answer")
-        return Parsed(rationale, answer)
+        form, whole = form_of(self.spec), text.strip()
+        if any(block["end"] is None for block in _THINKING.finditer(text)):
+            return Parsed(whole, "", "the thinking block is not closed")
+        final = _outside(text)[-1] + "\n"
+        offset = len(text) + 1 - len(final)
+        try:
+            forms = list(form.find(final))
+        except TimeoutError:
+            return Parsed(whole, "", "the pattern takes over a second")
+        found = [one for one in forms if not _is_placeholder(one.answer)]
+        if self.spec == "line" and not forms:
+            found = list(_sentences(final))
+        if not found:
+            return Parsed(whole, "", "the answer is empty" if forms else form.missing)
+        first, last = found[0], found[-1]
+        if len({_folded(one.answer) for one in found}) > 1 or _is_choice(first.answer):
+            return Parsed(whole, "", "two different answers")
+        if problem := _after(final[last.end :], last.answer, form):
+            return Parsed(whole, "", problem)
+        # the words before it, apart from forms there, which are placeholders
+        spans = [
+            (0, 0),
+            *((offset + one.start, offset + one.end) for one in forms if one.start < first.start),
+        ]
+        starts = [*(start for start, _ in spans[1:]), offset + first.start]
+        words = "".join(text[end:start] for (_, end), start in zip(spans, starts, strict=True))
+        rationale = _rationale(text[: offset + first.start], first.said)
+        if require_rationale and _NO_WORDS.fullmatch(_TAG.sub("", words) + first.said):
+            return Parsed(rationale, first.answer, "no rationale before the answer")
+        return Parsed(rationale, first.answer)
 
     def closed(self, text: str) -> bool:
         """True if a text closes a complete answer: no placeholder, not within a thinking block.
+
+        It stays true for whatever is written after that. (A pattern of yours may break this, if it looks
+        ahead.)
 
         >>> line = parse_format("line")
         >>> line.closed("So 4.\\nAnswer: 4"), line.closed("So 4.\\nAnswer: 4\\n")
         (False, True)
         """
-        *lines, _ = text.split("\n")
-        return any(
-            (match := _ANSWER_LINE.fullmatch(line)) and bare(_unmarked(match)).strip(".…*")
-            for line in lines
-        )
+        form = form_of(self.spec)
+        if form.needs not in text.lower():
+            return False
+        try:
+            found = (one for part in _outside(text) for one in form.find(part))
+            return any(not _is_placeholder(one.answer) for one in found)
+        except TimeoutError:
+            return True  # it can't be read: writing on would take a second for each further line
 
 
 def parse_format(spec: str) -> AnswerFormat:
     """Return the answer format of that name. Raises ConfigError for an unknown one."""
-    if spec != "line":
-        raise ConfigError(f"answer_format {spec!r} is not known: choose line.")
     return AnswerFormat(spec)
 
 
-def bare(answer: str) -> str:
-    """Return an answer without markup around all of it, and without the full stop after it.
+# --- what is no answer, and what may stand around one
 
-    >>> bare("**4**."), bare(r"$\\boxed{4}$"), bare("A*"), bare("$5")
-    ('4', '4', 'A*', '$5')
-    """
-    while True:
-        answer = answer.strip().removesuffix(".").rstrip()
-        match = _WRAPPED.fullmatch(answer)
-        if match is None:
-            return answer
-        answer = match["marked"] or match["boxed"] or match["inline"]
+_TAG = re.compile("</?think(?:ing)?>", re.IGNORECASE)
+_THINKING = re.compile(r"<think(?:ing)?>.*?(?:(?P<end></think(?:ing)?>)|\Z)", re.IGNORECASE | re.DOTALL)
+_NAMES = "answer|rating|score|label|letter|choice|option|number|value|result"
+_PLACEHOLDER = re.compile(
+    r"[\s.…*_?$]*|(?-i:X)|\W*(?:(?:the|my|your|final|correct|insert|write|put) )*"
+    r"(?:answer|rating|score)(?: here)?\W*"
+    rf"|[<[({{](?:\w+ ){{0,3}}(?:{_NAMES})(?: here)?[>\])}}]|(?:your|insert) (?:\w+ )?(?:{_NAMES})"
+    r"|\W*and (?:your|the|an?|one|either) .*",  # words of the instruction
+    re.IGNORECASE,
+)
+_NO_WORDS = re.compile(
+    r"(?:[\W_]|\b(?:(?:so|thus|therefore|hence)\W+(?=the\b)|(?:the|my|final|correct|answer|is|json)\b))*",
+    re.IGNORECASE,
+)
+_REMARK = re.compile(
+    r"^(?:[^\S\n]|[>#*_])*(?:```|---|\$\$|\\\]|(?:I )?hope|(?:Please )?(?:let me know|feel free)|Thank"
+    r"|Do you|Is there any|If you (?:have|need|want|would)|Would you|Have a |Good luck).*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_DOUBT = re.compile(
+    r"\b(?:wait|actually|however|but|not?|or|maybe|perhaps|hmm+|sorry|oops|mistake|wrong|incorrect"
+    r"|instead|correction|should|alternatively|rather|if|whether|unless|suppose|assum\w+|might|could)\b"
+    r"|n['’]t\b|\?",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?。](?=\s)|(?=\n|\Z))")
+_IS = re.compile(
+    r"(?:^|,\s|\b(?:so|thus|therefore|hence|then|means|that)\s)[\s*_`]*(?:(?:the|my|our)\s+)?"
+    r"(?:(?:final|correct|right|best|overall)\s+)*(?:answer|rating|score)[*_`]*\s+"
+    r"(?:is|must be|would be|will be|equals|=)(?:\s*:)?\s(?P<answer>.+)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
-def _unmarked(line: re.Match[str]) -> str:
-    """The answer of `**Answer:** 4` or `**Answer: 4**` without the other half of the markup."""
-    mark, answer = line["mark"], line["answer"].rstrip()
-    if not mark or mark in line["closed"]:
-        return answer
-    return answer.removeprefix(mark) if answer.startswith(mark) else answer.removesuffix(mark)
+def _outside(text: str) -> list[str]:
+    """The text with thinking blocks blanked, split at each </think> that nothing in it opens."""
+    if "think" not in text.lower():
+        return [text]
+    return _TAG.split(_THINKING.sub(lambda block: " " * len(block[0]), text))
+
+
+def _is_placeholder(answer: str) -> bool:
+    text = re.sub(r"\\(?:text|textbf|mathrm|boxed)\{([^{}]*)\}", r"\1", answer)
+    return _PLACEHOLDER.fullmatch(" ".join(text.split())) is not None
+
+
+def _is_choice(answer: str) -> bool:
+    """True for several numbers or letters of which one is meant, as in "4 or 5"."""
+    parts = re.split(r",? or (?:maybe |perhaps |possibly )?|, ", " ".join(answer.split()))
+    values = {part.removeprefix("either ").strip("()") for part in parts}
+    is_value = re.compile(r"[-−+]?\d[\d.,]*%?|[A-Z]").fullmatch
+    return " or " in answer and len(values) > 1 and all(map(is_value, values))
+
+
+def _after(tail: str, answer: str, form: Form) -> str:
+    """Return the problem with what follows an answer, "" where it only remarks on it."""
+    rest = _REMARK.sub("", tail)
+    if any(_folded(one.answer) != _folded(answer) for one in _sentences(rest)):
+        return "two different answers"
+    apart = not form.whole_line or re.match(r"[^\S\n]*\n[^\S\n]*\n", rest)
+    return "" if not rest.strip() or (apart and not _DOUBT.search(rest)) else form.missing
+
+
+def _sentences(text: str) -> Iterator[Found]:
+    """Find sentences such as "The answer is 5." in the last paragraph, unless they are doubted."""
+    text = _REMARK.sub(lambda line: " " * len(line[0]), text).rstrip()
+    start = max((gap.end() for gap in re.finditer(r"\n[^\S\n]*\n", text)), default=0)
+    found: list[Found] = []
+    for sentence in _SENTENCE.finditer(text, start):
+        match = _IS.search(sentence[0].strip("*_` "))
+        if _DOUBT.search(sentence[0]) and (match or found):
+            return
+        if match:
+            answer = bare(re.split(r",? (?:because|since|as|which|so) ", match["answer"])[0])
+            if len(answer.split()) <= 8 and not _is_placeholder(answer):
+                at = sentence.start() + sentence[0].find(match[0])
+                found.append(Found(at, sentence.end(), answer))
+    yield from found
+
+
+def _rationale(before: str, said: str) -> str:
+    text = re.sub(r"```\w*$", "", _TAG.sub("", before).strip()).rstrip(" \n$*_([\\{")
+    return f"{text}\n{said}".strip()
+
+
+def _folded(answer: str) -> str:
+    return " ".join(answer.split()).casefold()

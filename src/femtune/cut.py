@@ -6,19 +6,25 @@ engine that asks it while it writes only stops earlier, with equal results.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from femtune.answer_format import AnswerFormat
-from femtune.types import FinishReason, Tokenizer
+from femtune.types import Tokenizer
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The first point at which an answer is closed in sampled tokens."""
+    """The first point at which an answer is closed in sampled tokens.
+
+    `opening` is "<think>" where the prompt's template opens a thinking block: no answer is closed before
+    the completion closes the block. Completions are then read with it before their text.
+    """
 
     format: AnswerFormat
     tokenizer: Tokenizer
+    opening: str = ""
     _closing: dict[int, bool] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, tokens: Sequence[int]) -> int | None:
@@ -26,33 +32,44 @@ class Cut:
 
         The smallest n for which the text of the first n tokens has a closed answer.
         """
-        for place, token in enumerate(tokens, 1):
-            if self.can_close(token) and self.format.closed(self.tokenizer.decode(tokens[:place])):
-                return place
-        return None
+        places = [place for place, token in enumerate(tokens, 1) if self.can_close(token)]
+        if self.format.spec.startswith("regex:"):  # a user's pattern may find less in a longer text
+            return next((place for place in places if self._closed(tokens[:place])), None)
+        # what is closed stays so, and decoding is the cost: once for most, log2(places) times for others
+        if not places or not self._closed(tokens[: places[-1]]):
+            return None
+        return places[bisect_left(places, True, key=lambda place: self._closed(tokens[:place]))]
 
     def closes(self, tokens: Sequence[int]) -> bool:
         """True if the last of the tokens closes an answer, where none before it does."""
-        return self.can_close(tokens[-1]) and self.format.closed(self.tokenizer.decode(tokens))
+        return self.can_close(tokens[-1]) and self._closed(tokens)
 
     def can_close(self, token: int) -> bool:
         """True if a token's text has a character that may close an answer."""
         known = self._closing.get(token)
         if known is None:
-            text = self.tokenizer.decode((token,))
+            text = _text_within(token, self.tokenizer)
             known = self._closing[token] = any(c in text for c in self.format.closers)
         return known
 
+    def _closed(self, tokens: Sequence[int]) -> bool:
+        return self.format.closed(self.opening + self.tokenizer.decode(tokens))
+
 
 def trained_tokens(
-    sampled: Sequence[int], finish_reason: FinishReason, end_token: int, tokenizer: Tokenizer
+    sampled: Sequence[int], finish_reason: str, end_token: int, tokenizer: Tokenizer
 ) -> tuple[int, ...]:
-    """Return the tokens that a completion is trained on: those sampled, ended by an end token.
+    """Return the tokens that a completion is trained on.
 
-    A closing token of white space alone is replaced by the end token; one that holds text of the answer
-    is kept before it.
+    After a cut ("answered") it takes the place of a closing token of white space alone. One that also
+    holds text of the answer, such as "}", is kept before it. Other completions stay as they are.
     """
     if finish_reason != "answered":
         return tuple(sampled)
-    kept = sampled if tokenizer.decode(sampled[-1:]).strip() else sampled[:-1]
-    return (*kept, end_token)
+    blank = _text_within(sampled[-1], tokenizer).isspace()
+    return (*(sampled[:-1] if blank else sampled), end_token)
+
+
+def _text_within(token: int, tokenizer: Tokenizer) -> str:
+    """The text of a token that other text stands before, at least once: alone, some lose a space."""
+    return tokenizer.decode((token, token))

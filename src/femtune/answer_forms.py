@@ -1,0 +1,256 @@
+"""The forms of answers in a text: finders of each, and what is taken off around an answer.
+
+What they find is judged by `answer_format`: a form may hold a placeholder, or be one of several.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import regex as patterns
+
+from femtune.errors import ConfigError
+from femtune.words import brief
+
+MOST_MISSES = 300  # objects that are none, or lack the key: a text of a million { takes no hour
+LONGEST = 2_000  # characters of an answer that is looked at for markup around it
+
+
+class Found(NamedTuple):
+    """An answer in its form; `end` is behind what closes it, or before its line break."""
+
+    start: int
+    end: int
+    answer: str
+    said: str = ""  # rationale within the form itself
+
+
+class Form(NamedTuple):
+    cue: str
+    closers: str
+    ending: str
+    missing: str
+    find: Callable[[str], Iterator[Found]]  # all closed forms in a text
+    needs: str = ""  # without it, in lower case, a text has none
+    whole_line: bool = False
+
+
+def _lines(pattern: re.Pattern[str]) -> Callable[[str], Iterator[Found]]:
+    """Find lines of that pattern; where it has no answer, as under a heading, the next line is it."""
+
+    def find(text: str) -> Iterator[Found]:
+        for match in pattern.finditer(text):
+            answer, end = _unmarked(match), match.end()
+            if not answer.strip(" *_`$\\["):
+                answer, end = _below(text, end)
+                answer = "" if pattern.match(answer + "\n") else answer
+            yield Found(match.start(), end, bare(answer))
+
+    return find
+
+
+def _unmarked(line: re.Match[str]) -> str:
+    """The answer of `**Answer:** 4`, `**Answer: 4**.` or `"Answer: 4"` without half of the markup."""
+    mark, answer = line["mark"].replace("“", "”"), line["answer"].strip()
+    if not mark or mark[-1] in line["closed"].replace("“", "”"):
+        return answer
+    if answer.startswith(mark):
+        return answer.removeprefix(mark)
+    stopped = answer.rstrip(".。 ")
+    return stopped.removesuffix(mark[::-1]) if stopped.endswith(mark[::-1]) else answer
+
+
+def _below(text: str, head: int) -> tuple[str, int]:
+    """The next line that says something, and its end; nothing and `head` where it has no line break."""
+    end = head
+    while (start := text.find("\n", end) + 1) and (end := text.find("\n", start)) >= 0:
+        line = text[start:end].strip()
+        if line and not line.startswith("```") and line not in ("$$", "\\["):
+            # a longer one is reasoning that begins below the heading "Answer:"
+            return (line, end) if len(line) <= 80 else ("", head)
+    return "", head
+
+
+def _boxes(text: str) -> Iterator[Found]:
+    r"""Find \boxed{...}; of a box within a box, the inner one."""
+    opened: list[tuple[re.Match[str], int]] = []
+    num = 0
+    for brace in _BRACES.finditer(text):
+        if brace[0] == "}" and opened:
+            start, before = opened.pop()
+            if len(start[0]) > 1 and num == before:
+                num += 1
+                yield Found(start.start(), brace.end(), bare(text[start.end() : brace.start()]))
+        elif brace[0][-1] == "{" and brace[0] != "\\{":
+            opened.append((brace, num))
+
+
+def _spans(pattern: str) -> Callable[[str], Iterator[Found]]:
+    compiled = re.compile(pattern, re.IGNORECASE | re.DOTALL)
+    return lambda text: (
+        Found(match.start(), match.end(), bare(match[1])) for match in compiled.finditer(text)
+    )
+
+
+def _objects(key: str) -> Callable[[str], Iterator[Found]]:
+    """Find JSON objects that have the key."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key twice")
+        return found
+
+    start = re.compile(r'\{\s*"')
+    # numbers as they are written: 4.0 stays 4.0
+    number: dict[str, Any] = {"parse_float": str, "parse_constant": str}
+    decoder = json.JSONDecoder(object_pairs_hook=unique, strict=False, **number)
+
+    def find(text: str) -> Iterator[Found]:
+        end = misses = 0
+        while (begun := start.search(text, end)) and misses < MOST_MISSES:
+            end, misses = begun.start() + 1, misses + 1
+            try:
+                found, behind = decoder.raw_decode(text, begun.start())
+                if key not in found:
+                    continue  # an object within it may have the key
+                value = found[key]
+                answer = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            except (ValueError, RecursionError):
+                continue
+            end, misses = behind, misses - 1
+            names = list(found)[: list(found).index(key)]
+            said = "\n".join(found[name] for name in names if isinstance(found[name], str))
+            yield Found(begun.start(), end, "" if value is None else bare(answer), said)
+
+    return find
+
+
+def _groups(pattern: str) -> Callable[[str], Iterator[Found]]:
+    """Find a pattern's first group in whole lines. Raises ConfigError for what is no such pattern."""
+    said = f"answer_format regex:{brief(repr(pattern))}"
+    try:
+        compiled = patterns.compile(pattern, patterns.MULTILINE)
+    except (patterns.error, ValueError, RecursionError) as error:
+        raise ConfigError(f"{said} is no pattern: {error}. Write one of Python's `re`.") from error
+    if not compiled.groups:
+        raise ConfigError(f"{said} has no group. Write brackets around the answer: 'Score: (.+)'.")
+
+    def find(text: str) -> Iterator[Found]:
+        text = text[: text.rfind("\n") + 1]
+        for match in compiled.finditer(text, timeout=1.0):  # Python's own `re` can't be stopped
+            if match[1] is not None:
+                yield Found(match.start(), match.end(), bare(match[1]))
+
+    return find
+
+
+@lru_cache(maxsize=64)
+def form_of(spec: str) -> Form:
+    kind, _, given = spec.partition(":")
+    if spec in _FORMS:
+        return _FORMS[spec]
+    if kind == "json" and given:
+        name = json.dumps(given, ensure_ascii=False)
+        missing = f"the end is not a JSON object with {name}"
+        return Form(
+            f"\n{{{name}:", "}", f"WHAT in a JSON object: {{{name}: ...}}", missing, _objects(given)
+        )
+    if kind == "regex" and given:
+        return Form("", "\n", "WHAT", "the pattern is not found", _groups(given))
+    raise ConfigError(
+        f"answer_format {brief(repr(spec))} is not known. "
+        f"Choose {', '.join(_FORMS)}, json:KEY or regex:PATTERN."
+    )
+
+
+_LINE = re.compile(
+    r"^(?:[^\S\n]|[#>])*(?:[*-][^\S\n]+)?(?P<mark>[*_`\"“]*)(?:final[^\S\n]+)?answer"
+    r"(?P<closed>(?:[^\S\n]|[*_`\"”])*)[:：](?P<answer>.*)(?=\n)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_HASH = re.compile(
+    r"(?<![*_`#])(?P<mark>[*_`]*)####(?!#)(?P<closed>[*_`]*)"
+    r"(?:[^\S\n]*(?:final )?answer:)?(?P<answer>.*)(?=\n)",
+    re.IGNORECASE,
+)
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+
+_FORMS = {
+    "line": Form(
+        "\nAnswer:",
+        "\n",
+        'the line "Answer: " and WHAT',
+        'the last line is not "Answer: ..."',
+        _lines(_LINE),
+        "answer",
+        True,
+    ),
+    "boxed": Form("\n\\boxed{", "}", "WHAT in \\boxed{}", "the end is not \\boxed{...}", _boxes, "box"),
+    "hash": Form(
+        "\n####",
+        "\n",
+        'the line "#### " and WHAT',
+        'the last line is not "#### ..."',
+        _lines(_HASH),
+        "####",
+        True,
+    ),
+    "tag": Form(
+        "\n<answer>",
+        ">",
+        "WHAT in <answer></answer>",
+        "the end is not <answer>...</answer>",
+        _spans("<answer>((?:(?!<answer>).)*?)</answer>"),
+        "</answer>",
+    ),
+    "bracket": Form(
+        "\n[[",
+        "]",
+        "WHAT in double brackets, as [[...]]",
+        "the end is not [[...]]",
+        _spans(r"\[\[((?:[^\[\]\n]|\[[^\[\]\n]*\])*)\]\]"),
+        "]]",
+    ),
+}
+
+
+# Markup around all of an answer. In pairs only: A* and $5 are answers, and other ones than A and 5.
+_WRAPPED = re.compile(
+    r"(?P<mark>\*{1,3}|`{1,3}|\${1,2})(?P<marked>(?:(?!(?P=mark)).)+)(?P=mark)"
+    r"|\\\((?P<inline>(?:(?!\\\)).)+)\\\)|\\\[(?P<display>(?:(?!\\\]).)+)\\\]"
+    r"|\[\[(?P<bracketed>[^\[\]]+)\]\]",
+    re.DOTALL,
+)
+
+
+def bare(answer: str) -> str:
+    r"""Return an answer without markup around all of it, and without the full stop after it.
+
+    >>> bare("**4**."), bare(r"$\boxed{\frac{1}{2}}$"), bare("A*"), bare("$5")
+    ('4', '\\frac{1}{2}', 'A*', '$5')
+    """
+    for _ in range(20 if len(answer) <= LONGEST else 0):
+        answer = answer.strip().removesuffix(".").removesuffix("。").rstrip()
+        match = _WRAPPED.fullmatch(answer)
+        if match is not None:
+            answer = match[match.lastgroup or 0]
+        elif (inner := _unboxed(answer)) is not None:
+            answer = inner
+        else:
+            break
+    return answer.strip()
+
+
+def _unboxed(answer: str) -> str | None:
+    """The inside of a box that is all of an answer and not empty, else None."""
+    depth, start = 0, re.match(r"\\(?:boxed|fbox)\s*\{", answer)
+    for brace in _BRACES.finditer(answer) if start else ():
+        depth += -1 if brace[0] == "}" else brace[0][-1] == "{" and brace[0] != "\\{"
+        if depth == 0 and start:
+            whole = brace.end() == len(answer)
+            return answer[start.end() : brace.start()].strip() or None if whole else None
+    return None

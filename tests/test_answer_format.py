@@ -1,0 +1,303 @@
+"""Answer formats: one answer that a person finds is read, two are none, and nothing hangs.
+
+FEMTUNE_FORMAT_INPUTS is how many arbitrary texts are read, over all formats: 100000 takes some minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from femtune.answer_format import AnswerFormat, bare, parse_format
+from femtune.errors import ConfigError
+
+NUM_INPUTS = int(os.environ.get("FEMTUNE_FORMAT_INPUTS", "1400"))
+FORMS = {  # how each format writes an answer, with markup that models add
+    "line": (
+        *("Answer: {}", "**Answer:** {}", "**Answer: {}**", "**Answer: {}**.", "Answer: **{}**."),
+        *("Final answer: {}", "**Final Answer**: {}", "Answer：{}", "### Answer: {}", "**Answer:**\n{}"),
+        *("Answer:\n\n{}", '"Answer: {}"', "```\nAnswer: {}\n```", "answer: `{}`", "Answer: $$\n{}\n$$"),
+        *("Answer: {}.", r"Answer: $\boxed{{{}}}$", "- Answer: [[{}]]"),
+    ),
+    "boxed": (r"\boxed{{{}}}", r"$\boxed{{{}}}$.", r"So it is $$\boxed{{ {} }}$$", r"**\fbox{{{}}}**"),
+    "hash": ("#### {}", "**#### {}**", "#### **{}**", "####{}.", "```\n#### {}\n```", "#### Answer: {}"),
+    "tag": ("<answer>{}</answer>", "**<answer>\n{}\n</answer>**", "<ANSWER> {}. </ANSWER>"),
+    "bracket": ("[[{}]]", "**[[{}]]**", "Rating: [[ {} ]].", "[[**{}**]]"),
+    "json:score": (
+        '{{"score": {}}}',
+        '```json\n{{"note": "fine", "score": "{}"}}\n```',
+        '{{"a": {{"score":{}}}}}',
+    ),
+    r"regex:Score: (\d+)": ("Score: {}", "**Score: {}**", "> Score: {} of many"),
+}
+SPECS = list(FORMS)
+REMARKS = (
+    "",
+    "\n",
+    "\n\n",
+    "\n\nI hope this helps!",
+    "\nLet me know if you don't agree.",
+    "\n```",
+    "\n---\n",
+)
+words = st.text("abc .,!?0189é四+=\n*_`$-", max_size=60)
+thoughts = st.sampled_from(
+    ["{}", "<think>\n{}\n</think>\n\n", "<thinking>{}</thinking> Yes.\n", "{}</think>\n"]
+)
+
+
+@st.composite
+def texts(draw: st.DrawFn, spec: str, answer: int) -> str:
+    rationale = draw(thoughts).format(f"Because {draw(words)}")
+    return f"{rationale}\n{draw(st.sampled_from(FORMS[spec])).format(answer)}"
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@settings(max_examples=60)
+@given(st.data())
+def test_one_answer_is_found(spec: str, data: st.DataObject) -> None:
+    answer = data.draw(st.integers(1, 10**6))
+    text = data.draw(texts(spec, answer))
+    parsed = parse_format(spec).read(text + data.draw(st.sampled_from(REMARKS)))
+    assert (parsed.answer, parsed.problem) == (str(answer), "")
+    assert "Because" in parsed.rationale and "think" not in parsed.rationale
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@settings(max_examples=60)
+@given(st.data())
+def test_two_different_answers_are_none_and_one_twice_is_one(spec: str, data: st.DataObject) -> None:
+    first, second = data.draw(st.integers(1, 10**6)), data.draw(st.integers(1, 10**6))
+    text = data.draw(texts(spec, first))
+    again = data.draw(st.sampled_from(FORMS[spec]))
+    between = data.draw(st.sampled_from(["\n", "\nWait.\n", "\n\nI hope this helps!\n\n"]))
+    parsed = parse_format(spec).read(text + between + again.format(second))
+    one = first == second
+    assert (parsed.answer, parsed.problem) == (
+        (str(first), "") if one else ("", "two different answers")
+    )
+    assert parse_format(spec).read(text + between + again.format(first)).answer == str(first)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@settings(max_examples=60)
+@given(st.data())
+def test_what_is_closed_stays_closed_and_is_what_is_read(spec: str, data: st.DataObject) -> None:
+    form, answer = parse_format(spec), data.draw(st.integers(1, 10**6))
+    text = f"{data.draw(texts(spec, answer))}\n{data.draw(words)}\n{data.draw(texts(spec, 4))}"
+    closed = [form.closed(text[:end]) for end in range(len(text) + 1)]
+    assert closed == sorted(closed) and closed[-1]
+    end = closed.index(True)
+    assert text[end - 1] in form.closers  # so that only tokens with one need be looked at
+    assert form.read(text[:end]).answer == str(answer)
+
+
+PIECES = (
+    *(
+        "Answer",
+        ":",
+        "：",
+        "\n",
+        "\n\n",
+        " ",
+        "4",
+        "5",
+        ".",
+        "**",
+        "*",
+        "`",
+        "```",
+        "$",
+        "#",
+        "####",
+        "\\boxed{",
+    ),
+    *(
+        "{",
+        "}",
+        "\\{",
+        "\\}",
+        "\\",
+        "<answer>",
+        "</answer>",
+        "[[",
+        "]]",
+        "[",
+        "]",
+        '{"score": ',
+        '"',
+        "null",
+    ),
+    *(
+        "<think>",
+        "</think>",
+        "Score: ",
+        "The answer is ",
+        "not ",
+        "or ",
+        "if ",
+        "your answer",
+        "X",
+        "...",
+    ),
+    *(
+        "\ud800",
+        "\x00",
+        "\u2028",
+        "…",
+        "é",
+        "so ",
+        "I hope this helps!",
+        ", ",
+        "Final ",
+        "9" * 5000,
+        "{" * 99,
+    ),
+)
+
+
+def test_arbitrary_text_is_read_or_says_why() -> None:
+    rng, slowest = Random(0), 0.0
+    for number in range(NUM_INPUTS):
+        form = parse_format(SPECS[number % len(SPECS)])
+        text = "".join(rng.choices(PIECES, k=rng.randint(0, 40))) * rng.choice((1, 1, 1, 2, 30))
+        begun = time.process_time()
+        parsed = form.read(text)
+        if form.closed(text):
+            assert form.closed(text + "\n</think>5")
+        slowest = max(slowest, time.process_time() - begun)
+        assert bool(parsed.problem) or bool(parsed.answer and parsed.rationale), (form, text)
+        assert bare(parsed.answer) == parsed.answer
+    assert slowest < 2
+
+
+@pytest.mark.parametrize("spec", [*SPECS, "regex:(x+x+)+y"])
+def test_long_texts_are_read_fast(spec: str) -> None:
+    form = parse_format(spec)
+    units = (
+        "*",
+        "Answer:\n",
+        "Answer: X\n",
+        "\\boxed{",
+        "[[",
+        "<answer>",
+        '{"score":',
+        " \n",
+        "the answer is, ",
+    )
+    for text in (*(unit * (20_000 // len(unit)) for unit in units), "x" * 5_000 + "\n"):
+        begun = time.process_time()
+        form.read(text), form.closed(text)
+        assert time.process_time() - begun < 4  # twice the pattern's second
+
+
+PLACEHOLDERS = (
+    *(
+        "...",
+        "X",
+        "[your answer]",
+        "<answer>",
+        "your answer",
+        "___",
+        "\\boxed{}",
+        "and your answer",
+        "**",
+    ),
+    *("and the rating, 1, 2 or 3.", "[answer here]", "<rating>", "\\text{your answer}", "…"),
+)
+
+
+@pytest.mark.parametrize("spec", ["line", "boxed", "hash", "tag", "bracket"])
+def test_placeholders_are_no_answers(spec: str) -> None:
+    form = parse_format(spec)
+    for placeholder in PLACEHOLDERS:
+        if spec == "bracket" and "[" in placeholder:
+            continue
+        text = f"Because.\n{FORMS[spec][0].format(placeholder)}\n"
+        assert not form.closed(text) and form.read(text).answer == "", placeholder
+        assert form.read(f"{text}\n{FORMS[spec][0].format(4)}").answer == "4", placeholder
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("We add. The answer is 5.", "5"),
+        ("2 + 3 = 5, so the answer is **5**.\n\nI hope this helps!", "5"),
+        ("Two and three.\n\n**The final answer is: $\\boxed{5}$.**", "5"),
+        ("We add. The answer is 5 because 2 + 3 = 5.", "5"),
+        ("We add. The answer is not 5.", ""),
+        ("If the answer is 5, all is well.", ""),
+        ("We add. The answer is 5. Wait, it is 6.", ""),
+        ("We add. The answer is 5. The answer is 6.", ""),
+        ("We add. The answer is 5.\n\nThen we look at it again.", ""),
+        ("We add. Is it so that the answer is 5?", ""),
+        ("We add.\nAnswer: 5\n\nThe answer is 6.", ""),
+        ("We add.\nAnswer: 5\n\nExplanation: 2 + 3 = 5.", "5"),
+        ("We add.\nAnswer: 5\n\nWait, that is wrong.", ""),
+        ("We add.\nAnswer: 4 or 5", ""),
+        ("We add.\nAnswer: A, B or C", ""),
+        ("We add.\nAnswer: red or blue", "red or blue"),
+    ],
+)
+def test_sentences_and_what_follows_an_answer(text: str, answer: str) -> None:
+    form = parse_format("line")
+    parsed = form.read(text)
+    assert (parsed.answer, bool(parsed.problem)) == (answer, not answer)
+    assert not form.closed(text + "\n") or "Answer:" in text  # a sentence closes nothing
+
+
+@pytest.mark.parametrize(
+    ("spec", "text", "problem"),
+    [
+        ("line", "<think>\n\n</think>\n\nAnswer: 4", "no rationale before the answer"),
+        ("line", "</think>\nAnswer: 4", "no rationale before the answer"),
+        ("line", "---\nAnswer: 4", "no rationale before the answer"),
+        ("line", "Answer: X\nAnswer: 4", "no rationale before the answer"),
+        ("line", "The answer is 4.", "no rationale before the answer"),
+        ("boxed", "So the answer is $\\boxed{4}$.", "no rationale before the answer"),
+        ("json:score", '```json\n{"score": 4}\n```', "no rationale before the answer"),
+        ("json:score", '{"why": "It is good.", "score": 4.50}', ""),
+        ("json:score", '{"score": 4, "why": "It is good."}', "no rationale before the answer"),
+        ("line", "<think>Reason\nAnswer: 4", "the thinking block is not closed"),
+        ("line", "<think>Reason\nAnswer: 4\n</think>", 'the last line is not "Answer: ..."'),
+        ("regex:(x+x+)+y", "x" * 5_000, "the pattern takes over a second"),
+    ],
+)
+def test_problems(spec: str, text: str, problem: str) -> None:
+    assert parse_format(spec).read(text).problem == problem
+
+
+def test_an_answer_within_thinking_closes_nothing() -> None:
+    form = parse_format("line")
+    assert not form.closed("<think>So.\nAnswer: 4\nBut.\n")
+    assert not form.closed("<think>So.\nAnswer: 4\n</think>\nHere:\n")
+    assert form.closed("<think>So.\nAnswer: 4\n</think>\nAnswer: 4\n")
+    assert form.read("So.\nAnswer: 3\n</think>\nAnswer: 4").answer == "4"
+
+
+def test_boxes_of_any_depth() -> None:
+    text = r"\boxed{\frac{\sqrt{5}}{\{4\}^{2^{n}}}}"
+    assert bare(f"${text}$") == parse_format("boxed").read(f"So {text}").answer == text[7:-1]
+
+
+def test_instructions() -> None:
+    assert parse_format("line").ending() == 'end with the line "Answer: " and your answer.'
+    for spec in SPECS:
+        form = parse_format(spec)
+        assert form.ending("A or B").startswith("end with ") and "A or B" in form.ending("A or B")
+        assert (form.cue == "") == spec.startswith("regex")
+        # a copied instruction answers nothing, and an answer after the cue is read
+        assert form.read(f"Because.\n{form.ending()}").answer == ""
+        close = {"boxed": "}", "tag": "</answer>", "bracket": "]]", "json:score": "}"}.get(spec, "")
+        assert not form.cue or form.read(f"Because.{form.cue} 4{close}").answer == "4"
+
+
+@pytest.mark.parametrize("spec", ["lines", "", "json", "json:", "regex:", "regex:4", "regex:(", "regex"])
+def test_unknown_formats_are_refused(spec: str) -> None:
+    with pytest.raises(ConfigError, match=r"Choose line, boxed|Write"):
+        AnswerFormat(spec)
