@@ -98,7 +98,7 @@ class Asker:
             base_probe,
             settings.overlap,
             settings.resume,
-            Cut(self.prompts.format, self.tokenizer),
+            Cut(self.prompts.format, self.tokenizer, self.tokenizer.opening),
             context_length(load_config(self.base)),
             # of whatever is asked for evaluation; the loop says otherwise for its E-steps
             force="never" if settings.force_answers == "never" else "all",

@@ -34,6 +34,7 @@ from femtune.files import replacing
 from femtune.loop import Steps
 from femtune.prepare import Data, Questions, held_out, plan, read_questions
 from femtune.progress import Quiet
+from femtune.prompts import write_completion
 from femtune.regression import Features, features, predictions, with_values
 from femtune.rewards import score
 from femtune.rl import RL_BASELINES, check_reinforced, reinforce
@@ -197,7 +198,9 @@ def _majority(
 
 def answered(problems: Sequence[Problem], answers: Sequence[str], asked: Questions[Train]) -> list[Draw]:
     """Answers that no model wrote, one for each problem, graded as a model's would be."""
-    completions = [Completion((), f"Answer: {answer}", "stop", 0.0) for answer in answers]
+    form = asked.prompts.format
+    texts = [write_completion(form, "", answer).strip() for answer in answers]
+    completions = [Completion((), text, "stop", 0.0) for text in texts]
     scores = score(
         problems,
         completions,
@@ -230,7 +233,8 @@ def without_soundness(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _votes(run: Run, asker: Asker, settings: Baseline, test: Sequence[Problem]) -> dict[str, Any]:
     run.log("evaluation", iteration=0)
     with asker.setup(Sampling(settings.max_new_tokens, temperature=1.0)) as setup:
-        _draw(run, "eval", test, setup, settings.draws)
+        # an untrained model votes at its best: with worked examples, as in its own evaluation
+        _draw(run, "eval", test, replace(setup, demos=asker.demos), settings.draws)
     metrics = evaluation_metrics(
         {problem.id: problem for problem in test}, read_draws(run.iteration(0) / "eval")
     )
@@ -272,7 +276,7 @@ def write_answers(path: Path, problems: Sequence[Problem], asker: Asker) -> None
     """Examples of the bare answers, y* under the plain prompt, for the M-step."""
     draws = []
     for problem in problems:
-        text = f"Answer: {problem.answer}"
+        text = write_completion(asker.prompts.format, "", problem.answer).strip()
         completion = Completion(asker.tokenizer.encode_completion(text), text, "stop", 0.0)
         key = DrawKey(1, problem.id, 0, 0)
         draws.append(Draw(key, "plain", 0, completion, Score(1.0, problem.answer)))

@@ -31,6 +31,7 @@ from femtune.prompts import ChatTokenizer
 from femtune.retention import check_room, link_models, thin_out
 from femtune.run import Run, read_draws
 from femtune.served import serve
+from femtune.tasks.labels import label_of
 from femtune.training import Training
 from femtune.tries import Tries
 from femtune.types import Draw, Problem, Sampling, Scheme
@@ -169,21 +170,23 @@ class Steps:
         self.progress.phase("E-step", iteration, len(self.problems))
         self.run.log("E-step", iteration=iteration)
         scheme, theta = self.plan.scheme, self.weights(iteration - 1)
+        # a soft label is drawn anew in each iteration
+        problems = [label_of(each, iteration, self.setup.seed) for each in self.problems]
         setup = replace(
             self.setup,
             demos=self.plan.shown_demos(iteration),
             force="ended" if self.plan.force == "always" else "never",
         )
-        tries = Tries(self.run, iteration, self.problems, scheme, setup)
+        tries = Tries(self.run, iteration, problems, scheme, setup)
         self.run.verify(*tries.files)
         self._score(tries, "recalled", theta)
         chunks = e_step(
-            self.problems,
+            problems,
             scheme,
             setup,
             iteration=iteration,
             place=self._place(
-                iteration, "draws", self.problems, self.base if scheme.proposal == "base" else theta
+                iteration, "draws", problems, self.base if scheme.proposal == "base" else theta
             ),
             on_draws=self.progress.draws,
             choose=tries.choose,
@@ -192,7 +195,7 @@ class Steps:
             self.run.record(self.run.shard(iteration, "draws", chunk.index))
         self._score(tries, "scored", theta)
         folder = self.run.iteration(iteration) / "draws"
-        by_id = {problem.id: problem for problem in self.problems}
+        by_id = {problem.id: problem for problem in problems}
         metrics = estep_metrics(by_id, read_draws(folder)) | tries.metrics()
         metrics["total_s"] = round(metrics["total_s"] + metrics.get("scoring_s", 0.0), 3)
         examples = self.run.iteration(iteration) / "examples.parquet"

@@ -297,6 +297,13 @@ class ChatTokenizer:
             )
         return int(self.tokenizer.eos_token_id)
 
+    @cached_property
+    def opening(self) -> str:
+        """The thinking block that the template opens for the model, as "<think>"; "" for none."""
+        fed = self.prompt_text("x") if self.tokenizer.chat_template else ""
+        last = fed.rpartition("<think>")[2]
+        return "<think>" if "<think>" in fed and "</think>" not in last else ""
+
     @property
     def pad_token_id(self) -> int:
         """What fills a batch; always under the mask, so any token does where there is none for it."""

@@ -26,6 +26,7 @@ from femtune.run import Run, read_draws, stored_config
 from femtune.schemes import paper_filter
 from femtune.served import serve
 from femtune.stored import Kind, problems_of, prompts_of, settings_of
+from femtune.tasks.labels import label_of
 from femtune.types import Completion, Draw, Problem, Request, Sampling, Scheme, Score, Stage, draw_seed
 
 
@@ -127,7 +128,10 @@ def replay(
         if weights != base:
             serve(setup.engine, weights, setup.rounding)
         for draw in draws:
-            yield _again(draw, problems[draw.key.problem_id], setup, scheme)
+            problem = problems[draw.key.problem_id]
+            if kind == "draws":
+                problem = label_of(problem, draw.key.iteration, setup.seed)
+            yield _again(draw, problem, setup, scheme)
     finally:
         setup.engine.close()
 
