@@ -235,6 +235,31 @@ def report(runs: Annotated[list[Path], Parameter(negative=())], *, output: Path 
 
 
 @app.command
+def demos(
+    run: Path,
+    *,
+    output: Path,
+    number: int = 4,
+    iteration: int | None = None,
+) -> None:
+    """Choose worked examples from the draws that a run kept: right, short, and of different answers.
+
+    RUN is the folder of a train or sample. The file is for --demos of another data set: an example whose
+    prompt stands in the data is refused there.
+    """
+    from femtune.demos import save_demos
+    from femtune.own_demos import own_demos
+    from femtune.prepare import check_new
+
+    check_new(output, "--output")
+    chosen = own_demos(run, number, iteration)
+    save_demos(output, chosen)
+    for each in chosen:
+        console.print(framed(literal(each.completion), f"answer {each.answer}"))
+    tell("worked examples", output)
+
+
+@app.command
 def view(
     *run: Path,
     port: int = 0,
