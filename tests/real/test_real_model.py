@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+from femtune.engines.causal import quiet_peft
 from femtune.engines.transformers import TransformersEngine, end_tokens
 from femtune.mstep import m_step
 from femtune.prompts import ChatTokenizer
@@ -205,7 +206,8 @@ def read_back(folder: Path, pairs: Any, use_peft: bool) -> list[float]:
     if use_peft:
         import peft
 
-        model = peft.AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        with quiet_peft():
+            model = peft.AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     else:
         model = plain_model(folder, "float32")
     return [plain_logprobs(model, *pair).double().sum().item() for pair in pairs]
