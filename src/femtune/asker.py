@@ -205,7 +205,7 @@ def _lora_rank(settings: Ask) -> int | None:
 
 
 def _numbers(settings: Ask, base: Path) -> str:
-    """Return the engine's dtype: engine_dtype if set, else the base's; bfloat16 is assumed of servers."""
+    """Return the engine's dtype: engine_dtype if set, else the base's; servers count as bfloat16."""
     if settings.engine_dtype != "auto":
         return settings.engine_dtype
     return "bfloat16" if settings.engine == "openai" else stored_dtype(base)

@@ -57,8 +57,8 @@ class MStep:
     trained_tokens: int  # fed, prompts included, over all epochs
     loss: float  # nats a completion token, averaged over steps
     seconds: float  # training alone, without loading and saving
-    # of the probe's examples: gain in log-probability by the saved 16-bit weights over that by the float32
-    # ones; None where nothing was rounded, or nothing was gained
+    # gain in log-probability of the probe's examples by the saved 16-bit weights, over that by the
+    # float32 ones; None where nothing was rounded, or nothing was gained
     exported_gain_share: float | None = None
 
 

@@ -86,13 +86,13 @@ def _remove(run: Run, folder: Path) -> bool:
 
 
 def drop_masters(run: Run, newest: int) -> None:
-    """Remove float32 weights of iterations before `newest`: the next M-step starts from those of that."""
+    """Remove float32 weights of iterations before `newest`: the next M-step starts from its own."""
     for iteration in range(1, newest):
         _remove(run, run.iteration(iteration) / MASTER)
 
 
 def next_start(model: Path) -> Path:
-    """Return where an M-step that goes on from a run's model starts: at its float32 weights, if kept."""
+    """Return the weights that an M-step goes on from: a model's float32 ones, if they are kept."""
     master = model.with_name(MASTER)
     return master if model.name == "model" and master.exists() else model
 

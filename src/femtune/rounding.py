@@ -1,8 +1,9 @@
 """Round float32 weights to 16 bits without losing what was learnt.
 
-A small M-step moves most weights by less than half a unit in the last place of bfloat16, so rounding to
-nearest gives the old weights again. Stochastic rounding takes the upper or the lower neighbor, each as
-often as the value is near to it: sums over many weights, which is what a layer computes, keep the update.
+A small M-step moves most weights by less than half a unit in the last place of bfloat16, so rounding
+to nearest gives the old weights again. Stochastic rounding takes the upper or the lower neighbor, each
+with a probability that makes the mean right: sums over many weights, as a layer computes, keep the
+update.
 
     rounded(weight, torch.bfloat16, "7 model.embed_tokens.weight")
 

@@ -37,7 +37,7 @@ class Stored:
         return self.run.iteration(self.iteration) / "draws"
 
     def start(self) -> Path:
-        """The weights that the iteration's M-step started from, or those in 16 bits if only they stay."""
+        """Return the weights that the M-step started from; rounded ones if only those were kept."""
         own = self.settings
         if self.iteration == 1 or own.start_from == "base" or restarts(own.scheme, self.iteration):
             return local_model(self.model)

@@ -1,6 +1,6 @@
 """Compare two ways to compute a model's next-token distributions, on ordinary text.
 
-The measure is the KL divergence of the distributions after the last tokens of each text, in nats a token.
+The measure is the KL divergence of the distributions after the last tokens of each text, in nats.
 Logits themselves are no measure: of 50,000, the unlikely ones differ by far more than anything that is
 ever sampled. Rounding alone gives 1e-10 in float32; in 16 bits it depends on the model, so a difference
 is held against the model's own, between a whole pass and one token at a time by its own cache.

@@ -275,7 +275,7 @@ def _check_slots(model: Any, tokenizer: Any) -> Reference:
         apart, allowed = differs
         raise ModelError(
             f"{type(model).__name__} gives other logits in slots than by itself: the KL divergence is "
-            f"{apart:.2g} nats a token, and rounding explains {allowed:.2g}. Serve it by the vllm engine."
+            f"{apart:.2g} nats a token, rounding explains {allowed:.2g}. Serve it by the vllm engine."
         )
     return reference
 
