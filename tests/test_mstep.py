@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ import transformers
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from femtune import trainer
-from femtune.errors import ConfigError, DataError, FemtuneError, ModelError, RunError
+from femtune import mstep, trainer
+from femtune.errors import ConfigError, DataError, EngineError, FemtuneError, ModelError, RunError
 from femtune.mstep import MStep, m_step
 from femtune.prompts import ChatTokenizer
-from femtune.served import NUM_PAIRS, ROUNDING, check_served, read_probe
+from femtune.served import NUM_PAIRS, ROUNDING, Probe, check_served, read_probe
 from femtune.training import Training
 
 from .models import FAMILIES, tiny_model
@@ -315,6 +316,92 @@ def test_the_probe_is_what_an_engine_gives(use_peft: bool, start: Path, tmp_path
     check_served(engine, probe, ROUNDING["float32"])
 
 
+# What is exported in 16 bits
+
+
+@pytest.fixture(scope="module")
+def half_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("half"), "llama", sharpness=0.5, dtype=torch.bfloat16)
+
+
+def test_three_m_steps_on_a_bfloat16_base_lose_nothing(half_start: Path, tmp_path: Path) -> None:
+    """The float32 weights are those of M-steps without rounding, and what is served gains as much."""
+    start, plain = half_start, half_start
+    base = sum(logprob(half_start, row) for row in ROWS)
+    for seed in (1, 2, 3):
+        folder = tmp_path / str(seed)
+        settings = {"seed": seed, "learning_rate": 2e-4, "num_train_epochs": 8}
+        done = train(start, folder, ROWS, dtype="bfloat16", master=folder / "master", **settings)
+        train(plain, tmp_path / f"plain {seed}", ROWS, **settings)
+        out, start, plain = folder / "out", folder / "master", tmp_path / f"plain {seed}" / "out"
+        assert furthest(start, plain) == 0
+        assert {weight.dtype for weight in load_file(out / "model.safetensors").values()} == {
+            torch.bfloat16
+        }
+        assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+        exact, served = (sum(logprob(each, row) for row in ROWS) for each in (start, out))
+        assert served - base == pytest.approx(exact - base, rel=0.02)
+        probe, before = read_probe(out), read_probe(start)
+        assert probe is not None and before is not None and done.exported_gain_share is not None
+        gain = (sum(probe.nats) - sum(probe.nats_before)) / (sum(before.nats) - sum(before.nats_before))
+        assert done.exported_gain_share == pytest.approx(gain, abs=1e-5)
+        assert sum(probe.nats) == pytest.approx(served, abs=1e-3)  # of what was saved, in float32
+
+
+def test_the_engine_serves_what_was_exported_and_old_weights_are_refused(
+    half_start: Path, tmp_path: Path
+) -> None:
+    from femtune.engines.transformers import TransformersEngine
+
+    train(half_start, tmp_path, ROWS, dtype="bfloat16", learning_rate=1e-3, num_train_epochs=3)
+    engine = TransformersEngine(half_start, device="cpu")
+    probe = read_probe(tmp_path / "out")
+    assert probe is not None and engine._model.dtype == torch.bfloat16
+    with pytest.raises(EngineError, match="still serves the weights from before"):
+        check_served(engine, probe, ROUNDING["bfloat16"])
+    engine.load(tmp_path / "out")
+    assert engine._model.dtype == torch.bfloat16
+    check_served(engine, probe, ROUNDING["bfloat16"])
+
+
+def test_what_was_exported_is_made_again_of_the_float32_weights(
+    half_start: Path, tmp_path: Path
+) -> None:
+    master = tmp_path / "master"
+    done = train(half_start, tmp_path, ROWS, dtype="bfloat16", master=master)
+    made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    shutil.rmtree(tmp_path / "out")
+    silent = lambda *told: pytest.fail("it trained")  # noqa: E731
+    again = train(half_start, tmp_path, ROWS, dtype="bfloat16", master=master, on_step=silent)
+    assert again == done
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == made
+
+
+def test_an_adapter_is_trained_and_stored_in_float32_on_a_bfloat16_base(
+    half_start: Path, tmp_path: Path
+) -> None:
+    """Also where it goes on from a stored one: its steps are far below bfloat16's gaps."""
+    first, second = tmp_path / "1", tmp_path / "2"
+    settings: dict[str, Any] = {"use_peft": True, "dtype": "bfloat16", "master": tmp_path / "master"}
+    train(half_start, first, ROWS, learning_rate=1e-2, **settings)
+    train(first / "out", second, ROWS, learning_rate=1e-6, **settings)
+    one, two = (load_file(each / "out" / "adapter_model.safetensors") for each in (first, second))
+    assert {weight.dtype for weight in two.values()} == {torch.float32}
+    moved = torch.cat([(two[name] - one[name]).abs().flatten() for name in one if "lora_B" in name])
+    assert moved.median() == pytest.approx(1e-6, rel=0.05)
+    assert not (tmp_path / "master").exists()
+
+
+def test_a_share_of_the_gain_that_rounding_takes_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    probe = Probe([[1]], [[2, 3]], nats=[-1.0], nats_before=[-2.0])
+    assert mstep._gain_share(probe, [-1.019]) == pytest.approx(0.981) and not caplog.records
+    assert mstep._gain_share(probe, [-1.5]) == pytest.approx(0.5)
+    assert "keep 50.0% of what the M-step gained" in caplog.text
+    assert mstep._gain_share(Probe([[1]], [[2]], [-2.0], [-1.0]), [-2.0]) is None
+
+
 # What is refused
 
 
@@ -369,6 +456,8 @@ def train(
     *,
     seed: int = 0,
     on_step: Any = None,
+    dtype: str = "float32",
+    master: Path | None = None,
     **settings: Any,
 ) -> MStep:
     """One M-step on these rows to `folder`/out: one epoch of one batch unless said otherwise."""
@@ -385,6 +474,8 @@ def train(
         Training(**{"num_train_epochs": 1, "use_cpu": True, **settings}),
         ChatTokenizer(transformers.AutoTokenizer.from_pretrained(start)),
         seed=seed,
+        dtype=dtype,
+        master=master,
         **({"on_step": on_step} if on_step else {}),
     )
 

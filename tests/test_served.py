@@ -43,9 +43,22 @@ def test_a_nan_is_no_pass() -> None:
 
 def test_rounding_is_allowed_where_training_moved_little() -> None:
     still = Probe(PROBE.prompts, PROBE.completions, [-3.0, -2.0], [-3.0, -2.0])
-    check_served(engine_of(-3.02, -2.02), still, ROUNDING["bfloat16"])
+    check_served(engine_of(-3.05, -2.05), still, ROUNDING["bfloat16"])
     with pytest.raises(EngineError):
-        check_served(engine_of(-3.02, -2.02), still, EXACT)
+        check_served(engine_of(-3.05, -2.05), still, EXACT)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_old_weights_never_pass_for_new_ones_beyond_rounding(dtype: str) -> None:
+    """Whatever an engine's own rounding adds, up to its mean for short completions."""
+    rounding = ROUNDING[dtype]
+    for moved in (2.1, 3.0, 10.0):  # times the tolerance
+        step = moved * rounding * PROBE.num_tokens / 2  # of each completion
+        probe = Probe(PROBE.prompts, PROBE.completions, [-3.0 + step, -2.0 + step], [-3.0, -2.0])
+        for noise in (0.0, 0.45 * rounding * PROBE.num_tokens / 2):
+            check_served(engine_of(*(nats + noise for nats in probe.nats)), probe, rounding)
+            with pytest.raises(EngineError, match="still serves the weights from before"):
+                check_served(engine_of(-3.0 + noise, -2.0 + noise), probe, rounding)
 
 
 def test_what_training_moved_far_does_not_excuse_another_model() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,16 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from femtune.engines import causal, fused
+from femtune.engines.agreement import STEPS, TEXTS, text_rows
 from femtune.engines.batch import Batch
 from femtune.engines.fused import Fused
 from femtune.engines.slots import Slots
 from femtune.engines.transformers import TransformersEngine, default_max_batch
 from femtune.errors import EngineError, ModelError
+from femtune.served import Probe, write_probe
 from femtune.types import Completion, DrawKey, Engine, Request, Sampling
 
 from .models import FAMILIES, byte_tokenizer, tiny_model
@@ -420,13 +424,113 @@ def test_models_of_another_shape_are_served_by_their_own_pass(folder: Path, tmp_
         assert engine._quickest is engine._model
 
 
-def test_a_fused_pass_that_is_apart_from_its_model_is_not_used(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+SHAPES = ("llama", "qwen2", "qwen3", "gemma2", "mistral")
+BOTH = [torch.float32, torch.bfloat16]
+NO_WINDOW = {"sliding_window": None}  # of mistral: with one it has no fused pass
+
+
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("family", SHAPES)
+def test_right_passes_agree_on_text_and_wrong_ones_do_not(
+    family: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn = fused._turn
-    monkeypatch.setattr(fused, "_turn", lambda heads, cos, sin: turn(heads, cos, 1.01 * sin))
-    engine = TransformersEngine(folder)
-    assert engine._quickest is engine._model
+    """Shifted positions; a mask that hides the newest column, and one that shows a column too many."""
+    engine = TransformersEngine(tiny_model(tmp_path, family, dtype=dtype))
+    model, tokenizer = engine._model, engine.tokenizer.tokenizer
+    reference = causal._check_slots(model, tokenizer)
+    step, masks = causal.step_logits, causal._masks
+
+    def shifted(model: Any, slots: Any, tokens: Any, positions: Any, longest: int) -> Any:
+        return step(model, slots, tokens, positions + 1, longest + 1)
+
+    def masked(by: int) -> Any:
+        return lambda config, positions, *rest: masks(config, positions + by, *rest)
+
+    for name, wrong in (("step_logits", shifted), ("_masks", masked(-1)), ("_masks", masked(1))):
+        with monkeypatch.context() as patch:
+            patch.setattr(causal, name, wrong)
+            assert reference.differs(causal._slotted_logits(model, reference.rows)), name
+            with pytest.raises(ModelError, match="gives other logits in slots than by itself"):
+                causal._check_slots(model, tokenizer)
+
+
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+def test_a_fused_pass_that_is_apart_from_its_model_is_not_used_and_that_is_logged(
+    family: str,
+    dtype: torch.dtype,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Swapped queries and keys, or gate and up; turned wrongly; the weights from before an M-step."""
+    window = NO_WINDOW if family == "mistral" else {}
+    model = TransformersEngine(tiny_model(tmp_path, family, dtype=dtype, **window))._model
+    reference = causal.Reference(model, byte_tokenizer())
+    assert isinstance(causal.quickest(model, reference), Fused) and not caplog.records
+    turn, act = fused._turn, Fused._layer
+
+    def swapped(name: str) -> Any:
+        def layer(self: Fused, source: Any) -> Any:
+            made = act(self, source)
+            if name == "gate_up":
+                return replace(made, gate_up=torch.cat(made.gate_up.chunk(2)[::-1]))
+            size = self._num_keys * self._size  # keys in the place of the first queries, and these there
+            ends = self._num_queries * self._size
+            q, k = made.qkv[:size], made.qkv[ends : ends + size]
+            rest, values = made.qkv[size:ends], made.qkv[ends + size :]
+            return replace(made, qkv=torch.cat([k, rest, q, values]))
+
+        return layer
+
+    def older(self: Fused, source: Any) -> Any:
+        made = act(self, source)
+        noise = torch.randn(made.gate_up.shape).to(made.gate_up) * made.gate_up.std()
+        return replace(made, gate_up=made.gate_up + 0.1 * noise)
+
+    for target, name, wrong in (
+        (Fused, "_layer", swapped("gate_up")),
+        (Fused, "_layer", swapped("qkv")),
+        (Fused, "_layer", older),
+        (fused, "_turn", lambda heads, cos, sin: turn(heads, cos, 1.2 * sin)),
+    ):
+        caplog.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, wrong)
+            assert causal.quickest(model, reference) is model
+        assert "the model's own pass is used, which is slower" in caplog.text
+
+
+def test_texts_are_encoded_by_the_tokenizer_and_spread_over_the_vocabulary_without_one() -> None:
+    config = transformers.Qwen3Config(vocab_size=50_000, max_position_embeddings=40)
+    rows = text_rows(config, byte_tokenizer())
+    assert rows == [byte_tokenizer()(text)["input_ids"][:40] for text in TEXTS]
+    spread = text_rows(config)
+    tokens = [token for row in spread for token in row]
+    assert len({len(row) for row in spread}) == len(spread)
+    assert all(STEPS < len(row) <= 40 for row in [*rows, *spread])
+    assert len({token // 5_000 for token in tokens}) == 10 and max(tokens) < 50_000
+    small = transformers.Qwen3Config(vocab_size=64)  # fewer tokens than the tokenizer has
+    assert max(token for row in text_rows(small, byte_tokenizer()) for token in row) < 64
+
+
+def test_float32_weights_that_femtune_trained_are_rounded_stochastically(tmp_path: Path) -> None:
+    """A base is cast to nearest; trained weights, told by their probe, keep an update on average."""
+    tiny_model(tmp_path, "llama", tokenizer=byte_tokenizer())
+    exact = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+
+    def held() -> torch.Tensor:
+        weight = TransformersEngine(tmp_path, dtype="bfloat16")._model.get_input_embeddings().weight
+        return weight.cpu()
+
+    assert torch.equal(held(), exact.bfloat16())
+    write_probe(tmp_path, Probe([[1]], [[2]], [-1.0], [-2.0]))
+    found = held()
+    assert torch.equal(found, held())
+    away = found != exact.bfloat16()
+    assert 0.1 < away.float().mean() < 0.4  # a quarter, as a value is a quarter of a gap off on average
+    write_probe(tmp_path, Probe([[1]], [[2]], [-1.5], [-2.0]))  # other weights, other bits
+    assert not torch.equal(found, held())
 
 
 def test_the_fused_pass_holds_no_weight_twice_and_goes_with_the_model(folder: Path) -> None:

@@ -19,6 +19,7 @@ from femtune.cut import Cut
 from femtune.demos import Demos
 from femtune.endings import check_cue
 from femtune.errors import ConfigError, EngineError, ModelError
+from femtune.headers import stored_dtype
 from femtune.prepare import (
     MODELS,
     Questions,
@@ -159,7 +160,7 @@ class Asker:
         return TransformersEngine(
             self.base,
             tokenizer=self.tokenizer,
-            dtype=settings.engine_dtype,
+            dtype=_numbers(settings, self.base),  # the same in every iteration
             device=settings.device,
             max_batch=settings.max_batch,
         )
@@ -223,21 +224,21 @@ def _lora_rank(settings: Ask) -> int | None:
 
 
 def _numbers(settings: Ask, base: Path) -> str:
-    """The engine's numbers: as set, else as the base is stored; a server's are its own affair."""
+    """Return the engine's dtype: engine_dtype if set, else the base's; servers count as bfloat16."""
     if settings.engine_dtype != "auto":
         return settings.engine_dtype
-    if settings.engine == "openai":
-        return "bfloat16"  # the coarsest that is usual
-    name = str(getattr(load_config(base), "dtype", None)).removeprefix("torch.")
-    return name if name in ROUNDING else "float32"
+    return "bfloat16" if settings.engine == "openai" else stored_dtype(base)
 
 
 def _rounding(settings: Ask, base: Path) -> float:
-    """What rounding may part the engine's log-probabilities and the M-step's by: see served.py."""
+    """Return the tolerance between log-probabilities of the engine and the M-step: see served.py."""
     training = getattr(settings, "training", None)
+    dtypes = {_numbers(settings, base)}
     if training is not None and training.fsdp and training.bf16 is not False:
-        return ROUNDING["bfloat16"]  # where weights are sharded, it scores in the numbers it trains in
-    return ROUNDING[_numbers(settings, base)]
+        dtypes.add("bfloat16")  # where weights are sharded, it scores in the dtype that it trains in
+    if training is not None and training.use_peft:  # it scores with the frozen base as it is stored
+        dtypes.add(stored_dtype(base) if training.dtype == "auto" else training.dtype)
+    return max(ROUNDING.get(dtype, ROUNDING["bfloat16"]) for dtype in dtypes)
 
 
 def no_foreign_bars() -> None:

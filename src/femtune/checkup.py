@@ -19,7 +19,7 @@ from femtune.files import make_folder
 from femtune.journal import journals, read_journal
 from femtune.prepare import fingerprint
 from femtune.problems import load_problems
-from femtune.retention import free_bytes, sized
+from femtune.retention import MASTER, free_bytes, sized
 from femtune.run import Run, locked, stored_config
 from femtune.schemes import adds, restarts
 
@@ -94,7 +94,7 @@ def _other_problems(root: Path) -> str:
 
 _PLACES = re.compile(
     r"iteration-(\d+)/"
-    r"(draws|eval|bound_scored|bound|recalled|scored|memory|model|examples\.parquet|metrics\.json|)"
+    r"(draws|eval|bound_scored|bound|recalled|scored|memory|model|master|examples\.parquet|metrics\.json|)"
 )
 
 
@@ -116,7 +116,11 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
         return ""  # keep_last has removed the weights that drew or scored it
     if kind in ("examples.parquet", "memory"):
         return "written again from the draws"
+    if kind == MASTER:
+        return "not needed: the next M-step starts from the rounded weights of the model"
     if kind == "model":
+        if _has_master(root, iteration, bad):
+            return "rounded again from its float32 weights"
         start = iteration - 1
         if start and not _is_there(root, start) and _starts_from_previous(root, iteration):
             return ""
@@ -128,6 +132,12 @@ def _after(root: Path, weights: int, bad: set[str]) -> str:
     """What comes first: weights that are to be trained again themselves."""
     own = f"iteration-{weights:03}/model/"
     return f", after the model of iteration {weights}" if any(p.startswith(own) for p in bad) else ""
+
+
+def _has_master(root: Path, iteration: int, bad: set[str]) -> bool:
+    """Return whether whole float32 weights lie beside a model."""
+    own = f"iteration-{iteration:03}/{MASTER}/"
+    return (root / own / "m_step.json").exists() and not any(p.startswith(own) for p in bad)
 
 
 def _is_there(root: Path, iteration: int) -> bool:
@@ -202,8 +212,8 @@ def mend(found: Checkup) -> list[Path]:
 
 
 def _unit(path: str) -> str:
-    """What is made at a time: a model's folder as a whole, else the file."""
-    place = re.match(r"iteration-\d+/model/", path)
+    """Return what is made at a time: a folder of weights as a whole, else the file."""
+    place = re.match(rf"iteration-\d+/(model|{MASTER})/", path)
     return place[0].rstrip("/") if place else path
 
 

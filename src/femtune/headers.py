@@ -46,3 +46,25 @@ def num_parameters(folder: Path) -> int:
     """Of all weights in a folder. Raises ModelError."""
     sizes = [size for file in folder.glob("*.safetensors") for _, size in read_header(file).values()]
     return sum(math.prod(size) for size in sizes)
+
+
+_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def stored_dtype(folder: Path) -> str:
+    """Return the dtype in which transformers loads a model "as stored": its config's, else its weights'.
+
+    float32 for any other than float32, bfloat16 and float16. Raises ModelError where a file is damaged.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        config = {}
+    named = config.get("dtype") or config.get("torch_dtype") if isinstance(config, dict) else None
+    if isinstance(named, str):
+        return named if named in _NAMES.values() else "float32"
+    for file in sorted(folder.glob("*.safetensors")):
+        for kind, _ in read_header(file).values():
+            if kind in _NAMES:  # the first one of floating point
+                return _NAMES[kind]
+    return "float32"

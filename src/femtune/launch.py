@@ -72,6 +72,8 @@ def launch_m_step(
     *,
     seed: int,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    dtype: str = "float32",
+    master: Path | None = None,
 ) -> MStep:
     """`m_step` in the processes that this command starts; they are ended with this one.
 
@@ -93,6 +95,8 @@ def launch_m_step(
                 "template_args": template,
                 "seed": seed,
                 "halvings": halvings,
+                "dtype": dtype,
+                "master": None if master is None else str(master.absolute()),
             }
             tokenizer.tokenizer.save_pretrained(folder / "tokenizer")
             (folder / "spec.json").write_text(json.dumps(spec))
@@ -227,6 +231,8 @@ def _take_part(folder: Path, tells: bool) -> None:
         seed=spec["seed"],
         on_step=lambda step, steps, loss: tell(step=[step, steps, loss]),
         halvings=spec["halvings"],
+        dtype=spec["dtype"],
+        master=None if spec["master"] is None else Path(spec["master"]),
     )
     processes.leave()
 

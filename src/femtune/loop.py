@@ -28,7 +28,15 @@ from femtune.estep import e_step
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.examples import write_examples
 from femtune.prompts import ChatTokenizer
-from femtune.retention import check_room, link_models, thin_out
+from femtune.retention import (
+    MASTER,
+    check_room,
+    drop_masters,
+    exported_dtype,
+    link_models,
+    next_start,
+    thin_out,
+)
 from femtune.run import Run, read_draws
 from femtune.served import serve
 from femtune.tasks.labels import label_of
@@ -219,11 +227,17 @@ class Steps:
         self.run.log("M-step", iteration=iteration)
         folder = self.run.iteration(iteration)
         origin, training = self.plan.m_step(iteration)
-        start = self.base if origin == "base" else self.weights(iteration - 1)
+        start = self.base if origin == "base" else self.start(iteration - 1)
         self.run.verify(folder / "model")
         if not (folder / "model").exists():
             self._trust(start)
-            check_room(folder / "model", start, training)
+            dtype = exported_dtype(self.base, training)
+            # the next M-step may start from these weights, and rounded ones are not the same
+            is_next = self.plan.m_step(iteration + 1)[0] == "previous"
+            master = folder / MASTER if is_next and dtype != "float32" else None
+            if master is not None:
+                self.run.verify(master)
+            check_room(folder / "model", start, training, dtype, with_master=master is not None)
             self.setup.engine.release()  # what it holds of a GPU's memory is needed now
             self.serving = None
             with stopping.finishing("this M-step, which would begin anew"):
@@ -235,8 +249,11 @@ class Steps:
                     self.tokenizer,
                     seed=self.setup.seed + iteration,
                     on_step=self.progress.step,
+                    dtype=dtype,
+                    master=master,
                 )
-                self.run.record(folder / "model")
+                self.run.record(folder / "model", *([] if master is None else [master]))
+                drop_masters(self.run, iteration)
         metrics: dict[str, Any] = json.loads((folder / "model" / "m_step.json").read_text())
         return metrics
 
@@ -320,6 +337,10 @@ class Steps:
     def weights(self, iteration: int) -> Path:
         """theta_k: the base for k = 0."""
         return self.run.iteration(iteration) / "model" if iteration else self.base
+
+    def start(self, iteration: int) -> Path:
+        """Return where an M-step that goes on from theta_k starts: its float32 weights if it has any."""
+        return next_start(self.weights(iteration))
 
     def _score(self, tries: Tries, kind: str, weights: Path) -> None:
         """Score draws under the prompts that the scheme's rules need, by these weights."""

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,19 @@ from femtune.engines.causal import quiet_peft
 from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
 from femtune.examples import TokenExamples, read_examples
-from femtune.files import replacing
+from femtune.files import remove, replacing
 from femtune.prompts import ChatTokenizer
-from femtune.served import NUM_PAIRS, Probe, write_probe
+from femtune.rounding import HALVES, round_in_place, rounded_state
+from femtune.served import NUM_PAIRS, Probe, read_probe, write_probe
 from femtune.trainer import Batches, WeightedTrainer, environment, is_sharded, training_arguments
 from femtune.training import Training, context_length, halved_plan, plan_batches, shared_plan
 from femtune.trust import check_weights, unreadable
 
 log = logging.getLogger("femtune")
+
+M_STEP = "m_step.json"  # in a model's folder
+_LOSS = 0.02  # share of an M-step's gain that rounding may take before it is warned of
+_NOISE = 0.005  # nats a token: the same
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,20 @@ class MStep:
     trained_tokens: int  # fed, prompts included, over all epochs
     loss: float  # nats a completion token, averaged over steps
     seconds: float  # training alone, without loading and saving
+    # gain in log-probability of the probe's examples by the saved 16-bit weights, over that by the
+    # float32 ones; None where nothing was rounded, or nothing was gained
+    exported_gain_share: float | None = None
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What an M-step leaves: see `m_step`."""
+
+    out: Path
+    tokenizer: ChatTokenizer
+    seed: int
+    dtype: torch.dtype | None  # that weights are rounded to; None: they stay as they are
+    master: Path | None
 
 
 class OutOfMemory(ModelError):
@@ -66,12 +87,19 @@ def m_step(
     seed: int,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
     halvings: int = 0,
+    dtype: str = "float32",
+    master: Path | None = None,
 ) -> MStep:
     """Fine-tune the weights in `start` on a file of examples and save them to `out`.
 
     `out` becomes an ordinary Hugging Face folder, or with LoRA a PEFT one, whole or not at all, with a
     probe of its weights (see served.py). `on_step` gets step, steps and the loss. Where each process of
     a job calls this, all work at the same steps, the first one saves, and all return the same.
+
+    Full fine-tuning trains in float32. With `dtype` bfloat16 or float16, what `out` holds is rounded to
+    it stochastically, seeded by `seed` (see rounding.py), and `master`, if given, becomes a folder with
+    the float32 weights, from which the next M-step is to start. Where `master` is there and `out` is
+    not, training was done: `out` is made of it again. Adapters stay float32.
 
     Where a micro-batch does not fit into memory, all are halved and the M-step begins anew: its
     optimizer steps stay what they were. Several processes can't agree on that, as some wait for the one
@@ -89,9 +117,14 @@ def m_step(
             "fsdp shards over several processes, and this is one: set launch to what starts them "
             '("accelerate launch --num_processes 8"), or leave fsdp off.'
         )
+    export = _Export(out, tokenizer, seed, HALVES.get(dtype), master)
+    if training.use_peft:
+        export = replace(export, dtype=None, master=None)
+    if export.dtype and master is not None and processes.count() == 1 and (master / M_STEP).exists():
+        return _export_again(master, training, export)
     while True:
         try:
-            return _attempt(examples, start, out, training, tokenizer, seed, on_step, halvings)
+            return _attempt(examples, start, training, export, on_step, halvings)
         except _TooLarge as error:
             largest = error.rows
         # outside of the handler, whose traceback holds the model
@@ -114,14 +147,13 @@ class _TooLarge(Exception):
 def _attempt(
     examples: Path,
     start: Path,
-    out: Path,
     training: Training,
-    tokenizer: ChatTokenizer,
-    seed: int,
+    export: _Export,
     on_step: Callable[[int, int, float], None],
     halvings: int,
 ) -> MStep:
     """An M-step with micro-batches halved so often. Raises _TooLarge where they should be again."""
+    tokenizer, seed = export.tokenizer, export.seed
     with tempfile.TemporaryDirectory() as scratch:
         # first of all, as it joins the processes
         arguments = training_arguments(
@@ -136,7 +168,7 @@ def _attempt(
                 raise FemtuneError(f"{examples} holds no examples: there is nothing to learn from.")
             plan = _plan(data, training, seed, halvings)
             batches = Batches(data, plan, pad=tokenizer.pad_token_id)
-            return _train(model, batches, arguments, training, tokenizer, seed, on_step, out)
+            return _train(model, batches, arguments, training, export, on_step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -156,12 +188,10 @@ def _train(
     batches: Batches,
     arguments: TrainingArguments,
     training: Training,
-    tokenizer: ChatTokenizer,
-    seed: int,
+    export: _Export,
     on_step: Callable[[int, int, float], None],
-    out: Path,
 ) -> MStep:
-    data, plan = batches.data, batches.plan
+    data, plan, seed = batches.data, batches.plan, export.seed
     rows = probed_rows(data, seed)
     before: list[float] = []
     trainer = WeightedTrainer(
@@ -179,24 +209,106 @@ def _train(
     seconds = time.perf_counter() - begun
     if not all(processes.gathered(_are_numbers(model))):
         raise FemtuneError("the last step left weights that are no numbers: lower learning_rate.")
-    after = completion_nats(trainer.network(), data, rows)
-    weights = whole_weights(trainer, training)
     fed = sum(len(data.prompts[row]) + len(data.completions[row]) for rows in plan for row in rows)
+    done = MStep(len(data), result.global_step, fed, result.training_loss, round(seconds, 3))
+    prompts, completions = ([side[row] for row in rows] for side in (data.prompts, data.completions))
+    after = completion_nats(trainer.network(), data, rows)
+    probe = Probe(prompts, completions, after, before)
+    saved = trainer.accelerator.unwrap_model(trainer.model)
 
-    def save() -> dict[str, Any]:
-        done = asdict(MStep(len(data), result.global_step, fed, result.training_loss, round(seconds, 3)))
-        with replacing(out) as part:
-            network = trainer.accelerator.unwrap_model(trainer.model)
-            network.save_pretrained(part, **({} if weights is None else {"state_dict": weights}))
-            tokenizer.tokenizer.save_pretrained(part)
-            prompts, completions = (
-                [side[row] for row in rows] for side in (data.prompts, data.completions)
-            )
-            write_probe(part, Probe(prompts, completions, after, before))
-            (part / "m_step.json").write_text(json.dumps(done) + "\n")
-        return done
+    def save(folder: Path, done: MStep, probe: Probe, dtype: torch.dtype | None = None) -> MStep:
+        weights = whole_weights(trainer, training)  # all processes take part in that
+        first = partial(_save, folder, saved, weights, export.tokenizer, probe, done, dtype)
+        return MStep(**processes.by_first(first))
 
-    return MStep(**processes.by_first(save))
+    if not export.dtype:
+        return save(export.out, done, probe)
+    if export.master is not None:
+        processes.by_first(partial(_discard, export.master))
+        save(export.master, done, probe)
+    if trainer.is_deepspeed_enabled:  # it alone knows where weights are: rounded as they are saved
+        log.warning("under DeepSpeed the log-probabilities of the rounded weights are not measured.")
+        return save(export.out, done, probe, export.dtype)
+    own = f"{seed} {processes.rank()}" if trainer.is_cut_up else str(seed)
+    round_in_place(saved, export.dtype, own)
+    served = completion_nats(trainer.network(), data, rows)
+    done = replace(done, exported_gain_share=_gain_share(probe, served))
+    return save(export.out, done, replace(probe, nats=served), export.dtype)
+
+
+def _export_again(master: Path, training: Training, export: _Export) -> MStep:
+    """Make `out` of the float32 weights that an M-step has left: the same bytes as then."""
+    assert export.dtype is not None
+    done, probe = MStep(**json.loads((master / M_STEP).read_text())), read_probe(master)
+    model = load_model(master, training)
+    round_in_place(model, export.dtype, str(export.seed))
+    if probe is None:
+        raise ModelError(f"{master} lacks its weight probe: remove the folder, and it is trained again.")
+    data = TokenExamples(probe.prompts, probe.completions, [1.0] * len(probe.prompts))
+    served = completion_nats(model, data, range(len(data)))
+    done = replace(done, exported_gain_share=_gain_share(probe, served))
+    probe = replace(probe, nats=served)
+    return MStep(**_save(export.out, model, None, export.tokenizer, probe, done, export.dtype))
+
+
+def _save(
+    folder: Path,
+    network: Any,
+    weights: dict[str, Any] | None,
+    tokenizer: ChatTokenizer,
+    probe: Probe,
+    done: MStep,
+    dtype: torch.dtype | None,
+) -> dict[str, Any]:
+    """Save a model, in 16 bits if a dtype is given; gives what was done."""
+    if dtype is not None:
+        state = network.state_dict() if weights is None else weights
+        # float32 numbers that are rounded already stay as they are
+        weights = rounded_state(state, dtype, f"{probe.nats}")
+    with replacing(folder) as part:
+        network.save_pretrained(part, **({} if weights is None else {"state_dict": weights}))
+        if dtype is not None:
+            _name_dtype(part / "config.json", dtype)
+        tokenizer.tokenizer.save_pretrained(part)
+        write_probe(part, probe)
+        (part / M_STEP).write_text(json.dumps(asdict(done)) + "\n")
+    return asdict(done)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder, if it is there: whole or not there, also when killed in between."""
+    if folder.exists():
+        gone = folder.with_name(f".{folder.name}.part")
+        remove(gone)
+        os.replace(folder, gone)
+        remove(gone)
+
+
+def _name_dtype(path: Path, dtype: torch.dtype) -> None:
+    """Have a model's config name the dtype of its weights; transformers names that of the network."""
+    config = json.loads(path.read_text())
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name in ("dtype", "torch_dtype"):
+            if part.get(name) == "float32":
+                part[name] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _gain_share(probe: Probe, served: Sequence[float]) -> float | None:
+    """Return the share of the gain that rounded weights keep; warn where more than 2% are lost."""
+    before, exact, found = sum(probe.nats_before), sum(probe.nats), sum(served)
+    if exact <= before:
+        return None
+    share = (found - before) / (exact - before)
+    # less than that a token is rounding in any 16-bit engine, whatever was gained
+    if share < 1 - _LOSS and exact - found > _NOISE * probe.num_tokens:
+        log.warning(
+            "the weights rounded to 16 bits keep %.1f%% of what the M-step gained in log-probability on "
+            "%d of its examples (%.2f of %.2f nats): evaluation shows less than was learnt. The next "
+            "M-step is not affected where it starts from the float32 weights.",
+            *(100 * share, len(served), found - before, exact - before),
+        )
+    return round(share, 6)
 
 
 def load_model(start: Path, training: Training) -> PreTrainedModel:

@@ -14,12 +14,13 @@ from typing import Any
 
 from femtune.errors import ModelError, RunError
 from femtune.files import remove
-from femtune.headers import num_parameters
+from femtune.headers import num_parameters, stored_dtype
 from femtune.manifest import record_removed
 from femtune.run import Run
 from femtune.training import Training
 
-_BYTES = 4  # of a trained number: weights and adapters are trained and stored in float32
+MASTER = "master"  # beside an iteration's model: its float32 weights, where the model has 16 bits
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def best_of(history: Sequence[Mapping[str, Any]]) -> int:
@@ -65,33 +66,60 @@ def thin_out(run: Run, history: Sequence[Mapping[str, Any]], keep_last: int) -> 
     best, last = best_of(history), int(history[-1]["iteration"])
     for iteration in range(1, last - keep_last + 1):
         model = run.iteration(iteration) / "model"
-        gone = model.with_name(".model.part")  # whole or not there, also when killed in between
-        if iteration == best or not (model.exists() or gone.exists()):
-            continue
-        try:
-            remove(gone)  # a kill left it half removed
-            if model.exists():
-                record_removed(run.root, model)
-                os.replace(model, gone)
-                remove(gone)
-                run.log("model removed", iteration=iteration)
-        except OSError as error:
-            raise RunError(f"{model} can't be removed: {error.strerror or error}.") from error
+        if iteration != best and _remove(run, model):
+            run.log("model removed", iteration=iteration)
 
 
-def model_bytes(start: Path, training: Training) -> int:
+def _remove(run: Run, folder: Path) -> bool:
+    """Remove a folder of a run on purpose: whole or not there, also when killed in between."""
+    gone = folder.with_name(f".{folder.name}.part")
+    try:
+        remove(gone)  # a kill left it half removed
+        if not folder.exists():
+            return False
+        record_removed(run.root, folder)
+        os.replace(folder, gone)
+        remove(gone)
+        return True
+    except OSError as error:
+        raise RunError(f"{folder} can't be removed: {error.strerror or error}.") from error
+
+
+def drop_masters(run: Run, newest: int) -> None:
+    """Remove float32 weights of iterations before `newest`: the next M-step starts from its own."""
+    for iteration in range(1, newest):
+        _remove(run, run.iteration(iteration) / MASTER)
+
+
+def next_start(model: Path) -> Path:
+    """Return the weights that an M-step goes on from: a model's float32 ones, if they are kept."""
+    master = model.with_name(MASTER)
+    return master if model.name == "model" and master.exists() else model
+
+
+def exported_dtype(base: Path, training: Training) -> str:
+    """Return the dtype of an M-step's model: the base's; adapters are float32."""
+    return "float32" if training.use_peft else stored_dtype(base)
+
+
+def model_bytes(start: Path, training: Training, dtype: str = "float32") -> int:
     """Bytes that the model of an M-step will take, at least: 0 where the start does not tell."""
     if training.use_peft and not (start / "adapter_config.json").exists():
         return 0  # a new adapter, far smaller than what it is for
     try:
-        return _BYTES * num_parameters(start)
+        return _BYTES[dtype] * num_parameters(start)
     except ModelError:
         return 0  # whoever reads the weights will say so
 
 
-def check_room(out: Path, start: Path, training: Training) -> None:
-    """Refuse an M-step whose model the disk has no room for, before it is begun. Raises RunError."""
-    needed = model_bytes(start, training)
+def check_room(
+    out: Path, start: Path, training: Training, dtype: str = "float32", with_master: bool = False
+) -> None:
+    """Refuse an M-step whose model the disk has no room for, before it is begun. Raises RunError.
+
+    `with_master`: float32 weights are stored beside it.
+    """
+    needed = model_bytes(start, training, dtype) + with_master * model_bytes(start, training)
     free = free_bytes(out)
     if needed > free:
         raise RunError(

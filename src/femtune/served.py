@@ -24,9 +24,10 @@ log = logging.getLogger("femtune")
 
 NUM_PAIRS = 4  # examples in a probe: enough to tell, and one pass of a model
 
-# Nats a token by which rounding alone may part two implementations, by the engine's numbers.
-ROUNDING = {"float32": 0.001, "bfloat16": 0.01, "float16": 0.01}
-MOST = 0.03  # nats a token: beyond this, engine and M-step are not one model, whatever was learnt
+# Nats a token by which rounding alone may part two implementations, by the engine's dtype. Short
+# completions of SmolLM2-135M-Instruct in bfloat16 are .0115 from float32 on average, and .0182 at most.
+ROUNDING = {"float32": 0.001, "bfloat16": 0.025, "float16": 0.01}
+MOST = 0.04  # nats a token: beyond this, engine and M-step are not one model, whatever was learnt
 
 
 @dataclass(frozen=True)

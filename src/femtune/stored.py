@@ -13,6 +13,7 @@ from femtune.errors import ConfigError, RunError
 from femtune.prepare import local_model
 from femtune.problems import load_problems
 from femtune.prompts import HINT, JUDGE_LEAKS, LEAKS, Prompts
+from femtune.retention import next_start
 from femtune.run import Run, stored_config
 from femtune.schemes import restarts
 from femtune.tasks.frames import frame
@@ -37,11 +38,11 @@ class Stored:
         return self.run.iteration(self.iteration) / "draws"
 
     def start(self) -> Path:
-        """The weights that the iteration's M-step started from."""
+        """Return the weights that the M-step started from; rounded ones if only those were kept."""
         own = self.settings
         if self.iteration == 1 or own.start_from == "base" or restarts(own.scheme, self.iteration):
             return local_model(self.model)
-        return self.run.iteration(self.iteration - 1) / "model"
+        return next_start(self.run.iteration(self.iteration - 1) / "model")
 
     def prompts(self) -> Prompts:
         """Those that the run asked and read with."""

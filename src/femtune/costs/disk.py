@@ -9,7 +9,7 @@ from pathlib import Path
 from femtune.costs.course import capacity, most_draws
 from femtune.errors import RunError
 from femtune.loop import Plan
-from femtune.retention import free_bytes, model_bytes, sized
+from femtune.retention import exported_dtype, free_bytes, model_bytes, sized
 from femtune.types import Sampling
 
 log = logging.getLogger("femtune")
@@ -44,6 +44,16 @@ def models_bytes(plan: Plan, each: int, num_stored: int = 0) -> int:
     return max(0, num - num_stored) * each
 
 
+def masters_bytes(plan: Plan, dtype: str, each: int, num_stored: int = 0) -> int:
+    """Return the bytes of float32 weights that lie beside models of a dtype, each of so many bytes.
+
+    At most two: the newest, and the one before until that is stored.
+    """
+    left = max(0, plan.iterations - num_stored)
+    goes_on = any(plan.m_step(each + 1)[0] == "previous" for each in range(1, plan.iterations + 1))
+    return min(left, 1 if num_stored else 2) * each if goes_on and dtype != "float32" else 0
+
+
 def at_most(
     plan: Plan, base: Path, num_problems: int, num_eval: int, sampling: Sampling, num_stored: int = 0
 ) -> Disk:
@@ -57,7 +67,9 @@ def at_most(
     asked = num_eval * plan.evaluation.draws + bounded if plan.evaluation.every else 0
     draws = num_problems * (left_draws * most_draws(scheme) + left * capacity(scheme))
     draws += (left + 1) * asked
-    models = models_bytes(plan, model_bytes(base, plan.training), num_stored)
+    dtype = exported_dtype(base, plan.training)
+    models = models_bytes(plan, model_bytes(base, plan.training, dtype), num_stored)
+    models += masters_bytes(plan, dtype, model_bytes(base, plan.training), num_stored)
     return Disk(models, draws_bytes(draws, sampling.max_new_tokens))
 
 

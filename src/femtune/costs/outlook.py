@@ -14,7 +14,7 @@ from typing import Any
 from femtune.asker import Asker, engine_args, make_asker
 from femtune.config import Train
 from femtune.costs.course import course, is_steady
-from femtune.costs.disk import Disk, draws_bytes, models_bytes
+from femtune.costs.disk import Disk, draws_bytes, masters_bytes, models_bytes
 from femtune.costs.footprint import Memory, advice, batch_rows, engine_memory, training_memory
 from femtune.costs.formulas import (
     BYTES,
@@ -132,7 +132,9 @@ def look_ahead(
     job = _job(shape, steps, asker, problems, test, wish, dtype, device, settings, parallel)
     trial = try_out(asker, steps, problems, wish.measure, draws) if wish.measure else None
     trained = shape.lora(steps.training) if steps.training.use_peft else shape.parameters
-    models = models_bytes(steps, BYTES["float32"] * trained)
+    stored = "float32" if steps.training.use_peft else shape.dtype
+    models = models_bytes(steps, BYTES[stored] * trained)
+    models += masters_bytes(steps, stored, BYTES["float32"] * trained)
     return _outlook(shape, job, device, wish, trial, settings, models, steps.scheme)
 
 

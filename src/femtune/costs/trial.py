@@ -18,6 +18,7 @@ from femtune.costs.formulas import Asking, Attempt
 from femtune.estep import e_step
 from femtune.examples import write_examples
 from femtune.loop import Plan
+from femtune.retention import exported_dtype
 from femtune.tries import scored_draws
 from femtune.types import Draw, Example, Problem, Sampling, Scheme
 
@@ -156,7 +157,8 @@ def _fit(
         told.append(time.perf_counter())
 
     begun = time.perf_counter()
-    done = m_step(file, asker.base, out, training, tokenizer, seed=0, on_step=tell)
+    dtype = exported_dtype(asker.base, training)
+    done = m_step(file, asker.base, out, training, tokenizer, seed=0, on_step=tell, dtype=dtype)
     wall_s = time.perf_counter() - begun
     step_s = (told[-1] - told[0]) / (len(told) - 1) if len(told) > 1 else done.seconds
     return num, done, epochs, wall_s, step_s

@@ -6,6 +6,8 @@ of a row after its position are hidden, and in layers with a sliding window, tho
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,40 +18,77 @@ import torch
 import transformers
 from torch import Tensor
 
+from femtune.engines.agreement import STEPS, Reference
 from femtune.engines.fused import fuse
 from femtune.engines.slots import Slots
 from femtune.errors import ModelError
+from femtune.headers import stored_dtype
+from femtune.rounding import HALVES, rounded
+from femtune.served import PROBE
 from femtune.trust import check_weights, unreadable
+
+_log = logging.getLogger("femtune")
 
 _KINDS = {"full_attention", "sliding_attention"}  # of layers, by transformers' names
 
 
-def read_model(weights: str | Path, dtype: str | torch.dtype, device: Any, trust: bool) -> Any:
-    """The causal model of a folder or Hub id, or of a PEFT adapter's folder with its base.
+def read_model(
+    weights: str | Path, dtype: str | torch.dtype, device: Any, trust: bool, tokenizer: Any = None
+) -> Any:
+    """Read the causal model of a folder or Hub id, or of a PEFT adapter's folder with its base.
 
     An adapter is merged only in float32: at 16 bits the sum's rounding would lose small updates,
-    so there it runs beside the base, as it was trained. Raises ModelError where a weight is missing
-    or the architecture keeps its past in anything but keys and values.
+    so there it runs beside the base, as it was trained. For the same reason float32 weights that
+    femtune trained are rounded stochastically where `dtype` has 16 bits. The model is checked on text
+    that `tokenizer` encodes. Raises ModelError where a weight is missing or the architecture keeps its
+    past in anything but keys and values.
     """
+    return _read_checked(weights, dtype, device, trust, tokenizer)[0]
+
+
+def read_served(
+    weights: str | Path, dtype: str | torch.dtype, device: Any, trust: bool, tokenizer: Any = None
+) -> tuple[Any, Any]:
+    """Read a model as `read_model` does; gives it and what to hand to `fill` and `step_logits`."""
+    model, reference = _read_checked(weights, dtype, device, trust, tokenizer)
+    return model, quickest(model, reference)
+
+
+def _read_checked(
+    weights: str | Path, dtype: str | torch.dtype, device: Any, trust: bool, tokenizer: Any
+) -> tuple[Any, Reference]:
     if Path(weights, "adapter_config.json").is_file():
         model = _read_adapter(Path(weights), dtype, trust)
     else:
         model = _read_full(weights, dtype, trust)
     model = model.eval().requires_grad_(False).to(device)
     _check_kind(model)
-    _check_slots(model)
-    return model
+    return model, _check_slots(model, tokenizer)
 
 
-def quickest(model: Any) -> Any:
-    """What to hand to `fill` and `step_logits`: the fused pass where it does as the model, or that."""
+def quickest(model: Any, reference: Reference) -> Any:
+    """Return what to hand to `fill` and `step_logits`: the fused pass if it agrees with the model.
+
+    Where it does not, that is logged, and the model's own slower pass is returned.
+    """
     if _layer_kinds(model.config.get_text_config()) != {"full_attention"}:
         return model
     fused = fuse(model)
     if fused is None:
         return model
-    tolerance = 1e-4 if model.dtype == torch.float32 else 0.1
-    return fused if _apart(model, fused) <= tolerance else model
+    try:
+        differs = reference.differs(_slotted_logits(fused, reference.rows))
+    except Exception as error:
+        _log.warning("the fused pass fails for this model, its own is used, which is slower: %s", error)
+        return model
+    if differs is None:
+        return fused
+    _log.warning(
+        "the fused pass differs from the model by a KL divergence of %.2g nats a token, where rounding "
+        "explains %.2g: the model's own pass is used, which is slower.",
+        *differs,
+    )
+    return model
 
 
 def stamp_of(folder: Path) -> tuple[Any, ...]:
@@ -143,19 +182,44 @@ def _read_full(weights: str | Path, dtype: str | torch.dtype, trust: bool) -> An
         )
     check_weights(weights)
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            weights,
-            dtype=dtype,
-            trust_remote_code=trust,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        model, report = _loaded(weights, dtype, trust)
+        if wants_rounding(weights, str(dtype)):
+            _round_anew(model, _loaded(weights, torch.float32, trust)[0], rounding_seed(Path(weights)))
     except Exception as error:  # OSError, ValueError, SafetensorError, or the model's own
         raise unreadable(weights, "causal language model", error) from error
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:  # transformers would fill them with random numbers
         raise ModelError(f"{weights} lacks weights that its model needs: {', '.join(absent[:3])}.")
     return model
+
+
+def _loaded(weights: str | Path, dtype: str | torch.dtype, trust: bool) -> tuple[Any, Any]:
+    """The model as transformers reads it, and its report."""
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        weights, dtype=dtype, trust_remote_code=trust, use_safetensors=True, output_loading_info=True
+    )
+    return model, report
+
+
+def wants_rounding(weights: str | Path, dtype: str) -> bool:
+    """Return whether a folder has float32 weights that femtune trained, and `dtype` has 16 bits."""
+    is_trained = Path(weights, PROBE).is_file()
+    halves = dtype.removeprefix("torch.") in HALVES
+    return halves and is_trained and stored_dtype(Path(weights)) == "float32"
+
+
+def rounding_seed(folder: Path) -> str:
+    """Return a seed that follows from trained weights: from the log-probabilities that they give."""
+    return hashlib.blake2b((folder / PROBE).read_bytes(), digest_size=16).hexdigest()
+
+
+@torch.no_grad()
+def _round_anew(model: Any, exact: Any, seed: str) -> None:
+    """Replace 16-bit parameters of a model by stochastically rounded ones of its float32 copy."""
+    own = dict(model.named_parameters())
+    for name, weight in exact.named_parameters():
+        if own[name].dtype in HALVES.values():
+            own[name].copy_(rounded(weight, own[name].dtype, f"{seed} {name}"))
 
 
 @contextmanager
@@ -197,34 +261,37 @@ def _check_kind(model: Any) -> None:
         )
 
 
-def _check_slots(model: Any) -> None:
-    """Raise ModelError where two short rows in slots get other logits than each by itself.
+def _check_slots(model: Any, tokenizer: Any) -> Reference:
+    """Raise ModelError where text in slots gets other next-token distributions than by itself.
 
     A guard against architectures whose positions or masks work in a way this file does not know.
     """
     try:
-        apart = _apart(model, model)
+        reference = Reference(model, tokenizer)
+        differs = reference.differs(_slotted_logits(model, reference.rows))
     except Exception as error:
         raise ModelError(f"{type(model).__name__} can't be served in slots: {error}") from error
-    tolerance = 0.01 if model.dtype == torch.float32 else 0.25
-    if not apart <= tolerance:  # a NaN is no pass
+    if differs is not None:
+        apart, allowed = differs
         raise ModelError(
-            f"{type(model).__name__} gives other logits in slots than by itself (apart by "
-            f"{apart:.2g} of their deviation): serve it by the vllm engine."
+            f"{type(model).__name__} gives other logits in slots than by itself: the KL divergence is "
+            f"{apart:.2g} nats a token, rounding explains {allowed:.2g}. Serve it by the vllm engine."
         )
+    return reference
 
 
 @torch.inference_mode()
-def _apart(model: Any, served: Any) -> float:
-    """How far logits that `served` gives to rows in slots are from the model's own of each row.
-
-    The largest difference, as a share of the logits' standard deviation.
-    """
-    prompts = [[5, 3, 4, 2, 6, 1, 7], [2, 5, 3]]
-    slots = Slots(len(prompts))
-    fill(served, slots, prompts, [[0], [1]])
-    tokens, positions = torch.tensor([[7, 3], [6, 2]], device=model.device)
-    slotted = step_logits(served, slots, tokens, positions, longest=7).float()
-    alone = [model(input_ids=pad([prompt], model.device)).logits[0, -1] for prompt in prompts]
-    expected = torch.stack(alone).float()
-    return float((slotted - expected).abs().max() / expected.std())
+def _slotted_logits(served: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Logits [rows, STEPS, V] after the last tokens of rows, passed one at a time in shared slots."""
+    slots = Slots(len(rows))
+    starts = [len(row) - STEPS for row in rows]
+    prompts = [row[: start + 1] for row, start in zip(rows, starts, strict=True)]
+    fill(served, slots, prompts, [[number] for number in range(len(rows))])
+    longest = max(map(len, rows))
+    made = []
+    for step in range(STEPS):
+        places = [start + step for start in starts]
+        tokens = [row[place] for row, place in zip(rows, places, strict=True)]
+        given = torch.tensor([tokens, places], device=served.device)
+        made.append(step_logits(served, slots, *given, longest=longest).float())
+    return torch.stack(made, 1)

@@ -23,7 +23,7 @@ import transformers
 from torch import Tensor
 
 from femtune.engines.batch import Batch, Row
-from femtune.engines.causal import pad, quickest, read_model, spans, stamp_of
+from femtune.engines.causal import pad, read_served, spans, stamp_of
 from femtune.engines.gumbel import token_nats
 from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.engines.rows import usual_rows
@@ -50,7 +50,7 @@ class TransformersEngine:
 
     `max_batch` rows are written at once, by default as many as `default_max_batch` says; the batch is
     refilled when a sixteenth of it is free, as a pass over several prompts costs little more than one
-    over one. Raises ModelError where the model can't be read or served (see `causal.read_model`), or
+    over one. Raises ModelError where the model can't be read or served (see `causal.read_served`), or
     has no end token.
     """
 
@@ -68,9 +68,8 @@ class TransformersEngine:
         self.dtype = dtype
         self.trust_remote_code = trust_remote_code
         self.tokenizer = tokenizer or read_tokenizer(model, trust_remote_code)
-        self._model = read_model(model, dtype, self.device, trust_remote_code)
+        self._model, self._quickest = self._read(model)
         self._config = self._model.config.get_text_config()  # stays when the model is released
-        self._quickest = quickest(self._model)
         self._stamp = stamp_of(Path(model))
         self._ends = end_tokens(self._model, self.tokenizer)
         self.max_batch = max_batch or default_max_batch(self._config, self.device)
@@ -86,15 +85,19 @@ class TransformersEngine:
         stamp = stamp_of(Path(weights))
         if self._model is not None and stamp == self._stamp:
             return  # it has them
-        model = read_model(Path(weights), self.dtype, self.device, self.trust_remote_code)
+        model, quickest = self._read(Path(weights))
         old, new = self._config.vocab_size, model.config.get_text_config().vocab_size
         if new != old:
             raise ModelError(
                 f"{weights} has a vocabulary of {new} tokens, the engine's model {old}: "
                 "make a new engine for another model."
             )
-        self._model, self._quickest, self._stamp = model, quickest(model), stamp
+        self._model, self._quickest, self._stamp = model, quickest, stamp
         self._ends = end_tokens(model, self.tokenizer)
+
+    def _read(self, weights: str | Path) -> tuple[Any, Any]:
+        tokenizer = self.tokenizer.tokenizer
+        return read_served(weights, self.dtype, self.device, self.trust_remote_code, tokenizer)
 
     def release(self) -> None:
         """Forget the model until the next `load`, and give a GPU's memory back."""

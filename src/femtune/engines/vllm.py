@@ -22,7 +22,9 @@ import gc
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -41,6 +43,7 @@ from femtune.engines.vllm_setup import (
     prepare_cpu,
     quietly,
     read_end_tokens,
+    rounded_copy,
 )
 from femtune.engines.vllm_worker import Reloader
 from femtune.errors import ConfigError, EngineError, ModelError
@@ -115,12 +118,15 @@ class VllmEngine:
         self._in_place = True  # whether weights may be changed in a running engine
         self._lora: Any = None  # vllm's LoRARequest of the adapter that is served
         self._num_adapters = 0  # so far: each gets a number of its own
+        self._adapter: tempfile.TemporaryDirectory[str] | None = None  # a rounded copy of it
         self._num_requests = 0
         self._llm: Any = None
         self._engine: Any = None  # the LLMEngine within
         self._asleep = False
         self._loaded: tuple[Any, ...] | None = None  # stamp of the full weights that it holds
-        self._start(self._base)
+        with self._rounded(Path(self._base), dtype) as folder:
+            self._start(str(folder))
+        self._loaded = stamp_of(Path(self._base))
         if adapter:
             self.load(Path(model))
 
@@ -275,8 +281,21 @@ class VllmEngine:
         self._ends = read_end_tokens(model, self.tokenizer, self.trust_remote_code)
 
     def _restart(self, weights: Path) -> None:
+        dtype = self._dtype
         self.close()
-        self._start(str(weights))
+        with self._rounded(weights, dtype) as folder:
+            self._start(str(folder))
+        self._loaded = stamp_of(weights)
+
+    @property
+    def _dtype(self) -> str:
+        return str(self._engine.model_config.dtype).removeprefix("torch.")
+
+    @contextmanager
+    def _rounded(self, weights: Path, dtype: str | None = None) -> Iterator[Path]:
+        """A folder whose weights lose nothing in the engine's dtype, for as long as vLLM reads it."""
+        with tempfile.TemporaryDirectory(prefix="femtune-") as scratch:
+            yield rounded_copy(weights, dtype or self._dtype, Path(scratch) / "weights")
 
     def _wake(self) -> None:
         if self._asleep:
@@ -406,7 +425,10 @@ class VllmEngine:
             self._restart(Path(self._base))
         self._drop_adapter()
         self._num_adapters += 1
-        lora = LoRARequest(f"femtune-{self._num_adapters}", self._num_adapters, str(folder))
+        # until the next adapter: vLLM may read it again
+        self._adapter = tempfile.TemporaryDirectory(prefix="femtune-")
+        read = rounded_copy(folder, self._dtype, Path(self._adapter.name) / "adapter")
+        lora = LoRARequest(f"femtune-{self._num_adapters}", self._num_adapters, str(read))
         try:
             self._engine.add_lora(lora)
         except Exception as error:  # what the worker raised: files, shapes, kinds of adapter
@@ -442,7 +464,8 @@ class VllmEngine:
         try:
             if self._asleep:  # the cache's memory comes last, when the folder's copy is freed
                 self._llm.wake_up(tags=["weights"])
-            self._llm.collective_rpc("femtune_reload", args=(str(weights),))
+            with self._rounded(weights) as folder:
+                self._llm.collective_rpc("femtune_reload", args=(str(folder),))
             if self._asleep:
                 self._llm.wake_up(tags=["kv_cache"])
                 self._asleep = False
@@ -451,8 +474,7 @@ class VllmEngine:
             self._ends = read_end_tokens(weights, self.tokenizer, self.trust_remote_code)
             probe = read_probe(weights)
             if probe is not None:
-                name = str(self._engine.model_config.dtype).removeprefix("torch.")
-                check_served(self, probe, ROUNDING.get(name, MOST))
+                check_served(self, probe, ROUNDING.get(self._dtype, MOST))
         except ModelError:
             raise
         except Exception as error:  # a worker's, EngineDeadError, or check_served's EngineError

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,10 +14,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import transformers
+from safetensors.torch import load_file, save_file
 
+from femtune.engines.causal import rounding_seed
 from femtune.engines.transformers import end_tokens
 from femtune.errors import ConfigError
+from femtune.headers import stored_dtype
 from femtune.prompts import ChatTokenizer
+from femtune.rounding import HALVES, rounded_state
+from femtune.served import PROBE
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM has room for
 _KV_BYTES = 2**32  # of keys and values on a CPU, where vLLM would take nine tenths of all memory
@@ -72,6 +78,28 @@ def check_format(args: Mapping[str, Any]) -> None:
             f"vLLM's load_format {told} reads pickled weights, which can run code: leave it out, "
             "femtune takes safetensors."
         )
+
+
+def rounded_copy(weights: Path, dtype: str, copy: Path) -> Path:
+    """Return a folder whose weights lose nothing in the engine's dtype: `weights`, or a copy of it.
+
+    vLLM casts to nearest, by which small updates are lost. So float32 weights that femtune trained, of a
+    model or an adapter, are rounded stochastically in `copy` where the engine's dtype has 16 bits.
+    """
+    if dtype not in HALVES or not (weights / PROBE).is_file():
+        return weights
+    seed = rounding_seed(weights)
+    is_adapter = (weights / "adapter_config.json").is_file()
+    if not is_adapter and stored_dtype(weights) != "float32":
+        return weights
+    copy.mkdir(parents=True)
+    for file in weights.iterdir():
+        if file.suffix == ".safetensors":
+            state = rounded_state(load_file(file), HALVES[dtype], seed)
+            save_file(state, copy / file.name, {"format": "pt"})
+        elif file.is_file():
+            shutil.copyfile(file, copy / file.name)
+    return copy
 
 
 def argument_names() -> set[str]:
