@@ -216,7 +216,7 @@ def _problem(row: Mapping[str, Any], task: str, options: Options, where: str) ->
         answer = read_plain(row["answer"], "answer") or ""
         others = {key: row[key] for key in row if key not in ("prompt", "answer", "id")}
         return Problem(where, read_prompt(row["prompt"], "prompt"), answer, others)
-    if task == "table":
+    if task in ("table", "math"):
         raise BadRow("`prompt` or `answer` is empty")
     own = {key: value for key, value in row.items() if key not in ("completion", "rationale")}
     plain = replace(options, columns={}, attributes=(), raters="each", bad_rows="stop")

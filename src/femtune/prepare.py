@@ -34,7 +34,6 @@ from femtune.worlds import SEEDLING
 # a file, the id of a data set on the Hub, problems, or what `read_task` gives
 Data = str | Path | Sequence[Problem] | TaskData
 
-_TEXTS = ("system_prompt", "rubric", "prompt_template")  # settings that may be the path of a file
 MODELS = {"seedling": SEEDLING}  # models that come with the package
 
 
@@ -168,7 +167,9 @@ def read_questions(
     """
     settings = replace(
         settings,
-        **{name: text_or_file(name, getattr(settings, name)) for name in _TEXTS},
+        system_prompt=text_or_file("system_prompt", settings.system_prompt),
+        rubric=text_or_file("rubric", settings.rubric),
+        prompt_template=text_or_file("prompt_template", settings.prompt_template),
     )
     form = parse_format(settings.answer_format)
     found = data if isinstance(data, TaskData) else _read(data, settings, answers)
