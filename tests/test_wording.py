@@ -22,7 +22,7 @@ from femtune.types import Problem
 
 RATED = {"prompt": "Why?", "response": "So.", "score": 3}
 PAIR = {"prompt": "Why?", "response_a": "So.", "response_b": "No.", "preference": "A"}
-MESSAGES = [
+MESSAGES: list[dict[str, str]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "1+1?"},
     {"role": "assistant", "content": "Answer: 2"},
