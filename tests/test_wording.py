@@ -61,7 +61,10 @@ def test_a_judge_reads_a_conversation_as_text(tmp_path: Path) -> None:
 
 
 def test_text_beside_messages_becomes_a_message(tmp_path: Path) -> None:
-    rows = [{"prompt": MESSAGES, "answer": "4"}, {"prompt": "3+3?", "answer": "6"}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": MESSAGES, "answer": "4"},
+        {"prompt": "3+3?", "answer": "6"},
+    ]
     problems = asked(tmp_path, rows, task="math").problems
     assert problems[1].prompt == [{"role": "user", "content": "3+3?"}]
     save_problems(problems, tmp_path / "p.parquet")

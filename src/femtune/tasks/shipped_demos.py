@@ -89,7 +89,7 @@ RATINGS: tuple[Row, ...] = (
         "prompt": "Explain in one sentence why we sleep.",
         "response": "Sleep lets the body rest. It also helps us to remember.",
         "place": 0.75,
-        "rationale": "The response is right, but it has two sentences and not one. That is a small fault. "
+        "rationale": "The response is right, but it has two sentences and not one, a small fault. "
         "It deserves a rating near the highest.",
     },
     {
