@@ -17,7 +17,7 @@ from femtune.config import Ask
 from femtune.errors import ConfigError, EngineError
 from femtune.prepare import Questions, load_config, load_tokenizer, local_model, named_pairs, read_value
 from femtune.problems import check_lengths
-from femtune.prompts import ChatTokenizer, Prompts
+from femtune.prompts import ChatTokenizer, Prompts, fit_prompts
 from femtune.rewards import score
 from femtune.served import NUM_PAIRS, ROUNDING, Probe
 from femtune.training import context_length
@@ -247,6 +247,7 @@ def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) ->
     _check_installed(settings)
     base = local_model(model)
     tokenizer = load_tokenizer(base, settings.template_args)
+    asked = replace(asked, prompts=fit_prompts(asked.prompts, tokenizer))
     context = context_length(load_config(base))
     for problems in groups:
         check_lengths(problems, asked.prompts, tokenizer, context, settings.max_new_tokens)
