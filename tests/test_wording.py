@@ -164,6 +164,10 @@ def test_texts_come_from_files_too(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="can't be read"):
         text_or_file("system_prompt", str(file))
     assert text_or_file("rubric", "x" * 5000) == "x" * 5000
+    assert text_or_file("system_prompt", "/no_think") == "/no_think"
+    for path in ("./rules", "/etc/no/rules", "rules.md"):
+        with pytest.raises(ConfigError, match="there is no file"):
+            text_or_file("system_prompt", path)
 
 
 # --- rubrics

@@ -108,7 +108,7 @@ def write_pair(
     if asking.template is not None:
         a, b = _sides(wording)
         shown = {a: row.get(first), b: row.get(second), "rater": rater or None}
-        named = {"scale": which, "attribute": attribute or None}
+        named = {"scale": "A, B or tie" if tie else which, "attribute": attribute or None}
         return _filled(asking, {**row, **shown, **named})
     blocks: list[tuple[str, Any]] = [("Rubric", asking.rubric)]
     blocks += [(name, row.get(key)) for name, key in (*wording.given, *EXTRAS)]
