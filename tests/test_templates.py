@@ -11,6 +11,7 @@ import torch
 
 from femtune.errors import ModelError
 from femtune.examples import read_examples, write_examples
+from femtune.prepare import load_tokenizer
 from femtune.prompts import ChatTokenizer, Prompts
 from femtune.trainer import Batches
 from femtune.types import Completion, Draw, DrawKey, Example, Problem, Score
@@ -142,6 +143,59 @@ def test_a_template_that_renders_nothing_is_a_model_error() -> None:
     tokenizer.chat_template = "{% if false %}x{% endif %}"
     with pytest.raises(ModelError, match="renders nothing"):
         ChatTokenizer(tokenizer).encode_prompt("Hi")
+
+
+def test_a_template_that_drops_the_text_is_refused_as_it_is_loaded() -> None:
+    tokenizer = FAMILY["qwen3"].tokenizer()
+    ChatTokenizer(tokenizer).check()
+    tokenizer.chat_template = (  # it reads a list of parts, and of text every letter has no `text`
+        "{% for m in messages %}<|im_start|>{{ m.role }}{% for c in m.content %}{{ c.text }}{% endfor %}"
+        "<|im_end|>{% endfor %}"
+    )
+    with pytest.raises(ModelError, match="drops the text of messages"):
+        ChatTokenizer(tokenizer).check()
+
+
+@EVERY
+def test_every_family_passes_the_check(family: Family) -> None:
+    ChatTokenizer(family.tokenizer()).check()
+
+
+def test_a_template_that_needs_tools_gets_an_empty_list() -> None:
+    tokenizer = FAMILY["qwen2.5"].tokenizer()
+    tokenizer.chat_template = "{{ tools | length }}{{ functions | length }}{{ messages[0].content }}"
+    assert ChatTokenizer(tokenizer).prompt_text("Hi") == "00Hi"
+
+
+@CHATS
+def test_special_tokens_that_data_spell_out_stay_text(family: Family) -> None:
+    chat = ChatTokenizer(family.tokenizer())
+    marks = "".join(family.special)
+    said = f"x{marks}ab{family.end}"
+    tokens, usual = chat.encode_prompt(said), chat.encode_prompt("x")
+    ids = set(chat.tokenizer.convert_tokens_to_ids(list(family.special)))
+    assert [token for token in tokens if token in ids] == [token for token in usual if token in ids]
+    assert said in chat.tokenizer.decode(tokens)
+    assert chat.encode_prompt("xab") == tuple(
+        chat.tokenizer(chat.prompt_text("xab"), add_special_tokens=False)["input_ids"]
+    )
+
+
+def test_private_characters_of_the_data_are_kept_beside_special_tokens() -> None:
+    chat = ChatTokenizer(FAMILY["qwen3"].tokenizer())
+    said = "\ue000\ue001 <|im_end|> \ue002"
+    assert said in chat.tokenizer.decode(chat.encode_prompt(said))
+
+
+def test_the_end_token_of_the_model_stands_in_for_the_tokenizers(tmp_path: Path) -> None:
+    tokenizer = FAMILY["base without BOS"].tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no end token"):
+        load_tokenizer(tmp_path)
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": [{end}]}}')
+    assert load_tokenizer(tmp_path).end_token_id == end
 
 
 def test_a_tokenizer_without_an_end_token_is_a_model_error() -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from femtune.answer_format import AnswerFormat
 from femtune.answers import parse_scale
@@ -62,19 +62,23 @@ def load_demos(
     reward: Reward,
     problems: Sequence[Problem] = (),
     accept_at: float = 1.0,
+    *,
+    in_data: Literal["refuse", "allow"] = "refuse",
 ) -> Demos:
     """Load worked examples: "auto" for those that come with the task, "none", or the path of a file.
 
-    `options` says how the task's items are worded (scale, rubric, template), `problems` are the data: an
-    example that stands in them is refused, or left out of the shipped ones with a warning. Raises
-    DataError for a file that can't be used, or an example whose answer does not earn the reward.
+    `options` says how the task's items are worded (scale, rubric, template), `problems` are the data. An
+    example that stands in them is refused, or left out of the shipped ones with a warning, unless
+    `in_data` allows it, as for items to predict. Raises DataError for a file that can't be used, or an
+    example whose answer does not earn the reward.
     """
     if source == "none":
         return ()
+    known = {_spaced(problem.prompt) for problem in problems} if in_data == "refuse" else set()
     if source == "auto":
-        return _shipped(task, options, prompts, reward, problems, accept_at)
+        return _shipped(task, options, prompts, reward, problems, accept_at, known)
     file = Path(source).expanduser()
-    made, known = [], _known(problems)
+    made = []
     for place, problem, completion in _file_demos(file, task, options, prompts.format):
         where = f"{file}, {file_unit(file)} {place}"
         demo = Demo(problem.prompt, problem.answer, completion)
@@ -103,9 +107,10 @@ def _shipped(
     reward: Reward,
     problems: Sequence[Problem],
     accept_at: float,
+    known: set[str],
 ) -> Demos:
     """The task's shipped examples that the reward accepts and the data do not hold."""
-    known, made = _known(problems), []
+    made = []
     found = list(shipped_problems(task, options, problems))
     if options.template and not found and task != "table":
         log.warning(
@@ -156,7 +161,7 @@ def _row(
     if label == "score":
         answers = parse_scale(options.scale or "1,5").answers
         place = made.pop("place")
-        if 0 < place < 1 and len(answers) < 3:
+        if (0 < place < 1 and len(answers) < 3) or (place == 0.75 and len(answers) < 4):
             return None
         made["score"] = answers[int(place * (len(answers) - 1))]
     if label == "preference" and row["preference"] == "tie" and options.scale != "A,B,tie":
@@ -218,7 +223,7 @@ def _problem(row: Mapping[str, Any], task: str, options: Options, where: str) ->
         answer = read_plain(row["answer"], "answer") or ""
         others = {key: row[key] for key in row if key not in ("prompt", "answer", "id")}
         return Problem(where, read_prompt(row["prompt"], "prompt"), answer, others)
-    if task == "table":
+    if task in ("table", "math"):
         raise BadRow("`prompt` or `answer` is empty")
     own = {key: value for key, value in row.items() if key not in ("completion", "rationale")}
     plain = replace(options, columns={}, attributes=(), raters="each", bad_rows="stop")
@@ -257,10 +262,6 @@ def _fault(demo: Demo, problem: Problem, prompts: Prompts, reward: Reward, accep
         said = f"its answer is {brief(demo.answer)!r}, and {brief(parsed.answer)!r} was read from its"
         return f"{said} completion: {earned}, expected {accept_at:g}."
     return ""
-
-
-def _known(problems: Sequence[Problem]) -> set[str]:
-    return {_spaced(problem.prompt) for problem in problems}
 
 
 def _spaced(prompt: Prompt) -> str:

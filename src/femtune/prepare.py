@@ -198,6 +198,7 @@ def read_questions(
         grade,
         found.problems,
         settings.accept_at,
+        in_data="refuse" if answers else "allow",
     )
     if answers and settings.check_gold:
         check_gold(found.problems, grade, settings.accept_at, prompts)
@@ -221,8 +222,8 @@ def task_options(settings: Ask) -> Options:
         raters=settings.raters,
         bad_rows=settings.bad_rows,
         answer_format=settings.answer_format,
-        rubric=settings.rubric,
-        prompt_template=settings.prompt_template,
+        rubric=text_or_file("rubric", settings.rubric),
+        prompt_template=text_or_file("prompt_template", settings.prompt_template),
         round_scores=settings.round_scores,
         soft_labels=settings.soft_labels,
     )

@@ -230,7 +230,7 @@ class ChatTokenizer:
         text = "".join(message["content"] for message in messages)
         free = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text)
         names = dict(zip(sorted(found), free, strict=False))
-        hidden = [
+        hidden: list[Message] = [
             {**m, "content": marks.sub(lambda mark: names[mark[0]], m["content"])} for m in messages
         ]
         return hidden, {name: mark for mark, name in names.items()}

@@ -108,9 +108,9 @@ def write_pair(
     if asking.template is not None:
         a, b = _sides(wording)
         shown = {a: row.get(first), b: row.get(second), "rater": rater or None}
-        named = {"scale": which, "attribute": attribute or None}
+        named = {"scale": "A, B or tie" if tie else which, "attribute": attribute or None}
         return _filled(asking, {**row, **shown, **named})
-    blocks = [("Rubric", asking.rubric)]
+    blocks: list[tuple[str, Any]] = [("Rubric", asking.rubric)]
     blocks += [(name, row.get(key)) for name, key in (*wording.given, *EXTRAS)]
     name = wording.thing.capitalize()
     blocks += [(f"{name} A", row.get(first)), (f"{name} B", row.get(second))]
@@ -213,7 +213,8 @@ def _rating(row: Row, scale: Scale, wording: Wording, named: bool, asking: Askin
     text = _required(row, wording.thing)
     if isinstance(text, BadRow):
         return text
-    answer, more = "", {}
+    answer = ""
+    more: dict[str, Any] = {}
     if row.get("score") is not None:
         read = scale.read(_canonical(row["score"]))
         soft = {} if read is not None or not scale.numeric else _between(row["score"], scale)

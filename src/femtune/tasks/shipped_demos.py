@@ -86,18 +86,18 @@ RATINGS: tuple[Row, ...] = (
         "It deserves the lowest rating.",
     },
     {
+        "prompt": "Explain in one sentence why we sleep.",
+        "response": "Sleep lets the body rest. It also helps us to remember.",
+        "place": 0.75,
+        "rationale": "The response is right, but it has two sentences and not one, a small fault. "
+        "It deserves a rating near the highest.",
+    },
+    {
         "prompt": "Name the four seasons.",
         "response": "Spring and summer.",
         "place": 0.5,
         "rationale": "The response names two seasons, and two are missing. It is half right. "
         "It deserves a rating in the middle.",
-    },
-    {
-        "prompt": "How many days are in a week?",
-        "response": "A week has seven days.",
-        "place": 1,
-        "rationale": "A week has seven days, as the response says. It is correct and complete. "
-        "It deserves the highest rating.",
     },
 )
 

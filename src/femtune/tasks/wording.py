@@ -20,7 +20,8 @@ from femtune.reading import BadRow
 from femtune.words import brief, first, near
 
 _LABELS = {"answer", "score", "preference", "right"}  # what a template may never show
-_PATH = re.compile(r"(~|\.{1,2})?/\S+|\S+\.(txt|md|rst|jinja|j2|yaml|json)")
+# meant as a path; "/no_think" is a text that some models know
+_PATH = re.compile(r"(~|\.{1,2})/\S+|/\S+[/.]\S+|\S+\.(txt|md|rst|jinja|j2|yaml|json)")
 
 
 def text_or_file(name: str, given: str | None) -> str | None:

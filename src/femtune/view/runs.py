@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
+from femtune.answer_format import parse_format
 from femtune.errors import RunError
 from femtune.prompts import HINT, Prompts
 
@@ -57,7 +58,13 @@ class Found:
     def prompts(self) -> Prompts:
         """Those that the run asked with. Raises ConfigError where its hint is none."""
         instruction, hint = self.config.get("instruction"), self.config.get("hint")
-        return Prompts(str(instruction or ""), str(hint or HINT))
+        form, system = self.config.get("answer_format"), self.config.get("system_prompt")
+        return Prompts(
+            str(instruction or ""),
+            str(hint or HINT),
+            format=parse_format(str(form or "line")),
+            system_prompt=str(system) if system else None,
+        )
 
     def progress(self) -> tuple[int, int | None]:
         """The last iteration that is done (-1: none), and the one that is to be the last, if known."""
