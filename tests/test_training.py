@@ -121,7 +121,7 @@ def test_an_impossible_setting_is_refused_by_name(setting: str, value: float) ->
 
 
 def test_the_learning_rate_defaults_to_the_method_s() -> None:
-    assert (Training().rate, Training(use_peft=True).rate) == (2e-5, 2e-4)
+    assert (Training().rate, Training(use_peft=True).rate) == (5e-5, 2e-4)
     assert Training(use_peft=True, learning_rate=1e-3).rate == 1e-3
 
 

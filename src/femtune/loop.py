@@ -25,6 +25,8 @@ from femtune.errors import NothingKept
 from femtune.estep import e_step
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.examples import write_examples
+from femtune.model_info import FILE as MODEL_INFO
+from femtune.model_info import ModelInfo, is_trained, write_info
 from femtune.prompts import ChatTokenizer
 from femtune.retention import check_room, link_models, thin_out
 from femtune.run import Run, read_draws
@@ -84,8 +86,7 @@ class Plan:
         """
         training = self.training
         if self.scheme.restarts(iteration):
-            epochs = self.scheme.restart * training.num_train_epochs
-            return "base", replace(training, num_train_epochs=epochs)
+            return "base", training.longer(self.scheme.restart)
         if self.scheme.settle and training.lr_scheduler_type == "constant":
             training = replace(training, lr_scheduler_type="linear")
         return self.start_from, training
@@ -100,12 +101,14 @@ def fem(
     setup: Setup,
     tokenizer: ChatTokenizer,
     progress: Progress,
+    info: ModelInfo | None = None,
 ) -> list[dict[str, Any]]:
     """Run FEM from the weights in `base`; gives the metrics of every iteration, 0 being the base.
 
-    Raises NothingKept where an E-step keeps no draw, and whatever its parts raise.
+    `info` is stored in each model's folder. Raises NothingKept where an E-step keeps no draw, and
+    whatever its parts raise.
     """
-    steps = Steps(run, base, problems, eval_problems, plan, setup, tokenizer, progress)
+    steps = Steps(run, base, problems, eval_problems, plan, setup, tokenizer, progress, info)
     return steps.iterate()
 
 
@@ -121,6 +124,7 @@ class Steps:
     setup: Setup
     tokenizer: ChatTokenizer
     progress: Progress
+    info: ModelInfo | None = None  # how the models are asked: see model_info.py
     serving: Path | None = None  # the weights that the engine has
 
     def iterate(self) -> list[dict[str, Any]]:
@@ -214,9 +218,17 @@ class Steps:
                     seed=self.setup.seed + iteration,
                     on_step=self.progress.step,
                 )
+                self._describe(folder / "model")
                 self.run.record(folder / "model")
+        elif self.info is not None and not is_trained(folder / "model"):  # killed before it was written
+            self._describe(folder / "model")
+            self.run.record(folder / "model" / MODEL_INFO)
         metrics: dict[str, Any] = json.loads((folder / "model" / "m_step.json").read_text())
         return metrics
+
+    def _describe(self, model: Path) -> None:
+        if self.info is not None:
+            write_info(model, self.info)
 
     def _m_step(self) -> Callable[..., Any]:
         """The M-step here, or in the processes that `launch` starts."""

@@ -50,6 +50,9 @@ class MStep:
     trained_tokens: int  # fed, prompts included, over all epochs
     loss: float  # nats a completion token, averaged over steps
     seconds: float  # training alone, without loading and saving
+    num_epochs: float
+    batch_size: int  # examples of a batch on one device
+    learning_rate: float  # the peak
 
 
 class OutOfMemory(ModelError):
@@ -145,7 +148,7 @@ def _attempt(
 
 def _plan(data: TokenExamples, training: Training, seed: int, halvings: int) -> list[Sequence[int]]:
     lengths = [len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True)]
-    plan: list[Sequence[int]] = list(plan_batches(lengths, training, seed))
+    plan: list[Sequence[int]] = list(plan_batches(lengths, training, seed, processes.count()))
     for _ in range(halvings):
         plan = halved_plan(plan)
     return shared_plan(plan, processes.count())
@@ -184,7 +187,10 @@ def _train(
     fed = sum(len(data.prompts[row]) + len(data.completions[row]) for rows in plan for row in rows)
 
     def save() -> dict[str, Any]:
-        done = asdict(MStep(len(data), result.global_step, fed, result.training_loss, round(seconds, 3)))
+        schedule = training.schedule(len(data), processes.count())
+        took = round(seconds, 3)
+        made = MStep(len(data), result.global_step, fed, result.training_loss, took, **asdict(schedule))
+        done = asdict(made)
         with replacing(out) as part:
             network = trainer.accelerator.unwrap_model(trainer.model)
             network.save_pretrained(part, **({} if weights is None else {"state_dict": weights}))
@@ -256,7 +262,7 @@ def whole_weights(trainer: WeightedTrainer, training: Training) -> dict[str, tor
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         options = StateDictOptions(
-            full_state_dict=True, cpu_offload=True, ignore_frozen_params=training.use_peft
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=bool(training.use_peft)
         )
         weights = dict(get_model_state_dict(trainer.model_wrapped, options=options))
         # by parameter, so that tied ones are one tensor again, and stored once
