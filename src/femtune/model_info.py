@@ -20,6 +20,7 @@ from femtune.config import Ask, check_types, given
 from femtune.errors import ConfigError, ModelError
 from femtune.files import write_json
 from femtune.formats import Unreadable, read_json
+from femtune.rewards import REWARDS
 
 log = logging.getLogger("femtune")
 
@@ -85,6 +86,8 @@ def info_of(
     asked: dict[str, Any] = {name: getattr(resolved, name, None) for name in ASKED if name in known}
     if rubric is not None:
         asked["rubric"] = rubric
+    if not _is_findable(asked["reward"]):
+        asked["reward"] = None
     filled = [name for name in _FILLED if not getattr(settings, name) and asked[name] is not None]
     return ModelInfo(
         femtune_version(),
@@ -94,6 +97,11 @@ def info_of(
         demos=demos,
         from_task=tuple(filled),
     )
+
+
+def _is_findable(reward: str | None) -> bool:
+    """Return whether another command can find a reward by its name: a function given has none."""
+    return reward is not None and (":" in reward or reward.partition("(")[0].strip() in REWARDS)
 
 
 def write_info(folder: Path, info: ModelInfo) -> None:
@@ -123,9 +131,7 @@ def read_info(folder: Path) -> ModelInfo | None:
         raise ModelError(f"{path} holds a {type(found).__name__}, expected names and values. {redo}")
     form = found.get("format")
     if not isinstance(form, int) or form > FORMAT:
-        raise ModelError(
-            f"{path} has format {form!r}; this femtune reads up to {FORMAT}: update it."
-        )
+        raise ModelError(f"{path} has format {form!r}; this femtune reads up to {FORMAT}: update it.")
     known = {field.name for field in fields(ModelInfo)}
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
