@@ -33,14 +33,15 @@ from femtune.demo import write_world
 from femtune.run import read_draws
 from femtune.worlds import SEEDLING
 
+M_STEP = {"learning_rate": 3e-4, "num_train_epochs": 2, "per_device_train_batch_size": 32}
 RUBRIC = {
     "task": "judge",
     "raters": "named",
     "scale": "1,5",
     "max_new_tokens": 64,
-    "learning_rate": 3e-4,
+    **M_STEP,
 }
-SUMS = {"task": "math", "max_new_tokens": 128, "learning_rate": 3e-4}
+SUMS = {"task": "math", "max_new_tokens": 128, **M_STEP}
 SENTENCE = "So it is.\nAnswer: 7"
 
 

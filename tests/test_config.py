@@ -158,7 +158,7 @@ def test_a_run_is_named_by_its_configuration_but_for_what_may_change(
     monkeypatch.chdir(tmp_path)
 
     def name(verb: str = "train", **changes: Any) -> str:
-        place, _ = run_place(None, verb, "a/judge.jsonl", "m", Train(**changes), PROBLEMS)
+        place, _ = run_place(None, verb, "a/judge.jsonl", "seedling", Train(**changes), PROBLEMS)
         return str(place)
 
     assert name(scheme="rejection:4").startswith("runs/train-judge-rejection-4-")

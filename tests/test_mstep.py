@@ -32,6 +32,12 @@ A: Row = ([10, 20, 30, 40, 50, 60], [70, 80, END], 1.0)
 B: Row = ([15], [25, 35, 45, 55, 65, 75, 85, 95, 105, END], 1.0)
 C: Row = ([11, 21, 31], [END], 1.0)
 ROWS = [A, B, C]
+ONE_PASS: dict[str, Any] = {  # all rows in one step, unless a test says otherwise
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 32,
+    "learning_rate": 2e-5,
+    "use_cpu": True,
+}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # gpt2 alone has any
 
 
@@ -471,7 +477,7 @@ def train(
         folder / "examples.parquet",
         start,
         folder / "out",
-        Training(**{"num_train_epochs": 1, "use_cpu": True, **settings}),
+        Training(**(ONE_PASS | settings)),
         ChatTokenizer(transformers.AutoTokenizer.from_pretrained(start)),
         seed=seed,
         dtype=dtype,

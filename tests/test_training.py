@@ -10,9 +10,18 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from femtune.errors import ConfigError
-from femtune.training import Training, context_length, halved_plan, plan_batches, shared_plan
+from femtune.training import (
+    Schedule,
+    Training,
+    context_length,
+    halved_plan,
+    plan_batches,
+    shared_plan,
+)
 
 LENGTHS = [random.Random(row).randint(5, 100) for row in range(700)]
 
@@ -120,8 +129,47 @@ def test_an_impossible_setting_is_refused_by_name(setting: str, value: float) ->
         Training(**{setting: value})
 
 
+@given(st.integers(1, 3000), st.integers(1, 4), st.integers(1, 3))
+def test_small_sets_get_many_small_steps(examples: int, accumulation: int, processes: int) -> None:
+    """At least 40 steps, each of at most an eighth of the examples, from 8 examples a device on."""
+    training = Training(gradient_accumulation_steps=accumulation)
+    made = training.schedule(examples, processes)
+    a_step = made.batch_size * accumulation * processes
+    assert 2 <= made.num_epochs <= 10 and 1 <= made.batch_size <= 32
+    assert a_step <= max(examples / 8, accumulation * processes)
+    steps = made.num_epochs * math.ceil(examples / a_step)
+    assert steps >= 40 or made.num_epochs == 10
+    if steps < 40:  # 10 passes do not give 40 steps
+        assert examples < 4 * accumulation * processes
+    plan = plan_batches([10] * examples, training, 0, processes)
+    assert max(map(len, plan)) <= made.batch_size
+    assert len(plan) >= made.num_epochs * math.ceil(examples / made.batch_size)
+
+
+@pytest.mark.parametrize(
+    ("examples", "epochs", "batch", "steps"),
+    [(1, 10, 1, 10), (4, 10, 1, 40), (40, 5, 5, 40), (300, 4, 32, 40), (1000, 2, 32, 64)],
+)
+def test_steps_by_number_of_examples(examples: int, epochs: int, batch: int, steps: int) -> None:
+    made = Training().schedule(examples)
+    assert (made.num_epochs, made.batch_size, made.learning_rate) == (epochs, batch, 5e-5)
+    assert len(plan_batches([10] * examples, Training(), 0)) == steps
+
+
+def test_what_is_set_is_taken_as_it_is() -> None:
+    fixed = Training(num_train_epochs=0.5, per_device_train_batch_size=100, learning_rate=1e-3)
+    for examples in (1, 40, 10_000):
+        assert fixed.schedule(examples, 8) == Schedule(0.5, 100, 1e-3)
+
+
+def test_a_restart_takes_longer_whether_epochs_are_set_or_not() -> None:
+    assert Training(num_train_epochs=2).longer(2.5) == Training(num_train_epochs=5)
+    assert Training().longer(3).schedule(40).num_epochs == 15
+    assert Training().longer(3).longer(2).schedule(1000).num_epochs == 12
+
+
 def test_the_learning_rate_defaults_to_the_method_s() -> None:
-    assert (Training().rate, Training(use_peft=True).rate) == (2e-5, 2e-4)
+    assert (Training().rate, Training(use_peft=True).rate) == (5e-5, 2e-4)
     assert Training(use_peft=True, learning_rate=1e-3).rate == 1e-3
 
 

@@ -109,7 +109,7 @@ def baseline_settings(name: str, settings: Train, draws: int, rl: RL | None = No
         raise ConfigError(f"baseline_draws must be at least 1, got {draws}.")
     training, iterations = settings.training, settings.iterations
     if name == "answer-only":
-        training = replace(training, num_train_epochs=iterations * training.num_train_epochs)
+        training = training.longer(iterations)
         iterations = 1
     fields = {key: getattr(settings, key) for key in Train.__dataclass_fields__}
     own = {"scheme": name, "training": training, "iterations": iterations}
@@ -122,7 +122,7 @@ def check(asked: Questions[Train], data: Data, model: str, settings: Baseline, o
     """Refuse at once what `run_baseline` would refuse. Raises DataError, ConfigError, RunError."""
     own = _own(asked, settings)
     train, test = held_out(own, data)
-    run_place(output_dir, "baseline", data, model, own.settings, train, test)
+    run_place(output_dir, "baseline", data, model, own.settings, train, test, reward=own.reward)
     if not test:
         raise DataError(
             f"baseline {settings.scheme}: no problem is held out to measure it on. Give --eval-data, a "
@@ -140,7 +140,9 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
     """
     asked = _own(read_questions(data, settings), settings)
     train, test = held_out(asked, data)
-    place, config = run_place(output_dir, "baseline", data, model, asked.settings, train, test)
+    place, config = run_place(
+        output_dir, "baseline", data, model, asked.settings, train, test, reward=asked.reward
+    )
     with open_run(place, config, CHANGEABLE) as run:
         if isinstance(settings, Reinforced):
             asker = make_asker(model, asked, train, test)

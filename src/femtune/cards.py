@@ -198,6 +198,7 @@ def _about(told: Told) -> dict[str, Any]:
         "num_problems": len(told.problems),
         "iterations": len(told.history),
         "e_step": told.metrics["e_step"],
+        "m_step": told.metrics.get("m_step"),  # a data card has none
         "any_hinted": any("hinted" in each["e_step"]["reasons"] for each in told.history),
         "wakes": re.search(r"\+\s*wake\b", str(config.get("scheme"))) is not None,
         "covered_share": covered_share(told.metrics["e_step"]),

@@ -111,7 +111,9 @@ def _for_command(settings: Mapping[str, Any], command: Sequence[str]) -> dict[st
         verb: {name for each in app[verb].assemble_argument_collection() for name in each.names}
         for verb in verbs
     }
-    others = {"--problems"}.union(*names.values()) - names[command[0]]  # a run's hash of its problems
+    # what a run's own config.yaml has beside settings
+    own = {"--problems", "--relies-on", "--epochs-factor"}
+    others = own.union(*names.values()) - names[command[0]]
     return {key: value for key, value in settings.items() if f"--{key.replace('_', '-')}" not in others}
 
 

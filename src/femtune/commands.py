@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from femtune.asker import Asker, make_asker, no_foreign_bars
 from femtune.calibration import (
@@ -33,16 +33,28 @@ from femtune.costs.disk import at_most, check_disk
 from femtune.demos import Demos, save_demos
 from femtune.errors import ConfigError, ModelError
 from femtune.evaluate import as_item, evaluation_metrics
+from femtune.hashes import hash_weights, relied_on, warn_of_date
 from femtune.loop import Progress, Steps, fem
+from femtune.model_info import (
+    ModelInfo,
+    femtune_version,
+    info_of,
+    read_info,
+    with_defaults,
+    write_info,
+)
 from femtune.predictions import check_calibration, read_calibration
 from femtune.prepare import (
     Data,
+    base_of_adapter,
     check_new,
     check_varied,
+    choose_peft,
     fingerprint,
     held_out,
     load_tokenizer,
     local_model,
+    needs_peft,
     plan,
     read_questions,
     resolved,
@@ -51,7 +63,8 @@ from femtune.prepare import (
 from femtune.problems import save_problems
 from femtune.progress import Quiet
 from femtune.retention import best_of
-from femtune.run import Run, by_problem, check_run, open_run, read_draws
+from femtune.run import Run, by_problem, check_run, open_run, read_draws, stored_config
+from femtune.stored import settings_of
 from femtune.tasks.frames import scale_of
 from femtune.tasks.load import TaskData, trained_on
 from femtune.trackers import check_trackers, tracking
@@ -59,6 +72,7 @@ from femtune.training import Training
 from femtune.types import Problem, Sampling, Scheme
 
 log = logging.getLogger("femtune")
+A = TypeVar("A", bound=Ask)
 
 
 @dataclass(frozen=True)
@@ -125,11 +139,19 @@ def run_train(
     draws = sampling(settings, scheme)
     plan(replace(settings, soft_accept=None), scheme)  # what needs no data is refused at once
     asked = read_questions(data, settings, reward)
-    steps = plan(asked.settings, scheme)
     problems, test = held_out(asked, data)
-    place, config = run_place(output_dir, "train", data, model, asked.settings, problems, test)
+    base = local_model(model)
+    asked = replace(asked, settings=choose_peft(asked.settings, base, _path(output_dir)))
+    steps = plan(asked.settings, scheme)
+    place, config = run_place(
+        output_dir, "train", data, model, asked.settings, problems, test, reward=asked.reward
+    )
+    warn_of_date(base, asked.settings.template_args)
     asker = make_asker(model, asked, problems, test)
     steps = replace(steps, demos=usable_demos(asker.demos, steps.scheme))
+    info = info_of(settings, asked.settings, model, config["relies_on"]["weights"])
+    if reward is not None:  # a function has no name by which another command could find it
+        info = replace(info, reward=None)
     num_stored = len(list(place.glob("iteration-*/model")))
     check_disk(place, at_most(steps, asker.base, len(problems), len(test), draws, num_stored))
     with (
@@ -144,7 +166,7 @@ def run_train(
                     "the server takes no adapters while it runs, so what is learnt can't reach it: "
                     "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
                 )
-            history = fem(run, asker.base, problems, test, steps, setup, asker.tokenizer, progress)
+            history = fem(run, asker.base, problems, test, steps, setup, asker.tokenizer, progress, info)
         for iteration in {best_of(history), steps.iterations}:
             write_model_card(run.root, iteration)
     return Result(run.root, run.root / "last", history)
@@ -163,7 +185,9 @@ def sample(
     what = plan(as_train(asked.settings))
     problems = trained_on(asked.problems)
     check_varied(problems)
-    place, config = run_place(output_dir, "sample", data, model, asked.settings, problems)
+    place, config = run_place(
+        output_dir, "sample", data, model, asked.settings, problems, reward=asked.reward
+    )
     asker = make_asker(model, asked, problems)
     what = replace(what, demos=usable_demos(asker.demos, what.scheme))
     with open_run(place, config, CHANGEABLE) as run:
@@ -197,16 +221,35 @@ def fit(
 
     no_foreign_bars()
     base = local_model(model)
+    if training.use_peft is None:
+        training = replace(training, use_peft=needs_peft(training, base))
     tokenizer = load_tokenizer(base)
     is_first = os.environ.get("RANK", "0") == "0"  # of a job's processes
     beside = output_dir.with_name(f"{output_dir.name}.trackers")
     config = {"examples": str(examples), "model": model, "seed": seed, **asdict(training)}
     with tracking(training.trackers if is_first else (), beside, config, _Steps(on_step)) as told:
         done = m_step(examples, base, output_dir, training, tokenizer, seed=seed, on_step=told.step)
+        if is_first:
+            write_info(output_dir, _fitted(examples, model, base))
         metrics = asdict(done)
         told.measured(1, {"iteration": 1, "m_step": metrics})
     processes.leave()  # gloo's threads would abort a process that ends while they run
     return metrics
+
+
+def _fitted(examples: Path, model: str, base: Path) -> ModelInfo:
+    """Describe how a fitted model is asked: as the run that its examples are from, or as its base."""
+    root = examples.absolute().parent.parent
+    weights = hash_weights(base, base_of_adapter(base))
+    if (root / "config.yaml").exists():
+        settings = settings_of(stored_config(root), root)
+        return info_of(settings, settings, model, weights)
+    known = read_info(base) or ModelInfo()
+    return replace(known, femtune=femtune_version(), base=model, base_sha256=weights)
+
+
+def _path(place: str | Path | None) -> Path | None:
+    return None if place is None else Path(place)
 
 
 @dataclass(frozen=True)
@@ -227,6 +270,17 @@ def evaluate(
     Under a calibration, `ece`, `brier` and all that is of the expected rating are of calibrated votes;
     `ece_raw` and `brier_raw` are of the votes themselves. The draws are the same with and without.
     """
+    return _evaluate(data, model, as_trained(settings, model), output_dir, progress)
+
+
+def as_trained(settings: A, model: str) -> A:
+    """Settings with what was left open filled in by the model's femtune.json, where it has one."""
+    return with_defaults(settings, read_info(local_model(model)))
+
+
+def _evaluate(
+    data: Data, model: str, settings: Evaluate, output_dir: str | Path | None, progress: Progress
+) -> tuple[Path, dict[str, Any]]:
     what = plan(
         Train(
             eval_draws=settings.draws,
@@ -238,7 +292,9 @@ def evaluate(
     asked = read_questions(data, settings)
     problems = asked.problems
     check_calibration(calibration, problems)
-    place, config = run_place(output_dir, "evaluate", data, model, asked.settings, problems)
+    place, config = run_place(
+        output_dir, "evaluate", data, model, asked.settings, problems, reward=asked.reward
+    )
     if settings.calibration is not None:
         digest = hashlib.blake2b(Path(settings.calibration).read_bytes(), digest_size=12).hexdigest()
         config["calibration"] = f"{settings.calibration} (blake2b {digest})"
@@ -283,6 +339,7 @@ def calibrate(
     where the answers are on no scale, or on several, DataError where there are too few.
     """
     check_new(output, "--output")
+    settings = as_trained(settings, model)
     kept = {field.name: getattr(settings, field.name) for field in fields(Ask)}
     asking = Evaluate(**kept, draws=settings.draws, temperature=settings.temperature)
     asked = read_questions(data, asking)
@@ -291,7 +348,7 @@ def calibrate(
     if scale is None or scales:
         several = "these have none" if scale is None else f"these are on {len(scales) + 1}"
         raise ConfigError(f"a calibration is of answers on one scale, and {several}.")
-    folder, _ = evaluate(data, model, asking, output_dir, progress)
+    folder, _ = _evaluate(data, model, asking, output_dir, progress)
     by_id = {problem.id: problem for problem in asked.problems}
     items = [
         as_item(by_id[name], draws)
@@ -362,16 +419,29 @@ def run_place(
     model: str,
     settings: Any,
     *groups: Sequence[Problem],
+    reward: Callable[..., Any] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """A run's directory and resolved configuration; refused at once where it holds another run.
 
-    As told, else named by the configuration, so that the same command finds its run again.
+    As told, else named by the configuration, so that the same command finds its run again. `reward` is
+    what the draws are graded by, where they are: its code and columns are among what the run relies on.
     """
     given = data.problems if isinstance(data, TaskData) else data
     shown = str(given) if isinstance(given, (str, Path)) else f"{len(given)} problems"
     config = resolved(settings, data=shown, model=model, problems=fingerprint(*groups))
+    base = local_model(model)
+    config["relies_on"] = relied_on(
+        base,
+        base=base_of_adapter(base),
+        template_args=settings.template_args,
+        spec=settings.reward,
+        reward=reward,
+        problems=[problem for group in groups for problem in group],
+    )
     if output_dir is None:
-        fixed = {key: value for key, value in config.items() if key not in CHANGEABLE}
+        # not by what it relies on: where that changed, the same command finds its run and refuses it
+        free = {*CHANGEABLE, "relies_on"}
+        fixed = {key: value for key, value in config.items() if key not in free}
         digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
         scheme = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
         parts = [verb, Path(shown).stem, scheme, digest.hexdigest()]

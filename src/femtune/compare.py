@@ -40,7 +40,7 @@ from femtune.config import RL, Train
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
 from femtune.evaluate import sound_steps
 from femtune.files import replacing
-from femtune.prepare import Data, held_out, plan, read_questions
+from femtune.prepare import Data, choose_peft, held_out, local_model, plan, read_questions
 from femtune.progress import Quiet
 from femtune.run import read_log
 from femtune.schemes import spelled_out
@@ -249,8 +249,10 @@ def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
             check(asked, data, model, job.settings, job.output_dir)
             continue
         own = replace(asked, settings=replace(asked.settings, scheme=job.settings.scheme, seed=job.seed))
+        own = replace(own, settings=choose_peft(own.settings, local_model(model), job.output_dir))
         plan(own.settings)
-        run_place(job.output_dir, "train", data, model, own.settings, *held_out(own, data))
+        groups = held_out(own, data)
+        run_place(job.output_dir, "train", data, model, own.settings, *groups, reward=own.reward)
     make_asker(model, asked, *held_out(asked, data))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter
@@ -124,6 +124,12 @@ class Ask:
     """CPUs of each Ray worker."""
     worker_gpus: float | None = None
     """GPUs of each Ray worker; by default vLLM's tensor_parallel_size, or 1 where there are any."""
+
+    def __new__(cls, *_: Any, **values: Any) -> Ask:
+        made = super().__new__(cls)
+        # which settings the user gave, also where they are the defaults: see `given`
+        object.__setattr__(made, "_given", frozenset(values))
+        return made
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "chunk_size", "max_batch", "engine_timeout", "worker_cpus"):
@@ -295,6 +301,21 @@ class RL:
     def groups_a_step(self, num_problems: int) -> int:
         """Problems of an optimizer step: no more than there are."""
         return min(self.rl_batch_size // self.rl_num_generations, num_problems)
+
+
+def given(settings: Ask) -> frozenset[str]:
+    """Return the names of the settings that were given, rather than left at their defaults.
+
+    Of a copy by `replace`, which gives all of them anew, those that are not the default.
+
+    >>> sorted(given(Predict(task="table", draws=4)))
+    ['draws', 'task']
+    """
+    names = {field.name: field.default for field in fields(settings)}
+    passed: frozenset[str] = getattr(settings, "_given", frozenset(names))
+    if passed >= names.keys():
+        return frozenset(name for name, usual in names.items() if getattr(settings, name) != usual)
+    return passed
 
 
 def check_types(kind: type, given: Mapping[str, Any]) -> None:

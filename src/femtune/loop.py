@@ -27,6 +27,8 @@ from femtune.errors import NothingKept
 from femtune.estep import e_step
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.examples import write_examples
+from femtune.model_info import FILE as MODEL_INFO
+from femtune.model_info import ModelInfo, is_trained, write_info
 from femtune.prompts import ChatTokenizer
 from femtune.retention import (
     MASTER,
@@ -105,8 +107,7 @@ class Plan:
         """
         training = self.training
         if self.scheme.restarts(iteration):
-            epochs = self.scheme.restart * training.num_train_epochs
-            return "base", replace(training, num_train_epochs=epochs)
+            return "base", training.longer(self.scheme.restart)
         if self.scheme.settle and training.lr_scheduler_type == "constant":
             training = replace(training, lr_scheduler_type="linear")
         return self.start_from, training
@@ -121,12 +122,14 @@ def fem(
     setup: Setup,
     tokenizer: ChatTokenizer,
     progress: Progress,
+    info: ModelInfo | None = None,
 ) -> list[dict[str, Any]]:
     """Run FEM from the weights in `base`; gives the metrics of every iteration, 0 being the base.
 
-    Raises NothingKept where an E-step keeps no draw, and whatever its parts raise.
+    `info` is stored in each model's folder. Raises NothingKept where an E-step keeps no draw, and
+    whatever its parts raise.
     """
-    steps = Steps(run, base, problems, eval_problems, plan, setup, tokenizer, progress)
+    steps = Steps(run, base, problems, eval_problems, plan, setup, tokenizer, progress, info)
     return steps.iterate()
 
 
@@ -142,6 +145,7 @@ class Steps:
     setup: Setup
     tokenizer: ChatTokenizer
     progress: Progress
+    info: ModelInfo | None = None  # how the models are asked: see model_info.py
     serving: Path | None = None  # the weights that the engine has
 
     def iterate(self) -> list[dict[str, Any]]:
@@ -252,10 +256,18 @@ class Steps:
                     dtype=dtype,
                     master=master,
                 )
+                self._describe(folder / "model")
                 self.run.record(folder / "model", *([] if master is None else [master]))
                 drop_masters(self.run, iteration)
+        elif self.info is not None and not is_trained(folder / "model"):  # killed before it was written
+            self._describe(folder / "model")
+            self.run.record(folder / "model" / MODEL_INFO)
         metrics: dict[str, Any] = json.loads((folder / "model" / "m_step.json").read_text())
         return metrics
+
+    def _describe(self, model: Path) -> None:
+        if self.info is not None:
+            write_info(model, self.info)
 
     def _m_step(self) -> Callable[..., Any]:
         """The M-step here, or in the processes that `launch` starts."""

@@ -57,6 +57,9 @@ class MStep:
     trained_tokens: int  # fed, prompts included, over all epochs
     loss: float  # nats a completion token, averaged over steps
     seconds: float  # training alone, without loading and saving
+    num_epochs: float
+    batch_size: int  # examples of a batch on one device
+    learning_rate: float  # the peak
     # gain in log-probability of the probe's examples by the saved 16-bit weights, over that by the
     # float32 ones; None where nothing was rounded, or nothing was gained
     exported_gain_share: float | None = None
@@ -177,7 +180,7 @@ def _attempt(
 
 def _plan(data: TokenExamples, training: Training, seed: int, halvings: int) -> list[Sequence[int]]:
     lengths = [len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True)]
-    plan: list[Sequence[int]] = list(plan_batches(lengths, training, seed))
+    plan: list[Sequence[int]] = list(plan_batches(lengths, training, seed, processes.count()))
     for _ in range(halvings):
         plan = halved_plan(plan)
     return shared_plan(plan, processes.count())
@@ -210,7 +213,9 @@ def _train(
     if not all(processes.gathered(_are_numbers(model))):
         raise FemtuneError("the last step left weights that are no numbers: lower learning_rate.")
     fed = sum(len(data.prompts[row]) + len(data.completions[row]) for rows in plan for row in rows)
-    done = MStep(len(data), result.global_step, fed, result.training_loss, round(seconds, 3))
+    schedule = asdict(training.schedule(len(data), processes.count()))
+    took = round(seconds, 3)
+    done = MStep(len(data), result.global_step, fed, result.training_loss, took, **schedule)
     prompts, completions = ([side[row] for row in rows] for side in (data.prompts, data.completions))
     after = completion_nats(trainer.network(), data, rows)
     probe = Probe(prompts, completions, after, before)
@@ -368,7 +373,7 @@ def whole_weights(trainer: WeightedTrainer, training: Training) -> dict[str, tor
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         options = StateDictOptions(
-            full_state_dict=True, cpu_offload=True, ignore_frozen_params=training.use_peft
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=bool(training.use_peft)
         )
         weights = dict(get_model_state_dict(trainer.model_wrapped, options=options))
         # by parameter, so that tied ones are one tensor again, and stored once

@@ -36,7 +36,7 @@ from femtune.mstep import completion_nats, load_model
 from femtune.prompts import ChatTokenizer, Prompts
 from femtune.served import NUM_PAIRS, Probe, write_probe
 from femtune.trainer import numbers
-from femtune.training import Training
+from femtune.training import MAX_BATCH, Training
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling
 
 
@@ -158,7 +158,7 @@ def _config(name: str, scratch: str, world: Environment, training: Training, rl:
     """TRL's settings of a pass."""
     groups = rl.groups_a_step(len(world.problems))
     batch = groups * rl.rl_num_generations
-    most = training.per_device_train_batch_size
+    most = training.per_device_train_batch_size or MAX_BATCH
     fed = max(size for size in range(1, batch + 1) if batch % size == 0 and size <= most)
     on_gpu, bf16 = numbers(training)
     kind = trl.GRPOConfig if name == "grpo" else trl.RLOOConfig

@@ -1,6 +1,6 @@
 """Answers to new items, each by the vote of several rationales, and how sure that vote is.
 
-    for item in predict("new.jsonl", "runs/judge/last", task="judge", scale="1,5"):
+    for item in predict("new.jsonl", "runs/judge/best"):
         print(item["id"], item["answer"], item["confidence"])
 
     {"id": "r7", "answer": "4", "confidence": 0.75, "abstained": false, "num_answered": 16,
@@ -16,13 +16,13 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from itertools import groupby, islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,12 +36,16 @@ from femtune.config import CHANGEABLE, Predict
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import as_item, ask_into, evaluation_draws
 from femtune.files import replacing
+from femtune.hashes import relied_on
+from femtune.model_info import read_info, with_defaults
 from femtune.prepare import (
     Data,
     Questions,
+    base_of_adapter,
     check_new,
     fingerprint,
     load_config,
+    local_model,
     read_questions,
     resolved,
     task_options,
@@ -53,12 +57,19 @@ from femtune.run import by_problem, check_run, open_run, read_draws
 from femtune.tasks.frames import frame, scale_of
 from femtune.tasks.judge import turned
 from femtune.tasks.load import read_places
+from femtune.tasks.schemas import SCHEMAS
 from femtune.training import context_length
 from femtune.types import Draw, Problem, Sampling
 from femtune.words import near
 
+T = TypeVar("T")
+
 Prediction = dict[str, Any]
+Places = list[tuple[int, Any]]
 Rows = Sequence[Mapping[str, Any]]
+
+# femtune's names of columns with answers, which items to predict may lack
+ANSWERS = frozenset({"answer"}.union(*(schema.label_columns for schema in SCHEMAS)))
 
 # settings that say what is made of votes, not how they are drawn
 _OF_VOTES = CHANGEABLE | {"abstain_below"}
@@ -100,10 +111,12 @@ def predict(
     rationale       of the draws that gave the most frequent answer, the likeliest by token; of a pair,
                     in its own order, as the other's speaks of A for B
 
-    Raises ConfigError or DataError at once; what the model or a line of a stream is to blame for, when
-    it is come to.
+    What is not set is taken from the model's femtune.json: its task, scale, instruction, and so on.
+
+    Raises ConfigError, DataError or ModelError at once, but for errors that show only in a line of a
+    stream or as the model is loaded.
     """
-    chosen = settings or make_settings(options)
+    chosen = as_trained(settings or make_settings(options), str(model))
     calibration = read_calibration(chosen)
     return _predictions(_read(data, chosen), str(model), chosen, calibration)
 
@@ -158,6 +171,7 @@ def predict_into(data: str, model: str, settings: Predict, output: Path) -> Path
     and RunError where the file is there already, or the directory is of other predictions.
     """
     check_output(output)
+    settings = as_trained(settings, model)
     if data == "-":
         save_predictions(predict(data, model, settings), output, settings.chunk_size)
         return None
@@ -167,7 +181,10 @@ def predict_into(data: str, model: str, settings: Predict, output: Path) -> Path
     by_id = {problem.id: problem for problem in asked.problems}
     place = output.with_name(f"{output.name}.draws")
     marks = fingerprint(asked.problems)
-    config = resolved(asked.settings, data=data, model=model, problems=marks)
+    base = local_model(model)
+    args = asked.settings.template_args
+    relies = relied_on(base, base=base_of_adapter(base), template_args=args)
+    config = resolved(asked.settings, data=data, model=model, problems=marks, relies_on=relies)
     check_run(place, config, _OF_VOTES)
     # nothing is graded here, and a reward of the user's own may not bear a missing answer
     asker = make_asker(model, replace(asked, reward=exact()), asked.problems)
@@ -187,24 +204,59 @@ def predict_into(data: str, model: str, settings: Predict, output: Path) -> Path
 # --- what is asked
 
 
+def as_trained(settings: Predict, model: str) -> Predict:
+    """Settings with what was left open filled in by the model's femtune.json, where it has one."""
+    return with_defaults(settings, read_info(local_model(model)), graded=False)
+
+
+def reading(settings: Predict, read: Callable[[Predict], T]) -> T:
+    """Read items, without those mappings of answer columns whose column the data lacks.
+
+    So that the configuration that trained a model, score=human_score in it, serves for items without
+    scores too. Raises what `read` raises.
+    """
+    while True:
+        try:
+            return read(settings)
+        except DataError as error:
+            rest = tuple(item for item in settings.columns if not _lacks(str(error), item))
+            if rest == settings.columns:
+                raise
+            settings = replace(settings, columns=rest)
+
+
+def _lacks(message: str, item: str) -> bool:
+    """Whether an error says that the column of this mapping is not there, and it holds answers."""
+    name, _, column = item.partition("=")
+    return name in ANSWERS and f"has no column `{column}` for `{name}`" in message
+
+
 def _read(data: Data | Rows, settings: Predict) -> Iterable[Questions[Predict]]:
     """What is asked, in one part; of a stream, in parts as they come."""
     if data == "-":
         return _read_stream(settings)
-    given: Any = data
-    if isinstance(data, Sequence) and data and isinstance(data[0], Mapping):
-        options = task_options(settings)
-        given = read_places(enumerate(data, 1), "rows", settings.task, options, answers=False)
-    return [read_questions(given, settings, answers=False)]
+
+    def read(settings: Predict) -> Questions[Predict]:
+        given: Any = data
+        if isinstance(data, Sequence) and data and isinstance(data[0], Mapping):
+            options = task_options(settings)
+            given = read_places(enumerate(data, 1), "rows", settings.task, options, answers=False)
+        return read_questions(given, settings, answers=False)
+
+    return [reading(settings, read)]
 
 
 def _read_stream(settings: Predict) -> Iterator[Questions[Predict]]:
     lines = _named(json_lines(sys.stdin), "id" in task_options(settings).columns)
     try:
         while rows := list(islice(lines, settings.chunk_size)):
-            options = task_options(settings)
-            found = read_places(rows, "stdin", settings.task, options, answers=False)
-            asked = read_questions(found, settings, answers=False)
+
+            def read(settings: Predict, rows: Places = rows) -> Questions[Predict]:
+                options = task_options(settings)
+                found = read_places(rows, "stdin", settings.task, options, answers=False)
+                return read_questions(found, settings, answers=False)
+
+            asked = reading(settings, read)
             # ratings that are there may show the scale, which holds for all that follow
             settings = replace(settings, scale=asked.settings.scale)
             yield asked

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,20 +17,27 @@ from typing import Any, Generic, TypeVar
 from femtune.answer_format import parse_format
 from femtune.answers import parse_scale
 from femtune.config import Ask, Sample, Train, check_draws
+from femtune.costs.hardware import training_device_memory
 from femtune.demos import Demos, load_demos
 from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.formats import Unreadable, read_json
+from femtune.headers import num_parameters
 from femtune.loop import Evaluation, Plan
 from femtune.problems import check_disjoint, check_gold, split
 from femtune.prompts import HINT, ChatTokenizer, Prompts
+from femtune.retention import sized
 from femtune.rewards import as_reward
+from femtune.run import stored_config
 from femtune.schemes import parse_scheme, soft_acceptance, spelled_out
 from femtune.tasks.frames import frame
 from femtune.tasks.load import Options, TaskData, read_task, trained_on
 from femtune.tasks.wording import text_or_file
+from femtune.training import Training
 from femtune.trust import check_fetched, check_weights, unreadable
 from femtune.types import Problem, Request, Reward, Sampling, Scheme
 from femtune.worlds import SEEDLING
+
+log = logging.getLogger("femtune")
 
 # a file, the id of a data set on the Hub, problems, or what `read_task` gives
 Data = str | Path | Sequence[Problem] | TaskData
@@ -138,6 +146,12 @@ def adapter_base(folder: Path) -> str | None:
     if not isinstance(base, str) or not base:
         raise ModelError(f"{path} names no `base_model_name_or_path`: write there what it is for.")
     return base
+
+
+def base_of_adapter(folder: Path) -> Path | None:
+    """The folder of the base that the adapter in a folder is for, None for a whole model."""
+    base = adapter_base(folder)
+    return None if base is None else local_model(base)
 
 
 A = TypeVar("A", bound=Ask)
@@ -372,7 +386,54 @@ def resolved(settings: Any, **more: Any) -> dict[str, Any]:
     """Settings as they are stored: flat, plain values, tuples as lists."""
     values = {**more, **asdict(settings)}
     values.update(values.pop("training", {}))
+    if values.get("epochs_factor") == 1:  # no setting of a user's
+        del values["epochs_factor"]
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def choose_peft(settings: Train, base: Path, place: Path | None = None) -> Train:
+    """Decide for or against LoRA where it was left open: LoRA where full fine-tuning does not fit.
+
+    A run at `place` that was begun keeps what was decided then, on whatever machine.
+    """
+    training = settings.training
+    if training.use_peft is not None:
+        return settings
+    chosen = _stored_peft(place)
+    if chosen is None:
+        chosen = needs_peft(training, base, settings.device)
+    return replace(settings, training=replace(training, use_peft=chosen))
+
+
+def _stored_peft(place: Path | None) -> bool | None:
+    """What a run decided as it was begun, None where there is none."""
+    if place is None or not (place / "config.yaml").exists():
+        return None
+    found = stored_config(place).get("use_peft")
+    return found if isinstance(found, bool) else None
+
+
+def needs_peft(training: Training, base: Path, device: str | None = None) -> bool:
+    """Return whether full fine-tuning in float32 exceeds the device's memory, and warn where it does.
+
+    Weights, gradients and Adam's moments take 16 bytes a parameter; activations are not counted. Under
+    fsdp several devices share them, so nothing is decided for the user there.
+    """
+    if adapter_base(base) is not None:
+        return True  # full fine-tuning can't go on from an adapter
+    try:
+        needed = 16 * num_parameters(base)
+    except ModelError:
+        return False  # who reads the weights says what is wrong
+    memory = training_device_memory(device, training.use_cpu)
+    if training.fsdp or needed <= memory:
+        return False
+    log.warning(
+        "full fine-tuning needs at least %s and the device has %s: training a LoRA adapter instead. "
+        "Set --use-peft to say so, or --no-use-peft for full fine-tuning all the same.",
+        *(sized(needed), sized(memory)),
+    )
+    return True
 
 
 def check_new(place: Path, flag: str = "--output-dir") -> None:

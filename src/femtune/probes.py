@@ -24,7 +24,7 @@ from scipy.stats import rankdata
 
 from femtune.asker import make_asker
 from femtune.chunks import Setup
-from femtune.commands import run_place
+from femtune.commands import as_trained, run_place
 from femtune.config import CHANGEABLE, Evaluate
 from femtune.errors import ConfigError
 from femtune.evaluate import as_item, ask_into
@@ -81,6 +81,7 @@ def probe(
     each alteration; of a pair, in one order and with either side altered. Raises ConfigError where the
     task is not to judge, or votes are to be calibrated.
     """
+    settings = as_trained(settings, model)
     if settings.task not in _THINGS:
         raise ConfigError(f"task {settings.task} judges nothing: probe takes --task judge or summarize.")
     if settings.calibration is not None:
@@ -94,7 +95,9 @@ def probe(
         for name in ALTERATIONS
         for side in sides
     }
-    place, config = run_place(output_dir, "probe", data, model, asked.settings, problems)
+    place, config = run_place(
+        output_dir, "probe", data, model, asked.settings, problems, reward=asked.reward
+    )
     asker = make_asker(model, asked, problems, *altered.values())
     with open_run(place, config, CHANGEABLE) as run:
         with asker.setup(Sampling(settings.max_new_tokens, settings.temperature)) as setup:

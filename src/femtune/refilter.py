@@ -25,8 +25,10 @@ from femtune.errors import ConfigError, ModelError, NothingKept, RunError
 from femtune.evaluate import as_number, estep_metrics
 from femtune.examples import write_examples
 from femtune.files import write_json
+from femtune.hashes import hash_weights
 from femtune.loop import drawn, nothing_kept
-from femtune.prepare import check_new, load_tokenizer, local_model, plan, read_questions
+from femtune.model_info import info_of, write_info
+from femtune.prepare import base_of_adapter, check_new, load_tokenizer, local_model, plan, read_questions
 from femtune.prompts import ChatTokenizer
 from femtune.rewards import score
 from femtune.run import by_problem, read_draws, write_draws
@@ -202,6 +204,9 @@ def refilter(
         _, training = plan(settings).m_step(stored.iteration)
         out = output_dir / "model"
         done = m_step(examples, start, out, training, tokenizer, seed=seed, on_step=on_step)
+        base = local_model(stored.model)
+        weights = hash_weights(base, base_of_adapter(base))
+        write_info(out, info_of(settings, settings, stored.model, weights))
         report["m_step"] = asdict(done)
     return report
 

@@ -303,9 +303,42 @@ def check_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str])
         )
     if (root / "config.yaml").exists():
         asked = yaml.safe_load(_as_yaml(config))  # as it would be stored: YAML changes a few characters
-        _refuse_other(root, stored_config(root), asked, changeable)
+        stored = stored_config(root)
+        relied, relies = stored.pop("relies_on", None), asked.pop("relies_on", None)
+        _refuse_other(root, stored, asked, changeable)
+        if relies is not None:
+            _check_relied_on(root, relied, relies)
     elif root.exists() and (strangers := sorted({p.name for p in root.iterdir()} - _BEFORE_CONFIG)):
         raise RunError(f"{root} is no run directory: it holds {strangers[:3]}. Choose another one.")
+
+
+# how a refusal names each entry
+_RELIED = {
+    "weights": "the base model's weights",
+    "model_config": "the base model's config.json or generation_config.json",
+    "tokenizer": "the base model's tokenizer",
+    "chat_template": "the chat template or template_args",
+    "demos": "the worked examples",
+    "reward": "the code of the reward",
+    "reward_columns": "the data's columns that the reward reads",
+}
+
+
+def _check_relied_on(root: Path, stored: Any, now: Mapping[str, str]) -> None:
+    """Refuse to resume a run whose weights, tokenizer, reward, ... changed. Raises RunError."""
+    if not isinstance(stored, Mapping):
+        raise RunError(
+            f"{root} was made by an older femtune, which did not record hashes of the model, tokenizer "
+            "and reward: whether they are still the same can't be checked. Start again in another "
+            "--output-dir."
+        )
+    changed = [name for name in {**_RELIED, **stored, **now} if stored.get(name) != now.get(name)]
+    if changed:
+        what = " and ".join(_RELIED.get(name, name) for name in changed)
+        raise RunError(
+            f"{root} can't be resumed: {what} changed since it was started. Restore what it was started "
+            "with, or start again in another --output-dir."
+        )
 
 
 def stored_config(root: Path) -> dict[str, Any]:

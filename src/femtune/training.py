@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from femtune.errors import ConfigError
 from femtune.words import near
@@ -15,15 +17,29 @@ TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 # transformers' schedules that need no settings of their own; its enum is slow to import
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt")
 
+MIN_STEPS = 40  # optimizer steps of an M-step, where nothing else is set
+MIN_EPOCHS, MAX_EPOCHS = 2, 10  # more passes over a handful of examples memorize them
+MAX_BATCH = 32  # examples
+PARTS = 8  # an optimizer step takes at most this part of the examples
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The passes, batches and learning rate of an M-step whose number of examples is known."""
+
+    num_epochs: float
+    batch_size: int  # examples of a batch on one device
+    learning_rate: float
+
 
 @dataclass(frozen=True)
 class Training:
     """The M-step's settings, under the names that transformers, TRL and PEFT give them."""
 
-    num_train_epochs: float = 2.0
-    """Passes over the examples in each M-step."""
+    num_train_epochs: float | None = None
+    """Passes over the examples in each M-step; default: 2 to 10, enough for 40 optimizer steps."""
     learning_rate: float | None = None
-    """By default 2e-5 for full fine-tuning, 2e-4 for LoRA."""
+    """Peak learning rate; default: 5e-5 for full fine-tuning, 2e-4 for LoRA."""
     lr_scheduler_type: str = "constant"
     """Of each M-step: constant, linear, cosine, ... as transformers names them."""
     warmup_steps: float = 0.0
@@ -32,8 +48,8 @@ class Training:
     """AdamW's."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
-    per_device_train_batch_size: int = 32
-    """Examples in a batch."""
+    per_device_train_batch_size: int | None = None
+    """Examples in a batch; default: at most 32, and an eighth of the examples in an optimizer step."""
     max_tokens_per_batch: int = 16384
     """Padded tokens in a batch; fewer examples go into one where this is reached."""
     gradient_accumulation_steps: int = 1
@@ -46,8 +62,8 @@ class Training:
     """Of stored weights under LoRA; full fine-tuning holds them in float32."""
     attn_implementation: str | None = None
     """As transformers names them: sdpa, flash_attention_2, ..."""
-    use_peft: bool = False
-    """LoRA in place of full fine-tuning."""
+    use_peft: bool | None = None
+    """LoRA in place of full fine-tuning; default: only where that does not fit into memory."""
     lora_r: int = 16
     """Rank."""
     lora_alpha: int = 32
@@ -62,12 +78,14 @@ class Training:
     """Train on the CPU though there is a GPU."""
     fsdp: bool = False
     """Shard weights, gradients and optimizer state over the processes: FSDP2."""
+    # multiplies the default number of epochs: a restart needs more; set by the loop, not by users
+    epochs_factor: Annotated[float, Parameter(parse=False)] = 1.0
 
     def __post_init__(self) -> None:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "lora_r"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not self.num_train_epochs > 0:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
+        if self.num_train_epochs is not None and not self.num_train_epochs > 0:
             raise ConfigError(f"num_train_epochs must be above 0, got {self.num_train_epochs}.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate must be above 0, got {self.learning_rate}.")
@@ -88,40 +106,66 @@ class Training:
     @property
     def rate(self) -> float:
         """The learning rate, with its default filled in."""
-        return self.learning_rate or (2e-4 if self.use_peft else 2e-5)
+        return self.learning_rate or (2e-4 if self.use_peft else 5e-5)
+
+    def schedule(self, num_examples: int, processes: int = 1) -> Schedule:
+        """Fill in what is not set: a few large steps teach nothing, so small sets get many small ones.
+
+        >>> Training().schedule(40)
+        Schedule(num_epochs=5.0, batch_size=5, learning_rate=5e-05)
+        >>> Training(per_device_train_batch_size=16, num_train_epochs=1.0).schedule(40)
+        Schedule(num_epochs=1.0, batch_size=16, learning_rate=5e-05)
+        """
+        batches_a_step = self.gradient_accumulation_steps * processes
+        batch = self.per_device_train_batch_size
+        if batch is None:
+            batch = max(1, min(MAX_BATCH, num_examples // (PARTS * batches_a_step)))
+        if self.num_train_epochs is not None:
+            return Schedule(self.num_train_epochs, batch, self.rate)
+        steps_an_epoch = max(1, math.ceil(num_examples / (batch * batches_a_step)))
+        epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps_an_epoch)))
+        return Schedule(epochs * self.epochs_factor, batch, self.rate)
+
+    def longer(self, factor: float) -> Training:
+        """Multiply the epochs, whether they are set or filled in by `schedule`."""
+        if self.num_train_epochs is None:
+            return replace(self, epochs_factor=self.epochs_factor * factor)
+        return replace(self, num_train_epochs=self.num_train_epochs * factor)
 
 
-def plan_batches(lengths: Sequence[int], training: Training, seed: int) -> list[list[int]]:
+def plan_batches(
+    lengths: Sequence[int], training: Training, seed: int, processes: int = 1
+) -> list[list[int]]:
     """Rows of each micro-batch, all epochs in a row; every epoch holds each row once.
 
     Shuffled, then sorted by length within windows of 16 batches, cut where a batch would exceed
-    `per_device_train_batch_size` rows or `max_tokens_per_batch` padded tokens, and shuffled again. A
+    the schedule's batch size or `max_tokens_per_batch` padded tokens, and shuffled again. A
     fraction of an epoch is that share of its batches.
     """
     plan: list[list[int]] = []
-    for epoch in range(math.ceil(training.num_train_epochs)):
+    schedule = training.schedule(len(lengths), processes)
+    for epoch in range(math.ceil(schedule.num_epochs)):
         rng = random.Random(f"{seed} {epoch}")
         rows = list(range(len(lengths)))
         rng.shuffle(rows)
-        window = 16 * training.per_device_train_batch_size
+        window = 16 * schedule.batch_size
         batches: list[list[int]] = []
         for begin in range(0, len(rows), window):
-            batches += _cut(
-                sorted(rows[begin : begin + window], key=lengths.__getitem__), lengths, training
-            )
+            part = sorted(rows[begin : begin + window], key=lengths.__getitem__)
+            batches += _cut(part, lengths, schedule.batch_size, training.max_tokens_per_batch)
         rng.shuffle(batches)
-        share = min(1.0, training.num_train_epochs - epoch)
+        share = min(1.0, schedule.num_epochs - epoch)
         plan += batches[: max(1, round(share * len(batches)))]
     return plan
 
 
-def _cut(rows: Sequence[int], lengths: Sequence[int], training: Training) -> list[list[int]]:
+def _cut(
+    rows: Sequence[int], lengths: Sequence[int], batch_size: int, max_tokens: int
+) -> list[list[int]]:
     batches: list[list[int]] = [[]]
     for row in rows:  # ascending length, so this row's is what the batch is padded to
-        full = len(batches[-1]) == training.per_device_train_batch_size
-        if full or (
-            batches[-1] and (len(batches[-1]) + 1) * lengths[row] > training.max_tokens_per_batch
-        ):
+        is_full = len(batches[-1]) == batch_size
+        if is_full or (batches[-1] and (len(batches[-1]) + 1) * lengths[row] > max_tokens):
             batches.append([])
         batches[-1].append(row)
     return batches

@@ -58,7 +58,10 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
     tell("everything is in", output_dir)
     tell("the data", output_dir / "data")
     asked = "--task judge --raters named --scale 1,5"
-    flags = "--model seedling --max-new-tokens 64 --learning-rate 3e-4 --iterations 12"
+    flags = (
+        "--model seedling --max-new-tokens 64 --learning-rate 3e-4 --num-train-epochs 2 "
+        "--per-device-train-batch-size 32 --iterations 12"
+    )
     tell("go on, as with data of your own", f"femtune train {train_data} {asked} {flags}")
 
 

@@ -95,7 +95,8 @@ def training_memory(shape: Shape, job: Job, device: Hardware, processes: int) ->
         }
     longest = job.longest + job.max_new_tokens
     fitting = max(1, training.max_tokens_per_batch // longest)
-    rows = min(training.per_device_train_batch_size, fitting)
+    examples = max(1, round(job.problems * job.asking.examples))
+    rows = min(training.schedule(examples, processes).batch_size, fitting)
     layer = 17 * number * shape.width  # 34 where numbers have 2 bytes
     kept = layer * shape.layers
     if training.gradient_checkpointing:

@@ -304,13 +304,14 @@ def fitting(shape: Shape, job: Job, device: Hardware, processes: int) -> Phase:
     prompt, written = job.prompt_tokens["plain"], job.tokens_per_example
     row = prompt + written
     examples = job.problems * job.asking.examples
-    epochs = training.num_train_epochs
+    schedule = training.schedule(max(1, round(examples)), processes)
+    epochs = schedule.num_epochs
     tokens = examples * row * epochs
     forward = 2 * shape.active + 2 * shape.head * written / row + shape.attention(row)
     passes = (2 if training.use_peft else 3) + training.gradient_checkpointing
     trained = shape.lora(training) if training.use_peft else shape.parameters
     flops = tokens * (passes * forward + (6 * trained if training.use_peft else 0))
-    rows = min(training.per_device_train_batch_size, max(1.0, training.max_tokens_per_batch // row))
+    rows = min(schedule.batch_size, max(1.0, training.max_tokens_per_batch // row))
     batches = math.ceil(epochs * math.ceil(examples / rows) / processes)
     steps = math.ceil(batches / training.gradient_accumulation_steps)
     sharded = processes if training.fsdp else 1

@@ -35,6 +35,7 @@ from femtune.errors import ConfigError
 from femtune.loop import Plan
 from femtune.prepare import Data, held_out, plan, read_questions, sampling
 from femtune.retention import sized
+from femtune.training import Training
 from femtune.types import Problem, Scheme
 from femtune.words import span
 
@@ -180,8 +181,7 @@ def _job(
         for name in ("plain", "hinted")
     }
     length = wish.tokens_per_draw or max(1.0, settings.max_new_tokens / 2)
-    epochs = fmean(steps.m_step(k)[1].num_train_epochs for k in range(1, steps.iterations + 1))
-    training = replace(steps.training, num_train_epochs=epochs)
+    training = _mean_training(steps)
     half = training.bf16 if training.bf16 is not None else device.is_gpu and not training.use_cpu
     if training.use_peft and (training.dtype if training.dtype in BYTES else shape.dtype) != "float32":
         half = True  # the base's own
@@ -216,6 +216,15 @@ def _job(
         steps.bound_draws,
         min(steps.bound_problems, len(test)),
     )
+
+
+def _mean_training(steps: Plan) -> Training:
+    """The training settings, with epochs averaged over the iterations: restarts take more."""
+    each = [steps.m_step(k)[1] for k in range(1, steps.iterations + 1)]
+    given = [training.num_train_epochs for training in each if training.num_train_epochs is not None]
+    if given:
+        return replace(steps.training, num_train_epochs=fmean(given))
+    return replace(steps.training, epochs_factor=fmean(training.epochs_factor for training in each))
 
 
 def _right(wish: Wish) -> dict[str, float]:

@@ -148,8 +148,9 @@ def _fit(
     if not num:  # wrong ones take as long
         write_examples(file, [draws], by_id, lambda tries, _: [Example(tries[0])], prompts, tokenizer)
     training = steps.training
-    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    epochs = math.ceil(_STEPS * rows / max(1, num or len(problems)))
+    known = max(1, num or len(problems))
+    rows = training.schedule(known).batch_size * training.gradient_accumulation_steps
+    epochs = math.ceil(_STEPS * rows / known)
     training = replace(training, num_train_epochs=float(epochs), fsdp=False, report_to=())
     told: list[float] = []
 

@@ -1,0 +1,187 @@
+"""What a trained model's folder says of how it is asked: femtune.json.
+
+    {"femtune": "0.9.0", "format": 1, "trained": true, "base": "Qwen/Qwen3-1.7B", "base_sha256": "...",
+     "task": "judge", "scale": "1,5", "raters": "named", "instruction": "...", ...}
+
+A judge that is asked with another scale, other words or without its raters' names answers worse, and
+nothing in its weights says so. `predict`, `evaluate` and `calibrate` take what stands here as defaults.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from femtune.config import Ask, check_types, given
+from femtune.errors import ConfigError, ModelError
+from femtune.files import write_json
+from femtune.formats import Unreadable, read_json
+from femtune.rewards import REWARDS
+
+log = logging.getLogger("femtune")
+
+FILE = "femtune.json"
+FORMAT = 1
+
+# Settings of config.Ask that say how a model is asked: stored, and taken as defaults. Those that Ask
+# lacks are left out.
+ASKED = (
+    *("task", "scale", "raters", "attributes", "reward", "answer_format", "instruction", "hint"),
+    *("system_prompt", "rubric", "prompt_template", "template_args", "max_new_tokens"),
+    *("round_scores", "soft_labels"),
+)
+# Settings that a task fills in by these others: a default of the task's is of no use where one differs.
+_FILLED = ("instruction", "hint", "reward")
+_FILLED_BY = ("task", "scale", "raters", "attributes", "answer_format")
+
+A = TypeVar("A", bound=Ask)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """How a trained model was asked, and what it was trained from; None where it is not known."""
+
+    femtune: str = ""  # version
+    format: int = FORMAT
+    trained: bool = True
+    base: str | None = None  # as the run was given it
+    base_sha256: str | None = None  # of its weights: see hashes.hash_weights
+    task: str | None = None
+    scale: str | None = None
+    raters: str | None = None
+    attributes: tuple[str, ...] | None = None
+    reward: str | None = None
+    answer_format: str | None = None
+    instruction: str | None = None
+    hint: str | None = None
+    system_prompt: str | None = None
+    rubric: str | None = None  # its text
+    prompt_template: str | None = None
+    template_args: tuple[str, ...] | None = None
+    max_new_tokens: int | None = None
+    round_scores: bool | None = None
+    soft_labels: bool | None = None
+    demos: tuple[dict[str, Any], ...] | None = None  # worked examples, if each prompt has them
+    from_task: tuple[str, ...] = ()  # of these, those that nobody set: the task's own words and reward
+
+
+def info_of(
+    settings: Ask,
+    resolved: Ask,
+    base: str | None,
+    base_sha256: str | None,
+    *,
+    demos: tuple[dict[str, Any], ...] | None = None,
+    rubric: str | None = None,
+) -> ModelInfo:
+    """Describe how a run asks, by its settings as they were given and as they were resolved.
+
+    `demos` are the worked examples where they are part of each prompt, `rubric` is the rubric's text.
+    """
+    known = {field.name for field in fields(ModelInfo)} & {*ASKED}
+    asked: dict[str, Any] = {name: getattr(resolved, name, None) for name in ASKED if name in known}
+    if rubric is not None:
+        asked["rubric"] = rubric
+    if not _is_findable(asked["reward"]):
+        asked["reward"] = None
+    filled = [name for name in _FILLED if not getattr(settings, name) and asked[name] is not None]
+    return ModelInfo(
+        femtune_version(),
+        base=base,
+        base_sha256=base_sha256,
+        **asked,
+        demos=demos,
+        from_task=tuple(filled),
+    )
+
+
+def _is_findable(reward: str | None) -> bool:
+    """Return whether another command can find a reward by its name: a function given has none."""
+    return reward is not None and (":" in reward or reward.partition("(")[0].strip() in REWARDS)
+
+
+def write_info(folder: Path, info: ModelInfo) -> None:
+    """Store femtune.json in a model's folder, whole or not at all."""
+    write_json(folder / FILE, asdict(info))
+
+
+def is_trained(folder: Path) -> bool:
+    """Return whether femtune trained the model or adapter in a folder; other models are bases."""
+    return (folder / FILE).is_file()
+
+
+def read_info(folder: Path) -> ModelInfo | None:
+    """Read femtune.json of a model's folder; None where there is none.
+
+    Raises ModelError where it is damaged, or of a newer format than this femtune knows.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    redo = "Restore it, or remove it and give the settings as flags."
+    try:
+        found = read_json(path)
+    except Unreadable as error:
+        raise ModelError(f"{path} {error}. {redo}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} holds a {type(found).__name__}, expected names and values. {redo}")
+    form = found.get("format")
+    if not isinstance(form, int) or form > FORMAT:
+        raise ModelError(f"{path} has format {form!r}; this femtune reads up to {FORMAT}: update it.")
+    known = {field.name for field in fields(ModelInfo)}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in found.items()
+        if name in known
+    }
+    return replace(ModelInfo(), **values)
+
+
+def with_defaults(settings: A, info: ModelInfo | None, *, graded: bool = True) -> A:
+    """Fill in what was not set by how the model was trained, and warn of what was set differently.
+
+    The reward is left alone where nothing is graded: a user's own need not be at hand then.
+    Raises ModelError where femtune.json holds a value of a wrong type.
+    """
+    if info is None:
+        return settings
+    own = {field.name for field in fields(settings)}
+    names = [key for key in ASKED if key in own and (graded or key != "reward")]
+    stored = {key: value for key in names if (value := getattr(info, key, None)) not in (None, ())}
+    asked = given(settings)
+    differing = [key for key in stored if key in asked and getattr(settings, key) != stored[key]]
+    for key in differing:
+        log.warning(
+            "the model was trained with %s %s; asked for %s.",
+            *(key, _shown(stored[key]), _shown(getattr(settings, key))),
+        )
+    if {*differing} & {*_FILLED_BY}:  # the task's own words are of another scale then
+        stored = {key: value for key, value in stored.items() if key not in info.from_task}
+    taken = {key: value for key, value in stored.items() if key not in asked}
+    _check_values(type(settings), taken)
+    return replace(settings, **taken)
+
+
+def _check_values(kind: type[Ask], taken: Mapping[str, Any]) -> None:
+    """Refuse values of femtune.json that are of a wrong type. Raises ModelError."""
+    try:
+        check_types(kind, taken)
+    except ConfigError as error:
+        raise ModelError(f"{FILE} of the model is not as it was stored: {error}") from error
+
+
+def _shown(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= 60 and "\n" not in text else repr(text[:60] + "...")
+
+
+def femtune_version() -> str:
+    """Return the installed version of femtune, "" where it runs from a source tree."""
+    try:
+        return version("femtune")
+    except PackageNotFoundError:
+        return ""
