@@ -1,4 +1,4 @@
-"""Make a table of word problems of one operation, to try femtune on: python examples/word_problems.py 240
+"""Make a table of word problems of one operation: python examples/word_problems.py 240
 
 Names, things and numbers are drawn by a seed, so that the table is the same everywhere. Each line is
 {"prompt": ..., "answer": ...}; no two have the same prompt.

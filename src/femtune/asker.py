@@ -16,10 +16,12 @@ from typing import Any
 from femtune.chunks import Crew, Setup
 from femtune.config import Ask
 from femtune.cut import Cut
-from femtune.demos import Demos
+from femtune.demos import Demo, Demos
 from femtune.endings import check_cue
+from femtune.engines.dtypes import usable_dtype
 from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.headers import stored_dtype
+from femtune.model_info import read_info
 from femtune.prepare import (
     MODELS,
     Questions,
@@ -33,7 +35,7 @@ from femtune.problems import check_lengths
 from femtune.prompts import ChatTokenizer, Prompts, fit_prompts
 from femtune.rewards import score
 from femtune.served import NUM_PAIRS, ROUNDING, Probe
-from femtune.training import context_length
+from femtune.training import Training, context_length
 from femtune.types import DrawKey, Engine, Need, Problem, Request, Reward, Sampling
 
 _log = logging.getLogger("femtune")
@@ -224,10 +226,23 @@ def _lora_rank(settings: Ask) -> int | None:
 
 
 def _numbers(settings: Ask, base: Path) -> str:
-    """Return the engine's dtype: engine_dtype if set, else the base's; servers count as bfloat16."""
+    """Return the engine's dtype: engine_dtype if set, else the base's; servers count as bfloat16.
+
+    In place of the base's 16 bits, float32 on a CPU that is slow in them.
+    """
     if settings.engine_dtype != "auto":
         return settings.engine_dtype
-    return "bfloat16" if settings.engine == "openai" else stored_dtype(base)
+    if settings.engine == "openai":
+        return "bfloat16"
+    stored = stored_dtype(base)
+    return stored if settings.engine == "vllm" else usable_dtype(stored, settings.device)
+
+
+def _lora_dtype(training: Training, base: Path) -> str:
+    """Return the dtype of the frozen base under LoRA."""
+    if training.dtype != "auto":
+        return training.dtype
+    return usable_dtype(stored_dtype(base), "cpu" if training.use_cpu else None)
 
 
 def _rounding(settings: Ask, base: Path) -> float:
@@ -237,7 +252,7 @@ def _rounding(settings: Ask, base: Path) -> float:
     if training is not None and training.fsdp and training.bf16 is not False:
         dtypes.add("bfloat16")  # where weights are sharded, it scores in the dtype that it trains in
     if training is not None and training.use_peft:  # it scores with the frozen base as it is stored
-        dtypes.add(stored_dtype(base) if training.dtype == "auto" else training.dtype)
+        dtypes.add(_lora_dtype(training, base))
     return max(ROUNDING.get(dtype, ROUNDING["bfloat16"]) for dtype in dtypes)
 
 
@@ -270,7 +285,13 @@ def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) ->
     form = asked.prompts.format
     if settings.force_answers != "never" and form.cue:
         check_cue(Cut(form, tokenizer), tokenizer)
-    demos = asked.demos if settings.demos != "auto" or is_base(model) else ()
+    info = read_info(base)
+    if info is not None and info.demos and settings.demos == "auto":  # they are part of its x
+        own = tuple(Demo(**demo) for demo in info.demos)
+        asked = replace(asked, prompts=asked.prompts.with_demos(own))
+    # of the models that come with femtune, none is a base: they know their form of answer
+    is_base = model not in MODELS and info is None
+    demos = asked.demos if settings.demos != "auto" or is_base else ()
     shown = asked.prompts.with_demos(demos or asked.prompts.demos)
     try:
         shown = fit_prompts(shown, tokenizer)
@@ -285,11 +306,6 @@ def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) ->
     in_prompt = settings.demos_in_prompt
     prompts = shown if in_prompt else replace(shown, demos=asked.prompts.demos)
     return Asker(base, tokenizer, prompts, asked.reward, settings, () if in_prompt else demos)
-
-
-def is_base(model: str) -> bool:
-    """True if femtune did not train a model: then it is shown worked examples by default."""
-    return model not in MODELS and not (Path(model).expanduser() / "femtune.json").exists()
 
 
 def _check_installed(settings: Ask) -> None:

@@ -144,12 +144,22 @@ def run_train(
     asked = replace(asked, settings=choose_peft(asked.settings, base, _path(output_dir)))
     steps = plan(asked.settings, scheme)
     place, config = run_place(
-        output_dir, "train", data, model, asked.settings, problems, test, reward=asked.reward
+        output_dir,
+        "train",
+        data,
+        model,
+        asked.settings,
+        problems,
+        test,
+        reward=asked.reward,
+        demos=asked.demos,
     )
     warn_of_date(base, asked.settings.template_args)
     asker = make_asker(model, asked, problems, test)
     steps = replace(steps, demos=usable_demos(asker.demos, steps.scheme))
-    info = info_of(settings, asked.settings, model, config["relies_on"]["weights"])
+    in_prompt = tuple(asdict(demo) for demo in asker.prompts.demos)
+    weights = config["relies_on"]["weights"]
+    info = info_of(settings, asked.settings, model, weights, demos=in_prompt or None)
     if reward is not None:  # a function has no name by which another command could find it
         info = replace(info, reward=None)
     num_stored = len(list(place.glob("iteration-*/model")))
@@ -186,7 +196,14 @@ def sample(
     problems = trained_on(asked.problems)
     check_varied(problems)
     place, config = run_place(
-        output_dir, "sample", data, model, asked.settings, problems, reward=asked.reward
+        output_dir,
+        "sample",
+        data,
+        model,
+        asked.settings,
+        problems,
+        reward=asked.reward,
+        demos=asked.demos,
     )
     asker = make_asker(model, asked, problems)
     what = replace(what, demos=usable_demos(asker.demos, what.scheme))
@@ -293,7 +310,14 @@ def _evaluate(
     problems = asked.problems
     check_calibration(calibration, problems)
     place, config = run_place(
-        output_dir, "evaluate", data, model, asked.settings, problems, reward=asked.reward
+        output_dir,
+        "evaluate",
+        data,
+        model,
+        asked.settings,
+        problems,
+        reward=asked.reward,
+        demos=asked.demos,
     )
     if settings.calibration is not None:
         digest = hashlib.blake2b(Path(settings.calibration).read_bytes(), digest_size=12).hexdigest()
@@ -420,6 +444,7 @@ def run_place(
     settings: Any,
     *groups: Sequence[Problem],
     reward: Callable[..., Any] | None = None,
+    demos: Demos = (),
 ) -> tuple[Path, dict[str, Any]]:
     """A run's directory and resolved configuration; refused at once where it holds another run.
 
@@ -437,6 +462,7 @@ def run_place(
         spec=settings.reward,
         reward=reward,
         problems=[problem for group in groups for problem in group],
+        demos=[asdict(demo) for demo in demos],
     )
     if output_dir is None:
         # not by what it relies on: where that changed, the same command finds its run and refuses it

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArgument
 
 from femtune import processes
 from femtune.engines.causal import quiet_peft
+from femtune.engines.dtypes import usable_dtype
 from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
 from femtune.examples import TokenExamples, read_examples
@@ -346,11 +347,12 @@ def load_model(start: Path, training: Training) -> PreTrainedModel:
 def _load_lora(start: Path, training: Training, common: dict[str, Any]) -> Any:
     from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 
+    dtype = training.dtype
+    if dtype == "auto" and usable_dtype("bfloat16", "cpu" if training.use_cpu else None) == "float32":
+        dtype = "float32"
     if (start / "adapter_config.json").exists():
-        return AutoPeftModelForCausalLM.from_pretrained(
-            start, is_trainable=True, dtype=training.dtype, **common
-        )
-    base = AutoModelForCausalLM.from_pretrained(start, dtype=training.dtype, **common)
+        return AutoPeftModelForCausalLM.from_pretrained(start, is_trainable=True, dtype=dtype, **common)
+    base = AutoModelForCausalLM.from_pretrained(start, dtype=dtype, **common)
     lora = LoraConfig(
         r=training.lora_r,
         lora_alpha=training.lora_alpha,

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from femtune.answers import Scale
-from femtune.prompts import Prompts
+from femtune.prompts import INSTRUCTION, LINE, Prompts, instruct
 from femtune.tasks import choice
 from femtune.tasks.judge import instruction
-from femtune.tasks.math import INSTRUCTION
 from femtune.types import Message, Problem
 from femtune.worlds import quiz, rubric, sums, tldr
 from femtune.worlds.tally import WEIGHTS, Point, Step, Weights
@@ -253,4 +252,4 @@ def _quiz_lesson(recipe: Recipe, rng: random.Random, hinted: bool) -> Taught:
     }
     problem = choice.problem(row, "")
     assert isinstance(problem, Problem)
-    return choice.INSTRUCTION, problem, text
+    return instruct(LINE, choice.WHAT), problem, text
