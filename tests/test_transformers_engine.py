@@ -100,6 +100,31 @@ def test_greedy_equals_generate_row_by_row(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_that_share_their_beginning_pass_it_once_and_give_the_same(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(tiny_model(tmp_path, family), dtype="float32")
+    passed: list[int] = []
+    whole = causal._pass
+
+    def counted(model: Any, slots: Any, rows: Sequence[Sequence[int]]) -> None:
+        passed.append(sum(map(len, rows)))
+        whole(model, slots, rows)
+
+    monkeypatch.setattr(causal, "_pass", counted)
+    shared = tuple(range(5, 85))  # 80 tokens
+    asked = [replace(r, tokens=(*shared, *r.tokens, 7)) for r in requests(12, longest=9)]
+    together = tokens_of(run(engine, asked))
+    # 80 once, and of each prompt what follows, less its last token
+    assert sum(passed) == 80 + sum(len(r.tokens) - 81 for r in asked)
+    alone = {}
+    for request in asked:
+        alone |= tokens_of(run(engine, [request]))
+    assert together == alone
+    assert sum(passed) > 12 * 80
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_logprob_of_written_tokens_is_that_of_scoring_them(family: str, tmp_path: Path) -> None:
     engine = TransformersEngine(tiny_model(tmp_path, family), max_batch=4)
     asked = requests(20)
@@ -173,9 +198,9 @@ def test_a_retry_starts_from_the_prompt_that_its_slot_holds(
     filled: list[int] = []
     fill = causal.fill
 
-    def spy(model: Any, slots: Any, prompts: Sequence[Any], to: Sequence[Any]) -> None:
+    def spy(model: Any, slots: Any, prompts: Sequence[Any], *rest: Any) -> None:
         filled.append(len(prompts))
-        fill(model, slots, prompts, to)
+        fill(model, slots, prompts, *rest)
 
     monkeypatch.setattr("femtune.engines.batch.fill", spy)
     engine = TransformersEngine(folder, max_batch=4)

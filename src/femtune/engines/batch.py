@@ -10,6 +10,7 @@ A slot remembers whose prompt it holds, so that another attempt at the same prob
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from femtune.engines.causal import fill, spans, step_logits
+from femtune.engines.causal import common_prefix, fill, spans, step_logits
 from femtune.engines.gumbel import choose_with_nats
 from femtune.engines.slots import Slots
 from femtune.types import FinishReason, Request, Sampling
 
 _PASS_TOKENS = 8192  # padded prompt tokens in one pass at most: bounds its memory
+SHARED_LEAST = 64  # tokens that prompts share at least where these pass once
+_SHARED_BY = 4  # prompts, at least, for a prefix that is not kept yet
 _PASS_TOKENS_CPU = 1024  # what a pass over a small model makes then stays in a CPU's caches
 
 
@@ -147,15 +150,30 @@ class Batch:
         return row.finish_reason is not None
 
     def _fill(self, new: dict[int, Request]) -> None:
-        """Pass prompts through the model, shortest first, equal ones once."""
+        """Pass prompts through the model, shortest first, equal ones and shared beginnings once."""
         slots_of: dict[tuple[int, ...], list[int]] = {}
         for slot, request in new.items():
             slots_of.setdefault(request.tokens, []).append(slot)
-        prompts = sorted((prompt for prompt in slots_of if len(prompt) > 1), key=len)
+        alike: defaultdict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
+        for prompt in sorted((prompt for prompt in slots_of if len(prompt) > 1), key=len):
+            alike[prompt[:SHARED_LEAST]].append(prompt)
+        groups: defaultdict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
+        for prompts in alike.values():
+            groups[self._prefix(prompts)] += prompts
         limit = _PASS_TOKENS_CPU if self.model.device.type == "cpu" else _PASS_TOKENS
-        for start, stop in spans([len(prompt) for prompt in prompts], limit):
-            chunk = prompts[start:stop]
-            fill(self.model, self._slots, chunk, [slots_of[prompt] for prompt in chunk])
+        for prefix, prompts in groups.items():
+            prompts.sort(key=len)
+            for start, stop in spans([len(prompt) - len(prefix) for prompt in prompts], limit):
+                chunk = prompts[start:stop]
+                fill(self.model, self._slots, chunk, [slots_of[prompt] for prompt in chunk], prefix)
+
+    def _prefix(self, prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """What these prompts begin with, if it is long enough and kept, or worth to be."""
+        shared = common_prefix(prompts)
+        kept = [known for known in self._slots.prefixes if shared[: len(known)] == known]
+        known = max(kept, key=len, default=())
+        is_new = len(prompts) >= _SHARED_BY and len(shared) >= len(known) + SHARED_LEAST
+        return shared if is_new else known
 
     def _enter(self, new: dict[int, Request]) -> None:
         """Make rows of requests, over ended ones or at the end."""

@@ -102,14 +102,43 @@ def stamp_of(folder: Path) -> tuple[Any, ...]:
     )
 
 
-def fill(model: Any, slots: Slots, prompts: Sequence[Sequence[int]], to: Sequence[list[int]]) -> None:
-    """Pass prompts less their last tokens, and keep the keys and values of prompts[i] in slots to[i]."""
-    tokens = pad([prompt[:-1] for prompt in prompts], model.device)
+def fill(
+    model: Any,
+    slots: Slots,
+    prompts: Sequence[Sequence[int]],
+    to: Sequence[list[int]],
+    prefix: tuple[int, ...] = (),
+) -> None:
+    """Pass prompts less their last tokens, and keep the keys and values of prompts[i] in slots to[i].
+
+    All begin with `prefix`, and have two tokens more at least; it passes once, and is kept.
+    """
+    if prefix and prefix not in slots.prefixes:
+        slots.record(prefix)
+        _pass(model, slots, [prefix])
+    rest = [prompt[len(prefix) : -1] for prompt in prompts]
     pairs = [(slot, source) for source, targets in enumerate(to) for slot in targets]
     rows, source = torch.tensor(pairs, device=model.device).T
-    slots.fill(rows, source, tokens.shape[1])
+    slots.fill(rows, source, max(map(len, rest)), prefix)
+    _pass(model, slots, rest)
+
+
+def _pass(model: Any, slots: Slots, rows: Sequence[Sequence[int]]) -> None:
     # padding is at the right, where causal attention hides it: the model's own mask will do
+    tokens = pad(rows, model.device)
     model(input_ids=tokens, past_key_values=slots, use_cache=True, logits_to_keep=1)
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return the first tokens that all prompts share, short of the last two of the shortest.
+
+    >>> common_prefix([(1, 2, 3, 4, 5), (1, 2, 3, 9, 9, 9)])
+    (1, 2, 3)
+    """
+    rows = [tuple(prompt) for prompt in prompts]
+    low, high = min(rows), max(rows)  # others lie between these
+    most = max(0, min(map(len, rows)) - 2)
+    return low[: next((n for n in range(most) if low[n] != high[n]), most)]
 
 
 def step_logits(model: Any, slots: Slots, tokens: Tensor, positions: Tensor, longest: int) -> Tensor:
@@ -286,7 +315,9 @@ def _slotted_logits(served: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     slots = Slots(len(rows))
     starts = [len(row) - STEPS for row in rows]
     prompts = [row[: start + 1] for row, start in zip(rows, starts, strict=True)]
-    fill(served, slots, prompts, [[number] for number in range(len(rows))])
+    for number, prompt in enumerate(prompts):  # some whole, some after a part that is kept
+        prefix = tuple(prompt[: len(prompt) // 2]) if number % 2 else ()
+        fill(served, slots, [prompt], [[number]], prefix)
     longest = max(map(len, rows))
     made = []
     for step in range(STEPS):

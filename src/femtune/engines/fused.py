@@ -91,10 +91,11 @@ class Fused:
         position_ids: Tensor | None = None,
         **_: Any,
     ) -> SimpleNamespace:
-        """Pass tokens [n, t]: whole prompts if there is no mask, and then there are no logits."""
+        """Pass tokens [n, t]: prompts if there is no mask, and then there are no logits."""
         num, length = input_ids.shape
         if position_ids is None:
-            position_ids = torch.arange(length, device=input_ids.device)[None]
+            begin = len(past_key_values.prefix)
+            position_ids = torch.arange(begin, begin + length, device=input_ids.device)[None]
         hidden = self._base.embed_tokens(input_ids)
         turns = [turn.unsqueeze(2) for turn in self._base.rotary_emb(hidden, position_ids)]
         for index, layer in enumerate(self._layers):
@@ -126,7 +127,11 @@ class Fused:
         """What queries [n, t, Q, D] see, [n, t, Q D], of keys and values [n, K, columns, D]."""
         num, length = query.shape[:2]
         shared = self._num_queries != self._num_keys
-        if mask is None or not (shared or query.device.type == "cpu"):
+        is_prompt, columns = mask is None, keys.shape[2]
+        if is_prompt and columns > length:  # what follows a prefix: is_causal would count from its end
+            mask = torch.ones(length, columns, dtype=torch.bool, device=query.device)
+            mask = mask.tril_(columns - length)
+        if is_prompt or not (shared or query.device.type == "cpu"):
             seen = functional.scaled_dot_product_attention(
                 query.transpose(1, 2),
                 keys,
@@ -137,6 +142,7 @@ class Fused:
                 enable_gqa=shared,
             )
             return seen.transpose(1, 2).reshape(num, length, -1)
+        assert mask is not None
         grouped = query.reshape(num, self._num_keys, -1, self._size)  # by the keys that they share
         scores = grouped @ keys.transpose(2, 3)
         share = scores.mul_(self._scale).add_(mask).softmax(-1, dtype=torch.float32)

@@ -4,8 +4,9 @@
     slot 1   A s k i n g ?  W                          so rows need no padding at the left, and nothing
     slot 2   L o n g e r   q u e s t i o n ?  W r      moves when one of them ends or another begins
 
-A prompt is filled in by a forward pass over whole prompts; each step then writes one column per row
-and lets the row attend to columns up to its own position.
+A prompt is filled in by a forward pass over whole prompts, or over what follows a prefix that is kept:
+prompts that share their first tokens, such as worked examples, pass those once. Each step then writes
+one column per row and lets the row attend to columns up to its own position.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+MOST_PREFIXES = 4  # kept at a time: plain and hinted prompts, with and without worked examples
 _GRAIN = 16  # columns are shown and stored in multiples of this: fewer shapes, aligned masks
 
 
@@ -28,14 +30,34 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is untyped to mypy
         self.columns = 0  # stored
         self.width = 0  # shown in a step: the longest row, rounded up
         self.filling = False
+        self.recording: tuple[int, ...] = ()  # the prefix whose keys and values the pass brings
+        self.prefix: tuple[int, ...] = ()  # filling: what the prompts begin with, and the pass does not
+        self.prefixes: list[tuple[int, ...]] = []  # kept, the latest used last
         self.rows = torch.empty(0, dtype=torch.long)
         self.source: Tensor = self.rows  # filling: which prompt of the batch each slot gets
         self.positions: Tensor = self.rows  # stepping: the column that each row writes
 
-    def fill(self, rows: Tensor, source: Tensor, length: int) -> None:
-        """The next pass brings prompts from position 0, right-padded: source[i] for slot rows[i]."""
-        self._reserve(length)
+    def fill(self, rows: Tensor, source: Tensor, length: int, prefix: tuple[int, ...] = ()) -> None:
+        """The next pass brings prompts, right-padded: source[i] for slot rows[i].
+
+        They begin at position 0, or after a prefix that was recorded.
+        """
+        self._reserve(len(prefix) + length)
         self.filling, self.rows, self.source = True, rows, source
+        self.recording, self.prefix = (), prefix
+        if prefix:
+            self.prefixes.remove(prefix)
+            self.prefixes.append(prefix)
+
+    def record(self, prefix: tuple[int, ...]) -> None:
+        """The next pass brings one row, a prefix that is kept for prompts that begin with it."""
+        self._reserve(len(prefix))
+        self.filling, self.recording, self.prefix = True, prefix, ()
+        self.prefixes.append(prefix)
+        for old in self.prefixes[:-MOST_PREFIXES]:
+            for layer in self.layers:
+                layer.prefixes.pop(old, None)
+        self.prefixes = self.prefixes[-MOST_PREFIXES:]
 
     def step(self, positions: Tensor, longest: int) -> None:
         """The next pass brings one token for each of the first slots, at these positions [n]."""
@@ -64,6 +86,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # the same
     def __init__(self, slots: Slots) -> None:
         super().__init__()
         self.slots = slots
+        self.prefixes: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # [1, heads, tokens, head_dim]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate on the first pass, which shows heads, head size, type and device."""
@@ -78,7 +101,15 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # the same
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         slots = self.slots
-        if slots.filling:  # a prompt attends to itself alone
+        if slots.recording:
+            self.prefixes[slots.recording] = key_states, value_states
+            return key_states, value_states
+        if slots.filling:  # a prompt attends to itself alone, and to the prefix that it begins with
+            if slots.prefix:
+                num = len(key_states)
+                before = [part.expand(num, -1, -1, -1) for part in self.prefixes[slots.prefix]]
+                key_states = torch.cat((before[0], key_states), 2)
+                value_states = torch.cat((before[1], value_states), 2)
             length = key_states.shape[2]
             self.keys[slots.rows, :, :length] = key_states[slots.source]
             self.values[slots.rows, :, :length] = value_states[slots.source]
@@ -102,12 +133,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # the same
         return like.new_zeros(shape)
 
     def get_seq_length(self) -> int:
-        """0: prompts start here, and steps bring their own masks and positions."""
-        return 0
+        """Where prompts start: after their prefix. Steps bring their own masks and positions."""
+        return len(self.slots.prefix) if self.slots.filling else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns and offset of the mask that a model builds by itself: for prompts only."""
-        return query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
         """-1: no limit but memory's."""
