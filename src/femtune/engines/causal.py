@@ -292,6 +292,6 @@ def _slotted_logits(served: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     for step in range(STEPS):
         places = [start + step for start in starts]
         tokens = [row[place] for row, place in zip(rows, places, strict=True)]
-        given = torch.tensor([tokens, places], device=served.device)
-        made.append(step_logits(served, slots, *given, longest=longest).float())
+        given, at = torch.tensor([tokens, places], device=served.device)
+        made.append(step_logits(served, slots, given, at, longest).float())
     return torch.stack(made, 1)
