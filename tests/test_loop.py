@@ -14,15 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from femtune import manifest
 from femtune.engines.fake import FakeEngine
 from femtune.engines.transformers import TransformersEngine
 from femtune.errors import EngineError, ModelError, NothingKept
+from femtune.headers import stored_dtype
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
 from femtune.prompts import ChatTokenizer
 from femtune.run import Run, read_draws
 from femtune.schemes import star
-from femtune.served import read_probe
+from femtune.served import ROUNDING, read_probe
 from femtune.training import Training
 from femtune.tries import read_nats
 from femtune.types import Sampling
@@ -311,6 +313,47 @@ def test_the_engine_gives_its_memory_back_for_the_m_step(tmp_path: Path, base: P
     made.setup.engine.release = lambda: released.append((tmp_path / "iteration-001/model").exists())
     made.iterate()
     assert released == [False]
+
+
+def test_a_bfloat16_base_keeps_its_dtype_and_the_newest_float32_weights(tmp_path: Path) -> None:
+    """Also where the newest model is lost: it is rounded again from them, to the same bytes."""
+    base = tiny_model(tmp_path / "base", "llama", tokenizer=byte_tokenizer(), dtype=torch.bfloat16)
+    root = tmp_path / "run"
+
+    def made() -> Steps:
+        one = steps(root, base, Fuse(), evaluation=Evaluation(every=0))
+        one.setup = replace(one.setup, rounding=ROUNDING["bfloat16"])
+        return one
+
+    history = made().iterate()
+    models = [root / f"iteration-00{k}/model" for k in (1, 2)]
+    assert [stored_dtype(model) for model in models] == ["bfloat16"] * 2
+    masters = [path.parent.name for path in root.glob("iteration-*/master")]
+    assert masters == ["iteration-002"] and stored_dtype(root / "iteration-002/master") == "float32"
+    assert all(entry["m_step"]["exported_gain_share"] is not None for entry in history[1:])
+    assert check_manifest(root) == []
+    wanted = (models[1] / "model.safetensors").read_bytes()
+    manifest.record_removed(root, models[1])
+    shutil.rmtree(models[1])
+    (root / "iteration-002/metrics.json").unlink()
+    manifest.record_removed(root, root / "iteration-002/metrics.json")
+    assert made().iterate()[2]["m_step"] == history[2]["m_step"]
+    assert (models[1] / "model.safetensors").read_bytes() == wanted
+
+
+def check_manifest(root: Path) -> list[str]:
+    """What is damaged of a run's files, or in no manifest."""
+    found = [manifest.damage(root, entry) for entry in manifest.recorded(root).values()]
+    return [*filter(None, found), *map(str, manifest.unrecorded(root))]
+
+
+def test_no_float32_weights_are_kept_where_m_steps_start_from_the_base(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base", "llama", tokenizer=byte_tokenizer(), dtype=torch.bfloat16)
+    plan = {"iterations": 1, "start_from": "base", "evaluation": Evaluation(every=0)}
+    one = steps(tmp_path / "run", base, Fuse(), **plan)
+    one.iterate()
+    assert stored_dtype(tmp_path / "run/iteration-001/model") == "bfloat16"
+    assert not (tmp_path / "run/iteration-001/master").exists()
 
 
 @pytest.mark.slow

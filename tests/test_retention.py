@@ -11,7 +11,17 @@ import pytest
 
 from femtune.errors import RunError
 from femtune.manifest import recorded
-from femtune.retention import best_of, check_room, link_models, model_bytes, thin_out
+from femtune.retention import (
+    MASTER,
+    best_of,
+    check_room,
+    drop_masters,
+    exported_dtype,
+    link_models,
+    model_bytes,
+    next_start,
+    thin_out,
+)
 from femtune.run import Run
 from femtune.training import Training
 
@@ -73,12 +83,29 @@ def test_links_that_became_folders_as_a_run_was_copied_are_refused(tmp_path: Pat
         link_models(copy, history)
 
 
+def test_float32_weights_of_the_newest_iteration_alone_are_kept(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, [0.5, 0.9])
+    for iteration in (1, 2):
+        master = run.iteration(iteration) / MASTER
+        master.mkdir()
+        (master / "weights").write_text("x")
+        run.record(master)
+    drop_masters(run, 2)
+    assert [path for path in recorded(tmp_path) if MASTER in path] == ["iteration-002/master/weights"]
+    assert next_start(run.iteration(1) / "model") == run.iteration(1) / "model"
+    assert next_start(run.iteration(2) / "model") == run.iteration(2) / MASTER
+    assert not list(tmp_path.rglob(".*part")) and models(run) == [1, 2]
+
+
 def test_a_models_size_is_that_of_its_weights_in_float32(tmp_path: Path) -> None:
     import torch
 
     folder = tiny_model(tmp_path / "m", "llama", dtype=torch.bfloat16)
     size = (folder / "model.safetensors").stat().st_size
     assert model_bytes(folder, Training()) == pytest.approx(2 * size, rel=0.2)
+    assert exported_dtype(folder, Training()) == "bfloat16"
+    assert exported_dtype(folder, Training(use_peft=True)) == "float32"
+    assert model_bytes(folder, Training(), "bfloat16") == pytest.approx(size, rel=0.2)
     assert model_bytes(folder, Training(use_peft=True)) == 0  # a new adapter's is not known
 
 
@@ -90,3 +117,9 @@ def test_an_m_step_without_room_for_its_model_is_refused(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 1000, 1000))
     with pytest.raises(RunError, match=r"would take \d+ kB, and 1 kB are free there"):
         check_room(tmp_path / "run" / "model", folder, Training())
+    needed = model_bytes(folder, Training(), "bfloat16")
+    room = Usage(10**9, 0, 2 * needed)  # of the 2 + 4 bytes for each number
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
+    check_room(tmp_path / "run" / "model", folder, Training(), "bfloat16")
+    with pytest.raises(RunError, match="would take"):
+        check_room(tmp_path / "run" / "model", folder, Training(), "bfloat16", with_master=True)

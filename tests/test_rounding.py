@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
+from femtune.engines.causal import rounding_seed
+from femtune.engines.vllm_setup import rounded_copy
 from femtune.rounding import round_in_place, rounded, rounded_state
+from femtune.served import Probe, write_probe
 
 BOTH = [torch.bfloat16, torch.float16]
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -114,3 +119,21 @@ def test_in_place_gives_the_numbers_that_are_exported() -> None:
     assert layer.weight.dtype == torch.float32
     for name, weight in layer.state_dict().items():
         assert torch.equal(weight, exported[name].float())
+
+
+def test_trained_float32_weights_are_copied_rounded_for_vllm_and_others_read_in_place(
+    tmp_path: Path,
+) -> None:
+    weights = tmp_path / "w"
+    weights.mkdir()
+    state = {"a": torch.randn(1000)}
+    save_file(state, weights / "model.safetensors")
+    (weights / "config.json").write_text('{"dtype": "float32"}')
+    assert rounded_copy(weights, "bfloat16", tmp_path / "1") == weights  # a base: no probe
+    write_probe(weights, Probe([[1]], [[2]], [-1.0], [-2.0]))
+    assert rounded_copy(weights, "float32", tmp_path / "1") == weights
+    copy = rounded_copy(weights, "bfloat16", tmp_path / "1")
+    made = load_file(copy / "model.safetensors")["a"]
+    seed = f"{rounding_seed(weights)} a"
+    assert torch.equal(made, rounded(state["a"], torch.bfloat16, seed))
+    assert {path.name for path in copy.iterdir()} == {path.name for path in weights.iterdir()}

@@ -37,8 +37,8 @@ def rounded(values: Tensor, dtype: torch.dtype, seed: str) -> Tensor:
     bits = _bits(seed)
     for start in range(0, len(flat), _SLICE):
         part = flat[start : start + _SLICE].float()
-        drawn = bits.random_raw(-(-len(part) // 4)).astype("<u8").view("<u2")[: len(part)]
-        noise = torch.from_numpy(drawn.astype(np.int32)).to(flat.device)
+        raw = bits.random_raw(-(-len(part) // 4)).astype("<u8").view("<u2")[: len(part)]
+        noise = torch.from_numpy(raw.astype(np.int32)).to(flat.device)
         made[start : start + _SLICE] = _neighbors(part, noise, dtype)
     return made.view(values.shape)
 
