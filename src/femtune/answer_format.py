@@ -90,7 +90,8 @@ class AnswerFormat:
         starts = [*(start for start, _ in spans[1:]), offset + first.start]
         words = "".join(text[end:start] for (_, end), start in zip(spans, starts, strict=True))
         rationale = _rationale(text[: offset + first.start], first.said)
-        if require_rationale and _NO_WORDS.fullmatch(_TAG.sub("", words) + first.said):
+        no_words = not rationale or _NO_WORDS.fullmatch(_TAG.sub("", words) + first.said)
+        if require_rationale and no_words:
             return Parsed(rationale, first.answer, "no rationale before the answer")
         return Parsed(rationale, first.answer)
 
@@ -202,7 +203,7 @@ def _sentences(text: str) -> Iterator[Found]:
 
 
 def _rationale(before: str, said: str) -> str:
-    text = re.sub(r"```\w*$", "", _TAG.sub("", before).strip()).rstrip(" \n$*_([\\{")
+    text = re.sub(r"(?m:^)```\w*\Z", "", _TAG.sub("", before).strip()).rstrip(" \n$*_([\\{")
     return f"{text}\n{said}".strip()
 
 

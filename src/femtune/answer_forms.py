@@ -234,7 +234,8 @@ def bare(answer: str) -> str:
     ('4', '\\frac{1}{2}', 'A*', '$5')
     """
     for _ in range(20 if len(answer) <= LONGEST else 0):
-        answer = answer.strip().removesuffix(".").removesuffix("。").rstrip()
+        while (stripped := answer.strip().rstrip(".。")) != answer:
+            answer = stripped
         match = _WRAPPED.fullmatch(answer)
         if match is not None:
             answer = match[match.lastgroup or 0]

@@ -33,10 +33,12 @@ class Cut:
         The smallest n for which the text of the first n tokens has a closed answer.
         """
         places = [place for place, token in enumerate(tokens, 1) if self.can_close(token)]
-        if self.format.spec.startswith("regex:"):  # a user's pattern may find less in a longer text
+        text = self.opening + self.tokenizer.decode(tokens)
+        if "\ufffd" in text or self.format.spec.startswith("regex:"):
+            # a byte outside UTF-8 may undo a line break before it, and a pattern its own match
             return next((place for place in places if self._closed(tokens[:place])), None)
-        # what is closed stays so, and decoding is the cost: once for most, log2(places) times for others
-        if not places or not self._closed(tokens[: places[-1]]):
+        # else what is closed stays so, and decoding is the cost: once, or log2(places) times
+        if not places or not self.format.closed(text):
             return None
         return places[bisect_left(places, True, key=lambda place: self._closed(tokens[:place]))]
 
