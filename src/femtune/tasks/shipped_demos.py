@@ -75,7 +75,7 @@ RATINGS: tuple[Row, ...] = (
         "prompt": "Why does ice float on water?",
         "response": "Water expands when it freezes. So ice is less dense than water, and floats.",
         "place": 1,
-        "rationale": "The response answers the question, and its reason is right. Nothing is missing. "
+        "rationale": "Ice is less dense than water, as the response says. Nothing is missing. "
         "It deserves the highest rating.",
     },
     {
@@ -89,8 +89,8 @@ RATINGS: tuple[Row, ...] = (
         "prompt": "Explain in one sentence why we sleep.",
         "response": "Sleep lets the body rest. It also helps us to remember.",
         "place": 0.75,
-        "rationale": "The response is right, but it has two sentences and not one, a small fault. "
-        "It deserves a rating near the highest.",
+        "rationale": "Sleep does let the body rest, as the response says. But one sentence was asked for, "
+        "and these are two. It deserves a rating near the highest.",
     },
     {
         "prompt": "Name the four seasons.",
