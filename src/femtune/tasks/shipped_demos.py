@@ -75,7 +75,7 @@ RATINGS: tuple[Row, ...] = (
         "prompt": "Why does ice float on water?",
         "response": "Water expands when it freezes. So ice is less dense than water, and floats.",
         "place": 1,
-        "rationale": "The response answers the question, and its reason is right. Nothing is missing. "
+        "rationale": "Ice is less dense than water, as the response says. Nothing is missing. "
         "It deserves the highest rating.",
     },
     {
@@ -89,8 +89,8 @@ RATINGS: tuple[Row, ...] = (
         "prompt": "Explain in one sentence why we sleep.",
         "response": "Sleep lets the body rest. It also helps us to remember.",
         "place": 0.75,
-        "rationale": "The response is right, but it has two sentences and not one, a small fault. "
-        "It deserves a rating near the highest.",
+        "rationale": "Sleep does let the body rest, as the response says. But one sentence was asked "
+        "for, and these are two. It deserves a rating near the highest.",
     },
     {
         "prompt": "Name the four seasons.",
@@ -107,35 +107,35 @@ PAIRS: tuple[Row, ...] = (
         "response_a": "A spider has eight legs.",
         "response_b": "A spider has six legs.",
         "preference": "A",
-        "rationale": "A spider has eight legs. Response A is right, and response B is wrong.",
+        "rationale": "A spider has eight legs, as response A says. Response B is wrong. So A is better.",
     },
     {
         "prompt": "How do I boil an egg?",
         "response_a": "Eggs are laid by hens.",
         "response_b": "Put it in boiling water for eight minutes, then cool it in cold water.",
         "preference": "B",
-        "rationale": "Response B says how to boil an egg. Response A does not answer the question.",
+        "rationale": "Response B says how to boil an egg. Response A does not. So B is better.",
     },
     {
         "prompt": "Name a yellow fruit.",
         "response_a": "A banana is yellow.",
         "response_b": "A lemon is yellow.",
         "preference": "tie",
-        "rationale": "Both responses name a yellow fruit. Neither is better.",
+        "rationale": "Both responses name a yellow fruit. Neither is better. So it is a tie.",
     },
     {
         "prompt": "Make this sentence shorter: I am of the opinion that we should leave at this point.",
         "response_a": "I am of the opinion that at this point in time we should leave here.",
         "response_b": "I think we should leave now.",
         "preference": "B",
-        "rationale": "Response B is shorter and says the same. Response A is even longer.",
+        "rationale": "Response B is short and says the same. Response A is too long. So B is better.",
     },
     {
         "prompt": "List three colors.",
         "response_a": "Red, green and blue.",
         "response_b": "Red and green.",
         "preference": "A",
-        "rationale": "Response A lists three colors, as asked. Response B lists two only.",
+        "rationale": "Response A lists three colors, as asked. Response B lists two. So A is better.",
     },
 )
 
@@ -179,7 +179,8 @@ SUMMARY_PAIRS: tuple[Row, ...] = (
         "summary_a": "My key broke and I paid 90 dollars for a new lock. Should my landlord pay?",
         "summary_b": "I slept on the sofa of a neighbor.",
         "preference": "A",
-        "rationale": "Summary A has the main point and the question. Summary B has a detail only.",
+        "rationale": "Summary A has the main point and the question. Summary B has a detail only. "
+        "So A is better.",
     },
     {
         "post": _GARDEN,
@@ -188,14 +189,15 @@ SUMMARY_PAIRS: tuple[Row, ...] = (
         "water them?",
         "preference": "B",
         "rationale": "Summary B is true and has the question. Summary A says things that are not in the "
-        "post.",
+        "post. So B is better.",
     },
     {
         "post": _GARDEN,
         "summary_a": "Our tomato leaves are yellow. How often should we water?",
         "summary_b": "How often should we water our tomatoes, whose leaves are yellow?",
         "preference": "tie",
-        "rationale": "Both summaries have the yellow leaves and the question. Neither is better.",
+        "rationale": "Both summaries have the yellow leaves and the question. Neither is better. "
+        "So it is a tie.",
     },
 )
 
