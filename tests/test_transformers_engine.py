@@ -584,10 +584,10 @@ def short_of_memory_above(limit: int, monkeypatch: pytest.MonkeyPatch, error: Ex
             raise error
         return logits
 
-    def short_fill(model: Any, slots: Any, prompts: Sequence[Any], to: Sequence[Any]) -> None:
+    def short_fill(model: Any, slots: Any, prompts: Sequence[Any], *rest: Any) -> None:
         if len(prompts) > limit:
             raise error
-        fill(model, slots, prompts, to)
+        fill(model, slots, prompts, *rest)
 
     monkeypatch.setattr("femtune.engines.batch.step_logits", short_step)
     monkeypatch.setattr("femtune.engines.batch.fill", short_fill)

@@ -315,9 +315,9 @@ def _slotted_logits(served: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     slots = Slots(len(rows))
     starts = [len(row) - STEPS for row in rows]
     prompts = [row[: start + 1] for row, start in zip(rows, starts, strict=True)]
-    for number, prompt in enumerate(prompts):  # some whole, some after a part that is kept
-        prefix = tuple(prompt[: len(prompt) // 2]) if number % 2 else ()
-        fill(served, slots, [prompt], [[number]], prefix)
+    fill(served, slots, prompts, [[number] for number in range(len(rows))])
+    for number, prompt in list(enumerate(prompts))[1::2]:  # some again, after a part that is kept
+        fill(served, slots, [prompt], [[number]], tuple(prompt[: len(prompt) // 2]))
     longest = max(map(len, rows))
     made = []
     for step in range(STEPS):
