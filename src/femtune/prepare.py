@@ -346,6 +346,11 @@ def _check_law(settings: Train, scheme: Scheme) -> None:
             f"Scheme {scheme.name} weighs forced answers at temperature 1 alone, got "
             f"{settings.temperature:g}: set --temperature 1, or --force-answers evaluation."
         )
+    if "all tokens" in scheme.needs and forced and scheme.proposal == "base":
+        raise ConfigError(
+            f"Scheme {scheme.name} weighs forced answers by the current model, and its draws are the "
+            "base's: leave base out, or set --force-answers evaluation."
+        )
     if "plain prompts" in scheme.needs and (forced or settings.demos not in ("auto", "none")):
         raise ConfigError(
             f"Scheme {scheme.name} needs draws of the plain prompt: drop --demos and --force-answers "
