@@ -204,9 +204,7 @@ class Endings:
     @classmethod
     def random(cls, rng: torch.Generator, num_z: int = 4, num_y: int = 2) -> Endings:
         shapes = (num_z,), (num_z, 4), (num_z, num_y), (num_z, num_y, 2)
-        return cls(
-            *(torch.randn(s, generator=rng, dtype=torch.float64).softmax(-1) for s in shapes)
-        )
+        return cls(*(torch.randn(s, generator=rng, dtype=torch.float64).softmax(-1) for s in shapes))
 
     @property
     def law(self) -> dict[tuple[int, ...], float]:
@@ -257,7 +255,7 @@ class EndingsEngine(FakeEngine):
     def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
         return [math.fsum(self._nats_of(prompt, tokens, 1.0)) for prompt, tokens in pairs]
 
-    def following(self, tokens: tuple[int, ...], temperature: float = 1.0) -> dict[tuple[int, ...], float]:
+    def following(self, tokens: tuple[int, ...], temperature: float) -> Law:
         """The law of what is written after a prompt, or a prompt and the start of a completion."""
         if (tokens, temperature) not in self._known:
             prompt = next(p for p in self.prompts if tokens[: len(p)] == p)
@@ -270,7 +268,7 @@ class EndingsEngine(FakeEngine):
             self._known[tokens, temperature] = {
                 rest: math.exp(math.fsum(self._nats_of(tokens, rest, temperature))) for rest in rests
             }
-        found: dict[tuple[int, ...], float] = self._known[tokens, temperature]
+        found: Law = self._known[tokens, temperature]
         return found
 
     def written(self, request: Request, whole: tuple[int, ...], sampling: Sampling) -> Completion:
@@ -323,12 +321,13 @@ class EndingsWorld:
     plain: Endings
     hinted: Endings
     shown: Endings  # plain, with DEMOS before it
-    problem: Problem = Problem("p", "x0", "y1")
+    problem: Problem
 
     @classmethod
     def random(cls, seed: int, num_z: int = 4) -> EndingsWorld:
+        """One whose answer is y1."""
         rng = torch.Generator().manual_seed(seed)
-        return cls(*(Endings.random(rng, num_z) for _ in range(3)))
+        return cls(*(Endings.random(rng, num_z) for _ in range(3)), Problem("p", "x0", "y1"))
 
     def engine(self, **settings: Any) -> EndingsEngine:
         shown = PROMPTS.with_demos(DEMOS)

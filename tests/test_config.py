@@ -76,8 +76,8 @@ TWICE = (Stage("plain", 2),)
         *(
             (
                 partial(plan, Train(scheme="pps:4+importance", **changes)),
-                "Scheme pps(4)+importance weighs draws by the probability that they were drawn with, and "
-                "top_p and top_k leave tokens out: drop them.",
+                "Scheme pps(4)+importance weighs draws by the probability that they were drawn with, "
+                "and top_p and top_k leave tokens out: drop them.",
             )
             for changes in ({"top_p": 0.9}, {"top_k": 40})
         ),

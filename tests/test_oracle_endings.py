@@ -4,7 +4,6 @@ drawn at another temperature: sums over all that can be drawn, by the real drive
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,18 +31,15 @@ from femtune.run import Run, read_draws
 from femtune.schemes import parse_scheme, pps, rejection, weighted
 from femtune.training import Training
 from femtune.tries import nats_under, scored_draws
-from femtune.types import Completion, Draw, DrawKey, Example, Problem, Scheme, Score
+from femtune.types import Completion, Draw, DrawKey, Example, Scheme, Score
 from femtune.weigh import weigh
 
 from .oracle import (
     DEMOS,
-    LINE_CUT,
     RATIONALES,
-    EndingsEngine,
     EndingsWorld,
     TableSteps,
     every_draw,
-    problem,
 )
 
 worlds = st.integers(0, 2**32).map(EndingsWorld.random)
@@ -125,9 +121,7 @@ def test_scoring_what_is_trained_in_place_of_what_was_sampled_biases_them(
             patch.setattr(tries, "logprobs", changed)
             return expected_weights(world, HINTED, made)
 
-    trained = mutated(
-        lambda done: trained_tokens(done.tokens, done.finish_reason, END, made.tokenizer)
-    )
+    trained = mutated(lambda done: trained_tokens(done.tokens, done.finish_reason, END, made.tokenizer))
     without = mutated(lambda done: done.tokens[: -1 if done.finish_reason == "answered" else None])
     for found in (trained, without):
         assert bias(world, found) > 0.2
@@ -344,9 +338,7 @@ def test_the_loop_weighs_by_what_was_sampled_and_trains_what_ends(tmp_path: Path
     made, scheme = world.setup(demos=DEMOS), parse_scheme("mixture:2,2+importance")
     plan = Plan(scheme, Training(), Evaluation(), demos=DEMOS, demo_iterations=0, force=force)
     tokenizer: Any = made.tokenizer
-    steps = TableSteps(
-        Run(tmp_path), Path("tables/0"), problems, [], plan, made, tokenizer, Quiet()
-    )
+    steps = TableSteps(Run(tmp_path), Path("tables/0"), problems, [], plan, made, tokenizer, Quiet())
     steps.expect(1)
     [(draws, _)] = read_draws(steps.run.iteration(1) / "draws")
     assert not any(draw.demos for draw in draws)  # of no iteration, by the plan
@@ -363,7 +355,9 @@ def test_the_loop_weighs_by_what_was_sampled_and_trains_what_ends(tmp_path: Path
     exact, totals = world.plain.right(1), Counter[str]()
     for row in rows:
         draw = by_key[DrawKey(1, row["problem_id"], row["stage"], row["index"])]
-        totals[row["problem_id"]] += exact[draw.completion.tokens] / chances[draw.prompt][draw.completion.tokens]  # type: ignore[assignment]  # noqa: E501
+        totals[row["problem_id"]] += (
+            exact[draw.completion.tokens] / chances[draw.prompt][draw.completion.tokens]
+        )  # type: ignore[assignment]
     for row in rows:
         draw = by_key[DrawKey(1, row["problem_id"], row["stage"], row["index"])]
         sampled = draw.completion.tokens
