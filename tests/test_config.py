@@ -82,6 +82,19 @@ TWICE = (Stage("plain", 2),)
             for changes in ({"top_p": 0.9}, {"top_k": 40})
         ),
         (
+            lambda: plan(Train(scheme="pps+importance", temperature=0.0)),
+            "Scheme pps+importance weighs draws by the probability that they were drawn with, and "
+            "temperature 0 draws the likeliest tokens alone: set --temperature 1.",
+        ),
+        *(
+            (
+                partial(plan, Train(scheme="pps+importance", engine=engine, temperature=0.7)),
+                f"which --engine {engine} tells at temperature 1 alone, got 0.7: set --temperature 1, "
+                "or --engine transformers.",
+            )
+            for engine in ("vllm", "openai")
+        ),
+        (
             lambda: plan(Train(scheme="pps:4+importance", force_answers="always", temperature=0.7)),
             "Scheme pps(4)+importance weighs forced answers at temperature 1 alone, got 0.7: set "
             "--temperature 1, or --force-answers evaluation.",
