@@ -5,6 +5,9 @@
 Its joint law, posterior and likelihood are sums of a few terms, so the laws of schemes are exact
 numbers here. `ask` puts it behind the real driver, prompts, parsing and grading; `e_steps` behind the
 loop's E-step, which scores draws, remembers them, and stores examples.
+
+`Endings` is a second one, whose completions may end without an answer, be truncated, or go on after
+their answer: an autoregressive model over bytes, of which the law of every prefix is known.
 """
 
 from __future__ import annotations
@@ -12,26 +15,31 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 
-from femtune.chunks import Setup
-from femtune.engines.fake import FakeEngine, Write
+from femtune.answer_format import parse_format
+from femtune.chunks import Lease, OpenChunk, Setup
+from femtune.cut import Cut
+from femtune.demos import Demo, Demos
+from femtune.endings import Force
+from femtune.engines.fake import END, ByteTokenizer, FakeEngine, Write
 from femtune.estep import e_step
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
-from femtune.prompts import Prompts
+from femtune.prompts import Prompts, prompt_text
 from femtune.rewards import exact, score
 from femtune.run import Run
 from femtune.training import Training
 from femtune.tries import Tries
-from femtune.types import Draw, Problem, Sampling, Scheme
+from femtune.types import Completion, Draw, FinishReason, Problem, Request, Sampling, Scheme
 
 PROMPTS = Prompts(instruction="", hint="The correct answer is {answer}.")
 
@@ -172,3 +180,203 @@ def table_steps(
     made = setup(engine, seed=seed, chunk_size=chunk_size)
     tokenizer: Any = engine.tokenizer
     return TableSteps(Run(root), Path("tables/0"), problems, [], plan, made, tokenizer, Quiet())
+
+
+# --- completions that end in all ways
+
+DEMOS = (Demo("x8", "y0", "z0\nAnswer: y0"),)
+TAILS = ("\nx5?", "\nIndeed.")  # of what is written after an answer
+# the last two: too long to give an answer within `MOST_TOKENS`, and with a cue that gives none
+RATIONALES = ("z0", "z1", "z2 is a rather long one", "z0\nAnswer: ...")
+MOST_TOKENS = 26
+Law = Mapping[tuple[int, ...], float]  # of whole completions, the end token included
+
+
+@dataclass(frozen=True, eq=False)
+class Endings:
+    """Chances under one prompt: of each rationale z, of how it ends, of y, and of what follows it."""
+
+    z: torch.Tensor  # [Z]
+    ends: torch.Tensor  # [Z, 4]: without an answer, with it, after more, truncated before it
+    y: torch.Tensor  # [Z, Y]
+    tail: torch.Tensor  # [Z, Y, 2]
+
+    @classmethod
+    def random(cls, rng: torch.Generator, num_z: int = 4, num_y: int = 2) -> Endings:
+        shapes = (num_z,), (num_z, 4), (num_z, num_y), (num_z, num_y, 2)
+        return cls(*(torch.randn(s, generator=rng, dtype=torch.float64).softmax(-1) for s in shapes))
+
+    @property
+    def law(self) -> dict[tuple[int, ...], float]:
+        """The chance of each whole completion."""
+        found: dict[str, float] = {}
+        for z, said in enumerate(RATIONALES[: len(self.z)]):
+            none, answer, more, long = (self.z[z] * self.ends[z]).tolist()
+            found[said] = none
+            found[f"{said}, and so on, and so on, and so on"] = long
+            for y, share in enumerate(self.y[z].tolist()):
+                text = f"{said}\nAnswer: y{y}"
+                found[text] = answer * share
+                for tail, part in zip(TAILS, self.tail[z, y].tolist(), strict=True):
+                    found[text + tail] = more * share * part
+        return {(*text.encode(), END): chance for text, chance in found.items()}
+
+    def right(self, y: int) -> dict[tuple[int, ...], float]:
+        """pi(z, y) of each completion as it is cut."""
+        found = {}
+        for z, said in enumerate(RATIONALES[: len(self.z)]):
+            text = f"{said}\nAnswer: y{y}".encode()
+            _, answer, more, _ = (self.z[z] * self.ends[z] * self.y[z, y]).tolist()
+            found[(*text, END)], found[(*text, 10)] = answer, more
+        return found
+
+
+class EndingsEngine(FakeEngine):
+    """Draws from laws by prompt, at any temperature, also from the middle of a completion.
+
+    `early`: it stops where an answer is closed, and knows how likely it drew what it gives.
+    """
+
+    def __init__(self, laws: Mapping[str, Law], *, early: bool = True, room: int = 256) -> None:
+        super().__init__(lambda prompt, seed: "", room=room)
+        self.prompts = sorted((tuple(prompt.encode()) for prompt in laws), key=len, reverse=True)
+        self.laws = {tuple(prompt.encode()): law for prompt, law in laws.items()}
+        self.early = early
+        self.thetas = [None]  # for TableSteps
+        # of each start of a completion after a prompt, the mass of every token that may follow it
+        self._next: dict[tuple[int, ...], dict[int, float]] = {}
+        for prompt, law in self.laws.items():
+            for whole, chance in law.items():
+                for at in range(len(whole) if chance else 0):
+                    masses = self._next.setdefault((*prompt, *whole[:at]), {})
+                    masses[whole[at]] = masses.get(whole[at], 0.0) + chance
+        self._known: dict[Any, Any] = {}
+
+    def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        return [math.fsum(self._nats_of(prompt, tokens, 1.0)) for prompt, tokens in pairs]
+
+    def following(self, tokens: tuple[int, ...], temperature: float) -> Law:
+        """The law of what is written after a prompt, or a prompt and the start of a completion."""
+        if (tokens, temperature) not in self._known:
+            prompt = next(p for p in self.prompts if tokens[: len(p)] == p)
+            begun = tokens[len(prompt) :]
+            rests = [
+                whole[len(begun) :]
+                for whole, chance in self.laws[prompt].items()
+                if whole[: len(begun)] == begun and chance
+            ]
+            self._known[tokens, temperature] = {
+                rest: math.exp(math.fsum(self._nats_of(tokens, rest, temperature))) for rest in rests
+            }
+        found: Law = self._known[tokens, temperature]
+        return found
+
+    def written(self, request: Request, whole: tuple[int, ...], sampling: Sampling) -> Completion:
+        """What is given where the model writes this."""
+        asked = request.tokens, whole, request.most_tokens(sampling), sampling.temperature
+        if asked not in self._known:
+            self._known[asked] = self._written(request, whole, sampling)
+        found: Completion = self._known[asked]
+        return found
+
+    def _written(self, request: Request, whole: tuple[int, ...], sampling: Sampling) -> Completion:
+        tokens = whole[: request.most_tokens(sampling)]
+        reason: FinishReason = "stop" if tokens == whole else "length"
+        if self.early and sampling.cut is not None:
+            place = sampling.cut([*request.cue, *(token for token in tokens if token != END)])
+            if place is not None:
+                tokens, reason = tokens[: place - len(request.cue)], "answered"
+        nats, drawn = (self._nats_of(request.tokens, tokens, t) for t in (1.0, sampling.temperature))
+        return Completion(
+            tokens,
+            self.tokenizer.decode(tokens),
+            reason,
+            math.fsum(nats),
+            drawn_logprob=math.fsum(drawn) if self.early else math.nan,
+            token_logprobs=None if self.early else tuple(nats),
+        )
+
+    def _complete(self, request: Request, sampling: Sampling) -> Completion:
+        wholes, chances = zip(*self.following(request.tokens, sampling.temperature).items(), strict=True)
+        place = bisect([*accumulate(chances)][:-1], request.seed / 2**63)
+        return self.written(request, wholes[place], sampling)
+
+    def _nats_of(self, prompt: Sequence[int], tokens: Sequence[int], temperature: float) -> list[float]:
+        """Nats of each token, drawn at a temperature."""
+        found, begun = [], tuple(prompt)
+        for token in tokens:
+            masses = self._next.get(begun, {})
+            if token not in masses:
+                return [-math.inf]
+            total = math.fsum(mass ** (1 / temperature) for mass in masses.values())
+            found.append(math.log(masses[token]) / temperature - math.log(total))
+            begun = (*begun, token)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class EndingsWorld:
+    """One problem, its three prompts, and the law of each."""
+
+    plain: Endings
+    hinted: Endings
+    shown: Endings  # plain, with DEMOS before it
+    problem: Problem
+
+    @classmethod
+    def random(cls, seed: int, num_z: int = 4) -> EndingsWorld:
+        """One whose answer is y1."""
+        rng = torch.Generator().manual_seed(seed)
+        return cls(*(Endings.random(rng, num_z) for _ in range(3)), Problem("p", "x0", "y1"))
+
+    def engine(self, **settings: Any) -> EndingsEngine:
+        shown = PROMPTS.with_demos(DEMOS)
+        laws = {
+            prompt_text(PROMPTS.plain(self.problem)): self.plain.law,
+            prompt_text(PROMPTS.hinted(self.problem)): self.hinted.law,
+            prompt_text(shown.plain(self.problem)): self.shown.law,
+            prompt_text(shown.hinted(self.problem)): self.shown.law,
+        }
+        return EndingsEngine(laws, **settings)
+
+    def setup(
+        self,
+        *,
+        temperature: float = 1.0,
+        force: Force = "never",
+        demos: Demos = (),
+        seed: int = 0,
+        **settings: Any,
+    ) -> Setup:
+        return replace(
+            setup(self.engine(**settings), seed=seed),
+            sampling=Sampling(MOST_TOKENS, temperature),
+            cut=LINE_CUT,
+            force=force,
+            demos=demos,
+        )
+
+
+LINE_CUT = Cut(parse_format("line"), ByteTokenizer())
+
+
+def every_draw(asked: Problem, scheme: Scheme, made: Setup) -> Iterator[tuple[Draw, float]]:
+    """All that may come of a scheme's first request by the real driver, with the chance of each."""
+    engine = made.engine
+    assert isinstance(engine, EndingsEngine)
+    lease = Lease(0, [asked], scheme, made.sampling, 1, demos=made.demos, force=made.force)
+    sampling = replace(made.sampling, cut=made.cut)
+
+    def follow(path: list[tuple[int, ...]], chance: float) -> Iterator[tuple[Draw, float]]:
+        chunk = OpenChunk(lease, made)
+        [request] = chunk.pull(1)
+        for whole in path:
+            if ready := chunk.settle([(request, engine.written(request, whole, sampling))]):
+                [draw] = chunk.grade(ready)
+                yield draw, chance
+                return
+            [request] = chunk.pull(1)
+        for whole, share in engine.following(request.tokens, sampling.temperature).items():
+            yield from follow([*path, whole], chance * share)
+
+    yield from follow([], 1.0)

@@ -26,6 +26,8 @@ from typing import Any
 from .models import byte_tokenizer
 
 Write = Callable[[str, int], str]
+# from a prompt's tokens, the most tokens, a temperature and a seed: tokens, and the nats of each
+Complete = Callable[[list[int], int, float, int], tuple[list[int], list[float]]]
 
 
 def letters(prompt: str, seed: int) -> str:
@@ -82,6 +84,7 @@ class FakeServer:
     closing: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     stop: Callable[[], None] = lambda: None  # as a crash would
+    model: Complete | None = None  # in the place of `write` and `token_nats`
 
 
 @contextlib.contextmanager
@@ -93,10 +96,14 @@ def serving(
     context: int | None = 512,
     version: str = "/v1",
     port: int = 0,
+    model: Any = None,
 ) -> Iterator[FakeServer]:
-    """A server of one kind ("vllm", "sglang", "llamacpp", "openai") for as long as the block runs."""
-    state = FakeServer(kind, write, faults or Faults(), list(names), context, version)
-    tokenizer = byte_tokenizer()
+    """A server of one kind ("vllm", "sglang", "llamacpp", "openai") for as long as the block runs.
+
+    `model` is a `Complete` with its tokenizer as `coder`; without one the model is bytes.
+    """
+    state = FakeServer(kind, write, faults or Faults(), list(names), context, version, model=model)
+    tokenizer = model.coder if model else byte_tokenizer()
 
     class Handler(_Handler):
         server_state = state
@@ -269,8 +276,13 @@ class _Handler(BaseHTTPRequestHandler):
         seed = 0 if faults.ignores_seeds or cold else body.get("seed", 0)
         if faults.ignores_seeds and not cold:
             seed = random.getrandbits(32)
-        text = state.write(self.coder.decode(tokens), seed)
-        written = [*self._encode(text), self.coder.eos_token_id][: body["max_tokens"]]
+        if state.model is not None:
+            with state.lock:
+                written, each = state.model(tokens, body["max_tokens"], body["temperature"], seed)
+        else:
+            text = state.write(self.coder.decode(tokens), seed)
+            written = [*self._encode(text), self.coder.eos_token_id][: body["max_tokens"]]
+            each = [token_nats(token) for token in written]
         ended = written[-1] == self.coder.eos_token_id
         told = written[:-1] if ended and faults.leaves_out_end else written
         choice: dict[str, Any] = {
@@ -280,7 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
             "logprobs": None,
         }
         scale = 1e-3 if faults.tempered and body["temperature"] != 1 else 1.0
-        nats = [token_nats(token) * scale for token in told]
+        nats = [value * scale for value in each[: len(told)]]
         wants = faults.tells_logprobs and body.get("logprobs") is not None
         if state.kind == "llamacpp" and wants:
             ids = told if faults.tells_ids else [None] * len(told)

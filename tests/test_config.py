@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,59 @@ TWICE = (Stage("plain", 2),)
         (lambda: plan(Train(eval_draws=2)), "set eval_temperature 1"),
         (lambda: plan(Train(scheme="ppo")), "'ppo'"),
         (lambda: plan(Train(soft_accept=1.0)), "needs ratings and their own reward"),
+        *(
+            (
+                partial(plan, Train(scheme=scheme, **changes)),
+                f"Scheme {name} weighs draws by the model's own law: it needs temperature 1, without "
+                "top_p and top_k.",
+            )
+            for scheme, name in (
+                ("trice", "trice(0.5)"),
+                ("pps:4+chain", "pps(4)+chain"),
+                ("rejection:4+hard", "rejection(4)+hard(0.7)"),
+            )
+            for changes in ({"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 40})
+        ),
+        *(
+            (
+                partial(plan, Train(scheme="pps:4+importance", **changes)),
+                "Scheme pps(4)+importance weighs draws by the probability that they were drawn with, "
+                "and top_p and top_k leave tokens out: drop them.",
+            )
+            for changes in ({"top_p": 0.9}, {"top_k": 40})
+        ),
+        (
+            lambda: plan(Train(scheme="pps+importance", temperature=0.0)),
+            "Scheme pps+importance weighs draws by the probability that they were drawn with, and "
+            "temperature 0 draws the likeliest tokens alone: set --temperature 1.",
+        ),
+        *(
+            (
+                partial(plan, Train(scheme="pps+importance", engine=engine, temperature=0.7)),
+                f"which --engine {engine} tells at temperature 1 alone, got 0.7: set --temperature 1, "
+                "or --engine transformers.",
+            )
+            for engine in ("vllm", "openai")
+        ),
+        (
+            lambda: plan(Train(scheme="pps:4+importance", force_answers="always", temperature=0.7)),
+            "Scheme pps(4)+importance weighs forced answers at temperature 1 alone, got 0.7: set "
+            "--temperature 1, or --force-answers evaluation.",
+        ),
+        (
+            lambda: plan(Train(scheme="pps:4+base+importance", force_answers="always")),
+            "weighs forced answers by the current model, and its draws are the base's: leave base out, "
+            "or set --force-answers evaluation.",
+        ),
+        *(
+            (
+                partial(plan, Train(scheme=scheme, **changes)),
+                "needs draws of the plain prompt: drop --demos and --force-answers always, or choose "
+                "importance or memo.",
+            )
+            for scheme in ("pps:4+chain", "trice", "rejection:4+hard")
+            for changes in ({"demos": "mine.jsonl"}, {"force_answers": "always"})
+        ),
         (lambda: sampling(Sample(temperature=-1)), "temperature -1"),
         (lambda: sampling(Sample(top_p=0)), "top_p 0"),
         (lambda: sampling(Sample(top_k=-1)), "top_k -1"),
@@ -80,6 +134,21 @@ def test_what_is_impossible_is_refused(make: Any, said: str) -> None:
     with pytest.raises(ConfigError) as error:
         make()
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scheme": "pps:4+importance", "temperature": 0.7},
+        {"scheme": "pps:4+importance", "force_answers": "always"},
+        {"scheme": "pps:4+importance", "demos": "mine.jsonl"},
+        {"scheme": "pps:4+memo", "temperature": 0.7, "top_p": 0.9, "force_answers": "always"},
+        {"scheme": "rejection:4", "temperature": 0.7, "top_p": 0.9, "demos": "mine.jsonl"},
+        {"scheme": "trice", "demos": "auto", "force_answers": "evaluation"},
+    ],
+)
+def test_laws_that_a_scheme_can_allow_for_are_taken(changes: Any) -> None:
+    assert plan(Train(**changes)).force == changes.get("force_answers", "evaluation")
 
 
 def test_greedy_draws_suit_schemes_that_ask_a_prompt_once() -> None:

@@ -13,15 +13,19 @@ from typing import Any
 import pytest
 
 from femtune.asker import check_able
+from femtune.endings import FORCED_TOKENS
 from femtune.engines.dialects import LLAMACPP, SGLANG, VLLM, completion_body
 from femtune.engines.http import Patience
+from femtune.engines.transformers import TransformersEngine
 from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.prompts import ChatTokenizer
 from femtune.schemes import parse_scheme
 from femtune.types import Completion, Sampling
+from femtune.worlds import SEEDLING
 
+from .greedy import FORMATS, Model, assert_same, greedy_draws
 from .models import byte_tokenizer, tiny_model
-from .openai_engines import TOKENIZER, draw, engines, requests, tokens, written
+from .openai_engines import QUICK, TOKENIZER, draw, engines, requests, tokens, written
 from .servers import Faults, free_port, serving, token_nats
 
 KEY = "sk-this-is-secret"
@@ -343,3 +347,30 @@ def test_a_prompt_too_long(make: Any) -> None:
             draw(engine, requests(1), Sampling(max_new_tokens=100))
         with pytest.raises(EngineError, match="a pair to score"):
             engine.logprob([(tokens("x"), (60,) * 100)])
+
+
+# --- the same draws as from another engine
+
+
+@pytest.fixture(scope="module")
+def demo_model() -> Model:
+    return Model()
+
+
+@pytest.fixture(scope="module")
+def local() -> TransformersEngine:
+    return TransformersEngine(SEEDLING, dtype="float32", device="cpu", max_batch=8)
+
+
+@pytest.mark.parametrize("spec", FORMATS)
+def test_cut_and_forced_draws_are_those_of_the_transformers_engine(
+    spec: str, demo_model: Model, local: TransformersEngine
+) -> None:
+    faults = Faults(echoes=False)  # it scores by bytes
+    with serving(model=demo_model, faults=faults) as server, engines(SEEDLING) as make:
+        patience = replace(QUICK, timeout_s=60.0, handshake_s=60.0)
+        engine = make(server.url, patience, tokenizer=local.tokenizer)
+        draws = greedy_draws(engine, spec)
+        forced = [body for body in server.asked if body["max_tokens"] == FORCED_TOKENS]
+    assert_same(draws, greedy_draws(local, spec), spec)
+    assert len(forced) == sum(draw.completion.num_forced > 0 for draw in draws)

@@ -21,18 +21,19 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'femt
 from femtune import pool as pools  # noqa: E402
 from femtune import stopping  # noqa: E402
 from femtune.chunks import Setup  # noqa: E402
+from femtune.demos import demos_digest  # noqa: E402
 from femtune.engines.fake import FakeEngine  # noqa: E402
 from femtune.errors import ConfigError, EngineError, ModelError, RunError  # noqa: E402
 from femtune.estep import e_step  # noqa: E402
 from femtune.pool import Pool, Posts  # noqa: E402
 from femtune.rewards import as_reward, score  # noqa: E402
 from femtune.run import read_draws  # noqa: E402
-from femtune.schemes import rejection  # noqa: E402
+from femtune.schemes import pps, rejection  # noqa: E402
 from femtune.served import Probe, write_probe  # noqa: E402
 from femtune.types import Draw, Reward  # noqa: E402
 
 from . import oracle  # noqa: E402
-from .oracle import Tables, problem, setup  # noqa: E402
+from .oracle import DEMOS, LINE_CUT, Tables, problem, setup  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's own sockets and files
 
@@ -125,6 +126,36 @@ def test_two_workers_store_what_one_engine_would(notes: Path, tmp_path: Path) ->
         assert len(list(notes.glob("worker-*"))) == 2
         assert drawn(pool) == ALONE  # without a place they come back as they are
         assert drawn(pool, tmp_path / "draws") == []  # stored already
+    finally:
+        pool.close()
+
+
+def endings(prompt: str, seed: int) -> str:
+    """No answer where worked examples are shown, until it is forced."""
+    return (
+        " y0\nx7?" if prompt.endswith("Answer:") else ("z0", "z1\nAnswer: y0\nx7?")["x8" not in prompt]
+    )
+
+
+def hire_endings() -> Setup:
+    return replace(setup(FakeEngine(endings), chunk_size=20), cut=LINE_CUT, context=200)
+
+
+def test_workers_cut_force_answers_and_show_worked_examples_as_leases_say() -> None:
+    pool = Pool(hire_endings, Posts(1, address="local", gpus=0))
+    try:
+        for changes in ({}, {"demos": DEMOS, "force": "ended"}, {"demos": DEMOS}):
+            own = replace(hire_endings(), **changes)
+            given, alone = (
+                [d for chunk in e_step(PROBLEMS, pps(), made, iteration=1) for d in chunk.draws]
+                for made in (replace(own, engine=pool), own)
+            )
+            assert [repr(draw) for draw in given] == [repr(draw) for draw in alone]
+            forced = len(b"\nAnswer: y0\n") if "force" in changes else 0
+            assert {draw.completion.num_forced for draw in given} == {forced}
+            reason = "stop" if "demos" in changes and not forced else "answered"
+            assert {draw.completion.finish_reason for draw in given} == {reason}
+            assert {draw.demos for draw in given} == {demos_digest(own.demos)}
     finally:
         pool.close()
 

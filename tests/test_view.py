@@ -24,7 +24,7 @@ from femtune.cli import main
 from femtune.problems import load_problems, save_problems
 from femtune.prompts import Prompts
 from femtune.run import Run, read_draws, read_shard, write_draws
-from femtune.types import Problem, Score
+from femtune.types import Completion, Problem, Score
 from femtune.view.difference import difference
 from femtune.view.filters import ORDERS, PAGE, Filter
 from femtune.view.index import Index
@@ -288,6 +288,24 @@ def test_a_page_shows_all_of_a_draw(look: Look, folder: Folder) -> None:
             draw.score.detail if not draw.accepted else "",
         ):
             assert wanted in shown
+
+
+def test_a_page_shows_what_a_draw_was_drawn_under(look: Look, tmp_path: Path) -> None:
+    text = "Because.\nAnswer: 3\n"
+    free = Completion((1, 2, 3, 4), text, "answered", -2.5)
+    forced = replace(free, logprob=math.nan, num_forced=2)
+    draws = [
+        made(text, completion=free),
+        made(text, index=1, completion=forced, demos="a1b2c3", temperature=0.7),
+    ]
+    write_draws(Run(tmp_path / "run").shard(1, "draws", 0), draws, {})
+    client = look(tmp_path)
+    one, other = (page(client, "/draw", name=f"run/draws/1/0/{i}/p").spaced for i in (0, 1))
+    assert "ended by its closed answer temperature 1.00 seed" in one
+    assert "log-probability −2.50 nats" in one and "log-probability – nats" in other
+    told = "forced the last 2 tokens: the cue and the answer after it worked examples a1b2c3"
+    assert f"ended by its closed answer {told} temperature 0.70 seed" in other
+    assert len(page(client, "/", finish="answered").names()) == 2
 
 
 def test_prompts_are_those_that_the_run_asked(look: Look, real: Path) -> None:

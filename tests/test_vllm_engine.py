@@ -37,6 +37,7 @@ from femtune.served import Probe, check_served, write_probe
 from femtune.types import Completion, DrawKey, Engine, Request, Sampling
 from femtune.worlds import SEEDLING
 
+from .greedy import FORMATS, assert_same, greedy_draws
 from .models import byte_tokenizer, tiny_model
 
 # a start of vLLM takes half a minute, so that engines are shared, and tests leave them as they were
@@ -291,6 +292,16 @@ def test_refuses_folders_that_are_no_such_model(engine: VllmEngine, tmp_path: Pa
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8}))
     with pytest.raises(ModelError, match="rank 8, the engine was started for full models"):
         engine.load(tmp_path)
+
+
+def test_cut_and_forced_draws_are_those_of_the_transformers_engine() -> None:
+    theirs = TransformersEngine(SEEDLING, dtype="float32", device="cpu", max_batch=8)
+    engine = start(SEEDLING, tokenizer=theirs.tokenizer)
+    try:
+        for spec in FORMATS:
+            assert_same(greedy_draws(engine, spec), greedy_draws(theirs, spec), spec)
+    finally:
+        engine.close()
 
 
 def test_tied_weights_a_wrong_update_and_an_end(

@@ -27,6 +27,7 @@ FORCED_TOKENS = 32  # of a forced answer, at most; a rating or number needs a fe
 Force = Literal["never", "ended", "all"]
 
 Finished = tuple[Request, Completion]
+Split = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # rationale, cue, answer
 
 
 @dataclass
@@ -90,10 +91,10 @@ class Endings:
         how = completion.finish_reason
         if how not in ("stop", "length") or (how == "length" and self.force == "ended"):
             return None
-        if not completion.tokens or self.cut.format.read(completion.text).answer:
+        if not completion.tokens or self._is_answered(completion.text):
             return None
         if self.force == "ended" and completion.tokens[-1] != self.tokenizer.end_token_id:
-            return None  # another end token: the law in scoring.py knows this one alone
+            return None  # another end token: `forced_ways` knows this one alone
         rationale = completion.tokens[:-1] if how == "stop" else completion.tokens
         cue = self._cue(completion.text)
         tokens = (*request.tokens, *rationale, *cue)
@@ -107,16 +108,57 @@ class Endings:
         )
         return Request(request.key, tokens, seed >> 1, cue, room)
 
+    def forced_ways(self, completion: Completion, sampling: Sampling) -> list[Split]:
+        """Return the splits of a completion into rationale, cue and answer that could have been forced.
+
+        Where answers are forced after an end token alone, as in E-steps. Usually one or none; a cue that
+        is written twice may give two.
+        """
+        tokens, most = completion.tokens, min(FORCED_TOKENS, sampling.max_new_tokens)
+        if self.cut is None or not self.cut.format.cue:
+            return []
+        ways = []
+        first = max(0, len(tokens) - most - max(map(len, self._cues)))
+        for place in range(first, min(len(tokens), sampling.max_new_tokens)):
+            cues = [cue for cue in self._cues if tokens[place : place + len(cue)] == cue]
+            if not cues:
+                continue
+            before, text = tokens[:place], self.tokenizer.decode(tokens[:place])
+            cue = self._cue(text)
+            answer = tokens[place + len(cue) :]
+            if cue in cues and 0 < len(answer) <= most and not self._is_answered(text):
+                # each of the two is what is drawn only if it is not cut before its end
+                written = completion.finish_reason == "stop", (*cue, *answer)
+                if self.cut(before) is None and self._is_whole(*written):
+                    ways.append((before, cue, answer))
+        return ways
+
+    def could_be_free(self, completion: Completion, sampling: Sampling) -> bool:
+        """True if a completion could have been written without a forced answer."""
+        ended = completion.finish_reason == "stop"
+        fits = len(completion.tokens) <= sampling.max_new_tokens
+        return fits and self._is_whole(ended, completion.tokens)
+
+    def _is_whole(self, ended: bool, tokens: Sequence[int]) -> bool:
+        """True if tokens are not cut before their end; `ended`: the last one is an end token."""
+        assert self.cut is not None
+        return self.cut(tokens[:-1] if ended else tokens) in (None, len(tokens))
+
+    def _is_answered(self, text: str) -> bool:
+        assert self.cut is not None
+        return bool(self.cut.format.read(self.cut.opening + text).answer)
+
     def _cue(self, text: str) -> tuple[int, ...]:
         assert self.cut is not None
-        if "<think>" in text and "</think>" not in text:
-            return self.tokenizer.encode_text(f"\n</think>\n{self.cut.format.cue}")
-        return self._usual_cue
+        thinks = "<think>" in self.cut.opening + text and "</think>" not in text
+        return self._cues[thinks]
 
     @cached_property
-    def _usual_cue(self) -> tuple[int, ...]:
+    def _cues(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The format's cue, and that which closes a thinking block first."""
         assert self.cut is not None
-        return self.tokenizer.encode_text(self.cut.format.cue)
+        encode, cue = self.tokenizer.encode_text, self.cut.format.cue
+        return encode(cue), encode(f"\n</think>\n{cue}")
 
     def _assembled(self, first: Completion, second: Request, answer: Completion) -> Completion:
         """Return rationale, cue and answer as one completion."""

@@ -355,11 +355,27 @@ def _check_law(settings: Train, scheme: Scheme) -> None:
             f"Scheme {scheme.name} weighs draws by the probability that they were drawn with, and top_p "
             "and top_k leave tokens out: drop them."
         )
+    if "all tokens" in scheme.needs and settings.temperature == 0:
+        raise ConfigError(
+            f"Scheme {scheme.name} weighs draws by the probability that they were drawn with, and "
+            "temperature 0 draws the likeliest tokens alone: set --temperature 1."
+        )
+    if "all tokens" in scheme.needs and settings.temperature != 1 and settings.engine != "transformers":
+        raise ConfigError(
+            f"Scheme {scheme.name} weighs draws by the probability that they were drawn with, which "
+            f"--engine {settings.engine} tells at temperature 1 alone, got {settings.temperature:g}: "
+            "set --temperature 1, or --engine transformers."
+        )
     forced = settings.force_answers == "always"
     if "all tokens" in scheme.needs and forced and settings.temperature != 1:
         raise ConfigError(
             f"Scheme {scheme.name} weighs forced answers at temperature 1 alone, got "
             f"{settings.temperature:g}: set --temperature 1, or --force-answers evaluation."
+        )
+    if "all tokens" in scheme.needs and forced and scheme.proposal == "base":
+        raise ConfigError(
+            f"Scheme {scheme.name} weighs forced answers by the current model, and its draws are the "
+            "base's: leave base out, or set --force-answers evaluation."
         )
     if "plain prompts" in scheme.needs and (forced or settings.demos not in ("auto", "none")):
         raise ConfigError(

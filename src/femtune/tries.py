@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from femtune import stopping
 from femtune.chunks import Setup
-from femtune.endings import FORCED_TOKENS
+from femtune.endings import Endings
 from femtune.errors import EngineError, RunError
 from femtune.files import replacing
 from femtune.formats import Unreadable, reading_arrow
@@ -244,42 +244,30 @@ def drawn_nats(draws: Sequence[Draw], problems: Mapping[str, Problem], setup: Se
         pi(z, cue, y | prompt) + pi(z, end | prompt) pi(y | prompt, z, cue)
 
     (the balance heuristic, Veach and Guibas 1995): a weight by one of the two alone would count such a
-    completion twice. Draws are at temperature 1 (see prepare.check_law) and under the prompt with the
-    worked examples that they were drawn with. Raises EngineError where the engine can't score.
+    completion twice. The first term is left out of a completion that is too long to be written freely.
+    Draws are at temperature 1 (see prepare._check_law) and under the prompt with the worked examples
+    that they were drawn with. Raises EngineError where the engine can't score.
     """
-    assert setup.cut is not None
-    cue, end = setup.tokenizer.encode_text(setup.cut.format.cue), setup.tokenizer.end_token_id
-    prompts = setup.prompts.with_demos(setup.demos)
-    pairs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    endings = Endings(setup.tokenizer, setup.cut, "ended", setup.context)
+    end = setup.tokenizer.end_token_id
+    shown, bare = setup.prompts.with_demos(setup.demos), setup.prompts
+    terms: list[list[tuple[tuple[int, ...], tuple[int, ...]]]] = []  # pairs whose nats are added
+    num_terms = []
     for draw in draws:
-        messages = prompts.render(draw.prompt, problems[draw.key.problem_id])
-        prompt, tokens = setup.tokenizer.encode_prompt(messages), draw.completion.tokens
-        before = split_at_cue(tokens, cue, setup)
-        asked = (*prompt, *(before or ()), *cue)
-        answer = () if before is None else tokens[len(before) + len(cue) :]
-        pairs += [(prompt, tokens), (prompt, (*(before or ()), end)), (asked, answer)]
-    nats = iter(setup.engine.logprob(pairs))
-    return [
-        free if not answer else float(np.logaddexp(free, ended + forced))
-        for (free, ended, forced), (_, answer) in zip(
-            zip(nats, nats, nats, strict=True), pairs[2::3], strict=True
-        )
-    ]
-
-
-def split_at_cue(tokens: Sequence[int], cue: Sequence[int], setup: Setup) -> tuple[int, ...] | None:
-    """Return the tokens before the cue of a completion's answer, if it could have been forced there.
-
-    It could where the model, had it ended after them, would have given no answer.
-    """
-    assert setup.cut is not None
-    for place in range(len(tokens) - len(cue), 0, -1):
-        if tuple(tokens[place : place + len(cue)]) == tuple(cue):
-            before = tuple(tokens[:place])
-            answered = setup.cut.format.read(setup.tokenizer.decode(before)).answer
-            fits = len(tokens) - place - len(cue) <= FORCED_TOKENS
-            return before if fits and not answered else None
-    return None
+        messages = (shown if draw.demos else bare).render(draw.prompt, problems[draw.key.problem_id])
+        prompt = setup.tokenizer.encode_prompt(messages)
+        found = [
+            [(prompt, (*before, end)), ((*prompt, *before, *cue), answer)]
+            for before, cue, answer in endings.forced_ways(draw.completion, setup.sampling)
+        ]
+        if endings.could_be_free(draw.completion, setup.sampling):
+            found.append([(prompt, draw.completion.tokens)])
+        terms += found
+        num_terms.append(len(found))
+    pairs = [pair for term in terms for pair in term]
+    nats = iter(setup.engine.logprob(pairs) if pairs else [])
+    sums = iter([math.fsum(next(nats) for _ in term) for term in terms])
+    return [float(np.logaddexp.reduce([next(sums) for _ in range(num)])) for num in num_terms]
 
 
 def with_nats(draw: Draw, nats: Sequence[float | None]) -> Draw:

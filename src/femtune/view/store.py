@@ -81,6 +81,9 @@ class Whole:
     seed: int
     error: str
     tokens: tuple[int, ...]
+    num_forced: int  # last tokens that were not free
+    demos: str  # digest of the worked examples in its prompt; "" for none
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -181,10 +184,11 @@ class Store:
 
     def whole(self, id: int, length: int) -> Whole:
         """All of a draw; of text and rationale so many characters, and one more where there are more."""
-        ((_, rationale, seed, error, tokens),) = self.index.rows(
-            [id], "left(r.rationale, $length + 1), r.seed, r.error, r.tokens", {"length": length}
+        columns = "r.seed, r.error, r.tokens, r.num_forced, r.demos, r.temperature"
+        ((_, rationale, seed, error, tokens, *under),) = self.index.rows(
+            [id], f"left(r.rationale, $length + 1), {columns}", {"length": length}
         )
-        return Whole(self.seen([id], length)[0], rationale, seed, error, tuple(tokens))
+        return Whole(self.seen([id], length)[0], rationale, seed, error, tuple(tokens), *under)
 
     def neighbours(self, asked: Filter, id: int) -> tuple[Name | None, Name | None]:
         """The draws before and after one in the filter's order."""

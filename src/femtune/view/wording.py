@@ -27,7 +27,12 @@ TITLES = {
     "answer": "Answer",
     "correct": "Correct answer",
 }
-ENDS = {"stop": "its end token", "length": "the limit of tokens", "error": "an error of the engine"}
+ENDS = {
+    "stop": "its end token",
+    "answered": "its closed answer",
+    "length": "the limit of tokens",
+    "error": "an error of the engine",
+}
 SAID = {
     "finish": ENDS,
     "kind": {"draws": "the E-step", "eval": "evaluation"},
