@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from femtune.advice import nothing_kept
 from femtune.bias import Balance, Factors, balance_factors, kept_by, kept_scores, outcomes, weighed
 from femtune.chunks import Grade, upcoming
 from femtune.config import Train
@@ -25,7 +26,7 @@ from femtune.errors import ConfigError, ModelError, NothingKept, RunError
 from femtune.evaluate import as_number, estep_metrics
 from femtune.examples import write_examples
 from femtune.files import write_json
-from femtune.loop import drawn, nothing_kept
+from femtune.loop import drawn
 from femtune.prepare import check_new, load_tokenizer, local_model, plan, read_questions
 from femtune.prompts import ChatTokenizer
 from femtune.rewards import score
