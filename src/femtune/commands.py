@@ -345,7 +345,8 @@ def _calibrated(
     by_id = {problem.id: problem for problem in problems}
     metrics = evaluation_metrics(by_id, read_draws(draws), calibration)
     kept = {"ece": "ece_raw", "ece_ci": "ece_raw_ci", "brier": "brier_raw", "brier_ci": "brier_raw_ci"}
-    return metrics | {name: raw[own] for own, name in kept.items() if own in raw}
+    same = {"truncated_share": raw["truncated_share"]}
+    return raw | metrics | same | {name: raw[own] for own, name in kept.items() if own in raw}
 
 
 def calibrate(

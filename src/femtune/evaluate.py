@@ -21,6 +21,7 @@ from femtune.calibration import Calibration
 from femtune.chunks import Chunk, Setup
 from femtune.estep import e_step
 from femtune.intervals import Floats, bootstrap, mean, summary
+from femtune.luck import guessed_share, is_closed
 from femtune.metrics import Item, choice_metrics, pair_metrics, pass_at_k, rater_ceiling, rating_metrics
 from femtune.run import Run, by_problem
 from femtune.schemes import paper_filter
@@ -69,7 +70,10 @@ def ask_into(
 
 
 def evaluation_metrics(
-    problems: Mapping[str, Problem], stored: Stored, calibration: Calibration | None = None
+    problems: Mapping[str, Problem],
+    stored: Stored,
+    calibration: Calibration | None = None,
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Metrics of evaluation draws; a draw that gave no answer counts as wrong.
 
@@ -78,8 +82,10 @@ def evaluation_metrics(
     pass_at_k           of math: that one of k draws is right; k is 2, 4, 8 ... and all draws
     answered            share of draws with an answer, forced ones included
     forced_share        share of draws whose answer was forced: see endings.py
+    answered_unforced   share of draws with an answer that was not forced, if there are forced ones
     accuracy_unforced   accuracy where forced answers count as wrong, if there are any
-    truncated_share     share of draws that ended at max_new_tokens
+    truncated_share     share of draws that ended at max_new_tokens; with `max_new_tokens` given, also
+                        those whose answer was forced after that
     sound_steps         in a world: share of rationale steps that are sound, and `sound_rationales`
     ratings             `metrics.rating_metrics`, and the raters' own agreement, `metrics.rater_ceiling`
     pairs, choices      `metrics.pair_metrics`, `metrics.choice_metrics`
@@ -96,7 +102,7 @@ def evaluation_metrics(
     wholly_sound: list[bool] = []
     asked: list[tuple[Problem, Item]] = []
     counts: list[tuple[int, int]] = []  # draws, and right ones
-    tally = _Tally()
+    tally = _Tally(max_new_tokens)
     for chunk, timing in stored:
         tally.add(chunk, timing)
         for problem_id, draws in by_problem(chunk):
@@ -210,8 +216,12 @@ def _ratings(asked: Sequence[tuple[Problem, Item]]) -> dict[str, list[str]]:
     return ratings
 
 
-def estep_metrics(problems: Mapping[str, Problem], stored: Stored) -> dict[str, Any]:
-    """Metrics of an E-step's draws.
+def estep_metrics(problems: Mapping[str, Problem], stored: Stored, attempts: int = 0) -> dict[str, Any]:
+    """Metrics of an E-step's draws; `attempts` is how often a problem may be asked without a hint.
+
+    luck_share          share of the problems that guesses by the answers' frequencies would keep in so
+                        many attempts, where the answers are a closed set; beside it `plain_share`, the
+                        share of the problems that plain draws kept
 
     kept_share          share of the problems that were asked with an accepted draw; None: none was
     solved_by           of the problems, how many were solved by which draw of theirs (from 1)
@@ -222,12 +232,15 @@ def estep_metrics(problems: Mapping[str, Problem], stored: Stored) -> dict[str, 
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     sound: list[bool] = []
     wholly_sound: list[bool] = []
-    num_problems = 0
+    num_problems = num_plain = 0
+    asked: list[Problem] = []
     tally = _Tally()
     for chunk, timing in stored:
         tally.add(chunk, timing)
         for problem_id, draws in by_problem(chunk):
             num_problems += 1
+            asked += [problems[problem_id]] if attempts else []
+            num_plain += any(draw.accepted and draw.prompt == "plain" for draw in draws)
             accepted = [number for number, draw in enumerate(draws, 1) if draw.accepted]
             if accepted:
                 solved_by[accepted[0]] += 1
@@ -242,16 +255,25 @@ def estep_metrics(problems: Mapping[str, Problem], stored: Stored) -> dict[str, 
         "kept_share": solved_by.total() / num_problems if num_problems else None,
         "solved_by": {str(number): solved_by[number] for number in sorted(solved_by)},
         "reasons": {prompt: dict(counts.most_common()) for prompt, counts in reasons.items()},
+        **_luck(asked, num_plain, attempts),
         **_soundness(sound, wholly_sound),
         **tally.metrics(),
     }
 
 
+def _luck(asked: Sequence[Problem], num_plain: int, attempts: int) -> dict[str, float]:
+    if not is_closed(asked):
+        return {}
+    luck = guessed_share((problem.answer for problem in asked), attempts)
+    return {"luck_share": luck, "plain_share": num_plain / len(asked)}
+
+
 class _Tally:
     """Counts and seconds that every set of draws has."""
 
-    def __init__(self) -> None:
-        self.draws = self.tokens = self.answered = self.forced = self.truncated = 0
+    def __init__(self, max_new_tokens: int | None = None) -> None:
+        self.max_new_tokens = max_new_tokens
+        self.draws = self.tokens = self.answered = self.forced = self.truncated = self.unforced = 0
         self.engine_s = self.total_s = 0.0
 
     def add(self, draws: Sequence[Draw], timing: Mapping[str, float]) -> None:
@@ -259,14 +281,26 @@ class _Tally:
         self.tokens += sum(len(draw.completion.tokens) for draw in draws)
         self.answered += sum(draw.score.answer != "" for draw in draws)
         self.forced += sum(draw.completion.num_forced > 0 for draw in draws)
-        self.truncated += sum(draw.completion.finish_reason == "length" for draw in draws)
+        self.unforced += sum(
+            draw.score.answer != "" and not draw.completion.num_forced for draw in draws
+        )
+        self.truncated += sum(self._is_truncated(draw) for draw in draws)
         self.engine_s += timing.get("engine_s", 0.0)
         self.total_s += timing.get("total_s", 0.0)
+
+    def _is_truncated(self, draw: Draw) -> bool:
+        """True if it ended at max_new_tokens, before its answer was forced where it was."""
+        made = draw.completion
+        if made.num_forced and self.max_new_tokens is not None:
+            # one that ended by itself has its end token dropped, so it is shorter
+            return len(made.tokens) - made.num_forced >= self.max_new_tokens
+        return made.finish_reason == "length"
 
     def metrics(self) -> dict[str, Any]:
         return {
             "answered": self.answered / self.draws if self.draws else 0.0,
             "forced_share": self.forced / self.draws if self.draws else 0.0,
+            **({"answered_unforced": self.unforced / self.draws} if self.forced else {}),
             "truncated_share": self.truncated / self.draws if self.draws else 0.0,
             "num_draws": self.draws,
             "generated_tokens": self.tokens,

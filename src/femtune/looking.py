@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +23,26 @@ from femtune.progress import (
 )
 from femtune.refilter import Change
 from femtune.verbs import Model, Output, app, finding_line, tell
+from femtune.words import span
+
+
+@app.command
+def check(
+    data: str,
+    *,
+    model: Model,
+    settings: Train | None = None,
+    row: int = 1,
+    draws: int = 32,
+    try_: Annotated[bool, Parameter(name="--try", negative="--no-try")] = True,
+) -> None:
+    """Check data and prompts, draw some completions from the model, and say which settings to change.
+
+    Takes the settings of train. Shows the prompts of the problem of --row, what the loss will see, and
+    for --draws completions of each prompt how many have an answer, are truncated, or are right.
+    --no-try leaves the model out.
+    """
+    _check_data(data, model, settings or Train(), row, draws, try_)
 
 
 @app.command
@@ -31,19 +52,18 @@ def doctor(
     model: Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])] = None,
     settings: Train | None = None,
     row: int = 1,
-    draw: bool = True,
+    draws: int = 32,
+    draw: Annotated[
+        bool, Parameter(name=["--draw", "--try"], negative=["--no-draw", "--no-try"])
+    ] = True,
     mend: bool = False,
     show: Show = "auto",
 ) -> None:
-    """Check a setup in seconds, and show what the model is asked and what the loss will see.
+    """Verify all files of a run against their checksums, and say what is damaged and can be made again.
 
-    Looks at the problem of --row more closely; --no-draw does not load the model's weights.
-
-    Of a run's folder in place of data: verify all that is stored against its checksums, and say what is
-    damaged and what can be made again. --mend sets damaged files aside, so that the run's command makes
-    them.
+    DATA is the folder of a run, or of several. --mend sets damaged files aside, so that the run's
+    command makes them again. For a data set, this is the same as check.
     """
-    from femtune import doctor as checks
     from femtune.checkup import runs_in
 
     if Path(data).is_dir() and (runs := runs_in(Path(data))):
@@ -53,8 +73,17 @@ def doctor(
         raise ConfigError(f"doctor {data} needs --model; or give it the folder of a run to verify.")
     if mend:
         raise ConfigError(f"--mend is for the folder of a run, and {data} is none.")
-    chosen = settings or Train()
-    asker, problems, findings = checks.examine(data, model, chosen)
+    _check_data(data, model, settings or Train(), row, draws, draw)
+
+
+def _check_data(data: str, model: str, settings: Train, row: int, num_draws: int, tries: bool) -> None:
+    """Print all that is cheap before the model is loaded. Raises what train would raise."""
+    from femtune import check as checks
+    from femtune import check_model as model_checks
+
+    if num_draws < 1:
+        raise ConfigError(f"--draws must be at least 1, got {num_draws}. --no-try draws none.")
+    asker, problems, findings = checks.examine(data, model, settings)
     if not 1 <= row <= len(problems):
         raise DataError(f"--row {row}: {data} has rows 1 to {len(problems)}.")
     problem = problems[row - 1]
@@ -62,12 +91,42 @@ def doctor(
         console.print(finding_line(finding), soft_wrap=True)
     for panel in checks.show_prompts(asker, problem):
         console.print(panel)
-    if draw:
-        draws, more = checks.try_out(asker, problem, chosen)
-        for finding in more:
-            console.print(finding_line(finding), soft_wrap=True)
-        for prompt in checks.trained_under(chosen.scheme):
-            console.print(checks.show_tokens(asker, problem, draws[-1], prompt))
+    if not tries:
+        console.print(literal(model_checks.verdict(findings, None), "bold"))
+        return
+    most = min(num_draws, max(1, num_draws // len(problems)) * len(problems))
+    tell("drawing for each prompt", f"{most} completions of at most {settings.max_new_tokens} tokens")
+    with _counting(most) as on_draws:
+        tried = model_checks.try_model(
+            asker, problems, settings, num_draws, row=problem, on_draws=on_draws
+        )
+    for finding in tried.findings:
+        console.print(finding_line(finding), soft_wrap=True)
+    console.print(plain_table(*model_checks.table(tried)))
+    if (labels := model_checks.label_table(tried, problems)) is not None:
+        console.print(plain_table(*labels))
+    for trial in tried.trials:
+        for line in model_checks.written_lines(trial, problems):
+            console.print(line, soft_wrap=True)
+    if (shown := model_checks.example_draw(tried, problem)) is not None:
+        asked = next(each for each in problems if each.id == shown.key.problem_id)
+        for prompt in checks.trained_under(settings.scheme):
+            console.print(checks.show_tokens(asker, asked, shown, prompt))
+    found = [*findings, *tried.findings]
+    took = f"{len(tried.draws)} draws in {span(tried.seconds)}, loading included"
+    console.print(literal(f"{model_checks.verdict(found, tried)} {took}.", "bold"))
+    if flags := model_checks.pasted(tried):
+        console.print(literal(f"Settings to try: {flags}"), soft_wrap=True)
+
+
+@contextmanager
+def _counting(most: int) -> Iterator[Callable[[str, int], None]]:
+    """Show in a terminal which prompt is drawn for, and how many of its draws are done."""
+    if not console.is_terminal:
+        yield lambda name, done: None
+        return
+    with console.status(literal("loading the model")) as status:
+        yield lambda name, done: status.update(literal(f"{name}: {done} of {most} draws"))
 
 
 def _check_runs(runs: Sequence[Path], mend: bool, show: Show) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from femtune import stopping
+from femtune.advice import Warned, e_step_warnings, evaluation_warnings, nothing_kept
 from femtune.bias import Balance, kept_by, kept_scores, made_factors, outcomes
 from femtune.bound import mixture_draws, posterior_metrics, score_right, subset
 from femtune.chunks import Setup
@@ -27,6 +28,7 @@ from femtune.errors import NothingKept
 from femtune.estep import e_step
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.examples import write_examples
+from femtune.luck import plain_attempts
 from femtune.model_info import FILE as MODEL_INFO
 from femtune.model_info import ModelInfo, is_trained, write_info
 from femtune.prompts import ChatTokenizer
@@ -147,6 +149,7 @@ class Steps:
     progress: Progress
     info: ModelInfo | None = None  # how the models are asked: see model_info.py
     serving: Path | None = None  # the weights that the engine has
+    warned: set[str] = field(default_factory=set)  # kinds of warnings that were given already
 
     def iterate(self) -> list[dict[str, Any]]:
         """All iterations, from the base's evaluation, iteration 0, on."""
@@ -208,12 +211,13 @@ class Steps:
         self._score(tries, "scored", theta)
         folder = self.run.iteration(iteration) / "draws"
         by_id = {problem.id: problem for problem in problems}
-        metrics = estep_metrics(by_id, read_draws(folder)) | tries.metrics()
+        metrics = estep_metrics(by_id, read_draws(folder), plain_attempts(scheme)) | tries.metrics()
         metrics["total_s"] = round(metrics["total_s"] + metrics.get("scoring_s", 0.0), 3)
         examples = self.run.iteration(iteration) / "examples.parquet"
         self.run.verify(examples)
         if not examples.exists() and not metrics["num_kept"] and not metrics.get("covered_share"):
             raise NothingKept(nothing_kept(iteration, metrics))
+        self._warn(e_step_warnings(metrics, setup.sampling.max_new_tokens))
         prompts = self.setup.prompts
         factors = made_factors(lambda: iter(tries), by_id, scheme.weigh, self.plan.balance)
         if not examples.exists():
@@ -299,7 +303,19 @@ class Steps:
         for chunk in chunks:
             self.run.record(self.run.shard(iteration, kind, chunk.index))
         by_id = {problem.id: problem for problem in self.eval_problems}
-        return evaluation_metrics(by_id, read_draws(self.run.iteration(iteration) / kind))
+        most = greedy.max_new_tokens
+        stored = read_draws(self.run.iteration(iteration) / kind)
+        metrics = evaluation_metrics(by_id, stored, max_new_tokens=most)
+        if demos or not self.plan.demos or iteration:  # else the same is asked with examples next
+            self._warn(evaluation_warnings(metrics, most, demos=bool(demos)))
+        return metrics
+
+    def _warn(self, found: Sequence[Warned]) -> None:
+        """Log warnings, each kind once in a run."""
+        for each in found:
+            if each.kind not in self.warned:
+                self.warned.add(each.kind)
+                log.warning("%s", each.text)
 
     def bound(self, iteration: int) -> dict[str, Any]:
         """Bound the likelihood of theta_k, and what hints give away, on some held-out problems."""
@@ -388,18 +404,3 @@ class Steps:
 def drawn(folder: Path) -> Iterator[Sequence[Draw]]:
     """The chunks of draws that are stored in a folder."""
     return (chunk for chunk, _ in read_draws(folder))
-
-
-def nothing_kept(iteration: int, metrics: dict[str, Any]) -> str:
-    """Why an E-step kept nothing, by prompt and reason."""
-    counts = [
-        f"{count} {prompt} draws: {reason}"
-        for prompt, reasons in metrics["reasons"].items()
-        for reason, count in reasons.items()
-    ]
-    hints = "" if "hinted" in metrics["reasons"] else " A hint may help: --scheme star or pps."
-    return (
-        f"iteration {iteration} kept no draw of {metrics['num_problems']} problems "
-        f"({'; '.join(counts)}). Look at them with `femtune doctor`, and at max_new_tokens, "
-        f"the instruction and the reward.{hints}"
-    )

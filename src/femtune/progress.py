@@ -165,6 +165,7 @@ def iteration_line(metrics: dict[str, Any]) -> Text:
         parts.append(f"kept {e_step['num_kept']}/{e_step['num_problems']} problems")
         if (covered := e_step.get("covered_share")) is not None:
             parts.append(f"{covered:.0%} covered")  # by what is remembered too
+        parts += endings(e_step)
         parts.append(f"{e_step['generated_tokens']:,} tokens")
         parts.append(f"{e_step['total_s'] + metrics['m_step']['seconds']:.1f} s")
     if evaluation := metrics.get("evaluation"):
@@ -174,9 +175,23 @@ def iteration_line(metrics: dict[str, Any]) -> Text:
         for name, (title, digits) in SHOWN.items():
             if evaluation.get(name) is not None:
                 parts.append(f"{title} {evaluation[name]:.{digits}f}")
+        parts += endings(evaluation)
+    if shown := metrics.get("evaluation_demos"):
+        parts += [f"with worked examples: accuracy {shown['accuracy']:.3f}", *endings(shown)]
     if posterior := metrics.get("posterior"):
         parts.append(f"bound {posterior['bound']:.2f} nats ({posterior['total_s']:.1f} s)")
     return literal("  ".join(parts))
+
+
+def endings(metrics: Mapping[str, Any]) -> list[str]:
+    """Say how many draws had an answer, a forced one, or were truncated, where it is not the usual."""
+    answered, forced = metrics.get("answered", 1.0), metrics.get("forced_share", 0.0)
+    truncated = metrics.get("truncated_share", 0.0)
+    return [
+        *([f"answered {answered:.0%}"] if answered < 0.95 or forced >= 0.005 else []),
+        *([f"forced {forced:.0%}"] if forced >= 0.005 else []),
+        *([f"truncated {truncated:.0%}"] if truncated > 0.05 else []),
+    ]
 
 
 def summary(history: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -190,8 +205,11 @@ def summary(history: Sequence[Mapping[str, Any]]) -> list[str]:
         found = best["evaluation"]
         low, high = found.get("accuracy_ci", (found["accuracy"], found["accuracy"]))
         verdict = "" if low > base or high < base else ": the base's is within this interval"
+        shown = history[0].get("evaluation_demos")
+        with_them = f" ({shown['accuracy']:.3f} with worked examples)" if shown else ""
         lines.append(
-            f"accuracy {base:.3f} -> {found['accuracy']:.3f} ({low:.3f} to {high:.3f}) by iteration "
+            f"accuracy {base:.3f}{with_them} -> {found['accuracy']:.3f} ({low:.3f} to {high:.3f}) "
+            f"by iteration "
             f"{best['iteration']} of {history[-1]['iteration']}, the best{verdict}"
         )
     if e_steps:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from femtune.advice import nothing_kept
 from femtune.bias import Balance, Factors, balance_factors, kept_by, kept_scores, outcomes, weighed
 from femtune.chunks import Grade, upcoming
 from femtune.config import Train
@@ -26,7 +27,7 @@ from femtune.evaluate import as_number, estep_metrics
 from femtune.examples import write_examples
 from femtune.files import write_json
 from femtune.hashes import hash_weights
-from femtune.loop import drawn, nothing_kept
+from femtune.loop import drawn
 from femtune.model_info import info_of, write_info
 from femtune.prepare import base_of_adapter, check_new, load_tokenizer, local_model, plan, read_questions
 from femtune.prompts import ChatTokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -302,24 +303,39 @@ def world(
 # --- what verbs tell
 
 
+WITH = "_with_examples"  # at the end of the names of an untrained model's metrics with worked examples
+
+
 def show_metrics(metrics: Mapping[str, Any], show: Show) -> None:
-    """Metrics, a line each: with their interval, or why they are undefined."""
+    """Print metrics, a line each: with their interval, or why they are undefined.
+
+    Those with worked examples stand in a second column.
+    """
     if show == "json":
         print(json.dumps(metrics))
     elif show != "quiet":
         why = metrics.get("undefined", {})
-        for name, value in metrics.items():
-            if name.endswith("_ci") or name == "undefined":
+        if any(name.endswith(WITH) for name in metrics):
+            console.print(literal(f"{'':<22}{'without examples':<28}with examples", "bold"))
+        for name in metrics:
+            if name.endswith(("_ci", f"_ci{WITH}", WITH)) or name == "undefined":
                 continue
-            shown = f"{value:.3f}" if isinstance(value, float) else json.dumps(value)
-            if (interval := metrics.get(f"{name}_ci")) is not None:
-                shown += f"  {interval[0]:.3f} to {interval[1]:.3f}"
-            console.print(literal(f"{name:<22}{f'undefined: {why[name]}' if name in why else shown}"))
+            shown = f"undefined: {why[name]}" if name in why else _with_interval(metrics, name)
+            if f"{name}{WITH}" in metrics:
+                shown = f"{shown:<28}{_with_interval(metrics, name, WITH)}"
+            console.print(literal(f"{name:<22}{shown}"))
+
+
+def _with_interval(metrics: Mapping[str, Any], name: str, suffix: str = "") -> str:
+    value, interval = metrics[name + suffix], metrics.get(f"{name}_ci{suffix}")
+    shown = f"{value:.3f}" if isinstance(value, float) else json.dumps(value)
+    return shown if interval is None else f"{shown}  {interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def finding_line(finding: Any) -> Any:
     text = literal(f"{'!' if finding.warning else '✓'} {finding.what:<16}{finding.found}")
-    warning = f"\n  {finding.warning}" if finding.warning else ""
+    lines = textwrap.wrap(finding.warning, 78, break_long_words=False, break_on_hyphens=False)
+    warning = "".join(f"\n  {line}" for line in lines)
     return text.append_text(literal(warning, "yellow"))
 
 

@@ -42,7 +42,11 @@ MEASURES = (
     Measure("ece", "calibration error of the vote", is_share=False, low_is_good=True),
     Measure("sound_steps", "sound steps"),
     Measure("answered", "draws with an answer"),
+    Measure("forced_share", "draws with a forced answer", low_is_good=True),
+    Measure("truncated_share", "truncated draws", low_is_good=True),
 )
+# measures of which a constant says nothing, and is left out
+USUAL = {"answered": 1.0, "forced_share": 0.0, "truncated_share": 0.0}
 
 
 KEPT = Measure("kept_share", "problems with a kept rationale")

@@ -83,6 +83,11 @@ class Record:
         """By iteration, 0 being the base."""
         return {m["iteration"]: m["evaluation"] for m in self.history if m.get("evaluation")}
 
+    def with_examples(self) -> Mapping[str, Any] | None:
+        """The base's evaluation with worked examples in its prompts, where there is one."""
+        found = (m.get("evaluation_demos") for m in self.history)
+        return next((each for each in found if each), None)
+
     def e_steps(self) -> dict[int, Mapping[str, Any]]:
         return {m["iteration"]: m["e_step"] for m in self.history if m.get("e_step")}
 

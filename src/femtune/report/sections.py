@@ -12,6 +12,7 @@ from femtune.report.contenders import (
     MASS,
     MEASURES,
     POSTERIOR,
+    USUAL,
     Contender,
     Measure,
     Point,
@@ -43,10 +44,18 @@ def _table_of(known: Sequence[Contender]) -> Table:
     columns = [
         measure
         for measure in MEASURES
-        if any(each.estimate(measure.name) for each in known) and not _says_accuracy(known, measure.name)
+        if any(each.estimate(measure.name) for each in known)
+        and not _says_accuracy(known, measure.name)
+        and not _is_usual(known, measure.name)
     ]
     rows = [[each.label, *(with_interval(m, each.estimate(m.name)) for m in columns)] for each in known]
     return Table("The last evaluation of each", ["", *(m.title for m in columns)], rows)
+
+
+def _is_usual(known: Sequence[Contender], measure: str) -> bool:
+    """True if nothing was forced or truncated anywhere."""
+    values = {each.get(measure) for contender in known for each in contender.evaluations}
+    return measure != "answered" and values <= {USUAL.get(measure), None}
 
 
 def _says_accuracy(known: Sequence[Contender], measure: str) -> bool:
@@ -75,9 +84,11 @@ def learning(found: Found) -> Section:
         courses = [course(group, measure.name, part) for group in groups]
         if _says_accuracy(contenders(found), measure.name) or not any(courses):
             continue
-        columns.append((measure, part))
         values = {point.estimate.value for points in courses for point in points}
-        if any(len(points) > 1 for points in courses) and (measure.name, values) != ("answered", {1.0}):
+        if values == {USUAL.get(measure.name)} and measure.name != "answered":
+            continue
+        columns.append((measure, part))
+        if any(len(points) > 1 for points in courses) and values != {USUAL.get(measure.name)}:
             figures.append(_panel(measure, groups, courses))
     notes = [] if figures else ["There is one iteration so far: nothing to draw a line through."]
     if not any(run.evaluations() for run in found.runs):
@@ -145,7 +156,13 @@ def _history(groups: Sequence[Group], columns: Sequence[tuple[Measure, str]]) ->
             cells = [
                 with_interval(m, own.get(number)) for (m, _), own in zip(columns, courses, strict=True)
             ]
-            rows.append([f"{group.label}, {number}" if len(groups) > 1 else str(number), *cells])
+            start = f"{group.label}, {number}" if len(groups) > 1 else str(number)
+            rows.append([start, *cells])
+            if number == 0 and any(run.with_examples() for run in group.runs):
+                shown = [run.with_examples() or {} for run in group.runs]
+                own = [pooled(shown, m.name) if part == "evaluation" else None for m, part in columns]
+                values = [with_interval(m, each) for (m, _), each in zip(columns, own, strict=True)]
+                rows.append([f"{start}, with worked examples", *values])
     head = ["scheme, iteration" if len(groups) > 1 else "iteration", *(m.title for m, _ in columns)]
     return Table("Every measure by iteration, with 95% intervals in brackets", head, rows)
 

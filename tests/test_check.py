@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from femtune.doctor import Finding, examine, show_prompts, show_tokens, trained_under, try_out
 from rich.console import Console
 
 from femtune.asker import Asker
 from femtune.config import Train
-from femtune.doctor import Finding, examine, show_prompts, show_tokens, trained_under, try_out
 from femtune.errors import ConfigError, DataError, FemtuneError
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 from femtune.worlds import WORLDS, make_rows, make_splits

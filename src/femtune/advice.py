@@ -1,0 +1,139 @@
+"""Warnings of what E-steps and evaluations show, each with its remedy, and why nothing was kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from femtune.luck import binomial_interval
+
+FEW_ANSWERED = 0.5  # of the draws
+FEW_KEPT = 0.05  # of the problems
+MANY_TRUNCATED = 0.2  # of the draws
+
+# What to do where most draws were refused for a reason.
+_REMEDIES = {
+    "cut off": (
+        "Most draws were truncated: raise --max-new-tokens, or show worked examples (--demos FILE)."
+    ),
+    "unparsable": (
+        "Most draws have no answer that can be read: show worked examples (--demos FILE), or set "
+        "--answer-format to the form that the model writes."
+    ),
+    "wrong": (
+        "Most answers are wrong: lower --temperature, allow more attempts (--scheme rejection:16), or "
+        "begin with easier problems."
+    ),
+    "leaks the hint": (
+        "Most rationales mention the hint: change --hint, or draw without hints (--scheme rejection:4)."
+    ),
+    "reward failed": "Most draws have no reward, as it failed: run it by itself on one of them.",
+    "engine failed": "Most draws failed in the engine: its messages say why.",
+}
+
+
+@dataclass(frozen=True)
+class Warned:
+    """One warning: its kind, of which a run says each once, and its text."""
+
+    kind: str
+    text: str
+
+
+def e_step_warnings(metrics: Mapping[str, Any], max_new_tokens: int) -> list[Warned]:
+    """Return the warnings of an E-step from its metrics (`evaluate.estep_metrics`)."""
+    if not metrics.get("num_draws"):
+        return []
+    where = "E-step"
+    found = list(_draw_warnings(where, metrics, max_new_tokens))
+    kept, luck = metrics.get("kept_share"), metrics.get("luck_share")
+    if kept is not None and kept < FEW_KEPT:
+        found.append(
+            Warned(
+                f"{where} kept",
+                f"E-step: {metrics['num_kept']} of {metrics['num_problems']} problems have a kept draw. "
+                f"{remedy(metrics['reasons'])} {_CHECK}",
+            )
+        )
+    elif luck is not None and _answered(metrics) >= FEW_ANSWERED:
+        num, plain = metrics["num_problems"], metrics["plain_share"]
+        low, _ = binomial_interval(round(plain * num), num)
+        if low <= luck:
+            found.append(
+                Warned(
+                    f"{where} luck",
+                    f"E-step: plain draws kept {plain:.0%} of the problems, and guesses would keep "
+                    f"{luck:.0%}: what is kept may be right by luck. Use fewer attempts "
+                    f"(--scheme rejection:1) or show worked examples (--demos FILE). {_CHECK}",
+                )
+            )
+    return found
+
+
+def evaluation_warnings(
+    metrics: Mapping[str, Any], max_new_tokens: int, *, demos: bool = False
+) -> list[Warned]:
+    """Return the warnings of an evaluation from its metrics (`evaluate.evaluation_metrics`)."""
+    where = "evaluation with worked examples" if demos else "evaluation"
+    return list(_draw_warnings(where, metrics, max_new_tokens)) if metrics.get("num_draws") else []
+
+
+_CHECK = "`femtune check` shows what the model writes."
+
+
+def _draw_warnings(where: str, metrics: Mapping[str, Any], max_new_tokens: int) -> Iterator[Warned]:
+    start, answered = where[:1].upper() + where[1:], _answered(metrics)
+    if answered < FEW_ANSWERED:
+        forced = " (without forced answers)" if metrics.get("forced_share") else ""
+        yield Warned(
+            f"{where} answered",
+            f"{start}: {answered:.0%} of the draws have an answer{forced}. `femtune check` shows what "
+            "was written instead, and which settings to change.",
+        )
+    if metrics["truncated_share"] > MANY_TRUNCATED:
+        yield Warned(
+            f"{where} truncated",
+            f"{start}: {metrics['truncated_share']:.0%} of the draws were truncated at --max-new-tokens "
+            f"{max_new_tokens}. `femtune check` measures how many tokens they need.",
+        )
+
+
+def _answered(metrics: Mapping[str, Any]) -> float:
+    """The share of draws with an answer that was not forced."""
+    return float(metrics.get("answered_unforced", metrics["answered"]))
+
+
+def remedy(reasons: Mapping[str, Mapping[str, int]]) -> str:
+    """Return what to do about the most frequent reason for refusal, from counts by prompt and reason.
+
+    >>> remedy({"plain": {"wrong": 3, "kept": 9, "cut off": 4}}).partition(":")[0]
+    'Most draws were truncated'
+    """
+    total = Counter[str]()
+    for counts in reasons.values():
+        total.update(counts)
+    del total["kept"]
+    if not total:
+        return ""
+    reason, number = total.most_common(1)[0]
+    said = _REMEDIES.get(reason, f"The most frequent reason: {reason}.")
+    if reason == "wrong" and "hinted" not in reasons:
+        said += " Hints may help: --scheme star."
+    return said if 2 * number > total.total() else said.replace("Most ", "Many ", 1)
+
+
+def nothing_kept(iteration: int, metrics: Mapping[str, Any]) -> str:
+    """Say why an E-step kept nothing: counts by prompt and reason, the likely cause, the remedy."""
+    counts = [
+        f"{count} {prompt} draws: {reason}"
+        for prompt, reasons in metrics["reasons"].items()
+        for reason, count in reasons.items()
+    ]
+    cause = remedy(metrics["reasons"])
+    return (
+        f"iteration {iteration} kept no draw of {metrics['num_problems']} problems "
+        f"({'; '.join(counts)}). {cause} `femtune check` with the same settings shows what the model "
+        "writes and which settings to change."
+    )

@@ -1,0 +1,528 @@
+"""Try the model on some problems: how many draws have an answer, are truncated, or are right.
+
+The prompts are those of a run: plain, with worked examples where the model is a base, and hinted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from femtune.advice import FEW_ANSWERED, MANY_TRUNCATED
+from femtune.answers import as_fraction, plain
+from femtune.asker import Asker, is_base
+from femtune.check import MOST_LABELS, Finding, labels_of
+from femtune.chunks import Setup
+from femtune.config import Train
+from femtune.demos import Demos
+from femtune.estep import e_step
+from femtune.evaluate import is_right
+from femtune.luck import is_closed
+from femtune.prepare import load_config, sampling
+from femtune.progress import literal
+from femtune.schemes import paper_filter, parse_scheme
+from femtune.tasks.frames import scale_of
+from femtune.training import context_length
+from femtune.types import Draw, Problem, Scheme, Stage
+from femtune.words import visible
+
+COOLER = 0.7  # the temperature that is tried where the run's gives few answers
+FEW_RIGHT = 0.1  # of the draws: then too
+MARGIN = 1.25  # on the 99th percentile of tokens, in the suggested max_new_tokens
+LEAST_TOKENS = 64  # that are suggested
+THINKING_TOKENS = 2048  # suggested at least, where thinking blocks are truncated
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Draws of some problems under one prompt at one temperature."""
+
+    name: str
+    prompt: str
+    draws: Sequence[Draw]
+    temperature: float
+    demos: Demos = ()
+
+    def share(self, holds: Callable[[Draw], bool]) -> float:
+        return sum(map(holds, self.draws)) / len(self.draws) if self.draws else 0.0
+
+    @property
+    def answered(self) -> float:
+        return self.share(lambda draw: draw.score.answer != "")
+
+    @property
+    def truncated(self) -> float:
+        return self.share(is_truncated)
+
+    @property
+    def right(self) -> float:
+        return self.share(is_right)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """All trials of a model; `first` is drawn as the run's first E-step draws."""
+
+    trials: Sequence[Trial]
+    first: Trial
+    findings: list[Finding] = field(default_factory=list)
+    changes: dict[str, str] = field(default_factory=dict)  # settings to try, flag by flag
+    seconds: float = 0.0  # loading included
+
+    @property
+    def draws(self) -> list[Draw]:
+        return [draw for trial in self.trials for draw in trial.draws]
+
+
+def is_truncated(draw: Draw) -> bool:
+    return draw.completion.finish_reason == "length"
+
+
+def try_model(
+    asker: Asker,
+    problems: Sequence[Problem],
+    settings: Train,
+    num_draws: int = 32,
+    *,
+    row: Problem | None = None,
+    on_draws: Callable[[str, int], None] = lambda name, done: None,
+) -> Tried:
+    """Load the model, draw `num_draws` completions for each prompt, and say what to change.
+
+    `row` is a problem that is asked in any case. `on_draws` is told the trial's name and how many of its
+    draws are done.
+    """
+    import torch
+
+    begun = time.perf_counter()
+    scheme = parse_scheme(settings.scheme)
+    with asker.setup(sampling(settings), needs=scheme.needs) as setup:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        where = settings.base_url or "a server" if settings.engine == "openai" else device
+        loaded = time.perf_counter() - begun
+        findings = [Finding("engine", f"{settings.engine} on {where}, loaded in {loaded:.1f} s")]
+        tried = draw_trials(setup, asker, problems, settings, num_draws, row=row, on_draws=on_draws)
+    made = advise(tried, asker, problems, settings)
+    findings += made.findings
+    return replace(made, findings=findings, seconds=time.perf_counter() - begun)
+
+
+def draw_trials(
+    setup: Setup,
+    asker: Asker,
+    problems: Sequence[Problem],
+    settings: Train,
+    num_draws: int,
+    *,
+    row: Problem | None = None,
+    on_draws: Callable[[str, int], None] = lambda name, done: None,
+) -> Tried:
+    """Draw for each prompt; a second time at a lower temperature where the first gives few answers."""
+    some = spread(problems, num_draws, row)
+    usual = setup.sampling.temperature
+
+    def trial(name: str, prompt: str, demos: Demos, temperature: float = usual) -> Trial:
+        each = max(1, num_draws // len(some)) if temperature > 0 else 1
+        stage = Stage("hinted" if prompt == "hinted" else "plain", each, "all")
+        scheme = Scheme("check", (stage,), paper_filter, settings.accept_at)
+        own = replace(setup.sampling, temperature=temperature)
+        done = 0
+
+        def told(draws: Sequence[Draw]) -> None:
+            nonlocal done
+            done += len(draws)
+            on_draws(name, done)
+
+        told([])
+        made = replace(setup, demos=demos, force="never", sampling=own)
+        chunks = e_step(some, scheme, made, iteration=0, on_draws=told)
+        return Trial(name, prompt, [d for chunk in chunks for d in chunk.draws], temperature, demos)
+
+    trials = [trial("plain", "plain", ())]
+    first = trials[0]
+    if asker.demos:
+        trials.append(trial("plain, examples", "plain", asker.demos))
+        shown = (
+            settings.demo_iterations > 0 and "plain prompts" not in parse_scheme(settings.scheme).needs
+        )
+        first = trials[-1] if shown else first
+    if usual > COOLER and (first.answered < FEW_ANSWERED or first.right < FEW_RIGHT):
+        trials.append(trial(f"{first.name}, T {COOLER:g}", "plain", first.demos, COOLER))
+    name = "hinted, examples" if first.demos else "hinted"
+    trials.append(trial(name, "hinted", first.demos))
+    return Tried(trials, first)
+
+
+def spread(problems: Sequence[Problem], most: int, row: Problem | None = None) -> list[Problem]:
+    """Return at most so many problems, evenly spread over the data, with `row` among them.
+
+    >>> [problem.id for problem in spread([Problem(str(n), "", "") for n in range(10)], 3)]
+    ['0', '3', '6']
+    """
+    num = max(1, min(most, len(problems)))
+    chosen = [problems[place * len(problems) // num] for place in range(num)]
+    if row is not None and all(row.id != problem.id for problem in chosen):
+        chosen[0] = row
+    return chosen
+
+
+# --- what the draws say
+
+
+def advise(tried: Tried, asker: Asker, problems: Sequence[Problem], settings: Train) -> Tried:
+    """Return the trials with warnings and the settings that they speak for."""
+    findings: list[Finding] = []
+    changes: dict[str, str] = {}
+    first = tried.first
+    best = _of_temperature(tried, first, settings, findings, changes)
+    _of_answered(best, asker, settings, findings, changes)
+    _of_length(best, asker, problems, settings, findings, changes)
+    _of_right(tried, best, settings, findings, changes)
+    _of_examples(tried, problems, findings, changes)
+    return replace(tried, findings=findings, changes=changes)
+
+
+def _of_temperature(
+    tried: Tried, first: Trial, settings: Train, findings: list[Finding], changes: dict[str, str]
+) -> Trial:
+    """Return the better of two trials at two temperatures."""
+    cooler = next((each for each in tried.trials if each.temperature != first.temperature), None)
+    if cooler is None:
+        return first
+    gains = cooler.right > first.right or (
+        cooler.right == first.right and cooler.answered >= first.answered + 0.1
+    )
+    said = (
+        f"right {first.right:.0%} at {first.temperature:g}, {cooler.right:.0%} at {cooler.temperature:g}"
+    )
+    findings.append(Finding("temperature", said))
+    if not gains or "temperature 1" in parse_scheme(settings.scheme).needs:
+        return first
+    changes["temperature"] = f"{cooler.temperature:g}"
+    return cooler
+
+
+def _of_answered(
+    best: Trial, asker: Asker, settings: Train, findings: list[Finding], changes: dict[str, str]
+) -> None:
+    said = f"{best.answered:.0%} of the draws ({best.name})"
+    if best.answered >= FEW_ANSWERED:
+        findings.append(Finding("answered", said))
+        return
+    remedy = "The table below shows what was written instead."
+    forms = Counter(form_of(draw, None)[0] for draw in refused(best.draws))
+    for form, spec in _FORMATS.items():
+        if spec != settings.answer_format and forms[form] > max(best.answered, 0.3) * len(best.draws):
+            changes["answer-format"] = spec
+    if settings.demos == "none" and is_base(str(asker.base)):
+        changes["demos"] = "auto"
+    elif not asker.demos and not asker.prompts.demos:
+        remedy += " Worked examples (--demos FILE) show the model how to answer."
+    findings.append(Finding("answered", said, f"Under half have an answer. {remedy}"))
+
+
+def _of_length(
+    best: Trial,
+    asker: Asker,
+    problems: Sequence[Problem],
+    settings: Train,
+    findings: list[Finding],
+    changes: dict[str, str],
+) -> None:
+    now = settings.max_new_tokens
+    some = spread(problems, 64)
+    prompts = asker.prompts.with_demos(best.demos) if best.demos else asker.prompts
+    longest = max(len(asker.tokenizer.encode_prompt(prompts.hinted(problem))) for problem in some)
+    room = context_length(load_config(asker.base)) - longest
+    enough = fitting_tokens(best.draws, now, room, thinks=_thinks(asker, best, some[0]))
+    if enough is not None and (enough > now or 2 * enough <= now):
+        changes["max-new-tokens"] = str(enough)
+    said = f"{best.truncated:.0%} of the draws were truncated at {now} ({best.name})"
+    said += f"; {enough} would do" if enough is not None else ""
+    warning = ""
+    if best.truncated > MANY_TRUNCATED:
+        raised = enough is not None and enough > now
+        warning = (
+            f"Raise --max-new-tokens to {enough}."
+            if raised
+            else "More tokens would not help: draws that end are far shorter, or the others repeat "
+            "themselves. They need an answer to end at: see what was written."
+        )
+    findings.append(Finding("max_new_tokens", said, warning))
+
+
+def _thinks(asker: Asker, trial: Trial, problem: Problem) -> bool:
+    """True if the model writes thinking blocks, or its template opens one."""
+    if any("<think" in draw.completion.text for draw in trial.draws):
+        return True
+    return asker.tokenizer.prompt_text(asker.prompts.plain(problem)).rstrip().endswith("<think>")
+
+
+def fitting_tokens(draws: Sequence[Draw], now: int, room: int, *, thinks: bool = False) -> int | None:
+    """Return a max_new_tokens that suits draws; None where more tokens would not help.
+
+    The 99th percentile of those that ended, with a margin, and no more than the context has room for.
+    """
+    ended = sorted(len(draw.completion.tokens) for draw in draws if not is_truncated(draw))
+    many = len(ended) < (1 - MANY_TRUNCATED) * len(draws)
+    if not draws:
+        return None
+    need = _rounded_up(MARGIN * percentile(ended, 0.99)) if ended else 0
+    if many and thinks:
+        need = max(need, 2 * now, THINKING_TOKENS)
+    elif many:
+        cut = [draw.completion.text for draw in draws if is_truncated(draw)]
+        runs_on = 2 * sum(map(repeats_itself, cut)) > len(cut)
+        if runs_on or (len(ended) >= len(draws) // 4 and now > 4 * percentile(ended, 0.99)):
+            return None
+        need = max(need, 2 * now)
+    return min(need, max(room, 1))
+
+
+def _rounded_up(tokens: float) -> int:
+    return max(LEAST_TOKENS, 32 * math.ceil(tokens / 32))
+
+
+def percentile(values: Sequence[int], share: float) -> int:
+    """Return the smallest value that is at least as large as this share of the sorted values.
+
+    >>> percentile([1, 2, 3, 4], 0.5), percentile([7], 0.99)
+    (2, 7)
+    """
+    return values[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def _of_right(
+    tried: Tried, best: Trial, settings: Train, findings: list[Finding], changes: dict[str, str]
+) -> None:
+    hinted = next(trial for trial in tried.trials if trial.prompt == "hinted")
+    leaks = hinted.share(lambda draw: draw.score.reason == "leaks the hint")
+    warning = ""
+    has_hints = any(stage.prompt == "hinted" for stage in parse_scheme(settings.scheme).asked)
+    if not any(draw.accepted for draw in best.draws):
+        warning = "No plain draw is kept: the first E-step may keep nothing."
+        if not has_hints and hinted.share(lambda draw: draw.accepted) >= FEW_RIGHT:
+            changes["scheme"] = "star"
+            warning += " Some hinted draws are kept: choose a scheme with hints, such as star."
+    findings.append(Finding("right", f"{best.right:.0%} of the draws ({best.name})", warning))
+    if leaks > 0.5:
+        said = f"{leaks:.0%} of the draws mention it"
+        findings.append(Finding("hint", said, "They are refused. Word --hint otherwise."))
+
+
+def _of_examples(
+    tried: Tried, problems: Sequence[Problem], findings: list[Finding], changes: dict[str, str]
+) -> None:
+    shown = next((trial for trial in tried.trials if trial.demos and trial.prompt == "plain"), None)
+    if shown is None:
+        return
+    drawn, given = copied_shares(shown, problems)
+    said = f"{drawn:.0%} of the answers are one of theirs, as are {given:.0%} of the data's"
+    copies = drawn > 2 * given and drawn > 0.2
+    warning = (
+        "The model copies the examples' answers. Give examples with other answers (--demos FILE), or "
+        "lower --temperature."
+    )
+    findings.append(Finding("examples", said, warning * copies))
+    bare = tried.trials[0]
+    if shown.right < bare.right and shown.answered < bare.answered:
+        changes["demos"] = "none"
+
+
+def copied_shares(trial: Trial, problems: Sequence[Problem]) -> tuple[float, float]:
+    """Return the shares of a trial's answers and of the data's that are an example's answer."""
+    theirs = {_same(demo.answer) for demo in trial.demos}
+    drawn = [_same(draw.score.answer) in theirs for draw in trial.draws if draw.score.answer]
+    given = [_same(problem.answer) in theirs for problem in problems]
+    return sum(drawn) / max(1, len(drawn)), sum(given) / max(1, len(given))
+
+
+def _same(answer: str) -> str:
+    number = as_fraction(answer)
+    return plain(answer) if number is None else str(number)
+
+
+# --- what was written where no answer was found
+
+_FORMATS = {r"\boxed{...}": "boxed", "#### ...": "hash", "<answer>": "tag", "[[...]]": "bracket"}
+_WRITTEN = (
+    (r"\boxed{...}", re.compile(r"\\boxed\s*\{")),
+    ("#### ...", re.compile(r"####\s*\S")),
+    ("<answer>", re.compile("<answer>")),
+    ("[[...]]", re.compile(r"\[\[[^\]]+\]\]")),
+    ("a JSON object", re.compile(r'\{\s*"')),
+    ('"Answer:" and more after it', re.compile(r"(?i)\banswer\W{0,4}[:：]")),
+    (
+        'a sentence, "The answer is ..."',
+        re.compile(r"(?i)\b(?:answer|rating|score|choice)\b[^.\n]{0,40}?\b(?:is|would be)\b"),
+    ),
+    ("a list", re.compile(r"(?ms)^\s*(?:\d+[.)]|[-*•])\s.*^\s*(?:\d+[.)]|[-*•])\s")),
+    ("a number alone", re.compile(r"\A\W*\d[\d.,/%]*\W*\Z")),
+)
+
+
+def refused(draws: Sequence[Draw]) -> list[Draw]:
+    """Return the draws that can't be graded as right or wrong."""
+    return [draw for draw in draws if draw.score.reason not in ("", "wrong")]
+
+
+def form_of(draw: Draw, problem: Problem | None) -> tuple[str, str]:
+    """Return in which form a draw without a usable answer is written, and the text that shows it."""
+    text, score = draw.completion.text.strip(), draw.score
+    if score.reason in ("engine failed", "reward failed", "leaks the hint"):
+        said = {"leaks the hint": "mentions the hint"}.get(score.reason, f"the {score.reason}")
+        return said, text if score.reason == "leaks the hint" else score.detail
+    if is_truncated(draw):
+        if "<think" in text and "</think" not in text:
+            return "truncated while thinking", _tail(text)
+        return "truncated, repeats itself" if repeats_itself(text) else "truncated", _tail(text)
+    if not text:
+        return "empty", ""
+    scale = scale_of(problem) if problem is not None else None
+    if score.answer and scale is not None and scale.read(score.answer) is None:
+        return "an answer off the scale", score.answer
+    known = {
+        "two different answers": "two different answers",
+        "the answer is empty": "no value, or the placeholder",
+        "no rationale before the answer": "an answer without reasons",
+    }
+    if score.detail in known:
+        return known[score.detail], _tail(text)
+    for form, pattern in _WRITTEN:
+        if match := pattern.search(text):
+            return form, text[match.start() :]
+    return "other text", _tail(text)
+
+
+def repeats_itself(text: str) -> bool:
+    """True if the end of a text stands in it at least three times."""
+    end = " ".join(text.split())[-24:]
+    return len(end) == 24 and " ".join(text.split()).count(end) >= 3
+
+
+def _tail(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else f"...{line[-57:]}"
+
+
+def written(trial: Trial, problems: Sequence[Problem]) -> list[tuple[str, int, str]]:
+    """Return forms of draws without a usable answer, how many each, and one that shows it."""
+    by_id = {problem.id: problem for problem in problems}
+    counts, shown = Counter[str](), dict[str, str]()
+    for draw in trial.draws:
+        problem = by_id.get(draw.key.problem_id)
+        scale = scale_of(problem) if problem else None
+        off = bool(scale and draw.score.answer and scale.read(draw.score.answer) is None)
+        if draw.score.reason in ("", "wrong") and not off:
+            continue
+        form, text = form_of(draw, problem)
+        counts[form] += 1
+        shown.setdefault(form, text)
+    return [(form, count, shown[form]) for form, count in counts.most_common()]
+
+
+# --- as tables
+
+HEAD = ("prompt", "draws", "answered", "truncated", "right", "tokens", "99th")
+
+
+def table(tried: Tried) -> tuple[Sequence[str], list[list[str]]]:
+    """Return columns and rows: a line a trial, tokens as median and 99th percentile."""
+    rows = []
+    for trial in tried.trials:
+        lengths = sorted(len(draw.completion.tokens) for draw in trial.draws)
+        rows.append(
+            [
+                trial.name,
+                f"{len(trial.draws)}",
+                *(f"{share:.0%}" for share in (trial.answered, trial.truncated, trial.right)),
+                f"{median(lengths):.0f}" if lengths else "–",
+                f"{percentile(lengths, 0.99)}" if lengths else "–",
+            ]
+        )
+    return HEAD, rows
+
+
+def label_table(
+    tried: Tried, problems: Sequence[Problem]
+) -> tuple[Sequence[str], list[list[str]]] | None:
+    """Return how often the data and the trials have each label; None where answers are no closed set."""
+    labels = labels_of(problems) if is_closed(problems) else []
+    if not 0 < len(labels) <= MOST_LABELS:
+        return None
+    given = Counter(problem.answer for problem in problems)
+    by_id = {problem.id: problem for problem in problems}
+    plain_ones = [trial for trial in tried.trials if trial.prompt == "plain"][:3]
+    votes = [_votes(trial, by_id) for trial in plain_ones]
+    rows = [
+        [
+            set_cell_size(label, 16).rstrip(),
+            f"{given[label] / len(problems):.0%}",
+            *(f"{own[label] / own.total():.0%}" if own else "–" for own in votes),
+        ]
+        for label in labels
+    ]
+    return ("label", "data", *(trial.name for trial in plain_ones)), rows
+
+
+def _votes(trial: Trial, by_id: dict[str, Problem]) -> Counter[str]:
+    votes = Counter[str]()
+    for draw in trial.draws:
+        scale = scale_of(by_id[draw.key.problem_id])
+        if scale and draw.score.answer and (label := scale.read(draw.score.answer)) is not None:
+            votes[label] += 1
+    return votes
+
+
+def written_lines(trial: Trial, problems: Sequence[Problem], width: int = 80) -> Iterator[Text]:
+    """Yield a line for each form of draw without a usable answer, no wider than `width` cells."""
+    found = written(trial, problems)
+    total = sum(count for _, count, _ in found)
+    if not found:
+        return
+    yield literal(f"No usable answer in {total} of {len(trial.draws)} draws ({trial.name}):", "bold")
+    for form, count, text in found:
+        start = f"{count:>5}  {form:<32}  "
+        yield literal(start + fitted(visible(text), width - len(start)))
+
+
+def fitted(text: str, width: int) -> str:
+    """Return a text as one line of at most so many terminal cells.
+
+    >>> fitted("one\\ntwo three", 9), fitted("日本語のテキスト", 9)
+    ('one tw...', '日本語...')
+    """
+    line = " ".join(text.split())
+    return line if cell_len(line) <= width else set_cell_size(line, width - 3).rstrip() + "..."
+
+
+def verdict(findings: Sequence[Finding], tried: Tried | None) -> str:
+    """Return the closing line: whether training can start, and how many warnings there are."""
+    num = sum(bool(finding.warning) for finding in findings)
+    warnings = f"{num} warning{'s' * (num != 1)}" if num else "no warnings"
+    if tried is not None and not any(draw.accepted for draw in tried.draws):
+        return f"Not ready: none of {len(tried.draws)} draws was kept; {warnings}."
+    return f"Ready, {warnings}."
+
+
+def pasted(tried: Tried) -> str:
+    """Return the settings to change as words of a command; "" for none."""
+    order = ("max-new-tokens", "temperature", "demos", "answer-format", "scheme")
+    return " ".join(f"--{name} {tried.changes[name]}" for name in order if name in tried.changes)
+
+
+def example_draw(tried: Tried, problem: Problem) -> Draw | None:
+    """Return the draw to show as a training example: a kept one of the problem, of any, or a refused."""
+    mine = [draw for draw in tried.draws if draw.key.problem_id == problem.id]
+    for draws in (mine, tried.draws):
+        if kept := [draw for draw in draws if draw.accepted]:
+            return kept[0]
+    return next(iter([*mine, *tried.draws]), None)
