@@ -21,7 +21,7 @@ from femtune.endings import check_cue
 from femtune.engines.dtypes import usable_dtype
 from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.headers import stored_dtype
-from femtune.model_info import read_info
+from femtune.model_info import is_trained, read_info
 from femtune.prepare import (
     MODELS,
     Questions,
@@ -289,9 +289,7 @@ def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) ->
     if info is not None and info.demos and settings.demos == "auto":  # they are part of its x
         own = tuple(Demo(**demo) for demo in info.demos)
         asked = replace(asked, prompts=asked.prompts.with_demos(own))
-    # of the models that come with femtune, none is a base: they know their form of answer
-    is_base = model not in MODELS and info is None
-    demos = asked.demos if settings.demos != "auto" or is_base else ()
+    demos = asked.demos if settings.demos != "auto" or is_base(model) else ()
     shown = asked.prompts.with_demos(demos or asked.prompts.demos)
     try:
         shown = fit_prompts(shown, tokenizer)
@@ -306,6 +304,14 @@ def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) ->
     in_prompt = settings.demos_in_prompt
     prompts = shown if in_prompt else replace(shown, demos=asked.prompts.demos)
     return Asker(base, tokenizer, prompts, asked.reward, settings, () if in_prompt else demos)
+
+
+def is_base(model: str) -> bool:
+    """True if femtune did not train a model: then it is shown worked examples by default.
+
+    The models that come with femtune know their form of answer.
+    """
+    return model not in MODELS and not is_trained(local_model(model))
 
 
 def _check_installed(settings: Ask) -> None:
