@@ -19,7 +19,7 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sq
 
 MIN_STEPS = 40  # optimizer steps of an M-step, where nothing else is set
 MIN_EPOCHS, MAX_EPOCHS = 2, 10  # more passes over a handful of examples memorize them
-MAX_BATCH = 32  # examples
+MIN_BATCH, MAX_BATCH = 4, 32  # examples on a device
 PARTS = 8  # an optimizer step takes at most this part of the examples
 
 
@@ -49,7 +49,7 @@ class Training:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     per_device_train_batch_size: int | None = None
-    """Examples in a batch; default: at most 32, and an eighth of the examples in an optimizer step."""
+    """Examples in a batch; default: so many that 2 epochs take 40 steps, but 4 to 32."""
     max_tokens_per_batch: int = 16384
     """Padded tokens in a batch; fewer examples go into one where this is reached."""
     gradient_accumulation_steps: int = 1
@@ -111,15 +111,21 @@ class Training:
     def schedule(self, num_examples: int, processes: int = 1) -> Schedule:
         """Fill in what is not set: a few large steps teach nothing, so small sets get many small ones.
 
+        Smaller batches come before more passes, which cost time and memorize.
+
+        >>> Training().schedule(180)
+        Schedule(num_epochs=2.0, batch_size=9, learning_rate=5e-05)
         >>> Training().schedule(40)
-        Schedule(num_epochs=5.0, batch_size=5, learning_rate=5e-05)
+        Schedule(num_epochs=4.0, batch_size=4, learning_rate=5e-05)
         >>> Training(per_device_train_batch_size=16, num_train_epochs=1.0).schedule(40)
         Schedule(num_epochs=1.0, batch_size=16, learning_rate=5e-05)
         """
         batches_a_step = self.gradient_accumulation_steps * processes
         batch = self.per_device_train_batch_size
         if batch is None:
-            batch = max(1, min(MAX_BATCH, num_examples // (PARTS * batches_a_step)))
+            enough = MIN_EPOCHS * num_examples // (MIN_STEPS * batches_a_step)
+            most = max(1, min(MAX_BATCH, num_examples // (PARTS * batches_a_step)))
+            batch = min(most, max(MIN_BATCH, enough))
         if self.num_train_epochs is not None:
             return Schedule(self.num_train_epochs, batch, self.rate)
         steps_an_epoch = max(1, math.ceil(num_examples / (batch * batches_a_step)))
