@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from femtune.answer_format import AnswerFormat, bare, parse_format
 from femtune.errors import ConfigError
+from femtune.types import Parsed
 
 NUM_INPUTS = int(os.environ.get("FEMTUNE_FORMAT_INPUTS", "1400"))
 FORMS = {  # how each format writes an answer, with markup that models add
@@ -301,3 +302,26 @@ def test_instructions() -> None:
 def test_unknown_formats_are_refused(spec: str) -> None:
     with pytest.raises(ConfigError, match=r"Choose line, boxed|Write"):
         AnswerFormat(spec)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("A", "A"),
+        ("**B**", "B"),
+        ("(A)", "(A)"),
+        ("4", "4"),
+        ("Response B.", "Response B"),
+        ("85%", "85%"),
+    ],
+)
+def test_an_answer_alone_is_read_and_is_no_reasoning(text: str, answer: str) -> None:
+    line = parse_format("line")
+    assert line.read(text) == Parsed("", answer, "no rationale before the answer")
+    assert line.read(text, require_rationale=False) == Parsed("", answer)
+    assert parse_format("boxed").read(text).answer == ""
+
+
+@pytest.mark.parametrize("text", ["A or B", "Yes", "4 apples", "A B", "AB", ""])
+def test_a_few_words_are_no_answer(text: str) -> None:
+    assert parse_format("line").read(text).answer == ""

@@ -75,6 +75,8 @@ class AnswerFormat:
         found = [one for one in forms if not _is_placeholder(one.answer)]
         if self.spec == "line" and not forms:
             found = list(_sentences(final))
+        if self.spec == "line" and not forms and not found and _ALONE.fullmatch(final.strip()):
+            return Parsed("", bare(final), "no rationale before the answer" * require_rationale)
         if not found:
             return Parsed(whole, "", "the answer is empty" if forms else form.missing)
         first, last = found[0], found[-1]
@@ -130,6 +132,12 @@ _PLACEHOLDER = re.compile(
     r"(?:answer|rating|score)(?: here)?\W*"
     rf"|[<[({{](?:\w+ ){{0,3}}(?:{_NAMES})(?: here)?[>\])}}]|(?:your|insert) (?:\w+ )?(?:{_NAMES})"
     r"|\W*and (?:your|the|an?|one|either) .*",  # words of the instruction
+    re.IGNORECASE,
+)
+# a completion that is a letter or a number alone, perhaps with what it is of
+_ALONE = re.compile(
+    r"[*_`]*(?:(?:response|option|choice|summary|rating|score) )?"
+    r"[(\[]?(?:[A-Z]|-?\d[\d.,]*%?)[)\]]?[.*_`]*",
     re.IGNORECASE,
 )
 _NO_WORDS = re.compile(

@@ -97,6 +97,21 @@ def load_demos(
     return tuple(made)
 
 
+def without_problems(demos: Demos, problems: Sequence[Problem], given: bool) -> Demos:
+    """Return the worked examples whose prompt is none of these problems.
+
+    `given` says that a user chose them: then one that is among the problems is refused. Raises DataError.
+    """
+    known = _known(problems)
+    kept = tuple(demo for demo in demos if _spaced(demo.prompt) not in known)
+    if given and len(kept) < len(demos):
+        raise DataError(
+            f"{len(demos) - len(kept)} worked examples are also in the data: their answers would be "
+            "shown. Remove them from one of the two."
+        )
+    return kept
+
+
 # --- the shipped ones
 
 

@@ -214,6 +214,12 @@ def read_questions(
         settings.accept_at,
         in_data="refuse" if answers else "allow",
     )
+    if found.rounded:
+        how = "taken for both, each by its share" if settings.soft_labels else "rounded to the nearest"
+        log.warning(
+            "%d of %d scores are between two points of the scale %s: %s.",
+            *(found.rounded, len(found.problems), found.scale, how),
+        )
     if answers and settings.check_gold:
         check_gold(found.problems, grade, settings.accept_at, prompts)
     return Questions(found.problems, prompts, grade, settings, found.skipped, found.rounded, demos)
