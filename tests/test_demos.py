@@ -12,7 +12,7 @@ from tests.models import byte_tokenizer
 from tests.templates import FAMILY
 
 from femtune.answers import parse_scale
-from femtune.demos import Demo, demos_digest, load_demos
+from femtune.demos import Demo, demos_digest, load_demos, without_problems
 from femtune.errors import DataError, ModelError
 from femtune.problems import check_lengths
 from femtune.prompts import INSTRUCTION, ChatTokenizer, Prompts, fit_prompts, is_shown
@@ -302,3 +302,12 @@ def test_items_to_predict_may_be_worked_examples() -> None:
     reward = as_reward("math")
     kept = load_demos("auto", "math", Options(), Prompts(), reward, [item], in_data="allow")
     assert kept == usual
+
+
+def test_an_example_of_the_held_out_problems_is_left_out_or_refused() -> None:
+    seen, free = Demo("1 + 1?", "2", "So.\nAnswer: 2"), Demo("2 + 2?", "4", "So.\nAnswer: 4")
+    held_out = [Problem("p", "1  +\n1?", "2")]
+    assert without_problems((seen, free), held_out, given=False) == (free,)
+    assert without_problems((free,), held_out, given=True) == (free,)
+    with pytest.raises(DataError, match="1 worked examples are also in the data"):
+        without_problems((seen, free), held_out, given=True)

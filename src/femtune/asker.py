@@ -16,7 +16,7 @@ from typing import Any
 from femtune.chunks import Crew, Setup
 from femtune.config import Ask
 from femtune.cut import Cut
-from femtune.demos import Demo, Demos, without_problems
+from femtune.demos import Demo, Demos
 from femtune.endings import check_cue
 from femtune.engines.dtypes import usable_dtype
 from femtune.errors import ConfigError, EngineError, ModelError
@@ -290,8 +290,6 @@ def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) ->
         own = tuple(Demo(**demo) for demo in info.demos)
         asked = replace(asked, prompts=asked.prompts.with_demos(own))
     demos = asked.demos if settings.demos != "auto" or is_base(model) else ()
-    every = [problem for problems in groups for problem in problems]
-    demos = without_problems(demos, every, given=settings.demos != "auto")
     shown = asked.prompts.with_demos(demos or asked.prompts.demos)
     try:
         shown = fit_prompts(shown, tokenizer)

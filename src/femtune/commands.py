@@ -30,7 +30,7 @@ from femtune.calibration import (
 from femtune.cards import write_data_card, write_model_card
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
 from femtune.costs.disk import at_most, check_disk
-from femtune.demos import Demos, save_demos
+from femtune.demos import Demos, save_demos, without_problems
 from femtune.errors import ConfigError, ModelError
 from femtune.evaluate import as_item, evaluation_metrics
 from femtune.hashes import hash_weights, relied_on, warn_of_date
@@ -140,6 +140,8 @@ def run_train(
     plan(replace(settings, soft_accept=None), scheme)  # what needs no data is refused at once
     asked = read_questions(data, settings, reward)
     problems, test = held_out(asked, data)
+    demos = without_problems(asked.demos, test, given=asked.settings.demos != "auto")
+    asked = replace(asked, demos=demos)
     base = local_model(model)
     asked = replace(asked, settings=choose_peft(asked.settings, base, _path(output_dir)))
     steps = plan(asked.settings, scheme)

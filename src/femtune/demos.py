@@ -100,9 +100,9 @@ def load_demos(
 def without_problems(demos: Demos, problems: Sequence[Problem], given: bool) -> Demos:
     """Return the worked examples whose prompt is none of these problems.
 
-    `given` says that a user chose them: then one that is among the problems is refused. Raises DataError.
+    `given` says that a user chose them. Raises DataError where one of those is among the problems.
     """
-    known = _known(problems)
+    known = {_spaced(problem.prompt) for problem in problems}
     kept = tuple(demo for demo in demos if _spaced(demo.prompt) not in known)
     if given and len(kept) < len(demos):
         raise DataError(
