@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from femtune import loop
 from femtune.advice import e_step_warnings, evaluation_warnings, nothing_kept
 from femtune.engines.fake import FakeEngine
+from femtune.errors import NothingKept
 from femtune.evaluate import estep_metrics, evaluation_metrics
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.luck import binomial_interval, guessed_share, is_closed, plain_attempts
@@ -150,25 +151,33 @@ def test_truncated_draws_are_counted_where_their_answer_was_forced() -> None:
 # --- in a run
 
 
-def test_a_run_warns_once_of_each_kind(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_warns_once_of_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problems = [Problem(f"p{n}", f"{n}?", str(n % 2)) for n in range(8)]
-    engine = FakeEngine(
-        lambda prompt, seed: "Yes.\nAnswer: 0" if prompt.startswith("0?") else "Hm hm hm."
-    )
+    engine = FakeEngine(lambda prompt, seed: "So.\nAnswer: 0" if prompt.startswith("0?") else "Hm hm.")
     made = replace(setup(engine), sampling=Sampling(64))
-    made = replace(made, grade=made.grade)
     plan = Plan(rejection(2), Training(), Evaluation())
     steps = Steps(Run(tmp_path), tmp_path, problems, problems, plan, made, engine.tokenizer, Quiet())
     steps.serving = tmp_path  # as an engine that needs no weights
-    monkeypatch.setattr(logging.getLogger("femtune"), "propagate", True)  # the CLI ends it
-    with caplog.at_level(logging.WARNING, "femtune"):
-        steps.measure(0)
+    monkeypatch.setattr(steps, "weights", lambda iteration: tmp_path)
+    said: list[str] = []
+    monkeypatch.setattr(loop.log, "warning", lambda text, *words: said.append(text % words))
+    steps.measure(0)
+    steps.expect(1)
+    # of 8 draws, of 15
+    assert [text.partition(" of ")[0] for text in said] == [
+        "Evaluation: 12%",
+        "E-step: 7%",
+    ]  # of 8, of 15
+    steps.expect(2)
+    assert len(said) == 2
+
+
+def test_what_keeps_nothing_says_so_in_a_run(tmp_path: Path) -> None:
+    engine = FakeEngine(lambda prompt, seed: "Hm " * 100)
+    made = replace(setup(engine), sampling=Sampling(64))
+    problems = [Problem("p", "0?", "0")]
+    plan = Plan(rejection(2), Training(), Evaluation())
+    steps = Steps(Run(tmp_path), tmp_path, problems, [], plan, made, engine.tokenizer, Quiet())
+    steps.serving = tmp_path
+    with pytest.raises(NothingKept, match=r"2 plain draws: cut off.*raise --max-new-tokens"):
         steps.expect(1)
-        found = [record.getMessage().partition(" of ")[0] for record in caplog.records]
-        assert found == ["Evaluation: 12%", "E-step: 7%"]  # of 8 draws, of 15
-        caplog.clear()
-        steps.weights = lambda iteration: tmp_path  # type: ignore[method-assign]
-        steps.expect(2)
-    assert caplog.records == []
