@@ -1,21 +1,27 @@
-"""The doctor: what it finds, what it warns of, and that what it shows is what is trained on."""
+"""Check of data and prompts: what it finds and warns of, and that it shows what is trained on."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from femtune.doctor import Finding, examine, show_prompts, show_tokens, trained_under, try_out
+from rich.cells import cell_len
 from rich.console import Console
 
 from femtune.asker import Asker
+from femtune.check import Finding, examine, show_prompts, show_tokens, token_pieces, trained_under
+from femtune.check_model import try_model
+from femtune.cli import main
 from femtune.config import Train
 from femtune.errors import ConfigError, DataError, FemtuneError
+from femtune.progress import console
+from femtune.prompts import ChatTokenizer
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 from femtune.worlds import WORLDS, make_rows, make_splits
 
@@ -39,11 +45,11 @@ def test_a_sound_setup_has_every_finding_and_no_warning() -> None:
     assert problems == TRAIN
     found = by_name(findings)
     assert [*found] == [
-        *("problems", "answers", "reward", "model"),
+        *("problems", "held out", "answers", "labels", "majority", "right by luck", "reward", "model"),
         *("chat template", "end token", "plain prompt", "hinted prompt"),
     ]
     assert not any(finding.warning for finding in findings)
-    assert found["problems"].found == "30; further columns: evidence, frame, rater, truth, world"
+    assert found["problems"].found == "30; further columns: evidence, rater, truth, world"
     assert found["reward"].found == "exact; every correct answer earns at least 1"
     assert "context 512 tokens" in found["model"].found
     assert found["chat template"].found == "found"
@@ -191,18 +197,57 @@ def _draw(asker: Asker) -> Draw:
     return Draw(DrawKey(0, "a", 1, 0), "hinted", 0, completion, Score(1.0, "3"))
 
 
-def test_one_draw_of_each_prompt_is_tried_and_cut_off_ones_are_warned_of(asker: Asker) -> None:
-    for settings, fine in ((SETTINGS, None), (replace(SETTINGS, max_new_tokens=2), False)):
-        asker = replace(asker, settings=settings)
-        draws, findings = try_out(asker, TRAIN[0], settings)
-        assert [draw.prompt for draw in draws] == ["plain", "hinted"]
-        found = by_name(findings)
-        assert [*found] == ["engine", "a plain draw", "a hinted draw"]
-        for draw in draws:
-            finding = found[f"a {draw.prompt} draw"]
-            assert finding.found.startswith(f"{len(draw.completion.tokens)} tokens, ")
-            assert bool(finding.warning) == (draw.score.reason not in ("", "wrong"))
-            assert fine is None or finding.warning.startswith("cut off")
+@pytest.mark.parametrize(
+    "text", ["评价：很好 🎉", "naïve — שלום", "a\ufffdb 日本", "plain words\nand more", ""]
+)
+def test_pieces_of_tokens_are_the_text_in_every_script(asker: Asker, text: str) -> None:
+    for tokenizer in (asker.tokenizer, ChatTokenizer(byte_tokenizer())):
+        tokens = tokenizer.encode_text(text)
+        pieces = list(token_pieces(tokenizer, tokens))
+        assert "".join(pieces) == tokenizer.tokenizer.decode(tokens)
+        assert all(pieces) and len(pieces) >= len(text.split())  # and not all at once
+        assert ("\ufffd" in "".join(pieces)) == ("\ufffd" in text)
+
+
+def test_a_refused_example_is_said_to_be_one(asker: Asker) -> None:
+    draw = replace(_draw(asker), score=Score(0.0, "", "unparsable"))
+    assert str(show_tokens(asker, TRAIN[0], draw).title).startswith(
+        "refused (unparsable), shown as an ex"
+    )
+
+
+def test_a_cut_draw_is_shown_as_it_is_trained(asker: Asker) -> None:
+    """The line break that closed its answer gives way to the end token."""
+    tokens = asker.tokenizer.encode_text("So it is.\nAnswer: 3\n")
+    completion = Completion(tokens, "", "answered", -1.0)
+    panel = show_tokens(asker, TRAIN[0], replace(_draw(asker), completion=completion))
+    assert shown(panel).rstrip("─╯╰│ \n").endswith("Answer: 3<|end|>")
+
+
+def test_one_prompt_with_several_answers_is_warned_of() -> None:
+    twice = [*TRAIN, *(replace(p, id=f"{p.id}-2", answer="3") for p in TRAIN)]
+    found = by_name(examine(twice, "seedling", SETTINGS)[2])
+    same = sum(p.answer == "3" for p in TRAIN) / len(TRAIN)
+    assert found["same prompt"].found.endswith(f"all agree in {same:.0%} of them")
+    assert "--raters" in found["same prompt"].warning
+
+
+def test_the_luck_of_guesses_is_exact() -> None:
+    problems = [replace(p, answer="12345"[i % 5]) for i, p in enumerate(TRAIN)]
+    found = by_name(examine(problems, "seedling", SETTINGS)[2])["right by luck"].found
+    assert found.startswith("20% of guesses") and "4 attempts keep 59% of" in found  # 1 - .8^4 = .590
+    near = replace(JUDGE, task="table", scale=None, accept_at=0.75, reward="ordinal(1,5)")
+    assert "attempts" not in by_name(examine(problems, "seedling", near)[2])["right by luck"].found
+    free = [replace(p, columns={}) for p in TRAIN]
+    assert "right by luck" not in by_name(examine(free, "seedling", SETTINGS)[2])
+
+
+def test_rows_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
+    rows[3]["score"] = 9
+    write(file := tmp_path / "rated.jsonl", rows)
+    found = by_name(examine(file, "seedling", replace(JUDGE, bad_rows="skip"))[2])
+    assert found["rows left out"].found == "1 of 30" and found["rows left out"].warning
 
 
 def test_a_draw_is_kept_from_the_reward_on_that_was_asked_for(asker: Asker) -> None:
@@ -212,7 +257,44 @@ def test_a_draw_is_kept_from_the_reward_on_that_was_asked_for(asker: Asker) -> N
     reasons = {}
     for accept_at in (0.5, 0.51):
         settings = replace(SETTINGS, accept_at=accept_at)
-        draws, _ = try_out(replace(asker, settings=settings, reward=close), TRAIN[0], settings)
-        reasons[accept_at] = [draw.score.reason for draw in draws]
+        made = replace(asker, settings=settings, reward=close)
+        tried = try_model(made, TRAIN, settings, 4)
+        assert [trial.prompt for trial in tried.trials] == ["plain", "plain", "hinted"]  # T .7 too
+        assert [len(trial.draws) for trial in tried.trials] == [4, 4, 4]
+        reasons[accept_at] = [draw.score.reason for draw in tried.draws]
     assert "wrong" in reasons[0.51]
     assert reasons[0.5] == ["" if reason == "wrong" else reason for reason in reasons[0.51]]
+
+
+@pytest.mark.parametrize("flags", [["--no-try"], ["--draws", "3"]])
+def test_the_command_fits_80_columns_and_ends_with_a_verdict(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 80)
+    rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
+    write(file := tmp_path / "rated.jsonl", rows)
+    words = ["--task", "judge", "--raters", "named", "--scale", "1,5", "--max-new-tokens", "48"]
+    outs = []
+    for verb in ("check", "doctor"):
+        assert main([verb, str(file), "--model", "seedling", *words, *flags]) == 0
+        outs.append(re.sub(r"[\d.]+ s\b", "", capsys.readouterr().out))
+    assert outs[0] == outs[1]
+    lines = outs[0].splitlines()
+    table = lines[lines.index(next(line for line in lines if "╰" in line)) :]
+    assert all(cell_len(line) <= 80 for line in table if not line.startswith(("✓", "!")))
+    assert lines[-1].startswith(("Ready, ", "Settings to try: "))
+    assert ("answered  truncated" in outs[0]) == (flags != ["--no-try"])
+
+
+def test_check_of_nothing_is_an_error_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    write(tmp_path / "one.jsonl", [{"prompt": "Is it?", "answer": "yes"}])
+    for file, words in (("empty.jsonl", []), ("none.jsonl", []), ("one.jsonl", ["--draws", "0"])):
+        flags = ["--model", "seedling", "--max-new-tokens", "8", *words]
+        assert main(["check", str(tmp_path / file), *flags]) == 1
+        assert "Error: " in capsys.readouterr().err
+    flags = ["--model", "seedling", "--max-new-tokens", "8", "--draws", "2", "--eval-share", "0"]
+    assert main(["check", str(tmp_path / "one.jsonl"), *flags]) == 0  # a single problem
+    assert "Not ready: none of " in capsys.readouterr().out

@@ -31,6 +31,7 @@ from femtune.progress import (
     summary,
 )
 from femtune.types import Completion, Draw, DrawKey, Reason, Score
+from femtune.verbs import show_metrics
 from femtune.watch import Watch
 
 BASE: dict[str, Any] = {"iteration": 0, "evaluation": {"accuracy": 0.25, "accuracy_ci": [0.125, 0.375]}}
@@ -78,6 +79,41 @@ def test_the_bound_is_shown_with_what_it_took(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.endswith(" (0.125 to 0.375)  bound -1.23 nats (2.1 s)\n")
     spent = summary([BASE | {"posterior": posterior}, FIRST | {"posterior": posterior}])[-1]
     assert spent.endswith("2.0 s of training, 4.1 s for the bound (--bound-draws 0: none)")
+
+
+def test_draws_without_an_answer_and_worked_examples_are_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    forced = {"answered": 1.0, "forced_share": 0.75, "truncated_share": 0.5}
+    base = {**BASE, "evaluation": BASE["evaluation"] | forced}
+    base["evaluation_demos"] = {"accuracy": 0.375, "answered": 0.9, "truncated_share": 0.0}
+    first = FIRST | {"e_step": FIRST["e_step"] | {"answered": 0.4, "truncated_share": 0.0625}}
+    with showing("lines") as teller:
+        teller.measured(0, base)
+        teller.measured(1, first)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "base         accuracy 0.250 (0.125 to 0.375)  answered 100%  forced 75%  truncated 50%  "
+        "with worked examples: accuracy 0.375  answered 90%"
+    )
+    assert "30/40 problems  answered 40%  truncated 6%  12,345 tokens" in lines[1]
+    assert summary([base, first])[0].startswith("accuracy 0.250 (0.375 with worked examples) -> 0.500 (")
+
+
+def test_metrics_with_worked_examples_stand_in_a_second_column(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    metrics = {"num_problems": 40, "accuracy": 0.025, "accuracy_ci": [0.0, 0.1], "answered": 0.5}
+    shown = {"accuracy": 0.125, "accuracy_ci": [0.05, 0.225], "answered": 1.0}
+    show_metrics(metrics | {f"{name}_with_examples": value for name, value in shown.items()}, "lines")
+    assert capsys.readouterr().out.splitlines() == [
+        f"{'':22}{'without examples':28}with examples",
+        f"{'num_problems':22}40",
+        f"{'accuracy':22}{'0.025  0.000 to 0.100':28}0.125  0.050 to 0.225",
+        f"{'answered':22}{'0.500':28}1.000",
+    ]
+    show_metrics(metrics, "lines")
+    assert capsys.readouterr().out.splitlines()[1] == f"{'accuracy':22}0.025  0.000 to 0.100"
 
 
 def test_json_lines_are_the_metrics(capsys: pytest.CaptureFixture[str]) -> None:

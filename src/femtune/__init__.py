@@ -31,6 +31,7 @@ The files, in the order of the data; each imports only from those above it:
     intervals   the bootstrap                     metrics    measures of judges
     calibration what a share of votes is worth
     evaluate    what is measured                  bias       what was kept, by group, and balance
+    luck        what guesses would keep           advice     warnings, and what to do
     bound       how likely right answers are, and what hints give away
     loop        E, M, evaluate, K times           pool       E-steps on many workers
     trackers    one experiment a run
@@ -45,7 +46,7 @@ The files, in the order of the data; each imports only from those above it:
     latro, policy_gradient, rl   reinforcement learning, through TRL
     regression, baselines   what schemes are held against
     progress    how a run is shown                report/    what a run learnt, on one page
-    view/       a local page over stored draws    compare, watch, doctor, demo
+    view/       a local page over stored draws    compare, watch, check, check_model, demo
     verbs, looking, cli
 """
 

@@ -36,6 +36,7 @@ from femtune.words import visible
 
 COOLER = 0.7  # the temperature that is tried where the run's gives few answers
 FEW_RIGHT = 0.1  # of the draws: then too
+ENOUGH_DRAWS = 16  # for the advice to change the scheme
 MARGIN = 1.25  # on the 99th percentile of tokens, in the suggested max_new_tokens
 LEAST_TOKENS = 64  # that are suggested
 THINKING_TOKENS = 2048  # suggested at least, where thinking blocks are truncated
@@ -275,7 +276,8 @@ def fitting_tokens(draws: Sequence[Draw], now: int, room: int, *, thinks: bool =
     many = len(ended) < (1 - MANY_TRUNCATED) * len(draws)
     if not draws:
         return None
-    need = _rounded_up(MARGIN * percentile(ended, 0.99)) if ended else 0
+    least = MARGIN * percentile(ended, 0.99) if ended else 0
+    need = now if least <= now < _rounded_up(least) else _rounded_up(least)
     if many and thinks:
         need = max(need, 2 * now, THINKING_TOKENS)
     elif many:
@@ -309,7 +311,8 @@ def _of_right(
     has_hints = any(stage.prompt == "hinted" for stage in parse_scheme(settings.scheme).asked)
     if not any(draw.accepted for draw in best.draws):
         warning = "No plain draw is kept: the first E-step may keep nothing."
-        if not has_hints and hinted.share(lambda draw: draw.accepted) >= FEW_RIGHT:
+        works = hinted.share(lambda draw: draw.accepted) >= FEW_RIGHT
+        if works and not has_hints and len(best.draws) >= ENOUGH_DRAWS:
             changes["scheme"] = "star"
             warning += " Some hinted draws are kept: choose a scheme with hints, such as star."
     findings.append(Finding("right", f"{best.right:.0%} of the draws ({best.name})", warning))

@@ -45,7 +45,7 @@ def read_config(file: File, folder: Path) -> None:
     verbs = (
         "world rubric --output-dir made --num-train 3 --num-test 3 --seed 0",
         "fit no.parquet --output-dir fitted --model none/here",
-        "doctor rubric/train.jsonl --no-draw --max-new-tokens 64 --model seedling",
+        "check rubric/train.jsonl --no-try --max-new-tokens 64 --model seedling",
         "train none.jsonl --model seedling",
         "compare none.jsonl --model seedling",
         "refilter run",
@@ -75,8 +75,19 @@ _WORDS = (
 
 def make_words(rng: Random) -> list[str]:
     stored_files()
-    others = ("fit", "train", "doctor", "plan", "predict", "sample", "compare", "probe", "calibrate")
-    verb = rng.choice(("world", "refilter", rng.choice(others)))
+    others = (
+        "fit",
+        "train",
+        "check",
+        "doctor",
+        "plan",
+        "predict",
+        "sample",
+        "compare",
+        "probe",
+        "calibrate",
+    )
+    verb = rng.choice(("world", "refilter", rng.choice((*others, "calibrate"))))
     good = {
         "world": ["rubric", "--output-dir", "out", "--num-train", "3"],
         "refilter": ["run", "--accept-at", "0.5"],
