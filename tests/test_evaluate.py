@@ -71,6 +71,8 @@ def test_evaluation_by_hand() -> None:
         "majority_accuracy_ci": [0, 1],
         "mae": (0 + 1 + 0 + 3 + 3) / 5,  # of those that answered
         "answered": 5 / 6,
+        "forced_share": 0.0,
+        "truncated_share": 0.0,
         "num_draws": 6,
         "generated_tokens": 5 + 5 * 1,
         "tokens_per_draw": 10 / 6,
@@ -143,6 +145,8 @@ def test_an_e_step_by_hand() -> None:
             "hinted": {"kept": 1, "leaks the hint": 1},
         },
         "answered": 4 / 5,
+        "forced_share": 0.0,
+        "truncated_share": 0.0,
         "num_draws": 5,
         "generated_tokens": 4 * 1 + 3,
         "tokens_per_draw": 7 / 5,

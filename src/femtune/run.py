@@ -26,6 +26,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -419,7 +420,15 @@ def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Draw]:
             DrawKey(iteration, problem_id, stage, index),
             prompt,
             seed,
-            Completion(tuple(tokens), text, finish_reason, logprob, error, drawn_logprob, num_forced),
+            Completion(
+                tuple(tokens),
+                text,
+                finish_reason,
+                _number(logprob),
+                error,
+                _number(drawn_logprob),
+                num_forced,
+            ),
             Score(reward, answer, reason, detail, rationale),
             demos=demos,
             temperature=temperature,
@@ -447,6 +456,11 @@ def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Draw]:
             detail,
         ) in rows
     ]
+
+
+def _number(value: float) -> float:
+    """The same nan for every nan, so that draws that are read twice are equal."""
+    return math.nan if math.isnan(value) else value
 
 
 def read_draws(folder: Path) -> Iterator[tuple[list[Draw], dict[str, float]]]:

@@ -130,7 +130,8 @@ class FakeEngine:
         if nats is None:
             nats = self.nats(prompt, text)
         reason: FinishReason = "stop" if tokens == whole else "length"
-        return Completion(tokens, text, reason, nats, token_logprobs=self._each(prompt, tokens, nats))
+        each = None if sampling.cut is None else self._each(prompt, tokens, nats)
+        return Completion(tokens, text, reason, nats, token_logprobs=each)
 
     def _each(self, prompt: str, tokens: Sequence[int], nats: float) -> tuple[float, ...]:
         """Nats of each token: differences of those of the texts that begin a completion."""
