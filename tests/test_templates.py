@@ -228,3 +228,18 @@ def _batch(
 
 def _each(draws: Any, examples: Any) -> list[Example]:
     return [Example(draw) for draw in draws]
+
+
+@EVERY
+def test_a_thinking_block_that_the_template_opens_is_known(family: Family) -> None:
+    chat = ChatTokenizer(family.tokenizer())
+    opens = family.asked.endswith("<think>\n")
+    assert chat.opening == ("<think>" if opens else "")
+    prompts, draft = Prompts(opening=chat.opening), "Two and two.\nAnswer: 4"
+    never = prompts.parse(draft)
+    assert never.problem == ("the thinking block is not closed" if opens else "")
+    assert prompts.parse(f"Hm, 5?</think>\n\n{draft}").answer == "4"
+
+
+def test_a_family_opens_the_thinking_block() -> None:
+    assert any(family.asked.endswith("<think>\n") for family in FAMILIES)

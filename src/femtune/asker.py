@@ -301,6 +301,7 @@ def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) ->
     context = context_length(load_config(base))
     for problems in groups:
         check_lengths(problems, shown, tokenizer, context, settings.max_new_tokens)
+    shown = replace(shown, opening=tokenizer.opening)
     in_prompt = settings.demos_in_prompt
     prompts = shown if in_prompt else replace(shown, demos=asked.prompts.demos)
     return Asker(base, tokenizer, prompts, asked.reward, settings, () if in_prompt else demos)

@@ -83,6 +83,7 @@ class Prompts:
     leaks: tuple[str, ...] = LEAKS
     require_rationale: bool = True  # a bare answer teaches no reasoning, and is not accepted
     format: AnswerFormat = LINE
+    opening: str = ""  # "<think>" where the chat template opens the thinking block of a completion
     demos: Demos = ()  # worked examples, shown before the problem
     system_prompt: str | None = None
     demos_as: Literal["turns", "text"] = "turns"  # text: within the first user message
@@ -139,7 +140,7 @@ class Prompts:
 
     def parse(self, text: str) -> Parsed:
         """Split a completion into rationale and answer, by the answer format."""
-        return self.format.read(text, require_rationale=self.require_rationale)
+        return self.format.read(f"{self.opening}{text}", require_rationale=self.require_rationale)
 
     def leak(self, problem: Problem, rationale: str) -> str:
         """The words by which a rationale gives away that it was told the answer, or ""."""

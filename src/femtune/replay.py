@@ -118,6 +118,7 @@ def replay(
     tokenizer = load_tokenizer(base, settings.template_args)
     prompts, demos = prompts_of(settings, problems), read_demos(root / "demos.jsonl")
     shown = fit_prompts(prompts.with_demos(demos), tokenizer)
+    shown = replace(shown, opening=tokenizer.opening)
     prompts = shown if settings.demos_in_prompt else replace(shown, demos=())
     asker = Asker(base, tokenizer, prompts, as_reward(settings.reward or "exact"), settings)
     forced: Force = "ended" if settings.force_answers == "always" else "never"
