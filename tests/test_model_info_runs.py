@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from femtune import train
+from femtune import prepare, train
 from femtune.cli import main
 from femtune.commands import evaluate, fit
 from femtune.config import Evaluate, Train
@@ -137,6 +137,8 @@ def test_lora_is_chosen_where_full_fine_tuning_does_not_fit(
     here = Training(use_cpu=True)
     assert not needs_peft(here, SEEDLING) and not caplog.records
     monkeypatch.setattr(hardware, "_machine_memory", lambda: 1e6)
+    assert not needs_peft(here, SEEDLING)  # so small a model is not asked about
+    monkeypatch.setattr(prepare, "_ANY_DEVICE", 0)
     assert needs_peft(here, SEEDLING)
     assert "training a LoRA adapter instead" in caplog.text
     for given in (True, False):  # what is set stands

@@ -279,7 +279,7 @@ def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) ->
                 f"device {settings.device}: torch sees {count} GPUs here. Leave --device out."
             )
     engine_args(settings)
-    _check_installed(settings)
+    check_installed(settings)
     base = local_model(model)
     tokenizer = load_tokenizer(base, settings.template_args)
     form = asked.prompts.format
@@ -315,7 +315,7 @@ def is_base(model: str) -> bool:
     return model not in MODELS and not is_trained(local_model(model))
 
 
-def _check_installed(settings: Ask) -> None:
+def check_installed(settings: Ask) -> None:
     """Raise ConfigError where a library that an engine needs is not there, before a model is read."""
     wanted = {"vllm": settings.engine == "vllm", "ray": settings.ray_workers > 0}
     for name, is_wanted in wanted.items():

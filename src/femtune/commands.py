@@ -20,7 +20,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from femtune.asker import Asker, make_asker, no_foreign_bars
+from femtune.asker import Asker, check_installed, make_asker, no_foreign_bars
 from femtune.calibration import (
     Calibration,
     cross_fitted_effect,
@@ -138,7 +138,9 @@ def run_train(
     check_trackers(settings.training.trackers)
     draws = sampling(settings, scheme)
     plan(replace(settings, soft_accept=None), scheme)  # what needs no data is refused at once
+    check_installed(settings)
     asked = read_questions(data, settings, reward)
+    plan(asked.settings, scheme)  # and what needs no model
     problems, test = held_out(asked, data)
     demos = without_problems(asked.demos, test, given=asked.settings.demos != "auto")
     asked = replace(asked, demos=demos)

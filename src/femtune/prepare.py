@@ -435,6 +435,9 @@ def _stored_peft(place: Path | None) -> bool | None:
     return found if isinstance(found, bool) else None
 
 
+_ANY_DEVICE = 2 << 30  # bytes that every device has
+
+
 def needs_peft(training: Training, base: Path, device: str | None = None) -> bool:
     """Return whether full fine-tuning in float32 exceeds the device's memory, and warn where it does.
 
@@ -447,8 +450,10 @@ def needs_peft(training: Training, base: Path, device: str | None = None) -> boo
         needed = 16 * num_parameters(base)
     except ModelError:
         return False  # who reads the weights says what is wrong
+    if training.fsdp or needed <= _ANY_DEVICE:  # what devices there are, torch knows, which is slow
+        return False
     memory = training_device_memory(device, training.use_cpu)
-    if training.fsdp or needed <= memory:
+    if needed <= memory:
         return False
     log.warning(
         "full fine-tuning needs at least %s and the device has %s: training a LoRA adapter instead. "
