@@ -147,7 +147,7 @@ def test_a_card_says_where_m_steps_start_anew_for_longer(
 ) -> None:
     told = read_told(judged, 2)
     card = model_card(replace(told, config={**told.config, "scheme": scheme}), judged / "last")
-    assert ("times those of its restarts from the base" in str(card)) == longer
+    assert ("restarts from the base take more" in str(card)) == longer
     assert ("(`constant`, without a restart `linear`)" in str(card)) == scheme.endswith("settle")
 
 

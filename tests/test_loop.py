@@ -361,7 +361,7 @@ def test_m_steps_in_processes_of_their_own_go_back_to_the_engine(
     tmp_path: Path, base: Path, whole: Whole
 ) -> None:
     """Two processes with half the batch take the optimizer steps of one."""
-    half = replace(TRAINING, per_device_train_batch_size=TRAINING.per_device_train_batch_size // 2)
+    half = replace(TRAINING, per_device_train_batch_size=16)
     launch = "torchrun --standalone --nproc-per-node 2"
     history = steps(tmp_path, base, Fuse(), iterations=1, launch=launch, training=half).iterate()
     assert history[1]["m_step"]["num_examples"] == whole.history[1]["m_step"]["num_examples"]

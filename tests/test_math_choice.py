@@ -244,14 +244,18 @@ def test_an_answer_is_accepted_in_any_markup(reward: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("reward", GOLD)
-def test_of_several_answers_the_last_counts_and_one_within_the_rationale_does_not(reward: str) -> None:
+def test_two_different_answers_are_none_and_one_within_the_rationale_does_not_count(
+    reward: str,
+) -> None:
     gold, other = GOLD[reward], {"4": "3", "B": "A", "good": "bad"}[GOLD[reward]]
-    assert graded(f"z\nAnswer: {other}\nAnswer: {gold}", reward).reason == ""
-    assert graded(f"z\nAnswer: {gold}\nAnswer: {other}", reward).reason == "wrong"
-    assert graded(f"Answer: {other}\nAnswer: {gold}", reward).reason == "unparsable"  # no rationale
+    assert graded(f"z\nAnswer: {gold}\nAnswer: {gold}", reward).reason == ""
+    assert graded(f"z\nAnswer: {other}\nAnswer: {gold}", reward).reason == "unparsable"
+    assert graded(f"z\nAnswer: {gold}\nAnswer: {other}", reward).reason == "unparsable"
+    assert graded(f"Answer: {gold}", reward).reason == "unparsable"  # no rationale
     assert graded(f"z\nAnswer: {gold}\nOr so.", reward).reason == "unparsable"
     for both in (f"{gold} or {other}", f"({gold}) or ({other})", f"{gold}, {other}", f"not {gold}"):
-        assert graded(f"z\nAnswer: {both}", reward).reason == "wrong"
+        found = graded(f"z\nAnswer: {both}", reward)
+        assert (found.reward, found.reason in ("wrong", "unparsable")) == (0, True)
 
 
 @settings(max_examples=150, deadline=None)

@@ -19,7 +19,7 @@ from femtune.cut import Cut
 from femtune.demos import Demo, Demos
 from femtune.endings import check_cue
 from femtune.engines.dtypes import usable_dtype
-from femtune.errors import ConfigError, EngineError, ModelError
+from femtune.errors import ConfigError, DataError, EngineError, ModelError
 from femtune.headers import stored_dtype
 from femtune.model_info import is_trained, read_info
 from femtune.prepare import (
@@ -202,7 +202,7 @@ def check_able(engine: Engine, needs: Collection[Need]) -> None:
     if able is None or not {"log_pi", "log_q"} & {*needs}:
         return
     lacks = "can't score given completions (no prompt_logprobs, no echo with logprobs)"
-    if able.scores and "temperature 1" in needs and not able.logprobs:
+    if able.scores and {"temperature 1", "all tokens"} & {*needs} and not able.logprobs:
         lacks = "does not tell log-probabilities of what it samples"
     elif able.scores:
         return
@@ -299,8 +299,16 @@ def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) ->
         _log.warning("no worked examples are shown: %s", error)
         demos, shown = (), fit_prompts(asked.prompts, tokenizer)
     context = context_length(load_config(base))
-    for problems in groups:
-        check_lengths(problems, shown, tokenizer, context, settings.max_new_tokens)
+    try:
+        for problems in groups:
+            check_lengths(problems, shown, tokenizer, context, settings.max_new_tokens)
+    except DataError as error:
+        if settings.demos != "auto" or not demos:
+            raise
+        _log.warning("no worked examples are shown: %s", error)
+        demos, shown = (), fit_prompts(asked.prompts, tokenizer)
+        for problems in groups:
+            check_lengths(problems, shown, tokenizer, context, settings.max_new_tokens)
     shown = replace(shown, opening=tokenizer.opening)
     in_prompt = settings.demos_in_prompt
     prompts = shown if in_prompt else replace(shown, demos=asked.prompts.demos)
@@ -312,7 +320,8 @@ def is_base(model: str) -> bool:
 
     The models that come with femtune know their form of answer.
     """
-    return model not in MODELS and not is_trained(local_model(model))
+    folder = local_model(model)
+    return folder not in MODELS.values() and not is_trained(folder)
 
 
 def check_installed(settings: Ask) -> None:

@@ -28,6 +28,7 @@ from femtune.examples import write_examples
 from femtune.files import write_json
 from femtune.hashes import hash_weights
 from femtune.loop import drawn
+from femtune.luck import plain_attempts
 from femtune.model_info import info_of, write_info
 from femtune.prepare import base_of_adapter, check_new, load_tokenizer, local_model, plan, read_questions
 from femtune.prompts import ChatTokenizer
@@ -272,7 +273,7 @@ def _side(
     weight = {answer: w * factors.by_answer.get(answer, 1.0) for answer, w in found.weight.items()}
     shares = _shares({answer: w for answer, w in weight.items() if w})
     metrics = {
-        **estep_metrics(problems, read_draws(folder)),
+        **estep_metrics(problems, read_draws(folder), plain_attempts(scheme)),
         "num_examples": sum(found.num_examples.values()),
         "weight_by_answer": shares,
         "mean_trained_score": _mean_score(shares),
