@@ -359,7 +359,8 @@ def test_the_watcher_sees_what_it_is_to_see(tmp_path: Path) -> None:
         "    return 1.0\n"
     )
     (tmp_path / "data.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
-    words = ("--reward", "mine.py:reward", "--model", "seedling", "--no-draw", "--eval-share", "0")
+    words = ("--reward", "mine.py:reward", "--model", "seedling", "--no-draw")
+    words += ("--eval-share", "0", "--max-new-tokens", "9")
     status, seen = watched(tmp_path, "doctor", "data.jsonl", *words)
     assert status == 0
     events = {"pickle.find_class", "socket.connect", "socket.bind", "subprocess.Popen", "compile"}
