@@ -158,7 +158,9 @@ def test_a_signal_in_the_m_step_is_heeded_at_its_end(
         _, error = process.communicate(timeout=60)
     assert process.returncode == 143
     said = "Stopping: finishing this M-step, which would begin anew. Once more stops at once.\n"
-    assert error == said + STOPPED
+    # what an E-step keeps may be no more than luck would: a warning of its own line
+    told = [line for line in error.splitlines(keepends=True) if not line.startswith("! E-step: ")]
+    assert "".join(told) == said + STOPPED
     weights = "iteration-001/model/model.safetensors"
     assert (root / weights).read_bytes() == (uncut / weights).read_bytes()
     assert not (root / "iteration-001/metrics.json").exists()

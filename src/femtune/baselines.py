@@ -25,7 +25,7 @@ import numpy as np
 
 from femtune.asker import Asker, make_asker
 from femtune.chunks import Setup
-from femtune.commands import run_place
+from femtune.commands import beside, run_place
 from femtune.config import CHANGEABLE, RL, Train
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import ask_into, estep_metrics, evaluation_metrics
@@ -122,7 +122,8 @@ def check(asked: Questions[Train], data: Data, model: str, settings: Baseline, o
     """Refuse at once what `run_baseline` would refuse. Raises DataError, ConfigError, RunError."""
     own = _own(asked, settings)
     train, test = held_out(own, data)
-    run_place(output_dir, "baseline", data, model, own.settings, train, test, reward=own.reward)
+    own = beside(own, test)
+    _place(own, data, model, output_dir, train, test)
     if not test:
         raise DataError(
             f"baseline {settings.scheme}: no problem is held out to measure it on. Give --eval-data, a "
@@ -130,6 +131,22 @@ def check(asked: Questions[Train], data: Data, model: str, settings: Baseline, o
         )
     if settings.scheme == "regression":
         check_regression(both_orders(train, asked.problems))
+
+
+def _place(
+    asked: Questions[Any], data: Data, model: str, output_dir: Path, *groups: Sequence[Problem]
+) -> tuple[Path, dict[str, Any]]:
+    """Return a baseline's directory and its resolved configuration."""
+    return run_place(
+        output_dir,
+        "baseline",
+        data,
+        model,
+        asked.settings,
+        *groups,
+        reward=asked.reward,
+        demos=asked.demos,
+    )
 
 
 def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -> History:
@@ -140,9 +157,8 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
     """
     asked = _own(read_questions(data, settings), settings)
     train, test = held_out(asked, data)
-    place, config = run_place(
-        output_dir, "baseline", data, model, asked.settings, train, test, reward=asked.reward
-    )
+    asked = beside(asked, test)
+    place, config = _place(asked, data, model, output_dir, train, test)
     with open_run(place, config, CHANGEABLE) as run:
         if isinstance(settings, Reinforced):
             asker = make_asker(model, asked, train, test)

@@ -20,7 +20,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from femtune.asker import Asker, check_installed, make_asker, no_foreign_bars
+from femtune.asker import Asker, check_installed, is_base, make_asker, no_foreign_bars
 from femtune.calibration import (
     Calibration,
     cross_fitted_effect,
@@ -46,6 +46,7 @@ from femtune.model_info import (
 from femtune.predictions import check_calibration, read_calibration
 from femtune.prepare import (
     Data,
+    Questions,
     base_of_adapter,
     check_new,
     check_varied,
@@ -142,8 +143,7 @@ def run_train(
     asked = read_questions(data, settings, reward)
     plan(asked.settings, scheme)  # and what needs no model
     problems, test = held_out(asked, data)
-    demos = without_problems(asked.demos, test, given=asked.settings.demos != "auto")
-    asked = replace(asked, demos=demos)
+    asked = beside(asked, test)
     base = local_model(model)
     asked = replace(asked, settings=choose_peft(asked.settings, base, _path(output_dir)))
     steps = plan(asked.settings, scheme)
@@ -397,6 +397,12 @@ _SHOWN = (
 )
 
 
+def beside(asked: Questions[Any], test: Sequence[Problem]) -> Questions[Any]:
+    """Return what is asked without the worked examples that are held-out problems. Raises DataError."""
+    given = asked.settings.demos != "auto"
+    return replace(asked, demos=without_problems(asked.demos, test, given=given))
+
+
 def usable_demos(demos: Demos, scheme: Scheme) -> Demos:
     """Return the worked examples that a scheme's draws may be shown: none if it needs plain prompts."""
     if demos and "plain prompts" in scheme.needs:
@@ -467,7 +473,8 @@ def run_place(
         spec=settings.reward,
         reward=reward,
         problems=[problem for group in groups for problem in group],
-        demos=[asdict(demo) for demo in demos],
+        # only those that are shown: a model that femtune trained is not shown the task's own
+        demos=[asdict(each) for each in demos if settings.demos != "auto" or is_base(model)],
     )
     if output_dir is None:
         # not by what it relies on: where that changed, the same command finds its run and refuses it

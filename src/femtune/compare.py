@@ -35,7 +35,7 @@ from femtune.baselines import (
     check,
     run_baseline,
 )
-from femtune.commands import run_place, run_train
+from femtune.commands import beside, run_place, run_train
 from femtune.config import RL, Train
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
 from femtune.evaluate import sound_steps
@@ -252,7 +252,8 @@ def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
         own = replace(own, settings=choose_peft(own.settings, local_model(model), job.output_dir))
         plan(own.settings)
         groups = held_out(own, data)
-        run_place(job.output_dir, "train", data, model, own.settings, *groups, reward=own.reward)
+        place, demos = job.output_dir, beside(own, groups[1]).demos
+        run_place(place, "train", data, model, own.settings, *groups, reward=own.reward, demos=demos)
     make_asker(model, asked, *held_out(asked, data))
 
 

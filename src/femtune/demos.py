@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from femtune.answer_format import AnswerFormat
 from femtune.answers import parse_scale
-from femtune.errors import DataError, RewardError
+from femtune.errors import DataError, FemtuneError
 from femtune.files import read_lines, replacing
 from femtune.prompts import Prompts, prompt_text, write_completion
 from femtune.reading import BadRow, file_rows, file_unit
@@ -270,7 +270,7 @@ def _fault(demo: Demo, problem: Problem, prompts: Prompts, reward: Reward, accep
     completion = Completion((), demo.completion, "stop", 0.0)
     try:
         [value] = reward([problem], [completion], [parsed])
-    except RewardError as error:  # of a user's own, which may need columns of the data
+    except FemtuneError as error:  # of a user's own, which may need columns of the data
         return f"the reward fails on it: {error}"
     if value is None or not value >= accept_at:
         earned = "no reward" if value is None else f"reward {value:g}"
