@@ -173,6 +173,7 @@ class VllmEngine:
                 context.destroy(linger=0)
             self._llm = self._engine = self._lora = None
             gc.collect()
+        self._discard_copy()
 
     def generate(
         self, pull: Callable[[int], Sequence[Request]], sampling: Sampling
@@ -426,6 +427,7 @@ class VllmEngine:
         self._drop_adapter()
         self._num_adapters += 1
         # until the next adapter: vLLM may read it again
+        self._discard_copy()
         self._adapter = tempfile.TemporaryDirectory(prefix="femtune-")
         read = rounded_copy(folder, self._dtype, Path(self._adapter.name) / "adapter")
         lora = LoRARequest(f"femtune-{self._num_adapters}", self._num_adapters, str(read))
@@ -434,6 +436,12 @@ class VllmEngine:
         except Exception as error:  # what the worker raised: files, shapes, kinds of adapter
             raise ModelError(f"vLLM can't serve the adapter in {folder}: {_line(error)}") from error
         self._lora = lora
+
+    def _discard_copy(self) -> None:
+        """Remove the rounded copy of the last adapter, where there is one."""
+        if self._adapter is not None:
+            self._adapter.cleanup()
+            self._adapter = None
 
     def _drop_adapter(self) -> None:
         """Serve the base again; what is cached of an adapter's keys and values goes with it."""
