@@ -174,6 +174,7 @@ def test_an_m_step_raises_its_examples_and_the_saved_model_is_the_trained_one(
     # a LoRA base is by default as stored: bfloat16, which is slow on most CPUs
     training = Training(
         num_train_epochs=3,
+        per_device_train_batch_size=4,
         learning_rate=1e-3 if use_peft else 5e-5,
         use_peft=use_peft,
         dtype="float32",
