@@ -1,9 +1,8 @@
 """A forward pass for models of Llama's shape, over the model's own weights, with fewer operations.
 
 The queries', keys' and values' projections are one product, and so are the MLP's gate and up; a pass
-that only fills slots stops once the last layer's keys and values are stored. A step attends by two
-products on a CPU, where torch's attention is slow for one query a row, and wherever heads share
-keys, which are then not copied for each. Sums round in another order than in the model, so
+that only fills slots stops once the last layer's keys and values are stored. On a GPU a step attends by
+two products where heads share keys, which are then not copied for each. Sums round in another order than in the model, so
 `causal.quickest` compares logits before it takes this for the model.
 """
 
@@ -131,7 +130,7 @@ class Fused:
         if is_prompt and columns > length:  # what follows a prefix: is_causal would count from its end
             mask = torch.ones(length, columns, dtype=torch.bool, device=query.device)
             mask = mask.tril_(columns - length)
-        if is_prompt or not (shared or query.device.type == "cpu"):
+        if is_prompt or not shared or query.device.type == "cpu":
             seen = functional.scaled_dot_product_attention(
                 query.transpose(1, 2),
                 keys,
