@@ -20,6 +20,7 @@ different answers are none.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,6 +97,36 @@ class AnswerFormat:
         if require_rationale and no_words:
             return Parsed(rationale, first.answer, "no rationale before the answer")
         return Parsed(rationale, first.answer)
+
+    @property
+    def closing(self) -> str:
+        """Text that closes an answer after the cue; "" where a line break or the end does."""
+        return form_of(self.spec).closing
+
+    def written(self, answer: str) -> str:
+        r"""Return an answer as it stands after the cue, without what closes it.
+
+        >>> parse_format("line").written("4"), parse_format("tag").written("4")
+        (' 4', '4')
+        """
+        if self.spec.startswith("json:"):
+            is_number = re.fullmatch(r"-?(?:0|[1-9]\d*)(?:\.\d+)?", answer) is not None
+            return " " + (answer if is_number else json.dumps(answer, ensure_ascii=False))
+        return answer if self.closing else f" {answer}"
+
+    def begins(self, text: str) -> int | None:
+        """Return where the answer's form begins in a completion's text; None where it has no answer.
+
+        >>> parse_format("line").begins("So 4.\\nAnswer: 4")
+        6
+        """
+        if not self.read(text, require_rationale=False).answer:
+            return None
+        final = _outside(text)[-1] + "\n"
+        offset = len(text) + 1 - len(final)
+        found = [one for one in form_of(self.spec).find(final) if not _is_placeholder(one.answer)]
+        found = found or list(_sentences(final))
+        return offset + found[0].start if found else offset
 
     def closed(self, text: str) -> bool:
         """True if a text closes a complete answer: no placeholder, not within a thinking block.

@@ -37,6 +37,7 @@ class Form(NamedTuple):
     find: Callable[[str], Iterator[Found]]  # all closed forms in a text
     needs: str = ""  # without it, in lower case, a text has none
     whole_line: bool = False
+    closing: str = ""  # text that closes an answer; "": a line break, or the completion's end
 
 
 def _lines(pattern: re.Pattern[str]) -> Callable[[str], Iterator[Found]]:
@@ -157,7 +158,12 @@ def form_of(spec: str) -> Form:
         name = json.dumps(given, ensure_ascii=False)
         missing = f"the end is not a JSON object with {name}"
         return Form(
-            f"\n{{{name}:", "}", f"WHAT in a JSON object: {{{name}: ...}}", missing, _objects(given)
+            f"\n{{{name}:",
+            "}",
+            f"WHAT in a JSON object: {{{name}: ...}}",
+            missing,
+            _objects(given),
+            closing="}",
         )
     if kind == "regex" and given:
         return Form("", "\n", "WHAT", "the pattern is not found", _groups(given))
@@ -189,7 +195,15 @@ _FORMS = {
         "answer",
         True,
     ),
-    "boxed": Form("\n\\boxed{", "}", "WHAT in \\boxed{}", "the end is not \\boxed{...}", _boxes, "box"),
+    "boxed": Form(
+        "\n\\boxed{",
+        "}",
+        "WHAT in \\boxed{}",
+        "the end is not \\boxed{...}",
+        _boxes,
+        "box",
+        closing="}",
+    ),
     "hash": Form(
         "\n####",
         "\n",
@@ -206,6 +220,7 @@ _FORMS = {
         "the end is not <answer>...</answer>",
         _spans("<answer>((?:(?!<answer>).)*?)</answer>"),
         "</answer>",
+        closing="</answer>",
     ),
     "bracket": Form(
         "\n[[",
@@ -214,6 +229,7 @@ _FORMS = {
         "the end is not [[...]]",
         _spans(r"\[\[((?:[^\[\]\n]|\[[^\[\]\n]*\])*)\]\]"),
         "]]",
+        closing="]]",
     ),
 }
 

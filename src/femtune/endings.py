@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -96,7 +97,7 @@ class Endings:
         if self.force == "ended" and completion.tokens[-1] != self.tokenizer.end_token_id:
             return None  # another end token: `forced_ways` knows this one alone
         rationale = completion.tokens[:-1] if how == "stop" else completion.tokens
-        cue = self._cue(completion.text)
+        cue = self.cue_after(completion.text)
         tokens = (*request.tokens, *rationale, *cue)
         room = FORCED_TOKENS
         if self.context is not None:
@@ -124,7 +125,7 @@ class Endings:
             if not cues:
                 continue
             before, text = tokens[:place], self.tokenizer.decode(tokens[:place])
-            cue = self._cue(text)
+            cue = self.cue_after(text)
             answer = tokens[place + len(cue) :]
             if cue in cues and 0 < len(answer) <= most and not self._is_answered(text):
                 # each of the two is what is drawn only if it is not cut before its end
@@ -148,7 +149,8 @@ class Endings:
         assert self.cut is not None
         return bool(self.cut.format.read(self.cut.opening + text).answer)
 
-    def _cue(self, text: str) -> tuple[int, ...]:
+    def cue_after(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of the cue after a rationale; an open thinking block is closed first."""
         assert self.cut is not None
         thinks = "<think>" in self.cut.opening + text and "</think>" not in text
         return self._cues[thinks]
@@ -159,6 +161,22 @@ class Endings:
         assert self.cut is not None
         encode, cue = self.tokenizer.encode_text, self.cut.format.cue
         return encode(cue), encode(f"\n</think>\n{cue}")
+
+    def cued(self, completion: Completion) -> tuple[int, ...]:
+        """Return a completion's rationale and the cue, without the answer that it may have."""
+        assert self.cut is not None
+        ended = completion.finish_reason == "stop"
+        tokens = completion.tokens[:-1] if ended else completion.tokens
+        opening, decode = self.cut.opening, self.tokenizer.decode
+        text = opening + decode(tokens)
+        begin = self.cut.format.begins(text)
+        if begin is not None:
+            before = text[:begin].rstrip()
+            num = bisect_right(
+                range(len(tokens)), len(before), key=lambda n: len(opening + decode(tokens[:n]))
+            )
+            tokens = tokens[: max(0, num - 1)]
+        return (*tokens, *self.cue_after(decode(tokens)))
 
     def _assembled(self, first: Completion, second: Request, answer: Completion) -> Completion:
         """Return rationale, cue and answer as one completion."""

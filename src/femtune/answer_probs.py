@@ -1,0 +1,245 @@
+"""The probability of every answer of a closed set, after one rationale: pi(y | x, z).
+
+    prompt x   rationale z   cue "\\nAnswer:"   " 1"  " 2"  " 3"  " 4"      one pass scores all of them
+
+A rating, a letter or a preference is one of a few answers, so one pass over prompt, rationale and cue
+gives the whole distribution, where sampling gives one answer at a time.
+
+Log-probabilities are in nats, of the answer as the format writes it ("canonical"), by the model at
+temperature 1. They are not normalised: what is missing to 1 is written in another way, or is no answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from femtune.chunks import Setup
+from femtune.endings import Endings
+from femtune.errors import ConfigError, EngineError
+from femtune.tasks.frames import scale_of
+from femtune.types import Completion, Draw, Problem
+
+Tokens = tuple[int, ...]
+Asked = tuple[Sequence[int], Sequence[Tokens]]  # tokens before, and each of several continuations
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerNats:
+    """Log-probability of each answer of a closed set after one prefix, in nats; not normalised."""
+
+    answers: tuple[str, ...]
+    nats: tuple[float, ...]
+
+    @property
+    def mass(self) -> float:
+        """Probability that the model writes one of the answers; rounding may lift it above 1."""
+        return math.fsum(map(math.exp, self.nats))
+
+    @property
+    def likeliest(self) -> str:
+        """The answer of the highest probability, the first of equals."""
+        return self.answers[int(np.argmax(self.nats))]
+
+    def of(self, answer: str) -> float:
+        """Nats of one answer. Raises KeyError for an answer outside the set."""
+        if answer not in self.answers:
+            raise KeyError(answer)
+        return self.nats[self.answers.index(answer)]
+
+    def shares(self) -> dict[str, float]:
+        """Each answer's share of the mass: probabilities that sum to 1.
+
+        >>> AnswerNats(("A", "B"), (math.log(0.6), math.log(0.2))).shares()["A"]
+        0.75
+        """
+        top = max(self.nats)
+        weights = [math.exp(each - top) for each in self.nats]
+        total = math.fsum(weights)
+        return {a: weight / total for a, weight in zip(self.answers, weights, strict=True)}
+
+
+def closed_set(problem: Problem) -> tuple[str, ...]:
+    """The answers that a problem can have, as they are written; () where any text may be one."""
+    scale = scale_of(problem)
+    return tuple(scale.answers) if scale else ()
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How each answer is written after the cue, in tokens.
+
+    `ways[i]` are the continuations that all write answer i: one, or one for each way of closing it.
+    """
+
+    answers: tuple[str, ...]
+    ways: tuple[tuple[Tokens, ...], ...]
+
+
+def written(answers: Sequence[str], setup: Setup, *, closed: bool = False) -> Writing:
+    """Return how answers are written after the format's cue.
+
+    `closed`: with what closes them, the end token or a line break for formats of a line, the brace or
+    tag for others. So it is also where one answer begins with another, as 10 does with 1. Raises
+    ConfigError for a format without a cue.
+    """
+    assert setup.cut is not None
+    form, encode = setup.cut.format, setup.tokenizer.encode_text
+    if not form.cue:
+        raise ConfigError(
+            f"answer_format {form.spec}: the probabilities of answers need a format with a cue. Choose "
+            "line, boxed, hash, tag, bracket or json:KEY."
+        )
+    cue = encode(form.cue)
+    found: list[Tokens] = []
+    for answer in answers:
+        whole = encode(form.cue + form.written(answer))
+        # where tokens join over the border, what follows the cue is encoded by itself
+        is_whole = whole[: len(cue)] == cue
+        found.append(tuple(whole[len(cue) :] if is_whole else encode(form.written(answer))))
+    if not closed and not _begins_another(found):
+        return Writing(tuple(answers), tuple((each,) for each in found))
+    endings: list[Tokens] = [(setup.tokenizer.end_token_id,), tuple(encode("\n"))]
+    if form.closing:
+        endings = [tuple(encode(form.closing))]
+    return Writing(tuple(answers), tuple(tuple((*each, *end) for end in endings) for each in found))
+
+
+def _begins_another(found: Sequence[Tokens]) -> bool:
+    return any(
+        a != b and a == b[: len(a)]
+        for number, a in enumerate(found)
+        for b in found[:number] + found[number + 1 :]
+    ) or len({*found}) < len(found)
+
+
+def prefix_of(completion: Completion, setup: Setup) -> tuple[Tokens, bool]:
+    """Return rationale and cue of a completion, and True if they were sampled as they stand.
+
+    Else the cue is put after the rationale: where the answer is in another form ("The answer is 4."), or
+    missing.
+    """
+    assert setup.cut is not None
+    endings = Endings(setup.tokenizer, setup.cut, "ended", setup.context)
+    if ways := endings.forced_ways(completion, setup.sampling):
+        before, cue, _ = ways[-1]
+        return (*before, *cue), True
+    return endings.cued(completion), False
+
+
+def answer_nats(
+    draws: Sequence[Draw],
+    problems: Mapping[str, Problem],
+    setup: Setup,
+    *,
+    prompt: str = "plain",
+    closed: bool = False,
+    answers: Callable[[Problem], tuple[str, ...]] = closed_set,
+) -> list[AnswerNats | None]:
+    """Score every answer after each draw's rationale, under the prompt of that name.
+
+    `setup.demos` stand in the prompts. `answers` says which answers a problem can have; of open sets, it
+    may name some. None for a draw without tokens, or without answers. Raises EngineError where the
+    engine can't score.
+    """
+    prefixes: list[Tokens | None] = []
+    prompts: dict[str, Tokens] = {}
+    for draw in draws:
+        problem = problems[draw.key.problem_id]
+        if not draw.completion.tokens or not answers(problem):
+            prefixes.append(None)
+            continue
+        if problem.id not in prompts:
+            prompts[problem.id] = _prompt(prompt, problem, setup)
+        prefixes.append((*prompts[problem.id], *prefix_of(draw.completion, setup)[0]))
+    asked = [problems[draw.key.problem_id] for draw in draws]
+    return _scored(prefixes, [answers(problem) for problem in asked], setup, closed)
+
+
+def direct_nats(
+    problems: Sequence[Problem],
+    setup: Setup,
+    *,
+    prompt: str = "plain",
+    closed: bool = False,
+    answers: Callable[[Problem], tuple[str, ...]] = closed_set,
+) -> list[AnswerNats | None]:
+    """Score every answer right after the prompt and the cue: pi(y | x), without a rationale.
+
+    None for a problem without answers. Raises EngineError where the engine can't score.
+    """
+    assert setup.cut is not None
+    cue = Endings(setup.tokenizer, setup.cut).cue_after("")
+    prefixes = [(*_prompt(prompt, p, setup), *cue) if answers(p) else None for p in problems]
+    return _scored(prefixes, [answers(problem) for problem in problems], setup, closed)
+
+
+def _prompt(name: str, problem: Problem, setup: Setup) -> Tokens:
+    shown = setup.prompts.with_demos(setup.demos) if setup.demos else setup.prompts
+    return tuple(setup.tokenizer.encode_prompt(shown.render(name, problem)))
+
+
+def _scored(
+    prefixes: Sequence[Tokens | None], answers: Sequence[tuple[str, ...]], setup: Setup, closed: bool
+) -> list[AnswerNats | None]:
+    writings: dict[tuple[str, ...], Writing] = {}
+    asked: list[Asked] = []
+    of: list[Writing | None] = []
+    for prefix, names in zip(prefixes, answers, strict=True):
+        if prefix is None:
+            of.append(None)
+            continue
+        if names not in writings:
+            writings[names] = written(names, setup, closed=closed)
+        of.append(writings[names])
+        asked.append((prefix, [way for ways in writings[names].ways for way in ways]))
+    nats = iter(nats_after(setup.engine, asked))
+    return [None if writing is None else _summed(writing, next(nats)) for writing in of]
+
+
+def _summed(writing: Writing, nats: Sequence[float]) -> AnswerNats:
+    """Add up the ways of writing each answer."""
+    if any(math.isnan(each) for each in nats):
+        raise EngineError("the engine gives no log-probability for an answer: see what it wrote before.")
+    left = iter(nats)
+    sums = [float(np.logaddexp.reduce([next(left) for _ in ways])) for ways in writing.ways]
+    return AnswerNats(writing.answers, tuple(sums))
+
+
+def nats_after(engine: Any, asked: Sequence[Asked]) -> list[tuple[float, ...]]:
+    """Nats of each continuation after its prefix. Raises EngineError where the engine can't score.
+
+    Engines that score several continuations in one pass have `logprobs_after`; others get pairs.
+    """
+    if not asked:
+        return []
+    if (at_once := getattr(engine, "logprobs_after", None)) is not None:
+        return [tuple(each) for each in at_once(asked)]
+    pairs = [(prefix, continuation) for prefix, several in asked for continuation in several]
+    nats = iter(engine.logprob(pairs))
+    return [tuple(next(nats) for _ in several) for _, several in asked]
+
+
+def with_answer(completion: Completion, answer: str, setup: Setup) -> Completion:
+    """Return a completion whose answer is this one, in canonical form with the end token.
+
+    Its log-probabilities are not known then.
+    """
+    before, _ = prefix_of(completion, setup)
+    [[way, *_]] = written([answer], setup, closed=True).ways
+    end = setup.tokenizer.end_token_id
+    tokens = (*before, *way) if way[-1] == end else (*before, *way, end)
+    return replace(
+        completion,
+        tokens=tokens,
+        text=setup.tokenizer.decode(tokens),
+        finish_reason="stop",
+        logprob=math.nan,
+        drawn_logprob=math.nan,
+        num_forced=0,
+        token_logprobs=None,
+    )
