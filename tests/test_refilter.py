@@ -19,6 +19,7 @@ from femtune.bias import Balance
 from femtune.chunks import Setup
 from femtune.cli import main
 from femtune.config import Train
+from femtune.demos import Demo, save_demos
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, DataError, ModelError, NothingKept, RunError
 from femtune.loop import Steps
@@ -405,3 +406,15 @@ def test_folders_that_only_look_like_iterations(run: Path, tmp_path: Path) -> No
     shutil.copytree(run, other)
     (other / "iteration-of-mine" / "draws").mkdir(parents=True)
     assert open_stored(other).iteration == 2
+
+
+@pytest.mark.parametrize("in_prompt", [True, False])
+def test_worked_examples_stand_in_the_prompts_where_they_are_part_of_x(
+    base: Path, tmp_path: Path, in_prompt: bool
+) -> None:
+    steps = made(tmp_path / "run", base, demos_in_prompt=in_prompt)
+    demos = (Demo("Is it clear?", "3", "It is clear enough.\nAnswer: 3"),)
+    save_demos(tmp_path / "run" / "demos.jsonl", demos)
+    [first, *_] = steps.problems
+    shown = open_stored(tmp_path / "run").trained_prompts(TOKENIZER).plain(first)
+    assert ("It is clear enough." in str(shown)) == in_prompt

@@ -193,7 +193,7 @@ def refilter(
         if not other["num_kept"]:
             raise NothingKept(nothing_kept(stored.iteration, other))
         start, tokenizer = place
-        rule, prompts = new.weigh, stored.prompts()
+        rule, prompts = new.weigh, stored.trained_prompts(tokenizer)
         examples = output_dir / "examples.parquet"
         write_examples(
             examples, drawn(again), stored.problems, rule, prompts, tokenizer, factors.by_answer

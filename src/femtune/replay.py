@@ -16,16 +16,15 @@ from typing import Any
 from femtune.asker import Asker
 from femtune.chunks import Setup
 from femtune.config import Train
-from femtune.demos import demos_digest, read_demos
+from femtune.demos import demos_digest
 from femtune.endings import Endings, Finished, Force
 from femtune.errors import ConfigError, RunError
 from femtune.prepare import load_tokenizer, local_model, plan
-from femtune.prompts import fit_prompts
 from femtune.rewards import as_reward
 from femtune.run import Run, read_draws, stored_config
 from femtune.schemes import paper_filter
 from femtune.served import serve
-from femtune.stored import Kind, problems_of, prompts_of, settings_of
+from femtune.stored import Kind, fitted_prompts, problems_of, settings_of
 from femtune.tasks.labels import label_of
 from femtune.types import Completion, Draw, Problem, Request, Sampling, Scheme, Score, Stage, draw_seed
 
@@ -116,10 +115,7 @@ def replay(
     from_base = kind == "draws" and scheme.proposal == "base"
     weights = base if from_base else _weights(root, draws[0].key.iteration, kind, base)
     tokenizer = load_tokenizer(base, settings.template_args)
-    prompts, demos = prompts_of(settings, problems), read_demos(root / "demos.jsonl")
-    shown = fit_prompts(prompts.with_demos(demos), tokenizer)
-    shown = replace(shown, opening=tokenizer.opening)
-    prompts = shown if settings.demos_in_prompt else replace(shown, demos=())
+    prompts, demos = fitted_prompts(root, settings, problems, tokenizer)
     asker = Asker(base, tokenizer, prompts, as_reward(settings.reward or "exact"), settings)
     forced: Force = "ended" if settings.force_answers == "always" else "never"
     setup = replace(asker.open_setup(_sampling(config, settings, kind)), demos=demos)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from femtune.answer_format import parse_format
 from femtune.config import Train, check_types
+from femtune.demos import Demos, read_demos
 from femtune.errors import ConfigError, RunError
 from femtune.prepare import local_model
 from femtune.problems import load_problems
-from femtune.prompts import HINT, JUDGE_LEAKS, LEAKS, Prompts
+from femtune.prompts import HINT, JUDGE_LEAKS, LEAKS, ChatTokenizer, Prompts, fit_prompts
 from femtune.retention import next_start
 from femtune.run import Run, stored_config
 from femtune.schemes import restarts
 from femtune.tasks.frames import frame
 from femtune.training import Training
-from femtune.types import Problem
+from femtune.types import Problem, Tokenizer
 
 Kind = Literal["draws", "eval"]  # of an E-step, and of an evaluation
 
@@ -47,6 +48,10 @@ class Stored:
     def prompts(self) -> Prompts:
         """Those that the run asked and read with."""
         return prompts_of(self.settings, self.problems)
+
+    def trained_prompts(self, tokenizer: Tokenizer) -> Prompts:
+        """Return the prompts x that the run trains under, in the form that the chat template shows."""
+        return fitted_prompts(self.run.root, self.settings, self.problems, tokenizer)[0]
 
 
 def open_stored(root: Path, iteration: int | None = None) -> Stored:
@@ -87,6 +92,21 @@ def settings_of(config: Mapping[str, Any], root: Path) -> Train:
         return Train(training=Training(**own(Training)), **own(Train))
     except ConfigError as error:
         raise RunError(f"{root / 'config.yaml'} is not as it was stored: {error}") from error
+
+
+def fitted_prompts(
+    root: Path, settings: Train, problems: Mapping[str, Problem], tokenizer: Tokenizer
+) -> tuple[Prompts, Demos]:
+    """Return the prompts x of a run, and the worked examples that some of its draws were shown.
+
+    Both in the form that the chat template shows. The examples stand in x where `demos_in_prompt` is
+    set. Raises ModelError where no form is shown in full.
+    """
+    demos = read_demos(root / "demos.jsonl")
+    shown = fit_prompts(prompts_of(settings, problems).with_demos(demos), tokenizer)
+    if isinstance(tokenizer, ChatTokenizer):
+        shown = replace(shown, opening=tokenizer.opening)
+    return (shown if settings.demos_in_prompt else replace(shown, demos=())), demos
 
 
 def prompts_of(settings: Train, problems: Mapping[str, Problem]) -> Prompts:
