@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from rich.console import Console
 
 from femtune.asker import Asker
 from femtune.check import Finding, examine, show_prompts, show_tokens, token_pieces, trained_under
-from femtune.check_model import try_model
+from femtune.check_model import Planned, plan_trials, try_model
+from femtune.check_report import Counting
 from femtune.cli import main
 from femtune.config import Train
 from femtune.errors import ConfigError, DataError, FemtuneError
@@ -284,6 +286,90 @@ def test_the_command_fits_80_columns_and_ends_with_a_verdict(
     assert all(cell_len(line) <= 80 for line in table if not line.startswith(("✓", "!")))
     assert lines[-1].startswith(("Ready, ", "Settings to try: "))
     assert ("answered  truncated" in outs[0]) == (flags != ["--no-try"])
+
+
+def test_json_has_all_that_is_shown_and_nothing_else_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
+    write(file := tmp_path / "rated.jsonl", rows)
+    words = ["--task", "judge", "--raters", "named", "--scale", "1,5", "--max-new-tokens", "48"]
+    words = ["check", str(file), "--model", "seedling", *words]
+    assert main([*words, "--draws", "3", "--show", "json"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert not printed.err
+    assert [*found["prompts"]] == ["plain prompt", "hinted prompt"]
+    first, *_, hinted = found["trials"]
+    assert (first["prompt"], first["num_draws"], first["temperature"]) == ("plain", 3, 1.0)
+    assert hinted["prompt"] == "hinted" and hinted["tokens_median"] <= hinted["tokens_99th"] <= 48
+    refused = sum(each["count"] for each in first["unanswered"])
+    assert refused <= 3 and first["kept"] <= first["right"] <= first["answered"] <= 1
+    assert {label["label"] for label in found["labels"]} == set("12345")
+    assert found["ready"] == any(trial["kept"] for trial in found["trials"])
+    assert found["verdict"].startswith("Ready" if found["ready"] else "Not ready")
+
+    assert main([*words, "--no-try", "--show", "json"]) == 0
+    bare = json.loads(capsys.readouterr().out)
+    assert bare["ready"] is None and "trials" not in bare
+    assert bare["prompts"] == found["prompts"]
+    told = [finding["what"] for finding in found["findings"]]
+    assert told[: len(bare["findings"])] == [finding["what"] for finding in bare["findings"]]
+
+    assert main([*words, "--no-try", "--show", "quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_will_be_drawn_is_said_first_and_what_is_done_as_it_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
+    write(file := tmp_path / "rated.jsonl", rows)
+    words = ["--task", "judge", "--raters", "named", "--scale", "1,5", "--max-new-tokens", "48"]
+    assert main(["check", str(file), "--model", "seedling", *words, "--draws", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("drawing for each prompt: 3 completions of at most 48 tokens")
+    assert lines[start + 1 : start + 4] == [
+        "prompts: plain; hinted",
+        "if few are right: 3 more at temperature 0.7",
+        "loading the model",
+    ]
+    done = [re.sub(r", [\d.]+ s$", "", line) for line in lines[start + 4 :] if " of 3 draws, " in line]
+    assert done[0] == "plain: 3 of 3 draws" and done[-1] == "hinted: 3 of 3 draws"
+    assert lines[start + 4].startswith(done[0])
+
+
+def test_long_draws_are_counted_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 5.0, 10.0, 20.0, 24.0, 100.0, 101.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    said: list[str] = []
+    count = Counting(Planned(("plain", "hinted"), 4, False), said.append, every_s=15)
+    for name, done in (
+        ("plain", 0),
+        ("plain", 1),
+        ("plain", 2),
+        ("plain", 4),
+        ("hinted", 0),
+        ("hinted", 3),
+    ):
+        count(name, done)
+    assert said == ["plain: 2 of 4 draws, 15.0 s", "plain: 4 of 4 draws, 19.0 s"]
+
+
+@pytest.mark.parametrize(
+    ("problems", "draws", "temperature", "expected"),
+    [
+        (40, 32, 1.0, (32, True)),
+        (10, 32, 1.0, (30, True)),  # as many for each
+        (10, 32, 0.0, (10, False)),  # greedy draws of one problem are the same
+        (40, 32, 0.7, (32, False)),
+    ],
+)
+def test_as_many_draws_as_planned_are_made(
+    problems: int, draws: int, temperature: float, expected: tuple[int, bool], asker: Asker
+) -> None:
+    planned = plan_trials(asker, replace(SETTINGS, temperature=temperature), problems, draws)
+    assert (planned.num_draws, planned.cooler) == expected
 
 
 def test_check_of_nothing_is_an_error_without_a_traceback(

@@ -19,13 +19,15 @@ from femtune.check_model import (
     advise,
     copied_shares,
     draw_trials,
-    example_draw,
-    fitted,
     fitting_tokens,
     form_of,
+    repeats_itself,
+)
+from femtune.check_report import (
+    example_draw,
+    fitted,
     label_table,
     pasted,
-    repeats_itself,
     table,
     verdict,
     written_lines,

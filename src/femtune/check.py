@@ -160,12 +160,21 @@ def _prompts(asker: Asker) -> Iterator[tuple[str, Prompts, str]]:
         yield "with examples", asker.prompts.with_demos(asker.demos), "plain"
 
 
-def show_prompts(asker: Asker, problem: Problem) -> Iterator[Panel]:
-    """Show the prompts of a problem as the model is fed them."""
+def prompt_texts(asker: Asker, problem: Problem) -> dict[str, str]:
+    """Return the prompts of a problem as the model is fed them, by their names."""
+    texts = {}
     for name, prompts, prompt in _prompts(asker):
         tokens = asker.tokenizer.encode_prompt(prompts.render(prompt, problem))
-        title = f"plain prompt {name}" if name == "with examples" else name
-        yield framed(literal(asker.tokenizer.tokenizer.decode(tokens)), f"{title} of {problem.id}")
+        texts[f"plain prompt {name}" if name == "with examples" else name] = (
+            asker.tokenizer.tokenizer.decode(tokens)
+        )
+    return texts
+
+
+def show_prompts(asker: Asker, problem: Problem) -> Iterator[Panel]:
+    """Show the prompts of a problem as the model is fed them."""
+    for name, text in prompt_texts(asker, problem).items():
+        yield framed(literal(text), f"{name} of {problem.id}")
 
 
 def trained_under(scheme: str) -> tuple[Literal["plain", "hinted"], ...]:

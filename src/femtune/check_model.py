@@ -1,6 +1,7 @@
 """Try the model on some problems: how many draws have an answer, are truncated, or are right.
 
 The prompts are those of a run: plain, with worked examples where the model is a base, and hinted.
+check_report.py shows what was found.
 """
 
 from __future__ import annotations
@@ -9,30 +10,23 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
-
-from rich.cells import cell_len, set_cell_size
-from rich.text import Text
 
 from femtune.advice import FEW_ANSWERED, MANY_TRUNCATED
 from femtune.answers import as_fraction, plain
 from femtune.asker import Asker, is_base
-from femtune.check import MOST_LABELS, Finding, labels_of
+from femtune.check import Finding
 from femtune.chunks import Setup
 from femtune.config import Train
 from femtune.demos import Demos
 from femtune.estep import e_step
 from femtune.evaluate import is_right
-from femtune.luck import is_closed
 from femtune.prepare import load_config, sampling
-from femtune.progress import literal
 from femtune.schemes import paper_filter, parse_scheme
 from femtune.tasks.frames import scale_of
 from femtune.training import context_length
 from femtune.types import Draw, Problem, Scheme, Stage
-from femtune.words import visible
 
 COOLER = 0.7  # the temperature that is tried where the run's gives few answers
 FEW_RIGHT = 0.1  # of the draws: then too
@@ -129,10 +123,10 @@ def draw_trials(
     """Draw for each prompt; a second time at a lower temperature where the first gives few answers."""
     some = spread(problems, num_draws, row)
     usual = setup.sampling.temperature
+    planned = plan_trials(asker, settings, len(problems), num_draws)
 
     def trial(name: str, prompt: str, demos: Demos, temperature: float = usual) -> Trial:
-        each = max(1, num_draws // len(some)) if temperature > 0 else 1
-        stage = Stage("hinted" if prompt == "hinted" else "plain", each, "all")
+        stage = Stage("hinted" if prompt == "hinted" else "plain", planned.num_draws // len(some), "all")
         scheme = Scheme("check", (stage,), paper_filter, settings.accept_at)
         own = replace(setup.sampling, temperature=temperature)
         done = 0
@@ -147,19 +141,39 @@ def draw_trials(
         chunks = e_step(some, scheme, made, iteration=0, on_draws=told)
         return Trial(name, prompt, [d for chunk in chunks for d in chunk.draws], temperature, demos)
 
-    trials = [trial("plain", "plain", ())]
-    first = trials[0]
+    *plain_names, hinted = planned.names
+    trials = [trial(plain_names[0], "plain", ())]
     if asker.demos:
-        trials.append(trial("plain, examples", "plain", asker.demos))
-        shown = (
-            settings.demo_iterations > 0 and "plain prompts" not in parse_scheme(settings.scheme).needs
-        )
-        first = trials[-1] if shown else first
-    if usual > COOLER and (first.answered < FEW_ANSWERED or first.right < FEW_RIGHT):
+        trials.append(trial(plain_names[1], "plain", asker.demos))
+    first = trials[-1] if shows_demos(asker, settings) else trials[0]
+    if planned.cooler and (first.answered < FEW_ANSWERED or first.right < FEW_RIGHT):
         trials.append(trial(f"{first.name}, T {COOLER:g}", "plain", first.demos, COOLER))
-    name = "hinted, examples" if first.demos else "hinted"
-    trials.append(trial(name, "hinted", first.demos))
+    trials.append(trial(hinted, "hinted", first.demos))
     return Tried(trials, first)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a check will draw."""
+
+    names: Sequence[str]  # of the trials, but for one at a lower temperature
+    num_draws: int  # in each of them
+    cooler: bool  # whether one more at COOLER is drawn, if few draws are right or have an answer
+
+
+def plan_trials(asker: Asker, settings: Train, num_problems: int, num_draws: int) -> Planned:
+    """Return what `draw_trials` will draw; greedy draws are one for each problem."""
+    some = max(1, min(num_draws, num_problems))
+    each = max(1, num_draws // some) if settings.temperature > 0 else 1
+    names = ["plain", *(["plain, examples"] if asker.demos else [])]
+    names.append("hinted, examples" if shows_demos(asker, settings) else "hinted")
+    return Planned(names, each * some, settings.temperature > COOLER)
+
+
+def shows_demos(asker: Asker, settings: Train) -> bool:
+    """True if the run's first E-step shows worked examples."""
+    bare = "plain prompts" in parse_scheme(settings.scheme).needs
+    return bool(asker.demos) and settings.demo_iterations > 0 and not bare
 
 
 def spread(problems: Sequence[Problem], most: int, row: Problem | None = None) -> list[Problem]:
@@ -430,102 +444,3 @@ def written(trial: Trial, problems: Sequence[Problem]) -> list[tuple[str, int, s
         counts[form] += 1
         shown.setdefault(form, text)
     return [(form, count, shown[form]) for form, count in counts.most_common()]
-
-
-# --- as tables
-
-HEAD = ("prompt", "draws", "answered", "truncated", "right", "tokens", "99th")
-
-
-def table(tried: Tried) -> tuple[Sequence[str], list[list[str]]]:
-    """Return columns and rows: a line a trial, tokens as median and 99th percentile."""
-    rows = []
-    for trial in tried.trials:
-        lengths = sorted(len(draw.completion.tokens) for draw in trial.draws)
-        rows.append(
-            [
-                trial.name,
-                f"{len(trial.draws)}",
-                *(f"{share:.0%}" for share in (trial.answered, trial.truncated, trial.right)),
-                f"{median(lengths):.0f}" if lengths else "–",
-                f"{percentile(lengths, 0.99)}" if lengths else "–",
-            ]
-        )
-    return HEAD, rows
-
-
-def label_table(
-    tried: Tried, problems: Sequence[Problem]
-) -> tuple[Sequence[str], list[list[str]]] | None:
-    """Return how often the data and the trials have each label; None where answers are no closed set."""
-    labels = labels_of(problems) if is_closed(problems) else []
-    if not 0 < len(labels) <= MOST_LABELS:
-        return None
-    given = Counter(problem.answer for problem in problems)
-    by_id = {problem.id: problem for problem in problems}
-    plain_ones = [trial for trial in tried.trials if trial.prompt == "plain"][:3]
-    votes = [_votes(trial, by_id) for trial in plain_ones]
-    rows = [
-        [
-            set_cell_size(label, 16).rstrip(),
-            f"{given[label] / len(problems):.0%}",
-            *(f"{own[label] / own.total():.0%}" if own else "–" for own in votes),
-        ]
-        for label in labels
-    ]
-    return ("label", "data", *(trial.name for trial in plain_ones)), rows
-
-
-def _votes(trial: Trial, by_id: dict[str, Problem]) -> Counter[str]:
-    votes = Counter[str]()
-    for draw in trial.draws:
-        scale = scale_of(by_id[draw.key.problem_id])
-        if scale and draw.score.answer and (label := scale.read(draw.score.answer)) is not None:
-            votes[label] += 1
-    return votes
-
-
-def written_lines(trial: Trial, problems: Sequence[Problem], width: int = 80) -> Iterator[Text]:
-    """Yield a line for each form of draw without a usable answer, no wider than `width` cells."""
-    found = written(trial, problems)
-    total = sum(count for _, count, _ in found)
-    if not found:
-        return
-    yield literal(f"No usable answer in {total} of {len(trial.draws)} draws ({trial.name}):", "bold")
-    for form, count, text in found:
-        start = f"{count:>5}  {form:<32}  "
-        yield literal(start + fitted(visible(text), width - len(start)))
-
-
-def fitted(text: str, width: int) -> str:
-    """Return a text as one line of at most so many terminal cells.
-
-    >>> fitted("one\\ntwo three", 9), fitted("日本語のテキスト", 9)
-    ('one tw...', '日本語...')
-    """
-    line = " ".join(text.split())
-    return line if cell_len(line) <= width else set_cell_size(line, width - 3).rstrip() + "..."
-
-
-def verdict(findings: Sequence[Finding], tried: Tried | None) -> str:
-    """Return the closing line: whether training can start, and how many warnings there are."""
-    num = sum(bool(finding.warning) for finding in findings)
-    warnings = f"{num} warning{'s' * (num != 1)}" if num else "no warnings"
-    if tried is not None and not any(draw.accepted for draw in tried.draws):
-        return f"Not ready: none of {len(tried.draws)} draws was kept; {warnings}."
-    return f"Ready, {warnings}."
-
-
-def pasted(tried: Tried) -> str:
-    """Return the settings to change as words of a command; "" for none."""
-    order = ("max-new-tokens", "temperature", "demos", "answer-format", "scheme")
-    return " ".join(f"--{name} {tried.changes[name]}" for name in order if name in tried.changes)
-
-
-def example_draw(tried: Tried, problem: Problem) -> Draw | None:
-    """Return the draw to show as a training example: a kept one of the problem, of any, or a refused."""
-    mine = [draw for draw in tried.draws if draw.key.problem_id == problem.id]
-    for draws in (mine, tried.draws):
-        if kept := [draw for draw in draws if draw.accepted]:
-            return kept[0]
-    return next(iter([*mine, *tried.draws]), None)

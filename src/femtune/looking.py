@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from rich.console import RenderableType
+from rich.text import Text
 
 from femtune.config import Evaluate, Flat, Train
 from femtune.costs.outlook import Wish
@@ -22,8 +23,7 @@ from femtune.progress import (
     showing,
 )
 from femtune.refilter import Change
-from femtune.verbs import Model, Output, app, finding_line, tell
-from femtune.words import span
+from femtune.verbs import Model, Output, app, tell
 
 
 @app.command
@@ -35,14 +35,15 @@ def check(
     row: int = 1,
     draws: int = 32,
     try_: Annotated[bool, Parameter(name="--try", negative="--no-try")] = True,
+    show: Show = "auto",
 ) -> None:
     """Check data and prompts, draw some completions from the model, and say which settings to change.
 
     Takes the settings of train. Shows the prompts of the problem of --row, what the loss will see, and
     for --draws completions of each prompt how many have an answer, are truncated, or are right.
-    --no-try leaves the model out.
+    --no-try leaves the model out. --show json prints one JSON object and nothing else.
     """
-    _check_data(data, model, settings or Train(), row, draws, try_)
+    _check_data(data, model, settings or Train(), row, draws, try_, show)
 
 
 @app.command
@@ -73,13 +74,16 @@ def doctor(
         raise ConfigError(f"doctor {data} needs --model; or give it the folder of a run to verify.")
     if mend:
         raise ConfigError(f"--mend is for the folder of a run, and {data} is none.")
-    _check_data(data, model, settings or Train(), row, draws, draw)
+    _check_data(data, model, settings or Train(), row, draws, draw, show)
 
 
-def _check_data(data: str, model: str, settings: Train, row: int, num_draws: int, tries: bool) -> None:
-    """Print all that is cheap before the model is loaded. Raises what train would raise."""
+def _check_data(
+    data: str, model: str, settings: Train, row: int, num_draws: int, tries: bool, show: Show
+) -> None:
+    """Check data, then the model unless `tries` is False. Raises what train would raise."""
     from femtune import check as checks
     from femtune import check_model as model_checks
+    from femtune import check_report
 
     if num_draws < 1:
         raise ConfigError(f"--draws must be at least 1, got {num_draws}. --no-try draws none.")
@@ -87,46 +91,29 @@ def _check_data(data: str, model: str, settings: Train, row: int, num_draws: int
     if not 1 <= row <= len(problems):
         raise DataError(f"--row {row}: {data} has rows 1 to {len(problems)}.")
     problem = problems[row - 1]
-    for finding in findings:
-        console.print(finding_line(finding), soft_wrap=True)
-    for panel in checks.show_prompts(asker, problem):
-        console.print(panel)
-    if not tries:
-        console.print(literal(model_checks.verdict(findings, None), "bold"))
-        return
-    most = min(num_draws, max(1, num_draws // len(problems)) * len(problems))
-    tell("drawing for each prompt", f"{most} completions of at most {settings.max_new_tokens} tokens")
-    with _counting(most) as on_draws:
-        tried = model_checks.try_model(
-            asker, problems, settings, num_draws, row=problem, on_draws=on_draws
+    if show in ("auto", "lines"):  # all that is cheap, before the model is loaded
+        _print(check_report.data_lines(findings, asker, problem))
+    tried = None
+    if tries:
+        planned = model_checks.plan_trials(asker, settings, len(problems), num_draws)
+        if show in ("auto", "lines"):
+            _print(check_report.planned_lines(planned, settings.max_new_tokens))
+        with check_report.counting(planned, show) as on_draws:
+            tried = model_checks.try_model(
+                asker, problems, settings, num_draws, row=problem, on_draws=on_draws
+            )
+    if show == "json":
+        print(json.dumps(check_report.as_json(findings, tried, asker, problems, problem)))
+    elif show != "quiet":
+        _print(
+            check_report.model_lines(findings, tried, asker, problems, problem, settings.scheme),
         )
-    for finding in tried.findings:
-        console.print(finding_line(finding), soft_wrap=True)
-    console.print(plain_table(*model_checks.table(tried)))
-    if (labels := model_checks.label_table(tried, problems)) is not None:
-        console.print(plain_table(*labels))
-    for trial in tried.trials:
-        for line in model_checks.written_lines(trial, problems):
-            console.print(line, soft_wrap=True)
-    if (shown := model_checks.example_draw(tried, problem)) is not None:
-        asked = next(each for each in problems if each.id == shown.key.problem_id)
-        for prompt in checks.trained_under(settings.scheme):
-            console.print(checks.show_tokens(asker, asked, shown, prompt))
-    found = [*findings, *tried.findings]
-    took = f"{len(tried.draws)} draws in {span(tried.seconds)}, loading included"
-    console.print(literal(f"{model_checks.verdict(found, tried)} {took}.", "bold"))
-    if flags := model_checks.pasted(tried):
-        console.print(literal(f"Settings to try: {flags}"), soft_wrap=True)
 
 
-@contextmanager
-def _counting(most: int) -> Iterator[Callable[[str, int], None]]:
-    """Show in a terminal which prompt is drawn for, and how many of its draws are done."""
-    if not console.is_terminal:
-        yield lambda name, done: None
-        return
-    with console.status(literal("loading the model")) as status:
-        yield lambda name, done: status.update(literal(f"{name}: {done} of {most} draws"))
+def _print(lines: Iterable[RenderableType]) -> None:
+    """Print texts unwrapped, and tables and frames as wide as the terminal."""
+    for line in lines:
+        console.print(line, soft_wrap=isinstance(line, Text))
 
 
 def _check_runs(runs: Sequence[Path], mend: bool, show: Show) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -330,13 +329,6 @@ def _with_interval(metrics: Mapping[str, Any], name: str, suffix: str = "") -> s
     value, interval = metrics[name + suffix], metrics.get(f"{name}_ci{suffix}")
     shown = f"{value:.3f}" if isinstance(value, float) else json.dumps(value)
     return shown if interval is None else f"{shown}  {interval[0]:.3f} to {interval[1]:.3f}"
-
-
-def finding_line(finding: Any) -> Any:
-    text = literal(f"{'!' if finding.warning else '✓'} {finding.what:<16}{finding.found}")
-    lines = textwrap.wrap(finding.warning, 78, break_long_words=False, break_on_hyphens=False)
-    warning = "".join(f"\n  {line}" for line in lines)
-    return text.append_text(literal(warning, "yellow"))
 
 
 def tell(what: str, where: object) -> None:

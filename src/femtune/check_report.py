@@ -1,0 +1,275 @@
+"""Show what a check found: tables and lines for a terminal, or JSON."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import RenderableType
+from rich.text import Text
+
+from femtune.asker import Asker
+from femtune.check import (
+    MOST_LABELS,
+    Finding,
+    labels_of,
+    prompt_texts,
+    show_prompts,
+    show_tokens,
+    trained_under,
+)
+from femtune.check_model import COOLER, Planned, Trial, Tried, percentile, written
+from femtune.luck import is_closed
+from femtune.progress import Show, console, literal, plain_table
+from femtune.tasks.frames import scale_of
+from femtune.types import Draw, Problem
+from femtune.words import span, visible
+
+SECONDS = 15.0  # between two lines that say how far the draws are
+HEAD = ("prompt", "draws", "answered", "truncated", "right", "tokens", "99th")
+
+
+def data_lines(findings: Sequence[Finding], asker: Asker, problem: Problem) -> Iterator[RenderableType]:
+    """Yield what is known before the model is loaded: findings, and the prompts of a problem."""
+    yield from map(finding_line, findings)
+    yield from show_prompts(asker, problem)
+
+
+def planned_lines(planned: Planned, max_new_tokens: int) -> Iterator[Text]:
+    """Yield what will be drawn, before the wait begins."""
+    draws = f"{planned.num_draws} completions of at most {max_new_tokens} tokens"
+    yield literal(f"drawing for each prompt: {draws}")
+    yield literal(f"prompts: {'; '.join(planned.names)}")
+    if planned.cooler:
+        yield literal(f"if few are right: {planned.num_draws} more at temperature {COOLER:g}")
+
+
+def model_lines(
+    findings: Sequence[Finding],
+    tried: Tried | None,
+    asker: Asker,
+    problems: Sequence[Problem],
+    problem: Problem,
+    scheme: str,
+) -> Iterator[RenderableType]:
+    """Yield what the draws say, and the verdict; `tried` is None where the model was left out."""
+    if tried is None:
+        yield literal(verdict(findings, None), "bold")
+        return
+    yield from map(finding_line, tried.findings)
+    yield plain_table(*table(tried))
+    if (labels := label_table(tried, problems)) is not None:
+        yield plain_table(*labels)
+    for trial in tried.trials:
+        yield from written_lines(trial, problems)
+    if (shown := example_draw(tried, problem)) is not None:
+        asked = next(each for each in problems if each.id == shown.key.problem_id)
+        for prompt in trained_under(scheme):
+            yield show_tokens(asker, asked, shown, prompt)
+    took = f"{len(tried.draws)} draws in {span(tried.seconds)}, loading included"
+    yield literal(f"{verdict([*findings, *tried.findings], tried)} {took}.", "bold")
+    if flags := pasted(tried):
+        yield literal(f"Settings to try: {flags}")
+
+
+def finding_line(finding: Finding) -> Text:
+    text = literal(f"{'!' if finding.warning else '✓'} {finding.what:<16}{finding.found}")
+    lines = textwrap.wrap(finding.warning, 78, break_long_words=False, break_on_hyphens=False)
+    warning = "".join(f"\n  {line}" for line in lines)
+    return text.append_text(literal(warning, "yellow"))
+
+
+class Counting:
+    """Log how far the draws are: in a terminal one line that changes, else a line now and then."""
+
+    def __init__(self, planned: Planned, say: Callable[[str], None], every_s: float) -> None:
+        self._total, self._say, self._every_s = planned.num_draws, say, every_s
+        self._begun = self._said = time.monotonic()
+
+    def __call__(self, name: str, done: int) -> None:
+        now = time.monotonic()
+        if not done:
+            self._begun = self._said = now
+        # the end of a prompt's draws is always said
+        if done < self._total and now - self._said < self._every_s:
+            return
+        self._said = now
+        self._say(f"{name}: {done} of {self._total} draws, {span(now - self._begun)}")
+
+
+@contextmanager
+def counting(planned: Planned, show: Show) -> Iterator[Callable[[str, int], None]]:
+    """Show which prompt is drawn for, how many of its draws are done, and for how long."""
+    if show not in ("auto", "lines"):
+        yield lambda name, done: None
+    elif show == "auto" and console.is_terminal:
+        with console.status(literal("loading the model")) as status:
+            yield Counting(planned, lambda said: status.update(literal(said)), 0)
+    else:
+        console.print(literal("loading the model"))
+        yield Counting(planned, lambda said: console.print(literal(said)), SECONDS)
+
+
+def table(tried: Tried) -> tuple[Sequence[str], list[list[str]]]:
+    """Return columns and rows: a line a trial, tokens as median and 99th percentile."""
+    rows = []
+    for trial in tried.trials:
+        lengths = sorted(len(draw.completion.tokens) for draw in trial.draws)
+        rows.append(
+            [
+                trial.name,
+                f"{len(trial.draws)}",
+                *(f"{share:.0%}" for share in (trial.answered, trial.truncated, trial.right)),
+                f"{median(lengths):.0f}" if lengths else "–",
+                f"{percentile(lengths, 0.99)}" if lengths else "–",
+            ]
+        )
+    return HEAD, rows
+
+
+def label_table(
+    tried: Tried, problems: Sequence[Problem]
+) -> tuple[Sequence[str], list[list[str]]] | None:
+    """Return how often the data and the trials have each label; None where answers are no closed set."""
+    labels = labels_of(problems) if is_closed(problems) else []
+    if not 0 < len(labels) <= MOST_LABELS:
+        return None
+    given = Counter(problem.answer for problem in problems)
+    by_id = {problem.id: problem for problem in problems}
+    plain_ones = [trial for trial in tried.trials if trial.prompt == "plain"][:3]
+    votes = [_votes(trial, by_id) for trial in plain_ones]
+    rows = [
+        [
+            set_cell_size(label, 16).rstrip(),
+            f"{given[label] / len(problems):.0%}",
+            *(f"{own[label] / own.total():.0%}" if own else "–" for own in votes),
+        ]
+        for label in labels
+    ]
+    return ("label", "data", *(trial.name for trial in plain_ones)), rows
+
+
+def _votes(trial: Trial, by_id: dict[str, Problem]) -> Counter[str]:
+    votes = Counter[str]()
+    for draw in trial.draws:
+        scale = scale_of(by_id[draw.key.problem_id])
+        if scale and draw.score.answer and (label := scale.read(draw.score.answer)) is not None:
+            votes[label] += 1
+    return votes
+
+
+def written_lines(trial: Trial, problems: Sequence[Problem], width: int = 80) -> Iterator[Text]:
+    """Yield a line for each form of draw without a usable answer, no wider than `width` cells."""
+    found = written(trial, problems)
+    total = sum(count for _, count, _ in found)
+    if not found:
+        return
+    yield literal(f"No usable answer in {total} of {len(trial.draws)} draws ({trial.name}):", "bold")
+    for form, count, text in found:
+        start = f"{count:>5}  {form:<32}  "
+        yield literal(start + fitted(visible(text), width - len(start)))
+
+
+def fitted(text: str, width: int) -> str:
+    """Return a text as one line of at most so many terminal cells.
+
+    >>> fitted("one\\ntwo three", 9), fitted("日本語のテキスト", 9)
+    ('one tw...', '日本語...')
+    """
+    line = " ".join(text.split())
+    return line if cell_len(line) <= width else set_cell_size(line, width - 3).rstrip() + "..."
+
+
+def as_json(
+    findings: Sequence[Finding],
+    tried: Tried | None,
+    asker: Asker,
+    problems: Sequence[Problem],
+    problem: Problem,
+) -> dict[str, Any]:
+    """Return all that a check shows, for a program; `tried` is None where the model was left out."""
+    every = [*findings, *(tried.findings if tried is not None else ())]
+    found: dict[str, Any] = {
+        "ready": is_ready(tried) if tried is not None else None,
+        "verdict": verdict(every, tried),
+        "findings": [asdict(finding) for finding in every],
+        "problem": problem.id,
+        "prompts": prompt_texts(asker, problem),
+    }
+    if tried is None:
+        return found
+    shown = example_draw(tried, problem)
+    labels = label_table(tried, problems)
+    return found | {
+        "trials": [_as_numbers(trial, problems) for trial in tried.trials],
+        "labels": None if labels is None else [dict(zip(labels[0], r, strict=True)) for r in labels[1]],
+        "example": None if shown is None else _as_example(shown),
+        "changes": tried.changes,
+        "seconds": round(tried.seconds, 1),
+    }
+
+
+def _as_numbers(trial: Trial, problems: Sequence[Problem]) -> dict[str, Any]:
+    lengths = sorted(len(draw.completion.tokens) for draw in trial.draws)
+    return {
+        "name": trial.name,
+        "prompt": trial.prompt,
+        "num_demos": len(trial.demos),
+        "temperature": trial.temperature,
+        "num_draws": len(trial.draws),
+        "answered": round(trial.answered, 4),
+        "truncated": round(trial.truncated, 4),
+        "right": round(trial.right, 4),
+        "kept": round(trial.share(lambda draw: draw.accepted), 4),
+        "tokens_median": median(lengths) if lengths else None,
+        "tokens_99th": percentile(lengths, 0.99) if lengths else None,
+        "unanswered": [
+            {"form": form, "count": count, "shown": text}
+            for form, count, text in written(trial, problems)
+        ],
+    }
+
+
+def _as_example(draw: Draw) -> Mapping[str, Any]:
+    return {
+        "problem": draw.key.problem_id,
+        "kept": draw.accepted,
+        "reason": draw.score.reason,
+        "completion": draw.completion.text,
+    }
+
+
+def is_ready(tried: Tried) -> bool:
+    """True if any draw was kept: an M-step has something to train on."""
+    return any(draw.accepted for draw in tried.draws)
+
+
+def verdict(findings: Sequence[Finding], tried: Tried | None) -> str:
+    """Return the closing line: whether training can start, and how many warnings there are."""
+    num = sum(bool(finding.warning) for finding in findings)
+    warnings = f"{num} warning{'s' * (num != 1)}" if num else "no warnings"
+    if tried is not None and not is_ready(tried):
+        return f"Not ready: none of {len(tried.draws)} draws was kept; {warnings}."
+    return f"Ready, {warnings}."
+
+
+def pasted(tried: Tried) -> str:
+    """Return the settings to change as words of a command; "" for none."""
+    order = ("max-new-tokens", "temperature", "demos", "answer-format", "scheme")
+    return " ".join(f"--{name} {tried.changes[name]}" for name in order if name in tried.changes)
+
+
+def example_draw(tried: Tried, problem: Problem) -> Draw | None:
+    """Return the draw to show as a training example: a kept one of the problem, of any, or a refused."""
+    mine = [draw for draw in tried.draws if draw.key.problem_id == problem.id]
+    for draws in (mine, tried.draws):
+        if kept := [draw for draw in draws if draw.accepted]:
+            return kept[0]
+    return next(iter([*mine, *tried.draws]), None)
