@@ -68,7 +68,7 @@ class Crew(Protocol):
         ...
 
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """Nats of each continuation after its prefix, as `Engine.logprobs_after`, by the same weights."""
+        """Nats of each continuation after its prefix, by the same weights: see `Engine`."""
         ...
 
     def release(self) -> None:

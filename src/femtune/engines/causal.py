@@ -179,10 +179,10 @@ def spans(lengths: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
 
 
 def masks(config: Any, hidden: Tensor, before: Tensor, dtype: torch.dtype) -> Any:
-    """Return the mask [n, 1, t, columns] to add, or one for each kind of layer where a model mixes them.
+    """Return the mask [n, 1, t, columns] to add, or one for each kind of layer where these are mixed.
 
-    `hidden` [n, t, columns] is True where a token may not attend, `before` how many positions a column is
-    before the token's.
+    `hidden` [n, t, columns] is True where a token may not attend. `before` says by how many positions a
+    column comes before the token.
     """
     made = {}
     for kind in sorted(_layer_kinds(config)):

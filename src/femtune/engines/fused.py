@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.cache_utils import Cache
 
-
 # of transformers, which differ only in biases and in whether queries and keys are normed
 _MODEL_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}  # of a layer
