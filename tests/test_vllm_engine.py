@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import subprocess
@@ -188,6 +189,27 @@ def test_scores_pairs_that_fill_the_context_and_empty_ones(
     assert sum(map(len, long)) == engine.context == theirs.context
     pairs = [long, ((5,), (6,)), ((5, 6), ())]
     assert engine.logprob(pairs) == pytest.approx(theirs.logprob(pairs), abs=NEAR)
+
+
+def test_continuations_get_the_log_probabilities_that_their_pairs_get(
+    engine: VllmEngine, theirs: TransformersEngine
+) -> None:
+    """Of more first tokens than vLLM scores at once, token 0 among them, and up to the context's end."""
+    rng = random.Random(6)
+    several = [tuple(rng.choices(range(3), k=rng.randint(0, 4))) for _ in range(20)]
+    asked = [(request.tokens, several[: 3 * i]) for i, request in enumerate(requests(6))]
+    asked.append(((7,) * 40, [(token,) for token in range(200)]))
+    asked.append(((7,) * 252, [(1, 2, 3, 4), (1, 2, 5)]))
+    for _ in range(2):  # then with their prefixes cached
+        found = engine.logprobs_after(asked)
+        for given, expected in zip(found, theirs.logprobs_after(asked), strict=True):
+            assert given == pytest.approx(expected, abs=NEAR)
+    assert (
+        sum(map(math.exp, found[-2])) < 1
+    )  # of the softmax over all tokens, not of those that are named
+    assert not end_of(engine)
+    with pytest.raises(EngineError, match="a continuation to score"):
+        engine.logprobs_after([((7,) * 252, [(1,) * 5])])
 
 
 def test_a_draw_is_the_same_in_any_order_and_another_by_another_seed(engine: VllmEngine) -> None:
