@@ -63,9 +63,8 @@ def main() -> None:
     apart = (nats - others).abs().max().item()
     prompts = [setup.tokenizer.encode_prompt(setup.prompts.render("plain", p)) for p in problems]
     print(f"{args.model}, {args.dtype}, {len(draws)} draws of {len(problems)} problems, {args.scheme}")
-    print(
-        f"prompts of {mean(prompts):.0f} tokens, draws of {mean([d.completion.tokens for d in draws]):.0f}"
-    )
+    written = mean([draw.completion.tokens for draw in draws])
+    print(f"prompts of {mean(prompts):.0f} tokens, draws of {written:.0f}")
     print(f"{len(closed_set(problems[0]))} answers each; largest difference from pairs {apart:.2g} nats")
     whole = statistics.median(spent["draws"][1:])
     for name, values in spent.items():

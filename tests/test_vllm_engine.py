@@ -377,6 +377,9 @@ def test_adapters_take_turns_over_one_base(tied: Path, tmp_path: Path) -> None:
         assert apart(engine, second) < NEAR < apart(engine, first)
         expected = TransformersEngine(second, tokenizer=TOKENIZER, dtype="float32")
         assert tokens_of(run(engine, asked, GREEDY)) == tokens_of(run(expected, asked, GREEDY))
+        prefixes = [(request.tokens, [(1,), (2, 3), (2, 4)]) for request in asked]
+        found = zip(engine.logprobs_after(prefixes), expected.logprobs_after(prefixes), strict=True)
+        assert all(given == pytest.approx(theirs, abs=NEAR) for given, theirs in found)
         engine.load(tied)
         assert apart(engine, tied) < NEAR
         engine.load(first)
