@@ -317,10 +317,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             written = body["allowed_token_ids"]
             choice["logprobs"] = {"tokens": ["?"], "token_logprobs": [token_nats(written[0])]}
-            choice["prompt_logprobs"] = [
-                None if value is None else {str(token): {"logprob": value}}
-                for token, value in zip(tokens, prompt_nats, strict=True)
-            ]
+            if body.get("prompt_logprobs") is not None:
+                choice["prompt_logprobs"] = [
+                    None if value is None else {str(token): {"logprob": value}}
+                    for token, value in zip(tokens, prompt_nats, strict=True)
+                ]
         return self._with_usage(choice, tokens, written)
 
     def _with_usage(self, choice: Any, tokens: Any, written: Any) -> tuple[int, dict[str, str], Any]:

@@ -91,6 +91,13 @@ def test_write_may_give_the_log_probability() -> None:
     assert engine.logprob([(asked.tokens, completion.tokens)]) == [-3]
 
 
+def test_continuations_get_what_their_pairs_get() -> None:
+    engine = FakeEngine(lambda prompt, seed: "", nats=lambda prompt, text: -len(prompt) - len(text) / 8)
+    found = engine.logprobs_after([(b"ab", [tuple(b"c"), tuple(b"de"), ()]), (b"abc", [])])
+    assert found == [[-2.125, -2.25, -2.0], []]
+    assert engine.logprobs_after([]) == []
+
+
 def test_what_write_raises_is_data() -> None:
     def write(prompt: str, seed: int) -> str:
         raise RuntimeError("out of ink")

@@ -156,12 +156,32 @@ def test_scores(kind: str, make: Any) -> None:
     assert found == pytest.approx([math.fsum(map(token_nats, completion)) for _, completion in pairs])
 
 
+@pytest.mark.parametrize("kind", ["vllm", "openai"])
+def test_continuations_are_scored_after_their_prefix(kind: str, make: Any) -> None:
+    """Those of one token without a prompt's log-probabilities, for which vLLM reads no cached prefix."""
+    asked = [(tokens("x"), [(60,), (61,), (62, 63, 64), ()]), (tokens("yy"), []), (tokens("z"), [(60,)])]
+    with serving(kind) as server:
+        engine = make(server.url)
+        seen = len(server.asked)
+        found = engine.logprobs_after(asked)
+        bodies = server.asked[seen:]
+    expected = [[math.fsum(map(token_nats, each)) for each in several] for _, several in asked]
+    assert [len(each) for each in found] == [4, 0, 1]
+    for given, right in zip(found, expected, strict=True):
+        assert given == pytest.approx(right)
+    assert len(bodies) == 4
+    if kind == "vllm":
+        assert sum("prompt_logprobs" in body for body in bodies) == 1
+
+
 def test_a_server_that_cannot_score_says_so(make: Any) -> None:
     with serving("openai", faults=Faults(echoes=False)) as server:
         engine = make(server.url)
         assert not engine.abilities.scores
         with pytest.raises(EngineError, match="can't score"):
             engine.logprob([(tokens("x"), (60,))])
+        with pytest.raises(EngineError, match="can't score"):
+            engine.logprobs_after([(tokens("x"), [(60,)])])
 
 
 @pytest.mark.parametrize("scheme", ["star+memo", "pps:4+importance", "star+chain", "star+doubt"])

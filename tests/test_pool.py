@@ -257,6 +257,18 @@ def test_pairs_are_scored_by_all_workers_in_their_order(notes: Path, tmp_path: P
         pool.close()
 
 
+def test_continuations_are_scored_by_all_workers_in_their_order(notes: Path) -> None:
+    """100 prefixes are a slice of 64 and one of 36, here of three pairs a prefix."""
+    asked = [(prompt, [done, (*done, 48), (*done, 49)]) for prompt, done in PAIRS[:100]]
+    pool = crew(notes, pause_s=0.002)
+    try:
+        assert pool.logprobs_after(asked) == FakeEngine(WORLD.write).logprobs_after(asked)
+        assert {path.name.split("-")[2] for path in notes.glob("scored-*")} == {"192", "108"}
+        assert pool.logprobs_after([]) == []
+    finally:
+        pool.close()
+
+
 def test_a_worker_that_is_killed_as_it_scores_loses_its_slice_alone(notes: Path) -> None:
     pool = crew(notes, dies_at="now", pause_s=0.002)
     try:
@@ -270,6 +282,9 @@ def test_a_worker_that_is_killed_as_it_scores_loses_its_slice_alone(notes: Path)
 def test_pairs_over_which_workers_die_are_told_by_their_length() -> None:
     said = pools._too_many(pools.Order(pools.Slice(0, PAIRS[:64]), None))
     assert said.startswith("3 workers died scoring 64 draws (the longest: 9 tokens)")
+    asked = pools.AskedSlice(0, [((1, 2), [(3,), (3, 4)]), ((1,), [])])
+    said = pools._too_many(pools.Order(asked, None))
+    assert said.startswith("3 workers died scoring 2 draws (the longest: 4 tokens)")
 
 
 def test_no_slice_is_begun_once_the_run_is_to_stop(notes: Path) -> None:

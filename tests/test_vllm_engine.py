@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import subprocess
@@ -190,6 +191,27 @@ def test_scores_pairs_that_fill_the_context_and_empty_ones(
     assert engine.logprob(pairs) == pytest.approx(theirs.logprob(pairs), abs=NEAR)
 
 
+def test_continuations_get_the_log_probabilities_that_their_pairs_get(
+    engine: VllmEngine, theirs: TransformersEngine
+) -> None:
+    """Of more first tokens than vLLM scores at once, token 0 among them, and up to the context's end."""
+    rng = random.Random(6)
+    several = [tuple(rng.choices(range(3), k=rng.randint(0, 4))) for _ in range(20)]
+    asked = [(request.tokens, several[: 3 * i]) for i, request in enumerate(requests(6))]
+    asked.append(((7,) * 40, [(token,) for token in range(200)]))
+    asked.append(((7,) * 252, [(1, 2, 3, 4), (1, 2, 5)]))
+    for _ in range(2):  # then with their prefixes cached
+        found = engine.logprobs_after(asked)
+        for given, expected in zip(found, theirs.logprobs_after(asked), strict=True):
+            assert given == pytest.approx(expected, abs=NEAR)
+    assert (
+        sum(map(math.exp, found[-2])) < 1
+    )  # of the softmax over all tokens, not of those that are named
+    assert not end_of(engine)
+    with pytest.raises(EngineError, match="a continuation to score"):
+        engine.logprobs_after([((7,) * 252, [(1,) * 5])])
+
+
 def test_a_draw_is_the_same_in_any_order_and_another_by_another_seed(engine: VllmEngine) -> None:
     asked = requests(30)
     done = tokens_of(run(engine, asked))
@@ -355,6 +377,9 @@ def test_adapters_take_turns_over_one_base(tied: Path, tmp_path: Path) -> None:
         assert apart(engine, second) < NEAR < apart(engine, first)
         expected = TransformersEngine(second, tokenizer=TOKENIZER, dtype="float32")
         assert tokens_of(run(engine, asked, GREEDY)) == tokens_of(run(expected, asked, GREEDY))
+        prefixes = [(request.tokens, [(1,), (2, 3), (2, 4)]) for request in asked]
+        found = zip(engine.logprobs_after(prefixes), expected.logprobs_after(prefixes), strict=True)
+        assert all(given == pytest.approx(theirs, abs=NEAR) for given, theirs in found)
         engine.load(tied)
         assert apart(engine, tied) < NEAR
         engine.load(first)

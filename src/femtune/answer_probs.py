@@ -14,18 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from femtune.chunks import Setup
+from femtune.chunks import Crew, Setup
 from femtune.endings import Endings
 from femtune.errors import ConfigError, EngineError
 from femtune.tasks.frames import scale_of
-from femtune.types import Completion, Draw, Problem
-
-Tokens = tuple[int, ...]
-Asked = tuple[Sequence[int], Sequence[Tokens]]  # tokens before, and each of several continuations
+from femtune.types import Asked, Completion, Draw, Engine, Problem, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,18 +206,9 @@ def _summed(writing: Writing, nats: Sequence[float]) -> AnswerNats:
     return AnswerNats(writing.answers, tuple(sums))
 
 
-def nats_after(engine: Any, asked: Sequence[Asked]) -> list[tuple[float, ...]]:
-    """Nats of each continuation after its prefix. Raises EngineError where the engine can't score.
-
-    Engines that score several continuations in one pass have `logprobs_after`; others get pairs.
-    """
-    if not asked:
-        return []
-    if (at_once := getattr(engine, "logprobs_after", None)) is not None:
-        return [tuple(each) for each in at_once(asked)]
-    pairs = [(prefix, continuation) for prefix, several in asked for continuation in several]
-    nats = iter(engine.logprob(pairs))
-    return [tuple(next(nats) for _ in several) for _, several in asked]
+def nats_after(engine: Engine | Crew, asked: Sequence[Asked]) -> list[tuple[float, ...]]:
+    """Nats of each continuation after its prefix. Raises EngineError where the engine can't score."""
+    return [tuple(each) for each in engine.logprobs_after(asked)] if asked else []
 
 
 def with_answer(completion: Completion, answer: str, setup: Setup) -> Completion:

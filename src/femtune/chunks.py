@@ -18,6 +18,7 @@ from femtune.endings import Endings, Finished, Force
 from femtune.prompts import Prompts
 from femtune.served import ROUNDING, Probe
 from femtune.types import (
+    Asked,
     Completion,
     Draw,
     DrawKey,
@@ -64,6 +65,10 @@ class Crew(Protocol):
 
     def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
         """Nats of each completion given its prompt, as `Engine.logprob`, by the weights last named."""
+        ...
+
+    def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
+        """Nats of each continuation after its prefix, by the same weights: see `Engine`."""
         ...
 
     def release(self) -> None:

@@ -33,13 +33,13 @@ from femtune.estep import work_off
 from femtune.files import make_folder
 from femtune.run import read_shard
 from femtune.served import Probe, serve
-from femtune.types import Engine
+from femtune.types import Asked, Engine
 from femtune.user_rewards import MODULES
 
 log = logging.getLogger("femtune")
 
 MOST_DEATHS = 3  # of workers over one lease, before it is taken to be the cause
-SLICE = 64  # pairs; fixed, so that numbers do not hang on how many workers there are
+SLICE = 64  # pairs, or prefixes; fixed, so that numbers do not hang on how many workers there are
 AHEAD = 4  # chunks a worker that may be begun before the first of them is done
 STARTING = -1  # stands for a lease in the count of deaths
 STOPPED = "stopped"  # what a worker gives for a lease that it did not work off to its end
@@ -64,10 +64,26 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class AskedSlice:
+    """Some prefixes, whose continuations are to be scored."""
+
+    index: int
+    asked: Sequence[Asked]
+
+    @property
+    def pairs(self) -> list[tuple[Sequence[int], Sequence[int]]]:
+        """Each prefix with its longest continuation."""
+        return [(prefix, max(several, key=len, default=())) for prefix, several in self.asked]
+
+
+Work = Lease | Slice | AskedSlice
+
+
+@dataclass(frozen=True)
 class Order:
     """Work, with the weights that it is to be done by."""
 
-    work: Lease | Slice
+    work: Work
     weights: Path | None  # None: those that the engine was made with
     base_probe: Probe | None = None
 
@@ -84,7 +100,7 @@ class Worker:
         self.serving: Path | None = None
         return socket.gethostname()
 
-    def do(self, order: Order) -> Chunk | list[float] | str:
+    def do(self, order: Order) -> Chunk | list[float] | list[list[float]] | str:
         """Work by the weights that are ordered; gives what `_draw` or the engine's scoring does."""
         if order.weights != self.serving and order.weights is not None:
             if not order.weights.exists():
@@ -92,7 +108,11 @@ class Worker:
             serve(self.engine, order.weights, self.setup.rounding, order.base_probe)
             self.serving = order.weights
         work = order.work
-        return self._draw(work) if isinstance(work, Lease) else self.engine.logprob(work.pairs)
+        if isinstance(work, Lease):
+            return self._draw(work)
+        if isinstance(work, AskedSlice):
+            return self.engine.logprobs_after(work.asked)
+        return self.engine.logprob(work.pairs)
 
     def _draw(self, lease: Lease) -> Chunk | str:
         """Draw for a lease; gives the chunk without its draws where these are stored.
@@ -170,7 +190,13 @@ class Pool:
         slices = [Slice(i, pairs[at : at + SLICE]) for i, at in enumerate(range(0, len(pairs), SLICE))]
         return [nats for part in self._deal(slices, []) for nats in part]
 
-    def _deal(self, works: Sequence[Lease | Slice], places: Sequence[Path]) -> Iterator[Any]:
+    def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
+        """Nats of each continuation after its prefix, in order; raises as `logprob` does."""
+        places = enumerate(range(0, len(asked), SLICE))
+        slices = [AskedSlice(i, asked[at : at + SLICE]) for i, at in places]
+        return [nats for part in self._deal(slices, []) for nats in part]
+
+    def _deal(self, works: Sequence[Work], places: Sequence[Path]) -> Iterator[Any]:
         """Hand out work; gives what comes of each, in its order. A wish to stop is told at `places`."""
         fresh = deque(works)
         again: deque[Order] = deque()
@@ -238,7 +264,7 @@ class Pool:
             worker.doing = worker.actor.start.remote(self._hire)
             self._workers.append(worker)
 
-    def _order(self, work: Lease | Slice) -> Order:
+    def _order(self, work: Work) -> Order:
         if isinstance(work, Lease) and work.place is not None:  # a worker's folder is not ours
             work = replace(work, place=work.place.absolute())
         return Order(work, self.weights, self.base_probe)
@@ -264,9 +290,9 @@ class Pool:
             return None
         return True if value is None else value
 
-    def _stored(self, work: Lease | Slice, result: Any) -> Any:
+    def _stored(self, work: Work, result: Any) -> Any:
         """What came of work; a chunk with its draws, read back where the worker stored them."""
-        if isinstance(work, Slice) or work.place is None:
+        if not isinstance(work, Lease) or work.place is None:
             return result
         for _ in range(50):  # a network's file system may show a new file late
             if work.place.exists():

@@ -17,6 +17,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from femtune.errors import ConfigError
 
+Tokens = tuple[int, ...]
+Asked = tuple[Sequence[int], Sequence[Tokens]]  # a prefix, and continuations to score after it
+
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 Prompt = str | Sequence[Message]  # what the user's `prompt` column holds
 
@@ -362,6 +365,15 @@ class Engine(Protocol):
     def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
         """Nats of each completion given its prompt, summed over the completion's tokens.
 
+        Raises EngineError where the engine can't score.
+        """
+        ...
+
+    def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
+        """Return the nats of each continuation after its prefix, summed over the continuation's tokens.
+
+        Equal to `logprob` of all pairs of a prefix and one of its continuations, but for rounding. An
+        engine that can, passes each prefix through the model once; for others see `engines/pairs.py`.
         Raises EngineError where the engine can't score.
         """
         ...

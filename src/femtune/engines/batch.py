@@ -29,6 +29,11 @@ _SHARED_BY = 4  # prompts, at least, for a prefix that is not kept yet
 _PASS_TOKENS_CPU = 1024  # what a pass over a small model makes then stays in a CPU's caches
 
 
+def most_pass_tokens(device: torch.device) -> int:
+    """Return how many tokens, with padding, pass at once at most."""
+    return _PASS_TOKENS_CPU if device.type == "cpu" else _PASS_TOKENS
+
+
 @dataclass(slots=True)
 class Row:
     """A request being completed; its slot is its place in the batch."""
@@ -160,7 +165,7 @@ class Batch:
         groups: defaultdict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
         for prompts in alike.values():
             groups[self._prefix(prompts)] += prompts
-        limit = _PASS_TOKENS_CPU if self.model.device.type == "cpu" else _PASS_TOKENS
+        limit = most_pass_tokens(self.model.device)
         for prefix, prompts in groups.items():
             prompts.sort(key=len)
             for start, stop in spans([len(prompt) - len(prefix) for prompt in prompts], limit):

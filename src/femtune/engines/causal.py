@@ -144,9 +144,10 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
 def step_logits(model: Any, slots: Slots, tokens: Tensor, positions: Tensor, longest: int) -> Tensor:
     """Logits [n, V] after one more token for each row: tokens [n] at positions [n], < longest."""
     slots.step(positions, longest)
+    before = positions[:, None, None] - torch.arange(slots.width, device=positions.device)
     output = model(
         input_ids=tokens[:, None],
-        attention_mask=_masks(model.config.get_text_config(), positions, slots.width, model.dtype),
+        attention_mask=masks(model.config.get_text_config(), before < 0, before, model.dtype),
         position_ids=positions[:, None],
         past_key_values=slots,
         use_cache=True,
@@ -177,19 +178,21 @@ def spans(lengths: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
         yield start, len(lengths)
 
 
-def _masks(config: Any, positions: Tensor, width: int, dtype: torch.dtype) -> Any:
-    """The mask [n, 1, 1, width] to add, or one for each kind of layer where a model mixes them."""
-    columns = torch.arange(width, device=positions.device)
-    after = columns > positions[:, None]
-    masks = {}
+def masks(config: Any, hidden: Tensor, before: Tensor, dtype: torch.dtype) -> Any:
+    """Return the mask [n, 1, t, columns] to add, or one for each kind of layer where these are mixed.
+
+    `hidden` [n, t, columns] is True where a token may not attend. `before` says by how many positions a
+    column comes before the token.
+    """
+    made = {}
     for kind in sorted(_layer_kinds(config)):
-        hidden = after
+        own = hidden
         if kind == "sliding_attention":
-            hidden = after | (columns <= positions[:, None] - config.sliding_window)
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)
+            own = hidden | (before >= config.sliding_window)
+        mask = torch.zeros(own.shape, dtype=dtype, device=own.device)
         # not -inf: a row of nothing else would be NaN
-        masks[kind] = mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None, None]
-    return masks if len(masks) > 1 else next(iter(masks.values()))
+        made[kind] = mask.masked_fill_(own, torch.finfo(dtype).min)[:, None]
+    return made if len(made) > 1 else next(iter(made.values()))
 
 
 def _layer_kinds(config: Any) -> set[str]:

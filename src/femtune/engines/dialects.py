@@ -116,14 +116,16 @@ def scored_body(way: str, prompt: Sequence[int], completion: Sequence[int]) -> d
     """Parameters of a request that scores a completion; `scored_nats` reads its answer."""
     body: dict[str, Any] = {"temperature": 1.0, "prompt": [*prompt, *completion]}
     if way == "prompt_logprobs":
+        # vLLM reads no cached prefix for a request with these
+        before = {"prompt_logprobs": 0} if len(completion) > 1 else {}
         # the last token is all that it may write, so a full context can be scored
         return body | {
             "prompt": [*prompt, *completion[:-1]],
             "max_tokens": 1,
             "allowed_token_ids": [completion[-1]],
             "ignore_eos": True,
-            "prompt_logprobs": 0,
             "logprobs": 0,
+            **before,
         }
     return body | {"max_tokens": 0 if way == "echo none" else 1, "echo": True, "logprobs": 1}
 
@@ -136,7 +138,7 @@ def scored_nats(
     written = _token_nats(choice)
     if way == "prompt_logprobs":
         found = choice.get("prompt_logprobs") or []
-        if len(found) != stop - 1 or not written:
+        if not written or (len(completion) > 1 and len(found) != stop - 1):
             return None
         tokens = [str(token) for token in completion[:-1]]
         nats = [found[start + i].get(token, {}).get("logprob") for i, token in enumerate(tokens)]

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from femtune.engines.pairs import logprobs_by_pairs
 from femtune.prompts import prompt_text
-from femtune.types import Completion, FinishReason, Prompt, Request, Sampling
+from femtune.types import Asked, Completion, FinishReason, Prompt, Request, Sampling
 
 END = 256  # the token after the bytes 0 to 255
 
@@ -116,6 +117,10 @@ class FakeEngine:
         """Nats of each completion by `nats`."""
         decode = self.tokenizer.decode
         return [self.nats(decode(prompt), decode(completion)) for prompt, completion in pairs]
+
+    def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
+        """Nats of each continuation after its prefix, by `logprob`."""
+        return logprobs_by_pairs(self.logprob, asked)
 
     def _complete(self, request: Request, sampling: Sampling) -> Completion:
         prompt = self.tokenizer.decode(request.tokens)

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from femtune.engines.slots import Slots
+from transformers.cache_utils import Cache
 
 # of transformers, which differ only in biases and in whether queries and keys are normed
 _MODEL_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
@@ -46,7 +45,7 @@ def fuse(model: Any) -> Fused | None:
 
 
 class Fused:
-    """Called as `causal.fill` and `causal.step_logits` call a model, with full attention alone."""
+    """Called as `causal` and `tree` call a model, with full attention alone."""
 
     def __init__(self, model: Any) -> None:
         self.config, self.device, self.dtype = model.config, model.device, model.dtype
@@ -85,15 +84,19 @@ class Fused:
         self,
         *,
         input_ids: Tensor,
-        past_key_values: Slots,
+        past_key_values: Cache,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        logits_to_keep: int = 0,
         **_: Any,
     ) -> SimpleNamespace:
-        """Pass tokens [n, t]: prompts if there is no mask, and then there are no logits."""
+        """Pass tokens [n, t]: prompts if there is no mask, and then there are no logits.
+
+        Else there are logits of the last `logits_to_keep` tokens; 0: of all.
+        """
         num, length = input_ids.shape
         if position_ids is None:
-            begin = len(past_key_values.prefix)
+            begin = past_key_values.get_seq_length()
             position_ids = torch.arange(begin, begin + length, device=input_ids.device)[None]
         hidden = self._base.embed_tokens(input_ids)
         turns = [turn.unsqueeze(2) for turn in self._base.rotary_emb(hidden, position_ids)]
@@ -116,7 +119,8 @@ class Fused:
             gate, up = gate_up.chunk(2, -1)
             hidden = hidden + layer.down(self._act(gate).mul_(up))
         else:
-            return SimpleNamespace(logits=self._head(self._norm(hidden, self._base.norm.weight)))
+            kept = hidden[:, -logits_to_keep:]
+            return SimpleNamespace(logits=self._head(self._norm(kept, self._base.norm.weight)))
         return SimpleNamespace(logits=None)
 
     def _norm(self, hidden: Tensor, weight: Tensor | None) -> Tensor:
@@ -130,7 +134,7 @@ class Fused:
         if is_prompt and columns > length:  # what follows a prefix: is_causal would count from its end
             mask = torch.ones(length, columns, dtype=torch.bool, device=query.device)
             mask = mask.tril_(columns - length)
-        if is_prompt or not shared or query.device.type == "cpu":
+        if is_prompt or not shared or length > 1 or query.device.type == "cpu":
             seen = functional.scaled_dot_product_attention(
                 query.transpose(1, 2),
                 keys,

@@ -28,11 +28,12 @@ from typing import Any
 from femtune.engines import dialects
 from femtune.engines.handshake import look_at
 from femtune.engines.http import Exhausted, Failed, Patience, Wire, complaint, shown
+from femtune.engines.pairs import logprobs_by_pairs
 from femtune.engines.server import Server, adapter_url, all_of, complete, request_body
 from femtune.engines.vllm_setup import read_end_tokens
 from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.prompts import ChatTokenizer
-from femtune.types import Completion, Request, Sampling
+from femtune.types import Asked, Completion, Request, Sampling
 
 _MAX_BATCH = 64
 
@@ -182,6 +183,13 @@ class OpenAIEngine:
         alone = any(s.abilities.adapters and s.dialect is dialects.VLLM for s in self._servers.values())
         room = asyncio.Semaphore(1 if alone else self.max_batch)
         return self._wire.gather(self._score(prompt, completion, room) for prompt, completion in pairs)
+
+    def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
+        """Return the nats of each continuation after its prefix, by `logprob`: a request for each.
+
+        A server that caches prefixes passes one once for all continuations of a single token.
+        """
+        return logprobs_by_pairs(self.logprob, asked)
 
     # --- one request each
 

@@ -22,7 +22,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from femtune.engines.batch import Batch, Row
+from femtune.engines import tree
+from femtune.engines.batch import Batch, Row, most_pass_tokens
 from femtune.engines.causal import pad, read_served, spans, stamp_of
 from femtune.engines.gumbel import token_nats
 from femtune.engines.memory import give_back, is_out_of_memory
@@ -30,7 +31,7 @@ from femtune.engines.rows import usual_rows
 from femtune.errors import EngineError, ModelError
 from femtune.prompts import ChatTokenizer
 from femtune.trust import unreadable
-from femtune.types import Completion, Request, Sampling
+from femtune.types import Asked, Completion, Request, Sampling
 
 _PASS_TOKENS = 8192  # padded tokens in one scoring pass at most
 _PASS_LOGITS = 1 << 26  # logits in one scoring pass at most: 256 MB of float32
@@ -73,7 +74,8 @@ class TransformersEngine:
         self._stamp = stamp_of(Path(model))
         self._ends = end_tokens(self._model, self.tokenizer)
         self.max_batch = max_batch or default_max_batch(self._config, self.device)
-        self._pass_tokens = min(_PASS_TOKENS, _PASS_LOGITS // self._config.vocab_size)
+        self._pass_tokens = _PASS_TOKENS
+        self._pass_logits = max(1, _PASS_LOGITS // self._config.vocab_size)  # tokens with logits
 
     @property
     def context(self) -> int:
@@ -160,7 +162,7 @@ class TransformersEngine:
         order = [index for index in order if pairs[index][1]]
         while order:
             lengths = [sum(map(len, pairs[index])) for index in order]
-            _, stop = next(spans(lengths, self._pass_tokens))
+            _, stop = next(spans(lengths, min(self._pass_tokens, self._pass_logits)))
             values = None
             try:
                 values = self._score([pairs[index] for index in order[:stop]]).tolist()
@@ -173,6 +175,35 @@ class TransformersEngine:
             for index, value in zip(order[:stop], values, strict=True):
                 nats[index] = value
             del order[:stop]
+        return nats
+
+    @torch.inference_mode()
+    def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
+        """Return the nats of each continuation after its prefix, in two passes a batch: see tree.py.
+
+        Where memory runs out, passes are halved from then on. Raises EngineError for a continuation
+        that is too long, and where memory is short for a single prefix.
+        """
+        for prefix, several in asked:
+            longest = max(map(len, several), default=0)
+            self._check_length(len(prefix), longest, "a continuation to score")
+        nats = [[0.0] * len(several) for _, several in asked]
+        left = {index for index, (_, several) in enumerate(asked) if any(several)}
+        while left:
+            most = min(self._pass_tokens, most_pass_tokens(self.device))
+            for batch in tree.batches(asked, sorted(left), most, self._pass_logits):
+                values = None
+                try:
+                    values = tree.score(self._quickest, asked, batch)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                if values is None:  # what is left is batched anew
+                    self._halve_pass(sum(len(each.members) for each in batch), tree.padded(batch))
+                    break
+                for index, found in values:
+                    nats[index] = found
+                    left.remove(index)
         return nats
 
     def _halve_batch(self) -> None:

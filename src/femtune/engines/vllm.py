@@ -23,16 +23,18 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import transformers
 
 from femtune import stopping
 from femtune.engines.causal import stamp_of
+from femtune.engines.pairs import logprobs_by_pairs
 from femtune.engines.vllm_setup import (
     adapter_config,
     adapter_rank,
@@ -50,14 +52,17 @@ from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.prompts import ChatTokenizer
 from femtune.served import MOST, ROUNDING, check_served, read_probe
 from femtune.trust import check_weights
-from femtune.types import Completion, FinishReason, Request, Sampling
+from femtune.types import Asked, Completion, FinishReason, Request, Sampling, Tokens
 
 # Requests that wait in vLLM at most, by max_batch: a row that ends is followed at once, and requests
 # are sent in bursts, when none waits any more, as each burst interrupts vLLM.
 _SPARE = 0.5
 _SCORED_AT_ONCE = 256  # pairs in one round of scoring: bounds what is held of their log-probabilities
 
+_MOST_CHILDREN = 128  # vLLM's MAX_LOGPROB_TOKEN_IDS
+
 Pair = tuple[Sequence[int], Sequence[int]]  # prompt and completion
+_Work = TypeVar("_Work")
 
 _log = logging.getLogger("femtune")
 
@@ -70,6 +75,15 @@ class _Job:
     tokens: Sequence[int]
     token: int
     num_before: int  # how many of `tokens`, the last ones, are scored too
+
+
+@dataclasses.dataclass(frozen=True)
+class _Branch:
+    """Tokens to score after others, each with the numbers of the continuations that have it there."""
+
+    index: int  # of the prefix
+    tokens: Sequence[int]
+    children: Mapping[int, Sequence[int]]
 
 
 class VllmEngine:
@@ -216,16 +230,54 @@ class VllmEngine:
             self._check_tokens(len(prompt), len(completion), "a pair to score")
         nats = [0.0] * len(pairs)
         jobs = [job for index, pair in enumerate(pairs) for job in self._jobs(index, pair)]
-        for start in range(0, len(jobs), _SCORED_AT_ONCE):
-            going = {self._add_scored(job): job for job in jobs[start : start + _SCORED_AT_ONCE]}
+        asked = ((job, job.tokens, self._scored_params(job)) for job in jobs)
+        for job, output in self._one_token_each(asked):
+            nats[job.index] += _scored(output, job.num_before)
+        return nats
+
+    def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
+        """Return the nats of each continuation after its prefix.
+
+        Each text that continuations go on from is one request, for all tokens that come next; vLLM keeps
+        the keys and values of a prefix between them. An older vLLM, which can't give log-probabilities
+        of tokens by name, scores pairs. Raises EngineError for a continuation that is too long, and
+        where vLLM fails.
+        """
+        from vllm import SamplingParams
+
+        if not hasattr(SamplingParams(), "logprob_token_ids"):
+            return logprobs_by_pairs(self.logprob, asked)
+        self._check_awake()
+        for prefix, several in asked:
+            longest = max(map(len, several), default=0)
+            self._check_tokens(len(prefix), longest, "a continuation to score")
+        nats = [[0.0] * len(several) for _, several in asked]
+        jobs = (job for index, each in enumerate(asked) for job in _branches(index, *each))
+        requests = (
+            (job, job.tokens, _one_token_params(logprob_token_ids=[*job.children])) for job in jobs
+        )
+        for job, output in self._one_token_each(requests):
+            [place] = output.outputs[0].logprobs
+            for token, continuations in job.children.items():
+                for number in continuations:
+                    nats[job.index][number] += place[token].logprob
+        return nats
+
+    def _one_token_each(
+        self, asked: Iterable[tuple[_Work, Sequence[int], Any]]
+    ) -> Iterator[tuple[_Work, Any]]:
+        """Ask for one token after each of some tokens; gives the work with vLLM's output."""
+        left = iter(asked)
+        while some := list(islice(left, _SCORED_AT_ONCE)):
+            going: dict[str, _Work] = {}
             try:
+                for work, tokens, params in some:
+                    going[self._add(tokens, params)] = work
                 while going:
                     for output in self._step():
-                        job = going.pop(output.request_id)
-                        nats[job.index] += _scored(output, job.num_before)
+                        yield going.pop(output.request_id), output
             finally:
                 self._abort(going)
-        return nats
 
     def _jobs(self, index: int, pair: Pair) -> Iterator[_Job]:
         """What vLLM is asked, to score a pair: the last token after all others, whose nats it adds.
@@ -374,23 +426,13 @@ class VllmEngine:
             )
         return Completion(tokens, text, reason, nats, error, token_logprobs=each)
 
-    def _add_scored(self, job: _Job) -> str:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        params = SamplingParams(
-            max_tokens=1,  # the last token is written, not given, so that a full context can be scored
-            temperature=0,
+    def _scored_params(self, job: _Job) -> Any:
+        return _one_token_params(
             allowed_token_ids=[job.token],
-            ignore_eos=True,
             logprobs=0,
             # vLLM then reads no cached prefix: its log-probabilities were not kept
             prompt_logprobs=0 if job.num_before else None,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        return self._add(job.tokens, params)
 
     def _check_awake(self) -> None:
         if self._llm is None or self._asleep:
@@ -512,6 +554,36 @@ def _prompt(tokens: Sequence[int]) -> Any:
     except ImportError:  # an older vLLM
         return {"prompt_token_ids": list(tokens)}
     return tokens_input(list(tokens))
+
+
+def _one_token_params(**more: Any) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=1,  # the last token is written, not given, so that a full context can be scored
+        temperature=0,
+        ignore_eos=True,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        **more,
+    )
+
+
+def _branches(index: int, prefix: Sequence[int], several: Sequence[Tokens]) -> Iterator[_Branch]:
+    """Where a prefix's continuations part: each text that some of them go on from, with what follows.
+
+    vLLM scores so many tokens after a text at once: of more, some are in another branch.
+    """
+    after: dict[Tokens, dict[int, list[int]]] = {}
+    for number, continuation in enumerate(several):
+        for place, token in enumerate(continuation):
+            after.setdefault(continuation[:place], {}).setdefault(token, []).append(number)
+    for begun, children in after.items():
+        left = iter(children.items())
+        while some := dict(islice(left, _MOST_CHILDREN)):
+            yield _Branch(index, [*prefix, *begun], some)
 
 
 def _scored(output: Any, num_before: int) -> float:

@@ -1,0 +1,115 @@
+"""CPU seconds of scoring every answer after each draw's rationale, beside those of the draws.
+
+    python bench/answers.py                                   # the seedling: ratings 1 to 5
+    python bench/answers.py --model DIR --dtype bfloat16 --problems 8 --new 128 --max-batch 32
+
+Draws are those of an E-step over the rubric world. All are measured in turns in one process on one
+thread. "In pairs" scores the same by `logprob`, a row for each answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from clock import clock
+from femtune.answer_probs import answer_nats, closed_set
+from femtune.asker import make_asker
+from femtune.chunks import Setup
+from femtune.config import Sample
+from femtune.engines.pairs import logprobs_by_pairs
+from femtune.estep import e_step
+from femtune.prepare import read_questions
+from femtune.schemes import parse_scheme
+from femtune.types import Draw, Problem, Sampling
+from femtune.worlds import WORLDS
+
+
+class InPairs:
+    """An engine whose continuations are scored a pair at a time."""
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def logprobs_after(self, asked):
+        """Score by `logprob`."""
+        return logprobs_by_pairs(self.engine.logprob, asked)
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(1)
+    problems, setup = opened(args)
+    by_id = {problem.id: problem for problem in problems}
+    spent: dict[str, list[float]] = {"draws": [], "answers": [], "in pairs": []}
+    now = clock("cpu")
+
+    def timed(name: str, run: Callable[..., list], *given: object) -> list:
+        begun = now()
+        made = run(*given)
+        spent[name].append(now() - begun)
+        return made
+
+    pairs = Setup(**{**vars(setup), "engine": InPairs(setup.engine)})
+    draws: list[Draw] = []
+    for _ in range(args.turns + 1):  # the first warms up
+        draws = timed("draws", drawn, problems, args.scheme, setup)
+        found = timed("answers", answer_nats, draws, by_id, setup)
+        same = timed("in pairs", answer_nats, draws, by_id, pairs)
+    nats, others = (torch.tensor([each.nats for each in one]) for one in (found, same))
+    apart = (nats - others).abs().max().item()
+    prompts = [setup.tokenizer.encode_prompt(setup.prompts.render("plain", p)) for p in problems]
+    print(f"{args.model}, {args.dtype}, {len(draws)} draws of {len(problems)} problems, {args.scheme}")
+    written = mean([draw.completion.tokens for draw in draws])
+    print(f"prompts of {mean(prompts):.0f} tokens, draws of {written:.0f}")
+    print(f"{len(closed_set(problems[0]))} answers each; largest difference from pairs {apart:.2g} nats")
+    whole = statistics.median(spent["draws"][1:])
+    for name, values in spent.items():
+        median = statistics.median(values[1:])
+        shown = " ".join(f"{value:.2f}" for value in values[1:])
+        print(f"{name:9} {median:7.2f} s  {median / whole:6.1%} of the draws'   ({shown})")
+
+
+def mean(rows: list) -> float:
+    """Tokens a row."""
+    return statistics.mean(map(len, rows))
+
+
+def opened(args: argparse.Namespace) -> tuple[list[Problem], Setup]:
+    """Problems, and what they are drawn from."""
+    world = WORLDS["rubric"]
+    problems = world.make(args.problems, seed=7)
+    settings = Sample(
+        max_new_tokens=args.new,
+        instruction=world.prompts().instruction,
+        scheme=args.scheme,
+        engine_dtype=args.dtype,
+        max_batch=args.max_batch,
+    )
+    asker = make_asker(args.model, read_questions(problems, settings), problems)
+    return problems, asker.open_setup(Sampling(settings.max_new_tokens))
+
+
+def drawn(problems: list[Problem], scheme: str, setup: Setup) -> list[Draw]:
+    """An E-step's draws that hold tokens."""
+    chunks = e_step(problems, parse_scheme(scheme), setup, iteration=1)
+    return [draw for chunk in chunks for draw in chunk.draws if draw.completion.tokens]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="seedling")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--scheme", default="rejection:4")
+    parser.add_argument("--new", type=int, default=96, help="max_new_tokens")
+    parser.add_argument("--max-batch", type=int, default=None)
+    parser.add_argument("--turns", type=int, default=3)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

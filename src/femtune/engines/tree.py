@@ -1,0 +1,205 @@
+"""Score continuations after prefixes in two passes: what prefixes share, then a tree of all the rest.
+
+    beginning    Rate this.                      passes once; its keys and values are kept
+    tree          ├ It is clear. Answer: ┬ 1      each token attends to the beginning and to its own
+                  │                      └ 2      ancestors, at the position that it has in its text
+                  └ It is short. Answer: ┬ 1
+                                         └ 2      a last token is scored by its parent: it need not pass
+
+Prefixes that share a quarter of their tokens or more, such as rationales of one problem, are one tree.
+Trees are rows of a batch. Logits are made only at nodes with a child to score: these are a row's last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from femtune.engines.causal import masks, pad
+from femtune.types import Asked, Tokens
+
+_SHARED_PART = 4  # a prefix joins others if it shares at least one in so many of its tokens
+_PADDING = (0, 0, -1, 0)  # a node that attends to none of the tree, and to which none attends
+
+
+@dataclass(slots=True)
+class Group:
+    """Prefixes, by their index, whose first `shared` tokens are the same and pass once."""
+
+    members: list[int]
+    shared: int
+    rest: int  # nodes of the tree, at most
+    num_scored: int  # nodes with logits, at most
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """Nodes after a beginning, in preorder: node i's descendants are i + 1 to ends[i] - 1."""
+
+    beginning: Sequence[int]
+    tokens: list[int]
+    depths: list[int]
+    ends: list[int]
+    paths: dict[Tokens, list[int]]  # nodes of a prefix's rest with a continuation less its last token
+
+
+def batches(
+    asked: Sequence[Asked], indices: Sequence[int], most_tokens: int, most_logits: int
+) -> Iterator[list[Group]]:
+    """Group prefixes into trees, and trees into batches of about one size.
+
+    A batch has at most `most_tokens` padded tokens and `most_logits` rows of logits, unless it is a
+    single prefix.
+    """
+    groups = _groups(asked, indices, most_tokens, most_logits)
+    batch: list[Group] = []
+    for group in sorted(groups, key=lambda group: (group.shared + group.rest, group.shared)):
+        if batch and (
+            padded(more := [*batch, group]) > most_tokens
+            or len(more) * max(each.num_scored for each in more) > most_logits
+        ):
+            yield batch
+            batch = []
+        batch.append(group)
+    if batch:
+        yield batch
+
+
+def padded(batch: Sequence[Group]) -> int:
+    """Return the tokens that a batch passes, with padding."""
+    return len(batch) * (max(each.shared for each in batch) + max(each.rest for each in batch))
+
+
+def _groups(
+    asked: Sequence[Asked], indices: Sequence[int], most_tokens: int, most_logits: int
+) -> list[Group]:
+    groups: list[Group] = []
+    for index in sorted(indices, key=lambda index: tuple(asked[index][0])):
+        prefix, several = asked[index]
+        inner = len({each[:n] for each in several for n in range(1, len(each))})
+        own = Group([index], len(prefix) - 1, 1 + inner, 1 + inner)
+        if groups:
+            last = groups[-1]
+            shared = min(last.shared, own.shared, _num_common(asked[last.members[-1]][0], prefix))
+            rest = last.rest + own.rest + own.shared - shared
+            rest += len(last.members) * (last.shared - shared)
+            num_scored = last.num_scored + own.num_scored
+            fits = shared + rest <= most_tokens and num_scored <= most_logits
+            if fits and shared * _SHARED_PART >= len(prefix):
+                groups[-1] = Group([*last.members, index], shared, rest, num_scored)
+                continue
+        groups.append(own)
+    return groups
+
+
+def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many first tokens are the same.
+
+    >>> _num_common((1, 2, 3), (1, 2, 4, 5))
+    2
+    """
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def score(model: Any, asked: Sequence[Asked], batch: Sequence[Group]) -> list[tuple[int, list[float]]]:
+    """Return the nats of each continuation of the batch's prefixes, with each prefix's index."""
+    trees = [_tree(asked, group) for group in batch]
+    questions, places, number = [], [], count()
+    scored: list[dict[int, int]] = []  # of each tree, nodes with logits, numbered
+    for row, (group, tree) in enumerate(zip(batch, trees, strict=True)):
+        scored.append({})
+        for index in group.members:
+            prefix, several = asked[index]
+            places.append((index, len(several)))
+            for continuation in several:
+                into = next(number)
+                path = tree.paths.get((*prefix[group.shared :], *continuation[:-1]), [])
+                for node, token in zip(path[-len(continuation) :], continuation, strict=False):
+                    at = scored[row].setdefault(node, len(scored[row]))
+                    questions.append((row, at, token, into))
+    logits = _logits(model, trees, scored)
+    rows, columns, tokens, into_ = torch.tensor(questions, device=logits.device).T
+    nats = (logits[rows, columns, tokens] - logits.logsumexp(-1)[rows, columns]).double()
+    sums = nats.new_zeros(next(number)).index_add_(0, into_, nats).tolist()
+    found = iter(sums)
+    return [(index, [next(found) for _ in range(num)]) for index, num in places]
+
+
+def _tree(asked: Sequence[Asked], group: Group) -> _Tree:
+    beginning = asked[group.members[0]][0][: group.shared]
+    stems = {
+        (*asked[index][0][group.shared :], *continuation[:-1])
+        for index in group.members
+        for continuation in asked[index][1]
+        if continuation
+    }
+    tree = _Tree(beginning, [], [], [], {})
+    before: Tokens = ()
+    path: list[int] = []
+    for stem in sorted(stems):  # in this order, nodes are made in preorder
+        kept, start = _num_common(before, stem), len(tree.tokens)
+        tree.tokens.extend(stem[kept:])
+        tree.depths.extend(range(kept, len(stem)))
+        tree.ends.extend(stem[kept:])  # to be set
+        path = [*path[:kept], *range(start, len(tree.tokens))]
+        for node in path:
+            tree.ends[node] = len(tree.tokens)
+        tree.paths[stem] = path
+        before = stem
+    return tree
+
+
+def _logits(model: Any, trees: Sequence[_Tree], scored: Sequence[dict[int, int]]) -> Tensor:
+    """Logits [n, most scored, V] float32 at the scored nodes of each tree."""
+    cache = DynamicCache()
+    device, width = model.device, max(len(tree.beginning) for tree in trees)
+    if width:
+        # padding is at the right, where causal attention hides it
+        tokens = pad([tree.beginning for tree in trees], device)
+        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    keep = max(map(len, scored))
+    others = max(len(tree.tokens) - len(own) for tree, own in zip(trees, scored, strict=True))
+    rows = [_row(tree, own, others, keep) for tree, own in zip(trees, scored, strict=True)]
+    tokens, positions, numbers, ends = torch.tensor(rows, device=device).unbind(-1)  # each [n, t]
+    starts = torch.tensor([[len(tree.beginning)] for tree in trees], device=device)
+    before = torch.arange(width, device=device).expand(len(trees), -1)
+    reached, reader = numbers[:, None], numbers[:, :, None]
+    in_tree = (reached <= reader) & (reader < ends[:, None])
+    in_beginning = (before < starts)[:, None].expand(-1, tokens.shape[1], -1)
+    columns = torch.cat((before, positions), 1)
+    output = model(
+        input_ids=tokens,
+        attention_mask=masks(
+            model.config.get_text_config(),
+            ~torch.cat((in_beginning, in_tree), 2),
+            positions[:, :, None] - columns[:, None],
+            model.dtype,
+        ),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=keep,
+    )
+    logits: Tensor = output.logits.float()
+    return logits
+
+
+def _row(tree: _Tree, scored: dict[int, int], others: int, keep: int) -> list[tuple[int, ...]]:
+    """Token, position, number and end of each node: scored ones last, in their order, then padding."""
+    start = len(tree.beginning)
+    nodes = [
+        (token, start + depth, number, end)
+        for number, (token, depth, end) in enumerate(
+            zip(tree.tokens, tree.depths, tree.ends, strict=True)
+        )
+    ]
+    unscored = [node for node in nodes if node[2] not in scored]
+    row = [*unscored, *[_PADDING] * (others - len(unscored)), *[nodes[number] for number in scored]]
+    return row + [_PADDING] * (keep - len(scored))
