@@ -247,6 +247,9 @@ def test_placeholders_are_no_answers(spec: str) -> None:
         ("We add. The answer to this question is 5.", "5"),
         ("We add. The answer to the question is B", "B"),
         ("It is short. So the rating of the response is 4.", "4"),
+        ("We add. So answer: B", "B"),
+        ("We add. Write the answer: B", ""),
+        ("We add. So end with the line answer: and your answer.", ""),
         ("We add. The answer to the first question is 5.", ""),  # and to the second?
         ("We add. The answer to the question is 5. So the answer to this problem is 6.", ""),
         ("Both are good. The answer is a tie.", "tie"),

@@ -159,10 +159,10 @@ _DOUBT = re.compile(
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?。](?=\s)|(?=\n|\Z))")
 _IS = re.compile(
     r"(?:^|,\s|\b(?:so|thus|therefore|hence|then|means|that)\s)[\s*_`]*(?:(?:the|my|our)\s+)?"
-    r"(?:(?:final|correct|right|best|overall)\s+)*(?:answer|rating|score)[*_`]*\s+"
+    r"(?:(?:final|correct|right|best|overall)\s+)*(?:answer[*_`]*:|(?:answer|rating|score)[*_`]*\s+"
     r"(?:(?:to|for|of)\s+(?:(?:the|this|that|your|our)\s+)?(?:(?:above|given)\s+)?"
     r"(?:question|problem|task|exercise|quiz|response|summary|text|item)\s+)?"
-    r"(?:is|must be|would be|will be|equals|=)(?:\s*:)?\s(?:an?\s(?=tie\b))?(?P<answer>.+)",
+    r"(?:is|must be|would be|will be|equals|=)(?:\s*:)?)\s(?:an?\s(?=tie\b))?(?P<answer>.+)",
     re.IGNORECASE | re.DOTALL,
 )
 
