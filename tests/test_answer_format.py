@@ -156,6 +156,9 @@ PIECES = (
         "I hope this helps!",
         ", ",
         "Final ",
+        "So A is better. ",
+        "rating: ",
+        "it deserves a ",
         "9" * 5000,
         "{" * 99,
     ),
@@ -190,6 +193,10 @@ def test_long_texts_are_read_fast(spec: str) -> None:
         '{"score":',
         " \n",
         "the answer is, ",
+        "so A is better ",
+        "so, *A* is the ",
+        "rating: 4 as ",
+        ", ",
     )
     for text in (*(unit * (20_000 // len(unit)) for unit in units), "x" * 5_000 + "\n"):
         begun = time.process_time()
@@ -237,6 +244,15 @@ def test_placeholders_are_no_answers(spec: str) -> None:
         ("We add. The answer is 5. The answer is 6.", ""),
         ("We add. The answer is 5.\n\nThen we look at it again.", ""),
         ("We add. Is it so that the answer is 5?", ""),
+        ("We add. The answer to this question is 5.", "5"),
+        ("We add. The answer to the question is B", "B"),
+        ("It is short. So the rating of the response is 4.", "4"),
+        ("We add. So answer: B", "B"),
+        ("We add. Write the answer: B", ""),
+        ("We add. So end with the line answer: and your answer.", ""),
+        ("We add. The answer to the first question is 5.", ""),  # and to the second?
+        ("We add. The answer to the question is 5. So the answer to this problem is 6.", ""),
+        ("Both are good. The answer is a tie.", "tie"),
         ("We add.\nAnswer: 5\n\nThe answer is 6.", ""),
         ("We add.\nAnswer: 5\n\nExplanation: 2 + 3 = 5.", "5"),
         ("We add.\nAnswer: 5\n\nWait, that is wrong.", ""),
@@ -250,6 +266,65 @@ def test_sentences_and_what_follows_an_answer(text: str, answer: str) -> None:
     parsed = form.read(text)
     assert (parsed.answer, bool(parsed.problem)) == (answer, not answer)
     assert not form.closed(text + "\n") or "Answer:" in text  # a sentence closes nothing
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("It is short. So B is better.", "B"),
+        ("Response A is long, so response B is the better one.", "B"),
+        ("It is short. **Response B is better than response A.**", "B"),
+        ("Response A is not polite, so B is better.", "B"),
+        ("It is short. Therefore, (C) is correct because it is.", "C"),
+        ("Both are short. So it is a tie.", "tie"),
+        ("It is short. It deserves a rating of 4.", "4"),
+        ("It is short. It gets 4 out of 5.", "4 out of 5"),
+        ("It is short.\nRating: 4", "4"),
+        ("So A is better.\nSo A is better.", "A"),
+        ("So A is better. It is short.", "A"),
+        ("The answer is A. So B is better.", ""),
+        ("Response A is better, and short. Or is it?\nThe answer is B", "B"),
+        ("Response A is better. So the answer is B.", "B"),  # which names it as the answer
+        ("It is short.\nAnswer: Response B\n\nSo B is better.", "Response B"),
+        ("So A is better. So B is better.", ""),
+        ("So A is better. Wait.", ""),
+        ("It is short.\nAnswer: A\n\nSo B is better.", ""),
+        ("If it is short, A is better.", ""),
+        ("I do not think that A is better.", ""),
+        ("So A might be better.", ""),
+        ("A is better in style.", ""),
+        ("Response A is right. It is short.", ""),
+        ("Is A better? It is short.", ""),
+        ("It deserves the highest rating.", ""),
+        ("It gets 3 of 4 points.", ""),
+        ("It deserves a rating of 3 or 4.", ""),
+    ],
+)
+def test_a_sentence_says_which_is_better_or_how_good(text: str, answer: str) -> None:
+    form = parse_format("line")
+    assert form.read(text, require_rationale=False).answer == answer
+    assert not form.closed(text + "\n") or "Answer:" in text
+
+
+VERDICTS = (
+    *("The answer is {}.", "The answer to this question is {}", "So the answer to the question is {}."),
+    *(
+        "So {} is better.",
+        "Response {} is better.",
+        "Therefore, option {} is correct.",
+        "**{} is best**",
+    ),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(VERDICTS), st.sampled_from("AB")), min_size=1, max_size=4))
+def test_sentences_that_differ_give_none(said: list[tuple[str, str]]) -> None:
+    named = [place for place, (sentence, _) in enumerate(said) if "answer" in sentence]
+    # those that name it as the answer count, and what is said after the last of them
+    counted = [*named, *range(named[-1], len(said))] if named else range(len(said))
+    answers = {said[place][1] for place in counted}
+    text = "It is short.\n" + "\n".join(sentence.format(letter) for sentence, letter in said)
+    assert parse_format("line").read(text).answer == (answers.pop() if len(answers) == 1 else "")
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,22 @@ def test_ties_are_shown_only_where_the_data_have_them() -> None:
     assert {demo.answer for demo in loaded(*DATA["pairs with ties"])[1]} == {"A", "B", "tie"}
 
 
+@pytest.mark.parametrize("name", ["pairs", "pairs with ties", "summary pairs"])
+def test_neither_side_of_a_pair_is_better_more_often(name: str) -> None:
+    shown = [demo.answer for demo in loaded(*DATA[name])[1]]
+    assert shown.count("A") == shown.count("B") > 0
+
+
+@pytest.mark.parametrize("task", ["judge", "summarize"])
+def test_shipped_rationales_of_ratings_say_the_answer_that_they_lead_to(task: str) -> None:
+    name = "ratings" if task == "judge" else "summary ratings"
+    data, demos = loaded(*DATA[name])
+    for demo in demos:
+        rationale = data.prompts.parse(demo.completion).rationale
+        assert data.prompts.parse(f"{rationale}\n").answer == demo.answer  # without its last line too
+        assert len(rationale.split()) <= 25
+
+
 def test_a_shipped_example_that_is_in_the_data_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     _, usual = loaded(*DATA["math"])
     row = {"prompt": f"  {usual[0].prompt}", "answer": "5"}

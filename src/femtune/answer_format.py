@@ -76,6 +76,7 @@ class AnswerFormat:
         found = [one for one in forms if not _is_placeholder(one.answer)]
         if self.spec == "line" and not forms:
             found = list(_sentences(final))
+            form = form._replace(whole_line=False)  # a sentence may follow
         if self.spec == "line" and not forms and not found and _ALONE.fullmatch(final.strip()):
             return Parsed("", bare(final), "no rationale before the answer" * require_rationale)
         if not found:
@@ -189,10 +190,32 @@ _DOUBT = re.compile(
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?。](?=\s)|(?=\n|\Z))")
 _IS = re.compile(
     r"(?:^|,\s|\b(?:so|thus|therefore|hence|then|means|that)\s)[\s*_`]*(?:(?:the|my|our)\s+)?"
-    r"(?:(?:final|correct|right|best|overall)\s+)*(?:answer|rating|score)[*_`]*\s+"
-    r"(?:is|must be|would be|will be|equals|=)(?:\s*:)?\s(?P<answer>.+)",
+    r"(?:(?:final|correct|right|best|overall)\s+)*(?:answer[*_`]*:|(?:answer|rating|score)[*_`]*\s+"
+    r"(?:(?:to|for|of)\s+(?:(?:the|this|that|your|our)\s+)?(?:(?:above|given)\s+)?"
+    r"(?:question|problem|task|exercise|quiz|response|summary|text|item)\s+)?"
+    r"(?:is|must be|would be|will be|equals|=)(?:\s*:)?)\s(?:an?\s(?=tie\b))?(?P<answer>.+)",
     re.IGNORECASE | re.DOTALL,
 )
+
+# sentences that give an answer without the word, up to their end
+_END = r"[*_`]*(?:,?\s(?:because|since|as|which)\s.+)?[.!。*_`\s]*\Z"
+_SO = r"\b(?:so|thus|therefore|hence),?\s"
+_THEN = re.compile(f",?\\s{_SO}", re.IGNORECASE)
+_THING = r"(?:response|summary|option|choice|answer)"
+_LETTER = rf"[*_`]*(?:(?:the\s)?{_THING}\s)?[*_`(]*(?P<answer>(?-i:[A-Z]))\b[*_`)]*\sis\s(?:the\s)?"
+_POINTS = r"(?P<answer>-?\d+(?:\.\d+)?(?:/\d+|\sout\sof\s\d+)?)"
+_VERDICTS = tuple(
+    re.compile(pattern + _END, re.IGNORECASE | re.DOTALL)
+    for pattern in (
+        rf"(?:^|,\s|{_SO}|\band\s){_LETTER}(?:better|best)(?:\s(?:{_THING}|one))?"
+        rf"(?:\sthan\s(?:the\s)?(?:{_THING}\s)?\w+)?",
+        rf"{_SO}{_LETTER}(?:right|correct)(?:\s(?:{_THING}|one))?",
+        rf"(?:^|,\s|{_SO})[*_`]*(?:it|this)(?:\sis|['’]s)\sa\s(?P<answer>tie)",
+        rf"\b(?:deserves|gets|receives|earns)\s(?:an?\s)?(?:(?:rating|score)\sof\s)?[*_`]*{_POINTS}",
+        rf"\b(?:rating|score)[*_`]*:\s?[*_`]*{_POINTS}",
+    )
+)
+_NAMED = re.compile(r"(?:the )?(?:response|summary|option|choice) (?=\(?[a-z]\)?$)")
 
 
 def _outside(text: str) -> list[str]:
@@ -225,20 +248,29 @@ def _after(tail: str, answer: str, form: Form) -> str:
 
 
 def _sentences(text: str) -> Iterator[Found]:
-    """Find sentences such as "The answer is 5." in the last paragraph, unless they are doubted."""
+    """Find sentences such as "The answer is 5." in the last paragraph, unless they are doubted.
+
+    Where there is none, find those such as "So response B is better."
+    """
     text = _REMARK.sub(lambda line: " " * len(line[0]), text).rstrip()
     start = max((gap.end() for gap in re.finditer(r"\n[^\S\n]*\n", text)), default=0)
-    found: list[Found] = []
-    for sentence in _SENTENCE.finditer(text, start):
-        match = _IS.search(sentence[0].strip("*_` "))
-        if _DOUBT.search(sentence[0]) and (match or found):
+    for patterns in ((_IS,), _VERDICTS):
+        found: list[Found] = []
+        for sentence in _SENTENCE.finditer(text, start):
+            said = sentence[0].strip("*_` ")
+            match = next(filter(None, (pattern.search(said) for pattern in patterns)), None)
+            # of "A is not polite, so B is better." the end is not doubted
+            whole = found or patterns is not _VERDICTS
+            if _DOUBT.search(said if whole else _THEN.split(said)[-1]) and (match or found):
+                return
+            if match:
+                answer = bare(re.split(r",? (?:because|since|as|which|so) ", match["answer"])[0])
+                if len(answer.split()) <= 8 and not _is_placeholder(answer):
+                    at = sentence.start() + sentence[0].find(match[0])
+                    found.append(Found(at, sentence.end(), answer))
+        if found:
+            yield from found
             return
-        if match:
-            answer = bare(re.split(r",? (?:because|since|as|which|so) ", match["answer"])[0])
-            if len(answer.split()) <= 8 and not _is_placeholder(answer):
-                at = sentence.start() + sentence[0].find(match[0])
-                found.append(Found(at, sentence.end(), answer))
-    yield from found
 
 
 def _rationale(before: str, said: str) -> str:
@@ -247,4 +279,5 @@ def _rationale(before: str, said: str) -> str:
 
 
 def _folded(answer: str) -> str:
-    return " ".join(answer.split()).casefold()
+    """Fold what does not tell two answers apart: spaces, case, and "Response" before a letter."""
+    return _NAMED.sub("", " ".join(answer.split()).casefold())

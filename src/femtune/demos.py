@@ -176,7 +176,8 @@ def _row(
     if label == "score":
         answers = parse_scale(options.scale or "1,5").answers
         place = made.pop("place")
-        if (0 < place < 1 and len(answers) < 3) or (place == 0.75 and len(answers) < 4):
+        # so that no answer of a short scale is shown twice
+        if len(answers) < {0.25: 5, 0.5: 3, 0.75: 4}.get(place, 2):
             return None
         made["score"] = answers[int(place * (len(answers) - 1))]
     if label == "preference" and row["preference"] == "tie" and options.scale != "A,B,tie":

@@ -2,7 +2,10 @@
 
 They were written for this purpose and are in no data set. `place` stands for a rating: 0 is the lowest
 of the scale and 1 the highest. `{answer}` in a rationale stands for the answer: the labels of a choice
-may be letters or numbers.
+may be letters or numbers, and a scale may have any.
+
+Rationales are short and alike in form: a small model imitates that, and loses the thread of long ones.
+Among ratings no answer comes twice, and among pairs A is as frequent as B.
 """
 
 from __future__ import annotations
@@ -73,31 +76,35 @@ CHOICE: tuple[Row, ...] = (
 RATINGS: tuple[Row, ...] = (
     {
         "prompt": "Why does ice float on water?",
-        "response": "Water expands when it freezes. So ice is less dense than water, and floats.",
+        "response": "Ice is less dense than water.",
         "place": 1,
-        "rationale": "Ice is less dense than water, as the response says. Nothing is missing. "
-        "It deserves the highest rating.",
+        "rationale": "The response gives the right reason, and nothing is missing. "
+        "So the rating is {answer}.",
     },
     {
         "prompt": "How can I keep bread fresh for longer?",
         "response": "My brother likes trains.",
         "place": 0,
-        "rationale": "The response is about trains and not about bread. It does not fit at all. "
-        "It deserves the lowest rating.",
+        "rationale": "The response is about trains and not about bread. So the rating is {answer}.",
     },
     {
         "prompt": "Explain in one sentence why we sleep.",
         "response": "Sleep lets the body rest. It also helps us to remember.",
         "place": 0.75,
-        "rationale": "Sleep does let the body rest, as the response says. But one sentence was asked "
-        "for, and these are two. It deserves a rating near the highest.",
+        "rationale": "The response is right, and has one sentence too many. So the rating is {answer}.",
+    },
+    {
+        "prompt": "Name three countries in Africa.",
+        "response": "Kenya, Peru and Japan.",
+        "place": 0.25,
+        "rationale": "The response names one country in Africa, and two are elsewhere. "
+        "So the rating is {answer}.",
     },
     {
         "prompt": "Name the four seasons.",
         "response": "Spring and summer.",
         "place": 0.5,
-        "rationale": "The response names two seasons, and two are missing. It is half right. "
-        "It deserves a rating in the middle.",
+        "rationale": "The response names two seasons, and two are missing. So the rating is {answer}.",
     },
 )
 
@@ -107,35 +114,35 @@ PAIRS: tuple[Row, ...] = (
         "response_a": "A spider has eight legs.",
         "response_b": "A spider has six legs.",
         "preference": "A",
-        "rationale": "A spider has eight legs, as response A says. Response B is wrong. So A is better.",
+        "rationale": "Response A is right. Response B has a wrong number. So A is better.",
     },
     {
         "prompt": "How do I boil an egg?",
         "response_a": "Eggs are laid by hens.",
         "response_b": "Put it in boiling water for eight minutes, then cool it in cold water.",
         "preference": "B",
-        "rationale": "Response B says how to boil an egg. Response A does not. So B is better.",
+        "rationale": "Response A does not say how. Response B says how to boil an egg. So B is better.",
     },
     {
         "prompt": "Name a yellow fruit.",
         "response_a": "A banana is yellow.",
         "response_b": "A lemon is yellow.",
         "preference": "tie",
-        "rationale": "Both responses name a yellow fruit. Neither is better. So it is a tie.",
+        "rationale": "Response A names a yellow fruit. Response B names one too. So it is a tie.",
     },
     {
         "prompt": "Make this sentence shorter: I am of the opinion that we should leave at this point.",
         "response_a": "I am of the opinion that at this point in time we should leave here.",
         "response_b": "I think we should leave now.",
         "preference": "B",
-        "rationale": "Response B is short and says the same. Response A is too long. So B is better.",
+        "rationale": "Response A is too long. Response B is short and says the same. So B is better.",
     },
     {
         "prompt": "List three colors.",
         "response_a": "Red, green and blue.",
         "response_b": "Red and green.",
         "preference": "A",
-        "rationale": "Response A lists three colors, as asked. Response B lists two. So A is better.",
+        "rationale": "Response A lists three colors. Response B lists only two. So A is better.",
     },
 )
 
@@ -154,22 +161,21 @@ SUMMARY_RATINGS: tuple[Row, ...] = (
         "post": _LOST_KEY,
         "summary": "My key broke in the lock and a new lock cost 90 dollars. Should my landlord pay?",
         "place": 1,
-        "rationale": "The summary has the broken key, the price and the question. It is short and true. "
-        "It deserves the highest rating.",
+        "rationale": "The summary has the broken key, the price and the question. "
+        "So the rating is {answer}.",
     },
     {
         "post": _GARDEN,
         "summary": "Someone bought a new car and is happy with it.",
         "place": 0,
-        "rationale": "The post is about tomatoes, the summary about a car. It does not fit at all. "
-        "It deserves the lowest rating.",
+        "rationale": "The summary is about a car and not about tomatoes. So the rating is {answer}.",
     },
     {
         "post": _GARDEN,
         "summary": "We planted tomatoes in May.",
         "place": 0.5,
-        "rationale": "The summary is true, but the yellow leaves and the question are missing. "
-        "It deserves a rating in the middle.",
+        "rationale": "The summary is true, and leaves out the yellow leaves and the question. "
+        "So the rating is {answer}.",
     },
 )
 
@@ -179,8 +185,7 @@ SUMMARY_PAIRS: tuple[Row, ...] = (
         "summary_a": "My key broke and I paid 90 dollars for a new lock. Should my landlord pay?",
         "summary_b": "I slept on the sofa of a neighbor.",
         "preference": "A",
-        "rationale": "Summary A has the main point and the question. Summary B has a detail only. "
-        "So A is better.",
+        "rationale": "Summary A has the main point. Summary B has a detail only. So A is better.",
     },
     {
         "post": _GARDEN,
@@ -188,16 +193,15 @@ SUMMARY_PAIRS: tuple[Row, ...] = (
         "summary_b": "Our tomatoes have yellow leaves, perhaps from too much water. How often should we "
         "water them?",
         "preference": "B",
-        "rationale": "Summary B is true and has the question. Summary A says things that are not in the "
-        "post. So B is better.",
+        "rationale": "Summary A says what is not in the post. Summary B has the main point. "
+        "So B is better.",
     },
     {
         "post": _GARDEN,
         "summary_a": "Our tomato leaves are yellow. How often should we water?",
         "summary_b": "How often should we water our tomatoes, whose leaves are yellow?",
         "preference": "tie",
-        "rationale": "Both summaries have the yellow leaves and the question. Neither is better. "
-        "So it is a tie.",
+        "rationale": "Summary A has the main point. Summary B has it too. So it is a tie.",
     },
 )
 
