@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -53,7 +54,7 @@ def main() -> None:
         spent[name].append(now() - begun)
         return made
 
-    pairs = Setup(**{**vars(setup), "engine": InPairs(setup.engine)})
+    pairs = replace(setup, engine=InPairs(setup.engine))
     draws: list[Draw] = []
     for _ in range(args.turns + 1):  # the first warms up
         draws = timed("draws", drawn, problems, args.scheme, setup)

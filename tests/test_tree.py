@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from femtune.engines import tree
-from femtune.engines.transformers import TransformersEngine
+from femtune.engines.transformers import TransformersEngine, read_tokenizer
 from femtune.errors import EngineError
 from femtune.types import Asked, Engine
 from femtune.worlds import SEEDLING
@@ -78,19 +78,21 @@ def test_each_continuation_gets_what_its_pair_gets(family: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "seedling"])
 def test_at_16_bits_it_is_off_by_no_more_than_pairs_are(family: str, tmp_path: Path) -> None:
-    """Root mean squares of what rounding adds to the same weights at 32 bits."""
-    place = tmp_path / "rounded"
-    if family != "seedling":
-        tiny_model(place, family, dtype=torch.bfloat16)
-    weights = SEEDLING if family == "seedling" else place
-    engine = TransformersEngine(weights, dtype="bfloat16")
-    if family == "seedling":  # stored at 32 bits
-        engine._model.save_pretrained(place)
-    exact = TransformersEngine(place, tokenizer=engine.tokenizer, dtype="float32")
+    """Root mean squares of what rounding adds to the same weights at 32 bits, within a factor of 2."""
+    if family == "seedling":
+        model = transformers.AutoModelForCausalLM.from_pretrained(SEEDLING, dtype=torch.bfloat16)
+        model.save_pretrained(tmp_path)
+    else:
+        tiny_model(tmp_path, family, dtype=torch.bfloat16)
+    tokenizer = read_tokenizer(SEEDLING if family == "seedling" else tmp_path)
+    engine, exact = (
+        TransformersEngine(tmp_path, tokenizer=tokenizer, dtype=dtype)
+        for dtype in ("bfloat16", "float32")
+    )
     asked = forest(2, 40, tokens=250)
     expected = torch.tensor(by_pairs(exact, asked))
     pairs, trees = (torch.tensor(score(engine, asked)) - expected for score in (by_pairs, as_trees))
-    assert 0 < trees.norm() < 1.5 * pairs.norm()
+    assert 0 < trees.norm() < 2 * pairs.norm()
 
 
 def test_ratings_after_rationales_with_the_seedling() -> None:

@@ -113,14 +113,21 @@ def _begins_another(found: Sequence[Tokens]) -> bool:
     ) or len({*found}) < len(found)
 
 
-def prefix_of(completion: Completion, setup: Setup) -> tuple[Tokens, bool]:
+def endings_of(setup: Setup) -> Endings:
+    """Return how completions of a setup end; it keeps the cue's tokens."""
+    assert setup.cut is not None
+    return Endings(setup.tokenizer, setup.cut, "ended", setup.context)
+
+
+def prefix_of(
+    completion: Completion, setup: Setup, endings: Endings | None = None
+) -> tuple[Tokens, bool]:
     """Return rationale and cue of a completion, and True if they were sampled as they stand.
 
     Else the cue is put after the rationale: where the answer is in another form ("The answer is 4."), or
-    missing.
+    missing. `endings` are those of `endings_of`, for many completions of a setup.
     """
-    assert setup.cut is not None
-    endings = Endings(setup.tokenizer, setup.cut, "ended", setup.context)
+    endings = endings or endings_of(setup)
     if ways := endings.forced_ways(completion, setup.sampling):
         before, cue, _ = ways[-1]
         return (*before, *cue), True
@@ -144,6 +151,7 @@ def answer_nats(
     """
     prefixes: list[Tokens | None] = []
     prompts: dict[str, Tokens] = {}
+    endings = endings_of(setup)
     for draw in draws:
         problem = problems[draw.key.problem_id]
         if not draw.completion.tokens or not answers(problem):
@@ -151,7 +159,7 @@ def answer_nats(
             continue
         if problem.id not in prompts:
             prompts[problem.id] = _prompt(prompt, problem, setup)
-        prefixes.append((*prompts[problem.id], *prefix_of(draw.completion, setup)[0]))
+        prefixes.append((*prompts[problem.id], *prefix_of(draw.completion, setup, endings)[0]))
     asked = [problems[draw.key.problem_id] for draw in draws]
     return _scored(prefixes, [answers(problem) for problem in asked], setup, closed)
 

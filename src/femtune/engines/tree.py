@@ -25,7 +25,7 @@ from femtune.engines.causal import masks, pad
 from femtune.types import Asked, Tokens
 
 _SHARED_PART = 4  # a prefix joins others if it shares at least one in so many of its tokens
-_PADDING = (0, 0, -1, 0)  # a node that attends to none of the tree, and to which none attends
+_PADDING = (0, 0, -1, 0)  # no node of a tree attends to it: it ends before any of them
 
 
 @dataclass(slots=True)
