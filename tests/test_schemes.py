@@ -160,7 +160,9 @@ def test_other_names_are_refused_with_those_there_are(spec: str) -> None:
 
 
 ADDITIONS = [
-    ("base", ""), ("importance", ""), ("chain", ""), ("memo", ":4"), ("memo", ""), ("every", ":3"),
+    ("base", ""), ("importance", ""), ("expected", ""), ("importance+expected", ""),
+    ("reasons", ":.7"), ("reasons", ""),
+    ("chain", ""), ("memo", ":4"), ("memo", ""), ("every", ":3"),
     ("every", ""), ("gain", ":0.25"), ("gain", ""), ("hard", ":1"), ("hard", ""), ("resample", ":2"),
     ("resample", ""),
     ("doubt", ":.05"), ("doubt", ""), ("wake", ":0.5"), ("wake", ""), ("restart", ":2"), ("restart", ""),
@@ -177,7 +179,10 @@ def test_a_scheme_is_read_back_from_its_name(start: str, name: str, numbers: str
     try:
         scheme = parse_scheme(spec)
     except ConfigError as error:
-        reasons = ("remember", "unsolved alone", "leaves some out", "the base's", "until one is right")
+        reasons = (
+            *("remember", "unsolved alone", "leaves some out", "the base's", "until one is right"),
+            "expected needs rejection:M",
+        )
         assert any(reason in str(error) for reason in reasons)
         return
     again = parse_scheme(scheme.name)
@@ -213,7 +218,7 @@ def test_whatever_is_read_is_read_back_and_all_else_is_refused(spec: str) -> Non
         return
     again = parse_scheme(scheme.name)
     assert again.name == scheme.name
-    for name in ("stages", "min_gain", "every", "restart", "settle"):
+    for name in ("stages", "min_gain", "least_gain", "every", "restart", "settle"):
         assert getattr(again, name) == getattr(scheme, name)
 
 
@@ -229,6 +234,11 @@ def test_whatever_is_read_is_read_back_and_all_else_is_refused(spec: str) -> Non
         ("mixture(2,3)+chain+wake:1.0", "mixture(2,3)+chain+wake"),
         ("star+memo+every", "star+memo(8)+every(2)"),
         ("trice:1", "trice(1)"),
+        ("pps:4+reasons+expected+importance", "pps(4)+importance+expected+reasons(0)"),
+        (
+            "rejection:4+expected+resample:1+reasons:0.7",
+            "rejection(4)+expected+resample(1)+reasons(0.7)",
+        ),
     ],
 )
 def test_what_is_added_is_in_the_name_in_the_order_in_which_it_is_applied(spec: str, name: str) -> None:
@@ -267,6 +277,16 @@ def test_what_is_added_is_in_the_name_in_the_order_in_which_it_is_applied(spec: 
         ("star+hard", r"scheme star: hard counts plain attempts until one is right, as rejection:M"),
         ("pps:4+hard", r"scheme pps\(4\): hard counts plain attempts"),
         ("trice+hard", r"scheme trice\(0\.5\): hard counts plain attempts"),
+        ("star+expected", "scheme star: expected needs rejection:M, or pps:K or mixture:a,b with imp"),
+        ("pps:4+expected", r"scheme pps\(4\): expected needs rejection:M"),
+        ("trice+expected", "expected needs rejection:M"),
+        ("rejection:2+expected:2", "addition 'expected:2' of"),
+        ("rejection:2+expected+chain", "chain weighs sampled answers, and expected takes their place"),
+        ("rejection:2+expected+memo", "memo weighs sampled answers, and expected takes their place"),
+        ("rejection:2+expected+hard", "hard weighs sampled answers, and expected takes their place"),
+        ("rejection:2+expected+doubt", "doubt weighs sampled answers, and expected takes their place"),
+        ("rejection:2+expected+base", "expected rewards are of draws from theta"),
+        ("star+reasons:-1", "addition 'reasons:-1' of"),
         ("pps:0", "draws are at least 1"),
         ("pps+importance+resample:0", "resample 0: at least 1"),
         ("trice:1.5", "control_variate 1.5: from 0 to 1"),

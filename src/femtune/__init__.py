@@ -18,10 +18,12 @@ The files, in the order of the data; each imports only from those above it:
     tasks/      judge, summarize, choice, math: from published rows to problems
     served      whether an engine serves the weights it was given
     engines/    who writes completions: transformers, vllm, openai, fake
-    weigh, posterior   what a draw counts for     schemes    rejection, star, pps, and what is added
+    weigh, posterior, answer_rules   what a draw counts for
+    schemes     rejection, star, pps, and what is added
     provenance  versions, hardware, git state     run        the run directory
     journal     draws of a chunk that is open
     chunks      which request comes next          estep, overlap   the driver
+    answer_probs, answer_scoring   how likely answers are after a rationale
     tries       what rules are given: draws, remembered ones, log-probabilities
     examples    draws as the M-step reads them
     training    the M-step's settings             trainer, mstep   examples -> weights
@@ -67,6 +69,7 @@ from femtune.rewards import choice, exact, math, number, ordinal, regex
 from femtune.schemes import (
     chained,
     doubting,
+    expected,
     from_base,
     gaining,
     harder,
@@ -74,6 +77,7 @@ from femtune.schemes import (
     mixture,
     parse_scheme,
     pps,
+    reasons,
     rejection,
     resampled,
     restarting,
@@ -104,6 +108,7 @@ __all__ = [
     "choice",
     "doubting",
     "exact",
+    "expected",
     "from_base",
     "gaining",
     "harder",
@@ -116,6 +121,7 @@ __all__ = [
     "parse_scheme",
     "pps",
     "predict",
+    "reasons",
     "regex",
     "rejection",
     "resampled",

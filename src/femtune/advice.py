@@ -124,6 +124,15 @@ def remedy(reasons: Mapping[str, Mapping[str, int]]) -> str:
     return said if 2 * number > total.total() else said.replace("Most ", "Many ", 1)
 
 
+def has_examples(metrics: Mapping[str, Any]) -> bool:
+    """Return False where an E-step's metrics say that there is nothing to train on."""
+    if metrics.get("reasons_share", 1) == 0:
+        return False
+    if "expected_right" in metrics:
+        return bool(metrics["expected_right"])
+    return bool(metrics["num_kept"] or metrics.get("covered_share"))
+
+
 def nothing_kept(iteration: int, metrics: Mapping[str, Any]) -> str:
     """Say why an E-step kept nothing: counts by prompt and reason, the likely cause, the remedy."""
     counts = [
@@ -132,6 +141,17 @@ def nothing_kept(iteration: int, metrics: Mapping[str, Any]) -> str:
         for reason, count in reasons.items()
     ]
     cause = remedy(metrics["reasons"])
+    if metrics.get("reasons_share") == 0:
+        return (
+            f"iteration {iteration} kept no draw of {metrics['num_problems']} problems: no rationale of "
+            "a right draw makes the correct answer the likeliest one, and likelier than without a "
+            "rationale. Choose a scheme without reasons, or show worked examples (--demos FILE)."
+        )
+    if metrics.get("cued_share") == 0:
+        cause = (
+            "No draw wrote the cue of --answer-format as it stands, which expected needs: show worked "
+            "examples, or choose a scheme without expected."
+        )
     return (
         f"iteration {iteration} kept no draw of {metrics['num_problems']} problems "
         f"({'; '.join(counts)}). {cause} `femtune check` with the same settings shows what the model "

@@ -158,10 +158,10 @@ def answer_nats(
             prefixes.append(None)
             continue
         if problem.id not in prompts:
-            prompts[problem.id] = _prompt(prompt, problem, setup)
+            prompts[problem.id] = prompt_tokens(prompt, problem, setup)
         prefixes.append((*prompts[problem.id], *prefix_of(draw.completion, setup, endings)[0]))
     asked = [problems[draw.key.problem_id] for draw in draws]
-    return _scored(prefixes, [answers(problem) for problem in asked], setup, closed)
+    return nats_of_answers(prefixes, [answers(problem) for problem in asked], setup, closed)
 
 
 def direct_nats(
@@ -178,18 +178,23 @@ def direct_nats(
     """
     assert setup.cut is not None
     cue = Endings(setup.tokenizer, setup.cut).cue_after("")
-    prefixes = [(*_prompt(prompt, p, setup), *cue) if answers(p) else None for p in problems]
-    return _scored(prefixes, [answers(problem) for problem in problems], setup, closed)
+    prefixes = [(*prompt_tokens(prompt, p, setup), *cue) if answers(p) else None for p in problems]
+    return nats_of_answers(prefixes, [answers(problem) for problem in problems], setup, closed)
 
 
-def _prompt(name: str, problem: Problem, setup: Setup) -> Tokens:
+def prompt_tokens(name: str, problem: Problem, setup: Setup) -> Tokens:
+    """Return the prompt of that name, with the worked examples of `setup.demos`."""
     shown = setup.prompts.with_demos(setup.demos) if setup.demos else setup.prompts
     return tuple(setup.tokenizer.encode_prompt(shown.render(name, problem)))
 
 
-def _scored(
+def nats_of_answers(
     prefixes: Sequence[Tokens | None], answers: Sequence[tuple[str, ...]], setup: Setup, closed: bool
 ) -> list[AnswerNats | None]:
+    """Score answers after each prefix, of prompt, rationale and cue; None for no prefix.
+
+    Raises EngineError where the engine can't score.
+    """
     writings: dict[tuple[str, ...], Writing] = {}
     asked: list[Asked] = []
     of: list[Writing | None] = []
@@ -219,12 +224,16 @@ def nats_after(engine: Engine | Crew, asked: Sequence[Asked]) -> list[tuple[floa
     return [tuple(each) for each in engine.logprobs_after(asked)] if asked else []
 
 
-def with_answer(completion: Completion, answer: str, setup: Setup) -> Completion:
+def with_answer(
+    completion: Completion, answer: str, setup: Setup, before: Tokens | None = None
+) -> Completion:
     """Return a completion whose answer is this one, in canonical form with the end token.
 
-    Its log-probabilities are not known then.
+    `before` is its rationale and cue, by default those of `prefix_of`. Its log-probabilities are not
+    known then.
     """
-    before, _ = prefix_of(completion, setup)
+    if before is None:
+        before, _ = prefix_of(completion, setup)
     [[way, *_]] = written([answer], setup, closed=True).ways
     end = setup.tokenizer.end_token_id
     tokens = (*before, *way) if way[-1] == end else (*before, *way, end)

@@ -36,7 +36,7 @@ from femtune.prompts import ChatTokenizer, Prompts, fit_prompts
 from femtune.rewards import score
 from femtune.served import NUM_PAIRS, ROUNDING, Probe
 from femtune.training import Training, context_length
-from femtune.types import DrawKey, Engine, Need, Problem, Request, Reward, Sampling
+from femtune.types import SCORED, DrawKey, Engine, Need, Problem, Request, Reward, Sampling
 
 _log = logging.getLogger("femtune")
 
@@ -199,17 +199,18 @@ class Asker:
 def check_able(engine: Engine, needs: Collection[Need]) -> None:
     """Refuse a server that can't tell the log-probabilities that a scheme needs. Raises EngineError."""
     able = getattr(engine, "abilities", None)
-    if able is None or not {"log_pi", "log_q"} & {*needs}:
+    if able is None or not SCORED & {*needs}:
         return
     lacks = "can't score given completions (no prompt_logprobs, no echo with logprobs)"
-    if able.scores and {"temperature 1", "all tokens"} & {*needs} and not able.logprobs:
+    as_drawn = {"log_pi", "log_q"} & {*needs} and {"temperature 1", "all tokens"} & {*needs}
+    if able.scores and as_drawn and not able.logprobs:
         lacks = "does not tell log-probabilities of what it samples"
     elif able.scores:
         return
     raise EngineError(
         f"the server {lacks}, and the scheme weighs draws by them: serve the model with vLLM, take "
-        "--engine vllm or transformers, or a scheme without memo, chain, importance and doubt, such as "
-        "--scheme star."
+        "--engine vllm or transformers, or a scheme without memo, chain, importance, expected, reasons "
+        "and doubt, such as --scheme star."
     )
 
 

@@ -3,7 +3,8 @@
 One row of examples.parquet: iteration 1, problem_id "p17", stage 0, index 2, weight 1.0, reward 1.0,
 prompt [{"role": "user", "content": ...}], completion [{"role": "assistant", "content": ...}],
 prompt_tokens [...], completion_tokens [...]. `prompt` and `completion` are what TRL's SFTTrainer reads;
-the tokens are what was sampled, and what femtune trains on. The prompt is the plain one, but in examples
+the tokens are what was sampled (of `expected`, with y* in the place of the answer), and what femtune
+trains on. The prompt is the plain one, but in examples
 of a wake phase, which have "hinted" in the column `trained_under`.
 """
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from femtune import stopping
-from femtune.advice import Warned, e_step_warnings, evaluation_warnings, nothing_kept
+from femtune.advice import Warned, e_step_warnings, evaluation_warnings, has_examples, nothing_kept
 from femtune.bias import Balance, kept_by, kept_scores, made_factors, outcomes
 from femtune.bound import mixture_draws, posterior_metrics, score_right, subset
 from femtune.chunks import Setup
@@ -215,7 +215,7 @@ class Steps:
         metrics["total_s"] = round(metrics["total_s"] + metrics.get("scoring_s", 0.0), 3)
         examples = self.run.iteration(iteration) / "examples.parquet"
         self.run.verify(examples)
-        if not examples.exists() and not metrics["num_kept"] and not metrics.get("covered_share"):
+        if not examples.exists() and not has_examples(metrics):
             raise NothingKept(nothing_kept(iteration, metrics))
         self._warn(e_step_warnings(metrics, setup.sampling.max_new_tokens))
         prompts = self.setup.prompts

@@ -48,7 +48,7 @@ def importance() -> Rule:
                 "engine that gives log-probabilities at the sampling temperature (transformers; others "
                 "at temperature 1), or memo in place of importance."
             )
-        return _normalised(examples, [_log_pi(e.draw) - _log_drawn(e.draw) for e in examples])
+        return normalized(examples, [_log_pi(e.draw) - _log_drawn(e.draw) for e in examples])
 
     return rule
 
@@ -66,7 +66,7 @@ def posterior() -> Rule:
 
     @needing("log_pi")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
-        return _normalised(examples, [_log_pi(e.draw) for e in examples])
+        return normalized(examples, [_log_pi(e.draw) for e in examples])
 
     return rule
 
@@ -249,7 +249,7 @@ def uniform(name: str) -> float:
     return (number + 1) / 2**64
 
 
-def _normalised(examples: Sequence[Example], log_weights: Sequence[float]) -> list[Example]:
+def normalized(examples: Sequence[Example], log_weights: Sequence[float]) -> list[Example]:
     """Examples with weights exp(log_weights) / their sum."""
     if not examples:
         return []

@@ -350,6 +350,7 @@ def _num_answers(settings: Train) -> int | None:
 
 def _check_law(settings: Train, scheme: Scheme) -> None:
     """Refuse draws of a law that the scheme's rules can't allow for. Raises ConfigError."""
+    _check_answers(settings, scheme)
     cut = settings.top_p < 1 or settings.top_k > 0
     if "temperature 1" in scheme.needs and (cut or settings.temperature != 1):
         raise ConfigError(
@@ -387,6 +388,21 @@ def _check_law(settings: Train, scheme: Scheme) -> None:
         raise ConfigError(
             f"Scheme {scheme.name} needs draws of the plain prompt: drop --demos and --force-answers "
             "always, or choose importance or memo."
+        )
+
+
+def _check_answers(settings: Train, scheme: Scheme) -> None:
+    """Refuse what the probability of y* alone does not describe. Raises ConfigError."""
+    if scheme.needs & {"answers", "gain"} and not parse_format(settings.answer_format).cue:
+        raise ConfigError(
+            f"Scheme {scheme.name} needs the probability of an answer, and answer_format "
+            f"{settings.answer_format} has no cue to put it after: choose line, boxed, hash, tag, "
+            "bracket or json:KEY."
+        )
+    if "answers" in scheme.needs and (settings.accept_at != 1 or settings.soft_accept is not None):
+        raise ConfigError(
+            f"Scheme {scheme.name} takes the correct answer alone for right: drop --accept-at and "
+            "--soft-accept."
         )
 
 

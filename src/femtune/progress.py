@@ -165,6 +165,7 @@ def iteration_line(metrics: dict[str, Any]) -> Text:
         parts.append(f"kept {e_step['num_kept']}/{e_step['num_problems']} problems")
         if (covered := e_step.get("covered_share")) is not None:
             parts.append(f"{covered:.0%} covered")  # by what is remembered too
+        parts += answer_parts(e_step)
         parts += endings(e_step)
         parts.append(f"{e_step['generated_tokens']:,} tokens")
         parts.append(f"{e_step['total_s'] + metrics['m_step']['seconds']:.1f} s")
@@ -181,6 +182,18 @@ def iteration_line(metrics: dict[str, Any]) -> Text:
     if posterior := metrics.get("posterior"):
         parts.append(f"bound {posterior['bound']:.2f} nats ({posterior['total_s']:.1f} s)")
     return literal("  ".join(parts))
+
+
+def answer_parts(e_step: Mapping[str, Any]) -> list[str]:
+    """Say how likely answers are after the rationales, where the scheme scores them."""
+    parts = []
+    if (right := e_step.get("expected_right")) is not None:
+        parts.append(f"right with probability {right:.3f}")
+    if (share := e_step.get("reasons_share")) is not None:
+        nats = e_step.get("reasons_nats")
+        mean = f" (mean {nats:+.2f} nats)" if nats is not None else ""
+        parts.append(f"{share:.0%} of rationales lead to the answer{mean}")
+    return parts
 
 
 def endings(metrics: Mapping[str, Any]) -> list[str]:

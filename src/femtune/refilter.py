@@ -4,9 +4,9 @@
 
 Nothing is sampled again, and nothing is written into the run. A draw that the other filter would not
 have led to is left out: with a laxer one, all after the first that it keeps. What it would have asked
-more, with a stricter one, is counted and missing: see `replayed`. Weights that hang on log-probabilities
-or on what is remembered are known for the run's own filter alone: of such a scheme both sides have the
-iteration's own right draws, alike, each problem of weight 1.
+more, with a stricter one, is counted and missing: see `replayed`. Weights that depend on
+log-probabilities (of answers, too) or on what is remembered are known for the run's own filter alone: of
+such a scheme both sides have the iteration's own right draws, alike, each problem of weight 1.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from femtune.rewards import score
 from femtune.run import by_problem, read_draws, write_draws
 from femtune.stored import Stored, open_stored
 from femtune.tasks.load import TaskData
-from femtune.types import Draw, Problem, Request, Scheme, Score
+from femtune.types import SCORED, Draw, Problem, Request, Scheme, Score
 from femtune.weigh import accepted, chain, share
 from femtune.words import first
 
@@ -166,7 +166,7 @@ def refilter(
     stored = open_stored(root, iteration)
     settings = change.of(stored.settings)
     old, new = _scheme(root, stored.settings), _scheme(root, settings)
-    alike = new.remember is not None or bool(new.needs & {"log_pi", "log_q"})
+    alike = new.remember is not None or bool(new.needs & SCORED)
     if alike:
         old, new = (replace(each, weigh=chain(accepted(), share())) for each in (old, new))
     place = _place(stored, model, train) if output_dir else None

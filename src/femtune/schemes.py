@@ -8,6 +8,7 @@ EM asks for the posterior pi(z | x, y*).
                                        Expectation Maximization", arXiv 2512.20169, section 4
     mixture(a, b)  trice(beta)         plain and hinted draws of every problem; a chain of plain ones
     memoised  weighted  chained        what draws count for: see posterior.py
+    expected  reasons                  how likely the answer is after a rationale: see answer_rules.py
     harder  doubting  waking  ...      more that can be added; written pps:4+importance+wake in a command
 """
 
@@ -20,6 +21,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+from femtune.answer_rules import expected_first, expected_importance, reasoned
 from femtune.errors import ConfigError
 from femtune.posterior import (
     control_variate,
@@ -37,6 +39,7 @@ from femtune.weigh import above, accepted, chain, distinct, first, heaviest, las
 from femtune.words import brief, near
 
 paper_filter = chain(accepted(), first())
+importance_filter = chain(accepted(), importance())
 SETTLE = 4  # iterations, where `settle` says no number
 
 
@@ -123,7 +126,41 @@ def weighted(scheme: Scheme) -> Scheme:
             f"scheme {scheme.name}: it remembers draws, and importance weights are of new ones alone: "
             "choose memo or chain in place of importance."
         )
-    return replace(scheme, name=f"{scheme.name}+importance", weigh=chain(accepted(), importance()))
+    _refuse_expected(scheme, "importance")
+    return replace(scheme, name=f"{scheme.name}+importance", weigh=importance_filter)
+
+
+def expected(scheme: Scheme) -> Scheme:
+    """Puts pi(y* | x, z), the reward's expectation given the rationale, in the place of the reward.
+
+    Examples are rationale and correct answer y*, whichever answer was sampled; see answer_rules.py.
+
+    rejection(M)   all M attempts of every problem are drawn, and each counts for the probability that it
+                   is the first right one: `expected_first`. The expected gradient is that of
+                   rejection(M), its variance no higher. Draws: M a problem; examples: up to M
+    importance     of pps(K) and mixtures: pi(z, y* | x) / q(z): `expected_importance`
+
+    Raises ConfigError for every other scheme: there the weights would be of no known law.
+    """
+    name = f"{scheme.name}+expected"
+    if scheme.weigh is importance_filter:
+        return replace(scheme, name=name, weigh=expected_importance())
+    asked = [(stage.prompt, stage.ask) for stage in scheme.asked]
+    if scheme.weigh is not paper_filter or asked != [("plain", "unsolved")]:
+        raise ConfigError(
+            f"scheme {scheme.name}: expected needs rejection:M, or pps:K or mixture:a,b with importance "
+            "(for example pps:4+importance+expected)."
+        )
+    stages = (replace(scheme.stages[0], ask="all"),)
+    return replace(scheme, name=name, stages=stages, weigh=expected_first())
+
+
+def _refuse_expected(scheme: Scheme, added: str) -> None:
+    if "answers" in scheme.needs:
+        raise ConfigError(
+            f"scheme {scheme.name}: {added} weighs sampled answers, and expected takes their place: "
+            "drop one of them."
+        )
 
 
 def chained(scheme: Scheme) -> Scheme:
@@ -132,6 +169,7 @@ def chained(scheme: Scheme) -> Scheme:
     Plain ones are taken always, so of these alone it is the problem's newest right draw, for no scoring:
     one of the posterior of the theta that drew it.
     """
+    _refuse_expected(scheme, "chain")
     is_hinted = any(stage.prompt == "hinted" for stage in scheme.asked)
     rule = chain(accepted(), metropolis() if is_hinted else last())
     return replace(scheme, name=f"{scheme.name}+chain", weigh=rule, remember=rule)
@@ -146,6 +184,7 @@ def memoised(scheme: Scheme, size: int = 8) -> Scheme:
     """
     if size < 1:
         raise ConfigError(f"memo {size}: at least 1 draw.")
+    _refuse_expected(scheme, "memo")
     remember = chain(accepted(), distinct(), posterior(), heaviest(size))
     weigh = chain(remember, above(0.05), share())
     return replace(scheme, name=f"{scheme.name}+memo({size})", weigh=weigh, remember=remember)
@@ -176,6 +215,7 @@ def harder(scheme: Scheme, power: float = 0.7) -> Scheme:
 
     Raises ConfigError for schemes that are not of plain attempts until one is right.
     """
+    _refuse_expected(scheme, "hard")
     if [(stage.prompt, stage.ask) for stage in scheme.asked] != [("plain", "unsolved")]:
         raise ConfigError(
             f"scheme {scheme.name}: hard counts plain attempts until one is right, as rejection:M makes "
@@ -193,6 +233,7 @@ def resampled(scheme: Scheme, num: int = 1) -> Scheme:
 
 def doubting(scheme: Scheme, noise: float = 0.1, num_answers: int | None = None) -> Scheme:
     """Answers, of which a share `noise` is wrong, count as draws bear them out: `posterior.doubt`."""
+    _refuse_expected(scheme, "doubt")
     rule = chain(scheme.weigh, doubt(noise, num_answers))
     return replace(scheme, name=f"{scheme.name}+doubt({_said(noise)})", weigh=rule)
 
@@ -201,6 +242,28 @@ def waking(scheme: Scheme, weight: float = 1.0) -> Scheme:
     """Trains the hinted prompt on what is kept too: see `posterior.wake`."""
     name = "wake" if weight == 1 else f"wake({_said(weight)})"
     return replace(scheme, name=f"{scheme.name}+{name}", weigh=chain(scheme.weigh, wake(weight)))
+
+
+def reasons(scheme: Scheme, nats: float = 0.0) -> Scheme:
+    """Keeps only draws whose rationale makes y* the likeliest answer, and likelier by `nats` or more.
+
+    Law: the scheme's, conditioned on rationales that pass: see `answer_rules.reasoned`. What is
+    remembered is filtered too, by the model as it is now. With `expected`, rationales are filtered
+    whatever their answer.
+
+    Raises ConfigError where `nats` is negative or infinite.
+    """
+    if not 0 <= nats < math.inf:
+        raise ConfigError(f"reasons must be at least 0 nats, got {nats:g}.")
+    keep = reasoned(nats)
+    remember = scheme.remember and chain(keep, scheme.remember)
+    return replace(
+        scheme,
+        name=f"{scheme.name}+reasons({_said(nats)})",
+        weigh=chain(keep, scheme.weigh),
+        remember=remember,
+        least_gain=nats,
+    )
 
 
 def restarting(scheme: Scheme, epochs: float = 3.0) -> Scheme:
@@ -252,6 +315,7 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
 ADDED: dict[str, Callable[..., Scheme]] = {
     "base": from_base,
     "importance": weighted,
+    "expected": expected,
     "chain": chained,
     "memo": memoised,
     "every": every,
@@ -260,12 +324,13 @@ ADDED: dict[str, Callable[..., Scheme]] = {
     "resample": resampled,
     "doubt": doubting,
     "wake": waking,
+    "reasons": reasons,
     "restart": restarting,
     "settle": settling,
 }
 # These take whole numbers, and these none.
 _WHOLE = ("rejection", "pps", "mixture", "memo", "every", "resample", "settle")
-_BARE = ("star", "base", "importance", "chain")
+_BARE = ("star", "base", "importance", "expected", "chain")
 _RULES = ("importance", "chain", "memo")  # one of them at most
 _NUMBERS = r"(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})(?:,\d{1,9})?"
 _PART = re.compile(rf"(\w+)(?::({_NUMBERS})|\(({_NUMBERS})\))?")

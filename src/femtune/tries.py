@@ -2,7 +2,7 @@
 
     recalled/00000.parquet   of the draws remembered from iteration k-1: log pi, log q by theta_{k-1}
     draws/00000.parquet      the iteration's own draws: see estep.py
-    scored/00000.parquet     of these: log pi, log q
+    scored/00000.parquet     of these: log pi, log q, and what answer_scoring.py says of their answers
     memory/00000.parquet     the draws that iteration k leaves to the next
 
 Each is of one chunk of problems and written once; one chunk is held at a time. Scoring is a pass of the
@@ -25,6 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune import stopping
+from femtune.answer_rules import answer_metrics
+from femtune.answer_scoring import add_answer_nats, right_draw, right_draws
 from femtune.chunks import Setup
 from femtune.endings import Endings
 from femtune.errors import EngineError, RunError
@@ -32,7 +34,7 @@ from femtune.files import replacing
 from femtune.formats import Unreadable, reading_arrow
 from femtune.posterior import uniform
 from femtune.run import Run, by_problem, read_shard, write_draws
-from femtune.types import Draw, DrawKey, Need, Problem, Scheme
+from femtune.types import SCORED, Draw, DrawKey, Need, Problem, Scheme
 from femtune.weigh import weigh
 
 NATS = pa.schema(
@@ -44,8 +46,15 @@ NATS = pa.schema(
         ("log_pi", pa.float64()),  # nats under the plain prompt; null where the scheme needs none
         ("log_q", pa.float64()),  # under the hinted prompt
         ("log_drawn", pa.float64()),  # of drawing it by any way, where answers are forced
+        # see answer_scoring.py
+        ("log_answer", pa.float64()),  # log pi(y* | x, z) after its rationale
+        ("log_direct", pa.float64()),  # log pi(y* | x) without one
+        ("is_likeliest", pa.bool_()),  # whether no answer is likelier than y* after its rationale
+        ("log_ratio", pa.float64()),  # log pi(z | x) - log q(z)
     ]
 )
+_KEY = 4  # columns that name the draw
+_OLDER = 7  # columns of files of before `log_answer`
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ class Tries:
 
     def is_scored(self, kind: str) -> bool:
         """Whether the nats of that kind ("recalled" or "scored") are stored, or none are needed."""
-        if not self.scheme.needs & {"log_pi", "log_q"}:
+        if not self.scheme.needs & SCORED:
             return True
         if kind == "recalled" and (self.scheme.remember is None or self.iteration == 1):
             return True
@@ -151,9 +160,11 @@ class Tries:
         covered_share    share of problems with a right draw, remembered or new
         log_mass         mean over these of log sum_S pi(z, y* | x), nats, S the distinct right draws:
                          a lower bound of log pi(y* | x)
+
+        And those of `answer_metrics`.
         """
-        found: dict[str, Any] = {}
-        if self.scheme.needs & {"log_pi", "log_q"}:
+        found: dict[str, Any] = answer_metrics(self, self.scheme)
+        if self.scheme.needs & SCORED:
             timings = [
                 read_timing(path)
                 for kind in ("recalled", "scored")
@@ -189,10 +200,20 @@ class Tries:
         return self.problems[index * size : (index + 1) * size]
 
     def _with_nats(self, kind: str, index: int, draws: Sequence[Draw]) -> list[Draw]:
-        if not self.scheme.needs & {"log_pi", "log_q"}:
+        if not self.scheme.needs & SCORED:
             return list(draws)
         nats = read_nats(self.run.shard(self.iteration, kind, index))
-        return [with_nats(draw, nats[draw.key]) if draw.key in nats else draw for draw in draws]
+        found = [with_nats(draw, nats[draw.key]) if draw.key in nats else draw for draw in draws]
+        if "answers" not in self.scheme.needs:
+            return found
+        problems = {problem.id: problem for problem in self._problems_of(index)}
+        return [
+            replace(draw, right=made[1])
+            if draw.log_answer is not None
+            and (made := right_draw(draw, problems[draw.key.problem_id], self.setup))
+            else draw
+            for draw in found
+        ]
 
 
 _KINDS = ("recalled", "scored", "memory")
@@ -215,11 +236,13 @@ def scored_draws(
 ) -> list[Draw]:
     """The accepted ones of these draws, with the nats that the scheme needs, by the engine's weights.
 
+    Where it needs the probabilities of answers, also draws with another answer: see answer_scoring.py.
     What the engine said as it drew is taken where it is of these weights and of that prompt. Raises
     EngineError where the engine can't score.
     """
-    accepted = [draw for draw in draws if draw.accepted]
     asked = {problem.id: problem for problem in problems}
+    rights = right_draws(draws, asked, setup) if "answers" in scheme.needs else {}
+    accepted = [draw for draw in draws if draw.accepted or draw.key in rights]
     found: dict[str, Sequence[float | None]] = {}
     kinds: tuple[tuple[Need, str], ...] = (("log_pi", "plain"), ("log_q", "hinted"))
     for need, prompt in kinds:
@@ -232,7 +255,10 @@ def scored_draws(
     if setup.force != "never" and "all tokens" in scheme.needs:
         found["log_drawn"] = drawn_nats(accepted, asked, setup)
     nats = zip(found["log_pi"], found["log_q"], found["log_drawn"], strict=True)
-    return [with_nats(draw, each) for draw, each in zip(accepted, nats, strict=True)]
+    scored = [with_nats(draw, each) for draw, each in zip(accepted, nats, strict=True)]
+    if scheme.needs & {"answers", "gain"}:
+        return add_answer_nats(scored, draws, rights, asked, scheme.needs, setup)
+    return scored
 
 
 def drawn_nats(draws: Sequence[Draw], problems: Mapping[str, Problem], setup: Setup) -> list[float]:
@@ -270,10 +296,9 @@ def drawn_nats(draws: Sequence[Draw], problems: Mapping[str, Problem], setup: Se
     return [float(np.logaddexp.reduce([next(sums) for _ in range(num)])) for num in num_terms]
 
 
-def with_nats(draw: Draw, nats: Sequence[float | None]) -> Draw:
-    """Return a draw with log pi, log q and log drawn."""
-    log_pi, log_q, log_drawn = nats
-    return replace(draw, log_pi=log_pi, log_q=log_q, log_drawn=log_drawn)
+def with_nats(draw: Draw, nats: Sequence[Any]) -> Draw:
+    """Return a draw with log pi, log q, and so on, in the order of NATS; the last may be missing."""
+    return replace(draw, **dict(zip(NATS.names[_KEY:], nats, strict=False)))
 
 
 def nats_under(
@@ -317,9 +342,7 @@ def write_nats(path: Path, draws: Sequence[Draw], timing: dict[str, float]) -> N
         "problem_id": [draw.key.problem_id for draw in draws],
         "stage": [draw.key.stage for draw in draws],
         "index": [draw.key.index for draw in draws],
-        "log_pi": [draw.log_pi for draw in draws],
-        "log_q": [draw.log_q for draw in draws],
-        "log_drawn": [draw.log_drawn for draw in draws],
+        **{name: [getattr(draw, name) for draw in draws] for name in NATS.names[_KEY:]},
     }
     table = pa.Table.from_pydict(columns, schema=NATS)
     with replacing(path) as part, part.open("wb") as file:
@@ -327,11 +350,11 @@ def write_nats(path: Path, draws: Sequence[Draw], timing: dict[str, float]) -> N
         pq.write_table(stored, file, write_page_checksum=True)
 
 
-def read_nats(path: Path) -> dict[DrawKey, tuple[float | None, ...]]:
-    """(log pi, log q, log drawn) by draw. Raises RunError where the file is damaged."""
+def read_nats(path: Path) -> dict[DrawKey, tuple[Any, ...]]:
+    """Log-probabilities by draw, in the order of NATS. Raises RunError where the file is damaged."""
     table, _ = _read(path)
     rows = zip(*(column for column in table.to_pydict().values()), strict=True)
-    return {DrawKey(*row[:4]): tuple(row[4:]) for row in rows}
+    return {DrawKey(*row[:_KEY]): tuple(row[_KEY:]) for row in rows}
 
 
 def read_timing(path: Path) -> dict[str, float]:
@@ -344,7 +367,8 @@ def _read(path: Path) -> tuple[Any, dict[str, float]]:
         with reading_arrow():
             table = pq.read_table(pa.memory_map(str(path)))
             timing = json.loads((table.schema.metadata or {}).get(b"timing", b"null"))
-            if not table.schema.equals(NATS) or not isinstance(timing, dict):
+            whole = any(table.schema.equals(pa.schema(list(NATS)[:n])) for n in (_OLDER, len(NATS)))
+            if not whole or not isinstance(timing, dict):
                 raise Unreadable("holds no log-probabilities as they are stored")
             return table, timing
     except Unreadable as error:

@@ -167,6 +167,13 @@ class Draw:
     temperature: float = 1.0  # that it was sampled at
     # nats of drawing it by all ways that lead to it, where an answer may be forced; see tries.py
     log_drawn: float | None = None
+    # nats by theta_{k-1} under the plain prompt, closing included; see answer_scoring.py
+    log_answer: float | None = None  # log pi(y* | x, z), after this draw's rationale
+    log_direct: float | None = None  # log pi(y* | x), without a rationale
+    is_likeliest: bool | None = None  # True if no other answer is likelier after the rationale
+    # log pi(z | x) - log q(z) of rationale and cue, q being what drew them; 0 for a plain draw
+    log_ratio: float | None = None
+    right: Draw | None = field(default=None, repr=False)  # the same rationale with y* as its answer
 
     @property
     def bare_prompt(self) -> str:
@@ -218,10 +225,23 @@ class Stage:
 # What a rule may need: log pi or log q of each accepted draw; "every draw": that every problem is asked
 # alike in every iteration; "all tokens": that no top_p or top_k leaves tokens out; "temperature 1": that
 # draws follow their model's own law; "own draws": that this model is theta_{k-1}; "plain prompts": that
-# no worked examples stand in the prompts and no answer is forced.
+# no worked examples stand in the prompts and no answer is forced; "answers": the probability of y* after
+# each draw's rationale, whatever its answer; "ratio": pi / q of rationale and cue of these; "gain": what
+# the rationale of each accepted draw adds to the probability of y*.
 Need = Literal[
-    "log_pi", "log_q", "every draw", "all tokens", "temperature 1", "own draws", "plain prompts"
+    "log_pi",
+    "log_q",
+    "every draw",
+    "all tokens",
+    "temperature 1",
+    "own draws",
+    "plain prompts",
+    "answers",
+    "ratio",
+    "gain",
 ]
+# those for which the engine scores draws
+SCORED: frozenset[Need] = frozenset({"log_pi", "log_q", "answers", "ratio", "gain"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +264,8 @@ class Scheme:
     every: int = 1
     # M-steps start from the base and take this many times the epochs; 0: as `start_from` says
     restart: float = 0.0
+    # nats that a rationale must add to log pi(y* | x) for its draw to count; None: it need not
+    least_gain: float | None = None
     # so in the first this many of every three times as many iterations; in the others they go on from
     # the previous weights, at a rate that falls to 0 in each where it is constant otherwise; 0: in all
     settle: int = 0
@@ -268,8 +290,8 @@ class Scheme:
             )
         if "own draws" in self.needs and self.proposal == "base":
             raise ConfigError(
-                f"scheme {self.name}: a chain and its control variate are of draws from theta_{{k-1}}, "
-                "and these are the base's: leave base out, or choose importance or memo."
+                f"scheme {self.name}: chains, control variates and expected rewards are of draws from "
+                "theta_{k-1}, and these are the base's: leave base out, or choose importance or memo."
             )
 
     def restarts(self, iteration: int) -> bool:

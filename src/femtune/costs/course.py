@@ -6,7 +6,9 @@ remembered at most, and t the iterations that have drawn before:
     covered             1 - (1 - kept)^t
     remembered          min(m, a t) draws a problem, each taken to be another
     scored              what is remembered, and the right draws whose log pi or log q the engine has not
-                        told as it drew them: once for each that the scheme's rules need
+                        told as it drew them: once for each that the scheme's rules need; where they need
+                        the probability of answers, once more. With expected, all draws are taken for
+                        right, as each may be an example
 
 A problem that is covered is asked by `stages`, another by `first`, and each in every n-th iteration, an
 n-th of them in each, where the scheme says so. All problems are taken to be equally
@@ -45,6 +47,7 @@ def is_steady(scheme: Scheme) -> bool:
 def course(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Course:
     """What comes of a scheme where a draw is right with this chance, by prompt."""
     one_each = scheme.weigh is paper_filter
+    counted = dict.fromkeys(right, 1.0) if "answers" in scheme.needs else right
     later = asking(scheme.stages, right, one_each=one_each)
     begun = asking(scheme.first, right, one_each=one_each) if scheme.first else later
     most = capacity(scheme)
@@ -56,11 +59,12 @@ def course(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Cours
         for iteration in range(iterations):
             draws = iteration % scheme.every == turn
             parts = [_reached(begun, 1 - covered), _reached(later, covered)] if draws else []
-            fresh = _right(parts, right)
+            fresh = _right(parts, counted)
             for prompt, need in (("plain", "log_pi"), ("hinted", "log_q")):
                 told = fresh[prompt] if scheme.proposal == "current" else 0.0
                 new = sum(fresh.values()) - told
                 scored[prompt].append((remembered + new) * (need in scheme.needs))
+                scored[prompt][-1] += _answered(scheme, prompt, remembered, fresh)
             kept = sum(part.kept for part in parts)
             known = remembered + sum(fresh.values())
             if scheme.remember is not None:
@@ -69,12 +73,20 @@ def course(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Cours
             examples = sum(part.examples for part in parts)
             if not one_each:
                 solved = covered if scheme.remember is not None else kept
+                solved = 1.0 if "answers" in scheme.needs else solved
                 examples = solved * _examples(scheme.weigh, known / solved) if solved else 0.0
             attempts = [attempt for part in parts for attempt in part.attempts]
             asked.append(Asking(attempts, max(kept, covered), examples))
             stored.append(remembered)
     found = {prompt: fmean(each) for prompt, each in scored.items() if any(each)}
     return Course(_mean(asked), found, fmean(stored))
+
+
+def _answered(scheme: Scheme, prompt: str, remembered: float, fresh: Mapping[str, float]) -> float:
+    """Rationales of a problem that are read for the probability of its answer, under this prompt."""
+    read = remembered + sum(fresh.values()) if scheme.needs & {"answers", "gain"} else 0.0
+    ratios = fresh["hinted"] if "ratio" in scheme.needs else 0.0  # under both prompts
+    return read * (prompt == "plain") + ratios
 
 
 def capacity(scheme: Scheme) -> float:
@@ -138,7 +150,11 @@ def _made(rule: Rule, number: int) -> int:
             Score(1.0, ""),
             log_pi=-1.0,
             log_q=-1.0,
+            log_answer=-1.0,
+            log_direct=-2.0,
+            is_likeliest=True,
+            log_ratio=0.0,
         )
         for index in range(number)
     ]
-    return len(weigh(rule, draws))
+    return len(weigh(rule, [replace(draw, right=draw) for draw in draws]))

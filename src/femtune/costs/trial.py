@@ -6,7 +6,7 @@ import math
 import random
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +20,7 @@ from femtune.examples import write_examples
 from femtune.loop import Plan
 from femtune.retention import exported_dtype
 from femtune.tries import scored_draws
-from femtune.types import Draw, Example, Problem, Sampling, Scheme
+from femtune.types import SCORED, Draw, Example, Need, Problem, Sampling, Scheme
 
 _STEPS = 6  # of the optimizer
 _BUDGET_S = 5.0  # that drawing for more problems may take
@@ -114,7 +114,7 @@ def _scored(
     setup: Setup, scheme: Scheme, problems: Sequence[Problem], draws: Sequence[Draw]
 ) -> tuple[list[Draw], float | None]:
     """Draws with the nats that the scheme needs, and the seconds that a token took to be scored."""
-    if not scheme.needs & {"log_pi", "log_q"}:
+    if not scheme.needs & SCORED:
         return list(draws), None
     # as if none were of this iteration, so that all are scored
     begun = time.perf_counter()
@@ -122,8 +122,13 @@ def _scored(
     seconds = time.perf_counter() - begun
     by_id = {problem.id: problem for problem in problems}
     num = 0
-    for need, prompt in (("log_pi", "plain"), ("log_q", "hinted")):
-        if need in scheme.needs:
+    passes: tuple[tuple[Set[Need], str], ...] = (
+        ({"log_pi"}, "plain"),
+        ({"log_q"}, "hinted"),
+        ({"answers", "gain"}, "plain"),
+    )
+    for needs, prompt in passes:
+        if needs & scheme.needs:
             for draw in scored.values():
                 messages = setup.prompts.render(prompt, by_id[draw.key.problem_id])
                 num += len(setup.tokenizer.encode_prompt(messages)) + len(draw.completion.tokens)

@@ -58,6 +58,18 @@ MASS = Measure(
     least=-math.inf,
     most=0.0,
 )
+# of schemes that score answers after rationales: see answer_rules.py
+ANSWERS = (
+    Measure("expected_right", "probability of the correct answer after a draw's rationale"),
+    Measure("reasons_share", "right draws whose rationale leads to the answer"),
+    Measure(
+        "reasons_nats",
+        "what rationales add to log p(y* | x), nats",
+        is_share=False,
+        least=-math.inf,
+        most=math.inf,
+    ),
+)
 LOSS = Measure(
     "loss", "loss of the M-step, nats a token", is_share=False, low_is_good=True, most=math.inf
 )
@@ -78,7 +90,7 @@ POSTERIOR = (
 )
 BOUNDS = {
     measure.name: (measure.least, measure.most)
-    for measure in (*MEASURES, KEPT, COVERED, MASS, LOSS, *POSTERIOR)
+    for measure in (*MEASURES, KEPT, COVERED, MASS, *ANSWERS, LOSS, *POSTERIOR)
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from femtune.intervals import Estimate
 from femtune.report.contenders import (
+    ANSWERS,
     COVERED,
     KEPT,
     LOSS,
@@ -79,6 +80,7 @@ def learning(found: Found) -> Section:
         (KEPT, "e_step"),
         (COVERED, "e_step"),
         (MASS, "e_step"),
+        *((each, "e_step") for each in ANSWERS),
         (LOSS, "m_step"),
     ]:
         courses = [course(group, measure.name, part) for group in groups]

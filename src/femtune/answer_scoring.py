@@ -1,0 +1,183 @@
+"""The probability of the correct answer after each draw's rationale, for rules that weigh by it.
+
+    prompt x   rationale z   cue "\\nAnswer:"   y* " 4"   closed by the end token or a line break
+
+log_answer     log pi(y* | x, z), closing included
+log_direct     log pi(y* | x): the same right after prompt and cue
+is_likeliest   no other answer is likelier after z: of the closed set, or where any answer may be given,
+               of y* and the wrong answers that the problem's draws gave
+log_ratio      log pi(z | x) - log q(z), of rationale and cue
+right          the draw with y* in the place of its answer, and the end token
+
+All are of theta_{k-1} under the plain prompt without worked examples, in nats.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+
+from femtune.answer_probs import (
+    AnswerNats,
+    Tokens,
+    closed_set,
+    direct_nats,
+    nats_of_answers,
+    prefix_of,
+    prompt_tokens,
+    with_answer,
+    written,
+)
+from femtune.chunks import Setup
+from femtune.types import Completion, Draw, DrawKey, Need, Problem, Score
+
+
+def sampled_prefix(completion: Completion, setup: Setup) -> Tokens | None:
+    """Return a completion's tokens up to and including its first cue, None where it has none.
+
+    It depends on these tokens alone, not on what follows: so whatever was sampled next, the model would
+    have given y* here with probability pi(y* | x, z). A cue does not count within a thinking block,
+    where a token goes beyond its end, or after an answer in another form.
+    """
+    assert setup.cut is not None
+    form, opening, decode = setup.cut.format, setup.cut.opening, setup.tokenizer.decode
+    tokens, end = completion.tokens, 0
+    text = opening + decode(tokens)
+    while (place := text.find(form.cue, end)) >= 0:
+        end, before = place + len(form.cue), text[:place]
+        num = bisect_left(range(len(tokens) + 1), end, key=lambda n: len(opening + decode(tokens[:n])))
+        thinks = "<think>" in before and "</think>" not in before
+        is_whole = opening + decode(tokens[:num]) == text[:end]
+        if is_whole and not thinks and not form.read(before).answer:
+            return tokens[:num]
+    return None
+
+
+def right_draw(draw: Draw, problem: Problem, setup: Setup) -> tuple[Tokens, Draw] | None:
+    """Return a draw's rationale and cue, and the draw with y* as its answer.
+
+    None where they were not sampled as they stand, or where y* does not fit after them.
+    """
+    if draw.completion.finish_reason == "error":
+        return None
+    prefix = sampled_prefix(draw.completion, setup)
+    if prefix is None:
+        return None
+    [ways] = written([problem.answer], setup, closed=True).ways
+    if len(prefix) + max(map(len, ways)) > setup.sampling.max_new_tokens:
+        return None
+    made = with_answer(draw.completion, problem.answer, setup, prefix)
+    parsed = setup.prompts.parse(made.text)
+    score = Score(1.0, parsed.answer, rationale=parsed.rationale)
+    return prefix, Draw(
+        draw.key, draw.prompt, draw.seed, made, score, demos=draw.demos, temperature=draw.temperature
+    )
+
+
+def right_draws(
+    draws: Sequence[Draw], problems: Mapping[str, Problem], setup: Setup
+) -> dict[DrawKey, tuple[Tokens, Draw]]:
+    """Return `right_draw` of each draw for which the reward and the filter accept it.
+
+    So rationales that leak the hint, or are empty, have none.
+    """
+    found = [made for draw in draws if (made := right_draw(draw, problems[draw.key.problem_id], setup))]
+    if not found:
+        return {}
+    scores = setup.grade(
+        [problems[right.key.problem_id] for _, right in found],
+        [right.completion for _, right in found],
+        hinted=[right.prompt == "hinted" for _, right in found],
+        accept_at=[1.0] * len(found),
+    )
+    pairs = zip(found, scores, strict=True)
+    return {right.key: (prefix, right) for (prefix, right), score in pairs if not score.reason}
+
+
+def add_answer_nats(
+    chosen: Sequence[Draw],
+    draws: Sequence[Draw],
+    rights: Mapping[DrawKey, tuple[Tokens, Draw]],
+    problems: Mapping[str, Problem],
+    needs: Set[Need],
+    setup: Setup,
+) -> list[Draw]:
+    """Return the chosen ones of these draws with what the rules need of their answers.
+
+    Where rules need "answers", draws without a right one (`rights`) are left as they are. Raises
+    EngineError where the engine can't score.
+    """
+    setup = replace(setup, demos=())
+    todo = [draw for draw in chosen if draw.key in rights or "answers" not in needs]
+    asked = [problems[draw.key.problem_id] for draw in todo]
+    prompts = {problem.id: prompt_tokens("plain", problem, setup) for problem in asked}
+    prefixes: list[Tokens | None] = []
+    for draw in todo:
+        known = rights.get(draw.key)
+        before = known[0] if known else sampled_prefix(draw.completion, setup)
+        prefixes.append(
+            (*prompts[draw.key.problem_id], *(before or prefix_of(draw.completion, setup)[0]))
+        )
+    compared = _compared(draws, problems) if "gain" in needs else {}
+    answers = [compared.get(problem.id, (problem.answer,)) for problem in asked]
+    found = nats_of_answers(prefixes, answers, setup, closed=True)
+    direct = _direct(asked, setup) if "gain" in needs else {}
+    ratios = _log_ratios(todo, rights, problems, setup) if "ratio" in needs else {}
+    made: dict[DrawKey, Draw] = {}
+    for draw, problem, after in zip(todo, asked, found, strict=True):
+        assert after is not None
+        nats = after.of(problem.answer)
+        made[draw.key] = replace(
+            draw,
+            log_answer=nats,
+            log_direct=direct.get(problem.id),
+            is_likeliest=nats >= max(after.nats) if "gain" in needs else None,
+            log_ratio=ratios.get(draw.key),
+            right=rights[draw.key][1] if draw.key in rights else None,
+        )
+    return [made.get(draw.key, draw) for draw in chosen]
+
+
+def _compared(draws: Sequence[Draw], problems: Mapping[str, Problem]) -> dict[str, tuple[str, ...]]:
+    """Return the answers of which y* is to be the likeliest, y* among them, by problem."""
+    given: dict[str, dict[str, None]] = {}
+    for draw in draws:
+        answer = problems[draw.key.problem_id].answer
+        names = given.setdefault(draw.key.problem_id, {answer: None})
+        if draw.score.reason == "wrong" and draw.score.answer:  # others may be y* in another spelling
+            names[draw.score.answer] = None
+    closed = {name: closed_set(problems[name]) for name in given}
+    return {
+        name: closed[name] if problems[name].answer in closed[name] else tuple(names)
+        for name, names in given.items()
+    }
+
+
+def _direct(problems: Sequence[Problem], setup: Setup) -> dict[str, float]:
+    """Return log pi(y* | x) by problem."""
+    once = list({problem.id: problem for problem in problems}.values())
+    found: Sequence[AnswerNats | None] = direct_nats(
+        once, setup, closed=True, answers=lambda problem: (problem.answer,)
+    )
+    return {
+        problem.id: each.nats[0] for problem, each in zip(once, found, strict=True) if each is not None
+    }
+
+
+def _log_ratios(
+    draws: Sequence[Draw],
+    rights: Mapping[DrawKey, tuple[Tokens, Draw]],
+    problems: Mapping[str, Problem],
+    setup: Setup,
+) -> dict[DrawKey, float]:
+    """Return log pi(z | x) - log q(z) of rationale and cue; the answer has no part in it."""
+    hinted = [draw for draw in draws if draw.prompt == "hinted" and draw.key in rights]
+    pairs = [
+        (prompt_tokens(name, problems[draw.key.problem_id], setup), rights[draw.key][0])
+        for draw in hinted
+        for name in ("plain", "hinted")
+    ]
+    nats = iter(setup.engine.logprob(pairs) if pairs else [])
+    ratios = {draw.key: next(nats) - next(nats) for draw in hinted}
+    return {draw.key: ratios.get(draw.key, 0.0) for draw in draws}
