@@ -44,12 +44,13 @@ from femtune.regression import (
     value_metrics,
 )
 from femtune.run import read_draws
+from femtune.scored_answers import read_scored
 from femtune.tasks.frames import Frame
 from femtune.training import Training
 from femtune.types import Problem
 from femtune.worlds import WORLDS, make_splits
 
-ALL = ("majority", "votes", "answer-only", "regression")
+ALL = ("majority", "votes", "direct", "answer-only", "regression")
 SETTINGS = Train(
     task="judge",
     raters="named",
@@ -71,7 +72,9 @@ def rating(name: str, answer: str) -> Problem:
 
 def test_by_default_those_that_suit_the_task() -> None:
     assert chosen(None, SETTINGS) == ALL
-    assert chosen(None, Train(task="choice")) == ("majority", "votes", "answer-only")
+    assert chosen(None, Train(task="choice")) == ("majority", "votes", "direct", "answer-only")
+    assert "direct" not in chosen(None, replace(SETTINGS, engine="openai"))
+    assert "direct" not in chosen(None, replace(SETTINGS, answer_format="regex:Score: (.+)"))
     assert chosen(None, Train(task="math")) == ("votes", "answer-only")
     assert chosen(None, replace(SETTINGS, eval_share=0.0)) == ()  # nothing to measure them on
     assert chosen(("none",), SETTINGS) == chosen((), SETTINGS) == ()
@@ -85,6 +88,7 @@ def test_by_default_those_that_suit_the_task() -> None:
         (("none", "votes"), SETTINGS, "goes with no other"),
         (("regression",), Train(task="math"), "does not suit task math"),
         (("votes",), replace(SETTINGS, eval_every=0), "held-out problems"),
+        (("direct",), replace(SETTINGS, answer_format="regex:Score: (.+)"), "format with a cue"),
     ],
 )
 def test_what_does_not_suit_is_refused(names: tuple[str, ...], settings: Train, said: str) -> None:
@@ -96,12 +100,12 @@ def test_majority_runs_once_and_the_others_for_each_seed() -> None:
     made = jobs(("pps",), 2, replace(SETTINGS, seed=5), Path("out"), ALL, draws=3)
     assert [job.output_dir.name for job in made] == [
         "majority",
-        *("votes-seed5", "votes-seed6", "answer-only-seed5", "answer-only-seed6"),
+        *("votes-seed5", "votes-seed6", "direct", "answer-only-seed5", "answer-only-seed6"),
         *("regression-seed5", "regression-seed6", "pps-seed5", "pps-seed6"),
     ]
-    assert [job.is_baseline for job in made] == [True] * 7 + [False] * 2
+    assert [job.is_baseline for job in made] == [True] * 8 + [False] * 2
     assert all(job.settings.seed == job.seed for job in made)
-    assert [getattr(job.settings, "draws", None) for job in made[1:8:2]] == [3, 1, 3, None]
+    assert [getattr(job.settings, "draws", None) for job in made[2:9:2]] == [3, 1, 3, None]
     with pytest.raises(ConfigError, match="baseline_draws must be at least 1"):
         jobs(("pps",), 1, SETTINGS, Path("out"), ALL, draws=0)
 
@@ -361,6 +365,12 @@ def test_each_baseline_is_stored_and_not_done_again(tmp_path: Path) -> None:
     assert first["votes"][0]["evaluation"]["num_draws"] == 8 * 2
     folder = tmp_path / "votes-seed0" / "iteration-000" / "eval"
     assert sum(len(draws) for draws, _ in read_draws(folder)) == 8 * 2
+    (direct,) = first["direct"]
+    assert [*direct["evaluations"]] == ["direct", "expected-score"]
+    assert {"ece", "brier", "log_likelihood"} <= direct["evaluations"]["direct"].keys()
+    assert {"mae", "spearman"} <= direct["evaluations"]["expected-score"].keys()
+    assert direct["evaluation"]["tokens_per_draw"] == 0
+    assert len(read_scored(tmp_path / "direct" / "iteration-000" / "direct_answers")) == 8
     # a regression is the same again from the stored draws
     place = tmp_path / "regression-seed0" / "iteration-000"
     (place / "metrics.json").unlink()
@@ -386,6 +396,8 @@ def test_pairs_are_regressed_in_both_orders(tmp_path: Path) -> None:
     assert metrics["e_step"]["num_draws"] == 2 * 8 * 2  # both orders
     assert metrics["evaluation"]["num_draws"] == 2 * 4 * 2
     assert "position_consistency" in metrics["evaluation"]
+    direct = jobs((), 1, settings, tmp_path, ("direct",))[0]
+    assert [*run(train, direct)[0]["evaluations"]] == ["direct"]  # pairs have no expected score
     majority = jobs((), 1, settings, tmp_path, ("majority",))[0]
     assert run(train, majority)[0]["evaluation"]["accuracy"] == 0.5  # each pair in both orders
 

@@ -18,6 +18,7 @@ from femtune.calibration import (
     Kind,
     apply,
     check_scale,
+    cross_fitted_effect,
     effect,
     fit_calibration,
     load_calibration,
@@ -271,3 +272,35 @@ def test_any_votes_fit_or_are_refused(rows: list[tuple[str, list[str]]], kind: K
     except DataError:
         return
     assert json.dumps(effect(items, SCALE, fitted, resamples=20), allow_nan=False)
+
+
+# --- of probabilities
+
+
+def test_a_map_of_probabilities_undoes_a_known_temperature() -> None:
+    """Truths by p, probabilities given as p^3: the best map takes the cube root of them."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet((1, 1, 1), size=4000)
+    truths = [SCALE[rng.choice(3, p=row)] for row in p]
+    items = [Item(truth, ()) for truth in truths]
+    sharp = p**3 / (p**3).sum(axis=1, keepdims=True)
+    fitted = fit_calibration(items, SCALE, "temperature", sharp)
+    # 4,000 items: the standard error of the temperature is about 0.1
+    assert (fitted.of, fitted.temperature) == ("probabilities", pytest.approx(3, abs=0.4))
+    found = cross_fitted_effect(items, SCALE, "temperature", sharp)
+    assert found["brier_after"] < found["brier_before"]
+    assert found["ece_after"] < 0.03 < found["ece_before"]
+
+
+def test_a_file_of_an_earlier_version_is_of_votes(tmp_path: Path) -> None:
+    path = tmp_path / "map.json"
+    made = Calibration("temperature", SCALE, 2.0, 0.1, of="probabilities")
+    save_calibration(made, path)
+    assert load_calibration(path) == made
+    stored = json.loads(path.read_text())
+    del stored["of"]
+    path.write_text(json.dumps(stored))
+    assert load_calibration(path).of == "votes"
+    path.write_text(json.dumps(stored | {"of": "guesses"}))
+    with pytest.raises(DataError, match="it is of 'guesses'"):
+        load_calibration(path)

@@ -14,13 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune import predict
+from femtune import predict, scored_answers
+from femtune.aggregate import prediction
 from femtune.calibration import Calibration, save_calibration
 from femtune.cli import main
 from femtune.engines.transformers import TransformersEngine
 from femtune.errors import ConfigError, DataError
-from femtune.predictions import prediction, save_predictions
+from femtune.predictions import save_predictions
 from femtune.run import read_draws
+from femtune.scored_answers import read_scored
 from femtune.tasks.frames import Frame
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 
@@ -63,6 +65,8 @@ def test_the_most_frequent_answer_wins_with_its_share() -> None:
         "abstained": False,
         "num_answered": 3,
         "votes": {"5": 2, "4": 1},
+        "aggregate": "votes",
+        "probabilities": None,
         "distribution": {"1": 0, "2": 0, "3": 0, "4": 1 / 3, "5": 2 / 3},
         "expected": pytest.approx((4 + 5 + 5) / 3),
         "consistent": None,
@@ -239,9 +243,11 @@ def test_parquet_loads_as_a_data_set_and_holds_what_the_lines_say(tmp_path: Path
     table = datasets.Dataset.from_parquet(str(tmp_path / "out.parquet"), cache_dir=str(tmp_path / "c"))
     for row, one in zip(table, said, strict=True):
         votes = {vote["answer"]: vote["count"] for vote in row.pop("votes")}
-        shares = row.pop("distribution")
-        shares = shares and {share["answer"]: share["share"] for share in shares}
-        assert row | {"votes": votes, "distribution": shares} == one
+        shares = {
+            name: {share["answer"]: share["share"] for share in row.pop(name)}
+            for name in ("probabilities", "distribution")
+        }
+        assert row | {"votes": votes, **shares} == one
     assert len(said) == len(PAIRS)
 
 
@@ -261,6 +267,12 @@ def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path: Path) ->
         (["--task", "judge"], "--scale 1,5"),
         (["--abstain-below", "2"], "abstain_below must be from 0 to 1"),
         (["--draws", "1", "--calibration", "map.json"], "calibration is of shares"),
+        (["--aggregate", "probabilities", "--calibration", "map.json"], "fit it anew with --aggregate"),
+        (["--aggregate", "probabilities"], "needs a closed set of answers"),
+        (
+            [*JUDGE, "--aggregate", "probabilities", "--answer-format", "regex:Score: (.+)"],
+            "needs an answer format with a cue",
+        ),
         (["--calibration", "nowhere.json"], "nowhere.json can't be read"),
         (["--calibration", "map.json", "--columns", "prompt=response"], "these have none"),
         (["--calibration", "map.json", "--task", "judge", "--scale", "0,5"], "fit it anew"),
@@ -278,7 +290,7 @@ def test_what_is_refused(
     Path("rows.jsonl").write_text(lines(RATINGS))
     save_calibration(SHARPENED, Path("map.json"))
     assert main(["predict", "rows.jsonl", "--model", "seedling", *argv]) == 1
-    assert said in " ".join(capsys.readouterr().err.split())
+    assert said.lower() in " ".join(capsys.readouterr().err.split()).lower()
 
 
 def test_a_bad_line_of_a_stream_is_named(
@@ -310,10 +322,13 @@ def test_calibrate_stores_a_map_that_evaluate_and_predict_apply(
         *JUDGE,
     ]
     capsys.readouterr()
-    assert main(["calibrate", "train.jsonl", *asked, "--output", "map.json", "--show", "json"]) == 0
+    votes = ("--aggregate", "votes")
+    made = ["calibrate", "train.jsonl", *asked, *votes, "--output", "map.json", "--show", "json"]
+    assert main(made) == 0
     effect = json.loads(capsys.readouterr().out)
     assert effect["num_problems"] == 150
     assert {"ece_before", "ece_after", "brier_before", "brier_after", "ece_after_ci"} <= effect.keys()
+    assert effect["of"] == "votes"
     evaluate = ["evaluate", "test.jsonl", *asked, "--output-dir", "run", "--show", "json"]
     assert main(evaluate) == 0
     raw = json.loads(capsys.readouterr().out)
@@ -368,3 +383,86 @@ def counting(generate: Any, asked: list[str]) -> Any:
             yield finished
 
     return counted
+
+
+def test_probabilities_that_were_stopped_go_on_and_nothing_is_scored_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text(lines(RATINGS))
+    argv = ["predict", "rows.jsonl", *ASKED, *JUDGE]
+    assert main([*argv, "--output", "whole.jsonl"]) == 0
+    scored: list[str] = []
+    stops = [True]
+
+    def scoring(draws: Any, *args: Any) -> Any:
+        if stops[0] and len(scored) >= 6:  # three draws of two problems a chunk
+            raise KeyboardInterrupt
+        scored.extend(f"{draw.key}" for draw in draws)
+        return score(draws, *args)
+
+    score = scored_answers.answer_nats
+    monkeypatch.setattr(scored_answers, "answer_nats", scoring)
+    assert main([*argv, "--output", "out.jsonl"]) == 130
+    stops[0] = False
+    assert main([*argv, "--output", "out.jsonl"]) == 0
+    assert len(scored) == len({*scored}) == 3 * len(RATINGS)
+    assert Path("out.jsonl").read_text() == Path("whole.jsonl").read_text()
+    said = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert all(one["aggregate"] == "probabilities" for one in said)
+    assert all(sum(one["probabilities"].values()) == pytest.approx(1) for one in said)
+    folder = Path("out.jsonl.draws/iteration-000")
+    assert len(read_scored(folder / "eval_answers")) == len(scored)
+    assert main(["doctor", "out.jsonl.draws"]) == 0
+
+
+def test_predictions_of_an_earlier_version_go_on_with_their_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their config.yaml has no `aggregate`, and there are no probabilities beside the draws."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text(lines(RATINGS))
+    argv = ["predict", "rows.jsonl", *ASKED, *JUDGE, "--output", "out.jsonl"]
+    assert main([*argv, "--aggregate", "votes"]) == 0
+    by_votes = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert not Path("out.jsonl.draws/iteration-000/eval_answers").exists()
+    assert {one["aggregate"] for one in by_votes} == {"votes"}
+    Path("out.jsonl").unlink()
+    config = Path("out.jsonl.draws/config.yaml")
+    old = [line for line in config.read_text().splitlines() if not line.startswith("aggregate")]
+    config.write_text("\n".join(old) + "\n")
+
+    def never(*args: Any, **given: Any) -> Any:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(TransformersEngine, "generate", never)
+    assert main(argv) == 0
+    again = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert {one["aggregate"] for one in again} == {"probabilities"}
+    assert [one["votes"] for one in again] == [one["votes"] for one in by_votes]
+
+
+def test_a_calibration_of_probabilities_takes_one_rationale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["world", "rubric", "--output-dir", ".", "--num-train", "30", "--num-test", "4"]) == 0
+    asked = ["--model", "seedling", "--max-new-tokens", "40", "--draws", "1", *JUDGE]
+    capsys.readouterr()
+    made = ["calibrate", "train.jsonl", *asked, "--output", "map.json", "--show", "json"]
+    assert main(made) == 0
+    effect = json.loads(capsys.readouterr().out)
+    assert (effect["of"], effect["num_problems"]) == ("probabilities", 30)
+    assert effect["brier_after"] is not None
+    evaluate = ["evaluate", "test.jsonl", *asked, "--calibration", "map.json", "--output-dir", "run"]
+    assert main([*evaluate, "--show", "json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert {"by_votes", "by_probabilities", "calibrated"} <= metrics.keys()
+    assert metrics["calibrated"]["brier"] != metrics["by_probabilities"]["brier"]
+    assert main(evaluate) == 0  # as a table, from what is stored
+    assert "by probabilities" in capsys.readouterr().out
+    [*said] = told(["test.jsonl", *asked, "--calibration", "map.json"], capsys)
+    assert all(one["distribution"] != one["probabilities"] for one in said)
+    assert (
+        main(["predict", "test.jsonl", *asked, "--calibration", "map.json", "--aggregate", "votes"]) == 1
+    )

@@ -2,6 +2,9 @@
 
     majority      the most frequent answer of the training problems, whatever is asked
     votes         the untrained base by vote: `draws` rationales at temperature 1
+    direct        the untrained base without a rationale: the probability of every answer right after
+                  the prompt and the cue; see `direct`. Its rows are "direct", the likeliest answer,
+                  and, of ratings, "expected-score", their mean under these probabilities
     answer-only   the base, fine-tuned on "Answer: y*" without a rationale, with as many optimizer
                   steps as a scheme takes that keeps a draw of every problem in every iteration
     regression    the base as it is, and a regression from what it wrote to the human's answer:
@@ -23,10 +26,13 @@ from typing import Any
 
 import numpy as np
 
+from femtune.answer_format import parse_format
+from femtune.answers import Scale
 from femtune.asker import Asker, make_asker
 from femtune.chunks import Setup
 from femtune.commands import beside, run_place
 from femtune.config import CHANGEABLE, RL, Train
+from femtune.direct import direct_answers, direct_metrics, expected_score
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import ask_into, estep_metrics, evaluation_metrics
 from femtune.examples import write_examples
@@ -48,13 +54,13 @@ History = list[dict[str, Any]]
 
 # By task: `majority` needs answers that come again, `regression` ratings or pairs.
 APPLY = {
-    "judge": ("majority", "votes", "answer-only", "regression"),
-    "summarize": ("majority", "votes", "answer-only", "regression"),
-    "choice": ("majority", "votes", "answer-only"),
+    "judge": ("majority", "votes", "direct", "answer-only", "regression"),
+    "summarize": ("majority", "votes", "direct", "answer-only", "regression"),
+    "choice": ("majority", "votes", "direct", "answer-only"),
     "math": ("votes", "answer-only"),
     "table": ("votes", "answer-only"),
 }
-ONCE = ("majority",)  # nothing in it is drawn at random: one run for all seeds
+ONCE = ("majority", "direct")  # nothing in them is drawn at random: one run for all seeds
 DRAWING = ("votes", "regression")
 
 NO_TIME = {"engine_s": 0.0, "total_s": 0.0}
@@ -76,8 +82,10 @@ class Reinforced(Baseline, RL):
 def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
     """The baselines that are asked for, in order; None stands for all that suit the task.
 
-    Those by reinforcement learning take as long as schemes: they run only where they are named. Raises
-    ConfigError for an unknown one, for one that does not suit, and for one that needs what is not there.
+    Those by reinforcement learning take as long as schemes: they run only where they are named. So does
+    `direct` where the answer format has no cue, or a server is asked, which may not be able to score.
+    Raises ConfigError for an unknown one, for one that does not suit, and for one that needs what is not
+    there.
     """
     known = (*APPLY["judge"], *RL_BASELINES, "none")
     for name in names or ():
@@ -89,7 +97,14 @@ def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
         settings.eval_share > 0 or settings.eval_data is not None or settings.eval_split is not None
     )
     suit = APPLY[settings.task] if measured else ()
-    wanted = suit if names is None else tuple(name for name in names if name != "none")
+    has_cue = bool(parse_format(settings.answer_format).cue)
+    usual = suit if has_cue and settings.engine != "openai" else tuple(n for n in suit if n != "direct")
+    wanted = usual if names is None else tuple(name for name in names if name != "none")
+    if "direct" in wanted and not has_cue:
+        raise ConfigError(
+            f"baseline direct needs an answer format with a cue; got {settings.answer_format}. Choose "
+            "line, boxed, hash, tag, bracket or json:KEY, or leave it out."
+        )
     for name in wanted:
         if not measured:
             raise ConfigError(f"baseline {name} is measured on held-out problems, and there are none.")
@@ -194,6 +209,8 @@ def _made(
         return _answer_only(run, asker, settings, train, test)
     if settings.scheme == "votes":
         return _votes(run, asker, settings, test)
+    if settings.scheme == "direct":
+        return _direct(run, asked, asker, settings, test)
     return _regression(run, asked, asker, settings, both_orders(train, asked.problems), test)
 
 
@@ -267,6 +284,27 @@ def by_vote(metrics: Mapping[str, Any]) -> dict[str, Any]:
             made[f"draw_accuracy{end}"] = made[f"accuracy{end}"]
             made[f"accuracy{end}"] = made[f"majority_accuracy{end}"]
     return made
+
+
+# --- direct
+
+
+def _direct(
+    run: Run, asked: Questions[Train], asker: Asker, settings: Baseline, test: Sequence[Problem]
+) -> dict[str, Any]:
+    """Two rows of one pass: the likeliest answer and, of ratings, the expected score."""
+    run.log("evaluation", iteration=0)
+    with asker.setup(Sampling(settings.max_new_tokens)) as setup:
+        found = direct_answers(run, test, replace(setup, demos=asker.demos))
+    answers = [nats.likeliest if nats else "" for nats in found]
+    ways = {"direct": judged(test, answered(test, answers, asked)) | direct_metrics(test, found)}
+    known = frame(test[0])
+    if known is not None and known.form == "rating" and all(found):
+        scale = Scale(known.scale)
+        values = np.array([expected_score(nats, scale) for nats in found if nats])
+        nearest = judged(test, answered(test, [*map(scale.nearest, values)], asked))
+        ways["expected-score"] = with_values(nearest, test, values, known.scale)
+    return {"evaluation": ways["direct"], "evaluations": ways}
 
 
 def _draw(run: Run, kind: str, problems: Sequence[Problem], setup: Setup, draws: int) -> None:

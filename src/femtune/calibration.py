@@ -1,10 +1,12 @@
-"""From vote shares to probabilities: a map that is fitted on a validation split and applied elsewhere.
+"""Calibrate a judge: a map of its distributions over answers, fitted on a validation split.
 
 Votes of a fine-tuned judge tend to agree with each other more than with the truth: five of five draws
-are right less than always. A calibration keeps what is ranked and mends what it is worth. Fit it on
-items that the measures are not taken on: on its own items any map looks good.
+are right less than always. The probabilities that it gives answers may be as wrong. A calibration keeps
+the ranking and changes the probabilities. Fit it on other items than those that the measures are taken
+on: on its own items any map looks good.
 
-    {"kind": "temperature", "scale": ["1", "2"], "temperature": 1.9, "smoothing": 0.1, "knots": []}
+    {"kind": "temperature", "of": "votes", "scale": ["1", "2"], "temperature": 1.9, "smoothing": 0.1,
+     "knots": []}
 """
 
 from __future__ import annotations
@@ -23,12 +25,17 @@ from femtune.errors import ConfigError, DataError
 from femtune.files import write_json
 from femtune.formats import Unreadable, read_json
 from femtune.intervals import Floats, bootstrap, summary
-from femtune.metrics import Item, confidence, count_votes, distributions
+from femtune.metrics import Item, calibration_errors, confidence, count_votes, distributions
 
 Kind = Literal["temperature", "isotonic"]
+# What a distribution is made from: the count of answers, or the mean of the probabilities that the model
+# gives each answer after each rationale.
+Of = Literal["votes", "probabilities"]
+Aggregate = Literal["auto", "votes", "probabilities"]
 Knots = tuple[tuple[float, ...], tuple[float, ...]]  # rising shares, and the probability at each
 
 MIN_ITEMS = 20  # of fewer, a fit says more about the items than about the judge
+FLOOR = 1e-6  # added to probabilities, so that none is 0: a log is taken of them
 TEMPERATURES = (0.05, 20.0)  # within which one is sought: beyond, it is a one-hot or a uniform
 
 
@@ -41,43 +48,56 @@ class Calibration:
     temperature: float = 1.0  # over 1: the votes are too sure
     smoothing: float = 0.0  # added to each share, so that an answer without a vote is not impossible
     knots: tuple[Knots, ...] = ()  # one for each answer of the scale; straight lines between
+    of: Of = "votes"  # which distributions it was fitted to
 
 
-def fit_calibration(items: Sequence[Item], scale: Sequence[str], kind: Kind) -> Calibration:
-    """The map under which the truths of these items are likeliest; items without a vote are left out.
+def fit_calibration(
+    items: Sequence[Item],
+    scale: Sequence[str],
+    kind: Kind,
+    probabilities: Floats | None = None,
+) -> Calibration:
+    """Fit the map under which the truths of these items are likeliest.
+
+    To the shares of their votes, without the items that have none; or to `probabilities` [items, scale].
 
     temperature     p of an answer is proportional to (share + a)^(1/T); T minimises the negative log
                     likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2, with log(share + a) for
                     the logits that votes lack). a = 1 / (draws x answers): one more vote, spread
-                    evenly (Perks 1947). One number: fit for few items; the ranking stays.
+                    evenly (Perks 1947); of probabilities, 1e-6. One number: fit for few items; the
+                    ranking stays.
     isotonic        of each answer, the rising step function from its share to the share of items
                     where it is the truth, nearest in squares; then divided by the sum (Zadrozny &
                     Elkan 2002). Free of form: takes hundreds of items, and may rank answers anew.
 
     Raises ConfigError for another kind or an impossible scale, DataError where there are fewer than
-    20 items with a vote, one draw of each, or one class of truths.
+    20 items with a vote, one draw of each where votes are counted, or one class of truths.
     """
     votes = count_votes(items, scale)
     if kind not in get_args(Kind):
         raise ConfigError(f"calibration {kind!r}: choose one of {', '.join(get_args(Kind))}.")
-    cast = votes.cast
-    truth, counts, shares = votes.truth[cast], votes.counts[cast], votes.shares[cast]
+    by_votes = probabilities is None
+    used = votes.cast if by_votes else np.ones(len(items), bool)
+    truth, counts = votes.truth[used], votes.counts[used]
+    shares = votes.shares[used] if probabilities is None else probabilities
     if len(truth) < MIN_ITEMS:
-        raise DataError(f"{len(truth)} items with a vote: a calibration takes {MIN_ITEMS} or more.")
-    if counts.sum(axis=1).max() < 2:
+        having = "items with a vote" if by_votes else "items with probabilities"
+        raise DataError(f"{len(truth)} {having}: a calibration takes {MIN_ITEMS} or more.")
+    if by_votes and counts.sum(axis=1).max() < 2:
         raise DataError("one draw of each item: a calibration takes several, there is no share of one.")
     if len(np.unique(truth)) < 2:
         raise DataError("labels of one class: nothing to calibrate against.")
+    of: Of = "votes" if by_votes else "probabilities"
     if kind == "isotonic":
         knots = tuple(_isotonic(shares[:, answer], truth == answer) for answer in range(len(scale)))
-        return Calibration(kind, tuple(scale), knots=knots)
-    smoothing = 1 / float(counts.sum(axis=1).mean() * len(scale))
+        return Calibration(kind, tuple(scale), knots=knots, of=of)
+    smoothing = 1 / float(counts.sum(axis=1).mean() * len(scale)) if by_votes else FLOOR
     temperature = _best_temperature(shares, truth, smoothing)
-    return Calibration(kind, tuple(scale), temperature=temperature, smoothing=smoothing)
+    return Calibration(kind, tuple(scale), temperature=temperature, smoothing=smoothing, of=of)
 
 
 def apply(calibration: Calibration, shares: Floats) -> Floats:
-    """Calibrated probabilities of vote shares, both [items, scale]; rows sum to 1.
+    """Calibrated probabilities of shares or probabilities, both [items, scale]; rows sum to 1.
 
     >>> sure = Calibration("temperature", ("1", "2"), temperature=2.0, smoothing=1e-9)
     >>> apply(sure, np.array([[0.9, 0.1]])).round(3).tolist()  # 3 to 1, as sqrt(9) to sqrt(1)
@@ -113,7 +133,13 @@ def effect(
 
 
 def cross_fitted_effect(
-    items: Sequence[Item], scale: Sequence[str], kind: Kind, *, folds: int = 5, seed: int = 0
+    items: Sequence[Item],
+    scale: Sequence[str],
+    kind: Kind,
+    probabilities: Floats | None = None,
+    *,
+    folds: int = 5,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """`effect` of maps that are fitted on these items: to each fold the map of the others is applied.
 
@@ -126,18 +152,30 @@ def cross_fitted_effect(
     fold = [fold_of[item.group or f"\x00{place}"] for place, item in enumerate(items)]
     after = np.zeros((len(items), len(scale)))
     for left_out in {*fold}:
-        rest = [item for item, own in zip(items, fold, strict=True) if own != left_out]
+        rest = [place for place, own in enumerate(fold) if own != left_out]
         rows = [place for place, own in enumerate(fold) if own == left_out]
-        fitted = fit_calibration(rest, scale, kind)
-        after[rows] = distributions([items[row] for row in rows], scale, fitted)
-    return _effect(items, scale, after, 1000, seed)
+        if probabilities is None:
+            fitted = fit_calibration([items[row] for row in rest], scale, kind)
+            after[rows] = distributions([items[row] for row in rows], scale, fitted)
+        else:
+            fitted = fit_calibration([items[row] for row in rest], scale, kind, probabilities[rest])
+            after[rows] = apply(fitted, probabilities[rows])
+    return _effect(items, scale, after, 1000, seed, probabilities)
 
 
 def _effect(
-    items: Sequence[Item], scale: Sequence[str], probabilities: Floats, resamples: int, seed: int
+    items: Sequence[Item],
+    scale: Sequence[str],
+    mapped: Floats,
+    resamples: int,
+    seed: int,
+    probabilities: Floats | None = None,
 ) -> dict[str, Any]:
     votes = count_votes(items, scale)
-    before, after = confidence(votes, votes.shares), confidence(votes, probabilities)
+    if probabilities is None:
+        before, after = confidence(votes, votes.shares), confidence(votes, mapped)
+    else:
+        before, after = (calibration_errors(p, votes.truth) for p in (probabilities, mapped))
 
     def statistic(weights: Floats) -> dict[str, Floats]:
         pair = {"before": before(weights), "after": after(weights)}
@@ -173,11 +211,15 @@ def load_calibration(path: Path) -> Calibration:
 def _from_json(stored: Any) -> Calibration:
     """Raises ValueError or TypeError with what is wrong."""
     names = [field.name for field in fields(Calibration)]
+    if isinstance(stored, dict):
+        stored = {"of": "votes", **stored}  # files of earlier versions are all of votes
     if not isinstance(stored, dict) or set(stored) != set(names):
         raise ValueError(f"it must have the fields {', '.join(names)}")
     kind, scale = stored["kind"], _tuple(stored["scale"], "scale", str)
     if kind not in get_args(Kind):
         raise ValueError(f"its kind is {kind!r}")
+    if (of := stored["of"]) not in get_args(Of):
+        raise ValueError(f"it is of {of!r}, expected one of {', '.join(get_args(Of))}")
     if len(scale) < 2 or len(set(scale)) != len(scale):
         raise ValueError("its scale must have two answers or more, all different")
     temperature, smoothing = _tuple([stored["temperature"], stored["smoothing"]], "temperature", float)
@@ -186,7 +228,7 @@ def _from_json(stored: Any) -> Calibration:
         raise ValueError("its temperature and smoothing must be over 0")
     if len(knots) != (len(scale) if kind == "isotonic" else 0):
         raise ValueError(f"it has {len(knots)} lists of knots, for {len(scale)} answers")
-    return Calibration(kind, scale, temperature, smoothing, knots)
+    return Calibration(kind, scale, temperature, smoothing, knots, of)
 
 
 def _knots(pair: Sequence[Any]) -> Knots:

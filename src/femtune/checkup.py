@@ -94,7 +94,7 @@ def _other_problems(root: Path) -> str:
 
 _PLACES = re.compile(
     r"iteration-(\d+)/"
-    r"(draws|eval|bound_scored|bound|recalled|scored|memory|model|master|examples\.parquet|metrics\.json|)"
+    r"(draws|\w+_answers|eval|bound_scored|bound|recalled|scored|memory|model|master|examples\.parquet|metrics\.json|)"
 )
 
 
@@ -106,6 +106,8 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
     if place is None:
         return ""
     iteration, kind = int(place[1]), place[2]
+    if kind.endswith("_answers"):  # of the base: only `predict`, `evaluate` and baselines have them
+        return "scored again"
     if kind in ("draws", "eval", "bound", "bound_scored", "recalled", "scored"):
         weights = iteration - (kind not in ("eval", "bound", "bound_scored"))
         if kind == "draws" and _draws_from_base(root):
@@ -202,7 +204,8 @@ def mend(found: Checkup) -> list[Path]:
             iteration = target.relative_to(root).parts[0]
             # nats are of the draws beside them, and rounding may give other draws
             scored = target.parent.with_name("scored") / target.name
-            of_draws = [scored] if target.parent.name == "draws" else []
+            answers = target.parent.with_name(f"{target.parent.name}_answers") / target.name
+            of_draws = [scored] if target.parent.name == "draws" else [answers]
             for path in (target, *of_draws, root / iteration / "metrics.json"):
                 if iteration.startswith("iteration-") or path == target:
                     manifest.record_removed(root, path)

@@ -4,7 +4,7 @@ train(data, model)      FEM: E-step, M-step, evaluation, K times
 sample(data, model)     the E-step alone: a data set of rationales
 fit(examples, model)    the M-step alone
 evaluate(data, model)   metrics on held-out problems
-calibrate(data, model)  what shares of votes are worth as probabilities
+calibrate(data, model)  a map of votes or probabilities to calibrated ones
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
+from femtune.answer_metrics import judged_by_probabilities, side_by_side
 from femtune.asker import Asker, check_installed, is_base, make_asker, no_foreign_bars
 from femtune.calibration import (
+    Aggregate,
     Calibration,
     cross_fitted_effect,
     fit_calibration,
     save_calibration,
 )
 from femtune.cards import write_data_card, write_model_card
+from femtune.chunks import Setup
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
 from femtune.costs.disk import at_most, check_disk
 from femtune.demos import Demos, save_demos, without_problems
@@ -65,6 +70,13 @@ from femtune.problems import save_problems
 from femtune.progress import Quiet
 from femtune.retention import best_of
 from femtune.run import Run, by_problem, check_run, open_run, read_draws, stored_config
+from femtune.scored_answers import (
+    engine_scores,
+    of_draws,
+    read_scored,
+    score_into,
+    uses_probabilities,
+)
 from femtune.stored import settings_of
 from femtune.tasks.frames import scale_of
 from femtune.tasks.load import TaskData, trained_on
@@ -288,8 +300,10 @@ def evaluate(
 ) -> tuple[Path, dict[str, Any]]:
     """Metrics of a model on problems it was not trained on; gives the folder with its draws too.
 
-    Under a calibration, `ece`, `brier` and all that is of the expected rating are of calibrated votes;
-    `ece_raw` and `brier_raw` are of the votes themselves. The draws are the same with and without.
+    Where the answers are a closed set, "by_votes" and "by_probabilities" have the measures of both: see
+    `answer_metrics`. Under a calibration, "calibrated" has those of what it maps. Of a calibration of
+    votes, `ece`, `brier` and all that is of the expected rating are of calibrated votes too; `ece_raw`
+    and `brier_raw` are of the votes themselves. The draws are the same with and without.
     """
     return _evaluate(data, model, as_trained(settings, model), output_dir, progress)
 
@@ -313,6 +327,9 @@ def _evaluate(
     asked = read_questions(data, settings)
     problems = asked.problems
     check_calibration(calibration, problems)
+    of_probabilities = calibration is not None and calibration.of == "probabilities"
+    aggregate: Aggregate = "probabilities" if of_probabilities else settings.aggregate
+    scores = uses_probabilities(aggregate, problems, asked.prompts)
     place, config = run_place(
         output_dir,
         "evaluate",
@@ -335,12 +352,34 @@ def _evaluate(
             metrics = steps.measure(0)
             if asker.demos:
                 shown = steps.measure(0, asker.demos)
+            both = {}
+            if scores and engine_scores(setup, aggregate):
+                both = _both_ways(run, "eval", problems, setup, calibration)
+                if asker.demos:
+                    own = replace(setup, demos=asker.demos)
+                    made = _both_ways(run, "eval_demos", problems, own, None)
+                    both |= {f"{name}_with_examples": each for name, each in made.items()}
         if asker.demos:
             metrics |= {f"{name}_with_examples": shown[name] for name in _SHOWN if name in shown}
-        if calibration is not None:
+        if calibration is not None and calibration.of == "votes":
             metrics = _calibrated(metrics, problems, run.iteration(0) / "eval", calibration)
+        metrics |= both
         run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
     return run.iteration(0), metrics
+
+
+def _both_ways(
+    run: Run,
+    kind: str,
+    problems: Sequence[Problem],
+    setup: Setup,
+    calibration: Calibration | None,
+) -> dict[str, Any]:
+    """Measure the stored draws of a kind by votes and by probabilities, which are scored first."""
+    folder = score_into(run, kind, problems, setup)
+    by_id = {problem.id: problem for problem in problems}
+    scored, stored = read_scored(folder), read_draws(run.iteration(0) / kind)
+    return side_by_side(by_id, stored, scored, calibration)
 
 
 def _calibrated(
@@ -361,7 +400,7 @@ def calibrate(
     output_dir: str | Path | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Fit a map from shares of votes to probabilities on a validation split, and store it at `output`.
+    """Fit a map of votes or probabilities on a validation split, and store it at `output`.
 
     The draws are those of `evaluate` with the same settings, and stored as it stores them. Gives `ece`
     and `brier` before and after, cross-fitted: by maps that did not see the item. Raises ConfigError
@@ -370,7 +409,12 @@ def calibrate(
     check_new(output, "--output")
     settings = as_trained(settings, model)
     kept = {field.name: getattr(settings, field.name) for field in fields(Ask)}
-    asking = Evaluate(**kept, draws=settings.draws, temperature=settings.temperature)
+    asking = Evaluate(
+        **kept,
+        draws=settings.draws,
+        temperature=settings.temperature,
+        aggregate=settings.aggregate,
+    )
     asked = read_questions(data, asking)
     scales = {scale_of(problem) for problem in asked.problems}
     scale = scales.pop()
@@ -379,15 +423,21 @@ def calibrate(
         raise ConfigError(f"a calibration is of answers on one scale, and {several}.")
     folder, _ = _evaluate(data, model, asking, output_dir, progress)
     by_id = {problem.id: problem for problem in asked.problems}
-    items = [
-        as_item(by_id[name], draws)
+    drawn = [
+        (by_id[name], draws)
         for chunk, _ in read_draws(folder / "eval")
         for name, draws in by_problem(chunk)
     ]
+    items = [as_item(problem, draws) for problem, draws in drawn]
+    probabilities = None
+    if settings.aggregate != "votes" and (scored := read_scored(folder / "eval_answers")):
+        rows = [judged_by_probabilities(each, of_draws(scored, draws)) for each, draws in drawn]
+        probabilities = np.array([[*row.shares.values()] for row in rows])
+    fitted = fit_calibration(items, scale.answers, settings.kind, probabilities)
+    effect = cross_fitted_effect(items, scale.answers, settings.kind, probabilities)
+    save_calibration(fitted, output)
     measured = {"num_problems": len(items), "kind": settings.kind, "draws": settings.draws}
-    effect = cross_fitted_effect(items, scale.answers, settings.kind)
-    save_calibration(fit_calibration(items, scale.answers, settings.kind), output)
-    return measured | effect
+    return measured | {"of": fitted.of} | effect
 
 
 # what is shown of an untrained model that is asked with worked examples, beside all without them

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from cyclopts import Parameter
 
 from femtune.bias import Balance
-from femtune.calibration import Kind
+from femtune.calibration import Aggregate, Kind
 from femtune.chunks import Resume
 from femtune.errors import ConfigError
 from femtune.keys import check_no_keys
@@ -214,26 +214,29 @@ class Evaluate(Ask):
     """Asking under the plain prompt, without training."""
 
     draws: int = 1
-    """Rationales for each problem; the most frequent answer wins."""
+    """Rationales for each problem; their answers are made one: see aggregate."""
     temperature: float = 0.0
     """0 is greedy; several draws need more."""
+    aggregate: Aggregate = "auto"
+    """Combine the rationales by their votes, or by the mean probability of each answer; auto:
+    probabilities where the answers are a closed set and the engine can score, else votes."""
     calibration: str | None = None
-    """What `femtune calibrate` stored: shares of votes as probabilities."""
+    """Map that `femtune calibrate` stored: from shares or probabilities to calibrated ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_draws("", self.draws, self.temperature)
-        if self.calibration is not None and self.draws == 1:
+        if self.calibration is not None and self.draws == 1 and self.aggregate == "votes":
             raise ConfigError("calibration is of shares of votes: set draws 16 and temperature 1, say.")
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Predict(Evaluate):
-    """Answers to new items, by vote."""
+    """Answers to new items."""
 
     draws: int = 16
-    """Rationales for each item, in each order of a pair; the most frequent answer wins."""
+    """Rationales for each item, in each order of a pair."""
     temperature: float = 1.0
     """0 is greedy; several draws need more."""
     abstain_below: float = 0.0
@@ -248,19 +251,21 @@ class Predict(Evaluate):
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Calibrate(Ask):
-    """Votes on a validation split, and the map that is fitted to them."""
+    """Answers on a validation split, and the map that is fitted to their shares or probabilities."""
 
     draws: int = 16
     """Rationales for each problem, as many as are to be calibrated."""
     temperature: float = 1.0
     """That of the draws that are to be calibrated."""
+    aggregate: Aggregate = "auto"
+    """Fit to shares of votes or to the mean probability of each answer; auto: as in predict."""
     kind: Kind = "temperature"
     """temperature: one number, for few items; isotonic: free of form, takes hundreds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_draws("", self.draws, self.temperature)
-        if self.draws < 2:
+        if self.draws < 2 and self.aggregate == "votes":
             raise ConfigError("draws is 1: a calibration takes several, there is no share of one.")
 
 
@@ -360,7 +365,7 @@ def check_draws(prefix: str, draws: int, temperature: float) -> None:
 # that does not fit into memory must not end a run for good, nor must another machine.
 CHANGEABLE = frozenset(
     {
-        *("iterations", "report_to", "max_batch", "reward_timeout", "calibration"),
+        *("iterations", "report_to", "max_batch", "reward_timeout", "calibration", "aggregate"),
         *(
             "resume",
             "keep_last",

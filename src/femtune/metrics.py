@@ -385,8 +385,17 @@ def confidence(votes: Votes, probabilities: Floats) -> Statistic:
     if not votes.several:
         return lambda weights: {}
     cast = votes.cast
-    p, truth = probabilities[cast], votes.truth[cast]
-    top = most_likely(p, votes.first[cast])
+    p = probabilities[cast]
+    errors = calibration_errors(p, votes.truth[cast], most_likely(p, votes.first[cast]))
+    return lambda weights: errors(weights[:, cast])
+
+
+def calibration_errors(p: Floats, truth: Ints, top: Ints | None = None) -> Statistic:
+    """`ece` and `brier`, as `confidence` has them, of probabilities p [items, scale] of all items.
+
+    `top` are the positions of the most likely answers, the first of equals by default.
+    """
+    top = p.argmax(axis=1) if top is None else top
     rows = np.arange(len(p))
     sure = p[rows, top]
     bins = np.maximum(np.ceil((sure * NUM_BINS).round(9)).astype(int) - 1, 0)  # (0.8, 0.9] is one
@@ -395,9 +404,8 @@ def confidence(votes: Votes, probabilities: Floats) -> Statistic:
     squares = ((p - np.eye(p.shape[1])[truth]) ** 2).sum(axis=1)
 
     def statistic(weights: Floats) -> dict[str, Floats]:
-        heard = weights[:, cast]
-        error = np.abs(heard @ excess).sum(axis=1)
-        return {"ece": ratio(error, heard.sum(axis=1)), "brier": mean(heard, squares)}
+        error = np.abs(weights @ excess).sum(axis=1)
+        return {"ece": ratio(error, weights.sum(axis=1)), "brier": mean(weights, squares)}
 
     return statistic
 

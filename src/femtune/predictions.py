@@ -1,11 +1,13 @@
-"""Answers to new items, each by the vote of several rationales, and how sure that vote is.
+"""Answers to new items from several rationales each, and how sure they are: see `aggregate`.
 
     for item in predict("new.jsonl", "runs/judge/best"):
         print(item["id"], item["answer"], item["confidence"])
 
-    {"id": "r7", "answer": "4", "confidence": 0.75, "abstained": false, "num_answered": 16,
-     "votes": {"4": 12, "3": 4}, "distribution": {"1": 0.0, "2": 0.0, "3": 0.25, "4": 0.75, "5": 0.0},
-     "expected": 3.75, "consistent": null, "rationale": "The response names ..."}
+    {"id": "r7", "answer": "4", "confidence": 0.71, "abstained": false, "num_answered": 16,
+     "votes": {"4": 12, "3": 4}, "aggregate": "probabilities",
+     "probabilities": {"1": 0.0, "2": 0.01, "3": 0.26, "4": 0.71, "5": 0.02},
+     "distribution": {"1": 0.0, "2": 0.01, "3": 0.26, "4": 0.71, "5": 0.02},
+     "expected": 3.74, "consistent": null, "rationale": "The response names ..."}
 
 A pair is asked in both orders and is one item, its A and B as the data has them. Items of a stream, "-",
 are asked chunk by chunk, as they come.
@@ -15,26 +17,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from itertools import groupby, islice
 from pathlib import Path
-from statistics import fmean
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from femtune.answer_format import bare
-from femtune.answers import Scale, as_fraction
+from femtune.aggregate import Prediction, item_id, prediction
 from femtune.asker import make_asker
-from femtune.calibration import Calibration, apply, check_scale, load_calibration
-from femtune.config import CHANGEABLE, Predict
+from femtune.calibration import Aggregate, Calibration, check_scale, load_calibration
+from femtune.chunks import Setup
+from femtune.config import CHANGEABLE, Evaluate, Predict
 from femtune.errors import ConfigError, DataError
-from femtune.evaluate import as_item, ask_into, evaluation_draws
+from femtune.evaluate import ask_into, evaluation_draws
 from femtune.files import replacing
 from femtune.hashes import relied_on
 from femtune.model_info import read_info, with_defaults
@@ -54,8 +53,15 @@ from femtune.problems import check_lengths, save_problems
 from femtune.reading import json_lines
 from femtune.rewards import exact
 from femtune.run import by_problem, check_run, open_run, read_draws
-from femtune.tasks.frames import frame, scale_of
-from femtune.tasks.judge import turned
+from femtune.scored_answers import (
+    Scored,
+    engine_scores,
+    read_scored,
+    score_draws,
+    score_into,
+    uses_probabilities,
+)
+from femtune.tasks.frames import scale_of
 from femtune.tasks.load import read_places
 from femtune.tasks.schemas import SCHEMAS
 from femtune.training import context_length
@@ -64,7 +70,6 @@ from femtune.words import near
 
 T = TypeVar("T")
 
-Prediction = dict[str, Any]
 Places = list[tuple[int, Any]]
 Rows = Sequence[Mapping[str, Any]]
 
@@ -83,6 +88,8 @@ PREDICTIONS = pa.schema(
         ("abstained", pa.bool_()),
         ("num_answered", pa.int32()),
         ("votes", pa.list_(pa.struct([("answer", pa.string()), ("count", pa.int32())]))),
+        ("aggregate", pa.string()),  # votes or probabilities: what the answer was made by
+        ("probabilities", SHARES),  # mean of pi(y | x, z), not calibrated; null where not scored
         ("distribution", SHARES),  # null where any answer may be given
         ("expected", pa.float64()),
         ("consistent", pa.bool_()),
@@ -100,16 +107,20 @@ def predict(
     problems; `options` are the fields of config.Predict, by their names. Of an item are given:
 
     id              of a pair, the pair's
-    answer          the most frequent one, of equals the one given first; as the scale writes it
-    confidence      its share of the votes, or what the calibration makes of that; 0 without a vote
+    answer          the likeliest one under `distribution`; by votes, of equals the one given first
+    confidence      its share in `distribution`, or of the votes; 0 without a vote
     abstained       whether that is below `abstain_below`: `answer` is then ""
     num_answered    draws with an answer, on the scale where there is one; of a pair, of both orders
     votes           answers and how many draws gave them, the most frequent first
-    distribution    of ratings, pairs and choices: each answer's share, or calibrated probability
+    aggregate       "probabilities" or "votes": what `answer` and `distribution` were made from
+    probabilities   of ratings, pairs and choices: the mean over the draws of pi(y | x, z), normalized
+                    over the scale; of a pair, the mean of both orders. None where nothing was scored
+    distribution    of ratings, pairs and choices: `probabilities` or shares of votes, calibrated where
+                    a calibration is given
     expected        the mean of ratings, under `distribution`, or of answers that are all numbers
     consistent      of a pair, whether the same one wins in both orders; None where one has no vote
-    rationale       of the draws that gave the most frequent answer, the likeliest by token; of a pair,
-                    in its own order, as the other's speaks of A for B
+    rationale       of the draws that gave `answer`, the likeliest by token; where none gave it, the one
+                    after which it is likeliest; of a pair, in its own order
 
     What is not set is taken from the model's femtune.json: its task, scale, instruction, and so on.
 
@@ -136,6 +147,8 @@ def _predictions(
     with ExitStack() as stack:
         for asked in parts:
             check_calibration(calibration, asked.problems)
+            aggregate = chosen_aggregate(settings, calibration)
+            scores = uses_probabilities(aggregate, asked.problems, asked.prompts)
             if asker is None or setup is None:
                 # nothing is graded here, and a reward of the user's own may not bear a missing answer
                 asker = make_asker(model, replace(asked, reward=exact()), asked.problems)
@@ -146,21 +159,32 @@ def _predictions(
                 room = settings.max_new_tokens
                 shown = asker.prompts.with_demos(asker.demos or asker.prompts.demos)
                 check_lengths(asked.problems, shown, asker.tokenizer, context, room)
-            by_id = {problem.id: problem for problem in asked.problems}
-            drawn = (
-                (by_id[name], tries)
-                for chunk in evaluation_draws(asked.problems, setup, draws=settings.draws, iteration=0)
-                for name, tries in by_problem(chunk.draws)
-            )
-            yield from _made(drawn, calibration, settings)
+            scores = scores and engine_scores(setup, aggregate)
+            yield from _made(_drawn(asked.problems, setup, settings, scores), calibration, settings)
+
+
+def _drawn(
+    problems: Sequence[Problem], setup: Setup, settings: Predict, scores: bool
+) -> Iterator[tuple[Problem, Sequence[Draw], Scored]]:
+    """Draw, and score the answers after each draw, chunk by chunk."""
+    by_id = {problem.id: problem for problem in problems}
+    for chunk in evaluation_draws(problems, setup, draws=settings.draws, iteration=0):
+        scored = score_draws(chunk.draws, by_id, setup) if scores else {}
+        for name, draws in by_problem(chunk.draws):
+            yield by_id[name], draws, scored
 
 
 def _made(
-    drawn: Iterable[tuple[Problem, Sequence[Draw]]], calibration: Calibration | None, settings: Predict
+    drawn: Iterable[tuple[Problem, Sequence[Draw], Scored]],
+    calibration: Calibration | None,
+    settings: Predict,
 ) -> Iterator[Prediction]:
     """Predictions from problems and their draws, both orders of a pair together."""
-    for _, orders in groupby(drawn, key=lambda one: _item(one[0])):
-        yield prediction(list(orders), calibration, settings.abstain_below)
+    for _, group in groupby(drawn, key=lambda one: item_id(one[0])):
+        orders = list(group)
+        scored = {key: nats for _, _, each in orders for key, nats in each.items()}
+        asked = [(problem, draws) for problem, draws, _ in orders]
+        yield prediction(asked, calibration, settings.abstain_below, scored)
 
 
 def predict_into(data: str, model: str, settings: Predict, output: Path) -> Path | None:
@@ -178,6 +202,8 @@ def predict_into(data: str, model: str, settings: Predict, output: Path) -> Path
     calibration = read_calibration(settings)
     [asked] = _read(data, settings)
     check_calibration(calibration, asked.problems)
+    aggregate = chosen_aggregate(settings, calibration)
+    scores = uses_probabilities(aggregate, asked.problems, asked.prompts)
     by_id = {problem.id: problem for problem in asked.problems}
     place = output.with_name(f"{output.name}.draws")
     marks = fingerprint(asked.problems)
@@ -195,8 +221,11 @@ def predict_into(data: str, model: str, settings: Predict, output: Path) -> Path
         with asker.setup(Sampling(settings.max_new_tokens, settings.temperature)) as setup:
             setup = replace(setup, demos=asker.demos)
             folder = ask_into(run, "eval", asked.problems, setup, draws=settings.draws)
+            scored: Scored = {}
+            if scores and engine_scores(setup, aggregate):
+                scored = read_scored(score_into(run, "eval", asked.problems, setup))
         drawn = (draws for chunk, _ in read_draws(folder) for draws in by_problem(chunk))
-        made = _made(((by_id[name], tries) for name, tries in drawn), calibration, settings)
+        made = _made(((by_id[name], draws, scored) for name, draws in drawn), calibration, settings)
         save_predictions(made, output, settings.chunk_size)
     return place
 
@@ -272,132 +301,27 @@ def _named(lines: Iterator[tuple[int, Any]], renamed: bool) -> Iterator[tuple[in
         yield place, row
 
 
-def _item(problem: Problem) -> str:
-    """The id of what is predicted: both orders of a pair have one."""
-    known = frame(problem)
-    return (known.pair if known else "") or problem.id
-
-
-# --- what is made of the draws
-
-
-@dataclass(frozen=True, slots=True)
-class Vote:
-    """An answer that a draw gave, as the data has A and B."""
-
-    answer: str
-    draw: Draw
-    swapped: bool  # of a pair: drawn in the other order
-
-
-def prediction(
-    orders: Sequence[tuple[Problem, Sequence[Draw]]],
-    calibration: Calibration | None = None,
-    abstain_below: float = 0.0,
-) -> Prediction:
-    """What the draws of a problem say, or of both orders of a pair; see `predict`."""
-    problem, scale = orders[0][0], scale_of(orders[0][0])
-    ballots = [_ballot(problem, draws) for problem, draws in orders]
-    cast = [vote for ballot in ballots for vote in ballot]
-    votes = Counter(vote.answer for vote in cast)
-    winner = next(iter(_ranked(votes)), "")
-    distribution = _distribution(ballots, scale, calibration) if scale and cast else None
-    confidence = (distribution or {}).get(winner, votes[winner] / max(1, len(cast)))
-    # where there is no scale, equal answers may be written in several ways: the first stands for all
-    written = {vote.answer: bare(vote.draw.score.answer) for vote in reversed(cast)} if not scale else {}
-    abstained = confidence < abstain_below
-    return {
-        "id": _item(problem),
-        "answer": "" if abstained else written.get(winner, winner),
-        "confidence": confidence,
-        "abstained": abstained,
-        "num_answered": len(cast),
-        "votes": {written.get(answer, answer): count for answer, count in _ranked(votes).items()},
-        "distribution": distribution,
-        "expected": _expected(problem, scale, distribution, votes),
-        "consistent": _consistent(ballots),
-        "rationale": _rationale([vote for vote in cast if vote.answer == winner]),
-    }
-
-
-def _ballot(problem: Problem, draws: Sequence[Draw]) -> list[Vote]:
-    known = frame(problem)
-    swapped = known is not None and known.swapped
-    answers = as_item(problem, draws).votes
-    return [
-        Vote(turned(answer) if swapped else answer, draw, swapped)
-        for answer, draw in zip(answers, draws, strict=True)
-        if answer
-    ]
-
-
-def _ranked(votes: Counter[str]) -> dict[str, int]:
-    return dict(votes.most_common())
-
-
-def _distribution(
-    ballots: Sequence[Sequence[Vote]], scale: Scale, calibration: Calibration | None
-) -> dict[str, float]:
-    """Shares of all votes; calibrated, the mean over the orders: a map is of one order's shares."""
-    heard = [ballot for ballot in ballots if ballot]
-    if calibration is None:
-        heard = [[vote for ballot in heard for vote in ballot]]
-    made = [_shares(ballot, scale, calibration) for ballot in heard]
-    return {answer: fmean(shares[answer] for shares in made) for answer in scale.answers}
-
-
-def _shares(ballot: Sequence[Vote], scale: Scale, calibration: Calibration | None) -> dict[str, float]:
-    swapped = ballot[0].swapped and calibration is not None  # a map knows A as what is shown first
-    shown = [turned(answer) if swapped else answer for answer in scale.answers]
-    votes = Counter(vote.answer for vote in ballot)
-    shares = np.array([[votes[answer] / len(ballot) for answer in shown]])
-    if calibration is not None:
-        shares = apply(calibration, shares)
-    return dict(zip(shown, shares[0].tolist(), strict=True))
-
-
-def _expected(
-    problem: Problem, scale: Scale | None, distribution: Mapping[str, float] | None, votes: Counter[str]
-) -> float | None:
-    if scale is not None:
-        known = frame(problem)
-        if known is None or known.form != "rating" or distribution is None:
-            return None
-        return sum(scale.value(answer) * share for answer, share in distribution.items())
-    numbers = [number for answer in votes.elements() if (number := as_fraction(answer)) is not None]
-    if not numbers or len(numbers) < votes.total():
-        return None
-    try:
-        return float(sum(numbers) / len(numbers))
-    except OverflowError:  # 1e999
-        return None
-
-
-def _consistent(ballots: Sequence[Sequence[Vote]]) -> bool | None:
-    if len(ballots) != 2 or not all(ballots):
-        return None
-    winners = [next(iter(_ranked(Counter(vote.answer for vote in ballot)))) for ballot in ballots]
-    return winners[0] == winners[1]
-
-
-def _rationale(votes: Sequence[Vote]) -> str:
-    """Of the likeliest draw by token, the first of equals; "" where only a swapped order has any."""
-    draws = [vote.draw for vote in votes if not vote.swapped]
-    best = max(draws, key=_likelihood, default=None)
-    return best.score.rationale if best else ""
-
-
-def _likelihood(draw: Draw) -> float:
-    """Nats a token: summed over tokens, the shortest would be the likeliest."""
-    return draw.completion.logprob / max(1, len(draw.completion.tokens))
-
-
 # --- calibration
 
 
-def read_calibration(settings: Any) -> Calibration | None:
-    """The map that settings name. Raises DataError where it can't be read."""
-    return None if settings.calibration is None else load_calibration(Path(settings.calibration))
+def read_calibration(settings: Evaluate) -> Calibration | None:
+    """Read the map that settings name. Raises DataError, and ConfigError where it is of another kind."""
+    if settings.calibration is None:
+        return None
+    found = load_calibration(Path(settings.calibration))
+    if settings.aggregate not in ("auto", found.of):
+        raise ConfigError(
+            f"calibration {settings.calibration} is of {found.of}, and aggregate is "
+            f"{settings.aggregate}. Fit it anew with --aggregate {settings.aggregate}."
+        )
+    if found.of == "votes" and settings.draws == 1:
+        raise ConfigError("calibration is of shares of votes: set draws 16 and temperature 1, say.")
+    return found
+
+
+def chosen_aggregate(settings: Evaluate, calibration: Calibration | None) -> Aggregate:
+    """Return what answers are made from: as set, else what the calibration was fitted to."""
+    return settings.aggregate if calibration is None else calibration.of
 
 
 def check_calibration(calibration: Calibration | None, problems: Sequence[Problem]) -> None:
@@ -423,8 +347,8 @@ def check_output(path: Path) -> None:
 def save_predictions(predictions: Iterator[Prediction], path: Path, at_once: int = 1024) -> None:
     """Write them as they come, `at_once` to a row group, to a file that is there once all are.
 
-    Lines of JSON, or Parquet with votes and distribution as lists: see `PREDICTIONS`. Raises RunError
-    where it can't be written.
+    Lines of JSON, or Parquet with votes, probabilities and distribution as lists: see `PREDICTIONS`.
+    Raises RunError where it can't be written.
     """
     with replacing(path) as part:
         if path.suffix == ".jsonl":
@@ -443,6 +367,13 @@ def as_line(one: Prediction) -> str:
 
 def _columns(one: Prediction) -> Prediction:
     votes = [{"answer": answer, "count": count} for answer, count in one["votes"].items()]
-    shares = one["distribution"]
-    listed = [{"answer": answer, "share": share} for answer, share in (shares or {}).items()]
-    return {**one, "votes": votes, "distribution": listed if shares else None}
+    return {
+        **one,
+        "votes": votes,
+        "probabilities": _listed(one["probabilities"]),
+        "distribution": _listed(one["distribution"]),
+    }
+
+
+def _listed(shares: Mapping[str, float] | None) -> list[dict[str, Any]] | None:
+    return [{"answer": a, "share": share} for a, share in shares.items()] if shares else None

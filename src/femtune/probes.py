@@ -86,6 +86,8 @@ def probe(
         raise ConfigError(f"task {settings.task} judges nothing: probe takes --task judge or summarize.")
     if settings.calibration is not None:
         raise ConfigError("probe measures the votes themselves: leave calibration out.")
+    if settings.aggregate == "probabilities":
+        raise ConfigError("probe measures votes: leave --aggregate probabilities out.")
     asked = read_questions(data, settings)
     problems, first = asked.problems, frame(asked.problems[0])
     assert first is not None  # both tasks give one

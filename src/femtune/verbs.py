@@ -226,12 +226,13 @@ def predict(
     settings: Predict | None = None,
     output: Path | None = None,
 ) -> None:
-    """Answer new items by the vote of several rationales, and say how sure the vote is.
+    """Answer new items from several rationales each, and say how sure the answers are.
 
     DATA is a file, a data set of the Hub, or - for lines of JSON as they come, --chunk-size at a time.
     A JSON line for each item goes to standard output, or to --output, .jsonl or .parquet: id, answer,
-    confidence, abstained, num_answered, votes, distribution, expected, consistent, rationale. With
-    --output the draws are stored beside it, and the same command goes on where it was stopped.
+    confidence, abstained, num_answered, votes, aggregate, probabilities, distribution, expected,
+    consistent, rationale. With --output the draws and probabilities are stored beside it, and the same
+    command goes on where it was stopped.
     """
     from femtune.predictions import as_line, predict_into
     from femtune.predictions import predict as run
@@ -258,7 +259,7 @@ def calibrate(
     output_dir: Output = None,
     show: Show = "auto",
 ) -> None:
-    """Fit what shares of votes are worth as probabilities, for evaluate and predict --calibration.
+    """Fit a map of votes or probabilities to calibrated ones, for evaluate and predict --calibration.
 
     DATA is a validation split: neither trained on nor tested on. The measures after are cross-fitted:
     of each fifth of the items under a map of the others. What is stored is the map of all items.
@@ -302,6 +303,12 @@ def world(
 # --- what verbs tell
 
 
+# measures of the same draws, made from votes and from probabilities
+BOTH_WAYS = {
+    "by_votes": "by votes",
+    "by_probabilities": "by probabilities",
+    "calibrated": "calibrated",
+}
 WITH = "_with_examples"  # at the end of the names of an untrained model's metrics with worked examples
 
 
@@ -317,12 +324,29 @@ def show_metrics(metrics: Mapping[str, Any], show: Show) -> None:
         if any(name.endswith(WITH) for name in metrics):
             console.print(literal(f"{'':<22}{'without examples':<28}with examples", "bold"))
         for name in metrics:
-            if name.endswith(("_ci", f"_ci{WITH}", WITH)) or name == "undefined":
+            if name.endswith(("_ci", f"_ci{WITH}", WITH)) or name == "undefined" or name in BOTH_WAYS:
                 continue
             shown = f"undefined: {why[name]}" if name in why else _with_interval(metrics, name)
             if f"{name}{WITH}" in metrics:
                 shown = f"{shown:<28}{_with_interval(metrics, name, WITH)}"
             console.print(literal(f"{name:<22}{shown}"))
+        for end in ("", WITH):
+            ways = {
+                title: metrics[name + end] for name, title in BOTH_WAYS.items() if name + end in metrics
+            }
+            if ways:
+                _show_ways(ways, " with examples" if end else "")
+
+
+def _show_ways(ways: Mapping[str, Mapping[str, Any]], end: str) -> None:
+    """Print the measures by votes and by probabilities in columns."""
+    heads = "".join(f"{title + end:<28}" for title in ways)
+    console.print(literal(f"{'':<22}{heads}".rstrip(), "bold"))
+    names = [name for name in next(iter(ways.values())) if not name.endswith("_ci")]
+    for name in names:
+        if name != "undefined":
+            cells = [_with_interval(each, name) for each in ways.values()]
+            console.print(literal(f"{name:<22}" + "".join(f"{cell:<28}" for cell in cells).rstrip()))
 
 
 def _with_interval(metrics: Mapping[str, Any], name: str, suffix: str = "") -> str:

@@ -1,0 +1,60 @@
+"""Answers without a rationale: pi(y | x), the probability of every answer right after prompt and cue.
+
+    iteration-000/direct_answers/00000.parquet      of the held-out problems: see scored_answers.py
+
+The expected score of a rating is its mean under these probabilities, normalized over the scale. Source:
+G-Eval, Liu et al. 2023, arXiv 2303.16634, section 2.1, "scoring function". There the probabilities are
+estimated from 20 samples where a server does not tell them; here the model gives them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from femtune import stopping
+from femtune.answer_metrics import distribution_metrics, judged_by_probabilities
+from femtune.answer_probs import AnswerNats, direct_nats
+from femtune.answers import Scale
+from femtune.chunks import Setup
+from femtune.run import Run
+from femtune.scored_answers import possible, read_scored, write_scored
+from femtune.types import Problem
+
+
+def direct_answers(run: Run, problems: Sequence[Problem], setup: Setup) -> list[AnswerNats | None]:
+    """Score every answer of each problem, or read what is stored of that in iteration 0.
+
+    Under the plain prompt with `setup.demos`. Raises EngineError where the engine can't score.
+    """
+    path = run.shard(0, "direct_answers", 0)
+    run.verify(path)
+    if not path.exists():
+        with stopping.finishing("the scoring of the answers"):
+            begun = time.perf_counter()
+            found = direct_nats(problems, setup)
+            scored = {(p.id, 0): nats for p, nats in zip(problems, found, strict=True) if possible(nats)}
+            write_scored(path, scored, time.perf_counter() - begun)
+            run.record(path)
+    stored = read_scored(path.parent)
+    return [stored.get((problem.id, 0)) for problem in problems]
+
+
+def expected_score(nats: AnswerNats, scale: Scale) -> float:
+    """Return the mean rating under the probabilities of the answers.
+
+    >>> expected_score(AnswerNats(("1", "2"), (0.0, 0.0)), Scale(("1", "2")))
+    1.5
+    """
+    return sum(scale.value(answer) * share for answer, share in nats.shares().items())
+
+
+def direct_metrics(problems: Sequence[Problem], found: Sequence[AnswerNats | None]) -> dict[str, Any]:
+    """Measure the probabilities themselves: `ece`, `brier`, `log_likelihood`."""
+    pairs = zip(problems, found, strict=True)
+    metrics = distribution_metrics(
+        [judged_by_probabilities(problem, [nats] if nats else []) for problem, nats in pairs]
+    )
+    names = [f"{name}{end}" for name in ("ece", "brier", "log_likelihood") for end in ("", "_ci")]
+    return {name: metrics[name] for name in names if name in metrics}

@@ -1,0 +1,164 @@
+"""The probabilities of answers, stored beside the draws that they follow.
+
+    iteration-000/eval/00000.parquet           draws
+    iteration-000/eval_answers/00000.parquet   problem_id, index, answers, nats: pi(y | x, z) after each
+
+A shard is scored once its draws are stored, and written whole. So a stopped command goes on with the
+shards that are missing, and scores nothing twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from femtune import stopping
+from femtune.answer_probs import AnswerNats, answer_nats, closed_set
+from femtune.calibration import Aggregate
+from femtune.chunks import Setup
+from femtune.errors import ConfigError, EngineError, RunError
+from femtune.files import replacing
+from femtune.formats import Unreadable, reading_arrow
+from femtune.prompts import Prompts
+from femtune.run import Run, read_shard
+from femtune.types import Draw, Problem
+
+Scored = Mapping[tuple[str, int], AnswerNats]  # by problem and index of the draw
+
+SCORED = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("index", pa.int32()),
+        ("answers", pa.list_(pa.string())),
+        ("nats", pa.list_(pa.float64())),  # log pi(y | x, z) of each answer, not normalised
+    ]
+)
+
+
+def uses_probabilities(aggregate: Aggregate, problems: Sequence[Problem], prompts: Prompts) -> bool:
+    """Return whether probabilities are asked for and can be had, as far as the engine is not known.
+
+    "auto" takes them where some problem's answers are a closed set and the format has a cue. Raises
+    ConfigError where they are asked for and can't be had.
+    """
+    if aggregate == "votes":
+        return False
+    is_closed = any(map(closed_set, problems))
+    if aggregate == "probabilities":
+        if not prompts.format.cue:
+            raise ConfigError(
+                f"aggregate probabilities needs an answer format with a cue; got {prompts.format.spec}. "
+                "Choose line, boxed, hash, tag, bracket or json:KEY, or --aggregate votes."
+            )
+        if not is_closed:
+            raise ConfigError(
+                "aggregate probabilities needs a closed set of answers: ratings, pairs or choices. "
+                "Choose --aggregate votes."
+            )
+    return is_closed and bool(prompts.format.cue)
+
+
+def engine_scores(setup: Setup, aggregate: Aggregate) -> bool:
+    """Return whether the engine can score. Raises EngineError where it can't and has to."""
+    able = getattr(getattr(setup.engine, "abilities", None), "scores", True)
+    if not able and aggregate == "probabilities":
+        raise EngineError(
+            "aggregate probabilities: the server can't score given completions (no prompt_logprobs, no "
+            "echo with logprobs). Serve the model with vLLM, choose --engine vllm or transformers, or "
+            "--aggregate votes."
+        )
+    return bool(able)
+
+
+def score_draws(draws: Sequence[Draw], problems: Mapping[str, Problem], setup: Setup) -> Scored:
+    """Score every answer after each draw; draws without tokens, or of open problems, are left out."""
+    found = answer_nats(draws, problems, setup)
+    return {
+        (draw.key.problem_id, draw.key.index): nats
+        for draw, nats in zip(draws, found, strict=True)
+        if possible(nats)
+    }
+
+
+def possible(nats: AnswerNats | None) -> TypeGuard[AnswerNats]:
+    """Return whether something was scored, and some answer has a chance."""
+    return nats is not None and max(nats.nats) > -math.inf
+
+
+def of_draws(scored: Scored, draws: Sequence[Draw]) -> list[AnswerNats]:
+    """Return what was scored after these draws, in their order."""
+    keys = ((draw.key.problem_id, draw.key.index) for draw in draws)
+    return [scored[key] for key in keys if key in scored]
+
+
+def score_into(
+    run: Run, kind: str, problems: Sequence[Problem], setup: Setup, *, iteration: int = 0
+) -> Path:
+    """Score the stored draws of a kind, where it is not done yet; gives the folder of probabilities.
+
+    `setup.demos` must be those of the draws. Raises RunError where what is stored is damaged, and
+    EngineError where the engine can't score.
+    """
+    by_id = {problem.id: problem for problem in problems}
+    shards = range(-(-len(problems) // setup.chunk_size))
+    targets = [run.shard(iteration, f"{kind}_answers", index) for index in shards]
+    run.verify(*targets)
+    for index, target in zip(shards, targets, strict=True):
+        if target.exists():
+            continue
+        with stopping.finishing("the scoring of this chunk"):
+            begun = time.perf_counter()
+            draws, _ = read_shard(run.shard(iteration, kind, index))
+            scored = score_draws(draws, by_id, setup)
+            write_scored(target, scored, time.perf_counter() - begun)
+            run.record(target)
+    return run.iteration(iteration) / f"{kind}_answers"
+
+
+def write_scored(path: Path, scored: Scored, seconds: float) -> None:
+    """Store a chunk's probabilities, with the seconds that scoring took under "timing"."""
+    columns: dict[str, list[Any]] = {
+        "problem_id": [problem_id for problem_id, _ in scored],
+        "index": [index for _, index in scored],
+        "answers": [nats.answers for nats in scored.values()],
+        "nats": [nats.nats for nats in scored.values()],
+    }
+    table = pa.Table.from_pydict(columns, schema=SCORED)
+    with replacing(path) as part, part.open("wb") as file:
+        timed = table.replace_schema_metadata({"timing": json.dumps({"total_s": seconds})})
+        pq.write_table(timed, file, write_page_checksum=True)
+
+
+def read_scored(folder: Path) -> dict[tuple[str, int], AnswerNats]:
+    """Read the probabilities of all chunks in a folder. Raises RunError where one is damaged."""
+    return {key: nats for path in sorted(folder.glob("*.parquet")) for key, nats in _read(path).items()}
+
+
+def scoring_seconds(folder: Path) -> float:
+    """Return the seconds that scoring a folder took."""
+    paths = sorted(folder.glob("*.parquet"))
+    return math.fsum(json.loads(pq.read_schema(path).metadata[b"timing"])["total_s"] for path in paths)
+
+
+def _read(path: Path) -> dict[tuple[str, int], AnswerNats]:
+    try:
+        with reading_arrow():
+            table = pq.read_table(pa.memory_map(str(path)))
+            if not table.schema.equals(SCORED):
+                raise Unreadable("holds no probabilities of answers as they are stored")
+            rows = table.to_pylist()
+    except Unreadable as error:
+        raise RunError(
+            f"{path} {error}. It is damaged: `femtune doctor` of its run tells what can be made again."
+        ) from error
+    return {
+        (row["problem_id"], row["index"]): AnswerNats(tuple(row["answers"]), tuple(row["nats"]))
+        for row in rows
+    }
