@@ -394,7 +394,7 @@ def test_a_model_with_other_than_keys_and_values_is_refused(tmp_path: Path) -> N
 def test_a_model_whose_masks_work_otherwise_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("femtune.engines.causal._masks", lambda *args: None)
+    monkeypatch.setattr("femtune.engines.causal.masks", lambda *args: None)
     with pytest.raises(ModelError, match="gives other logits in slots than by itself"):
         TransformersEngine(folder)
 
@@ -463,15 +463,15 @@ def test_right_passes_agree_on_text_and_wrong_ones_do_not(
     engine = TransformersEngine(tiny_model(tmp_path, family, dtype=dtype))
     model, tokenizer = engine._model, engine.tokenizer.tokenizer
     reference = causal._check_slots(model, tokenizer)
-    step, masks = causal.step_logits, causal._masks
+    step, masks = causal.step_logits, causal.masks
 
     def shifted(model: Any, slots: Any, tokens: Any, positions: Any, longest: int) -> Any:
         return step(model, slots, tokens, positions + 1, longest + 1)
 
     def masked(by: int) -> Any:
-        return lambda config, positions, *rest: masks(config, positions + by, *rest)
+        return lambda config, hidden, before, dtype: masks(config, before + by < 0, before + by, dtype)
 
-    for name, wrong in (("step_logits", shifted), ("_masks", masked(-1)), ("_masks", masked(1))):
+    for name, wrong in (("step_logits", shifted), ("masks", masked(-1)), ("masks", masked(1))):
         with monkeypatch.context() as patch:
             patch.setattr(causal, name, wrong)
             assert reference.differs(causal._slotted_logits(model, reference.rows)), name
