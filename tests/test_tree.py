@@ -112,10 +112,10 @@ def test_ratings_after_rationales_with_the_seedling() -> None:
 tokens = st.integers(0, 2)
 prefixes = st.lists(tokens, min_size=1, max_size=12).map(tuple)
 continuations = st.lists(st.lists(tokens, max_size=4).map(tuple), max_size=5)
-forests = st.lists(st.tuples(prefixes, continuations), max_size=8)
+forests = st.lists(st.tuples(prefixes, continuations), max_size=6)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 @given(asked=forests, most=st.integers(1, 60))
 def test_any_trees_in_batches_of_any_size(
     asked: list[Asked], most: int, engine: TransformersEngine
