@@ -205,7 +205,7 @@ def _consistent(orders: Sequence[Order], by_votes: bool) -> bool | None:
         winners = [next(iter(_ranked(ballot)), None) for ballot in ballots]
     else:
         means = [_mean([each for _, each in order.scored]) for order in orders]
-        winners = [mean and likeliest(mean) for mean in means]
+        winners = [likeliest(mean) if mean else None for mean in means]
     return winners[0] == winners[1] if None not in winners else None
 
 

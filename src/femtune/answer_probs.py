@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 import numpy as np
 
@@ -106,11 +107,7 @@ def written(answers: Sequence[str], setup: Setup, *, closed: bool = False) -> Wr
 
 
 def _begins_another(found: Sequence[Tokens]) -> bool:
-    return any(
-        a != b and a == b[: len(a)]
-        for number, a in enumerate(found)
-        for b in found[:number] + found[number + 1 :]
-    ) or len({*found}) < len(found)
+    return any(a == b[: len(a)] for a, b in permutations(found, 2))
 
 
 def endings_of(setup: Setup) -> Endings:

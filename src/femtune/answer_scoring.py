@@ -20,7 +20,6 @@ from dataclasses import replace
 
 from femtune.answer_probs import (
     AnswerNats,
-    Tokens,
     closed_set,
     direct_nats,
     nats_of_answers,
@@ -30,7 +29,7 @@ from femtune.answer_probs import (
     written,
 )
 from femtune.chunks import Setup
-from femtune.types import Completion, Draw, DrawKey, Need, Problem, Score
+from femtune.types import Completion, Draw, DrawKey, Need, Problem, Score, Tokens
 
 
 def sampled_prefix(completion: Completion, setup: Setup) -> Tokens | None:

@@ -191,7 +191,7 @@ def _logits(model: Any, trees: Sequence[_Tree], scored: Sequence[dict[int, int]]
     return logits
 
 
-def _row(tree: _Tree, scored: dict[int, int], others: int, keep: int) -> list[tuple[int, ...]]:
+def _row(tree: _Tree, scored: dict[int, int], others: int, keep: int) -> Sequence[tuple[int, ...]]:
     """Token, position, number and end of each node: scored ones last, in their order, then padding."""
     start = len(tree.beginning)
     nodes = [
