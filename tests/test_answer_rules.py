@@ -181,7 +181,9 @@ def test_other_weights_are_biased(monkeypatch: pytest.MonkeyPatch) -> None:
     assert biased(accepted_alone, made) > 0.05
     score = answer_scoring.nats_of_answers
     monkeypatch.setattr(
-        answer_scoring, "nats_of_answers", lambda *given, closed: score(*given, closed=False)
+        answer_scoring,
+        "nats_of_answers",
+        lambda *given, closed, begun: score(*given, closed=False, begun=begun),
     )
     assert biased(all_draws(world, scheme, made), made) > 0.05  # y12 for y1
 

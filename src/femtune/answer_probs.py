@@ -51,7 +51,7 @@ class AnswerNats:
     def shares(self) -> dict[str, float]:
         """Each answer's share of the mass: probabilities that sum to 1.
 
-        >>> AnswerNats(("A", "B"), (math.log(0.6), math.log(0.2))).shares()["A"]
+        >>> round(AnswerNats(("A", "B"), (math.log(0.6), math.log(0.2))).shares()["A"], 9)
         0.75
         """
         top = max(self.nats)
@@ -77,12 +77,12 @@ class Writing:
     ways: tuple[tuple[Tokens, ...], ...]
 
 
-def written(answers: Sequence[str], setup: Setup, *, closed: bool = False) -> Writing:
+def written(answers: Sequence[str], setup: Setup, *, closed: bool = False, begun: str = "") -> Writing:
     """Return how answers are written after the format's cue.
 
     `closed`: with what closes them, the end token or a line break for formats of a line, the brace or
-    tag for others. So it is also where one answer begins with another, as 10 does with 1. Raises
-    ConfigError for a format without a cue.
+    tag for others. So it is also where one answer begins with another, as 10 does with 1. `begun` is a
+    space that stands after the cue already. Raises ConfigError for a format without a cue.
     """
     assert setup.cut is not None
     form, encode = setup.cut.format, setup.tokenizer.encode_text
@@ -91,13 +91,14 @@ def written(answers: Sequence[str], setup: Setup, *, closed: bool = False) -> Wr
             f"answer_format {form.spec}: the probabilities of answers need a format with a cue. Choose "
             "line, boxed, hash, tag, bracket or json:KEY."
         )
-    cue = encode(form.cue)
+    cue = encode(form.cue + begun)
     found: list[Tokens] = []
     for answer in answers:
-        whole = encode(form.cue + form.written(answer))
+        text = form.written(answer).removeprefix(begun)
+        whole = encode(form.cue + begun + text)
         # where tokens join over the border, what follows the cue is encoded by itself
         is_whole = whole[: len(cue)] == cue
-        found.append(tuple(whole[len(cue) :] if is_whole else encode(form.written(answer))))
+        found.append(tuple(whole[len(cue) :] if is_whole else encode(text)))
     if not closed and not _begins_another(found):
         return Writing(tuple(answers), tuple((each,) for each in found))
     endings: list[Tokens] = [(setup.tokenizer.end_token_id,), tuple(encode("\n"))]
@@ -186,25 +187,31 @@ def prompt_tokens(name: str, problem: Problem, setup: Setup) -> Tokens:
 
 
 def nats_of_answers(
-    prefixes: Sequence[Tokens | None], answers: Sequence[tuple[str, ...]], setup: Setup, closed: bool
+    prefixes: Sequence[Tokens | None],
+    answers: Sequence[tuple[str, ...]],
+    setup: Setup,
+    closed: bool,
+    begun: Sequence[str] = (),
 ) -> list[AnswerNats | None]:
     """Score answers after each prefix, of prompt, rationale and cue; None for no prefix.
 
-    Raises EngineError where the engine can't score.
+    `begun` says which space stands after each cue already, by default none: see `written`. Raises
+    EngineError where the engine can't score.
     """
-    writings: dict[tuple[str, ...], Writing] = {}
+    writings: dict[tuple[tuple[str, ...], str], Writing] = {}
     asked: list[Asked] = []
     of: list[Writing | None] = []
-    for prefix, names in zip(prefixes, answers, strict=True):
+    for prefix, names, space in zip(prefixes, answers, begun or [""] * len(prefixes), strict=True):
         if prefix is None:
             of.append(None)
             continue
-        if names not in writings:
-            writings[names] = written(names, setup, closed=closed)
-        of.append(writings[names])
-        asked.append((prefix, [way for ways in writings[names].ways for way in ways]))
+        if (names, space) not in writings:
+            writings[names, space] = written(names, setup, closed=closed, begun=space)
+        writing = writings[names, space]
+        of.append(writing)
+        asked.append((prefix, [way for ways in writing.ways for way in ways]))
     nats = iter(nats_after(setup.engine, asked))
-    return [None if writing is None else _summed(writing, next(nats)) for writing in of]
+    return [None if each is None else _summed(each, next(nats)) for each in of]
 
 
 def _summed(writing: Writing, nats: Sequence[float]) -> AnswerNats:
@@ -222,16 +229,16 @@ def nats_after(engine: Engine | Crew, asked: Sequence[Asked]) -> list[tuple[floa
 
 
 def with_answer(
-    completion: Completion, answer: str, setup: Setup, before: Tokens | None = None
+    completion: Completion, answer: str, setup: Setup, before: Tokens | None = None, begun: str = ""
 ) -> Completion:
     """Return a completion whose answer is this one, in canonical form with the end token.
 
-    `before` is its rationale and cue, by default those of `prefix_of`. Its log-probabilities are not
-    known then.
+    `before` is its rationale and cue, by default those of `prefix_of`; `begun` a space after these that
+    they end with. Its log-probabilities are not known then.
     """
     if before is None:
         before, _ = prefix_of(completion, setup)
-    [[way, *_]] = written([answer], setup, closed=True).ways
+    [[way, *_]] = written([answer], setup, closed=True, begun=begun).ways
     end = setup.tokenizer.end_token_id
     tokens = (*before, *way) if way[-1] == end else (*before, *way, end)
     return replace(

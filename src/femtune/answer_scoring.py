@@ -36,8 +36,9 @@ def sampled_prefix(completion: Completion, setup: Setup) -> Tokens | None:
     """Return a completion's tokens up to and including its first cue, None where it has none.
 
     It depends on these tokens alone, not on what follows: so whatever was sampled next, the model would
-    have given y* here with probability pi(y* | x, z). A cue does not count within a thinking block,
-    where a token goes beyond its end, or after an answer in another form.
+    have given y* here with probability pi(y* | x, z). A cue does not count within a thinking block, or
+    after an answer in another form, or where a token goes beyond its end: except by the space that
+    stands before an answer, which some tokenizers join to it.
     """
     assert setup.cut is not None
     form, opening, decode = setup.cut.format, setup.cut.opening, setup.tokenizer.decode
@@ -47,10 +48,17 @@ def sampled_prefix(completion: Completion, setup: Setup) -> Tokens | None:
         end, before = place + len(form.cue), text[:place]
         num = bisect_left(range(len(tokens) + 1), end, key=lambda n: len(opening + decode(tokens[:n])))
         thinks = "<think>" in before and "</think>" not in before
-        is_whole = opening + decode(tokens[:num]) == text[:end]
+        said = opening + decode(tokens[:num])
+        is_whole = said in (text[:end], f"{text[:end]} ") and form.written("").startswith(said[end:])
         if is_whole and not thinks and not form.read(before).answer:
             return tokens[:num]
     return None
+
+
+def begun_after(prefix: Tokens, setup: Setup) -> str:
+    """Return the space before an answer where a prefix ends with it, else ""."""
+    assert setup.cut is not None
+    return "" if setup.tokenizer.decode(prefix).endswith(setup.cut.format.cue) else " "
 
 
 def right_draw(draw: Draw, problem: Problem, setup: Setup) -> tuple[Tokens, Draw] | None:
@@ -63,10 +71,11 @@ def right_draw(draw: Draw, problem: Problem, setup: Setup) -> tuple[Tokens, Draw
     prefix = sampled_prefix(draw.completion, setup)
     if prefix is None:
         return None
-    [ways] = written([problem.answer], setup, closed=True).ways
+    begun = begun_after(prefix, setup)
+    [ways] = written([problem.answer], setup, closed=True, begun=begun).ways
     if len(prefix) + max(map(len, ways)) > setup.sampling.max_new_tokens:
         return None
-    made = with_answer(draw.completion, problem.answer, setup, prefix)
+    made = with_answer(draw.completion, problem.answer, setup, prefix, begun)
     parsed = setup.prompts.parse(made.text)
     score = Score(1.0, parsed.answer, rationale=parsed.rationale)
     return prefix, Draw(
@@ -112,15 +121,17 @@ def add_answer_nats(
     asked = [problems[draw.key.problem_id] for draw in todo]
     prompts = {problem.id: prompt_tokens("plain", problem, setup) for problem in asked}
     prefixes: list[Tokens | None] = []
+    begun: list[str] = []
     for draw in todo:
         known = rights.get(draw.key)
         before = known[0] if known else sampled_prefix(draw.completion, setup)
+        begun.append(begun_after(before, setup) if before else "")
         prefixes.append(
             (*prompts[draw.key.problem_id], *(before or prefix_of(draw.completion, setup)[0]))
         )
     compared = _compared(draws, problems) if "gain" in needs else {}
     answers = [compared.get(problem.id, (problem.answer,)) for problem in asked]
-    found = nats_of_answers(prefixes, answers, setup, closed=True)
+    found = nats_of_answers(prefixes, answers, setup, closed=True, begun=begun)
     direct = _direct(asked, setup) if "gain" in needs else {}
     ratios = _log_ratios(todo, rights, problems, setup) if "ratio" in needs else {}
     made: dict[DrawKey, Draw] = {}
