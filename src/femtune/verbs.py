@@ -108,8 +108,8 @@ def compare(
 ) -> None:
     """Run schemes on the same problems with the same settings, and give one table.
 
-    Beside them: judges that did not learn to reason, --baselines majority votes answer-only regression
-    (by default those that suit the task; --no-baselines: none); votes and regression take
+    Beside them: judges that did not learn to reason, --baselines majority votes direct answer-only
+    regression (by default those that suit the task; --no-baselines: none); votes and regression take
     --baseline-draws rationales of each problem. Reinforcement learning where it is asked for:
     --baselines grpo rloo latro. With several seeds each number has its 95% interval.
     """
