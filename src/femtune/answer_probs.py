@@ -19,7 +19,7 @@ from itertools import permutations
 import numpy as np
 
 from femtune.chunks import Crew, Setup
-from femtune.endings import Endings
+from femtune.endings import FORCED_TOKENS, Endings
 from femtune.errors import ConfigError, EngineError
 from femtune.tasks.frames import scale_of
 from femtune.types import Asked, Completion, Draw, Engine, Problem, Tokens
@@ -77,8 +77,10 @@ class Writing:
     ways: tuple[tuple[Tokens, ...], ...]
 
 
-def written(answers: Sequence[str], setup: Setup, *, closed: bool = False) -> Writing:
-    """Return how answers are written after the format's cue.
+def written(
+    answers: Sequence[str], setup: Setup, *, closed: bool = False, spaced: bool = False
+) -> Writing:
+    """Return how answers are written after the format's cue; `spaced`: after the cue and a space.
 
     `closed`: with what closes them, the end token or a line break for formats of a line, the brace or
     tag for others. So it is also where one answer begins with another, as 10 does with 1. Raises
@@ -94,6 +96,9 @@ def written(answers: Sequence[str], setup: Setup, *, closed: bool = False) -> Wr
     cue = encode(form.cue)
     found: list[Tokens] = []
     for answer in answers:
+        if spaced:
+            found.append(tuple(encode(form.written(answer).lstrip())))
+            continue
         whole = encode(form.cue + form.written(answer))
         # where tokens join over the border, what follows the cue is encoded by itself
         is_whole = whole[: len(cue)] == cue
@@ -128,7 +133,36 @@ def prefix_of(
     if ways := endings.forced_ways(completion, setup.sampling):
         before, cue, _ = ways[-1]
         return (*before, *cue), True
+    if (num := _num_sampled(completion, setup)) is not None:
+        return completion.tokens[:num], True
     return endings.cued(completion), False
+
+
+def _num_sampled(completion: Completion, setup: Setup) -> int | None:
+    """Return how many sampled tokens end with the cue of the answer, where that is a token's end.
+
+    Tokenizers may join the cue with what is before it or with the space after it: one token may be
+    ".\nAnswer: ". The cue encoded by itself is then not what the model writes.
+    """
+    assert setup.cut is not None
+    form, decode = setup.cut.format, setup.tokenizer.decode
+    if not form.read(setup.cut.opening + completion.text).answer:
+        return None
+    found = None
+    for num in range(len(completion.tokens) - 1, max(0, len(completion.tokens) - FORCED_TOKENS), -1):
+        if decode(completion.tokens[:num]).removesuffix(" ").endswith(form.cue):
+            found = num
+        elif found is not None:
+            break
+    return found
+
+
+def is_spaced(prefix: Tokens, setup: Setup) -> bool:
+    """Return whether a prefix ends with the cue and a space, joined in one token."""
+    assert setup.cut is not None
+    return setup.tokenizer.decode(prefix[-len(setup.cut.format.cue) - 1 :]).endswith(
+        setup.cut.format.cue + " "
+    )
 
 
 def answer_nats(
@@ -192,17 +226,18 @@ def nats_of_answers(
 
     Raises EngineError where the engine can't score.
     """
-    writings: dict[tuple[str, ...], Writing] = {}
+    writings: dict[tuple[tuple[str, ...], bool], Writing] = {}
     asked: list[Asked] = []
     of: list[Writing | None] = []
     for prefix, names in zip(prefixes, answers, strict=True):
         if prefix is None:
             of.append(None)
             continue
-        if names not in writings:
-            writings[names] = written(names, setup, closed=closed)
-        of.append(writings[names])
-        asked.append((prefix, [way for ways in writings[names].ways for way in ways]))
+        key = names, is_spaced(prefix, setup)
+        if key not in writings:
+            writings[key] = written(names, setup, closed=closed, spaced=key[1])
+        of.append(writings[key])
+        asked.append((prefix, [way for ways in writings[key].ways for way in ways]))
     nats = iter(nats_after(setup.engine, asked))
     return [None if writing is None else _summed(writing, next(nats)) for writing in of]
 
@@ -231,7 +266,7 @@ def with_answer(
     """
     if before is None:
         before, _ = prefix_of(completion, setup)
-    [[way, *_]] = written([answer], setup, closed=True).ways
+    [[way, *_]] = written([answer], setup, closed=True, spaced=is_spaced(before, setup)).ways
     end = setup.tokenizer.end_token_id
     tokens = (*before, *way) if way[-1] == end else (*before, *way, end)
     return replace(

@@ -22,6 +22,7 @@ from femtune.answer_probs import (
     AnswerNats,
     closed_set,
     direct_nats,
+    is_spaced,
     nats_of_answers,
     prefix_of,
     prompt_tokens,
@@ -63,7 +64,8 @@ def right_draw(draw: Draw, problem: Problem, setup: Setup) -> tuple[Tokens, Draw
     prefix = sampled_prefix(draw.completion, setup)
     if prefix is None:
         return None
-    [ways] = written([problem.answer], setup, closed=True).ways
+    spaced = is_spaced(prefix, setup)
+    [ways] = written([problem.answer], setup, closed=True, spaced=spaced).ways
     if len(prefix) + max(map(len, ways)) > setup.sampling.max_new_tokens:
         return None
     made = with_answer(draw.completion, problem.answer, setup, prefix)
