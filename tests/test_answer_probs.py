@@ -20,14 +20,20 @@ from femtune.answer_probs import (
     with_answer,
     written,
 )
+from femtune.asker import make_asker
+from femtune.config import Ask
 from femtune.engines.fake import END
 from femtune.errors import ConfigError
+from femtune.evaluate import evaluation_draws
+from femtune.prepare import read_questions
 from femtune.schemes import pps, rejection
-from femtune.types import Draw, Problem
+from femtune.types import Draw, Problem, Sampling
+from femtune.worlds import WORLDS, make_splits
 
 from .oracle import EndingsWorld, every_draw
 
 ANSWERS = ("y0", "y1")
+SCALE = ("1", "2", "3", "4", "5")
 
 
 def both(problem: Problem) -> tuple[str, ...]:
@@ -129,3 +135,31 @@ def test_pairs_are_scored_where_an_engine_has_no_pass_for_several() -> None:
     [found] = nats_after(world.engine(), [(prompt, several)])
     assert list(found) == world.engine().logprob([(prompt, each) for each in several])
     assert nats_after(world.engine(), []) == []
+
+
+def test_where_a_tokenizer_joins_cue_and_answer_the_sampled_answer_has_its_own_probability() -> None:
+    """The seedling writes ".\\nAnswer: " as one token."""
+    problems = [
+        Problem(f"p{n}", problem.prompt, problem.answer, problem.columns)
+        for n, problem in enumerate(make_splits(WORLDS["rubric"], 4, 4)[0])
+    ]
+    asked = read_questions(problems, Ask(max_new_tokens=48))
+    asker = make_asker("seedling", asked, problems)
+    with asker.setup(Sampling(48)) as setup:
+        [chunk] = evaluation_draws(problems, setup, draws=4, iteration=0)
+        free = [
+            draw for draw in chunk.draws if draw.score.answer in SCALE and not draw.completion.num_forced
+        ]
+        found = answer_nats(free, {p.id: p for p in problems}, setup)
+        for draw, nats in zip(free, found, strict=True):
+            assert nats is not None and nats.mass <= 1.001
+            # the tokens before the answer and its end are those that were sampled
+            tokens, prompt = (
+                draw.completion.tokens,
+                setup.prompts.plain(problems[int(draw.key.problem_id[1:])]),
+            )
+            place = len(tokens) - 2
+            before = (*setup.tokenizer.encode_prompt(prompt), *tokens[:place])
+            [alone] = setup.engine.logprob([(before, tokens[place : place + 1])])
+            assert nats.of(draw.score.answer) == pytest.approx(alone, abs=1e-3)
+    assert len(free) >= 8

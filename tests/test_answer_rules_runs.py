@@ -76,8 +76,8 @@ def test_stored_scores_are_those_of_the_base(made: tuple[Path, list[str]]) -> No
         prompt = engine.tokenizer.encode_prompt(stored.prompts().render("plain", problem))
         made_of = draws[key].completion
         before = sampled_prefix(made_of, made_for) or prefix_of(made_of, made_for)[0]
-        begun = " " if engine.tokenizer.decode(before).endswith(" ") else ""
-        [ways] = written([problem.answer], made_for, closed=True, begun=begun).ways
+        spaced = engine.tokenizer.decode(before).endswith(" ")
+        [ways] = written([problem.answer], made_for, closed=True, spaced=spaced).ways
         after = engine.logprob([((*prompt, *before), way) for way in ways])
         assert nats[3] == pytest.approx(math.log(sum(map(math.exp, after))), abs=1e-3)
         if nats[4] is not None:

@@ -19,7 +19,7 @@ from itertools import permutations
 import numpy as np
 
 from femtune.chunks import Crew, Setup
-from femtune.endings import Endings
+from femtune.endings import FORCED_TOKENS, Endings
 from femtune.errors import ConfigError, EngineError
 from femtune.tasks.frames import scale_of
 from femtune.types import Asked, Completion, Draw, Engine, Problem, Tokens
@@ -77,12 +77,14 @@ class Writing:
     ways: tuple[tuple[Tokens, ...], ...]
 
 
-def written(answers: Sequence[str], setup: Setup, *, closed: bool = False, begun: str = "") -> Writing:
-    """Return how answers are written after the format's cue.
+def written(
+    answers: Sequence[str], setup: Setup, *, closed: bool = False, spaced: bool = False
+) -> Writing:
+    """Return how answers are written after the format's cue; `spaced`: after the cue and a space.
 
     `closed`: with what closes them, the end token or a line break for formats of a line, the brace or
-    tag for others. So it is also where one answer begins with another, as 10 does with 1. `begun` is a
-    space that stands after the cue already. Raises ConfigError for a format without a cue.
+    tag for others. So it is also where one answer begins with another, as 10 does with 1. Raises
+    ConfigError for a format without a cue.
     """
     assert setup.cut is not None
     form, encode = setup.cut.format, setup.tokenizer.encode_text
@@ -91,14 +93,16 @@ def written(answers: Sequence[str], setup: Setup, *, closed: bool = False, begun
             f"answer_format {form.spec}: the probabilities of answers need a format with a cue. Choose "
             "line, boxed, hash, tag, bracket or json:KEY."
         )
-    cue = encode(form.cue + begun)
+    cue = encode(form.cue)
     found: list[Tokens] = []
     for answer in answers:
-        text = form.written(answer).removeprefix(begun)
-        whole = encode(form.cue + begun + text)
+        if spaced:
+            found.append(tuple(encode(form.written(answer).lstrip())))
+            continue
+        whole = encode(form.cue + form.written(answer))
         # where tokens join over the border, what follows the cue is encoded by itself
         is_whole = whole[: len(cue)] == cue
-        found.append(tuple(whole[len(cue) :] if is_whole else encode(text)))
+        found.append(tuple(whole[len(cue) :] if is_whole else encode(form.written(answer))))
     if not closed and not _begins_another(found):
         return Writing(tuple(answers), tuple((each,) for each in found))
     endings: list[Tokens] = [(setup.tokenizer.end_token_id,), tuple(encode("\n"))]
@@ -129,7 +133,36 @@ def prefix_of(
     if ways := endings.forced_ways(completion, setup.sampling):
         before, cue, _ = ways[-1]
         return (*before, *cue), True
+    if (num := _num_sampled(completion, setup)) is not None:
+        return completion.tokens[:num], True
     return endings.cued(completion), False
+
+
+def _num_sampled(completion: Completion, setup: Setup) -> int | None:
+    """Return how many sampled tokens end with the cue of the answer, where that is a token's end.
+
+    Tokenizers may join the cue with what is before it or with the space after it: one token may be
+    ".\nAnswer: ". The cue encoded by itself is then not what the model writes.
+    """
+    assert setup.cut is not None
+    form, decode = setup.cut.format, setup.tokenizer.decode
+    if not form.read(setup.cut.opening + completion.text).answer:
+        return None
+    found = None
+    for num in range(len(completion.tokens) - 1, max(0, len(completion.tokens) - FORCED_TOKENS), -1):
+        if decode(completion.tokens[:num]).removesuffix(" ").endswith(form.cue):
+            found = num
+        elif found is not None:
+            break
+    return found
+
+
+def is_spaced(prefix: Tokens, setup: Setup) -> bool:
+    """Return whether a prefix ends with the cue and a space, joined in one token."""
+    assert setup.cut is not None
+    return setup.tokenizer.decode(prefix[-len(setup.cut.format.cue) - 1 :]).endswith(
+        setup.cut.format.cue + " "
+    )
 
 
 def answer_nats(
@@ -191,25 +224,23 @@ def nats_of_answers(
     answers: Sequence[tuple[str, ...]],
     setup: Setup,
     closed: bool,
-    begun: Sequence[str] = (),
 ) -> list[AnswerNats | None]:
     """Score answers after each prefix, of prompt, rationale and cue; None for no prefix.
 
-    `begun` says which space stands after each cue already, by default none: see `written`. Raises
-    EngineError where the engine can't score.
+    Raises EngineError where the engine can't score.
     """
-    writings: dict[tuple[tuple[str, ...], str], Writing] = {}
+    writings: dict[tuple[tuple[str, ...], bool], Writing] = {}
     asked: list[Asked] = []
     of: list[Writing | None] = []
-    for prefix, names, space in zip(prefixes, answers, begun or [""] * len(prefixes), strict=True):
+    for prefix, names in zip(prefixes, answers, strict=True):
         if prefix is None:
             of.append(None)
             continue
-        if (names, space) not in writings:
-            writings[names, space] = written(names, setup, closed=closed, begun=space)
-        writing = writings[names, space]
-        of.append(writing)
-        asked.append((prefix, [way for ways in writing.ways for way in ways]))
+        key = names, is_spaced(prefix, setup)
+        if key not in writings:
+            writings[key] = written(names, setup, closed=closed, spaced=key[1])
+        of.append(writings[key])
+        asked.append((prefix, [way for ways in writings[key].ways for way in ways]))
     nats = iter(nats_after(setup.engine, asked))
     return [None if each is None else _summed(each, next(nats)) for each in of]
 
@@ -229,16 +260,16 @@ def nats_after(engine: Engine | Crew, asked: Sequence[Asked]) -> list[tuple[floa
 
 
 def with_answer(
-    completion: Completion, answer: str, setup: Setup, before: Tokens | None = None, begun: str = ""
+    completion: Completion, answer: str, setup: Setup, before: Tokens | None = None
 ) -> Completion:
     """Return a completion whose answer is this one, in canonical form with the end token.
 
-    `before` is its rationale and cue, by default those of `prefix_of`; `begun` a space after these that
-    they end with. Its log-probabilities are not known then.
+    `before` is its rationale and cue, by default those of `prefix_of`. Its log-probabilities are not
+    known then.
     """
     if before is None:
         before, _ = prefix_of(completion, setup)
-    [[way, *_]] = written([answer], setup, closed=True, begun=begun).ways
+    [[way, *_]] = written([answer], setup, closed=True, spaced=is_spaced(before, setup)).ways
     end = setup.tokenizer.end_token_id
     tokens = (*before, *way) if way[-1] == end else (*before, *way, end)
     return replace(

@@ -22,6 +22,7 @@ from femtune.answer_probs import (
     AnswerNats,
     closed_set,
     direct_nats,
+    is_spaced,
     nats_of_answers,
     prefix_of,
     prompt_tokens,
@@ -55,12 +56,6 @@ def sampled_prefix(completion: Completion, setup: Setup) -> Tokens | None:
     return None
 
 
-def begun_after(prefix: Tokens, setup: Setup) -> str:
-    """Return the space before an answer where a prefix ends with it, else ""."""
-    assert setup.cut is not None
-    return "" if setup.tokenizer.decode(prefix).endswith(setup.cut.format.cue) else " "
-
-
 def right_draw(draw: Draw, problem: Problem, setup: Setup) -> tuple[Tokens, Draw] | None:
     """Return a draw's rationale and cue, and the draw with y* as its answer.
 
@@ -71,11 +66,11 @@ def right_draw(draw: Draw, problem: Problem, setup: Setup) -> tuple[Tokens, Draw
     prefix = sampled_prefix(draw.completion, setup)
     if prefix is None:
         return None
-    begun = begun_after(prefix, setup)
-    [ways] = written([problem.answer], setup, closed=True, begun=begun).ways
+    spaced = is_spaced(prefix, setup)
+    [ways] = written([problem.answer], setup, closed=True, spaced=spaced).ways
     if len(prefix) + max(map(len, ways)) > setup.sampling.max_new_tokens:
         return None
-    made = with_answer(draw.completion, problem.answer, setup, prefix, begun)
+    made = with_answer(draw.completion, problem.answer, setup, prefix)
     parsed = setup.prompts.parse(made.text)
     score = Score(1.0, parsed.answer, rationale=parsed.rationale)
     return prefix, Draw(
@@ -121,17 +116,15 @@ def add_answer_nats(
     asked = [problems[draw.key.problem_id] for draw in todo]
     prompts = {problem.id: prompt_tokens("plain", problem, setup) for problem in asked}
     prefixes: list[Tokens | None] = []
-    begun: list[str] = []
     for draw in todo:
         known = rights.get(draw.key)
         before = known[0] if known else sampled_prefix(draw.completion, setup)
-        begun.append(begun_after(before, setup) if before else "")
         prefixes.append(
             (*prompts[draw.key.problem_id], *(before or prefix_of(draw.completion, setup)[0]))
         )
     compared = _compared(draws, problems) if "gain" in needs else {}
     answers = [compared.get(problem.id, (problem.answer,)) for problem in asked]
-    found = nats_of_answers(prefixes, answers, setup, closed=True, begun=begun)
+    found = nats_of_answers(prefixes, answers, setup, closed=True)
     direct = _direct(asked, setup) if "gain" in needs else {}
     ratios = _log_ratios(todo, rights, problems, setup) if "ratio" in needs else {}
     made: dict[DrawKey, Draw] = {}
