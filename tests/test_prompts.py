@@ -86,13 +86,17 @@ def test_answer_lines(line: str, answer: str) -> None:
     assert PROMPTS.parse(f"Because.\n\n{line}\n") == Parsed("Because.", answer)
 
 
+@pytest.mark.parametrize("text", ["Because.\nThe answer: 4", "Because. Answer: 4"])
+def test_an_answer_at_the_end_of_the_last_paragraph_is_read(text: str) -> None:
+    assert PROMPTS.parse(text) == Parsed("Because.", "4")
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("", 'the last line is not "Answer: ..."'),
         ("Because it is so.", 'the last line is not "Answer: ..."'),
         ("Answer: 4\nOr perhaps not.", 'the last line is not "Answer: ..."'),
-        ("Because.\nThe answer: 4", 'the last line is not "Answer: ..."'),
         ("Because.\nAnswers: 4", 'the last line is not "Answer: ..."'),
         ("Because.\nAnswer 4", 'the last line is not "Answer: ..."'),
         ("Because.\nAns", 'the last line is not "Answer: ..."'),
@@ -103,7 +107,6 @@ def test_answer_lines(line: str, answer: str) -> None:
         ("Because.\nAnswer: 3\nBut no.\nAnswer: 4", "two different answers"),
         ("Answer: 4", "no rationale before the answer"),
         ("Answer: 4\n\nAnswer: 4", "no rationale before the answer"),
-        ("Because. Answer: 4", 'the last line is not "Answer: ..."'),
     ],
 )
 def test_what_can_not_be_read_says_why(text: str, problem: str) -> None:
