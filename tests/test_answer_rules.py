@@ -38,7 +38,7 @@ from femtune.tasks.frames import Frame
 from femtune.training import Training
 from femtune.tries import read_nats, scored_draws
 from femtune.types import Completion, Draw, Problem, Scheme
-from femtune.weigh import weigh
+from femtune.weigh import accepted, weigh
 
 from .oracle import RATIONALES, Endings, EndingsWorld, TableSteps, every_draw
 
@@ -386,7 +386,7 @@ def test_reasons_and_expected_go_together() -> None:
 
 def test_what_is_remembered_is_filtered_too() -> None:
     scheme = reasons(memoised(rejection()))
-    assert scheme.remember is not None and "gain" in scheme.remember.needs  # type: ignore[attr-defined]
+    assert scheme.remember is not None and "gain" in replace(scheme, weigh=accepted()).needs
     world = loose(35)
     outcomes = all_draws(world, scheme, world.setup())
     remembered = weigh(scheme.remember, [draw for draw, _ in outcomes])
@@ -492,9 +492,11 @@ def test_where_no_rationale_passes_the_run_says_so(tmp_path: Path) -> None:
         steps(tmp_path, "rejection:4+reasons:50", loose(1)).expect(1)
 
 
-def test_an_engine_without_log_probabilities_is_refused(tmp_path: Path) -> None:
+def test_an_engine_without_log_probabilities_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = steps(tmp_path, "rejection:2+expected", loose(1))
-    made.setup.engine.logprob = lambda pairs: [math.nan] * len(pairs)  # type: ignore[union-attr]
+    monkeypatch.setattr(made.setup.engine, "logprob", lambda pairs: [math.nan] * len(pairs))
     with pytest.raises(EngineError, match="gives no log-probability"):
         made.expect(1)
 

@@ -6,7 +6,7 @@ A rating, a letter or a preference is one of a few answers, so one pass over pro
 gives the whole distribution, where sampling gives one answer at a time.
 
 Log-probabilities are in nats, of the answer as the format writes it ("canonical"), by the model at
-temperature 1. They are not normalised: what is missing to 1 is written in another way, or is no answer.
+temperature 1. They are not normalized: what is missing to 1 is written in another way, or is no answer.
 """
 
 from __future__ import annotations
@@ -27,15 +27,10 @@ from femtune.types import Asked, Completion, Draw, Engine, Problem, Tokens
 
 @dataclass(frozen=True, slots=True)
 class AnswerNats:
-    """Log-probability of each answer of a closed set after one prefix, in nats; not normalised."""
+    """Log-probability of each answer of a closed set after one prefix, in nats; not normalized."""
 
     answers: tuple[str, ...]
     nats: tuple[float, ...]
-
-    @property
-    def mass(self) -> float:
-        """Probability that the model writes one of the answers; rounding may lift it above 1."""
-        return math.fsum(map(math.exp, self.nats))
 
     @property
     def likeliest(self) -> str:
@@ -142,7 +137,7 @@ def _num_sampled(completion: Completion, setup: Setup) -> int | None:
     """Return how many sampled tokens end with the cue of the answer, where that is a token's end.
 
     Tokenizers may join the cue with what is before it or with the space after it: one token may be
-    ".\nAnswer: ". The cue encoded by itself is then not what the model writes.
+    ".\\nAnswer: ". The cue encoded by itself is then not what the model writes.
     """
     assert setup.cut is not None
     form, decode = setup.cut.format, setup.tokenizer.decode
@@ -170,11 +165,10 @@ def answer_nats(
     problems: Mapping[str, Problem],
     setup: Setup,
     *,
-    prompt: str = "plain",
     closed: bool = False,
     answers: Callable[[Problem], tuple[str, ...]] = closed_set,
 ) -> list[AnswerNats | None]:
-    """Score every answer after each draw's rationale, under the prompt of that name.
+    """Score every answer after each draw's rationale, under the plain prompt.
 
     `setup.demos` stand in the prompts. `answers` says which answers a problem can have; of open sets, it
     may name some. None for a draw without tokens, or without answers. Raises EngineError where the
@@ -189,7 +183,7 @@ def answer_nats(
             prefixes.append(None)
             continue
         if problem.id not in prompts:
-            prompts[problem.id] = prompt_tokens(prompt, problem, setup)
+            prompts[problem.id] = prompt_tokens("plain", problem, setup)
         prefixes.append((*prompts[problem.id], *prefix_of(draw.completion, setup, endings)[0]))
     asked = [problems[draw.key.problem_id] for draw in draws]
     return nats_of_answers(prefixes, [answers(problem) for problem in asked], setup, closed)
@@ -199,7 +193,6 @@ def direct_nats(
     problems: Sequence[Problem],
     setup: Setup,
     *,
-    prompt: str = "plain",
     closed: bool = False,
     answers: Callable[[Problem], tuple[str, ...]] = closed_set,
 ) -> list[AnswerNats | None]:
@@ -209,7 +202,7 @@ def direct_nats(
     """
     assert setup.cut is not None
     cue = Endings(setup.tokenizer, setup.cut).cue_after("")
-    prefixes = [(*prompt_tokens(prompt, p, setup), *cue) if answers(p) else None for p in problems]
+    prefixes = [(*prompt_tokens("plain", p, setup), *cue) if answers(p) else None for p in problems]
     return nats_of_answers(prefixes, [answers(problem) for problem in problems], setup, closed)
 
 

@@ -79,12 +79,12 @@ def cached_logits(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
 def eager_logits(model: Any, rows: Sequence[Sequence[int]]) -> Tensor | None:
     """The same by plain attention, which sums in another order; None where a model has none."""
     chosen = getattr(model.config, "_attn_implementation", None)
-    if chosen in (None, "eager"):
+    if chosen in (None, "eager") or not hasattr(model, "set_attn_implementation"):
         return None
     try:
         model.set_attn_implementation("eager")
         return whole_logits(model, rows)
-    except (AttributeError, ValueError, RuntimeError):
+    except (ValueError, RuntimeError):
         return None
     finally:
         model.set_attn_implementation(chosen)
