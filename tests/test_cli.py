@@ -521,6 +521,7 @@ def test_sample_fit_evaluate_and_predict_are_a_pipeline(
     printed = capsys.readouterr().out
     assert f"{'num_examples':<22}{table.num_rows}\n" in printed
     assert printed.endswith(f"model: {model}\n")
+    assert f"{'learning_rate':<22}5e-05\n" in printed  # not 0.000
 
     trained = ["--model", str(model), "--max-new-tokens", "48", *JUDGE]
     argv = ["evaluate", test, *trained, "--output-dir", str(tmp_path / "e")]

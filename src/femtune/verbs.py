@@ -351,7 +351,8 @@ def _show_ways(ways: Mapping[str, Mapping[str, Any]], end: str) -> None:
 
 def _with_interval(metrics: Mapping[str, Any], name: str, suffix: str = "") -> str:
     value, interval = metrics[name + suffix], metrics.get(f"{name}_ci{suffix}")
-    shown = f"{value:.3f}" if isinstance(value, float) else json.dumps(value)
+    is_tiny = isinstance(value, float) and 0 < abs(value) < 5e-4  # a learning rate of 5e-5 is not 0.000
+    shown = f"{value:.3{'g' if is_tiny else 'f'}}" if isinstance(value, float) else json.dumps(value)
     return shown if interval is None else f"{shown}  {interval[0]:.3f} to {interval[1]:.3f}"
 
 
