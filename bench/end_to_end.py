@@ -138,9 +138,9 @@ def run(name: str, settings: dict[str, Any], seed: int, args: argparse.Namespace
 
     from femtune.commands import evaluate
     from femtune.config import Evaluate
+    from femtune.data.worlds import SEEDLING
     from femtune.demo import write_world
     from femtune.progress import Quiet
-    from femtune.worlds import SEEDLING
 
     torch.set_num_threads(1)
     if args.core is not None:
@@ -221,13 +221,13 @@ def prepare_rl(
     kind: str, data: Path, place: Path, race: Race, seed: int, settings: dict[str, Any]
 ) -> Callable[[], None]:
     from femtune.config import RL
+    from femtune.data.tasks.load import Options, read_task
+    from femtune.data.worlds import SEEDLING
     from femtune.engines.transformers import read_tokenizer
     from femtune.policy_gradient import Environment, policy_gradient
     from femtune.rewards import ordinal, score
-    from femtune.tasks.load import Options, read_task
     from femtune.training import Training
     from femtune.types import Sampling
-    from femtune.worlds import SEEDLING
 
     read = read_task(data, "judge", Options(raters="named", scale="1,5"))
     own = {key: value for key, value in settings.items() if key.startswith("rl_")}
@@ -262,8 +262,8 @@ def prepare_rl(
 
 
 def prepare_script(data: Path, race: Race, seed: int, settings: dict[str, Any]) -> Callable[[], None]:
-    from femtune.tasks.load import Options, read_task
-    from femtune.worlds import SEEDLING
+    from femtune.data.tasks.load import Options, read_task
+    from femtune.data.worlds import SEEDLING
     from star_script import train_script
 
     read = read_task(data, "judge", Options(raters="named", scale="1,5"))

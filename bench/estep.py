@@ -21,13 +21,13 @@ from transformers import AutoModelForCausalLM
 
 from femtune.asker import make_asker
 from femtune.config import Sample
+from femtune.data.worlds import WORLDS
 from femtune.estep import e_step
 from femtune.prepare import read_questions
 from femtune.rewards import exact, score
 from femtune.run import write_draws
 from femtune.schemes import rejection
 from femtune.types import Completion, Problem, Sampling
-from femtune.worlds import WORLDS
 
 
 def ragged_problems(num: int) -> list[Problem]:

@@ -41,8 +41,8 @@ import transformers
 import trl
 
 from clock import clock
+from femtune.data.prompts import ChatTokenizer
 from femtune.mstep import m_step
-from femtune.prompts import ChatTokenizer
 from femtune.training import Training
 from generate import SEEDLING, random_model
 

@@ -22,14 +22,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from femtune.asker import make_asker
 from femtune.config import Sample
+from femtune.data.tasks.load import Options, problems_of
+from femtune.data.worlds import WORLDS, make_rows
 from femtune.estep import e_step
 from femtune.pool import Pool, Posts
 from femtune.prepare import read_questions
 from femtune.run import read_draws
 from femtune.schemes import parse_scheme
-from femtune.tasks.load import Options, problems_of
 from femtune.types import Draw, Sampling
-from femtune.worlds import WORLDS, make_rows
 
 
 def main() -> None:

@@ -26,11 +26,11 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
+from femtune._util.safetensors_header import stored_dtype
 from femtune.asker import no_foreign_bars
+from femtune.data.prompts import ChatTokenizer
 from femtune.engines.transformers import TransformersEngine
-from femtune.headers import stored_dtype
 from femtune.prepare import load_tokenizer, local_model
-from femtune.prompts import ChatTokenizer
 from femtune.retention import next_start
 from femtune.run import stored_config
 from femtune.served import ROUNDING, serve

@@ -12,7 +12,7 @@ import torch
 import transformers
 import trl
 
-from femtune.prompts import Prompts
+from femtune.data.prompts import Prompts
 from femtune.rewards import exact, score
 from femtune.types import Completion, Message, Problem
 

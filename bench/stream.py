@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from femtune.worlds import SEEDLING
+from femtune.data.worlds import SEEDLING
 
 
 def constant_model(folder: Path) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from femtune.problems import save_problems
+from femtune.data.problems import save_problems
 from femtune.run import DRAWS, Run
 from femtune.types import Problem
 

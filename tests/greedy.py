@@ -11,16 +11,16 @@ import pytest
 import torch
 import transformers
 
-from femtune.answer_format import parse_format
 from femtune.chunks import Setup
-from femtune.cut import Cut
+from femtune.data.answer_format import parse_format
+from femtune.data.prompts import Prompts
+from femtune.data.truncation import Cut
+from femtune.data.worlds import SEEDLING, WORLDS, make_splits
 from femtune.estep import e_step
-from femtune.prompts import Prompts
 from femtune.rewards import exact
 from femtune.rewards import score as graded
 from femtune.types import Draw, Problem, Sampling, Scheme, Stage
 from femtune.weigh import accepted
-from femtune.worlds import SEEDLING, WORLDS, make_splits
 
 # the first closes after the first line of a sum, the second where a model writes an answer, if it does
 FORMATS = (r"regex:write (\d), carry \d\.$", "line")

@@ -13,9 +13,9 @@ import yaml
 
 from femtune.bias import kept_by, kept_scores, outcomes
 from femtune.config import Train
+from femtune.data.problems import save_problems
 from femtune.evaluate import estep_metrics, evaluation_metrics
 from femtune.prepare import resolved
-from femtune.problems import save_problems
 from femtune.run import DRAWS, read_draws
 from femtune.types import DrawKey, Problem, draw_seed
 

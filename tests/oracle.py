@@ -25,16 +25,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from femtune.answer_format import parse_format
 from femtune.chunks import Lease, OpenChunk, Setup
-from femtune.cut import Cut
-from femtune.demos import Demo, Demos
+from femtune.data.answer_format import parse_format
+from femtune.data.demos import Demo, Demos
+from femtune.data.prompts import Prompts, prompt_text
+from femtune.data.truncation import Cut
 from femtune.endings import Force
 from femtune.engines.fake import END, ByteTokenizer, FakeEngine, Write
 from femtune.estep import e_step
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
-from femtune.prompts import Prompts, prompt_text
 from femtune.rewards import exact, score
 from femtune.run import Run
 from femtune.training import Training

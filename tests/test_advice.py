@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from femtune import loop
 from femtune.advice import e_step_warnings, evaluation_warnings, nothing_kept
+from femtune.data.worlds import WORLDS, make_splits
 from femtune.engines.fake import FakeEngine
 from femtune.errors import NothingKept
 from femtune.evaluate import estep_metrics, evaluation_metrics
@@ -24,7 +25,6 @@ from femtune.run import Run
 from femtune.schemes import parse_scheme, rejection
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
-from femtune.worlds import WORLDS, make_splits
 
 from .oracle import setup
 

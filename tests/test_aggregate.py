@@ -15,11 +15,11 @@ from femtune.aggregate import prediction
 from femtune.answer_metrics import side_by_side
 from femtune.answer_probs import AnswerNats
 from femtune.calibration import Calibration
+from femtune.data.tasks.frames import Frame
+from femtune.data.tasks.judge import turned
 from femtune.direct import direct_metrics
 from femtune.schemes import rejection
 from femtune.scored_answers import Scored, score_draws
-from femtune.tasks.frames import Frame
-from femtune.tasks.judge import turned
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 
 from .oracle import EndingsWorld, every_draw

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from femtune.answer_format import AnswerFormat, bare, parse_format
+from femtune.data.answer_format import AnswerFormat, bare, parse_format
 from femtune.errors import ConfigError
 from femtune.types import Parsed
 

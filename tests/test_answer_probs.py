@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.answer_format import parse_format
 from femtune.answer_probs import (
     AnswerNats,
     answer_nats,
@@ -22,13 +21,14 @@ from femtune.answer_probs import (
 )
 from femtune.asker import make_asker
 from femtune.config import Ask
+from femtune.data.answer_format import parse_format
+from femtune.data.worlds import WORLDS, make_splits
 from femtune.engines.fake import END
 from femtune.errors import ConfigError
 from femtune.evaluate import evaluation_draws
 from femtune.prepare import read_questions
 from femtune.schemes import pps, rejection
 from femtune.types import Draw, Problem, Sampling
-from femtune.worlds import WORLDS, make_splits
 
 from .oracle import LINE_CUT, EndingsWorld, every_draw
 

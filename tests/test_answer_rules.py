@@ -25,7 +25,8 @@ from femtune.answer_rules import answer_metrics, expected_importance, gain, pass
 from femtune.answer_scoring import sampled_prefix
 from femtune.chunks import Setup
 from femtune.config import Train
-from femtune.cut import trained_tokens
+from femtune.data.tasks.frames import Frame
+from femtune.data.truncation import trained_tokens
 from femtune.engines.fake import END
 from femtune.errors import ConfigError, EngineError, NothingKept
 from femtune.loop import Evaluation, Plan
@@ -34,7 +35,6 @@ from femtune.prepare import plan
 from femtune.progress import Quiet
 from femtune.run import Run, read_draws
 from femtune.schemes import expected, memoised, mixture, parse_scheme, pps, reasons, rejection, weighted
-from femtune.tasks.frames import Frame
 from femtune.training import Training
 from femtune.tries import read_nats, scored_draws
 from femtune.types import Completion, Draw, Problem, Scheme

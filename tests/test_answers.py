@@ -11,7 +11,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from femtune.answers import Scale, as_fraction, as_letter, infer_scale, parse_scale, plain, same_text
+from femtune.data.answers import (
+    Scale,
+    as_fraction,
+    as_letter,
+    infer_scale,
+    parse_scale,
+    plain,
+    same_text,
+)
 from femtune.errors import ConfigError, DataError
 
 # --- scales as users write them

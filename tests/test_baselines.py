@@ -29,6 +29,8 @@ from femtune.baselines import (
 )
 from femtune.compare import Job, _histories, compare, jobs, notes, rows, save, table
 from femtune.config import Train
+from femtune.data.tasks.frames import Frame
+from femtune.data.worlds import WORLDS, make_splits
 from femtune.demo import write_world
 from femtune.errors import ConfigError, DataError, NothingKept, RunError
 from femtune.prepare import read_questions
@@ -45,10 +47,8 @@ from femtune.regression import (
 )
 from femtune.run import read_draws
 from femtune.scored_answers import read_scored
-from femtune.tasks.frames import Frame
 from femtune.training import Training
 from femtune.types import Problem
-from femtune.worlds import WORLDS, make_splits
 
 ALL = ("majority", "votes", "direct", "answer-only", "regression")
 SETTINGS = Train(

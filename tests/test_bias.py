@@ -22,14 +22,14 @@ from femtune.bias import (
     weighed,
     wilson,
 )
+from femtune.data.prompts import ChatTokenizer
+from femtune.data.tasks.frames import Frame
 from femtune.engines.fake import FakeEngine
 from femtune.examples import read_examples
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
-from femtune.prompts import ChatTokenizer
 from femtune.run import Run, write_draws
 from femtune.schemes import paper_filter, pps
-from femtune.tasks.frames import Frame
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Problem, Reason, Score
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from femtune import markdown
+from femtune._util import markdown
 from femtune.cards import (
     MEASURES,
     data_card,
@@ -32,13 +32,13 @@ from femtune.cards import (
 )
 from femtune.commands import sample, train
 from femtune.config import Sample
+from femtune.data.problems import load_problems
+from femtune.data.tasks.load import read_task
+from femtune.data.worlds import WORLDS
 from femtune.demo import write_world
-from femtune.problems import load_problems
 from femtune.progress import Quiet
 from femtune.schemes import star, trice, waking
-from femtune.tasks.load import read_task
 from femtune.types import Scheme
-from femtune.worlds import WORLDS
 
 PARSER = MarkdownIt("commonmark").enable("table")
 

@@ -21,11 +21,11 @@ from femtune.check_model import Planned, plan_trials, try_model
 from femtune.check_report import Counting
 from femtune.cli import main
 from femtune.config import Train
+from femtune.data.prompts import ChatTokenizer
+from femtune.data.worlds import WORLDS, make_rows, make_splits
 from femtune.errors import ConfigError, DataError, FemtuneError
 from femtune.progress import console
-from femtune.prompts import ChatTokenizer
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
-from femtune.worlds import WORLDS, make_rows, make_splits
 
 from .models import byte_tokenizer, tiny_model
 

@@ -34,13 +34,13 @@ from femtune.check_report import (
 )
 from femtune.chunks import Setup
 from femtune.config import Train
-from femtune.cut import Cut
-from femtune.demos import Demo
+from femtune.data.demos import Demo
+from femtune.data.prompts import Prompts
+from femtune.data.truncation import Cut
+from femtune.data.worlds import WORLDS, make_splits
 from femtune.engines.fake import FakeEngine
-from femtune.prompts import Prompts
 from femtune.rewards import exact, score
 from femtune.types import Completion, Draw, DrawKey, FinishReason, Problem, Reason, Sampling, Score
-from femtune.worlds import WORLDS, make_splits
 
 RATED, _ = make_splits(WORLDS["rubric"], 40, 10, seed=0)
 SUMS = [Problem(f"s{n}", f"What is {n} + 100?", str(n + 100)) for n in range(40)]

@@ -13,12 +13,12 @@ import pytest
 
 from femtune.compare import Job, State, compare, jobs, rows, save, state, table, telling
 from femtune.config import Train
+from femtune.data.worlds import WORLDS, make_splits
 from femtune.demo import changes, write_world
 from femtune.errors import ConfigError, NothingKept, RunError
 from femtune.schemes import AUTO
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Score
-from femtune.worlds import WORLDS, make_splits
 
 SETTINGS = Train(
     task="judge",

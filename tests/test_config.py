@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from femtune.asker import make_asker
 from femtune.commands import make_settings, run_place
 from femtune.config import Ask, Evaluate, Sample, Train, check_types
+from femtune.data.worlds import SEEDLING
 from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.prepare import (
     check_new,
@@ -33,7 +34,6 @@ from femtune.rewards import ordinal
 from femtune.schemes import AUTO, paper_filter, star
 from femtune.training import Training
 from femtune.types import Problem, Sampling, Scheme, Stage
-from femtune.worlds import SEEDLING
 
 PROBLEMS = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(50)]
 

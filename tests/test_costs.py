@@ -36,6 +36,7 @@ from femtune.costs.formulas import (
 from femtune.costs.hardware import TABLE, Efficiency, Hardware, this_machine
 from femtune.costs.outlook import Wish, look_ahead, notes
 from femtune.costs.shapes import read_shape
+from femtune.data.worlds import SEEDLING
 from femtune.demo import write_world
 from femtune.engines.transformers import default_max_batch
 from femtune.errors import ConfigError, ModelError
@@ -55,7 +56,6 @@ from femtune.schemes import (
 from femtune.training import Training
 from femtune.types import Sampling, Scheme, Stage
 from femtune.weigh import accepted, chain
-from femtune.worlds import SEEDLING
 
 from .models import tiny_model
 

@@ -11,10 +11,10 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models
 
-from femtune.answer_format import parse_format
-from femtune.cut import Cut, trained_tokens
-from femtune.prompts import ChatTokenizer
-from femtune.worlds import SEEDLING
+from femtune.data.answer_format import parse_format
+from femtune.data.prompts import ChatTokenizer
+from femtune.data.truncation import Cut, trained_tokens
+from femtune.data.worlds import SEEDLING
 
 # a folder of a real model, for its tokenizer
 REAL = os.environ.get("FEMTUNE_REAL_MODEL", "")

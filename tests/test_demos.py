@@ -11,13 +11,13 @@ import pytest
 from tests.models import byte_tokenizer
 from tests.templates import FAMILY
 
-from femtune.answers import parse_scale
-from femtune.demos import Demo, demos_digest, load_demos, without_problems
+from femtune.data.answers import parse_scale
+from femtune.data.demos import Demo, demos_digest, load_demos, without_problems
+from femtune.data.problems import check_lengths
+from femtune.data.prompts import INSTRUCTION, ChatTokenizer, Prompts, fit_prompts, is_shown
+from femtune.data.tasks.load import Options, TaskData, problems_of
 from femtune.errors import DataError, ModelError
-from femtune.problems import check_lengths
-from femtune.prompts import INSTRUCTION, ChatTokenizer, Prompts, fit_prompts, is_shown
 from femtune.rewards import as_reward
-from femtune.tasks.load import Options, TaskData, problems_of
 from femtune.types import Completion, Parsed, Problem
 
 THREE = Problem("p", "What is 1 + 2?", "3")

@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from femtune.answer_format import parse_format
 from femtune.chunks import Chunk, Setup
-from femtune.cut import Cut
-from femtune.demos import demos_digest
+from femtune.data.answer_format import parse_format
+from femtune.data.demos import demos_digest
+from femtune.data.truncation import Cut
+from femtune.data.worlds import SEEDLING, WORLDS, make_splits
 from femtune.endings import FORCED_TOKENS, Endings, check_cue
 from femtune.engines.fake import END, ByteTokenizer, FakeEngine
 from femtune.engines.transformers import TransformersEngine
@@ -27,7 +28,6 @@ from femtune.run import read_draws, read_shard
 from femtune.schemes import pps, rejection
 from femtune.types import Completion, Draw, DrawKey, Engine, Request, Sampling, Scheme, Stage, draw_seed
 from femtune.weigh import accepted
-from femtune.worlds import SEEDLING, WORLDS, make_splits
 
 from .oracle import DEMOS, LINE_CUT, problem, setup
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from femtune.data.tasks.load import Options, problems_of
+from femtune.data.worlds import WORLDS, make_splits, sums
 from femtune.engines.fake import FakeEngine
 from femtune.evaluate import (
     absolute_error,
@@ -19,9 +21,7 @@ from femtune.evaluate import (
     sound_steps,
 )
 from femtune.rewards import choice, ordinal
-from femtune.tasks.load import Options, problems_of
 from femtune.types import Completion, Draw, DrawKey, Problem, Reason, Score
-from femtune.worlds import WORLDS, make_splits, sums
 
 from .oracle import Tables, problem, setup
 

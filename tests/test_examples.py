@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from femtune.data.prompts import ChatTokenizer
 from femtune.engines.fake import FakeEngine
 from femtune.errors import DataError
 from femtune.estep import e_step
 from femtune.examples import EXAMPLES, read_examples, write_examples
-from femtune.prompts import ChatTokenizer
 from femtune.schemes import paper_filter, star
 from femtune.types import Draw, Problem, Rule, Sampling
 from femtune.weigh import accepted, by_reward, chain, share

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from femtune._util.atomic_files import replacing
 from femtune.errors import RunError
-from femtune.files import replacing
 from femtune.journal import Journal, journal_of
 from femtune.run import Run, locked, read_shard
 from femtune.types import Completion, Draw, DrawKey, Score

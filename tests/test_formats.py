@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from femtune._util.parsing import Unreadable, read_json, read_yaml, reading_arrow
 from femtune.errors import DataError
-from femtune.formats import Unreadable, read_json, read_yaml, reading_arrow
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"

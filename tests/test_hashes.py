@@ -16,12 +16,12 @@ import yaml
 from femtune import hashes
 from femtune.commands import run_place
 from femtune.config import CHANGEABLE, Train
+from femtune.data.worlds import SEEDLING
 from femtune.errors import RunError
 from femtune.hashes import hash_weights, relied_on, warn_of_date
 from femtune.rewards import as_reward
 from femtune.run import open_run
 from femtune.types import Problem
-from femtune.worlds import SEEDLING
 
 PROBLEMS = [Problem(str(n), f"question {n}", str(n), {"level": n, "source": f"s{n}"}) for n in range(4)]
 REWARD = "def grade(completion, level):\n    return 1.0 if str(level) in completion else 0.0\n"

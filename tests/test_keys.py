@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from femtune._util.redaction import Redactor
 from femtune.cli import main
 from femtune.config import Ask, Train
 from femtune.engines import openai
 from femtune.engines.http import Patience, shown
 from femtune.errors import ConfigError
-from femtune.keys import Redactor
 
 from .models import tiny_model
 from .servers import Faults, letters, serving

@@ -15,20 +15,20 @@ import pytest
 import torch
 
 from femtune import manifest
+from femtune._util.safetensors_header import stored_dtype
+from femtune.data.prompts import ChatTokenizer
+from femtune.data.worlds import WORLDS, make_splits, sums
 from femtune.engines.fake import FakeEngine
 from femtune.engines.transformers import TransformersEngine
 from femtune.errors import EngineError, ModelError, NothingKept
-from femtune.headers import stored_dtype
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
-from femtune.prompts import ChatTokenizer
 from femtune.run import Run, read_draws
 from femtune.schemes import star
 from femtune.served import ROUNDING, read_probe
 from femtune.training import Training
 from femtune.tries import read_nats
 from femtune.types import Sampling
-from femtune.worlds import WORLDS, make_splits, sums
 
 from .models import byte_tokenizer, tiny_model
 from .oracle import setup

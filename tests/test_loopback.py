@@ -25,7 +25,7 @@ from femtune.pool import Pool, Posts
 def hire():
     from femtune.chunks import Setup
     from femtune.engines.fake import FakeEngine
-    from femtune.prompts import Prompts
+    from femtune.data.prompts import Prompts
     from femtune.types import Sampling
     return Setup(FakeEngine(lambda prompt, seed: "4"), None, Prompts(), None, Sampling(8))
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from femtune.data.problems import check_gold
+from femtune.data.prompts import Prompts
+from femtune.data.tasks.frames import Frame, scale_of
+from femtune.data.tasks.load import Options, read_task
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import as_item, evaluation_metrics
 from femtune.expressions import LONGEST, same_value
-from femtune.problems import check_gold
-from femtune.prompts import Prompts
 from femtune.rewards import as_reward, choice, math, regex, score
-from femtune.tasks.frames import Frame, scale_of
-from femtune.tasks.load import Options, read_task
 from femtune.types import Completion, Draw, DrawKey, Parsed, Problem, Score
 
 FIXTURES = Path(__file__).parent / "fixtures"

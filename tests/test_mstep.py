@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from femtune import mstep, trainer
+from femtune.data.prompts import ChatTokenizer
 from femtune.errors import ConfigError, DataError, EngineError, FemtuneError, ModelError, RunError
 from femtune.mstep import MStep, m_step
-from femtune.prompts import ChatTokenizer
 from femtune.served import NUM_PAIRS, ROUNDING, Probe, check_served, read_probe
 from femtune.training import Training
 

@@ -20,10 +20,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from femtune.data.prompts import ChatTokenizer
 from femtune.errors import ConfigError, FemtuneError
 from femtune.launch import check_launch, launch_m_step
 from femtune.mstep import MStep, m_step
-from femtune.prompts import ChatTokenizer
 from femtune.served import read_probe
 from femtune.training import Training
 
@@ -57,7 +57,7 @@ from pathlib import Path
 import transformers
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from femtune.mstep import m_step
-from femtune.prompts import ChatTokenizer
+from femtune.data.prompts import ChatTokenizer
 from femtune.training import Training
 
 folder = Path(sys.argv[1])

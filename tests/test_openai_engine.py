@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from femtune.asker import check_able
+from femtune.data.prompts import ChatTokenizer
+from femtune.data.worlds import SEEDLING
 from femtune.endings import FORCED_TOKENS
 from femtune.engines.dialects import LLAMACPP, SGLANG, VLLM, completion_body
 from femtune.engines.http import Patience
 from femtune.engines.transformers import TransformersEngine
 from femtune.errors import ConfigError, EngineError, ModelError
-from femtune.prompts import ChatTokenizer
 from femtune.schemes import parse_scheme
 from femtune.types import Completion, Sampling
-from femtune.worlds import SEEDLING
 
 from .greedy import FORMATS, Model, assert_same, greedy_draws
 from .models import byte_tokenizer, tiny_model

@@ -15,10 +15,10 @@ import httpx2
 import pytest
 
 from femtune.chunks import Setup
+from femtune.data.prompts import Prompts
 from femtune.engines.http import Patience, Wire, shown
 from femtune.errors import EngineError, ModelError
 from femtune.estep import e_step
-from femtune.prompts import Prompts
 from femtune.rewards import exact, score
 from femtune.schemes import rejection
 from femtune.types import DrawKey, Problem, Request

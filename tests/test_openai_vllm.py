@@ -19,14 +19,14 @@ import peft
 import torch
 import transformers
 
+from femtune.data.prompts import ChatTokenizer
+from femtune.data.worlds import SEEDLING
 from femtune.engines.http import Patience
 from femtune.engines.openai import OpenAIEngine
 from femtune.engines.server import Abilities
 from femtune.engines.transformers import TransformersEngine, read_tokenizer
 from femtune.errors import ConfigError, ModelError
-from femtune.prompts import ChatTokenizer
 from femtune.types import Completion, DrawKey, Request, Sampling, draw_seed
-from femtune.worlds import SEEDLING
 
 from .models import byte_tokenizer
 from .servers import free_port

@@ -20,7 +20,7 @@ from scipy.stats import chisquare
 from femtune import tries
 from femtune.bound import mixture_draws
 from femtune.chunks import Setup
-from femtune.cut import trained_tokens
+from femtune.data.truncation import trained_tokens
 from femtune.engines.fake import END
 from femtune.errors import EngineError
 from femtune.estep import e_step

@@ -22,7 +22,7 @@ ASKED += ("--max-new-tokens", "48")
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
-    from femtune.worlds import WORLDS, make_rows
+    from femtune.data.worlds import WORLDS, make_rows
 
     made, _ = make_rows(WORLDS["rubric"], 36, 1, seed=2)
     return [dict(row) for row in made]

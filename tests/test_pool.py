@@ -19,9 +19,9 @@ import pytest
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'femtune[ray]'")
 
 from femtune import pool as pools  # noqa: E402
-from femtune import stopping  # noqa: E402
+from femtune._util import interrupts  # noqa: E402
 from femtune.chunks import Setup  # noqa: E402
-from femtune.demos import demos_digest  # noqa: E402
+from femtune.data.demos import demos_digest  # noqa: E402
 from femtune.engines.fake import FakeEngine  # noqa: E402
 from femtune.errors import ConfigError, EngineError, ModelError, RunError  # noqa: E402
 from femtune.estep import e_step  # noqa: E402
@@ -291,8 +291,8 @@ def test_no_slice_is_begun_once_the_run_is_to_stop(notes: Path) -> None:
     pool = crew(notes, workers=1, pause_s=0.01)
     try:
         until(pool, lambda: bool(list(notes.glob("worker-*"))))
-        with pytest.raises(stopping.Stopped), stopping.graceful(tells=False):
-            timer = threading.Timer(0.1, stopping.wish)
+        with pytest.raises(interrupts.Stopped), interrupts.graceful(tells=False):
+            timer = threading.Timer(0.1, interrupts.wish)
             timer.start()
             pool.logprob(PAIRS)
         assert len(list(notes.glob("scored-*"))) == 1

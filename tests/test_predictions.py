@@ -18,12 +18,12 @@ from femtune import predict, scored_answers
 from femtune.aggregate import prediction
 from femtune.calibration import Calibration, save_calibration
 from femtune.cli import main
+from femtune.data.tasks.frames import Frame
 from femtune.engines.transformers import TransformersEngine
 from femtune.errors import ConfigError, DataError
 from femtune.predictions import save_predictions
 from femtune.run import read_draws
 from femtune.scored_answers import read_scored
-from femtune.tasks.frames import Frame
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 
 ASKED = ("--model", "seedling", "--max-new-tokens", "32", "--draws", "3", "--chunk-size", "2")

@@ -12,6 +12,8 @@ from scipy.stats import spearmanr
 
 from femtune.cli import main
 from femtune.config import Evaluate
+from femtune.data.tasks.frames import Frame, frame
+from femtune.data.worlds import SEEDLING
 from femtune.errors import ConfigError
 from femtune.evaluate import as_item
 from femtune.metrics import Item
@@ -19,9 +21,7 @@ from femtune.prepare import read_questions
 from femtune.probes import _altered, findings, padded, pair_biases, praised, probe, rating_biases, table
 from femtune.progress import Quiet
 from femtune.run import read_draws
-from femtune.tasks.frames import Frame, frame
 from femtune.types import Problem
-from femtune.worlds import SEEDLING
 
 # --- altered texts
 

@@ -15,8 +15,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from femtune.errors import ConfigError, DataError, RewardError
-from femtune.problems import (
+from femtune.data.problems import (
     check_disjoint,
     check_gold,
     check_lengths,
@@ -24,7 +23,8 @@ from femtune.problems import (
     save_problems,
     split,
 )
-from femtune.prompts import Prompts, prompt_text
+from femtune.data.prompts import Prompts, prompt_text
+from femtune.errors import ConfigError, DataError, RewardError
 from femtune.rewards import as_reward
 from femtune.types import Problem, Prompt
 

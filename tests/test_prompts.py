@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from femtune.answer_format import bare
+from femtune.data.answer_format import bare
+from femtune.data.prompts import LEAKS, Prompts, as_messages
 from femtune.errors import ConfigError, DataError
-from femtune.prompts import LEAKS, Prompts, as_messages
 from femtune.types import Parsed, Problem
 
 PROMPTS = Prompts()

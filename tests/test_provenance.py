@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from femtune import run as runs
-from femtune.provenance import differences, environment, git_state
+from femtune._util.environment import differences, environment, git_state
 
 
 def git(folder: Path, *words: str) -> None:

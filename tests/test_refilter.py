@@ -19,19 +19,19 @@ from femtune.bias import Balance
 from femtune.chunks import Setup
 from femtune.cli import main
 from femtune.config import Train
-from femtune.demos import Demo, save_demos
+from femtune.data.demos import Demo, save_demos
+from femtune.data.problems import save_problems
+from femtune.data.prompts import ChatTokenizer
+from femtune.data.tasks.load import Options, problems_of
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, DataError, ModelError, NothingKept, RunError
 from femtune.loop import Steps
 from femtune.prepare import plan, read_questions, resolved
-from femtune.problems import save_problems
 from femtune.progress import Quiet
-from femtune.prompts import ChatTokenizer
 from femtune.refilter import Change, notes, open_stored, refilter, replayed
 from femtune.rewards import score
 from femtune.run import Run, read_draws
 from femtune.schemes import star, trice
-from femtune.tasks.load import Options, problems_of
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Reason, Sampling, Score
 

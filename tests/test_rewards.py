@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from femtune.data.prompts import Prompts
 from femtune.errors import ConfigError, RewardError
-from femtune.prompts import Prompts
 from femtune.rewards import (
     REWARDS,
     AnswerReward,

@@ -15,10 +15,10 @@ from femtune import rl
 from femtune.baselines import Reinforced, baseline_settings, chosen, run_baseline
 from femtune.compare import jobs, rows
 from femtune.config import RL, Train
+from femtune.data.prompts import ChatTokenizer, Prompts
 from femtune.demo import write_world
 from femtune.engines.transformers import read_tokenizer
 from femtune.errors import ConfigError, RunError
-from femtune.prompts import ChatTokenizer, Prompts
 from femtune.training import Training
 from femtune.types import Problem
 
@@ -131,7 +131,7 @@ def test_a_run_has_a_schemes_history_and_goes_on_where_it_was_stopped(
     assert first[1]["m_step"]["seconds"] > 0
     stored = json.loads((tmp_path / "run/iteration-001/metrics.json").read_text())
     assert stored == first[1]
-    from femtune.worlds import SEEDLING
+    from femtune.data.worlds import SEEDLING
 
     assert any((w != weights(SEEDLING)[key]).any() for key, w in weights(tmp_path / "run/last").items())
 
@@ -236,8 +236,8 @@ def test_the_right_answer_takes_the_place_of_the_one_that_was_written(
 
 @needs_trl
 def test_a_token_that_holds_the_end_of_the_rationale_stays_whole() -> None:
+    from femtune.data.worlds import SEEDLING
     from femtune.latro import told
-    from femtune.worlds import SEEDLING
 
     chat = read_tokenizer(SEEDLING)  # it has a token ".\nAnswer: "
     tokens = chat.encode_completion("Start at 3.\nIt is clear: plus 2, so 4.\nAnswer: 4")

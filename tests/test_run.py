@@ -20,8 +20,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from femtune._util.atomic_files import read_lines, replacing
 from femtune.errors import RunError
-from femtune.files import read_lines, replacing
 from femtune.run import (
     Run,
     by_problem,
@@ -185,7 +185,7 @@ def test_a_full_disk_is_a_run_error(tmp_path: Path) -> None:
 CHILD = """
 import sys, time, yaml
 from pathlib import Path
-from femtune.files import replacing
+from femtune._util.atomic_files import replacing
 from femtune.run import open_run
 root = Path(sys.argv[1])
 with open_run(root, yaml.safe_load((root / "config.yaml").read_text()), frozenset()) as run:

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from femtune.data.rows import BadRow
+from femtune.data.tasks.forms import boxed
+from femtune.data.tasks.schemas import SCHEMAS, Schema, find_schema, read_rows
 from femtune.errors import ConfigError, DataError
-from femtune.reading import BadRow
-from femtune.tasks.forms import boxed
-from femtune.tasks.schemas import SCHEMAS, Schema, find_schema, read_rows
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PUBLISHED = sorted(file for file in FIXTURES.glob("*--*.jsonl") if "--test" not in file.name)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from femtune.prompts import ChatTokenizer
-from femtune.worlds import SEEDLING, WORLDS
-from femtune.worlds.seedling import Recipe, make_model, make_tokenizer, measure, pretrain
+from femtune.data.prompts import ChatTokenizer
+from femtune.data.worlds import SEEDLING, WORLDS
+from femtune.data.worlds.seedling import Recipe, make_model, make_tokenizer, measure, pretrain
 
 # Loaded once: hypothesis calls a test many times within one function-scoped fixture.
 TOKENIZER = AutoTokenizer.from_pretrained(SEEDLING)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from femtune import stopping
+from femtune._util import interrupts
 from femtune.cli import main
 from femtune.demo import write_world
 from femtune.journal import Journal
@@ -32,13 +32,13 @@ def test_a_signal_that_python_swallows_is_heeded_at_the_next_check(
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGINT)
 
-    with stopping.graceful(tells=False):
+    with interrupts.graceful(tells=False):
         odd = Odd()
         del odd
         assert len(dropped) == 1
-        with pytest.raises(stopping.Stopped):
-            stopping.check()
-    assert not stopping.wished()
+        with pytest.raises(interrupts.Stopped):
+            interrupts.check()
+    assert not interrupts.wished()
 
 
 PROGRAM = (

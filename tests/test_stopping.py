@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from femtune import stopping
-from femtune.stopping import Stopped, finishing, graceful, wished
+from femtune._util import interrupts
+from femtune._util.interrupts import Stopped, finishing, graceful, wished
 
 
 def kill(number: int = signal.SIGINT) -> None:
@@ -73,10 +73,10 @@ def test_what_fails_is_told_as_it_failed() -> None:
 
 
 def test_handlers_are_as_they_were_afterwards() -> None:
-    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    before = [signal.getsignal(number) for number in interrupts.SIGNALS]
     with graceful():
-        assert [signal.getsignal(number) for number in stopping.SIGNALS] != before
-    assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
+        assert [signal.getsignal(number) for number in interrupts.SIGNALS] != before
+    assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
 
 
 def test_a_stop_is_a_keyboard_interrupt_that_nothing_takes_for_an_error() -> None:
@@ -86,14 +86,14 @@ def test_a_stop_is_a_keyboard_interrupt_that_nothing_takes_for_an_error() -> Non
 SPAWNS = """
 import multiprocessing, os
 from contextlib import nullcontext
-from femtune import stopping
+from femtune._util import interrupts
 
 def session(queue):
     queue.put(os.getsid(0))
 
 if __name__ == "__main__":
     spawn = multiprocessing.get_context("spawn")
-    for shield in (nullcontext(), stopping.shielded(), nullcontext()):
+    for shield in (nullcontext(), interrupts.shielded(), nullcontext()):
         queue = spawn.Queue()
         with shield:
             child = spawn.Process(target=session, args=(queue,))

@@ -15,17 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.answers import Scale, parse_scale
 from femtune.config import Train
+from femtune.data.answers import Scale, parse_scale
+from femtune.data.problems import check_disjoint, load_problems, save_problems, split
+from femtune.data.prompts import JUDGE_LEAKS
+from femtune.data.rows import BadRow
+from femtune.data.tasks.frames import Frame, frame, item_name, scale_of
+from femtune.data.tasks.judge import JUDGE, instruction, turned, with_ids, write_pair, write_rating
+from femtune.data.tasks.load import Options, TaskData, problems_of, read_task, trained_on
+from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.errors import ConfigError, DataError
 from femtune.prepare import held_out, read_questions
-from femtune.problems import check_disjoint, load_problems, save_problems, split
-from femtune.prompts import JUDGE_LEAKS
-from femtune.reading import BadRow
-from femtune.tasks.frames import Frame, frame, item_name, scale_of
-from femtune.tasks.judge import JUDGE, instruction, turned, with_ids, write_pair, write_rating
-from femtune.tasks.load import Options, TaskData, problems_of, read_task, trained_on
-from femtune.tasks.summarize import SUMMARIZE
 from femtune.types import Problem
 
 Row = dict[str, Any]
@@ -417,7 +417,7 @@ def test_the_order_is_the_same_in_every_process(tmp_path: Path) -> None:
     file = file_of(tmp_path / "pairs.jsonl", (PAIRED | {"response_b": f"R{i}"} for i in range(64)))
     code = (
         "import sys\n"
-        "from femtune.tasks.load import read_task, trained_on\n"
+        "from femtune.data.tasks.load import read_task, trained_on\n"
         "print([problem.id for problem in trained_on(read_task(sys.argv[1], 'judge').problems)])\n"
     )
     here = [problem.id for problem in trained_on(read_task(file, "judge").problems)]

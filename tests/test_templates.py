@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from femtune.data.prompts import ChatTokenizer, Prompts
 from femtune.errors import ModelError
 from femtune.examples import read_examples, write_examples
 from femtune.prepare import load_tokenizer
-from femtune.prompts import ChatTokenizer, Prompts
 from femtune.trainer import Batches
 from femtune.types import Completion, Draw, DrawKey, Example, Problem, Score
 

@@ -21,9 +21,9 @@ from rich.console import Console
 
 import femtune
 from femtune import cli, progress
+from femtune._util.text import visible
 from femtune.demo import changes
 from femtune.progress import framed, literal, plain_table
-from femtune.words import visible
 
 SOURCE = Path(femtune.__file__).parent
 
@@ -99,7 +99,7 @@ def test_a_demo_of_hostile_rationales_is_harmless(tmp_path: Path) -> None:
     """The panels of `demo`, of a run whose problems and draws say what they like."""
     from femtune.compare import Job
     from femtune.config import Train
-    from femtune.problems import save_problems
+    from femtune.data.problems import save_problems
     from femtune.run import write_draws
     from femtune.types import Completion, Draw, DrawKey, Problem, Score
 

@@ -13,11 +13,11 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from femtune.data.worlds import SEEDLING
 from femtune.engines import tree
 from femtune.engines.transformers import TransformersEngine, read_tokenizer
 from femtune.errors import EngineError
 from femtune.types import Asked, Engine
-from femtune.worlds import SEEDLING
 
 from .models import FAMILIES, tiny_model
 from .test_transformers_engine import NO_MEMORY

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import femtune
+from femtune._util.model_safety import check_fetched, check_weights
 from femtune.cli import main
 from femtune.engines.causal import read_model
 from femtune.engines.transformers import TransformersEngine
@@ -25,7 +26,6 @@ from femtune.errors import ConfigError, ModelError
 from femtune.mstep import load_model
 from femtune.prepare import find_model, load_config, load_tokenizer, local_model
 from femtune.training import Training
-from femtune.trust import check_fetched, check_weights
 
 from .models import tiny_model
 
@@ -331,7 +331,7 @@ def test_a_run_unpickles_nothing_and_talks_to_nobody_and_runs_nothing_of_the_dat
 
 def test_the_state_of_a_repository_is_read_without_its_own_programs(tmp_path: Path) -> None:
     """Data may come with a repository around it, whose settings name a program."""
-    from femtune.provenance import git_state
+    from femtune._util.environment import git_state
 
     git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b")
     (tmp_path / "a").write_text("1")

@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from femtune.cli import main
-from femtune.problems import load_problems, save_problems
-from femtune.prompts import Prompts
+from femtune.data.problems import load_problems, save_problems
+from femtune.data.prompts import Prompts
 from femtune.run import Run, read_draws, read_shard, write_draws
 from femtune.types import Completion, Problem, Score
 from femtune.view.difference import difference

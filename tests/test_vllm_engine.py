@@ -29,14 +29,14 @@ import psutil
 import torch
 import transformers
 
+from femtune.data.prompts import ChatTokenizer
+from femtune.data.worlds import SEEDLING
 from femtune.engines.transformers import TransformersEngine, read_tokenizer
 from femtune.engines.vllm import VllmEngine
 from femtune.engines.vllm_setup import read_end_tokens
 from femtune.errors import ConfigError, EngineError, ModelError
-from femtune.prompts import ChatTokenizer
 from femtune.served import Probe, check_served, write_probe
 from femtune.types import Completion, DrawKey, Engine, Request, Sampling
-from femtune.worlds import SEEDLING
 
 from .greedy import FORMATS, assert_same, greedy_draws
 from .models import byte_tokenizer, tiny_model

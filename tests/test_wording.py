@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.answers import parse_scale
 from femtune.config import Ask
+from femtune.data.answers import parse_scale
+from femtune.data.problems import load_problems, save_problems
+from femtune.data.tasks.labels import SOFT, label_of
+from femtune.data.tasks.wording import check_rubric, parse_template, text_or_file
 from femtune.errors import ConfigError, DataError
 from femtune.prepare import read_questions
-from femtune.problems import load_problems, save_problems
-from femtune.tasks.labels import SOFT, label_of
-from femtune.tasks.wording import check_rubric, parse_template, text_or_file
 from femtune.types import Problem
 
 RATED = {"prompt": "Why?", "response": "So.", "score": 3}

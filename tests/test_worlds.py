@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from femtune.data.prompts import Prompts
+from femtune.data.tasks.frames import frame
+from femtune.data.tasks.judge import turned
+from femtune.data.tasks.load import read_task, trained_on
+from femtune.data.worlds import WORLDS, make_rows, make_splits, quiz, rubric, sums, tally, tldr
 from femtune.errors import ConfigError
-from femtune.prompts import Prompts
-from femtune.tasks.frames import frame
-from femtune.tasks.judge import turned
-from femtune.tasks.load import read_task, trained_on
 from femtune.types import Problem
-from femtune.worlds import WORLDS, make_rows, make_splits, quiz, rubric, sums, tally, tldr
 
 worlds = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 CLAIMS = {
@@ -350,7 +350,7 @@ def test_a_response_of_several_raters_is_on_one_side(num_train):
 
 
 def test_worlds_import_without_torch():
-    code = "import sys, femtune.worlds; sys.exit('torch' in sys.modules)"
+    code = "import sys, femtune.data.worlds; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

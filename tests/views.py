@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 import yaml
 from starlette.testclient import TestClient
 
-from femtune.problems import load_problems, save_problems
+from femtune.data.problems import load_problems, save_problems
 from femtune.run import Run, write_draws
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 from femtune.view.app import make_app

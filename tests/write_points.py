@@ -33,8 +33,8 @@ import transformers
 import femtune.run
 from femtune import manifest
 from femtune.asker import no_foreign_bars
+from femtune.data.problems import save_problems
 from femtune.errors import RunError
-from femtune.problems import save_problems
 from femtune.run import open_run
 from femtune.schemes import parse_scheme
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from femtune.files import replacing
+from femtune._util.atomic_files import replacing
 from femtune.report.drawing import SHAPES, Axis, drawn, span
 from findings.experiments import BASELINES, EXPERIMENTS, FOLDER, Figure
 from findings.numbers import Found, Mean, at_end, by_iteration, found_of

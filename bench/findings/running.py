@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from femtune._util.atomic_files import replacing
 from femtune.commands import make_settings
 from femtune.compare import Job, compare, jobs
 from femtune.config import RL, Train
+from femtune.data.worlds import WORLDS, make_rows
 from femtune.errors import ConfigError, NothingKept, RunError
-from femtune.files import replacing
 from femtune.rl import RL_BASELINES
-from femtune.worlds import WORLDS, make_rows
 from findings.experiments import BASELINES, COMMON, SEEDLINGS, WORLD_SETTINGS, Experiment
 
 # Columns -> where their number is in an iteration's metrics.json; the first place that has one counts.
@@ -194,7 +194,15 @@ def _make_seedling(folder: Path, tell: Callable[[str], None]) -> None:
     if folder in SEEDLINGS and not folder.exists():
         tell(f"making {folder}: {SEEDLINGS[folder]} steps")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        argv = [sys.executable, "-m", "femtune.worlds.seedling", "--out", str(folder), "--threads", "1"]
+        argv = [
+            sys.executable,
+            "-m",
+            "femtune.data.worlds.seedling",
+            "--out",
+            str(folder),
+            "--threads",
+            "1",
+        ]
         argv += ["--steps", str(SEEDLINGS[folder]), "--more-steps", "0"]
         subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
 

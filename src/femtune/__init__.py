@@ -53,6 +53,7 @@ The files, in the order of the data; each imports only from those above it:
 """
 
 from femtune.commands import Result, train
+from femtune.data.problems import load_problems
 from femtune.errors import (
     ConfigError,
     DataError,
@@ -64,7 +65,6 @@ from femtune.errors import (
     RunError,
 )
 from femtune.predictions import predict
-from femtune.problems import load_problems
 from femtune.rewards import choice, exact, math, number, ordinal, regex
 from femtune.schemes import (
     chained,

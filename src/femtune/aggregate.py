@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from femtune.answer_format import bare
 from femtune.answer_probs import AnswerNats
-from femtune.answers import Scale, as_fraction
 from femtune.calibration import Calibration, apply
+from femtune.data.answer_format import bare
+from femtune.data.answers import Scale, as_fraction
+from femtune.data.tasks.frames import frame, scale_of
+from femtune.data.tasks.judge import turned
 from femtune.evaluate import as_item
 from femtune.scored_answers import Scored
-from femtune.tasks.frames import frame, scale_of
-from femtune.tasks.judge import turned
 from femtune.types import Draw, Problem
 
 Prediction = dict[str, Any]

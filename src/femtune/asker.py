@@ -13,14 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from femtune._util.safetensors_header import stored_dtype
 from femtune.chunks import Crew, Setup
 from femtune.config import Ask
-from femtune.cut import Cut
-from femtune.demos import Demo, Demos
+from femtune.data.demos import Demo, Demos
+from femtune.data.problems import check_lengths
+from femtune.data.prompts import ChatTokenizer, Prompts, fit_prompts
+from femtune.data.truncation import Cut
 from femtune.endings import check_cue
 from femtune.engines.dtypes import usable_dtype
 from femtune.errors import ConfigError, DataError, EngineError, ModelError
-from femtune.headers import stored_dtype
 from femtune.model_info import is_trained, read_info
 from femtune.prepare import (
     MODELS,
@@ -31,8 +33,6 @@ from femtune.prepare import (
     named_pairs,
     read_value,
 )
-from femtune.problems import check_lengths
-from femtune.prompts import ChatTokenizer, Prompts, fit_prompts
 from femtune.rewards import score
 from femtune.served import NUM_PAIRS, ROUNDING, Probe
 from femtune.training import Training, context_length

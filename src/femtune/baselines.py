@@ -26,29 +26,29 @@ from typing import Any
 
 import numpy as np
 
-from femtune.answer_format import parse_format
-from femtune.answers import Scale
+from femtune._util.atomic_files import replacing
+from femtune._util.text import near
 from femtune.asker import Asker, make_asker
 from femtune.chunks import Setup
 from femtune.commands import beside, run_place
 from femtune.config import CHANGEABLE, RL, Train
+from femtune.data.answer_format import parse_format
+from femtune.data.answers import Scale
+from femtune.data.prompts import write_completion
+from femtune.data.tasks.frames import frame
 from femtune.direct import direct_answers, direct_metrics, expected_score
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import ask_into, estep_metrics, evaluation_metrics
 from femtune.examples import write_examples
-from femtune.files import replacing
 from femtune.loop import Steps
 from femtune.prepare import Data, Questions, held_out, plan, read_questions
 from femtune.progress import Quiet
-from femtune.prompts import write_completion
 from femtune.regression import Features, features, predictions, with_values
 from femtune.rewards import score
 from femtune.rl import RL_BASELINES, check_reinforced, reinforce
 from femtune.run import Run, open_run, read_draws, write_draws
-from femtune.tasks.frames import frame
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 from femtune.weigh import chain
-from femtune.words import near
 
 History = list[dict[str, Any]]
 

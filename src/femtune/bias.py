@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from femtune.data.tasks.frames import frame
 from femtune.intervals import Floats, bootstrap, mean, ratio, summary
 from femtune.metrics import scale_values
 from femtune.run import by_problem
-from femtune.tasks.frames import frame
 from femtune.types import Draw, Problem, Rule
 from femtune.weigh import weigh
 

@@ -21,9 +21,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from femtune._util.atomic_files import write_json
+from femtune._util.parsing import Unreadable, read_json
 from femtune.errors import ConfigError, DataError
-from femtune.files import write_json
-from femtune.formats import Unreadable, read_json
 from femtune.intervals import Floats, bootstrap, summary
 from femtune.metrics import Item, calibration_errors, confidence, count_votes, distributions
 

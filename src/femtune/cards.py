@@ -23,18 +23,18 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from femtune import markdown
-from femtune.answers import Scale
+from femtune._util import markdown
+from femtune._util.atomic_files import replacing
+from femtune.data.answers import Scale
+from femtune.data.problems import load_problems
+from femtune.data.prompts import as_messages
+from femtune.data.tasks.frames import frame, scale_of
+from femtune.data.tasks.hub import is_hub_id
+from femtune.data.tasks.judge import JUDGE, Wording, write_pair, write_rating
+from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.examples import EXAMPLES
-from femtune.files import replacing
 from femtune.prepare import MODELS, load_tokenizer, read_value
-from femtune.problems import load_problems
-from femtune.prompts import as_messages
 from femtune.schemes import adds
-from femtune.tasks.frames import frame, scale_of
-from femtune.tasks.hub import is_hub_id
-from femtune.tasks.judge import JUDGE, Wording, write_pair, write_rating
-from femtune.tasks.summarize import SUMMARIZE
 from femtune.types import Problem
 
 # where the examples of use load from; `femtune push` puts the repository's name there

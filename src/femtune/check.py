@@ -16,13 +16,13 @@ from rich.panel import Panel
 
 from femtune.asker import Asker, make_asker
 from femtune.config import Train
-from femtune.cut import trained_tokens
+from femtune.data.prompts import ChatTokenizer, Prompts, prompt_text
+from femtune.data.tasks.frames import scale_of
+from femtune.data.truncation import trained_tokens
 from femtune.luck import guessed_share, is_closed, plain_attempts
 from femtune.prepare import Data, Questions, held_out, load_config, plan, read_questions, sampling
 from femtune.progress import framed, literal, sparkline
-from femtune.prompts import ChatTokenizer, Prompts, prompt_text
 from femtune.schemes import adds, parse_scheme
-from femtune.tasks.frames import scale_of
 from femtune.training import context_length
 from femtune.types import Draw, Problem
 

@@ -14,17 +14,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from femtune.advice import FEW_ANSWERED, MANY_TRUNCATED
-from femtune.answers import as_fraction, plain
 from femtune.asker import Asker, is_base
 from femtune.check import Finding
 from femtune.chunks import Setup
 from femtune.config import Train
-from femtune.demos import Demos
+from femtune.data.answers import as_fraction, plain
+from femtune.data.demos import Demos
+from femtune.data.tasks.frames import scale_of
 from femtune.estep import e_step
 from femtune.evaluate import is_right
 from femtune.prepare import load_config, sampling
 from femtune.schemes import paper_filter, parse_scheme
-from femtune.tasks.frames import scale_of
 from femtune.training import context_length
 from femtune.types import Draw, Problem, Scheme, Stage
 

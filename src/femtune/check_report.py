@@ -15,6 +15,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import RenderableType
 from rich.text import Text
 
+from femtune._util.text import span, visible
 from femtune.asker import Asker
 from femtune.check import (
     MOST_LABELS,
@@ -26,11 +27,10 @@ from femtune.check import (
     trained_under,
 )
 from femtune.check_model import COOLER, Planned, Trial, Tried, percentile, written
+from femtune.data.tasks.frames import scale_of
 from femtune.luck import is_closed
 from femtune.progress import Show, console, literal, plain_table
-from femtune.tasks.frames import scale_of
 from femtune.types import Draw, Problem
-from femtune.words import span, visible
 
 SECONDS = 15.0  # between two lines that say how far the draws are
 HEAD = ("prompt", "draws", "answered", "truncated", "right", "tokens", "99th")

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from femtune import manifest
+from femtune._util.atomic_files import make_folder
+from femtune.data.problems import load_problems
 from femtune.errors import DataError, RunError
-from femtune.files import make_folder
 from femtune.journal import journals, read_journal
 from femtune.prepare import fingerprint
-from femtune.problems import load_problems
 from femtune.retention import MASTER, free_bytes, sized
 from femtune.run import Run, locked, stored_config
 from femtune.schemes import adds, restarts

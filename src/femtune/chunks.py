@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from femtune.cut import Cut
-from femtune.demos import Demos, demos_digest
+from femtune.data.demos import Demos, demos_digest
+from femtune.data.prompts import Prompts
+from femtune.data.truncation import Cut
 from femtune.endings import Endings, Finished, Force
-from femtune.prompts import Prompts
 from femtune.served import ROUNDING, Probe
 from femtune.types import (
     Asked,

@@ -16,20 +16,20 @@ from typing import Any
 from cyclopts import CycloptsError
 from cyclopts.config import Dict
 
-from femtune import stopping
+from femtune._util import interrupts
+from femtune._util.parsing import Unreadable, read_yaml
 from femtune.errors import ConfigError, FemtuneError
-from femtune.formats import Unreadable, read_yaml
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from femtune import looking  # whose verbs are the app's by that
+from femtune._util.text import brief
 from femtune.progress import (
     errors,
     literal,
 )
 from femtune.verbs import app
-from femtune.words import brief
 
 __all__ = ["app", "looking", "main"]
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, settings = _take_config(arguments)
         known = _for_command(settings, arguments[:1])
         app.config = (Dict(known, source=name, use_commands_as_keys=False),) if known else ()
-        with stopping.graceful():
+        with interrupts.graceful():
             app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
         sys.stdout.flush()  # here, where a closed pipe is caught
     except (FemtuneError, CycloptsError) as error:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt as stop:
         errors.print(literal("Stopped. What is stored stays; the same command goes on from there."))
-        return stop.status if isinstance(stop, stopping.Stopped) else 130
+        return stop.status if isinstance(stop, interrupts.Stopped) else 130
     return 0
 
 

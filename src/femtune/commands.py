@@ -35,7 +35,10 @@ from femtune.cards import write_data_card, write_model_card
 from femtune.chunks import Setup
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
 from femtune.costs.disk import at_most, check_disk
-from femtune.demos import Demos, save_demos, without_problems
+from femtune.data.demos import Demos, save_demos, without_problems
+from femtune.data.problems import save_problems
+from femtune.data.tasks.frames import scale_of
+from femtune.data.tasks.load import TaskData, trained_on
 from femtune.errors import ConfigError, ModelError
 from femtune.evaluate import as_item, evaluation_metrics
 from femtune.hashes import hash_weights, relied_on, warn_of_date
@@ -66,7 +69,6 @@ from femtune.prepare import (
     resolved,
     sampling,
 )
-from femtune.problems import save_problems
 from femtune.progress import Quiet
 from femtune.retention import best_of
 from femtune.run import Run, by_problem, check_run, open_run, read_draws, stored_config
@@ -78,8 +80,6 @@ from femtune.scored_answers import (
     uses_probabilities,
 )
 from femtune.stored import settings_of
-from femtune.tasks.frames import scale_of
-from femtune.tasks.load import TaskData, trained_on
 from femtune.trackers import check_trackers, tracking
 from femtune.training import Training
 from femtune.types import Problem, Sampling, Scheme

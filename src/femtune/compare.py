@@ -24,7 +24,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from femtune import stopping
+from femtune._util import interrupts
+from femtune._util.atomic_files import replacing
 from femtune.asker import make_asker
 from femtune.baselines import (
     ONCE,
@@ -39,7 +40,6 @@ from femtune.commands import beside, run_place, run_train
 from femtune.config import RL, Train
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
 from femtune.evaluate import sound_steps
-from femtune.files import replacing
 from femtune.prepare import Data, choose_peft, held_out, local_model, plan, read_questions
 from femtune.progress import Quiet
 from femtune.run import read_log
@@ -165,10 +165,10 @@ def compare(
     with ProcessPoolExecutor(workers, spawn, _begin, (os.getpid(), threads, stop)) as pool:
         futures: dict[Job, Future[History]] = {job: pool.submit(_run, data, model, job) for job in todo}
         try:
-            with stopping.finishing("what the runs have in flight"):
+            with interrupts.finishing("what the runs have in flight"):
                 while not all(future.done() for future in futures.values()):
                     watch({job: state(job.output_dir) for job in todo})
-                    if stopping.wished():
+                    if interrupts.wished():
                         stop.set()
                     if stop.is_set() or any(map(_ended_badly, futures.values())):
                         pool.shutdown(wait=False, cancel_futures=True)
@@ -192,7 +192,7 @@ class _Worker:
 def _run(data: Data, model: str, job: Job) -> History:
     _Worker.busy = True
     try:
-        stopping.check()
+        interrupts.check()
         if isinstance(job.settings, Baseline):
             return run_baseline(data, model, job.settings, job.output_dir)
         return run_train(data, model, job.settings, job.output_dir, Quiet()).history
@@ -205,7 +205,7 @@ def _run(data: Data, model: str, job: Job) -> History:
 def _end(number: int, frame: object) -> None:
     """SIGTERM, which schedulers send to all processes of a job: what is in flight is stored first."""
     _Worker.ends = True
-    stopping.wish(number)
+    interrupts.wish(number)
     if not _Worker.busy:
         os._exit(128 + number)
 
@@ -233,7 +233,7 @@ def _begin(parent: int, threads: int, stop: Event) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             if stop.wait(0.5):
-                stopping.wish(signal.SIGINT)
+                interrupts.wish(signal.SIGINT)
                 time.sleep(0.5)
         os._exit(1)
 

@@ -18,14 +18,14 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 from cyclopts import Parameter
 
+from femtune._util.redaction import check_no_keys
+from femtune._util.text import brief
 from femtune.bias import Balance
 from femtune.calibration import Aggregate, Kind
 from femtune.chunks import Resume
+from femtune.data.tasks.judge import Raters
 from femtune.errors import ConfigError
-from femtune.keys import check_no_keys
-from femtune.tasks.judge import Raters
 from femtune.training import Training
-from femtune.words import brief
 
 T = TypeVar("T")
 Flat = Annotated[T, Parameter(name="*")]  # its fields are flags themselves

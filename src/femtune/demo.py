@@ -11,18 +11,18 @@ from rich.columns import Columns
 from rich.console import Group
 from rich.panel import Panel
 
+from femtune._util.atomic_files import replacing
 from femtune.compare import Job, telling
 from femtune.config import Train
+from femtune.data.problems import load_problems
+from femtune.data.prompts import prompt_text
+from femtune.data.worlds import WORLDS, make_rows
 from femtune.errors import ConfigError, RunError
-from femtune.files import replacing
 from femtune.prepare import check_new
-from femtune.problems import load_problems
 from femtune.progress import framed, literal
-from femtune.prompts import prompt_text
 from femtune.run import read_draws
 from femtune.training import Training
 from femtune.types import Draw
-from femtune.worlds import WORLDS, make_rows
 
 # What suits a model of 1M parameters; a real one wants the defaults.
 SETTINGS = Train(

@@ -13,11 +13,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from femtune import stopping
+from femtune._util import interrupts
 from femtune.answer_metrics import distribution_metrics, judged_by_probabilities
 from femtune.answer_probs import AnswerNats, direct_nats
-from femtune.answers import Scale
 from femtune.chunks import Setup
+from femtune.data.answers import Scale
 from femtune.run import Run
 from femtune.scored_answers import possible, read_scored, write_scored
 from femtune.types import Problem
@@ -31,7 +31,7 @@ def direct_answers(run: Run, problems: Sequence[Problem], setup: Setup) -> list[
     path = run.shard(0, "direct_answers", 0)
     run.verify(path)
     if not path.exists():
-        with stopping.finishing("the scoring of the answers"):
+        with interrupts.finishing("the scoring of the answers"):
             begun = time.perf_counter()
             found = direct_nats(problems, setup)
             scored = {(p.id, 0): nats for p, nats in zip(problems, found, strict=True) if possible(nats)}

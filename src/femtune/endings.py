@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
-from femtune.cut import Cut
+from femtune.data.truncation import Cut
 from femtune.errors import ConfigError
 from femtune.types import Completion, DrawKey, Request, Sampling, Tokenizer
 

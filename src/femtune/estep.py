@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from femtune import stopping
+from femtune._util import interrupts
 from femtune.chunks import Chunk, Lease, OpenChunk, Setup
 from femtune.errors import EngineError
 from femtune.journal import Journal, remove_journal
@@ -46,19 +46,19 @@ def e_step(
     """
     leases = missing(problems, scheme, setup, iteration, place, choose)
     if not isinstance(setup.engine, Engine):
-        with stopping.finishing("what the workers have in flight"):
+        with interrupts.finishing("what the workers have in flight"):
             for chunk in setup.engine.work_off(leases):
                 on_draws(chunk.draws)
                 yield chunk
     elif setup.overlap:
-        with stopping.finishing("the draws in flight"):
+        with interrupts.finishing("the draws in flight"):
             for lease, chunk in overlapped(leases, setup, setup.engine, on_draws):
                 store(lease, chunk)
                 yield chunk
     else:
         for lease in leases:
             whole = setup.resume == "chunks"
-            with stopping.finishing("this chunk of problems" if whole else "the draws in flight"):
+            with interrupts.finishing("this chunk of problems" if whole else "the draws in flight"):
                 yield work_off(lease, setup, setup.engine, on_draws)
 
 
@@ -110,7 +110,7 @@ def work_off(lease: Lease, setup: Setup, engine: Engine, on_draws: Told = lambda
 
         def pull(room: int) -> list[Request]:
             nonlocal own_s
-            if stopping.wished() and setup.resume == "draws":
+            if interrupts.wished() and setup.resume == "draws":
                 return []  # the engine ends when it has written what it has
             begun = time.perf_counter()
             requests = opened.pull(room)
@@ -127,11 +127,11 @@ def work_off(lease: Lease, setup: Setup, engine: Engine, on_draws: Told = lambda
                 on_draws(draws)
                 own_s += time.perf_counter() - begun
         except EngineError:
-            stopping.check()  # an engine whose own processes a Ctrl-C has reached, too
+            interrupts.check()  # an engine whose own processes a Ctrl-C has reached, too
             raise
 
     if lost := opened.unanswered():
-        stopping.check()
+        interrupts.check()
         raise EngineError(f"the engine ended without an answer for {len(lost)} problems: {lost[:3]}.")
     chunk = Chunk(lease.index, opened.draws, *spent_s())
     store(lease, chunk)

@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from femtune.answers import as_fraction, as_label, plain
 from femtune.calibration import Calibration
 from femtune.chunks import Chunk, Setup
+from femtune.data.answers import as_fraction, as_label, plain
+from femtune.data.tasks.frames import frame, scale_of
+from femtune.data.worlds import WORLDS
 from femtune.estep import e_step
 from femtune.intervals import Floats, bootstrap, mean, summary
 from femtune.luck import guessed_share, is_closed
 from femtune.metrics import Item, choice_metrics, pair_metrics, pass_at_k, rater_ceiling, rating_metrics
 from femtune.run import Run, by_problem
 from femtune.schemes import paper_filter
-from femtune.tasks.frames import frame, scale_of
 from femtune.types import Draw, Problem, Scheme, Stage
-from femtune.worlds import WORLDS
 
 Stored = Iterable[tuple[Sequence[Draw], Mapping[str, float]]]  # chunks: draws, and their seconds
 

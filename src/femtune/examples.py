@@ -21,15 +21,15 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from femtune.cut import trained_tokens
+from femtune._util.atomic_files import replacing
+from femtune._util.parsing import Unreadable, reading_arrow
+from femtune._util.text import brief
+from femtune.data.prompts import ChatTokenizer, Prompts
+from femtune.data.truncation import trained_tokens
 from femtune.errors import DataError
-from femtune.files import replacing
-from femtune.formats import Unreadable, reading_arrow
-from femtune.prompts import ChatTokenizer, Prompts
 from femtune.run import by_problem
 from femtune.types import Draw, Example, Problem, Rule, Tokenizer
 from femtune.weigh import weigh
-from femtune.words import brief
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 EXAMPLES = pa.schema(

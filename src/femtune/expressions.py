@@ -19,8 +19,8 @@ from functools import cache
 from math import prod
 from typing import Any
 
-from femtune.answer_format import bare
-from femtune.answers import as_fraction, plain, remembered
+from femtune.data.answer_format import bare
+from femtune.data.answers import as_fraction, plain, remembered
 
 LONGEST = 120  # characters of an answer that is read
 

@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from femtune._util.parsing import Unreadable, read_json
 from femtune.errors import ModelError
-from femtune.formats import Unreadable, read_json
 from femtune.types import Problem
 from femtune.user_rewards import UserReward
 

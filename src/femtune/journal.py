@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO
 from zlib import crc32
 
-from femtune.files import cant_write, make_folder
+from femtune._util.atomic_files import cant_write, make_folder
 from femtune.run import as_columns, from_columns
 from femtune.types import Draw, DrawKey
 

@@ -18,7 +18,7 @@ import torch
 from trl import RLOOTrainer
 from trl.trainer.utils import pad
 
-from femtune.prompts import ChatTokenizer, Prompts
+from femtune.data.prompts import ChatTokenizer, Prompts
 
 
 class LaTRO(RLOOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy

@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from femtune import errors
+from femtune.data.prompts import ChatTokenizer
 from femtune.errors import ConfigError, FemtuneError
 from femtune.mstep import MStep, OutOfMemory, m_step
-from femtune.prompts import ChatTokenizer
 from femtune.training import Training
 
 log = logging.getLogger("femtune")

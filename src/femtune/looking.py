@@ -293,7 +293,7 @@ def demos(
     RUN is the folder of a train or sample. The file is for --demos of another data set: an example whose
     prompt stands in the data is refused there.
     """
-    from femtune.demos import save_demos
+    from femtune.data.demos import save_demos
     from femtune.own_demos import own_demos
     from femtune.prepare import check_new
 

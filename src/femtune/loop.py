@@ -17,12 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from femtune import stopping
+from femtune._util import interrupts
 from femtune.advice import Warned, e_step_warnings, evaluation_warnings, has_examples, nothing_kept
 from femtune.bias import Balance, kept_by, kept_scores, made_factors, outcomes
 from femtune.bound import mixture_draws, posterior_metrics, score_right, subset
 from femtune.chunks import Setup
-from femtune.demos import Demos
+from femtune.data.demos import Demos
+from femtune.data.prompts import ChatTokenizer
+from femtune.data.tasks.labels import label_of
 from femtune.endings import Force
 from femtune.errors import NothingKept
 from femtune.estep import e_step
@@ -31,7 +33,6 @@ from femtune.examples import write_examples
 from femtune.luck import plain_attempts
 from femtune.model_info import FILE as MODEL_INFO
 from femtune.model_info import ModelInfo, is_trained, write_info
-from femtune.prompts import ChatTokenizer
 from femtune.retention import (
     MASTER,
     check_room,
@@ -43,7 +44,6 @@ from femtune.retention import (
 )
 from femtune.run import Run, read_draws
 from femtune.served import serve
-from femtune.tasks.labels import label_of
 from femtune.training import Training
 from femtune.tries import Tries
 from femtune.types import Draw, Problem, Sampling, Scheme
@@ -177,7 +177,7 @@ class Steps:
                 link_models(self.run, history)
                 thin_out(self.run, history, self.plan.keep_last)
             self.progress.measured(iteration, history[-1])
-            stopping.check()
+            interrupts.check()
         return history
 
     def expect(self, iteration: int) -> dict[str, Any]:
@@ -248,7 +248,7 @@ class Steps:
             check_room(folder / "model", start, training, dtype, with_master=master is not None)
             self.setup.engine.release()  # what it holds of a GPU's memory is needed now
             self.serving = None
-            with stopping.finishing("this M-step, which would begin anew"):
+            with interrupts.finishing("this M-step, which would begin anew"):
                 self._m_step()(
                     folder / "examples.parquet",
                     start,
@@ -337,7 +337,7 @@ class Steps:
         scored = self._place(iteration, "bound_scored", chosen, theta)
         for index in range(-(-len(chosen) // self.setup.chunk_size)):
             if not scored(index).exists():
-                with stopping.finishing("the scoring of this chunk"):
+                with interrupts.finishing("the scoring of this chunk"):
                     score_right(
                         self.run.shard(iteration, "bound", index), scored(index), by_id, self.setup
                     )
@@ -375,7 +375,7 @@ class Steps:
         if tries.is_scored(kind):
             return
         self._serve(weights)
-        with stopping.finishing("the scoring of this chunk"):
+        with interrupts.finishing("the scoring of this chunk"):
             tries.score(kind)
 
     def _place(

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from femtune.tasks.frames import frame
+from femtune.data.tasks.frames import frame
 from femtune.types import Problem, Scheme
 
 

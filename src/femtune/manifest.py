@@ -16,9 +16,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from femtune._util.atomic_files import append_lines, read_lines, sha256
+from femtune._util.safetensors_header import read_header
 from femtune.errors import ModelError, RunError
-from femtune.files import append_lines, read_lines, sha256
-from femtune.headers import read_header
 
 MANIFEST = "manifest.jsonl"
 

@@ -16,10 +16,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from femtune._util.atomic_files import write_json
+from femtune._util.parsing import Unreadable, read_json
 from femtune.config import Ask, check_types, given
 from femtune.errors import ConfigError, ModelError
-from femtune.files import write_json
-from femtune.formats import Unreadable, read_json
 from femtune.rewards import REWARDS
 
 log = logging.getLogger("femtune")

@@ -29,18 +29,18 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments, set_seed
 
 from femtune import processes
+from femtune._util.atomic_files import remove, replacing
+from femtune._util.model_safety import check_weights, unreadable
+from femtune.data.prompts import ChatTokenizer
 from femtune.engines.causal import quiet_peft
 from femtune.engines.dtypes import usable_dtype
 from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
 from femtune.examples import TokenExamples, read_examples
-from femtune.files import remove, replacing
-from femtune.prompts import ChatTokenizer
 from femtune.rounding import HALVES, round_in_place, rounded_state
 from femtune.served import NUM_PAIRS, Probe, read_probe, write_probe
 from femtune.trainer import Batches, WeightedTrainer, environment, is_sharded, training_arguments
 from femtune.training import Training, context_length, halved_plan, plan_batches, shared_plan
-from femtune.trust import check_weights, unreadable
 
 log = logging.getLogger("femtune")
 

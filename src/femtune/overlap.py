@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from femtune import stopping
+from femtune._util import interrupts
 from femtune.chunks import Chunk, Lease, OpenChunk, Setup
 from femtune.endings import Finished
 from femtune.errors import EngineError
@@ -147,7 +147,7 @@ class _Stream:
         finally:
             getattr(stream, "close", lambda: None)()
         if lost := [name for each in self.open for name in each.chunk.unanswered()]:
-            stopping.check()
+            interrupts.check()
             raise EngineError(
                 f"the engine ended without an answer for {len(lost)} problems: {lost[:3]}."
             )
@@ -171,7 +171,7 @@ class _Stream:
 
     def from_chunks(self, room: int) -> list[Request]:
         requests: list[Request] = []
-        if stopping.wished():
+        if interrupts.wished():
             return requests
         for each in self.open:
             requests += each.chunk.pull(room - len(requests))

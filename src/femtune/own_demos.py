@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from femtune.demos import Demo, Demos
+from femtune.data.demos import Demo, Demos
 from femtune.errors import RunError
 from femtune.run import read_draws
 from femtune.stored import open_stored

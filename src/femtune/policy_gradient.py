@@ -22,18 +22,18 @@ import torch
 import trl
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
+from femtune._util.atomic_files import replacing
 from femtune.chunks import Grade
 from femtune.config import RL
+from femtune.data.prompts import ChatTokenizer, Prompts
 from femtune.engines.causal import quiet_peft
 from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.engines.transformers import end_tokens
 from femtune.errors import FemtuneError, ModelError
 from femtune.evaluate import estep_metrics
 from femtune.examples import TokenExamples
-from femtune.files import replacing
 from femtune.latro import LaTRO
 from femtune.mstep import completion_nats, load_model
-from femtune.prompts import ChatTokenizer, Prompts
 from femtune.served import NUM_PAIRS, Probe, write_probe
 from femtune.trainer import numbers
 from femtune.training import MAX_BATCH, Training

@@ -26,11 +26,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from femtune import stopping
+from femtune._util import interrupts
+from femtune._util.atomic_files import make_folder
 from femtune.chunks import Chunk, Lease, Setup
 from femtune.errors import ConfigError, EngineError, FemtuneError, RunError
 from femtune.estep import work_off
-from femtune.files import make_folder
 from femtune.run import read_shard
 from femtune.served import Probe, serve
 from femtune.types import Asked, Engine
@@ -123,11 +123,11 @@ class Worker:
 
         def heed(draws: object) -> None:
             if place is not None and _stop_file(place).exists():
-                stopping.wish()
+                interrupts.wish()
 
         try:
             chunk = work_off(lease, self.setup, self.engine, heed)
-        except stopping.Stopped:
+        except interrupts.Stopped:
             return STOPPED
         return chunk if place is None else replace(chunk, draws=[])
 
@@ -206,14 +206,14 @@ class Pool:
         for worker in self._workers:
             worker.order = None  # what a caller who stopped has left is of no use
         while fresh or begun:
-            if stopping.wished():
+            if interrupts.wished():
                 fresh.clear()
                 again.clear()
                 for place in places:
                     make_folder(place.parent)
                     _stop_file(place).touch()
                 if not any(worker.order is not None for worker in self._workers):
-                    stopping.check()
+                    interrupts.check()
             self._fill_posts()
             for worker in self._workers:
                 if worker.doing is None and (again or fresh):
@@ -235,7 +235,7 @@ class Pool:
                     deaths[number] += 1
                     if deaths[number] >= MOST_DEATHS:
                         raise EngineError(_too_many(given))
-                    if given is not None and not stopping.wished():
+                    if given is not None and not interrupts.wished():
                         again.append(given)
             while begun and begun[0] in done:
                 yield done.pop(begun.popleft())

@@ -27,14 +27,20 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from femtune._util.atomic_files import replacing
+from femtune._util.text import near
 from femtune.aggregate import Prediction, item_id, prediction
 from femtune.asker import make_asker
 from femtune.calibration import Aggregate, Calibration, check_scale, load_calibration
 from femtune.chunks import Setup
 from femtune.config import CHANGEABLE, Evaluate, Predict
+from femtune.data.problems import check_lengths, save_problems
+from femtune.data.rows import json_lines
+from femtune.data.tasks.frames import scale_of
+from femtune.data.tasks.load import read_places
+from femtune.data.tasks.schemas import SCHEMAS
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import ask_into, evaluation_draws
-from femtune.files import replacing
 from femtune.hashes import relied_on
 from femtune.model_info import read_info, with_defaults
 from femtune.prepare import (
@@ -49,8 +55,6 @@ from femtune.prepare import (
     resolved,
     task_options,
 )
-from femtune.problems import check_lengths, save_problems
-from femtune.reading import json_lines
 from femtune.rewards import exact
 from femtune.run import by_problem, check_run, open_run, read_draws
 from femtune.scored_answers import (
@@ -61,12 +65,8 @@ from femtune.scored_answers import (
     score_into,
     uses_probabilities,
 )
-from femtune.tasks.frames import scale_of
-from femtune.tasks.load import read_places
-from femtune.tasks.schemas import SCHEMAS
 from femtune.training import context_length
 from femtune.types import Draw, Problem, Sampling
-from femtune.words import near
 
 T = TypeVar("T")
 

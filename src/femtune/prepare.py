@@ -14,28 +14,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from femtune.answer_format import parse_format
-from femtune.answers import parse_scale
+from femtune._util.model_safety import check_fetched, check_weights, unreadable
+from femtune._util.parsing import Unreadable, read_json
+from femtune._util.safetensors_header import num_parameters
 from femtune.config import Ask, Sample, Train, check_draws
 from femtune.costs.hardware import training_device_memory
-from femtune.demos import Demos, load_demos
+from femtune.data.answer_format import parse_format
+from femtune.data.answers import parse_scale
+from femtune.data.demos import Demos, load_demos
+from femtune.data.problems import check_disjoint, check_gold, split
+from femtune.data.prompts import HINT, ChatTokenizer, Prompts
+from femtune.data.tasks.frames import frame
+from femtune.data.tasks.load import Options, TaskData, read_task, trained_on
+from femtune.data.tasks.wording import text_or_file
+from femtune.data.worlds import SEEDLING
 from femtune.errors import ConfigError, DataError, ModelError, RunError
-from femtune.formats import Unreadable, read_json
-from femtune.headers import num_parameters
 from femtune.loop import Evaluation, Plan
-from femtune.problems import check_disjoint, check_gold, split
-from femtune.prompts import HINT, ChatTokenizer, Prompts
 from femtune.retention import sized
 from femtune.rewards import as_reward
 from femtune.run import stored_config
 from femtune.schemes import parse_scheme, soft_acceptance, spelled_out
-from femtune.tasks.frames import frame
-from femtune.tasks.load import Options, TaskData, read_task, trained_on
-from femtune.tasks.wording import text_or_file
 from femtune.training import Training
-from femtune.trust import check_fetched, check_weights, unreadable
 from femtune.types import Problem, Request, Reward, Sampling, Scheme
-from femtune.worlds import SEEDLING
 
 log = logging.getLogger("femtune")
 

@@ -26,6 +26,8 @@ from femtune.asker import make_asker
 from femtune.chunks import Setup
 from femtune.commands import as_trained, run_place
 from femtune.config import CHANGEABLE, Evaluate
+from femtune.data.tasks.frames import Frame, frame
+from femtune.data.tasks.load import read_task
 from femtune.errors import ConfigError
 from femtune.evaluate import as_item, ask_into
 from femtune.intervals import Floats, bootstrap, mean, ratio, summary
@@ -33,8 +35,6 @@ from femtune.loop import Progress, drawn
 from femtune.metrics import Item, count_votes, distributions, most_likely, pair_metrics, scale_values
 from femtune.prepare import read_questions, task_options
 from femtune.run import Run, by_problem, open_run
-from femtune.tasks.frames import Frame, frame
-from femtune.tasks.load import read_task
 from femtune.types import Problem, Sampling
 
 _OTHER = {"": "", "_a": "_b", "_b": "_a"}

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from femtune._util.text import span, visible
 from femtune.types import Draw
-from femtune.words import span, visible
 
 Show = Literal["auto", "lines", "json", "quiet"]
 

@@ -18,27 +18,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from femtune._util.atomic_files import write_json
+from femtune._util.text import first
 from femtune.advice import nothing_kept
 from femtune.bias import Balance, Factors, balance_factors, kept_by, kept_scores, outcomes, weighed
 from femtune.chunks import Grade, upcoming
 from femtune.config import Train
+from femtune.data.prompts import ChatTokenizer
+from femtune.data.tasks.load import TaskData
 from femtune.errors import ConfigError, ModelError, NothingKept, RunError
 from femtune.evaluate import as_number, estep_metrics
 from femtune.examples import write_examples
-from femtune.files import write_json
 from femtune.hashes import hash_weights
 from femtune.loop import drawn
 from femtune.luck import plain_attempts
 from femtune.model_info import info_of, write_info
 from femtune.prepare import base_of_adapter, check_new, load_tokenizer, local_model, plan, read_questions
-from femtune.prompts import ChatTokenizer
 from femtune.rewards import score
 from femtune.run import by_problem, read_draws, write_draws
 from femtune.stored import Stored, open_stored
-from femtune.tasks.load import TaskData
 from femtune.types import SCORED, Draw, Problem, Request, Scheme, Score
 from femtune.weigh import accepted, chain, share
-from femtune.words import first
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from typing import Any
 from femtune.asker import Asker
 from femtune.chunks import Setup
 from femtune.config import Train
-from femtune.demos import demos_digest
+from femtune.data.demos import demos_digest
+from femtune.data.tasks.labels import label_of
 from femtune.endings import Endings, Finished, Force
 from femtune.errors import ConfigError, RunError
 from femtune.prepare import load_tokenizer, local_model, plan
@@ -25,7 +26,6 @@ from femtune.run import Run, read_draws, stored_config
 from femtune.schemes import paper_filter
 from femtune.served import serve
 from femtune.stored import Kind, fitted_prompts, problems_of, settings_of
-from femtune.tasks.labels import label_of
 from femtune.types import Completion, Draw, Problem, Request, Sampling, Scheme, Score, Stage, draw_seed
 
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from femtune._util.atomic_files import remove
+from femtune._util.safetensors_header import num_parameters, stored_dtype
 from femtune.errors import ModelError, RunError
-from femtune.files import remove
-from femtune.headers import num_parameters, stored_dtype
 from femtune.manifest import record_removed
 from femtune.run import Run
 from femtune.training import Training

@@ -22,13 +22,13 @@ from typing import Any, Literal
 
 import regex as patterns
 
-from femtune.answers import Scale, as_fraction, as_label, parse_scale, remembered, same_text
+from femtune._util.text import brief, near
+from femtune.data.answers import Scale, as_fraction, as_label, parse_scale, remembered, same_text
+from femtune.data.prompts import Prompts
 from femtune.errors import ConfigError, RewardError
 from femtune.expressions import same_value
-from femtune.prompts import Prompts
 from femtune.types import Completion, Parsed, Problem, Reason, Reward, Score
 from femtune.user_rewards import Outcome, UserReward, checked, load_function, user_reward
-from femtune.words import brief, near
 
 # --- built in
 

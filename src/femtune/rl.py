@@ -18,7 +18,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-from femtune import stopping
+from femtune._util import interrupts
 from femtune.asker import Asker
 from femtune.config import RL, Train
 from femtune.errors import ConfigError
@@ -82,7 +82,7 @@ def _passes(name: str, steps: Steps, rl: RL) -> list[dict[str, Any]]:
         if iteration and is_new:
             link_models(steps.run, history)
             thin_out(steps.run, history, keep_last=1)
-        stopping.check()
+        interrupts.check()
     return history
 
 
@@ -115,7 +115,7 @@ def _pass(name: str, steps: Steps, rl: RL, iteration: int, tokens: int | None) -
         world = Environment(
             *(steps.problems, setup.prompts, steps.tokenizer, setup.grade, setup.sampling, setup.seed)
         )
-        with stopping.finishing("this pass, which would begin anew"):
+        with interrupts.finishing("this pass, which would begin anew"):
             policy_gradient(
                 *(name, world, start, model, training, rl),
                 iteration=iteration,

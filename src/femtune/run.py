@@ -43,12 +43,12 @@ import pyarrow.parquet as pq
 import yaml
 
 from femtune import manifest
+from femtune._util.atomic_files import append_lines, cant_write, read_lines, replacing, write_json
+from femtune._util.environment import differences, environment
+from femtune._util.parsing import Unreadable, read_yaml, reading_arrow
+from femtune._util.text import brief
 from femtune.errors import RunError
-from femtune.files import append_lines, cant_write, read_lines, replacing, write_json
-from femtune.formats import Unreadable, read_yaml, reading_arrow
-from femtune.provenance import differences, environment
 from femtune.types import Completion, Draw, DrawKey, FinishReason, Score
-from femtune.words import brief
 
 events = logging.getLogger("femtune")
 

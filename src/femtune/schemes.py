@@ -21,6 +21,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+from femtune._util.text import brief, near
 from femtune.answer_rules import expected_first, expected_importance, reasoned
 from femtune.errors import ConfigError
 from femtune.posterior import (
@@ -36,7 +37,6 @@ from femtune.posterior import (
 )
 from femtune.types import Request, Scheme, Stage, is_settled
 from femtune.weigh import above, accepted, chain, distinct, first, heaviest, last, share
-from femtune.words import brief, near
 
 paper_filter = chain(accepted(), first())
 importance_filter = chain(accepted(), importance())

@@ -19,14 +19,14 @@ from typing import Any, TypeGuard
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from femtune import stopping
+from femtune._util import interrupts
+from femtune._util.atomic_files import replacing
+from femtune._util.parsing import Unreadable, reading_arrow
 from femtune.answer_probs import AnswerNats, answer_nats, closed_set
 from femtune.calibration import Aggregate
 from femtune.chunks import Setup
+from femtune.data.prompts import Prompts
 from femtune.errors import ConfigError, EngineError, RunError
-from femtune.files import replacing
-from femtune.formats import Unreadable, reading_arrow
-from femtune.prompts import Prompts
 from femtune.run import Run, read_shard
 from femtune.types import Draw, Problem
 
@@ -113,7 +113,7 @@ def score_into(
     for index, target in zip(shards, targets, strict=True):
         if target.exists():
             continue
-        with stopping.finishing("the scoring of this chunk"):
+        with interrupts.finishing("the scoring of this chunk"):
             begun = time.perf_counter()
             draws, _ = read_shard(run.shard(iteration, kind, index))
             scored = score_draws(draws, by_id, setup)

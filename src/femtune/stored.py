@@ -7,17 +7,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from femtune.answer_format import parse_format
 from femtune.config import Train, check_types
-from femtune.demos import Demos, read_demos
+from femtune.data.answer_format import parse_format
+from femtune.data.demos import Demos, read_demos
+from femtune.data.problems import load_problems
+from femtune.data.prompts import HINT, JUDGE_LEAKS, LEAKS, ChatTokenizer, Prompts, fit_prompts
+from femtune.data.tasks.frames import frame
 from femtune.errors import ConfigError, RunError
 from femtune.prepare import local_model
-from femtune.problems import load_problems
-from femtune.prompts import HINT, JUDGE_LEAKS, LEAKS, ChatTokenizer, Prompts, fit_prompts
 from femtune.retention import next_start
 from femtune.run import Run, stored_config
 from femtune.schemes import restarts
-from femtune.tasks.frames import frame
 from femtune.training import Training
 from femtune.types import Problem, Tokenizer
 

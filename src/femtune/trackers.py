@@ -31,11 +31,11 @@ from typing import Any, Protocol
 import pyarrow.parquet as pq
 import yaml
 
-from femtune import markdown
+from femtune._util import markdown
+from femtune._util.atomic_files import write_json
+from femtune.data.prompts import prompt_text
 from femtune.errors import ConfigError
-from femtune.files import write_json
 from femtune.loop import Progress
-from femtune.prompts import prompt_text
 from femtune.run import read_draws
 from femtune.types import Draw
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from femtune._util.text import near
 from femtune.errors import ConfigError
-from femtune.words import near
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 # transformers' schedules that need no settings of their own; its enum is slow to import

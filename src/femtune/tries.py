@@ -24,14 +24,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from femtune import stopping
+from femtune._util import interrupts
+from femtune._util.atomic_files import replacing
+from femtune._util.parsing import Unreadable, reading_arrow
 from femtune.answer_rules import answer_metrics
 from femtune.answer_scoring import add_answer_nats, right_draw, right_draws
 from femtune.chunks import Setup
 from femtune.endings import Endings
 from femtune.errors import EngineError, RunError
-from femtune.files import replacing
-from femtune.formats import Unreadable, reading_arrow
 from femtune.posterior import uniform
 from femtune.run import Run, by_problem, read_shard, write_draws
 from femtune.types import SCORED, Draw, DrawKey, Need, Problem, Scheme
@@ -127,7 +127,7 @@ class Tries:
             path = self.run.shard(self.iteration, kind, index)
             if path.exists():
                 continue
-            stopping.check()  # what is scored so far is stored
+            interrupts.check()  # what is scored so far is stored
             begun = time.perf_counter()
             place = self.iteration - 1 if kind == "recalled" else self.iteration
             name = "memory" if kind == "recalled" else "draws"

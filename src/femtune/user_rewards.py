@@ -27,9 +27,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
+from femtune._util.text import brief, near
 from femtune.errors import ConfigError, RewardError
 from femtune.types import Completion, Parsed, Problem
-from femtune.words import brief, near
 
 MODULES = "femtune_user_"  # begins the names of modules that are made of users' files
 

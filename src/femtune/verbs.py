@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from femtune._util.text import visible
 from femtune.config import RL, Calibrate, Evaluate, Flat, Names, Predict, Sample, Train
 from femtune.progress import (
     Show,
@@ -22,7 +23,6 @@ from femtune.progress import (
     summary,
 )
 from femtune.training import Training
-from femtune.words import visible
 
 app = App(
     name="femtune",
@@ -289,8 +289,8 @@ def world(
     rubric and raters are for the task judge, tldr and tldr-axis for summarize, sums for math, quiz for
     choice.
     """
+    from femtune.data.worlds import WORLDS
     from femtune.demo import write_world
-    from femtune.worlds import WORLDS
 
     for path in write_world(name, output_dir, num_train, num_test, seed, noise, difficulty):
         tell("written", path)

@@ -24,12 +24,12 @@ from femtune.calibration import Calibration, apply, load_calibration
 from femtune.compare import state
 from femtune.config import CHANGEABLE
 from femtune.costs.shapes import read_shape
+from femtune.data.worlds import SEEDLING
 from femtune.errors import FemtuneError
 from femtune.predictions import check_calibration
 from femtune.prepare import load_config, load_tokenizer
 from femtune.refilter import Change, refilter
 from femtune.run import check_run
-from femtune.worlds import SEEDLING
 
 from .mangling import (
     File,

@@ -11,18 +11,18 @@ from pathlib import Path
 from random import Random
 from typing import Any, get_args
 
+from femtune.data.problems import check_gold, load_problems, save_problems, split
+from femtune.data.prompts import Prompts
+from femtune.data.rows import JSON_COLUMNS
+from femtune.data.tasks import load
+from femtune.data.tasks.judge import Raters
+from femtune.data.tasks.load import Options, TaskData
+from femtune.data.tasks.schemas import SCHEMAS
+from femtune.data.worlds import SEEDLING
 from femtune.errors import DataError
 from femtune.prepare import fingerprint, load_tokenizer
-from femtune.problems import check_gold, load_problems, save_problems, split
-from femtune.prompts import Prompts
-from femtune.reading import JSON_COLUMNS
 from femtune.rewards import as_reward
-from femtune.tasks import load
-from femtune.tasks.judge import Raters
-from femtune.tasks.load import Options, TaskData
-from femtune.tasks.schemas import SCHEMAS
 from femtune.types import DrawKey, Problem, draw_seed
-from femtune.worlds import SEEDLING
 
 from .mangling import (
     File,

@@ -6,10 +6,10 @@ import contextlib
 from pathlib import Path
 from random import Random
 
-from femtune import answers
+from femtune.data import answers
+from femtune.data.prompts import JUDGE_LEAKS, Prompts
 from femtune.errors import FemtuneError
 from femtune.expressions import same_value
-from femtune.prompts import JUDGE_LEAKS, Prompts
 from femtune.rewards import AnswerReward, as_reward, score
 from femtune.schemes import ADDED, SCHEMES, parse_scheme
 from femtune.types import Completion, Problem

@@ -14,10 +14,10 @@ import pytest
 import torch
 import transformers
 
+from femtune.data.prompts import ChatTokenizer
 from femtune.engines.causal import quiet_peft
 from femtune.engines.transformers import TransformersEngine, end_tokens
 from femtune.mstep import m_step
-from femtune.prompts import ChatTokenizer
 from femtune.training import Training
 from femtune.types import Sampling
 

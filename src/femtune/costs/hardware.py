@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from femtune._util.text import near
 from femtune.errors import ConfigError
-from femtune.words import near
 
 
 @dataclass(frozen=True)

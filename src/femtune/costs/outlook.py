@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from femtune._util.text import span
 from femtune.asker import Asker, engine_args, make_asker
 from femtune.config import Train
 from femtune.costs.course import course, is_steady
@@ -37,7 +38,6 @@ from femtune.prepare import Data, held_out, plan, read_questions, sampling
 from femtune.retention import sized
 from femtune.training import Training
 from femtune.types import Problem, Scheme
-from femtune.words import span
 
 RIGHT = {"plain": 0.5, "hinted": 0.9}  # assumed where nothing is said
 _LOOKED_AT = 200  # problems whose prompts are tokenized

@@ -18,14 +18,14 @@ import torch
 import transformers
 from torch import Tensor
 
+from femtune._util.model_safety import check_weights, unreadable
+from femtune._util.safetensors_header import stored_dtype
 from femtune.engines.agreement import STEPS, Reference
 from femtune.engines.fused import fuse
 from femtune.engines.slots import Slots
 from femtune.errors import ModelError
-from femtune.headers import stored_dtype
 from femtune.rounding import HALVES, rounded
 from femtune.served import PROBE
-from femtune.trust import check_weights, unreadable
 
 _log = logging.getLogger("femtune")
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from femtune.data.prompts import ChatTokenizer
 from femtune.errors import ConfigError
-from femtune.prompts import ChatTokenizer
 from femtune.types import Completion, FinishReason, Sampling
 
 SMALL_SEEDS = 31  # bits, for servers that take no more

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from femtune.data.prompts import prompt_text
 from femtune.engines.pairs import logprobs_by_pairs
-from femtune.prompts import prompt_text
 from femtune.types import Asked, Completion, FinishReason, Prompt, Request, Sampling
 
 END = 256  # the token after the bytes 0 to 255

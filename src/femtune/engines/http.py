@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 import anyio
 import httpx2
 
+from femtune._util.redaction import Redactor
 from femtune.errors import ConfigError
-from femtune.keys import Redactor
 
 T = TypeVar("T")
 

@@ -22,6 +22,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from femtune._util.model_safety import unreadable
+from femtune.data.prompts import ChatTokenizer
 from femtune.engines import tree
 from femtune.engines.batch import Batch, Row, most_pass_tokens
 from femtune.engines.causal import pad, read_served, spans, stamp_of
@@ -29,8 +31,6 @@ from femtune.engines.gumbel import token_nats
 from femtune.engines.memory import give_back, is_out_of_memory
 from femtune.engines.rows import usual_rows
 from femtune.errors import EngineError, ModelError
-from femtune.prompts import ChatTokenizer
-from femtune.trust import unreadable
 from femtune.types import Asked, Completion, Request, Sampling
 
 _PASS_TOKENS = 8192  # padded tokens in one scoring pass at most

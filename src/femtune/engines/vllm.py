@@ -32,7 +32,9 @@ from typing import Any, TypeVar
 
 import transformers
 
-from femtune import stopping
+from femtune._util import interrupts
+from femtune._util.model_safety import check_weights
+from femtune.data.prompts import ChatTokenizer
 from femtune.engines.causal import stamp_of
 from femtune.engines.pairs import logprobs_by_pairs
 from femtune.engines.vllm_setup import (
@@ -49,9 +51,7 @@ from femtune.engines.vllm_setup import (
 )
 from femtune.engines.vllm_worker import Reloader
 from femtune.errors import ConfigError, EngineError, ModelError
-from femtune.prompts import ChatTokenizer
 from femtune.served import MOST, ROUNDING, check_served, read_probe
-from femtune.trust import check_weights
 from femtune.types import Asked, Completion, FinishReason, Request, Sampling, Tokens
 
 # Requests that wait in vLLM at most, by max_batch: a row that ends is followed at once, and requests
@@ -320,7 +320,7 @@ class VllmEngine:
             )
         check_weights(model)
         try:
-            with quietly(), stopping.shielded():
+            with quietly(), interrupts.shielded():
                 self._llm = vllm.LLM(**args, **own)
         except Exception as error:  # ValidationError, ValueError, RuntimeError, OSError, or CUDA's
             raise ModelError(f"vLLM can't serve {model}: {_line(error)}") from error

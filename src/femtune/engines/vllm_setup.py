@@ -16,11 +16,11 @@ from typing import Any
 import transformers
 from safetensors.torch import load_file, save_file
 
+from femtune._util.safetensors_header import stored_dtype
+from femtune.data.prompts import ChatTokenizer
 from femtune.engines.causal import rounding_seed
 from femtune.engines.transformers import end_tokens
 from femtune.errors import ConfigError
-from femtune.headers import stored_dtype
-from femtune.prompts import ChatTokenizer
 from femtune.rounding import HALVES, rounded_state
 from femtune.served import PROBE
 

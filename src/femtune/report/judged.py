@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from femtune.data.problems import load_problems
+from femtune.data.prompts import prompt_text
+from femtune.data.tasks.frames import frame, scale_of
 from femtune.errors import DataError
 from femtune.evaluate import as_item
 from femtune.metrics import NUM_BINS, Item, count_votes, most_likely
-from femtune.problems import load_problems
-from femtune.prompts import prompt_text
 from femtune.report.record import Record
 from femtune.report.tally import batches, shards
-from femtune.tasks.frames import frame, scale_of
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 
 MAX_SCALE = 12  # answers in a confusion matrix: 0 to 10 is a scale that is in use

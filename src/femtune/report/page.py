@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from femtune._util.atomic_files import replacing
 from femtune.errors import RunError
-from femtune.files import replacing
 from femtune.report import closing, judged, kept, sections
 from femtune.report.difficulty import difficulty
 from femtune.report.kept import Looked

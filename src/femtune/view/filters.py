@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from femtune._util.text import near
 from femtune.errors import ConfigError
-from femtune.words import near
 
 PAGE = 50  # draws on a page
 LONGEST = 1000  # characters of what is looked for

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import yaml
 
-from femtune.answer_format import parse_format
+from femtune.data.answer_format import parse_format
+from femtune.data.prompts import HINT, Prompts
 from femtune.errors import RunError
-from femtune.prompts import HINT, Prompts
 
 Kind = Literal["draws", "eval"]
 KINDS: tuple[Kind, ...] = ("draws", "eval")

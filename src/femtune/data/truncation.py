@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from femtune.answer_format import AnswerFormat
+from femtune.data.answer_format import AnswerFormat
 from femtune.types import Tokenizer
 
 

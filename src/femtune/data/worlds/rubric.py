@@ -27,11 +27,11 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from femtune.answers import parse_scale
+from femtune.data.answers import parse_scale
+from femtune.data.tasks.judge import JUDGE, write_rating
+from femtune.data.worlds.tally import Point, Step, Weights, check_steps, total, write_steps
 from femtune.errors import ConfigError
-from femtune.tasks.judge import JUDGE, write_rating
 from femtune.types import Problem
-from femtune.worlds.tally import Point, Step, Weights, check_steps, total, write_steps
 
 # A point is a criterion, and +1 for or -1 against the response.
 SCALE = parse_scale("1,5")
@@ -219,7 +219,7 @@ def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
 
     It does where it is the clipped tally, so the list has max(points, steps) + 1 entries.
 
-    >>> from femtune.worlds import WORLDS
+    >>> from femtune.data.worlds import WORLDS
     >>> problem = WORLDS["rubric"].make(2)[1]
     >>> rationale, answer = solve(problem).split("\\nAnswer: ")
     >>> print(rationale)

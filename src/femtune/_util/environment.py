@@ -46,7 +46,7 @@ def environment() -> dict[str, Any]:
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "git": {
             name: state
-            for name, folder in (("femtune", Path(__file__).parent), ("here", Path.cwd()))
+            for name, folder in (("femtune", Path(__file__).parents[1]), ("here", Path.cwd()))
             if (state := git_state(folder))
         },
     }

@@ -14,18 +14,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from femtune.answer_format import AnswerFormat
-from femtune.answers import parse_scale
+from femtune._util.atomic_files import read_lines, replacing
+from femtune._util.text import brief
+from femtune.data.answer_format import AnswerFormat
+from femtune.data.answers import parse_scale
+from femtune.data.prompts import Prompts, prompt_text, write_completion
+from femtune.data.rows import BadRow, file_rows, file_unit
+from femtune.data.tasks.cells import read_plain, read_prompt, read_text
+from femtune.data.tasks.frames import frame
+from femtune.data.tasks.load import Options, problems_of
+from femtune.data.tasks.shipped_demos import SHIPPED
 from femtune.errors import DataError, FemtuneError
-from femtune.files import read_lines, replacing
-from femtune.prompts import Prompts, prompt_text, write_completion
-from femtune.reading import BadRow, file_rows, file_unit
-from femtune.tasks.cells import read_plain, read_prompt, read_text
-from femtune.tasks.frames import frame
-from femtune.tasks.load import Options, problems_of
-from femtune.tasks.shipped_demos import SHIPPED
 from femtune.types import Completion, Problem, Prompt, Reward
-from femtune.words import brief
 
 log = logging.getLogger("femtune")
 MOST = 100  # examples of a file: more are meant to be training data

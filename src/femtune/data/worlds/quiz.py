@@ -22,9 +22,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from femtune.data.worlds.tldr import FACTS, FAULTS
 from femtune.errors import ConfigError
 from femtune.types import Problem
-from femtune.worlds.tldr import FACTS, FAULTS
 
 LETTERS = "ABCDE"
 SENTENCES = {**FACTS, **FAULTS}  # by kind
@@ -89,7 +89,7 @@ def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
     It does where it is the letter of a line that names the kind that is asked for. A missing line and a
     surplus one are one unsound step each.
 
-    >>> from femtune.worlds import WORLDS
+    >>> from femtune.data.worlds import WORLDS
     >>> problem = WORLDS["quiz"].make(1)[0]
     >>> rationale, answer = solve(problem).split("\\nAnswer: ")
     >>> check(problem, rationale, answer)

@@ -20,10 +20,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from femtune._util.parsing import Unreadable, reading_arrow
+from femtune._util.text import SHOWN, brief, first
 from femtune.errors import DataError
-from femtune.formats import Unreadable, reading_arrow
 from femtune.types import Problem, Prompt
-from femtune.words import SHOWN, brief, first
 
 # Other data sets' names for ours: only ever suggested, never taken by themselves.
 ALIASES = {

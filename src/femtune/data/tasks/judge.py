@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any, Literal
 
-from femtune.answer_format import AnswerFormat
-from femtune.answers import Scale, as_fraction, infer_scale
-from femtune.prompts import LINE, instruct
-from femtune.reading import BadRow
-from femtune.tasks.frames import Frame, item_name
-from femtune.tasks.labels import SOFT, shares
-from femtune.tasks.wording import Template
+from femtune._util.text import brief
+from femtune.data.answer_format import AnswerFormat
+from femtune.data.answers import Scale, as_fraction, infer_scale
+from femtune.data.prompts import LINE, instruct
+from femtune.data.rows import BadRow
+from femtune.data.tasks.frames import Frame, item_name
+from femtune.data.tasks.labels import SOFT, shares
+from femtune.data.tasks.wording import Template
 from femtune.types import Problem
-from femtune.words import brief
 
 Row = Mapping[str, Any]
 Raters = Literal["each", "named", "mean", "median"]

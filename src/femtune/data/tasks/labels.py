@@ -12,7 +12,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
-from femtune.answers import Scale
+from femtune.data.answers import Scale
 from femtune.types import Problem
 
 SOFT = "soft_answers"  # the column: {"3": 0.8, "4": 0.2}

@@ -34,14 +34,14 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from femtune.answers import parse_scale
+from femtune.data.answers import parse_scale
+from femtune.data.tasks.frames import frame
+from femtune.data.tasks.judge import write_pair, write_rating
+from femtune.data.tasks.summarize import SUMMARIZE
+from femtune.data.worlds.rubric import STRANGERS
+from femtune.data.worlds.tally import Point, Step, Weights, check_steps, total, write_steps
 from femtune.errors import ConfigError
-from femtune.tasks.frames import frame
-from femtune.tasks.judge import write_pair, write_rating
-from femtune.tasks.summarize import SUMMARIZE
 from femtune.types import Problem
-from femtune.worlds.rubric import STRANGERS
-from femtune.worlds.tally import Point, Step, Weights, check_steps, total, write_steps
 
 # A point is a kind of fact, +1, or of fault, -1.
 Summary = Sequence[tuple[str, str, int]]  # of each statement: kind, sentence, sign
@@ -294,7 +294,7 @@ def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
     Steps are those of each summary's statements, `tally.check_steps`. Where two tallies are the same,
     either answer follows. Missing and surplus steps are unsound ones.
 
-    >>> from femtune.worlds import WORLDS
+    >>> from femtune.data.worlds import WORLDS
     >>> problem = WORLDS["tldr"].make(1)[0]
     >>> rationale, answer = solve(problem).split("\\nAnswer: ")
     >>> print(rationale, answer, sep="\\n")

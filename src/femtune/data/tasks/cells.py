@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from femtune.reading import BadRow
-from femtune.words import brief
+from femtune._util.text import brief
+from femtune.data.rows import BadRow
 
 Row = Mapping[str, Any]
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import regex as patterns
 
+from femtune._util.text import brief
 from femtune.errors import ConfigError
-from femtune.words import brief
 
 MOST_MISSES = 300  # objects that are none, or lack the key: a text of a million { takes no hour
 LONGEST = 2_000  # characters of an answer that is looked at for markup around it

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from femtune.answers import Scale
+from femtune.data.answers import Scale
 from femtune.types import Problem
 
 Form = Literal["rating", "pair", "choice", "math"]

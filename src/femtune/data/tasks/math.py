@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from femtune.prompts import prompt_text, rewritten
-from femtune.reading import BadRow
-from femtune.tasks.frames import Frame
+from femtune.data.prompts import prompt_text, rewritten
+from femtune.data.rows import BadRow
+from femtune.data.tasks.frames import Frame
 from femtune.types import Problem
 
 WHAT = "your answer"

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
-from femtune.answers import Scale
-from femtune.prompts import INSTRUCTION, LINE, Prompts, instruct
-from femtune.tasks import choice
-from femtune.tasks.judge import instruction
+from femtune.data.answers import Scale
+from femtune.data.prompts import INSTRUCTION, LINE, Prompts, instruct
+from femtune.data.tasks import choice
+from femtune.data.tasks.judge import instruction
+from femtune.data.worlds import quiz, rubric, sums, tldr
+from femtune.data.worlds.tally import WEIGHTS, Point, Step, Weights
 from femtune.types import Message, Problem
-from femtune.worlds import quiz, rubric, sums, tldr
-from femtune.worlds.tally import WEIGHTS, Point, Step, Weights
 
 # Raters that the seedling gets to know, so that it learns what a name can stand for: what it finds
 # out about a stranger then has a place, which the plain and the hinted prompt share.

@@ -6,6 +6,6 @@ is openai/summarize_from_feedback.
 
 from __future__ import annotations
 
-from femtune.tasks.judge import Wording
+from femtune.data.tasks.judge import Wording
 
 SUMMARIZE = Wording("summary", (("Title", "title"), ("Post", "post")))

@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from femtune.answer_forms import Form, Found, bare, form_of
+from femtune.data.answer_forms import Form, Found, bare, form_of
 from femtune.types import Parsed
 
 __all__ = ["AnswerFormat", "bare", "parse_format"]

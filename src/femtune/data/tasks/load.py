@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from femtune.answer_format import parse_format
-from femtune.answers import Scale, parse_scale
-from femtune.errors import ConfigError, DataError
-from femtune.problems import load_problems
-from femtune.prompts import (
+from femtune._util.text import first, near
+from femtune.data.answer_format import parse_format
+from femtune.data.answers import Scale, parse_scale
+from femtune.data.problems import load_problems
+from femtune.data.prompts import (
     HINT,
     INSTRUCTION,
     JUDGE_LEAKS,
@@ -21,15 +21,15 @@ from femtune.prompts import (
     instruct,
     rewritten,
 )
-from femtune.reading import BadRow, Faults, file_unit, problems_of_rows
-from femtune.tasks import choice, judge, math
-from femtune.tasks.frames import frame
-from femtune.tasks.judge import JUDGE, Raters
-from femtune.tasks.schemas import Schema, find_schema, read_given, read_rows
-from femtune.tasks.summarize import SUMMARIZE
-from femtune.tasks.wording import Template, check_rubric, parse_template
+from femtune.data.rows import BadRow, Faults, file_unit, problems_of_rows
+from femtune.data.tasks import choice, judge, math
+from femtune.data.tasks.frames import frame
+from femtune.data.tasks.judge import JUDGE, Raters
+from femtune.data.tasks.schemas import Schema, find_schema, read_given, read_rows
+from femtune.data.tasks.summarize import SUMMARIZE
+from femtune.data.tasks.wording import Template, check_rubric, parse_template
+from femtune.errors import ConfigError, DataError
 from femtune.types import Problem, Prompt
-from femtune.words import first, near
 
 TASKS = ("judge", "summarize", "choice", "math", "table")
 _WORDINGS = {"judge": JUDGE, "summarize": SUMMARIZE}

@@ -19,8 +19,9 @@ import string
 from collections.abc import Iterator
 from typing import Any
 
-from femtune.reading import BadRow
-from femtune.tasks.cells import (
+from femtune._util.text import brief
+from femtune.data.rows import BadRow
+from femtune.data.tasks.cells import (
     Row,
     item_of,
     lean,
@@ -35,7 +36,6 @@ from femtune.tasks.cells import (
     read_text,
     wrong,
 )
-from femtune.words import brief
 
 # --- judge: {prompt, response, score, attribute?, rater?, criterion?, reference?} or
 #            {prompt, response_a, response_b, preference: A, B or tie, attribute?, rater?}, item

@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from femtune.answer_format import bare
+from femtune._util.text import first
+from femtune.data.answer_format import bare
 from femtune.errors import ConfigError, DataError
-from femtune.words import first
 
 remembered = functools.lru_cache(maxsize=65536)  # answers of one data set are often the same few
 

@@ -12,12 +12,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from femtune._util.text import near
+from femtune.data.rows import ALIASES, BadRow, Faults, file_rows, file_unit
+from femtune.data.tasks import forms
+from femtune.data.tasks.cells import KEPT, Row, read_json
+from femtune.data.tasks.hub import Address, hub_rows, is_hub_id, open_hub
 from femtune.errors import ConfigError, DataError
-from femtune.reading import ALIASES, BadRow, Faults, file_rows, file_unit
-from femtune.tasks import forms
-from femtune.tasks.cells import KEPT, Row, read_json
-from femtune.tasks.hub import Address, hub_rows, is_hub_id, open_hub
-from femtune.words import near
 
 _HUB = "https://huggingface.co/datasets/"
 

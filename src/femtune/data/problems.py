@@ -20,12 +20,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from femtune._util.atomic_files import replacing
+from femtune._util.text import brief, first
+from femtune.data.prompts import Prompts, prompt_text, write_completion
+from femtune.data.rows import JSON_COLUMNS, read_problems
 from femtune.errors import ConfigError, DataError
-from femtune.files import replacing
-from femtune.prompts import Prompts, prompt_text, write_completion
-from femtune.reading import JSON_COLUMNS, read_problems
 from femtune.types import Completion, Problem, Reward, Tokenizer
-from femtune.words import brief, first
 
 
 def load_problems(

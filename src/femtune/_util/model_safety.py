@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from femtune._util.text import brief, first
 from femtune.errors import ModelError
-from femtune.words import brief, first
 
 # transformers would ask a service of the Hub to convert what has none: nothing is sent there
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")

@@ -22,12 +22,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from femtune.answer_format import AnswerFormat, parse_format
+from femtune.data.answer_format import AnswerFormat, parse_format
 from femtune.errors import ConfigError, DataError, ModelError
 from femtune.types import Message, Parsed, Problem, Prompt, Tokenizer
 
 if TYPE_CHECKING:
-    from femtune.demos import Demos
+    from femtune.data.demos import Demos
 
 LINE = parse_format("line")
 INSTRUCTION = 'Think step by step, then end with the line "Answer: " and your answer.'

@@ -32,12 +32,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from femtune.prompts import Prompts
-from femtune.tasks.load import Options, problems_of, trained_on
+from femtune.data.prompts import Prompts
+from femtune.data.tasks.load import Options, problems_of, trained_on
+from femtune.data.worlds import quiz, rubric, sums, tldr
 from femtune.types import Problem
-from femtune.worlds import quiz, rubric, sums, tldr
 
-SEEDLING = Path(__file__).parent.parent / "assets" / "seedling"  # the base model's folder
+SEEDLING = Path(__file__).parents[2] / "assets" / "seedling"  # the base model's folder
 
 
 class Rows(Protocol):

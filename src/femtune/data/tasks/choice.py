@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from femtune.prompts import as_messages, prompt_text, rewritten
-from femtune.reading import BadRow
-from femtune.tasks.cells import KEPT
-from femtune.tasks.frames import Frame, item_name
+from femtune.data.prompts import as_messages, prompt_text, rewritten
+from femtune.data.rows import BadRow
+from femtune.data.tasks.cells import KEPT
+from femtune.data.tasks.frames import Frame, item_name
 from femtune.types import Problem
 
 WHAT = "the letter of the right choice"

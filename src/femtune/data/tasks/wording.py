@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from femtune.answers import Scale
+from femtune._util.text import brief, first, near
+from femtune.data.answers import Scale
+from femtune.data.rows import BadRow
 from femtune.errors import ConfigError
-from femtune.reading import BadRow
-from femtune.words import brief, first, near
 
 _LABELS = {"answer", "score", "preference", "right"}  # what a template may never show
 # meant as a path; "/no_think" is a text that some models know
