@@ -225,7 +225,7 @@ def prepare_rl(
     from femtune.data.worlds import SEEDLING
     from femtune.engines.transformers import read_tokenizer
     from femtune.policy_gradient import Environment, policy_gradient
-    from femtune.rewards import ordinal, score
+    from femtune.rewards.builtin import ordinal, score
     from femtune.training import Training
     from femtune.types import Sampling
 

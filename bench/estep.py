@@ -24,7 +24,7 @@ from femtune.config import Sample
 from femtune.data.worlds import WORLDS
 from femtune.estep import e_step
 from femtune.prepare import read_questions
-from femtune.rewards import exact, score
+from femtune.rewards.builtin import exact, score
 from femtune.run import write_draws
 from femtune.schemes import rejection
 from femtune.types import Completion, Problem, Sampling

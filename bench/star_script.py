@@ -13,7 +13,7 @@ import transformers
 import trl
 
 from femtune.data.prompts import Prompts
-from femtune.rewards import exact, score
+from femtune.rewards.builtin import exact, score
 from femtune.types import Completion, Message, Problem
 
 

@@ -17,8 +17,8 @@ from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.data.worlds import SEEDLING, WORLDS, make_splits
 from femtune.estep import e_step
-from femtune.rewards import exact
-from femtune.rewards import score as graded
+from femtune.rewards.builtin import exact
+from femtune.rewards.builtin import score as graded
 from femtune.types import Draw, Problem, Sampling, Scheme, Stage
 from femtune.weigh import accepted
 

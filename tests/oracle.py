@@ -35,7 +35,7 @@ from femtune.engines.fake import END, ByteTokenizer, FakeEngine, Write
 from femtune.estep import e_step
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
-from femtune.rewards import exact, score
+from femtune.rewards.builtin import exact, score
 from femtune.run import Run
 from femtune.training import Training
 from femtune.tries import Tries

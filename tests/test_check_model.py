@@ -39,7 +39,7 @@ from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.data.worlds import WORLDS, make_splits
 from femtune.engines.fake import FakeEngine
-from femtune.rewards import exact, score
+from femtune.rewards.builtin import exact, score
 from femtune.types import Completion, Draw, DrawKey, FinishReason, Problem, Reason, Sampling, Score
 
 RATED, _ = make_splits(WORLDS["rubric"], 40, 10, seed=0)

@@ -30,7 +30,7 @@ from femtune.prepare import (
     resolved,
     sampling,
 )
-from femtune.rewards import ordinal
+from femtune.rewards.builtin import ordinal
 from femtune.schemes import AUTO, paper_filter, star
 from femtune.training import Training
 from femtune.types import Problem, Sampling, Scheme, Stage

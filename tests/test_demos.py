@@ -17,7 +17,7 @@ from femtune.data.problems import check_lengths
 from femtune.data.prompts import INSTRUCTION, ChatTokenizer, Prompts, fit_prompts, is_shown
 from femtune.data.tasks.load import Options, TaskData, problems_of
 from femtune.errors import DataError, ModelError
-from femtune.rewards import as_reward
+from femtune.rewards.builtin import as_reward
 from femtune.types import Completion, Parsed, Problem
 
 THREE = Problem("p", "What is 1 + 2?", "3")

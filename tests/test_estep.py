@@ -16,7 +16,7 @@ from femtune.chunks import Chunk, upcoming
 from femtune.engines.fake import FakeEngine
 from femtune.errors import RewardError
 from femtune.estep import e_step
-from femtune.rewards import ordinal, score
+from femtune.rewards.builtin import ordinal, score
 from femtune.schemes import pps, rejection, star
 from femtune.types import (
     Completion,

@@ -20,7 +20,7 @@ from femtune.evaluate import (
     is_right,
     sound_steps,
 )
-from femtune.rewards import choice, ordinal
+from femtune.rewards.builtin import choice, ordinal
 from femtune.types import Completion, Draw, DrawKey, Problem, Reason, Score
 
 from .oracle import Tables, problem, setup

@@ -19,7 +19,7 @@ from femtune.config import CHANGEABLE, Train
 from femtune.data.worlds import SEEDLING
 from femtune.errors import RunError
 from femtune.hashes import hash_weights, relied_on, warn_of_date
-from femtune.rewards import as_reward
+from femtune.rewards.builtin import as_reward
 from femtune.run import open_run
 from femtune.types import Problem
 

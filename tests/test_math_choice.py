@@ -18,8 +18,8 @@ from femtune.data.tasks.frames import Frame, scale_of
 from femtune.data.tasks.load import Options, read_task
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import as_item, evaluation_metrics
-from femtune.expressions import LONGEST, same_value
-from femtune.rewards import as_reward, choice, math, regex, score
+from femtune.rewards.builtin import as_reward, choice, math, regex, score
+from femtune.rewards.math_equality import LONGEST, same_value
 from femtune.types import Completion, Draw, DrawKey, Parsed, Problem, Score
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -19,7 +19,7 @@ from femtune.data.prompts import Prompts
 from femtune.engines.http import Patience, Wire, shown
 from femtune.errors import EngineError, ModelError
 from femtune.estep import e_step
-from femtune.rewards import exact, score
+from femtune.rewards.builtin import exact, score
 from femtune.schemes import rejection
 from femtune.types import DrawKey, Problem, Request
 

@@ -25,7 +25,7 @@ from femtune.data.problems import (
 )
 from femtune.data.prompts import Prompts, prompt_text
 from femtune.errors import ConfigError, DataError, RewardError
-from femtune.rewards import as_reward
+from femtune.rewards.builtin import as_reward
 from femtune.types import Problem, Prompt
 
 ROW = {"prompt": "What is 2 + 2?", "answer": "4"}

@@ -29,7 +29,7 @@ from femtune.loop import Steps
 from femtune.prepare import plan, read_questions, resolved
 from femtune.progress import Quiet
 from femtune.refilter import Change, notes, open_stored, refilter, replayed
-from femtune.rewards import score
+from femtune.rewards.builtin import score
 from femtune.run import Run, read_draws
 from femtune.schemes import star, trice
 from femtune.training import Training

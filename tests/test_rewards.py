@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from femtune.data.prompts import Prompts
 from femtune.errors import ConfigError, RewardError
-from femtune.rewards import (
+from femtune.rewards.builtin import (
     REWARDS,
     AnswerReward,
     as_reward,
@@ -265,7 +265,7 @@ def test_functions_are_loaded_from_files_and_modules(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(FILE)
     assert [s.reward for s in scored(f"{file}:is_four")] == [1.0, 1.0]
-    (tmp_path / "made.py").write_text("from femtune.rewards import exact\nmine = exact()")
+    (tmp_path / "made.py").write_text("from femtune.rewards.builtin import exact\nmine = exact()")
     assert isinstance(load_reward(f"{tmp_path}/made.py:mine"), AnswerReward)
 
 

@@ -65,7 +65,7 @@ from femtune.errors import (
     RunError,
 )
 from femtune.predictions import predict
-from femtune.rewards import choice, exact, math, number, ordinal, regex
+from femtune.rewards.builtin import choice, exact, math, number, ordinal, regex
 from femtune.schemes import (
     chained,
     doubting,

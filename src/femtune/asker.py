@@ -33,7 +33,7 @@ from femtune.prepare import (
     named_pairs,
     read_value,
 )
-from femtune.rewards import score
+from femtune.rewards.builtin import score
 from femtune.served import NUM_PAIRS, ROUNDING, Probe
 from femtune.training import Training, context_length
 from femtune.types import SCORED, DrawKey, Engine, Need, Problem, Request, Reward, Sampling

@@ -44,7 +44,7 @@ from femtune.loop import Steps
 from femtune.prepare import Data, Questions, held_out, plan, read_questions
 from femtune.progress import Quiet
 from femtune.regression import Features, features, predictions, with_values
-from femtune.rewards import score
+from femtune.rewards.builtin import score
 from femtune.rl import RL_BASELINES, check_reinforced, reinforce
 from femtune.run import Run, open_run, read_draws, write_draws
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score

@@ -17,8 +17,8 @@ from typing import Any
 
 from femtune._util.parsing import Unreadable, read_json
 from femtune.errors import ModelError
+from femtune.rewards.custom import UserReward
 from femtune.types import Problem
-from femtune.user_rewards import UserReward
 
 log = logging.getLogger("femtune")
 

@@ -20,7 +20,7 @@ from femtune._util.atomic_files import write_json
 from femtune._util.parsing import Unreadable, read_json
 from femtune.config import Ask, check_types, given
 from femtune.errors import ConfigError, ModelError
-from femtune.rewards import REWARDS
+from femtune.rewards.builtin import REWARDS
 
 log = logging.getLogger("femtune")
 

@@ -31,10 +31,10 @@ from femtune._util.atomic_files import make_folder
 from femtune.chunks import Chunk, Lease, Setup
 from femtune.errors import ConfigError, EngineError, FemtuneError, RunError
 from femtune.estep import work_off
+from femtune.rewards.custom import MODULES
 from femtune.run import read_shard
 from femtune.served import Probe, serve
 from femtune.types import Asked, Engine
-from femtune.user_rewards import MODULES
 
 log = logging.getLogger("femtune")
 

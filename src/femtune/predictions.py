@@ -55,7 +55,7 @@ from femtune.prepare import (
     resolved,
     task_options,
 )
-from femtune.rewards import exact
+from femtune.rewards.builtin import exact
 from femtune.run import by_problem, check_run, open_run, read_draws
 from femtune.scored_answers import (
     Scored,

@@ -31,7 +31,7 @@ from femtune.data.worlds import SEEDLING
 from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.loop import Evaluation, Plan
 from femtune.retention import sized
-from femtune.rewards import as_reward
+from femtune.rewards.builtin import as_reward
 from femtune.run import stored_config
 from femtune.schemes import parse_scheme, soft_acceptance, spelled_out
 from femtune.training import Training

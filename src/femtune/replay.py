@@ -21,7 +21,7 @@ from femtune.data.tasks.labels import label_of
 from femtune.endings import Endings, Finished, Force
 from femtune.errors import ConfigError, RunError
 from femtune.prepare import load_tokenizer, local_model, plan
-from femtune.rewards import as_reward
+from femtune.rewards.builtin import as_reward
 from femtune.run import Run, read_draws, stored_config
 from femtune.schemes import paper_filter
 from femtune.served import serve

@@ -9,8 +9,8 @@ from random import Random
 from femtune.data import answers
 from femtune.data.prompts import JUDGE_LEAKS, Prompts
 from femtune.errors import FemtuneError
-from femtune.expressions import same_value
-from femtune.rewards import AnswerReward, as_reward, score
+from femtune.rewards.builtin import AnswerReward, as_reward, score
+from femtune.rewards.math_equality import same_value
 from femtune.schemes import ADDED, SCHEMES, parse_scheme
 from femtune.types import Completion, Problem
 

@@ -75,7 +75,7 @@ class UserReward:
             raise ConfigError(
                 f"reward {self.name} takes `{missing[0]}`, which nothing fills."
                 f"{near(missing[0], filled)} The data's further columns: "
-                f"{', '.join(columns) or 'none'}; femtune's names: see `femtune.user_rewards`."
+                f"{', '.join(columns) or 'none'}; femtune's names: see `femtune.rewards.custom`."
             )
 
     def outcomes(

@@ -26,9 +26,9 @@ from femtune._util.text import brief, near
 from femtune.data.answers import Scale, as_fraction, as_label, parse_scale, remembered, same_text
 from femtune.data.prompts import Prompts
 from femtune.errors import ConfigError, RewardError
-from femtune.expressions import same_value
+from femtune.rewards.custom import Outcome, UserReward, checked, load_function, user_reward
+from femtune.rewards.math_equality import same_value
 from femtune.types import Completion, Parsed, Problem, Reason, Reward, Score
-from femtune.user_rewards import Outcome, UserReward, checked, load_function, user_reward
 
 # --- built in
 
