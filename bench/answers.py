@@ -25,7 +25,7 @@ from femtune.data.worlds import WORLDS
 from femtune.engines.pairs import logprobs_by_pairs
 from femtune.estep import e_step
 from femtune.prepare import read_questions
-from femtune.schemes import parse_scheme
+from femtune.schemes.named import parse_scheme
 from femtune.types import Draw, Problem, Sampling
 
 

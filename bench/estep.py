@@ -26,7 +26,7 @@ from femtune.estep import e_step
 from femtune.prepare import read_questions
 from femtune.rewards.builtin import exact, score
 from femtune.run import write_draws
-from femtune.schemes import rejection
+from femtune.schemes.named import rejection
 from femtune.types import Completion, Problem, Sampling
 
 

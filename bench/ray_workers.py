@@ -28,7 +28,7 @@ from femtune.estep import e_step
 from femtune.pool import Pool, Posts
 from femtune.prepare import read_questions
 from femtune.run import read_draws
-from femtune.schemes import parse_scheme
+from femtune.schemes.named import parse_scheme
 from femtune.types import Draw, Sampling
 
 

@@ -19,8 +19,8 @@ from femtune.data.worlds import SEEDLING, WORLDS, make_splits
 from femtune.estep import e_step
 from femtune.rewards.builtin import exact
 from femtune.rewards.builtin import score as graded
+from femtune.schemes.filters import accepted
 from femtune.types import Draw, Problem, Sampling, Scheme, Stage
-from femtune.weigh import accepted
 
 # the first closes after the first line of a sum, the second where a model writes an answer, if it does
 FORMATS = (r"regex:write (\d), carry \d\.$", "line")

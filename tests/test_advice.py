@@ -22,7 +22,7 @@ from femtune.loop import Evaluation, Plan, Steps
 from femtune.luck import binomial_interval, guessed_share, is_closed, plain_attempts
 from femtune.progress import Quiet
 from femtune.run import Run
-from femtune.schemes import parse_scheme, rejection
+from femtune.schemes.named import parse_scheme, rejection
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 

@@ -18,7 +18,7 @@ from femtune.calibration import Calibration
 from femtune.data.tasks.frames import Frame
 from femtune.data.tasks.judge import turned
 from femtune.direct import direct_metrics
-from femtune.schemes import rejection
+from femtune.schemes.named import rejection
 from femtune.scored_answers import Scored, score_draws
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 

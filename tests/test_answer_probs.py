@@ -27,7 +27,7 @@ from femtune.engines.fake import END
 from femtune.errors import ConfigError
 from femtune.evaluate import evaluation_draws
 from femtune.prepare import read_questions
-from femtune.schemes import pps, rejection
+from femtune.schemes.named import pps, rejection
 from femtune.types import Draw, Problem, Sampling
 
 from .oracle import LINE_CUT, EndingsWorld, every_draw

@@ -21,7 +21,6 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from femtune import answer_scoring
-from femtune.answer_rules import answer_metrics, expected_importance, gain, passes
 from femtune.answer_scoring import sampled_prefix
 from femtune.chunks import Setup
 from femtune.config import Train
@@ -30,15 +29,25 @@ from femtune.data.truncation import trained_tokens
 from femtune.engines.fake import END
 from femtune.errors import ConfigError, EngineError, NothingKept
 from femtune.loop import Evaluation, Plan
-from femtune.posterior import importance
 from femtune.prepare import plan
 from femtune.progress import Quiet
 from femtune.run import Run, read_draws
-from femtune.schemes import expected, memoised, mixture, parse_scheme, pps, reasons, rejection, weighted
+from femtune.schemes.answer_rules import answer_metrics, expected_importance, gain, passes
+from femtune.schemes.filters import accepted, weigh
+from femtune.schemes.named import (
+    expected,
+    memoised,
+    mixture,
+    parse_scheme,
+    pps,
+    reasons,
+    rejection,
+    weighted,
+)
+from femtune.schemes.weights import importance
 from femtune.training import Training
 from femtune.tries import read_nats, scored_draws
 from femtune.types import Completion, Draw, Problem, Scheme
-from femtune.weigh import accepted, weigh
 
 from .oracle import RATIONALES, Endings, EndingsWorld, TableSteps, every_draw
 

@@ -37,7 +37,7 @@ from femtune.data.tasks.load import read_task
 from femtune.data.worlds import WORLDS
 from femtune.demo import write_world
 from femtune.progress import Quiet
-from femtune.schemes import star, trice, waking
+from femtune.schemes.named import star, trice, waking
 from femtune.types import Scheme
 
 PARSER = MarkdownIt("commonmark").enable("table")

@@ -18,7 +18,7 @@ import yaml
 from femtune.cli import main
 from femtune.data.tasks.load import Options, read_task
 from femtune.run import read_draws
-from femtune.schemes import AUTO
+from femtune.schemes.named import AUTO
 
 SEEDLING = ("--model", "seedling", "--max-new-tokens", "48")
 JUDGE = ("--task", "judge", "--raters", "named", "--scale", "1,5")  # the rubric world's

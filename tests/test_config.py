@@ -31,7 +31,7 @@ from femtune.prepare import (
     sampling,
 )
 from femtune.rewards.builtin import ordinal
-from femtune.schemes import AUTO, paper_filter, star
+from femtune.schemes.named import AUTO, paper_filter, star
 from femtune.training import Training
 from femtune.types import Problem, Sampling, Scheme, Stage
 

@@ -41,7 +41,8 @@ from femtune.demo import write_world
 from femtune.engines.transformers import default_max_batch
 from femtune.errors import ConfigError, ModelError
 from femtune.loop import Evaluation, Plan
-from femtune.schemes import (
+from femtune.schemes.filters import accepted, chain
+from femtune.schemes.named import (
     every,
     from_base,
     memoised,
@@ -55,7 +56,6 @@ from femtune.schemes import (
 )
 from femtune.training import Training
 from femtune.types import Sampling, Scheme, Stage
-from femtune.weigh import accepted, chain
 
 from .models import tiny_model
 

@@ -17,7 +17,8 @@ from femtune.engines.fake import FakeEngine
 from femtune.errors import RewardError
 from femtune.estep import e_step
 from femtune.rewards.builtin import ordinal, score
-from femtune.schemes import pps, rejection, star
+from femtune.schemes.filters import accepted
+from femtune.schemes.named import pps, rejection, star
 from femtune.types import (
     Completion,
     Draw,
@@ -30,7 +31,6 @@ from femtune.types import (
     Stage,
     draw_seed,
 )
-from femtune.weigh import accepted
 
 from .oracle import PROMPTS, Tables, ask, problem, setup
 

@@ -17,9 +17,9 @@ from femtune.engines.fake import FakeEngine
 from femtune.errors import DataError
 from femtune.estep import e_step
 from femtune.examples import EXAMPLES, read_examples, write_examples
-from femtune.schemes import paper_filter, star
+from femtune.schemes.filters import accepted, by_reward, chain, share
+from femtune.schemes.named import paper_filter, star
 from femtune.types import Draw, Problem, Rule, Sampling
-from femtune.weigh import accepted, by_reward, chain, share
 
 from .models import byte_tokenizer
 from .oracle import PROMPTS, setup

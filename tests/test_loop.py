@@ -24,7 +24,7 @@ from femtune.errors import EngineError, ModelError, NothingKept
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
 from femtune.run import Run, read_draws
-from femtune.schemes import star
+from femtune.schemes.named import star
 from femtune.served import ROUNDING, read_probe
 from femtune.training import Training
 from femtune.tries import read_nats

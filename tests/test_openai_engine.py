@@ -20,7 +20,7 @@ from femtune.engines.dialects import LLAMACPP, SGLANG, VLLM, completion_body
 from femtune.engines.http import Patience
 from femtune.engines.transformers import TransformersEngine
 from femtune.errors import ConfigError, EngineError, ModelError
-from femtune.schemes import parse_scheme
+from femtune.schemes.named import parse_scheme
 from femtune.types import Completion, Sampling
 
 from .greedy import FORMATS, Model, assert_same, greedy_draws

@@ -20,7 +20,7 @@ from femtune.engines.http import Patience, Wire, shown
 from femtune.errors import EngineError, ModelError
 from femtune.estep import e_step
 from femtune.rewards.builtin import exact, score
-from femtune.schemes import rejection
+from femtune.schemes.named import rejection
 from femtune.types import DrawKey, Problem, Request
 
 from .models import tiny_model

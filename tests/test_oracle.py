@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from femtune.schemes import pps, rejection, star
+from femtune.schemes.filters import weigh
+from femtune.schemes.named import pps, rejection, star
 from femtune.types import Draw, Scheme
-from femtune.weigh import weigh
 
 from .oracle import HINTED, PLAIN, Tables, ask, drawn, problem, toy
 

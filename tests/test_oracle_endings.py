@@ -25,14 +25,14 @@ from femtune.engines.fake import END
 from femtune.errors import EngineError
 from femtune.estep import e_step
 from femtune.loop import Evaluation, Plan
-from femtune.posterior import control_variate, importance, metropolis
 from femtune.progress import Quiet
 from femtune.run import Run, read_draws
-from femtune.schemes import parse_scheme, pps, rejection, weighted
+from femtune.schemes.filters import weigh
+from femtune.schemes.named import parse_scheme, pps, rejection, weighted
+from femtune.schemes.weights import control_variate, importance, metropolis
 from femtune.training import Training
 from femtune.tries import nats_under, scored_draws
 from femtune.types import Completion, Draw, DrawKey, Example, Scheme, Score
-from femtune.weigh import weigh
 
 from .oracle import (
     DEMOS,

@@ -17,13 +17,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from femtune import posterior as module
-from femtune.posterior import doubt, importance, metropolis
-from femtune.posterior import posterior as by_pi
-from femtune.schemes import memoised, parse_scheme, pps, star, trice, weighted
+from femtune.schemes import weights as module
+from femtune.schemes.filters import accepted, chain, distinct, weigh
+from femtune.schemes.named import memoised, parse_scheme, pps, star, trice, weighted
+from femtune.schemes.weights import doubt, importance, metropolis
+from femtune.schemes.weights import posterior as by_pi
 from femtune.tries import log_mass
 from femtune.types import Completion, Draw, DrawKey, Example, Problem, Scheme, Score
-from femtune.weigh import accepted, chain, distinct, weigh
 
 from .oracle import HINTED, PLAIN, PROMPTS, Tables, drawn, problem, table_steps, toy
 

@@ -18,9 +18,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from femtune import posterior as module
 from femtune.errors import ConfigError, EngineError
-from femtune.posterior import (
+from femtune.schemes import weights as module
+from femtune.schemes.filters import above, accepted, chain, distinct, first, heaviest, share, weigh
+from femtune.schemes.weights import (
     control_variate,
     doubt,
     importance,
@@ -31,7 +32,6 @@ from femtune.posterior import (
     wake,
 )
 from femtune.types import Completion, Draw, DrawKey, Example, Reason, Rule, Score
-from femtune.weigh import above, accepted, chain, distinct, first, heaviest, share, weigh
 
 NOT_ACCEPTED: tuple[Reason, ...] = ("wrong", "cut off", "unparsable", "leaks the hint", "engine failed")
 nats = st.floats(-30, -0.01)

@@ -20,7 +20,7 @@ from femtune.prepare import local_model
 from femtune.refilter import Change, refilter
 from femtune.replay import name_of, replay
 from femtune.run import read_draws, read_shard
-from femtune.schemes import parse_scheme
+from femtune.schemes.named import parse_scheme
 from femtune.stored import open_stored
 from femtune.tries import read_nats
 from femtune.types import Draw, DrawKey

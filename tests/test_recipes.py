@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from femtune.cli import main
-from femtune.schemes import spelled_out
+from femtune.schemes.named import spelled_out
 
 ROOT = Path(__file__).parent.parent
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").rglob("*.yaml"))}

@@ -19,9 +19,9 @@ from femtune.errors import ConfigError
 from femtune.estep import e_step
 from femtune.prepare import plan
 from femtune.rewards.builtin import ordinal, score
-from femtune.schemes import ADDED, SCHEMES, parse_scheme, pps, rejection, soft_acceptance, star
+from femtune.schemes.filters import accepted, share, weigh
+from femtune.schemes.named import ADDED, SCHEMES, parse_scheme, pps, rejection, soft_acceptance, star
 from femtune.types import Draw, DrawKey, Problem, Request, Scheme, Stage, draw_seed
-from femtune.weigh import accepted, share, weigh
 
 from .oracle import PROMPTS, Tables, ask, problem, setup
 

@@ -16,9 +16,9 @@ import torch
 
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, EngineError, NothingKept, RunError
-from femtune.posterior import control_variate, importance
 from femtune.run import by_problem, read_draws
-from femtune.schemes import (
+from femtune.schemes.filters import accepted, chain, weigh
+from femtune.schemes.named import (
     chained,
     every,
     from_base,
@@ -33,9 +33,9 @@ from femtune.schemes import (
     waking,
     weighted,
 )
+from femtune.schemes.weights import control_variate, importance
 from femtune.tries import log_mass, read_nats, read_timing
 from femtune.types import Draw, DrawKey, Scheme, Stage
-from femtune.weigh import accepted, chain, weigh
 
 from .oracle import PROMPTS, Tables, TableSteps, problem, table_steps
 

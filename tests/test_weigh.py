@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from femtune.schemes.filters import accepted, by_reward, chain, distinct, first, share, weigh
 from femtune.types import Completion, Draw, DrawKey, Example, Reason, Rule, Score
-from femtune.weigh import accepted, by_reward, chain, distinct, first, share, weigh
 
 REASONS: tuple[Reason, ...] = (
     "", "", "wrong", "cut off", "unparsable", "leaks the hint", "reward failed", "engine failed"

@@ -36,7 +36,7 @@ from femtune.asker import no_foreign_bars
 from femtune.data.problems import save_problems
 from femtune.errors import RunError
 from femtune.run import open_run
-from femtune.schemes import parse_scheme
+from femtune.schemes.named import parse_scheme
 
 from .models import byte_tokenizer, tiny_model
 from .test_loop import TEST, TRAIN, Fuse, state, steps, timeless

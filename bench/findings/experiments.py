@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from femtune.rl import RL_BASELINES
-from femtune.schemes import AUTO
+from femtune.schemes.named import AUTO
 
 FOLDER = Path(__file__).parent  # of the CSV files
 RUNS = Path("runs/findings")  # scratch: runs of experiments, and the weaker seedlings

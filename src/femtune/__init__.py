@@ -66,7 +66,7 @@ from femtune.errors import (
 )
 from femtune.predictions import predict
 from femtune.rewards.builtin import choice, exact, math, number, ordinal, regex
-from femtune.schemes import (
+from femtune.schemes.named import (
     chained,
     doubting,
     expected,

@@ -25,8 +25,8 @@ from femtune.data.tasks.frames import frame
 from femtune.intervals import Floats, bootstrap, mean, ratio, summary
 from femtune.metrics import scale_values
 from femtune.run import by_problem
+from femtune.schemes.filters import weigh
 from femtune.types import Draw, Problem, Rule
-from femtune.weigh import weigh
 
 Balance = Literal["none", "data", "uniform"]
 Outcome = tuple[Problem, bool]  # a problem, and whether a draw of it was accepted

@@ -34,7 +34,7 @@ from femtune.data.tasks.judge import JUDGE, Wording, write_pair, write_rating
 from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.examples import EXAMPLES
 from femtune.prepare import MODELS, load_tokenizer, read_value
-from femtune.schemes import adds
+from femtune.schemes.named import adds
 from femtune.types import Problem
 
 # where the examples of use load from; `femtune push` puts the repository's name there

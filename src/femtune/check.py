@@ -22,7 +22,7 @@ from femtune.data.truncation import trained_tokens
 from femtune.luck import guessed_share, is_closed, plain_attempts
 from femtune.prepare import Data, Questions, held_out, load_config, plan, read_questions, sampling
 from femtune.progress import framed, literal, sparkline
-from femtune.schemes import adds, parse_scheme
+from femtune.schemes.named import adds, parse_scheme
 from femtune.training import context_length
 from femtune.types import Draw, Problem
 

@@ -24,7 +24,7 @@ from femtune.data.tasks.frames import scale_of
 from femtune.estep import e_step
 from femtune.evaluate import is_right
 from femtune.prepare import load_config, sampling
-from femtune.schemes import paper_filter, parse_scheme
+from femtune.schemes.named import paper_filter, parse_scheme
 from femtune.training import context_length
 from femtune.types import Draw, Problem, Scheme, Stage
 

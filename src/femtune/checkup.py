@@ -21,7 +21,7 @@ from femtune.journal import journals, read_journal
 from femtune.prepare import fingerprint
 from femtune.retention import MASTER, free_bytes, sized
 from femtune.run import Run, locked, stored_config
-from femtune.schemes import adds, restarts
+from femtune.schemes.named import adds, restarts
 
 ASIDE = "damaged"  # in the run's directory: what was set aside
 

@@ -26,7 +26,7 @@ from femtune.intervals import Floats, bootstrap, mean, summary
 from femtune.luck import guessed_share, is_closed
 from femtune.metrics import Item, choice_metrics, pair_metrics, pass_at_k, rater_ceiling, rating_metrics
 from femtune.run import Run, by_problem
-from femtune.schemes import paper_filter
+from femtune.schemes.named import paper_filter
 from femtune.types import Draw, Problem, Scheme, Stage
 
 Stored = Iterable[tuple[Sequence[Draw], Mapping[str, float]]]  # chunks: draws, and their seconds

@@ -28,8 +28,8 @@ from femtune.data.prompts import ChatTokenizer, Prompts
 from femtune.data.truncation import trained_tokens
 from femtune.errors import DataError
 from femtune.run import by_problem
+from femtune.schemes.filters import weigh
 from femtune.types import Draw, Example, Problem, Rule, Tokenizer
-from femtune.weigh import weigh
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 EXAMPLES = pa.schema(

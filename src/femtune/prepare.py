@@ -33,7 +33,7 @@ from femtune.loop import Evaluation, Plan
 from femtune.retention import sized
 from femtune.rewards.builtin import as_reward
 from femtune.run import stored_config
-from femtune.schemes import parse_scheme, soft_acceptance, spelled_out
+from femtune.schemes.named import parse_scheme, soft_acceptance, spelled_out
 from femtune.training import Training
 from femtune.types import Problem, Request, Reward, Sampling, Scheme
 

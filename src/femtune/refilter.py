@@ -36,9 +36,9 @@ from femtune.model_info import info_of, write_info
 from femtune.prepare import base_of_adapter, check_new, load_tokenizer, local_model, plan, read_questions
 from femtune.rewards.builtin import score
 from femtune.run import by_problem, read_draws, write_draws
+from femtune.schemes.filters import accepted, chain, share
 from femtune.stored import Stored, open_stored
 from femtune.types import SCORED, Draw, Problem, Request, Scheme, Score
-from femtune.weigh import accepted, chain, share
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from femtune.errors import ConfigError, RunError
 from femtune.prepare import load_tokenizer, local_model, plan
 from femtune.rewards.builtin import as_reward
 from femtune.run import Run, read_draws, stored_config
-from femtune.schemes import paper_filter
+from femtune.schemes.named import paper_filter
 from femtune.served import serve
 from femtune.stored import Kind, fitted_prompts, problems_of, settings_of
 from femtune.types import Completion, Draw, Problem, Request, Sampling, Scheme, Score, Stage, draw_seed

@@ -27,8 +27,8 @@ from femtune.prepare import plan, sampling
 from femtune.progress import Quiet
 from femtune.retention import check_room, link_models, thin_out
 from femtune.run import Run
+from femtune.schemes.filters import chain
 from femtune.types import Problem, Scheme
-from femtune.weigh import chain
 
 RL_BASELINES = ("grpo", "rloo", "latro")
 

@@ -17,7 +17,7 @@ from femtune.errors import ConfigError, RunError
 from femtune.prepare import local_model
 from femtune.retention import next_start
 from femtune.run import Run, stored_config
-from femtune.schemes import restarts
+from femtune.schemes.named import restarts
 from femtune.training import Training
 from femtune.types import Problem, Tokenizer
 

@@ -27,15 +27,15 @@ import pyarrow.parquet as pq
 from femtune._util import interrupts
 from femtune._util.atomic_files import replacing
 from femtune._util.parsing import Unreadable, reading_arrow
-from femtune.answer_rules import answer_metrics
 from femtune.answer_scoring import add_answer_nats, right_draw, right_draws
 from femtune.chunks import Setup
 from femtune.endings import Endings
 from femtune.errors import EngineError, RunError
-from femtune.posterior import uniform
 from femtune.run import Run, by_problem, read_shard, write_draws
+from femtune.schemes.answer_rules import answer_metrics
+from femtune.schemes.filters import weigh
+from femtune.schemes.weights import uniform
 from femtune.types import SCORED, Draw, DrawKey, Need, Problem, Scheme
-from femtune.weigh import weigh
 
 NATS = pa.schema(
     [

@@ -11,7 +11,7 @@ from femtune.data.prompts import JUDGE_LEAKS, Prompts
 from femtune.errors import FemtuneError
 from femtune.rewards.builtin import AnswerReward, as_reward, score
 from femtune.rewards.math_equality import same_value
-from femtune.schemes import ADDED, SCHEMES, parse_scheme
+from femtune.schemes.named import ADDED, SCHEMES, parse_scheme
 from femtune.types import Completion, Problem
 
 from .mangling import (

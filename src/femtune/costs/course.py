@@ -23,9 +23,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from femtune.costs.formulas import Asking, Attempt, asking
-from femtune.schemes import paper_filter
+from femtune.schemes.filters import weigh
+from femtune.schemes.named import paper_filter
 from femtune.types import Completion, Draw, DrawKey, Rule, Scheme, Score, Stage
-from femtune.weigh import weigh
 
 _MANY = 64  # draws by which it is tried how many a rule keeps
 

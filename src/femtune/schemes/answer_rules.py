@@ -22,9 +22,9 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from femtune.posterior import normalized
+from femtune.schemes.filters import needing
+from femtune.schemes.weights import normalized
 from femtune.types import Draw, Example, Rule, Scheme
-from femtune.weigh import needing
 
 
 def expected_first() -> Rule:

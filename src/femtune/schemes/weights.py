@@ -23,8 +23,8 @@ from dataclasses import replace
 from fractions import Fraction
 
 from femtune.errors import ConfigError, EngineError
+from femtune.schemes.filters import needing
 from femtune.types import Draw, Example, Rule
-from femtune.weigh import needing
 
 
 def importance() -> Rule:

@@ -22,9 +22,10 @@ from decimal import Decimal
 from typing import Any
 
 from femtune._util.text import brief, near
-from femtune.answer_rules import expected_first, expected_importance, reasoned
 from femtune.errors import ConfigError
-from femtune.posterior import (
+from femtune.schemes.answer_rules import expected_first, expected_importance, reasoned
+from femtune.schemes.filters import above, accepted, chain, distinct, first, heaviest, last, share
+from femtune.schemes.weights import (
     control_variate,
     doubt,
     hard,
@@ -36,7 +37,6 @@ from femtune.posterior import (
     wake,
 )
 from femtune.types import Request, Scheme, Stage, is_settled
-from femtune.weigh import above, accepted, chain, distinct, first, heaviest, last, share
 
 paper_filter = chain(accepted(), first())
 importance_filter = chain(accepted(), importance())
