@@ -25,7 +25,7 @@ from femtune.aggregate import item_id, prediction
 from femtune.answer_metrics import side_by_side
 from femtune.data.problems import load_problems
 from femtune.data.tasks.frames import frame
-from femtune.run import by_problem, read_draws
+from femtune.runs.run import by_problem, read_draws
 from femtune.scored_answers import read_scored, scoring_seconds
 
 MEASURES = ("accuracy", "log_likelihood", "brier", "ece", "spearman", "pearson", "mae")

@@ -25,7 +25,7 @@ from femtune.data.worlds import WORLDS
 from femtune.estep import e_step
 from femtune.prepare import read_questions
 from femtune.rewards.builtin import exact, score
-from femtune.run import write_draws
+from femtune.runs.run import write_draws
 from femtune.schemes.named import rejection
 from femtune.types import Completion, Problem, Sampling
 

@@ -36,10 +36,11 @@ from zlib import crc32
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-from femtune import chunks, manifest
+from femtune import chunks
 from femtune.cli import main as femtune
 from femtune.demo import write_world
-from femtune.run import from_columns, read_draws
+from femtune.runs import manifest
+from femtune.runs.run import from_columns, read_draws
 
 SETTINGS = [(scheme, resume) for resume in ("draws", "chunks") for scheme in ("rejection:4", "star")]
 KILLS = {  # by name: the signals of one

@@ -27,7 +27,7 @@ from femtune.data.worlds import WORLDS, make_rows
 from femtune.estep import e_step
 from femtune.pool import Pool, Posts
 from femtune.prepare import read_questions
-from femtune.run import read_draws
+from femtune.runs.run import read_draws
 from femtune.schemes.named import parse_scheme
 from femtune.types import Draw, Sampling
 

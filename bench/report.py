@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from femtune.run import DRAWS
+from femtune.runs.run import DRAWS
 
 ITERATIONS, BUDGET, TOKENS = 5, 8, 120
 CHUNK = 1024  # problems in a shard

@@ -31,8 +31,8 @@ from femtune.asker import no_foreign_bars
 from femtune.data.prompts import ChatTokenizer
 from femtune.engines.transformers import TransformersEngine
 from femtune.prepare import load_tokenizer, local_model
-from femtune.retention import next_start
-from femtune.run import stored_config
+from femtune.runs.checkpoints import next_start
+from femtune.runs.run import stored_config
 from femtune.served import ROUNDING, serve
 
 Pair = tuple[Sequence[int], Sequence[int]]  # prompt and completion

@@ -20,9 +20,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from femtune import estep, journal, run
+from femtune import estep, journal
 from femtune.cli import main as femtune
 from femtune.demo import write_world
+from femtune.runs import run
 
 
 def timed(owner: Any, name: str, spent: dict[str, float], label: str) -> None:

@@ -16,7 +16,7 @@ from femtune.config import Train
 from femtune.data.problems import save_problems
 from femtune.evaluate import estep_metrics, evaluation_metrics
 from femtune.prepare import resolved
-from femtune.run import DRAWS, read_draws
+from femtune.runs.run import DRAWS, read_draws
 from femtune.types import DrawKey, Problem, draw_seed
 
 Row = dict[str, Any]

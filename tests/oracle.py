@@ -36,7 +36,7 @@ from femtune.estep import e_step
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
 from femtune.rewards.builtin import exact, score
-from femtune.run import Run
+from femtune.runs.run import Run
 from femtune.training import Training
 from femtune.tries import Tries
 from femtune.types import Completion, Draw, FinishReason, Problem, Request, Sampling, Scheme

@@ -21,7 +21,7 @@ from femtune.evaluate import estep_metrics, evaluation_metrics
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.luck import binomial_interval, guessed_share, is_closed, plain_attempts
 from femtune.progress import Quiet
-from femtune.run import Run
+from femtune.runs.run import Run
 from femtune.schemes.named import parse_scheme, rejection
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score

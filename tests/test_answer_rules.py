@@ -31,7 +31,7 @@ from femtune.errors import ConfigError, EngineError, NothingKept
 from femtune.loop import Evaluation, Plan
 from femtune.prepare import plan
 from femtune.progress import Quiet
-from femtune.run import Run, read_draws
+from femtune.runs.run import Run, read_draws
 from femtune.schemes.answer_rules import answer_metrics, expected_importance, gain, passes
 from femtune.schemes.filters import accepted, weigh
 from femtune.schemes.named import (

@@ -18,7 +18,7 @@ from femtune.engines.transformers import TransformersEngine
 from femtune.prepare import local_model
 from femtune.refilter import Change, refilter
 from femtune.replay import name_of, replay
-from femtune.run import read_draws
+from femtune.runs.run import read_draws
 from femtune.stored import open_stored
 from femtune.tries import read_nats
 

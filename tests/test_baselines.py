@@ -45,7 +45,7 @@ from femtune.regression import (
     predictions,
     value_metrics,
 )
-from femtune.run import read_draws
+from femtune.runs.run import read_draws
 from femtune.scored_answers import read_scored
 from femtune.training import Training
 from femtune.types import Problem

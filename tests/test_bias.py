@@ -28,7 +28,7 @@ from femtune.engines.fake import FakeEngine
 from femtune.examples import read_examples
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
-from femtune.run import Run, write_draws
+from femtune.runs.run import Run, write_draws
 from femtune.schemes.named import paper_filter, pps
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Problem, Reason, Score

@@ -31,7 +31,7 @@ from femtune.engines.fake import FakeEngine
 from femtune.errors import EngineError
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
-from femtune.run import Run, read_draws
+from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import rejection
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score

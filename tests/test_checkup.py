@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from femtune import manifest
 from femtune.checkup import check_up, mend, runs_in
 from femtune.cli import main
 from femtune.errors import RunError
 from femtune.journal import Journal
-from femtune.run import Run, read_draws
+from femtune.runs import manifest
+from femtune.runs.run import Run, read_draws
 from femtune.tries import read_nats
 
 from .runs import make_world, train_command
@@ -210,7 +210,7 @@ def test_problems_of_another_run_are_noticed(run: Path) -> None:
 
 
 def test_a_run_in_use_is_looked_at_but_not_mended(run: Path) -> None:
-    from femtune.run import locked
+    from femtune.runs.run import locked
 
     (run / "iteration-001/metrics.json").write_text("{}")
     with locked(run):

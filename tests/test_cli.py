@@ -17,7 +17,7 @@ import yaml
 
 from femtune.cli import main
 from femtune.data.tasks.load import Options, read_task
-from femtune.run import read_draws
+from femtune.runs.run import read_draws
 from femtune.schemes.named import AUTO
 
 SEEDLING = ("--model", "seedling", "--max-new-tokens", "48")

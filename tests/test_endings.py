@@ -24,7 +24,7 @@ from femtune.engines.transformers import TransformersEngine
 from femtune.errors import ConfigError
 from femtune.estep import e_step
 from femtune.journal import journal_of, read_journal
-from femtune.run import read_draws, read_shard
+from femtune.runs.run import read_draws, read_shard
 from femtune.schemes.filters import accepted
 from femtune.schemes.named import pps, rejection
 from femtune.types import Completion, Draw, DrawKey, Engine, Request, Sampling, Scheme, Stage, draw_seed

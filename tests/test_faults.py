@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from femtune._util.atomic_files import replacing
 from femtune.errors import RunError
 from femtune.journal import Journal, journal_of
-from femtune.run import Run, locked, read_shard
+from femtune.runs.run import Run, locked, read_shard
 from femtune.types import Completion, Draw, DrawKey, Score
 
 from .models import byte_tokenizer, tiny_model
@@ -302,7 +302,7 @@ def test_a_clock_that_jumps_changes_nothing(
 OWNER = """
 import os, sys, time
 from pathlib import Path
-from femtune.run import locked
+from femtune.runs.run import locked
 with locked(Path(sys.argv[1])):
     if not os.fork():  # what it leaves behind, as a pool of rewards would
         print(os.getpid(), flush=True)

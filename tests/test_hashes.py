@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
-from femtune import hashes
 from femtune.commands import run_place
 from femtune.config import CHANGEABLE, Train
 from femtune.data.worlds import SEEDLING
 from femtune.errors import RunError
-from femtune.hashes import hash_weights, relied_on, warn_of_date
 from femtune.rewards.builtin import as_reward
-from femtune.run import open_run
+from femtune.runs import hashes
+from femtune.runs.hashes import hash_weights, relied_on, warn_of_date
+from femtune.runs.run import open_run
 from femtune.types import Problem
 
 PROBLEMS = [Problem(str(n), f"question {n}", str(n), {"level": n, "source": f"s{n}"}) for n in range(4)]

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from femtune import manifest
 from femtune._util.safetensors_header import stored_dtype
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import WORLDS, make_splits, sums
@@ -23,7 +22,8 @@ from femtune.engines.transformers import TransformersEngine
 from femtune.errors import EngineError, ModelError, NothingKept
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
-from femtune.run import Run, read_draws
+from femtune.runs import manifest
+from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import star
 from femtune.served import ROUNDING, read_probe
 from femtune.training import Training

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from femtune.errors import RunError
-from femtune.manifest import (
+from femtune.runs.manifest import (
     MANIFEST,
     damage,
     looked_through,
@@ -22,7 +22,7 @@ from femtune.manifest import (
     recorded,
     unrecorded,
 )
-from femtune.run import Run
+from femtune.runs.run import Run
 
 
 def stored(root: Path) -> dict[str, bytes]:

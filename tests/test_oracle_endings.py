@@ -26,7 +26,7 @@ from femtune.errors import EngineError
 from femtune.estep import e_step
 from femtune.loop import Evaluation, Plan
 from femtune.progress import Quiet
-from femtune.run import Run, read_draws
+from femtune.runs.run import Run, read_draws
 from femtune.schemes.filters import weigh
 from femtune.schemes.named import parse_scheme, pps, rejection, weighted
 from femtune.schemes.weights import control_variate, importance, metropolis

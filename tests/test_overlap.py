@@ -17,7 +17,7 @@ from femtune.chunks import Setup
 from femtune.engines.fake import FakeEngine
 from femtune.errors import EngineError, RewardError
 from femtune.estep import e_step
-from femtune.run import read_draws
+from femtune.runs.run import read_draws
 from femtune.schemes.filters import accepted
 from femtune.schemes.named import pps, rejection, star
 from femtune.types import Completion, Draw, Request, Sampling, Scheme, Stage

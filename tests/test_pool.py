@@ -27,7 +27,7 @@ from femtune.errors import ConfigError, EngineError, ModelError, RunError  # noq
 from femtune.estep import e_step  # noqa: E402
 from femtune.pool import Pool, Posts  # noqa: E402
 from femtune.rewards.builtin import as_reward, score  # noqa: E402
-from femtune.run import read_draws  # noqa: E402
+from femtune.runs.run import read_draws  # noqa: E402
 from femtune.schemes.named import pps, rejection  # noqa: E402
 from femtune.served import Probe, write_probe  # noqa: E402
 from femtune.types import Draw, Reward  # noqa: E402

@@ -19,7 +19,7 @@ from femtune.engines.transformers import TransformersEngine
 from femtune.prepare import local_model
 from femtune.refilter import Change, refilter
 from femtune.replay import name_of, replay
-from femtune.run import read_draws, read_shard
+from femtune.runs.run import read_draws, read_shard
 from femtune.schemes.named import parse_scheme
 from femtune.stored import open_stored
 from femtune.tries import read_nats

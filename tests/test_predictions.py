@@ -22,7 +22,7 @@ from femtune.data.tasks.frames import Frame
 from femtune.engines.transformers import TransformersEngine
 from femtune.errors import ConfigError, DataError
 from femtune.predictions import save_predictions
-from femtune.run import read_draws
+from femtune.runs.run import read_draws
 from femtune.scored_answers import read_scored
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 

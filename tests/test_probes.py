@@ -20,7 +20,7 @@ from femtune.metrics import Item
 from femtune.prepare import read_questions
 from femtune.probes import _altered, findings, padded, pair_biases, praised, probe, rating_biases, table
 from femtune.progress import Quiet
-from femtune.run import read_draws
+from femtune.runs.run import read_draws
 from femtune.types import Problem
 
 # --- altered texts

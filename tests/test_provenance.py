@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from femtune import run as runs
 from femtune._util.environment import differences, environment, git_state
+from femtune.runs import run as runs
 
 
 def git(folder: Path, *words: str) -> None:

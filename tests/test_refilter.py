@@ -30,7 +30,7 @@ from femtune.prepare import plan, read_questions, resolved
 from femtune.progress import Quiet
 from femtune.refilter import Change, notes, open_stored, refilter, replayed
 from femtune.rewards.builtin import score
-from femtune.run import Run, read_draws
+from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import star, trice
 from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Reason, Sampling, Score

@@ -13,7 +13,7 @@ import yaml
 from femtune.cli import main
 from femtune.errors import ConfigError, RunError
 from femtune.replay import Replayed, find_draws, name_of, replay, told
-from femtune.run import read_draws, write_draws
+from femtune.runs.run import read_draws, write_draws
 from femtune.types import Draw
 
 from .runs import make_world, train_command

@@ -31,7 +31,7 @@ from femtune.report.drawing import Axis, drawable
 from femtune.report.page import render, report
 from femtune.report.record import find
 from femtune.report.texts import cut, setting, visible
-from femtune.run import read_draws
+from femtune.runs.run import read_draws
 from femtune.types import Draw, Problem
 
 from .made_runs import HOSTILE, draw, hostile_run, write_config, write_iteration, write_problems

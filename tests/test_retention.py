@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from femtune.errors import RunError
-from femtune.manifest import recorded
-from femtune.retention import (
+from femtune.runs.checkpoints import (
     MASTER,
     best_of,
     check_room,
@@ -22,7 +21,8 @@ from femtune.retention import (
     next_start,
     thin_out,
 )
-from femtune.run import Run
+from femtune.runs.manifest import recorded
+from femtune.runs.run import Run
 from femtune.training import Training
 
 from .models import tiny_model

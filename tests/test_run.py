@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from femtune._util.atomic_files import read_lines, replacing
 from femtune.errors import RunError
-from femtune.run import (
+from femtune.runs.run import (
     Run,
     by_problem,
     check_run,
@@ -89,7 +89,7 @@ def test_any_configuration_is_its_own_after_it_was_stored(
     (root / "config.yaml").write_text("{}")
     for changeable in (frozenset(config), frozenset[str]()):
         # what it is made with takes long to find out
-        with patch("femtune.run.environment", dict), open_run(root, config, changeable):
+        with patch("femtune.runs.run.environment", dict), open_run(root, config, changeable):
             pass
 
 
@@ -186,7 +186,7 @@ CHILD = """
 import sys, time, yaml
 from pathlib import Path
 from femtune._util.atomic_files import replacing
-from femtune.run import open_run
+from femtune.runs.run import open_run
 root = Path(sys.argv[1])
 with open_run(root, yaml.safe_load((root / "config.yaml").read_text()), frozenset()) as run:
     with replacing(root / "model") as part:

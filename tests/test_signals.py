@@ -17,7 +17,7 @@ from femtune._util import interrupts
 from femtune.cli import main
 from femtune.demo import write_world
 from femtune.journal import Journal
-from femtune.run import read_draws
+from femtune.runs.run import read_draws
 from femtune.types import DrawKey
 
 

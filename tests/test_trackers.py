@@ -18,7 +18,7 @@ from femtune.commands import fit, train
 from femtune.demo import write_world
 from femtune.errors import ConfigError
 from femtune.progress import Quiet
-from femtune.run import read_draws
+from femtune.runs.run import read_draws
 from femtune.trackers import NUM_COMPLETIONS, check_trackers, completions, numbers, tracking
 from femtune.training import TRACKERS, Training
 

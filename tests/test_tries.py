@@ -16,7 +16,7 @@ import torch
 
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, EngineError, NothingKept, RunError
-from femtune.run import by_problem, read_draws
+from femtune.runs.run import by_problem, read_draws
 from femtune.schemes.filters import accepted, chain, weigh
 from femtune.schemes.named import (
     chained,

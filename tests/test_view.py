@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from femtune.cli import main
 from femtune.data.problems import load_problems, save_problems
 from femtune.data.prompts import Prompts
-from femtune.run import Run, read_draws, read_shard, write_draws
+from femtune.runs.run import Run, read_draws, read_shard, write_draws
 from femtune.types import Completion, Problem, Score
 from femtune.view.difference import difference
 from femtune.view.filters import ORDERS, PAGE, Filter

@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import pytest
 
 from femtune.cli import main
-from femtune.run import Run, write_draws
+from femtune.runs.run import Run, write_draws
 from femtune.view.serve import open_in_browser
 from femtune.view.store import Name
 from femtune.view.texts import visible

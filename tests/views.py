@@ -19,7 +19,7 @@ import yaml
 from starlette.testclient import TestClient
 
 from femtune.data.problems import load_problems, save_problems
-from femtune.run import Run, write_draws
+from femtune.runs.run import Run, write_draws
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 from femtune.view.app import make_app
 from femtune.view.index import Index

@@ -30,12 +30,12 @@ from typing import Any
 
 import transformers
 
-import femtune.run
-from femtune import manifest
+import femtune.runs.run
 from femtune.asker import no_foreign_bars
 from femtune.data.problems import save_problems
 from femtune.errors import RunError
-from femtune.run import open_run
+from femtune.runs import manifest
+from femtune.runs.run import open_run
 from femtune.schemes.named import parse_scheme
 
 from .models import byte_tokenizer, tiny_model
@@ -192,7 +192,7 @@ def main(folder: Path, seed: int, how: str, halves: bool = False) -> int:
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     for name in ("AutoModelForCausalLM", "LlamaForCausalLM", "Trainer"):
         getattr(transformers, name)  # imported here, for all children
-    femtune.run.environment = dict  # asks git, a second each time
+    femtune.runs.run.environment = dict  # asks git, a second each time
     base, whole, told = folder / "base", folder / "whole", folder / "told"
     rng = random.Random(seed)
 

@@ -22,7 +22,7 @@ from femtune.data.tasks.frames import frame
 from femtune.evaluate import as_item, group_of
 from femtune.intervals import Floats, Statistic, bootstrap, correlations, mean, summary
 from femtune.metrics import calibration_errors, scale_values
-from femtune.run import by_problem
+from femtune.runs.run import by_problem
 from femtune.scored_answers import Scored, of_draws
 from femtune.types import Draw, Problem
 

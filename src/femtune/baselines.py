@@ -46,7 +46,7 @@ from femtune.progress import Quiet
 from femtune.regression import Features, features, predictions, with_values
 from femtune.rewards.builtin import score
 from femtune.rl import RL_BASELINES, check_reinforced, reinforce
-from femtune.run import Run, open_run, read_draws, write_draws
+from femtune.runs.run import Run, open_run, read_draws, write_draws
 from femtune.schemes.filters import chain
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 

@@ -31,7 +31,7 @@ from femtune.chunks import Chunk, Setup
 from femtune.estep import e_step
 from femtune.evaluate import group_of
 from femtune.intervals import Floats, bootstrap, mean, ratio, summary
-from femtune.run import by_problem, read_shard
+from femtune.runs.run import by_problem, read_shard
 from femtune.schemes.named import mixture
 from femtune.tries import nats_under, read_nats, read_timing, with_nats, write_nats
 from femtune.types import Draw, Problem, Sampling

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from femtune import manifest
 from femtune._util.atomic_files import make_folder
 from femtune.data.problems import load_problems
 from femtune.errors import DataError, RunError
 from femtune.journal import journals, read_journal
 from femtune.prepare import fingerprint
-from femtune.retention import MASTER, free_bytes, sized
-from femtune.run import Run, locked, stored_config
+from femtune.runs import manifest
+from femtune.runs.checkpoints import MASTER, free_bytes, sized
+from femtune.runs.run import Run, locked, stored_config
 from femtune.schemes.named import adds, restarts
 
 ASIDE = "damaged"  # in the run's directory: what was set aside

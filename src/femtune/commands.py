@@ -41,7 +41,6 @@ from femtune.data.tasks.frames import scale_of
 from femtune.data.tasks.load import TaskData, trained_on
 from femtune.errors import ConfigError, ModelError
 from femtune.evaluate import as_item, evaluation_metrics
-from femtune.hashes import hash_weights, relied_on, warn_of_date
 from femtune.loop import Progress, Steps, fem
 from femtune.model_info import (
     ModelInfo,
@@ -70,8 +69,9 @@ from femtune.prepare import (
     sampling,
 )
 from femtune.progress import Quiet
-from femtune.retention import best_of
-from femtune.run import Run, by_problem, check_run, open_run, read_draws, stored_config
+from femtune.runs.checkpoints import best_of
+from femtune.runs.hashes import hash_weights, relied_on, warn_of_date
+from femtune.runs.run import Run, by_problem, check_run, open_run, read_draws, stored_config
 from femtune.scored_answers import (
     engine_scores,
     of_draws,

@@ -20,7 +20,7 @@ from femtune.data.worlds import WORLDS, make_rows
 from femtune.errors import ConfigError, RunError
 from femtune.prepare import check_new
 from femtune.progress import framed, literal
-from femtune.run import read_draws
+from femtune.runs.run import read_draws
 from femtune.training import Training
 from femtune.types import Draw
 

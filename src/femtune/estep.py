@@ -19,7 +19,7 @@ from femtune.chunks import Chunk, Lease, OpenChunk, Setup
 from femtune.errors import EngineError
 from femtune.journal import Journal, remove_journal
 from femtune.overlap import overlapped
-from femtune.run import write_draws
+from femtune.runs.run import write_draws
 from femtune.types import Draw, Engine, Problem, Request, Scheme
 
 Told = Callable[[Sequence[Draw]], None]

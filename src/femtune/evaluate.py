@@ -25,7 +25,7 @@ from femtune.estep import e_step
 from femtune.intervals import Floats, bootstrap, mean, summary
 from femtune.luck import guessed_share, is_closed
 from femtune.metrics import Item, choice_metrics, pair_metrics, pass_at_k, rater_ceiling, rating_metrics
-from femtune.run import Run, by_problem
+from femtune.runs.run import Run, by_problem
 from femtune.schemes.named import paper_filter
 from femtune.types import Draw, Problem, Scheme, Stage
 

@@ -33,7 +33,7 @@ from femtune.examples import write_examples
 from femtune.luck import plain_attempts
 from femtune.model_info import FILE as MODEL_INFO
 from femtune.model_info import ModelInfo, is_trained, write_info
-from femtune.retention import (
+from femtune.runs.checkpoints import (
     MASTER,
     check_room,
     drop_masters,
@@ -42,7 +42,7 @@ from femtune.retention import (
     next_start,
     thin_out,
 )
-from femtune.run import Run, read_draws
+from femtune.runs.run import Run, read_draws
 from femtune.served import serve
 from femtune.training import Training
 from femtune.tries import Tries

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from femtune.data.demos import Demo, Demos
 from femtune.errors import RunError
-from femtune.run import read_draws
+from femtune.runs.run import read_draws
 from femtune.stored import open_stored
 from femtune.types import Draw, Problem
 

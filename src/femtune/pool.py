@@ -32,7 +32,7 @@ from femtune.chunks import Chunk, Lease, Setup
 from femtune.errors import ConfigError, EngineError, FemtuneError, RunError
 from femtune.estep import work_off
 from femtune.rewards.custom import MODULES
-from femtune.run import read_shard
+from femtune.runs.run import read_shard
 from femtune.served import Probe, serve
 from femtune.types import Asked, Engine
 

@@ -41,7 +41,6 @@ from femtune.data.tasks.load import read_places
 from femtune.data.tasks.schemas import SCHEMAS
 from femtune.errors import ConfigError, DataError
 from femtune.evaluate import ask_into, evaluation_draws
-from femtune.hashes import relied_on
 from femtune.model_info import read_info, with_defaults
 from femtune.prepare import (
     Data,
@@ -56,7 +55,8 @@ from femtune.prepare import (
     task_options,
 )
 from femtune.rewards.builtin import exact
-from femtune.run import by_problem, check_run, open_run, read_draws
+from femtune.runs.hashes import relied_on
+from femtune.runs.run import by_problem, check_run, open_run, read_draws
 from femtune.scored_answers import (
     Scored,
     engine_scores,

@@ -30,9 +30,9 @@ from femtune.data.tasks.wording import text_or_file
 from femtune.data.worlds import SEEDLING
 from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.loop import Evaluation, Plan
-from femtune.retention import sized
 from femtune.rewards.builtin import as_reward
-from femtune.run import stored_config
+from femtune.runs.checkpoints import sized
+from femtune.runs.run import stored_config
 from femtune.schemes.named import parse_scheme, soft_acceptance, spelled_out
 from femtune.training import Training
 from femtune.types import Problem, Request, Reward, Sampling, Scheme

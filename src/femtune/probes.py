@@ -34,7 +34,7 @@ from femtune.intervals import Floats, bootstrap, mean, ratio, summary
 from femtune.loop import Progress, drawn
 from femtune.metrics import Item, count_votes, distributions, most_likely, pair_metrics, scale_values
 from femtune.prepare import read_questions, task_options
-from femtune.run import Run, by_problem, open_run
+from femtune.runs.run import Run, by_problem, open_run
 from femtune.types import Problem, Sampling
 
 _OTHER = {"": "", "_a": "_b", "_b": "_a"}

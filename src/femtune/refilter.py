@@ -29,13 +29,13 @@ from femtune.data.tasks.load import TaskData
 from femtune.errors import ConfigError, ModelError, NothingKept, RunError
 from femtune.evaluate import as_number, estep_metrics
 from femtune.examples import write_examples
-from femtune.hashes import hash_weights
 from femtune.loop import drawn
 from femtune.luck import plain_attempts
 from femtune.model_info import info_of, write_info
 from femtune.prepare import base_of_adapter, check_new, load_tokenizer, local_model, plan, read_questions
 from femtune.rewards.builtin import score
-from femtune.run import by_problem, read_draws, write_draws
+from femtune.runs.hashes import hash_weights
+from femtune.runs.run import by_problem, read_draws, write_draws
 from femtune.schemes.filters import accepted, chain, share
 from femtune.stored import Stored, open_stored
 from femtune.types import SCORED, Draw, Problem, Request, Scheme, Score

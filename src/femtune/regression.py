@@ -30,7 +30,7 @@ from femtune.asker import Asker
 from femtune.evaluate import as_item
 from femtune.intervals import CORRELATIONS, Floats, Ints, bootstrap, correlations, mean, summary
 from femtune.metrics import count_votes, scale_values
-from femtune.run import by_problem, read_draws
+from femtune.runs.run import by_problem, read_draws
 from femtune.types import Problem
 
 PENALTIES = np.logspace(-2, 5, 8)  # of least squares, against the sum over items; 1 / C of the logistic

@@ -22,7 +22,7 @@ from femtune.endings import Endings, Finished, Force
 from femtune.errors import ConfigError, RunError
 from femtune.prepare import load_tokenizer, local_model, plan
 from femtune.rewards.builtin import as_reward
-from femtune.run import Run, read_draws, stored_config
+from femtune.runs.run import Run, read_draws, stored_config
 from femtune.schemes.named import paper_filter
 from femtune.served import serve
 from femtune.stored import Kind, fitted_prompts, problems_of, settings_of

@@ -25,8 +25,8 @@ from femtune.errors import ConfigError
 from femtune.loop import Steps
 from femtune.prepare import plan, sampling
 from femtune.progress import Quiet
-from femtune.retention import check_room, link_models, thin_out
-from femtune.run import Run
+from femtune.runs.checkpoints import check_room, link_models, thin_out
+from femtune.runs.run import Run
 from femtune.schemes.filters import chain
 from femtune.types import Problem, Scheme
 

@@ -27,7 +27,7 @@ from femtune.calibration import Aggregate
 from femtune.chunks import Setup
 from femtune.data.prompts import Prompts
 from femtune.errors import ConfigError, EngineError, RunError
-from femtune.run import Run, read_shard
+from femtune.runs.run import Run, read_shard
 from femtune.types import Draw, Problem
 
 Scored = Mapping[tuple[str, int], AnswerNats]  # by problem and index of the draw

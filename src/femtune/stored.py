@@ -15,8 +15,8 @@ from femtune.data.prompts import HINT, JUDGE_LEAKS, LEAKS, ChatTokenizer, Prompt
 from femtune.data.tasks.frames import frame
 from femtune.errors import ConfigError, RunError
 from femtune.prepare import local_model
-from femtune.retention import next_start
-from femtune.run import Run, stored_config
+from femtune.runs.checkpoints import next_start
+from femtune.runs.run import Run, stored_config
 from femtune.schemes.named import restarts
 from femtune.training import Training
 from femtune.types import Problem, Tokenizer

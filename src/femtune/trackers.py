@@ -36,7 +36,7 @@ from femtune._util.atomic_files import write_json
 from femtune.data.prompts import prompt_text
 from femtune.errors import ConfigError
 from femtune.loop import Progress
-from femtune.run import read_draws
+from femtune.runs.run import read_draws
 from femtune.types import Draw
 
 log = logging.getLogger("femtune")

@@ -31,7 +31,7 @@ from femtune.answer_scoring import add_answer_nats, right_draw, right_draws
 from femtune.chunks import Setup
 from femtune.endings import Endings
 from femtune.errors import EngineError, RunError
-from femtune.run import Run, by_problem, read_shard, write_draws
+from femtune.runs.run import Run, by_problem, read_shard, write_draws
 from femtune.schemes.answer_rules import answer_metrics
 from femtune.schemes.filters import weigh
 from femtune.schemes.weights import uniform

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import yaml
 
 from femtune import cli, examples
-from femtune import run as stored_run
 from femtune.calibration import Calibration, apply, load_calibration
 from femtune.compare import state
 from femtune.config import CHANGEABLE
@@ -29,7 +28,8 @@ from femtune.errors import FemtuneError
 from femtune.predictions import check_calibration
 from femtune.prepare import load_config, load_tokenizer
 from femtune.refilter import Change, refilter
-from femtune.run import check_run
+from femtune.runs import run as stored_run
+from femtune.runs.run import check_run
 
 from .mangling import (
     File,

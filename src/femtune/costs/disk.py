@@ -9,7 +9,7 @@ from pathlib import Path
 from femtune.costs.course import capacity, most_draws
 from femtune.errors import RunError
 from femtune.loop import Plan
-from femtune.retention import exported_dtype, free_bytes, model_bytes, sized
+from femtune.runs.checkpoints import exported_dtype, free_bytes, model_bytes, sized
 from femtune.types import Sampling
 
 log = logging.getLogger("femtune")

@@ -35,7 +35,7 @@ from femtune.costs.trial import Trial, try_out
 from femtune.errors import ConfigError
 from femtune.loop import Plan
 from femtune.prepare import Data, held_out, plan, read_questions, sampling
-from femtune.retention import sized
+from femtune.runs.checkpoints import sized
 from femtune.training import Training
 from femtune.types import Problem, Scheme
 

@@ -18,7 +18,7 @@ from femtune.costs.formulas import Asking, Attempt
 from femtune.estep import e_step
 from femtune.examples import write_examples
 from femtune.loop import Plan
-from femtune.retention import exported_dtype
+from femtune.runs.checkpoints import exported_dtype
 from femtune.tries import scored_draws
 from femtune.types import SCORED, Draw, Example, Need, Problem, Sampling, Scheme
 

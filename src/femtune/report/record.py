@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from femtune.errors import ConfigError, RunError
 from femtune.report.texts import name, setting
-from femtune.run import read_log, stored_config
+from femtune.runs.run import read_log, stored_config
 from femtune.schemes.named import parse_scheme
 
 BASELINES = {

@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from femtune.run import DRAWS
+from femtune.runs.run import DRAWS
 from femtune.view.filters import Filter
 from femtune.view.index import Index, Stale
 

@@ -15,8 +15,8 @@ from typing import Any
 from femtune._util.atomic_files import remove
 from femtune._util.safetensors_header import num_parameters, stored_dtype
 from femtune.errors import ModelError, RunError
-from femtune.manifest import record_removed
-from femtune.run import Run
+from femtune.runs.manifest import record_removed
+from femtune.runs.run import Run
 from femtune.training import Training
 
 MASTER = "master"  # beside an iteration's model: its float32 weights, where the model has 16 bits

@@ -42,12 +42,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from femtune import manifest
 from femtune._util.atomic_files import append_lines, cant_write, read_lines, replacing, write_json
 from femtune._util.environment import differences, environment
 from femtune._util.parsing import Unreadable, read_yaml, reading_arrow
 from femtune._util.text import brief
 from femtune.errors import RunError
+from femtune.runs import manifest
 from femtune.types import Completion, Draw, DrawKey, FinishReason, Score
 
 events = logging.getLogger("femtune")
