@@ -223,7 +223,7 @@ def prepare_rl(
     from femtune.config import RL
     from femtune.data.tasks.load import Options, read_task
     from femtune.data.worlds import SEEDLING
-    from femtune.engines.transformers import read_tokenizer
+    from femtune.engines.hf.engine import read_tokenizer
     from femtune.policy_gradient import Environment, policy_gradient
     from femtune.rewards.builtin import ordinal, score
     from femtune.training import Training

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from femtune.engines.transformers import TransformersEngine
+from femtune.engines.hf.engine import TransformersEngine
 from femtune.types import DrawKey, Request, Sampling
 from generate import SEEDLING, pull_from
 

@@ -28,8 +28,8 @@ import torch
 import transformers
 
 from clock import clock
-from femtune.engines.batch import Batch, Row
-from femtune.engines.transformers import TransformersEngine
+from femtune.engines.hf.batch import Batch, Row
+from femtune.engines.hf.engine import TransformersEngine
 from femtune.types import DrawKey, Request, Sampling
 
 SEEDLING = Path(__file__).parents[1] / "src" / "femtune" / "assets" / "seedling"

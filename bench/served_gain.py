@@ -29,11 +29,11 @@ import transformers
 from femtune._util.safetensors_header import stored_dtype
 from femtune.asker import no_foreign_bars
 from femtune.data.prompts import ChatTokenizer
-from femtune.engines.transformers import TransformersEngine
+from femtune.engines.hf.engine import TransformersEngine
+from femtune.engines.weight_check import ROUNDING, serve
 from femtune.prepare import load_tokenizer, local_model
 from femtune.runs.checkpoints import next_start
 from femtune.runs.run import stored_config
-from femtune.served import ROUNDING, serve
 
 Pair = tuple[Sequence[int], Sequence[int]]  # prompt and completion
 Make = Callable[[], Any]  # an engine that serves the base
@@ -84,7 +84,7 @@ def make_engine(
     """Make the engine that a run would make, with room for its adapters."""
     if name == "transformers":
         return TransformersEngine(base, tokenizer=tokenizer, dtype=dtype, max_batch=32)
-    from femtune.engines.vllm import VllmEngine
+    from femtune.engines.vllm.engine import VllmEngine
 
     configs = [model / "adapter_config.json" for model in models]
     ranks = [json.loads(config.read_text())["r"] for config in configs if config.is_file()]

@@ -34,8 +34,8 @@ import psutil
 import torch
 import transformers
 
-from femtune.engines.transformers import TransformersEngine
-from femtune.engines.vllm import VllmEngine
+from femtune.engines.hf.engine import TransformersEngine
+from femtune.engines.vllm.engine import VllmEngine
 from femtune.types import DrawKey, Engine, Request, Sampling
 from generate import SEEDLING, end_rows_at, make_lengths, pull_from  # beside this file
 

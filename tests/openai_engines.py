@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from femtune.data.prompts import ChatTokenizer
-from femtune.engines.http import Patience
-from femtune.engines.openai import OpenAIEngine
+from femtune.engines.openai.engine import OpenAIEngine
+from femtune.engines.openai.http import Patience
 from femtune.types import Completion, DrawKey, Request, Sampling, draw_seed
 
 from .models import byte_tokenizer

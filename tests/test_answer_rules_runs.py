@@ -14,7 +14,7 @@ import pytest
 from femtune.answer_scoring import prefix_of, sampled_prefix, written
 from femtune.cli import main
 from femtune.engines.fake import FakeEngine
-from femtune.engines.transformers import TransformersEngine
+from femtune.engines.hf.engine import TransformersEngine
 from femtune.prepare import local_model
 from femtune.refilter import Change, refilter
 from femtune.replay import name_of, replay

@@ -234,7 +234,7 @@ def test_a_regression_needs_two_answers_and_two_items() -> None:
 def test_an_embedding_is_the_mean_over_the_completion_alone(tmp_path: Path) -> None:
     import torch
 
-    from femtune.engines.causal import read_model
+    from femtune.engines.hf.model import read_model
 
     model = read_model(tiny_model(tmp_path / "model"), "auto", "cpu", False)
     pairs = [([5, 6, 7], [8, 9]), ([5, 6], [10, 11, 12, 13]), ([5, 6, 7], [8, 9]), ([5], [])]

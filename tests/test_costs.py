@@ -38,7 +38,7 @@ from femtune.costs.outlook import Wish, look_ahead, notes
 from femtune.costs.shapes import read_shape
 from femtune.data.worlds import SEEDLING
 from femtune.demo import write_world
-from femtune.engines.transformers import default_max_batch
+from femtune.engines.hf.engine import default_max_batch
 from femtune.errors import ConfigError, ModelError
 from femtune.loop import Evaluation, Plan
 from femtune.schemes.filters import accepted, chain

@@ -20,7 +20,7 @@ from femtune.data.truncation import Cut
 from femtune.data.worlds import SEEDLING, WORLDS, make_splits
 from femtune.endings import FORCED_TOKENS, Endings, check_cue
 from femtune.engines.fake import END, ByteTokenizer, FakeEngine
-from femtune.engines.transformers import TransformersEngine
+from femtune.engines.hf.engine import TransformersEngine
 from femtune.errors import ConfigError
 from femtune.estep import e_step
 from femtune.journal import journal_of, read_journal

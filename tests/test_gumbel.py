@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from femtune.engines.gumbel import _mix, choose, choose_with_nats, gumbel
+from femtune.engines.hf.gumbel import _mix, choose, choose_with_nats, gumbel
 from femtune.types import Sampling
 
 FALSE_ALARM = 1e-4  # the chance that a right sampler fails one of the tests below; seeds are fixed
@@ -92,7 +92,7 @@ def test_upper_tail_is_exact_and_all_noise_finite() -> None:
 def test_smallest_and_largest_hash_give_finite_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     zero = torch.zeros(1, dtype=torch.long)
     for bits, value in ((0, math.log(2) * 54), (-1, -math.log(math.log(2) * 24))):
-        monkeypatch.setattr("femtune.engines.gumbel._mix", lambda x, bits=bits: x.fill_(bits))
+        monkeypatch.setattr("femtune.engines.hf.gumbel._mix", lambda x, bits=bits: x.fill_(bits))
         assert gumbel(zero, zero, zero).item() == pytest.approx(value, rel=1e-6)
 
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from femtune._util.redaction import Redactor
 from femtune.cli import main
 from femtune.config import Ask, Train
-from femtune.engines import openai
-from femtune.engines.http import Patience, shown
+from femtune.engines.openai import engine
+from femtune.engines.openai.http import Patience, shown
 from femtune.errors import ConfigError
 
 from .models import tiny_model

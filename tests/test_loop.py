@@ -18,14 +18,14 @@ from femtune._util.safetensors_header import stored_dtype
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import WORLDS, make_splits, sums
 from femtune.engines.fake import FakeEngine
-from femtune.engines.transformers import TransformersEngine
+from femtune.engines.hf.engine import TransformersEngine
+from femtune.engines.weight_check import ROUNDING, read_probe
 from femtune.errors import EngineError, ModelError, NothingKept
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
 from femtune.runs import manifest
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import star
-from femtune.served import ROUNDING, read_probe
 from femtune.training import Training
 from femtune.tries import read_nats
 from femtune.types import Sampling

@@ -19,9 +19,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from femtune import mstep, trainer
 from femtune.data.prompts import ChatTokenizer
+from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, Probe, check_served, read_probe
 from femtune.errors import ConfigError, DataError, EngineError, FemtuneError, ModelError, RunError
 from femtune.mstep import MStep, m_step
-from femtune.served import NUM_PAIRS, ROUNDING, Probe, check_served, read_probe
 from femtune.training import Training
 
 from .models import FAMILIES, tiny_model
@@ -304,7 +304,7 @@ def test_m_step_json_is_what_was_done(start: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("use_peft", [False, True], ids=["full", "LoRA"])
 def test_the_probe_is_what_an_engine_gives(use_peft: bool, start: Path, tmp_path: Path) -> None:
     """After and before, dropout notwithstanding; of positive weights the shorter ones, if enough."""
-    from femtune.engines.transformers import TransformersEngine
+    from femtune.engines.hf.engine import TransformersEngine
 
     settings: dict[str, Any] = {"use_peft": True, "lora_dropout": 0.5} if use_peft else {}
     rows = [*_weighted(1.0, 2.5, -1.0), A, B, B, B, B]
@@ -357,7 +357,7 @@ def test_three_m_steps_on_a_bfloat16_base_lose_nothing(half_start: Path, tmp_pat
 def test_the_engine_serves_what_was_exported_and_old_weights_are_refused(
     half_start: Path, tmp_path: Path
 ) -> None:
-    from femtune.engines.transformers import TransformersEngine
+    from femtune.engines.hf.engine import TransformersEngine
 
     train(half_start, tmp_path, ROWS, dtype="bfloat16", learning_rate=1e-3, num_train_epochs=3)
     engine = TransformersEngine(half_start, device="cpu")

@@ -21,10 +21,10 @@ import transformers
 from safetensors.torch import load_file
 
 from femtune.data.prompts import ChatTokenizer
+from femtune.engines.weight_check import read_probe
 from femtune.errors import ConfigError, FemtuneError
 from femtune.launch import check_launch, launch_m_step
 from femtune.mstep import MStep, m_step
-from femtune.served import read_probe
 from femtune.training import Training
 
 from .models import tiny_model

@@ -16,9 +16,9 @@ from femtune.asker import check_able
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import SEEDLING
 from femtune.endings import FORCED_TOKENS
-from femtune.engines.dialects import LLAMACPP, SGLANG, VLLM, completion_body
-from femtune.engines.http import Patience
-from femtune.engines.transformers import TransformersEngine
+from femtune.engines.hf.engine import TransformersEngine
+from femtune.engines.openai.dialects import LLAMACPP, SGLANG, VLLM, completion_body
+from femtune.engines.openai.http import Patience
 from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.schemes.named import parse_scheme
 from femtune.types import Completion, Sampling

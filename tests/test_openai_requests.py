@@ -16,7 +16,7 @@ import pytest
 
 from femtune.chunks import Setup
 from femtune.data.prompts import Prompts
-from femtune.engines.http import Patience, Wire, shown
+from femtune.engines.openai.http import Patience, Wire, shown
 from femtune.errors import EngineError, ModelError
 from femtune.estep import e_step
 from femtune.rewards.builtin import exact, score

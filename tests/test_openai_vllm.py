@@ -21,10 +21,10 @@ import transformers
 
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import SEEDLING
-from femtune.engines.http import Patience
-from femtune.engines.openai import OpenAIEngine
-from femtune.engines.server import Abilities
-from femtune.engines.transformers import TransformersEngine, read_tokenizer
+from femtune.engines.hf.engine import TransformersEngine, read_tokenizer
+from femtune.engines.openai.engine import OpenAIEngine
+from femtune.engines.openai.http import Patience
+from femtune.engines.openai.server import Abilities
 from femtune.errors import ConfigError, ModelError
 from femtune.types import Completion, DrawKey, Request, Sampling, draw_seed
 

@@ -23,13 +23,13 @@ from femtune._util import interrupts  # noqa: E402
 from femtune.chunks import Setup  # noqa: E402
 from femtune.data.demos import demos_digest  # noqa: E402
 from femtune.engines.fake import FakeEngine  # noqa: E402
+from femtune.engines.weight_check import Probe, write_probe  # noqa: E402
 from femtune.errors import ConfigError, EngineError, ModelError, RunError  # noqa: E402
 from femtune.estep import e_step  # noqa: E402
 from femtune.pool import Pool, Posts  # noqa: E402
 from femtune.rewards.builtin import as_reward, score  # noqa: E402
 from femtune.runs.run import read_draws  # noqa: E402
 from femtune.schemes.named import pps, rejection  # noqa: E402
-from femtune.served import Probe, write_probe  # noqa: E402
 from femtune.types import Draw, Reward  # noqa: E402
 
 from . import oracle  # noqa: E402

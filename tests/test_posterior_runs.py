@@ -15,7 +15,7 @@ import pytest
 
 from femtune.cli import main
 from femtune.commands import fit
-from femtune.engines.transformers import TransformersEngine
+from femtune.engines.hf.engine import TransformersEngine
 from femtune.prepare import local_model
 from femtune.refilter import Change, refilter
 from femtune.replay import name_of, replay

@@ -19,7 +19,7 @@ from femtune.aggregate import prediction
 from femtune.calibration import Calibration, save_calibration
 from femtune.cli import main
 from femtune.data.tasks.frames import Frame
-from femtune.engines.transformers import TransformersEngine
+from femtune.engines.hf.engine import TransformersEngine
 from femtune.errors import ConfigError, DataError
 from femtune.predictions import save_predictions
 from femtune.runs.run import read_draws

@@ -17,7 +17,7 @@ from femtune.compare import jobs, rows
 from femtune.config import RL, Train
 from femtune.data.prompts import ChatTokenizer, Prompts
 from femtune.demo import write_world
-from femtune.engines.transformers import read_tokenizer
+from femtune.engines.hf.engine import read_tokenizer
 from femtune.errors import ConfigError, RunError
 from femtune.training import Training
 from femtune.types import Problem

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from femtune.engines.causal import rounding_seed
-from femtune.engines.vllm_setup import rounded_copy
-from femtune.rounding import round_in_place, rounded, rounded_state
-from femtune.served import Probe, write_probe
+from femtune.engines.hf.model import rounding_seed
+from femtune.engines.rounding import round_in_place, rounded, rounded_state
+from femtune.engines.vllm.setup import rounded_copy
+from femtune.engines.weight_check import Probe, write_probe
 
 BOTH = [torch.bfloat16, torch.float16]
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -91,7 +91,7 @@ def test_other_formats_are_refused() -> None:
 def test_many_values_are_rounded_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.randn(1001)
     whole = rounded(values, torch.bfloat16, "x")
-    monkeypatch.setattr("femtune.rounding._SLICE", 64)
+    monkeypatch.setattr("femtune.engines.rounding._SLICE", 64)
     assert torch.equal(rounded(values, torch.bfloat16, "x"), whole)
 
 

@@ -10,8 +10,16 @@ from typing import Any
 import pytest
 
 from femtune.engines.fake import FakeEngine
+from femtune.engines.weight_check import (
+    MOST,
+    ROUNDING,
+    Probe,
+    check_served,
+    read_probe,
+    serve,
+    write_probe,
+)
 from femtune.errors import EngineError
-from femtune.served import MOST, ROUNDING, Probe, check_served, read_probe, serve, write_probe
 
 EXACT = ROUNDING["float32"]
 PROBE = Probe([[1, 2], [3]], [[4, 5, 6], [7, 256]], nats=[-3.0, -2.0], nats_before=[-3.6, -2.4])

@@ -16,14 +16,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from femtune.engines import causal, fused
-from femtune.engines.agreement import STEPS, TEXTS, text_rows
-from femtune.engines.batch import Batch
-from femtune.engines.fused import Fused
-from femtune.engines.slots import Slots
-from femtune.engines.transformers import TransformersEngine, default_max_batch
+from femtune.engines.hf import fused, model
+from femtune.engines.hf.agreement import STEPS, TEXTS, text_rows
+from femtune.engines.hf.batch import Batch
+from femtune.engines.hf.engine import TransformersEngine, default_max_batch
+from femtune.engines.hf.fused import Fused
+from femtune.engines.hf.kv_slots import Slots
+from femtune.engines.weight_check import Probe, write_probe
 from femtune.errors import EngineError, ModelError
-from femtune.served import Probe, write_probe
 from femtune.types import Completion, DrawKey, Engine, Request, Sampling
 
 from .models import FAMILIES, byte_tokenizer, tiny_model
@@ -105,7 +105,7 @@ def test_prompts_that_share_their_beginning_pass_it_once_and_give_the_same(
 ) -> None:
     engine = TransformersEngine(tiny_model(tmp_path, family), dtype="float32")
     passed: list[int] = []
-    whole = causal._pass
+    whole = model._pass
 
     def counted(model: Any, slots: Any, rows: Sequence[Sequence[int]]) -> None:
         passed.append(sum(map(len, rows)))
@@ -196,13 +196,13 @@ def test_a_retry_starts_from_the_prompt_that_its_slot_holds(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled: list[int] = []
-    fill = causal.fill
+    fill = model.fill
 
     def spy(model: Any, slots: Any, prompts: Sequence[Any], *rest: Any) -> None:
         filled.append(len(prompts))
         fill(model, slots, prompts, *rest)
 
-    monkeypatch.setattr("femtune.engines.batch.fill", spy)
+    monkeypatch.setattr("femtune.engines.hf.batch.fill", spy)
     engine = TransformersEngine(folder, max_batch=4)
     todo = [Request(DrawKey(1, "p", 0, 0), (1, 2, 3, 4), seed=0)] * 2
     done = []
@@ -394,7 +394,7 @@ def test_a_model_with_other_than_keys_and_values_is_refused(tmp_path: Path) -> N
 def test_a_model_whose_masks_work_otherwise_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("femtune.engines.causal.masks", lambda *args: None)
+    monkeypatch.setattr("femtune.engines.hf.model.masks", lambda *args: None)
     with pytest.raises(ModelError, match="gives other logits in slots than by itself"):
         TransformersEngine(folder)
 
@@ -434,10 +434,10 @@ def test_the_fused_pass_gives_the_models_own_logits(
     prompts = [tuple(rng.choices(range(256), k=num)) for num in (200, 2, 31, 90)]
     with torch.inference_mode():
         slots = Slots(len(prompts))
-        causal.fill(engine._quickest, slots, prompts, [[i] for i in range(len(prompts))])
+        model.fill(engine._quickest, slots, prompts, [[i] for i in range(len(prompts))])
         newest = torch.tensor([[prompt[-1], len(prompt) - 1] for prompt in prompts])
         newest = newest.to(engine.device)
-        found = causal.step_logits(engine._quickest, slots, *newest.T, longest=200).float().cpu()
+        found = model.step_logits(engine._quickest, slots, *newest.T, longest=200).float().cpu()
         expected = torch.cat([model(torch.tensor([prompt])).logits[:, -1] for prompt in prompts])
     tolerance = 1e-4 if dtype == torch.float32 else 0.25
     assert (found - expected).abs().max() < tolerance * expected.std()
@@ -462,8 +462,8 @@ def test_right_passes_agree_on_text_and_wrong_ones_do_not(
     """Shifted positions; a mask that hides the newest column, and one that shows a column too many."""
     engine = TransformersEngine(tiny_model(tmp_path, family, dtype=dtype))
     model, tokenizer = engine._model, engine.tokenizer.tokenizer
-    reference = causal._check_slots(model, tokenizer)
-    step, masks = causal.step_logits, causal.masks
+    reference = model._check_slots(model, tokenizer)
+    step, masks = model.step_logits, model.masks
 
     def shifted(model: Any, slots: Any, tokens: Any, positions: Any, longest: int) -> Any:
         return step(model, slots, tokens, positions + 1, longest + 1)
@@ -474,9 +474,9 @@ def test_right_passes_agree_on_text_and_wrong_ones_do_not(
     for name, wrong in (("step_logits", shifted), ("masks", masked(-1)), ("masks", masked(1))):
         with monkeypatch.context() as patch:
             patch.setattr(causal, name, wrong)
-            assert reference.differs(causal._slotted_logits(model, reference.rows)), name
+            assert reference.differs(model._slotted_logits(model, reference.rows)), name
             with pytest.raises(ModelError, match="gives other logits in slots than by itself"):
-                causal._check_slots(model, tokenizer)
+                model._check_slots(model, tokenizer)
 
 
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
@@ -491,8 +491,8 @@ def test_a_fused_pass_that_is_apart_from_its_model_is_not_used_and_that_is_logge
     """Swapped queries and keys, or gate and up; turned wrongly; the weights from before an M-step."""
     window = NO_WINDOW if family == "mistral" else {}
     model = TransformersEngine(tiny_model(tmp_path, family, dtype=dtype, **window))._model
-    reference = causal.Reference(model, byte_tokenizer())
-    assert isinstance(causal.quickest(model, reference), Fused) and not caplog.records
+    reference = model.Reference(model, byte_tokenizer())
+    assert isinstance(model.quickest(model, reference), Fused) and not caplog.records
     turn, act = fused._turn, Fused._layer
 
     def swapped(name: str) -> Any:
@@ -522,7 +522,7 @@ def test_a_fused_pass_that_is_apart_from_its_model_is_not_used_and_that_is_logge
         caplog.clear()
         with monkeypatch.context() as patch:
             patch.setattr(target, name, wrong)
-            assert causal.quickest(model, reference) is model
+            assert model.quickest(model, reference) is model
         assert "the model's own pass is used, which is slower" in caplog.text
 
 
@@ -576,7 +576,7 @@ def test_the_fused_pass_holds_no_weight_twice_and_goes_with_the_model(folder: Pa
 
 def short_of_memory_above(limit: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """Passes that `fill` and steps of more than `limit` rows fail, as on a device that is too small."""
-    step, fill = causal.step_logits, causal.fill
+    step, fill = model.step_logits, model.fill
 
     def short_step(model: Any, slots: Any, tokens: torch.Tensor, *rest: Any, **named: Any) -> Any:
         logits = step(model, slots, tokens, *rest, **named)
@@ -589,8 +589,8 @@ def short_of_memory_above(limit: int, monkeypatch: pytest.MonkeyPatch, error: Ex
             raise error
         fill(model, slots, prompts, *rest)
 
-    monkeypatch.setattr("femtune.engines.batch.step_logits", short_step)
-    monkeypatch.setattr("femtune.engines.batch.fill", short_fill)
+    monkeypatch.setattr("femtune.engines.hf.batch.step_logits", short_step)
+    monkeypatch.setattr("femtune.engines.hf.batch.fill", short_fill)
 
 
 NO_MEMORY = [

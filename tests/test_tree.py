@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from femtune.data.worlds import SEEDLING
-from femtune.engines import tree
-from femtune.engines.transformers import TransformersEngine, read_tokenizer
+from femtune.engines.hf import answer_tree
+from femtune.engines.hf.engine import TransformersEngine, read_tokenizer
 from femtune.errors import EngineError
 from femtune.types import Asked, Engine
 
@@ -130,17 +130,17 @@ def test_any_trees_in_batches_of_any_size(
 def test_batches_hold_each_prefix_once_within_the_limits(
     asked: list[Asked], most_tokens: int, most_logits: int
 ) -> None:
-    made = list(tree.batches(asked, range(len(asked)), most_tokens, most_logits))
+    made = list(answer_tree.batches(asked, range(len(asked)), most_tokens, most_logits))
     assert sorted(i for batch in made for group in batch for i in group.members) == [*range(len(asked))]
     for batch in made:
         for group in batch:
             whole = [asked[index][0] for index in group.members]
             assert all(len(each) > group.shared for each in whole)
             assert len({each[: group.shared] for each in whole}) == 1
-            built = tree._tree(asked, group)
+            built = answer_tree._tree(asked, group)
             assert len(built.tokens) <= group.rest
         if sum(len(group.members) for group in batch) > 1:
-            assert tree.padded(batch) <= most_tokens
+            assert answer_tree.padded(batch) <= most_tokens
             assert len(batch) * max(group.num_scored for group in batch) <= most_logits
 
 
@@ -169,7 +169,7 @@ def test_other_positions_would_be_noticed(
 ) -> None:
     asked = [each for each in forest(3) if len(each[0]) > 1]
     expected = by_pairs(engine, asked)
-    row = tree._row
+    row = answer_tree._row
 
     def shifted(*args: Any) -> list[tuple[int, ...]]:
         return [(token, position + by, *rest) for token, position, *rest in row(*args)]
@@ -210,10 +210,10 @@ def test_out_of_memory_halves_the_pass_and_loses_nothing(
 ) -> None:
     asked = forest(4, 40)
     expected = by_pairs(engine, asked)
-    score = tree.score
+    score = answer_tree.score
 
-    def short(model: Any, asked: Sequence[Asked], batch: Sequence[tree.Group]) -> Any:
-        if tree.padded(batch) > 150:
+    def short(model: Any, asked: Sequence[Asked], batch: Sequence[answer_tree.Group]) -> Any:
+        if answer_tree.padded(batch) > 150:
             raise error
         return score(model, asked, batch)
 

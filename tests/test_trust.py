@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 import femtune
 from femtune._util.model_safety import check_fetched, check_weights
 from femtune.cli import main
-from femtune.engines.causal import read_model
-from femtune.engines.transformers import TransformersEngine
-from femtune.engines.vllm_setup import check_format
+from femtune.engines.hf.engine import TransformersEngine
+from femtune.engines.hf.model import read_model
+from femtune.engines.vllm.setup import check_format
 from femtune.errors import ConfigError, ModelError
 from femtune.mstep import load_model
 from femtune.prepare import find_model, load_config, load_tokenizer, local_model

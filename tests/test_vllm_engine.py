@@ -31,11 +31,11 @@ import transformers
 
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import SEEDLING
-from femtune.engines.transformers import TransformersEngine, read_tokenizer
-from femtune.engines.vllm import VllmEngine
-from femtune.engines.vllm_setup import read_end_tokens
+from femtune.engines.hf.engine import TransformersEngine, read_tokenizer
+from femtune.engines.vllm.engine import VllmEngine
+from femtune.engines.vllm.setup import read_end_tokens
+from femtune.engines.weight_check import Probe, check_served, write_probe
 from femtune.errors import ConfigError, EngineError, ModelError
-from femtune.served import Probe, check_served, write_probe
 from femtune.types import Completion, DrawKey, Engine, Request, Sampling
 
 from .greedy import FORMATS, assert_same, greedy_draws
@@ -439,8 +439,8 @@ def test_prompts_that_do_not_fit_into_one_step_are_served_too() -> None:
 
 KILLED = """
 import os, sys, time
-from femtune.engines.transformers import read_tokenizer
-from femtune.engines.vllm import VllmEngine
+from femtune.engines.hf.engine import read_tokenizer
+from femtune.engines.vllm.engine import VllmEngine
 
 if __name__ == "__main__":
     engine = VllmEngine(sys.argv[1], tokenizer=read_tokenizer(sys.argv[1]), args={"enforce_eager": True})

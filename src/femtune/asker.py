@@ -22,6 +22,7 @@ from femtune.data.prompts import ChatTokenizer, Prompts, fit_prompts
 from femtune.data.truncation import Cut
 from femtune.endings import check_cue
 from femtune.engines.dtypes import usable_dtype
+from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, Probe
 from femtune.errors import ConfigError, DataError, EngineError, ModelError
 from femtune.model_info import is_trained, read_info
 from femtune.prepare import (
@@ -34,7 +35,6 @@ from femtune.prepare import (
     read_value,
 )
 from femtune.rewards.builtin import score
-from femtune.served import NUM_PAIRS, ROUNDING, Probe
 from femtune.training import Training, context_length
 from femtune.types import SCORED, DrawKey, Engine, Need, Problem, Request, Reward, Sampling
 
@@ -135,7 +135,7 @@ class Asker:
     def _engine(self) -> Engine:
         settings = self.settings
         if settings.engine == "vllm":
-            from femtune.engines.vllm import VllmEngine
+            from femtune.engines.vllm.engine import VllmEngine
 
             return VllmEngine(
                 self.base,
@@ -147,7 +147,7 @@ class Asker:
                 share_device=getattr(settings, "share_device", True),
             )
         if settings.engine == "openai":
-            from femtune.engines.openai import OpenAIEngine
+            from femtune.engines.openai.engine import OpenAIEngine
 
             return OpenAIEngine(
                 self.base,
@@ -157,7 +157,7 @@ class Asker:
                 max_batch=settings.max_batch,
                 timeout_s=settings.engine_timeout,
             )
-        from femtune.engines.transformers import TransformersEngine
+        from femtune.engines.hf.engine import TransformersEngine
 
         return TransformersEngine(
             self.base,
@@ -175,7 +175,7 @@ class Asker:
         settings = self.settings
         if settings.engine == "transformers":
             return None
-        from femtune.engines.transformers import TransformersEngine
+        from femtune.engines.hf.engine import TransformersEngine
 
         dtype = "auto" if _lora_rank(settings) else "float32"  # the M-step's
         engine = TransformersEngine(

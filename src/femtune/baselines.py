@@ -434,7 +434,7 @@ def _stored_features(
     """Features of training and held-out problems, from features.npz or stored there."""
     path = run.iteration(0) / "features.npz"
     if not path.exists():
-        from femtune.engines.causal import read_model  # torch is slow to import
+        from femtune.engines.hf.model import read_model  # torch is slow to import
 
         device = best_device(asker.settings.device)
         model = read_model(asker.base, asker.settings.engine_dtype, device, False)

@@ -16,7 +16,7 @@ from femtune.data.demos import Demos, demos_digest
 from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.endings import Endings, Finished, Force
-from femtune.served import ROUNDING, Probe
+from femtune.engines.weight_check import ROUNDING, Probe
 from femtune.types import (
     Asked,
     Completion,

@@ -26,6 +26,7 @@ from femtune.data.demos import Demos
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.tasks.labels import label_of
 from femtune.endings import Force
+from femtune.engines.weight_check import serve
 from femtune.errors import NothingKept
 from femtune.estep import e_step
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
@@ -43,7 +44,6 @@ from femtune.runs.checkpoints import (
     thin_out,
 )
 from femtune.runs.run import Run, read_draws
-from femtune.served import serve
 from femtune.training import Training
 from femtune.tries import Tries
 from femtune.types import Draw, Problem, Sampling, Scheme

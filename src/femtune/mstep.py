@@ -32,13 +32,13 @@ from femtune import processes
 from femtune._util.atomic_files import remove, replacing
 from femtune._util.model_safety import check_weights, unreadable
 from femtune.data.prompts import ChatTokenizer
-from femtune.engines.causal import quiet_peft
 from femtune.engines.dtypes import usable_dtype
-from femtune.engines.memory import give_back, is_out_of_memory
+from femtune.engines.hf.memory import give_back, is_out_of_memory
+from femtune.engines.hf.model import quiet_peft
+from femtune.engines.rounding import HALVES, round_in_place, rounded_state
+from femtune.engines.weight_check import NUM_PAIRS, Probe, read_probe, write_probe
 from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
 from femtune.examples import TokenExamples, read_examples
-from femtune.rounding import HALVES, round_in_place, rounded_state
-from femtune.served import NUM_PAIRS, Probe, read_probe, write_probe
 from femtune.trainer import Batches, WeightedTrainer, environment, is_sharded, training_arguments
 from femtune.training import Training, context_length, halved_plan, plan_batches, shared_plan
 

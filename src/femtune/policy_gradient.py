@@ -26,15 +26,15 @@ from femtune._util.atomic_files import replacing
 from femtune.chunks import Grade
 from femtune.config import RL
 from femtune.data.prompts import ChatTokenizer, Prompts
-from femtune.engines.causal import quiet_peft
-from femtune.engines.memory import give_back, is_out_of_memory
-from femtune.engines.transformers import end_tokens
+from femtune.engines.hf.engine import end_tokens
+from femtune.engines.hf.memory import give_back, is_out_of_memory
+from femtune.engines.hf.model import quiet_peft
+from femtune.engines.weight_check import NUM_PAIRS, Probe, write_probe
 from femtune.errors import FemtuneError, ModelError
 from femtune.evaluate import estep_metrics
 from femtune.examples import TokenExamples
 from femtune.latro import LaTRO
 from femtune.mstep import completion_nats, load_model
-from femtune.served import NUM_PAIRS, Probe, write_probe
 from femtune.trainer import numbers
 from femtune.training import MAX_BATCH, Training
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling

@@ -70,7 +70,7 @@ def embeddings(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]])
     """
     import torch
 
-    from femtune.engines.causal import pad, spans
+    from femtune.engines.hf.model import pad, spans
 
     distinct = sorted({(tuple(p), tuple(c)) for p, c in pairs}, key=lambda pair: sum(map(len, pair)))
     rows = {}

@@ -19,12 +19,12 @@ from femtune.config import Train
 from femtune.data.demos import demos_digest
 from femtune.data.tasks.labels import label_of
 from femtune.endings import Endings, Finished, Force
+from femtune.engines.weight_check import serve
 from femtune.errors import ConfigError, RunError
 from femtune.prepare import load_tokenizer, local_model, plan
 from femtune.rewards.builtin import as_reward
 from femtune.runs.run import Run, read_draws, stored_config
 from femtune.schemes.named import paper_filter
-from femtune.served import serve
 from femtune.stored import Kind, fitted_prompts, problems_of, settings_of
 from femtune.types import Completion, Draw, Problem, Request, Sampling, Scheme, Score, Stage, draw_seed
 

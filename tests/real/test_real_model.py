@@ -15,8 +15,8 @@ import torch
 import transformers
 
 from femtune.data.prompts import ChatTokenizer
-from femtune.engines.causal import quiet_peft
-from femtune.engines.transformers import TransformersEngine, end_tokens
+from femtune.engines.hf.engine import TransformersEngine, end_tokens
+from femtune.engines.hf.model import quiet_peft
 from femtune.mstep import m_step
 from femtune.training import Training
 from femtune.types import Sampling

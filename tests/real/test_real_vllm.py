@@ -16,8 +16,8 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
-from femtune.engines.transformers import TransformersEngine
-from femtune.engines.vllm import VllmEngine
+from femtune.engines.hf.engine import TransformersEngine
+from femtune.engines.vllm.engine import VllmEngine
 from femtune.types import Completion, Sampling
 
 from .asking import requests, run, worked_pairs

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from femtune.costs.formulas import BYTES, Job, Shape
 from femtune.costs.hardware import Hardware
-from femtune.engines.rows import usual_rows
+from femtune.engines.hf.batch_size import usual_rows
 
 RUNTIME = 1e9  # that a GPU's driver and libraries take; assumed
 _SPARE = 0.95  # of the rest an engine may fill; assumed

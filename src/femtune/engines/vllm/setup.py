@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from femtune._util.safetensors_header import stored_dtype
 from femtune.data.prompts import ChatTokenizer
-from femtune.engines.causal import rounding_seed
-from femtune.engines.transformers import end_tokens
+from femtune.engines.hf.engine import end_tokens
+from femtune.engines.hf.model import rounding_seed
+from femtune.engines.rounding import HALVES, rounded_state
+from femtune.engines.weight_check import PROBE
 from femtune.errors import ConfigError
-from femtune.rounding import HALVES, rounded_state
-from femtune.served import PROBE
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM has room for
 _KV_BYTES = 2**32  # of keys and values on a CPU, where vLLM would take nine tenths of all memory

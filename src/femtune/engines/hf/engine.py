@@ -24,12 +24,12 @@ from torch import Tensor
 
 from femtune._util.model_safety import unreadable
 from femtune.data.prompts import ChatTokenizer
-from femtune.engines import tree
-from femtune.engines.batch import Batch, Row, most_pass_tokens
-from femtune.engines.causal import pad, read_served, spans, stamp_of
-from femtune.engines.gumbel import token_nats
-from femtune.engines.memory import give_back, is_out_of_memory
-from femtune.engines.rows import usual_rows
+from femtune.engines.hf import answer_tree
+from femtune.engines.hf.batch import Batch, Row, most_pass_tokens
+from femtune.engines.hf.batch_size import usual_rows
+from femtune.engines.hf.gumbel import token_nats
+from femtune.engines.hf.memory import give_back, is_out_of_memory
+from femtune.engines.hf.model import pad, read_served, spans, stamp_of
 from femtune.errors import EngineError, ModelError
 from femtune.types import Asked, Completion, Request, Sampling
 
@@ -191,15 +191,15 @@ class TransformersEngine:
         left = {index for index, (_, several) in enumerate(asked) if any(several)}
         while left:
             most = min(self._pass_tokens, most_pass_tokens(self.device))
-            for batch in tree.batches(asked, sorted(left), most, self._pass_logits):
+            for batch in answer_tree.batches(asked, sorted(left), most, self._pass_logits):
                 values = None
                 try:
-                    values = tree.score(self._quickest, asked, batch)
+                    values = answer_tree.score(self._quickest, asked, batch)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
                 if values is None:  # what is left is batched anew
-                    self._halve_pass(sum(len(each.members) for each in batch), tree.padded(batch))
+                    self._halve_pass(sum(len(each.members) for each in batch), answer_tree.padded(batch))
                     break
                 for index, found in values:
                     nats[index] = found

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from femtune.engines.causal import common_prefix, fill, spans, step_logits
-from femtune.engines.gumbel import choose_with_nats
-from femtune.engines.slots import Slots
+from femtune.engines.hf.gumbel import choose_with_nats
+from femtune.engines.hf.kv_slots import Slots
+from femtune.engines.hf.model import common_prefix, fill, spans, step_logits
 from femtune.types import FinishReason, Request, Sampling
 
 _PASS_TOKENS = 8192  # padded prompt tokens in one pass at most: bounds its memory

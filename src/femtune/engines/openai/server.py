@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from femtune.engines import dialects
-from femtune.engines.dialects import Dialect
-from femtune.engines.http import Failed, Wire
+from femtune.engines.openai import dialects
+from femtune.engines.openai.dialects import Dialect
+from femtune.engines.openai.http import Failed, Wire
 from femtune.types import Sampling
 
 

@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from femtune.data.prompts import ChatTokenizer
-from femtune.engines import dialects
-from femtune.engines.http import Exhausted, Failed, Wire, complaint, shown
-from femtune.engines.server import Abilities, Server, adapter_url, complete, request_body
+from femtune.engines.openai import dialects
+from femtune.engines.openai.http import Exhausted, Failed, Wire, complaint, shown
+from femtune.engines.openai.server import Abilities, Server, adapter_url, complete, request_body
 from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.types import Sampling
 

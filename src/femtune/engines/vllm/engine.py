@@ -35,9 +35,9 @@ import transformers
 from femtune._util import interrupts
 from femtune._util.model_safety import check_weights
 from femtune.data.prompts import ChatTokenizer
-from femtune.engines.causal import stamp_of
+from femtune.engines.hf.model import stamp_of
 from femtune.engines.pairs import logprobs_by_pairs
-from femtune.engines.vllm_setup import (
+from femtune.engines.vllm.setup import (
     adapter_config,
     adapter_rank,
     argument_names,
@@ -49,9 +49,9 @@ from femtune.engines.vllm_setup import (
     read_end_tokens,
     rounded_copy,
 )
-from femtune.engines.vllm_worker import Reloader
+from femtune.engines.vllm.worker import Reloader
+from femtune.engines.weight_check import MOST, ROUNDING, check_served, read_probe
 from femtune.errors import ConfigError, EngineError, ModelError
-from femtune.served import MOST, ROUNDING, check_served, read_probe
 from femtune.types import Asked, Completion, FinishReason, Request, Sampling, Tokens
 
 # Requests that wait in vLLM at most, by max_batch: a row that ends is followed at once, and requests

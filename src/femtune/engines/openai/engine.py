@@ -26,12 +26,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from femtune.data.prompts import ChatTokenizer
-from femtune.engines import dialects
-from femtune.engines.handshake import look_at
-from femtune.engines.http import Exhausted, Failed, Patience, Wire, complaint, shown
+from femtune.engines.openai import dialects
+from femtune.engines.openai.http import Exhausted, Failed, Patience, Wire, complaint, shown
+from femtune.engines.openai.probe import look_at
+from femtune.engines.openai.server import Server, adapter_url, all_of, complete, request_body
 from femtune.engines.pairs import logprobs_by_pairs
-from femtune.engines.server import Server, adapter_url, all_of, complete, request_body
-from femtune.engines.vllm_setup import read_end_tokens
+from femtune.engines.vllm.setup import read_end_tokens
 from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.types import Asked, Completion, Request, Sampling
 

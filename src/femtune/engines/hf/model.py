@@ -20,12 +20,12 @@ from torch import Tensor
 
 from femtune._util.model_safety import check_weights, unreadable
 from femtune._util.safetensors_header import stored_dtype
-from femtune.engines.agreement import STEPS, Reference
-from femtune.engines.fused import fuse
-from femtune.engines.slots import Slots
+from femtune.engines.hf.agreement import STEPS, Reference
+from femtune.engines.hf.fused import fuse
+from femtune.engines.hf.kv_slots import Slots
+from femtune.engines.rounding import HALVES, rounded
+from femtune.engines.weight_check import PROBE
 from femtune.errors import ModelError
-from femtune.rounding import HALVES, rounded
-from femtune.served import PROBE
 
 _log = logging.getLogger("femtune")
 

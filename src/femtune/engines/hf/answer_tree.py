@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from femtune.engines.causal import masks, pad
+from femtune.engines.hf.model import masks, pad
 from femtune.types import Asked, Tokens
 
 _SHARED_PART = 4  # a prefix joins others if it shares at least one in so many of its tokens
