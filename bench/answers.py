@@ -17,13 +17,13 @@ from dataclasses import replace
 import torch
 
 from clock import clock
-from femtune.answer_probs import answer_nats, closed_set
 from femtune.asker import make_asker
-from femtune.chunks import Setup
 from femtune.config import Sample
 from femtune.data.worlds import WORLDS
 from femtune.engines.pairs import logprobs_by_pairs
-from femtune.estep import e_step
+from femtune.estep.answer_probs import answer_nats, closed_set
+from femtune.estep.driver import e_step
+from femtune.estep.scheduler import Setup
 from femtune.prepare import read_questions
 from femtune.schemes.named import parse_scheme
 from femtune.types import Draw, Problem, Sampling

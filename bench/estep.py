@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from femtune.asker import make_asker
 from femtune.config import Sample
 from femtune.data.worlds import WORLDS
-from femtune.estep import e_step
+from femtune.estep.driver import e_step
 from femtune.prepare import read_questions
 from femtune.rewards.builtin import exact, score
 from femtune.runs.run import write_draws

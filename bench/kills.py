@@ -36,9 +36,9 @@ from zlib import crc32
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-from femtune import chunks
 from femtune.cli import main as femtune
 from femtune.demo import write_world
+from femtune.estep import scheduler
 from femtune.runs import manifest
 from femtune.runs.run import from_columns, read_draws
 
@@ -97,14 +97,14 @@ def begin(argv: list[str], notes: Path) -> int:
 def note_requests(path: Path) -> None:
     """A byte a request that the engine is given."""
     asked = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    pull = chunks.OpenChunk.pull
+    pull = scheduler.OpenChunk.pull
 
-    def noting(self: chunks.OpenChunk, room: int) -> list[Any]:
+    def noting(self: scheduler.OpenChunk, room: int) -> list[Any]:
         requests = pull(self, room)
         os.write(asked, b"." * len(requests))
         return requests
 
-    chunks.OpenChunk.pull = noting  # type: ignore[method-assign]
+    scheduler.OpenChunk.pull = noting  # type: ignore[method-assign]
 
 
 def ended(pid: int, within_s: float) -> int | None:

@@ -24,8 +24,8 @@ from femtune.asker import make_asker
 from femtune.config import Sample
 from femtune.data.tasks.load import Options, problems_of
 from femtune.data.worlds import WORLDS, make_rows
-from femtune.estep import e_step
-from femtune.pool import Pool, Posts
+from femtune.estep.driver import e_step
+from femtune.estep.ray_pool import Pool, Posts
 from femtune.prepare import read_questions
 from femtune.runs.run import read_draws
 from femtune.schemes.named import parse_scheme

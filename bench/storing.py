@@ -20,9 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from femtune import estep, journal
 from femtune.cli import main as femtune
 from femtune.demo import write_world
+from femtune.estep import driver, journal
 from femtune.runs import run
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 import transformers
 
-from femtune.chunks import Setup
 from femtune.data.answer_format import parse_format
 from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.data.worlds import SEEDLING, WORLDS, make_splits
-from femtune.estep import e_step
+from femtune.estep.driver import e_step
+from femtune.estep.scheduler import Setup
 from femtune.rewards.builtin import exact
 from femtune.rewards.builtin import score as graded
 from femtune.schemes.filters import accepted

@@ -25,20 +25,20 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from femtune.chunks import Lease, OpenChunk, Setup
 from femtune.data.answer_format import parse_format
 from femtune.data.demos import Demo, Demos
 from femtune.data.prompts import Prompts, prompt_text
 from femtune.data.truncation import Cut
-from femtune.endings import Force
 from femtune.engines.fake import END, ByteTokenizer, FakeEngine, Write
-from femtune.estep import e_step
+from femtune.estep.driver import e_step
+from femtune.estep.forced_answers import Force
+from femtune.estep.scheduler import Lease, OpenChunk, Setup
+from femtune.estep.scoring import Tries
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
 from femtune.rewards.builtin import exact, score
 from femtune.runs.run import Run
 from femtune.training import Training
-from femtune.tries import Tries
 from femtune.types import Completion, Draw, FinishReason, Problem, Request, Sampling, Scheme
 
 PROMPTS = Prompts(instruction="", hint="The correct answer is {answer}.")

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from femtune.aggregate import prediction
 from femtune.answer_metrics import side_by_side
-from femtune.answer_probs import AnswerNats
 from femtune.calibration import Calibration
 from femtune.data.tasks.frames import Frame
 from femtune.data.tasks.judge import turned
 from femtune.direct import direct_metrics
+from femtune.estep.answer_probs import AnswerNats
 from femtune.schemes.named import rejection
 from femtune.scored_answers import Scored, score_draws
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score

@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.answer_probs import (
+from femtune.asker import make_asker
+from femtune.config import Ask
+from femtune.data.answer_format import parse_format
+from femtune.data.worlds import WORLDS, make_splits
+from femtune.engines.fake import END
+from femtune.errors import ConfigError
+from femtune.estep.answer_probs import (
     AnswerNats,
     answer_nats,
     direct_nats,
@@ -19,12 +25,6 @@ from femtune.answer_probs import (
     with_answer,
     written,
 )
-from femtune.asker import make_asker
-from femtune.config import Ask
-from femtune.data.answer_format import parse_format
-from femtune.data.worlds import WORLDS, make_splits
-from femtune.engines.fake import END
-from femtune.errors import ConfigError
 from femtune.evaluate import evaluation_draws
 from femtune.prepare import read_questions
 from femtune.schemes.named import pps, rejection

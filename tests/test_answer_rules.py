@@ -20,14 +20,15 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from femtune import answer_scoring
-from femtune.answer_scoring import sampled_prefix
-from femtune.chunks import Setup
 from femtune.config import Train
 from femtune.data.tasks.frames import Frame
 from femtune.data.truncation import trained_tokens
 from femtune.engines.fake import END
 from femtune.errors import ConfigError, EngineError, NothingKept
+from femtune.estep import answer_scoring
+from femtune.estep.answer_scoring import sampled_prefix
+from femtune.estep.scheduler import Setup
+from femtune.estep.scoring import read_nats, scored_draws
 from femtune.loop import Evaluation, Plan
 from femtune.prepare import plan
 from femtune.progress import Quiet
@@ -46,7 +47,6 @@ from femtune.schemes.named import (
 )
 from femtune.schemes.weights import importance
 from femtune.training import Training
-from femtune.tries import read_nats, scored_draws
 from femtune.types import Completion, Draw, Problem, Scheme
 
 from .oracle import RATIONALES, Endings, EndingsWorld, TableSteps, every_draw

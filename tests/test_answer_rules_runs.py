@@ -11,16 +11,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from femtune.answer_scoring import prefix_of, sampled_prefix, written
 from femtune.cli import main
 from femtune.engines.fake import FakeEngine
 from femtune.engines.hf.engine import TransformersEngine
+from femtune.estep.answer_scoring import prefix_of, sampled_prefix, written
+from femtune.estep.scoring import read_nats
 from femtune.prepare import local_model
 from femtune.refilter import Change, refilter
 from femtune.replay import name_of, replay
 from femtune.runs.run import read_draws
 from femtune.stored import open_stored
-from femtune.tries import read_nats
 
 from .oracle import LINE_CUT, setup
 from .runs import make_world, train_command

@@ -32,13 +32,13 @@ from femtune.check_report import (
     verdict,
     written_lines,
 )
-from femtune.chunks import Setup
 from femtune.config import Train
 from femtune.data.demos import Demo
 from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.data.worlds import WORLDS, make_splits
 from femtune.engines.fake import FakeEngine
+from femtune.estep.scheduler import Setup
 from femtune.rewards.builtin import exact, score
 from femtune.types import Completion, Draw, DrawKey, FinishReason, Problem, Reason, Sampling, Score
 

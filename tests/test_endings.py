@@ -13,17 +13,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from femtune.chunks import Chunk, Setup
 from femtune.data.answer_format import parse_format
 from femtune.data.demos import demos_digest
 from femtune.data.truncation import Cut
 from femtune.data.worlds import SEEDLING, WORLDS, make_splits
-from femtune.endings import FORCED_TOKENS, Endings, check_cue
 from femtune.engines.fake import END, ByteTokenizer, FakeEngine
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.errors import ConfigError
-from femtune.estep import e_step
-from femtune.journal import journal_of, read_journal
+from femtune.estep.driver import e_step
+from femtune.estep.forced_answers import FORCED_TOKENS, Endings, check_cue
+from femtune.estep.journal import journal_of, read_journal
+from femtune.estep.scheduler import Chunk, Setup
 from femtune.runs.run import read_draws, read_shard
 from femtune.schemes.filters import accepted
 from femtune.schemes.named import pps, rejection

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.chunks import Chunk, upcoming
 from femtune.engines.fake import FakeEngine
 from femtune.errors import RewardError
-from femtune.estep import e_step
+from femtune.estep.driver import e_step
+from femtune.estep.scheduler import Chunk, upcoming
 from femtune.rewards.builtin import ordinal, score
 from femtune.schemes.filters import accepted
 from femtune.schemes.named import pps, rejection, star

@@ -15,7 +15,7 @@ import pytest
 from femtune.data.prompts import ChatTokenizer
 from femtune.engines.fake import FakeEngine
 from femtune.errors import DataError
-from femtune.estep import e_step
+from femtune.estep.driver import e_step
 from femtune.examples import EXAMPLES, read_examples, write_examples
 from femtune.schemes.filters import accepted, by_reward, chain, share
 from femtune.schemes.named import paper_filter, star

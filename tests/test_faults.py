@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from femtune._util.atomic_files import replacing
 from femtune.errors import RunError
-from femtune.journal import Journal, journal_of
+from femtune.estep.journal import Journal, journal_of
 from femtune.runs.run import Run, locked, read_shard
 from femtune.types import Completion, Draw, DrawKey, Score
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from femtune.errors import RunError
-from femtune.journal import Journal, journal_of, remove_journal
+from femtune.estep.journal import Journal, journal_of, remove_journal
 from femtune.types import Completion, Draw, DrawKey, Score
 
 

@@ -21,13 +21,13 @@ from femtune.engines.fake import FakeEngine
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.weight_check import ROUNDING, read_probe
 from femtune.errors import EngineError, ModelError, NothingKept
+from femtune.estep.scoring import read_nats
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.progress import Quiet
 from femtune.runs import manifest
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import star
 from femtune.training import Training
-from femtune.tries import read_nats
 from femtune.types import Sampling
 
 from .models import byte_tokenizer, tiny_model

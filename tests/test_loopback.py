@@ -20,10 +20,10 @@ import json, os, subprocess, sys
 from functools import partial
 from pathlib import Path
 import psutil
-from femtune.pool import Pool, Posts
+from femtune.estep.ray_pool import Pool, Posts
 
 def hire():
-    from femtune.chunks import Setup
+    from femtune.estep.scheduler import Setup
     from femtune.engines.fake import FakeEngine
     from femtune.data.prompts import Prompts
     from femtune.types import Sampling

@@ -15,11 +15,11 @@ import pytest
 from femtune.asker import check_able
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import SEEDLING
-from femtune.endings import FORCED_TOKENS
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.openai.dialects import LLAMACPP, SGLANG, VLLM, completion_body
 from femtune.engines.openai.http import Patience
 from femtune.errors import ConfigError, EngineError, ModelError
+from femtune.estep.forced_answers import FORCED_TOKENS
 from femtune.schemes.named import parse_scheme
 from femtune.types import Completion, Sampling
 

@@ -14,11 +14,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from femtune.chunks import Setup
 from femtune.data.prompts import Prompts
 from femtune.engines.openai.http import Patience, Wire, shown
 from femtune.errors import EngineError, ModelError
-from femtune.estep import e_step
+from femtune.estep.driver import e_step
+from femtune.estep.scheduler import Setup
 from femtune.rewards.builtin import exact, score
 from femtune.schemes.named import rejection
 from femtune.types import DrawKey, Problem, Request

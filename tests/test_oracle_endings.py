@@ -17,13 +17,14 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from femtune import tries
 from femtune.bound import mixture_draws
-from femtune.chunks import Setup
 from femtune.data.truncation import trained_tokens
 from femtune.engines.fake import END
 from femtune.errors import EngineError
-from femtune.estep import e_step
+from femtune.estep import scoring
+from femtune.estep.driver import e_step
+from femtune.estep.scheduler import Setup
+from femtune.estep.scoring import nats_under, scored_draws
 from femtune.loop import Evaluation, Plan
 from femtune.progress import Quiet
 from femtune.runs.run import Run, read_draws
@@ -31,7 +32,6 @@ from femtune.schemes.filters import weigh
 from femtune.schemes.named import parse_scheme, pps, rejection, weighted
 from femtune.schemes.weights import control_variate, importance, metropolis
 from femtune.training import Training
-from femtune.tries import nats_under, scored_draws
 from femtune.types import Completion, Draw, DrawKey, Example, Scheme, Score
 
 from .oracle import (
@@ -104,7 +104,7 @@ def test_scoring_what_is_trained_in_place_of_what_was_sampled_biases_them(
     world = EndingsWorld.random(seed=1)
     made = world.setup()
     assert bias(world, expected_weights(world, HINTED, made)) < 1e-9
-    score = tries.logprobs
+    score = scoring.logprobs
 
     def mutated(how: Callable[[Completion], Sequence[int]]) -> Counter[tuple[int, ...]]:
         def changed(draws: Sequence[Draw], *more: Any) -> list[float]:

@@ -17,12 +17,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from femtune.estep.scoring import log_mass
 from femtune.schemes import weights as module
 from femtune.schemes.filters import accepted, chain, distinct, weigh
 from femtune.schemes.named import memoised, parse_scheme, pps, star, trice, weighted
 from femtune.schemes.weights import doubt, importance, metropolis
 from femtune.schemes.weights import posterior as by_pi
-from femtune.tries import log_mass
 from femtune.types import Completion, Draw, DrawKey, Example, Problem, Scheme, Score
 
 from .oracle import HINTED, PLAIN, PROMPTS, Tables, drawn, problem, table_steps, toy

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.chunks import Setup
 from femtune.engines.fake import FakeEngine
 from femtune.errors import EngineError, RewardError
-from femtune.estep import e_step
+from femtune.estep.driver import e_step
+from femtune.estep.scheduler import Setup
 from femtune.runs.run import read_draws
 from femtune.schemes.filters import accepted
 from femtune.schemes.named import pps, rejection, star

@@ -18,15 +18,15 @@ import pytest
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'femtune[ray]'")
 
-from femtune import pool as pools  # noqa: E402
 from femtune._util import interrupts  # noqa: E402
-from femtune.chunks import Setup  # noqa: E402
 from femtune.data.demos import demos_digest  # noqa: E402
 from femtune.engines.fake import FakeEngine  # noqa: E402
 from femtune.engines.weight_check import Probe, write_probe  # noqa: E402
 from femtune.errors import ConfigError, EngineError, ModelError, RunError  # noqa: E402
-from femtune.estep import e_step  # noqa: E402
-from femtune.pool import Pool, Posts  # noqa: E402
+from femtune.estep import ray_pool as pools  # noqa: E402
+from femtune.estep.driver import e_step  # noqa: E402
+from femtune.estep.ray_pool import Pool, Posts  # noqa: E402
+from femtune.estep.scheduler import Setup  # noqa: E402
 from femtune.rewards.builtin import as_reward, score  # noqa: E402
 from femtune.runs.run import read_draws  # noqa: E402
 from femtune.schemes.named import pps, rejection  # noqa: E402

@@ -16,13 +16,13 @@ import pytest
 from femtune.cli import main
 from femtune.commands import fit
 from femtune.engines.hf.engine import TransformersEngine
+from femtune.estep.scoring import read_nats
 from femtune.prepare import local_model
 from femtune.refilter import Change, refilter
 from femtune.replay import name_of, replay
 from femtune.runs.run import read_draws, read_shard
 from femtune.schemes.named import parse_scheme
 from femtune.stored import open_stored
-from femtune.tries import read_nats
 from femtune.types import Draw, DrawKey
 
 from .runs import make_world, train_command

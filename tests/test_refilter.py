@@ -16,7 +16,6 @@ import torch
 import yaml
 
 from femtune.bias import Balance
-from femtune.chunks import Setup
 from femtune.cli import main
 from femtune.config import Train
 from femtune.data.demos import Demo, save_demos
@@ -25,6 +24,7 @@ from femtune.data.prompts import ChatTokenizer
 from femtune.data.tasks.load import Options, problems_of
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, DataError, ModelError, NothingKept, RunError
+from femtune.estep.scheduler import Setup
 from femtune.loop import Steps
 from femtune.prepare import plan, read_questions, resolved
 from femtune.progress import Quiet

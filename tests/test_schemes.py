@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from femtune.config import Train
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError
-from femtune.estep import e_step
+from femtune.estep.driver import e_step
 from femtune.prepare import plan
 from femtune.rewards.builtin import ordinal, score
 from femtune.schemes.filters import accepted, share, weigh

@@ -16,6 +16,7 @@ import torch
 
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, EngineError, NothingKept, RunError
+from femtune.estep.scoring import log_mass, read_nats, read_timing
 from femtune.runs.run import by_problem, read_draws
 from femtune.schemes.filters import accepted, chain, weigh
 from femtune.schemes.named import (
@@ -34,7 +35,6 @@ from femtune.schemes.named import (
     weighted,
 )
 from femtune.schemes.weights import control_variate, importance
-from femtune.tries import log_mass, read_nats, read_timing
 from femtune.types import Draw, DrawKey, Scheme, Stage
 
 from .oracle import PROMPTS, Tables, TableSteps, problem, table_steps

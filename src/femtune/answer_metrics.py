@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from femtune.aggregate import Shares, likeliest, mean_shares
-from femtune.answer_probs import AnswerNats, closed_set
 from femtune.calibration import Calibration, apply
 from femtune.data.tasks.frames import frame
+from femtune.estep.answer_probs import AnswerNats, closed_set
 from femtune.evaluate import as_item, group_of
 from femtune.intervals import Floats, Statistic, bootstrap, correlations, mean, summary
 from femtune.metrics import calibration_errors, scale_values

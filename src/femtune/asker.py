@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from femtune._util.safetensors_header import stored_dtype
-from femtune.chunks import Crew, Setup
 from femtune.config import Ask
 from femtune.data.demos import Demo, Demos
 from femtune.data.problems import check_lengths
 from femtune.data.prompts import ChatTokenizer, Prompts, fit_prompts
 from femtune.data.truncation import Cut
-from femtune.endings import check_cue
 from femtune.engines.dtypes import usable_dtype
 from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, Probe
 from femtune.errors import ConfigError, DataError, EngineError, ModelError
+from femtune.estep.forced_answers import check_cue
+from femtune.estep.scheduler import Crew, Setup
 from femtune.model_info import is_trained, read_info
 from femtune.prepare import (
     MODELS,
@@ -108,7 +108,7 @@ class Asker:
         )
 
     def _crew(self, sampling: Sampling, base_probe: Probe | None, needs: Collection[Need]) -> Crew:
-        from femtune.pool import Pool, Posts
+        from femtune.estep.ray_pool import Pool, Posts
 
         settings = self.settings
         alone = replace(

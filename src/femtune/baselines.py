@@ -29,7 +29,6 @@ import numpy as np
 from femtune._util.atomic_files import replacing
 from femtune._util.text import near
 from femtune.asker import Asker, make_asker
-from femtune.chunks import Setup
 from femtune.commands import beside, run_place
 from femtune.config import CHANGEABLE, RL, Train
 from femtune.data.answer_format import parse_format
@@ -38,6 +37,7 @@ from femtune.data.prompts import write_completion
 from femtune.data.tasks.frames import frame
 from femtune.direct import direct_answers, direct_metrics, expected_score
 from femtune.errors import ConfigError, DataError
+from femtune.estep.scheduler import Setup
 from femtune.evaluate import ask_into, estep_metrics, evaluation_metrics
 from femtune.examples import write_examples
 from femtune.loop import Steps

@@ -27,13 +27,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from femtune.chunks import Chunk, Setup
-from femtune.estep import e_step
+from femtune.estep.driver import e_step
+from femtune.estep.scheduler import Chunk, Setup
+from femtune.estep.scoring import nats_under, read_nats, read_timing, with_nats, write_nats
 from femtune.evaluate import group_of
 from femtune.intervals import Floats, bootstrap, mean, ratio, summary
 from femtune.runs.run import by_problem, read_shard
 from femtune.schemes.named import mixture
-from femtune.tries import nats_under, read_nats, read_timing, with_nats, write_nats
 from femtune.types import Draw, Problem, Sampling
 
 # Right draws that are added to those of each problem: see `log_mean`. Ten times as much would lift a

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 from femtune.advice import FEW_ANSWERED, MANY_TRUNCATED
 from femtune.asker import Asker, is_base
 from femtune.check import Finding
-from femtune.chunks import Setup
 from femtune.config import Train
 from femtune.data.answers import as_fraction, plain
 from femtune.data.demos import Demos
 from femtune.data.tasks.frames import scale_of
-from femtune.estep import e_step
+from femtune.estep.driver import e_step
+from femtune.estep.scheduler import Setup
 from femtune.evaluate import is_right
 from femtune.prepare import load_config, sampling
 from femtune.schemes.named import paper_filter, parse_scheme

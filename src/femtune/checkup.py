@@ -16,7 +16,7 @@ from pathlib import Path
 from femtune._util.atomic_files import make_folder
 from femtune.data.problems import load_problems
 from femtune.errors import DataError, RunError
-from femtune.journal import journals, read_journal
+from femtune.estep.journal import journals, read_journal
 from femtune.prepare import fingerprint
 from femtune.runs import manifest
 from femtune.runs.checkpoints import MASTER, free_bytes, sized

@@ -32,7 +32,6 @@ from femtune.calibration import (
     save_calibration,
 )
 from femtune.cards import write_data_card, write_model_card
-from femtune.chunks import Setup
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
 from femtune.costs.disk import at_most, check_disk
 from femtune.data.demos import Demos, save_demos, without_problems
@@ -40,6 +39,7 @@ from femtune.data.problems import save_problems
 from femtune.data.tasks.frames import scale_of
 from femtune.data.tasks.load import TaskData, trained_on
 from femtune.errors import ConfigError, ModelError
+from femtune.estep.scheduler import Setup
 from femtune.evaluate import as_item, evaluation_metrics
 from femtune.loop import Progress, Steps, fem
 from femtune.model_info import (

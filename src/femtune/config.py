@@ -22,9 +22,9 @@ from femtune._util.redaction import check_no_keys
 from femtune._util.text import brief
 from femtune.bias import Balance
 from femtune.calibration import Aggregate, Kind
-from femtune.chunks import Resume
 from femtune.data.tasks.judge import Raters
 from femtune.errors import ConfigError
+from femtune.estep.scheduler import Resume
 from femtune.training import Training
 
 T = TypeVar("T")

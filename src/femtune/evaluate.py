@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from femtune.calibration import Calibration
-from femtune.chunks import Chunk, Setup
 from femtune.data.answers import as_fraction, as_label, plain
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.worlds import WORLDS
-from femtune.estep import e_step
+from femtune.estep.driver import e_step
+from femtune.estep.scheduler import Chunk, Setup
 from femtune.intervals import Floats, bootstrap, mean, summary
 from femtune.luck import guessed_share, is_closed
 from femtune.metrics import Item, choice_metrics, pair_metrics, pass_at_k, rater_ceiling, rating_metrics

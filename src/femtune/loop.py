@@ -21,14 +21,15 @@ from femtune._util import interrupts
 from femtune.advice import Warned, e_step_warnings, evaluation_warnings, has_examples, nothing_kept
 from femtune.bias import Balance, kept_by, kept_scores, made_factors, outcomes
 from femtune.bound import mixture_draws, posterior_metrics, score_right, subset
-from femtune.chunks import Setup
 from femtune.data.demos import Demos
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.tasks.labels import label_of
-from femtune.endings import Force
 from femtune.engines.weight_check import serve
 from femtune.errors import NothingKept
-from femtune.estep import e_step
+from femtune.estep.driver import e_step
+from femtune.estep.forced_answers import Force
+from femtune.estep.scheduler import Setup
+from femtune.estep.scoring import Tries
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.examples import write_examples
 from femtune.luck import plain_attempts
@@ -45,7 +46,6 @@ from femtune.runs.checkpoints import (
 )
 from femtune.runs.run import Run, read_draws
 from femtune.training import Training
-from femtune.tries import Tries
 from femtune.types import Draw, Problem, Sampling, Scheme
 
 log = logging.getLogger("femtune")

@@ -23,7 +23,6 @@ import trl
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from femtune._util.atomic_files import replacing
-from femtune.chunks import Grade
 from femtune.config import RL
 from femtune.data.prompts import ChatTokenizer, Prompts
 from femtune.engines.hf.engine import end_tokens
@@ -31,6 +30,7 @@ from femtune.engines.hf.memory import give_back, is_out_of_memory
 from femtune.engines.hf.model import quiet_peft
 from femtune.engines.weight_check import NUM_PAIRS, Probe, write_probe
 from femtune.errors import FemtuneError, ModelError
+from femtune.estep.scheduler import Grade
 from femtune.evaluate import estep_metrics
 from femtune.examples import TokenExamples
 from femtune.latro import LaTRO

@@ -32,7 +32,6 @@ from femtune._util.text import near
 from femtune.aggregate import Prediction, item_id, prediction
 from femtune.asker import make_asker
 from femtune.calibration import Aggregate, Calibration, check_scale, load_calibration
-from femtune.chunks import Setup
 from femtune.config import CHANGEABLE, Evaluate, Predict
 from femtune.data.problems import check_lengths, save_problems
 from femtune.data.rows import json_lines
@@ -40,6 +39,7 @@ from femtune.data.tasks.frames import scale_of
 from femtune.data.tasks.load import read_places
 from femtune.data.tasks.schemas import SCHEMAS
 from femtune.errors import ConfigError, DataError
+from femtune.estep.scheduler import Setup
 from femtune.evaluate import ask_into, evaluation_draws
 from femtune.model_info import read_info, with_defaults
 from femtune.prepare import (

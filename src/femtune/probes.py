@@ -23,12 +23,12 @@ import numpy as np
 from scipy.stats import rankdata
 
 from femtune.asker import make_asker
-from femtune.chunks import Setup
 from femtune.commands import as_trained, run_place
 from femtune.config import CHANGEABLE, Evaluate
 from femtune.data.tasks.frames import Frame, frame
 from femtune.data.tasks.load import read_task
 from femtune.errors import ConfigError
+from femtune.estep.scheduler import Setup
 from femtune.evaluate import as_item, ask_into
 from femtune.intervals import Floats, bootstrap, mean, ratio, summary
 from femtune.loop import Progress, drawn

@@ -22,11 +22,11 @@ from femtune._util.atomic_files import write_json
 from femtune._util.text import first
 from femtune.advice import nothing_kept
 from femtune.bias import Balance, Factors, balance_factors, kept_by, kept_scores, outcomes, weighed
-from femtune.chunks import Grade, upcoming
 from femtune.config import Train
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.tasks.load import TaskData
 from femtune.errors import ConfigError, ModelError, NothingKept, RunError
+from femtune.estep.scheduler import Grade, upcoming
 from femtune.evaluate import as_number, estep_metrics
 from femtune.examples import write_examples
 from femtune.loop import drawn

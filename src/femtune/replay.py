@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from femtune.asker import Asker
-from femtune.chunks import Setup
 from femtune.config import Train
 from femtune.data.demos import demos_digest
 from femtune.data.tasks.labels import label_of
-from femtune.endings import Endings, Finished, Force
 from femtune.engines.weight_check import serve
 from femtune.errors import ConfigError, RunError
+from femtune.estep.forced_answers import Endings, Finished, Force
+from femtune.estep.scheduler import Setup
 from femtune.prepare import load_tokenizer, local_model, plan
 from femtune.rewards.builtin import as_reward
 from femtune.runs.run import Run, read_draws, stored_config

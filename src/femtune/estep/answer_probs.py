@@ -18,10 +18,10 @@ from itertools import permutations
 
 import numpy as np
 
-from femtune.chunks import Crew, Setup
 from femtune.data.tasks.frames import scale_of
-from femtune.endings import FORCED_TOKENS, Endings
 from femtune.errors import ConfigError, EngineError
+from femtune.estep.forced_answers import FORCED_TOKENS, Endings
+from femtune.estep.scheduler import Crew, Setup
 from femtune.types import Asked, Completion, Draw, Engine, Problem, Tokens
 
 

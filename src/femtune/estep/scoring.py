@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 from femtune._util import interrupts
 from femtune._util.atomic_files import replacing
 from femtune._util.parsing import Unreadable, reading_arrow
-from femtune.answer_scoring import add_answer_nats, right_draw, right_draws
-from femtune.chunks import Setup
-from femtune.endings import Endings
 from femtune.errors import EngineError, RunError
+from femtune.estep.answer_scoring import add_answer_nats, right_draw, right_draws
+from femtune.estep.forced_answers import Endings
+from femtune.estep.scheduler import Setup
 from femtune.runs.run import Run, by_problem, read_shard, write_draws
 from femtune.schemes.answer_rules import answer_metrics
 from femtune.schemes.filters import weigh

@@ -28,10 +28,10 @@ from typing import Any
 
 from femtune._util import interrupts
 from femtune._util.atomic_files import make_folder
-from femtune.chunks import Chunk, Lease, Setup
 from femtune.engines.weight_check import Probe, serve
 from femtune.errors import ConfigError, EngineError, FemtuneError, RunError
-from femtune.estep import work_off
+from femtune.estep.driver import work_off
+from femtune.estep.scheduler import Chunk, Lease, Setup
 from femtune.rewards.custom import MODULES
 from femtune.runs.run import read_shard
 from femtune.types import Asked, Engine

@@ -15,8 +15,8 @@ from typing import Literal, Protocol
 from femtune.data.demos import Demos, demos_digest
 from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
-from femtune.endings import Endings, Finished, Force
 from femtune.engines.weight_check import ROUNDING, Probe
+from femtune.estep.forced_answers import Endings, Finished, Force
 from femtune.types import (
     Asked,
     Completion,

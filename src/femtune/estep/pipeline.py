@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from femtune._util import interrupts
-from femtune.chunks import Chunk, Lease, OpenChunk, Setup
-from femtune.endings import Finished
 from femtune.errors import EngineError
-from femtune.journal import Journal
+from femtune.estep.forced_answers import Finished
+from femtune.estep.journal import Journal
+from femtune.estep.scheduler import Chunk, Lease, OpenChunk, Setup
 from femtune.types import Draw, Engine, Request
 
 MOST_OPEN = 2  # chunks at a time, so that memory stays flat

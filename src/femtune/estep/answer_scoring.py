@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
-from femtune.answer_probs import (
+from femtune.estep.answer_probs import (
     AnswerNats,
     closed_set,
     direct_nats,
@@ -29,7 +29,7 @@ from femtune.answer_probs import (
     with_answer,
     written,
 )
-from femtune.chunks import Setup
+from femtune.estep.scheduler import Setup
 from femtune.types import Completion, Draw, DrawKey, Need, Problem, Score, Tokens
 
 

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from femtune._util import interrupts
-from femtune.chunks import Chunk, Lease, OpenChunk, Setup
 from femtune.errors import EngineError
-from femtune.journal import Journal, remove_journal
-from femtune.overlap import overlapped
+from femtune.estep.journal import Journal, remove_journal
+from femtune.estep.pipeline import overlapped
+from femtune.estep.scheduler import Chunk, Lease, OpenChunk, Setup
 from femtune.runs.run import write_draws
 from femtune.types import Draw, Engine, Problem, Request, Scheme
 
