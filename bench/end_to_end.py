@@ -186,7 +186,7 @@ def prepare_femtune(
     data: Path, place: Path, race: Race, seed: int, settings: dict[str, Any]
 ) -> Callable[[], None]:
     import femtune
-    import femtune.mstep
+    import femtune.mstep.fit
     from femtune.progress import Quiet
 
     class Watch(Quiet):
@@ -224,9 +224,9 @@ def prepare_rl(
     from femtune.data.tasks.load import Options, read_task
     from femtune.data.worlds import SEEDLING
     from femtune.engines.hf.engine import read_tokenizer
+    from femtune.mstep.config import Training
     from femtune.policy_gradient import Environment, policy_gradient
     from femtune.rewards.builtin import ordinal, score
-    from femtune.training import Training
     from femtune.types import Sampling
 
     read = read_task(data, "judge", Options(raters="named", scale="1,5"))

@@ -42,8 +42,8 @@ import trl
 
 from clock import clock
 from femtune.data.prompts import ChatTokenizer
-from femtune.mstep import m_step
-from femtune.training import Training
+from femtune.mstep.config import Training
+from femtune.mstep.fit import m_step
 from generate import SEEDLING, random_model
 
 # transformers is renaming it

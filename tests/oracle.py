@@ -35,10 +35,10 @@ from femtune.estep.forced_answers import Force
 from femtune.estep.scheduler import Lease, OpenChunk, Setup
 from femtune.estep.scoring import Tries
 from femtune.loop import Evaluation, Plan, Steps
+from femtune.mstep.config import Training
 from femtune.progress import Quiet
 from femtune.rewards.builtin import exact, score
 from femtune.runs.run import Run
-from femtune.training import Training
 from femtune.types import Completion, Draw, FinishReason, Problem, Request, Sampling, Scheme
 
 PROMPTS = Prompts(instruction="", hint="The correct answer is {answer}.")

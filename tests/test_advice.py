@@ -20,10 +20,10 @@ from femtune.errors import NothingKept
 from femtune.evaluate import estep_metrics, evaluation_metrics
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.luck import binomial_interval, guessed_share, is_closed, plain_attempts
+from femtune.mstep.config import Training
 from femtune.progress import Quiet
 from femtune.runs.run import Run
 from femtune.schemes.named import parse_scheme, rejection
-from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 
 from .oracle import setup

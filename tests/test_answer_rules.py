@@ -30,6 +30,7 @@ from femtune.estep.answer_scoring import sampled_prefix
 from femtune.estep.scheduler import Setup
 from femtune.estep.scoring import read_nats, scored_draws
 from femtune.loop import Evaluation, Plan
+from femtune.mstep.config import Training
 from femtune.prepare import plan
 from femtune.progress import Quiet
 from femtune.runs.run import Run, read_draws
@@ -46,7 +47,6 @@ from femtune.schemes.named import (
     weighted,
 )
 from femtune.schemes.weights import importance
-from femtune.training import Training
 from femtune.types import Completion, Draw, Problem, Scheme
 
 from .oracle import RATIONALES, Endings, EndingsWorld, TableSteps, every_draw

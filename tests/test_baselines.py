@@ -33,6 +33,7 @@ from femtune.data.tasks.frames import Frame
 from femtune.data.worlds import WORLDS, make_splits
 from femtune.demo import write_world
 from femtune.errors import ConfigError, DataError, NothingKept, RunError
+from femtune.mstep.config import Training
 from femtune.prepare import read_questions
 from femtune.regression import (
     PENALTIES,
@@ -47,7 +48,6 @@ from femtune.regression import (
 )
 from femtune.runs.run import read_draws
 from femtune.scored_answers import read_scored
-from femtune.training import Training
 from femtune.types import Problem
 
 ALL = ("majority", "votes", "direct", "answer-only", "regression")

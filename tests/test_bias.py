@@ -25,12 +25,12 @@ from femtune.bias import (
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.tasks.frames import Frame
 from femtune.engines.fake import FakeEngine
-from femtune.examples import read_examples
 from femtune.loop import Evaluation, Plan, Steps
+from femtune.mstep.config import Training
+from femtune.mstep.examples import read_examples
 from femtune.progress import Quiet
 from femtune.runs.run import Run, write_draws
 from femtune.schemes.named import paper_filter, pps
-from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Problem, Reason, Score
 
 from .models import byte_tokenizer

@@ -30,10 +30,10 @@ from femtune.bound import (
 from femtune.engines.fake import FakeEngine
 from femtune.errors import EngineError
 from femtune.loop import Evaluation, Plan, Steps
+from femtune.mstep.config import Training
 from femtune.progress import Quiet
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import rejection
-from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 
 from .oracle import Tables, problem, setup

@@ -16,8 +16,8 @@ from femtune.config import Train
 from femtune.data.worlds import WORLDS, make_splits
 from femtune.demo import changes, write_world
 from femtune.errors import ConfigError, NothingKept, RunError
+from femtune.mstep.config import Training
 from femtune.schemes.named import AUTO
-from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Score
 
 SETTINGS = Train(

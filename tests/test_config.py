@@ -18,6 +18,7 @@ from femtune.commands import make_settings, run_place
 from femtune.config import Ask, Evaluate, Sample, Train, check_types
 from femtune.data.worlds import SEEDLING
 from femtune.errors import ConfigError, DataError, ModelError, RunError
+from femtune.mstep.config import Training
 from femtune.prepare import (
     check_new,
     find_model,
@@ -32,7 +33,6 @@ from femtune.prepare import (
 )
 from femtune.rewards.builtin import ordinal
 from femtune.schemes.named import AUTO, paper_filter, star
-from femtune.training import Training
 from femtune.types import Problem, Sampling, Scheme, Stage
 
 PROBLEMS = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(50)]

@@ -41,6 +41,7 @@ from femtune.demo import write_world
 from femtune.engines.hf.engine import default_max_batch
 from femtune.errors import ConfigError, ModelError
 from femtune.loop import Evaluation, Plan
+from femtune.mstep.config import Training
 from femtune.schemes.filters import accepted, chain
 from femtune.schemes.named import (
     every,
@@ -54,7 +55,6 @@ from femtune.schemes.named import (
     waking,
     weighted,
 )
-from femtune.training import Training
 from femtune.types import Sampling, Scheme, Stage
 
 from .models import tiny_model

@@ -16,7 +16,7 @@ from femtune.data.prompts import ChatTokenizer
 from femtune.engines.fake import FakeEngine
 from femtune.errors import DataError
 from femtune.estep.driver import e_step
-from femtune.examples import EXAMPLES, read_examples, write_examples
+from femtune.mstep.examples import EXAMPLES, read_examples, write_examples
 from femtune.schemes.filters import accepted, by_reward, chain, share
 from femtune.schemes.named import paper_filter, star
 from femtune.types import Draw, Problem, Rule, Sampling

@@ -23,11 +23,11 @@ from femtune.engines.weight_check import ROUNDING, read_probe
 from femtune.errors import EngineError, ModelError, NothingKept
 from femtune.estep.scoring import read_nats
 from femtune.loop import Evaluation, Plan, Steps
+from femtune.mstep.config import Training
 from femtune.progress import Quiet
 from femtune.runs import manifest
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import star
-from femtune.training import Training
 from femtune.types import Sampling
 
 from .models import byte_tokenizer, tiny_model

@@ -17,12 +17,12 @@ import transformers
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from femtune import mstep, trainer
 from femtune.data.prompts import ChatTokenizer
 from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, Probe, check_served, read_probe
 from femtune.errors import ConfigError, DataError, EngineError, FemtuneError, ModelError, RunError
-from femtune.mstep import MStep, m_step
-from femtune.training import Training
+from femtune.mstep import fit, trainer
+from femtune.mstep.config import Training
+from femtune.mstep.fit import MStep, m_step
 
 from .models import FAMILIES, tiny_model
 
@@ -402,10 +402,10 @@ def test_a_share_of_the_gain_that_rounding_takes_is_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     probe = Probe([[1]], [[2, 3]], nats=[-1.0], nats_before=[-2.0])
-    assert mstep._gain_share(probe, [-1.019]) == pytest.approx(0.981) and not caplog.records
-    assert mstep._gain_share(probe, [-1.5]) == pytest.approx(0.5)
+    assert fit._gain_share(probe, [-1.019]) == pytest.approx(0.981) and not caplog.records
+    assert fit._gain_share(probe, [-1.5]) == pytest.approx(0.5)
     assert "keep 50.0% of what the M-step gained" in caplog.text
-    assert mstep._gain_share(Probe([[1]], [[2]], [-2.0], [-1.0]), [-2.0]) is None
+    assert fit._gain_share(Probe([[1]], [[2]], [-2.0], [-1.0]), [-2.0]) is None
 
 
 # What is refused

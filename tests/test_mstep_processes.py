@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from femtune.data.prompts import ChatTokenizer
 from femtune.engines.weight_check import read_probe
 from femtune.errors import ConfigError, FemtuneError
-from femtune.launch import check_launch, launch_m_step
-from femtune.mstep import MStep, m_step
-from femtune.training import Training
+from femtune.mstep.config import Training
+from femtune.mstep.fit import MStep, m_step
+from femtune.mstep.launch import check_launch, launch_m_step
 
 from .models import tiny_model
 
@@ -56,9 +56,9 @@ import json, os, sys
 from pathlib import Path
 import transformers
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from femtune.mstep import m_step
+from femtune.mstep.fit import m_step
 from femtune.data.prompts import ChatTokenizer
-from femtune.training import Training
+from femtune.mstep.config import Training
 
 folder = Path(sys.argv[1])
 seen = []
@@ -324,7 +324,8 @@ def _short_of_memory(folder: Path, most: int) -> Path:
 import os, socket, sys
 from pathlib import Path
 import torch
-from femtune import launch, trainer
+from femtune.mstep import launch
+from femtune.mstep import trainer
 whole = trainer.WeightedTrainer.compute_loss
 
 def compute_loss(self, model, inputs, *args, **kwargs):

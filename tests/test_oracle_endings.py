@@ -26,12 +26,12 @@ from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Setup
 from femtune.estep.scoring import nats_under, scored_draws
 from femtune.loop import Evaluation, Plan
+from femtune.mstep.config import Training
 from femtune.progress import Quiet
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.filters import weigh
 from femtune.schemes.named import parse_scheme, pps, rejection, weighted
 from femtune.schemes.weights import control_variate, importance, metropolis
-from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Example, Scheme, Score
 
 from .oracle import (

@@ -26,13 +26,13 @@ from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, DataError, ModelError, NothingKept, RunError
 from femtune.estep.scheduler import Setup
 from femtune.loop import Steps
+from femtune.mstep.config import Training
 from femtune.prepare import plan, read_questions, resolved
 from femtune.progress import Quiet
 from femtune.refilter import Change, notes, open_stored, refilter, replayed
 from femtune.rewards.builtin import score
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import star, trice
-from femtune.training import Training
 from femtune.types import Completion, Draw, DrawKey, Reason, Sampling, Score
 
 from .models import byte_tokenizer, tiny_model

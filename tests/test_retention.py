@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from femtune.errors import RunError
+from femtune.mstep.config import Training
 from femtune.runs.checkpoints import (
     MASTER,
     best_of,
@@ -23,7 +24,6 @@ from femtune.runs.checkpoints import (
 )
 from femtune.runs.manifest import recorded
 from femtune.runs.run import Run
-from femtune.training import Training
 
 from .models import tiny_model
 

@@ -19,7 +19,7 @@ from femtune.data.prompts import ChatTokenizer, Prompts
 from femtune.demo import write_world
 from femtune.engines.hf.engine import read_tokenizer
 from femtune.errors import ConfigError, RunError
-from femtune.training import Training
+from femtune.mstep.config import Training
 from femtune.types import Problem
 
 from .models import byte_tokenizer, tiny_model
@@ -252,9 +252,9 @@ def test_latros_rewards_and_loss_are_the_papers(
 ) -> None:
     import torch
 
-    from femtune.examples import TokenExamples
     from femtune.latro import LaTRO
-    from femtune.mstep import completion_nats
+    from femtune.mstep.examples import TokenExamples
+    from femtune.mstep.fit import completion_nats
 
     losses: list[Any] = []
     usual = LaTRO._compute_loss

@@ -17,10 +17,10 @@ from femtune.cli import main
 from femtune.commands import fit, train
 from femtune.demo import write_world
 from femtune.errors import ConfigError
+from femtune.mstep.config import TRACKERS, Training
 from femtune.progress import Quiet
 from femtune.runs.run import read_draws
 from femtune.trackers import NUM_COMPLETIONS, check_trackers, completions, numbers, tracking
-from femtune.training import TRACKERS, Training
 
 # theirs, of which there are many
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from femtune.errors import ConfigError
-from femtune.training import (
+from femtune.mstep.config import (
     Schedule,
     Training,
     context_length,

@@ -23,9 +23,9 @@ from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.hf.model import read_model
 from femtune.engines.vllm.setup import check_format
 from femtune.errors import ConfigError, ModelError
-from femtune.mstep import load_model
+from femtune.mstep.config import Training
+from femtune.mstep.fit import load_model
 from femtune.prepare import find_model, load_config, load_tokenizer, local_model
-from femtune.training import Training
 
 from .models import tiny_model
 

@@ -25,6 +25,7 @@ from femtune.errors import ConfigError, DataError, EngineError, ModelError
 from femtune.estep.forced_answers import check_cue
 from femtune.estep.scheduler import Crew, Setup
 from femtune.model_info import is_trained, read_info
+from femtune.mstep.config import Training, context_length
 from femtune.prepare import (
     MODELS,
     Questions,
@@ -35,7 +36,6 @@ from femtune.prepare import (
     read_value,
 )
 from femtune.rewards.builtin import score
-from femtune.training import Training, context_length
 from femtune.types import SCORED, DrawKey, Engine, Need, Problem, Request, Reward, Sampling
 
 _log = logging.getLogger("femtune")

@@ -20,10 +20,10 @@ from femtune.data.prompts import ChatTokenizer, Prompts, prompt_text
 from femtune.data.tasks.frames import scale_of
 from femtune.data.truncation import trained_tokens
 from femtune.luck import guessed_share, is_closed, plain_attempts
+from femtune.mstep.config import context_length
 from femtune.prepare import Data, Questions, held_out, load_config, plan, read_questions, sampling
 from femtune.progress import framed, literal, sparkline
 from femtune.schemes.named import adds, parse_scheme
-from femtune.training import context_length
 from femtune.types import Draw, Problem
 
 MOST_LABELS = 11  # of a scale, in a histogram

@@ -23,9 +23,9 @@ from femtune.data.tasks.frames import scale_of
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Setup
 from femtune.evaluate import is_right
+from femtune.mstep.config import context_length
 from femtune.prepare import load_config, sampling
 from femtune.schemes.named import paper_filter, parse_scheme
-from femtune.training import context_length
 from femtune.types import Draw, Problem, Scheme, Stage
 
 COOLER = 0.7  # the temperature that is tried where the run's gives few answers

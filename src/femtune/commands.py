@@ -50,6 +50,7 @@ from femtune.model_info import (
     with_defaults,
     write_info,
 )
+from femtune.mstep.config import Training
 from femtune.predictions import check_calibration, read_calibration
 from femtune.prepare import (
     Data,
@@ -81,7 +82,6 @@ from femtune.scored_answers import (
 )
 from femtune.stored import settings_of
 from femtune.trackers import check_trackers, tracking
-from femtune.training import Training
 from femtune.types import Problem, Sampling, Scheme
 
 log = logging.getLogger("femtune")
@@ -249,8 +249,8 @@ def fit(
     """
     check_new(output_dir)
     check_trackers(training.trackers)
-    from femtune import processes  # torch is slow to import
-    from femtune.mstep import m_step
+    from femtune.mstep import distributed  # torch is slow to import
+    from femtune.mstep.fit import m_step
 
     no_foreign_bars()
     base = local_model(model)
@@ -266,7 +266,7 @@ def fit(
             write_info(output_dir, _fitted(examples, model, base))
         metrics = asdict(done)
         told.measured(1, {"iteration": 1, "m_step": metrics})
-    processes.leave()  # gloo's threads would abort a process that ends while they run
+    distributed.leave()  # gloo's threads would abort a process that ends while they run
     return metrics
 
 

@@ -25,7 +25,7 @@ from femtune.calibration import Aggregate, Kind
 from femtune.data.tasks.judge import Raters
 from femtune.errors import ConfigError
 from femtune.estep.scheduler import Resume
-from femtune.training import Training
+from femtune.mstep.config import Training
 
 T = TypeVar("T")
 Flat = Annotated[T, Parameter(name="*")]  # its fields are flags themselves

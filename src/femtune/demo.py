@@ -18,10 +18,10 @@ from femtune.data.problems import load_problems
 from femtune.data.prompts import prompt_text
 from femtune.data.worlds import WORLDS, make_rows
 from femtune.errors import ConfigError, RunError
+from femtune.mstep.config import Training
 from femtune.prepare import check_new
 from femtune.progress import framed, literal
 from femtune.runs.run import read_draws
-from femtune.training import Training
 from femtune.types import Draw
 
 # What suits a model of 1M parameters; a real one wants the defaults.

@@ -31,10 +31,11 @@ from femtune.estep.forced_answers import Force
 from femtune.estep.scheduler import Setup
 from femtune.estep.scoring import Tries
 from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
-from femtune.examples import write_examples
 from femtune.luck import plain_attempts
 from femtune.model_info import FILE as MODEL_INFO
 from femtune.model_info import ModelInfo, is_trained, write_info
+from femtune.mstep.config import Training
+from femtune.mstep.examples import write_examples
 from femtune.runs.checkpoints import (
     MASTER,
     check_room,
@@ -45,7 +46,6 @@ from femtune.runs.checkpoints import (
     thin_out,
 )
 from femtune.runs.run import Run, read_draws
-from femtune.training import Training
 from femtune.types import Draw, Problem, Sampling, Scheme
 
 log = logging.getLogger("femtune")
@@ -277,10 +277,10 @@ class Steps:
         """The M-step here, or in the processes that `launch` starts."""
         # torch is slow to import, and not needed to refuse bad input
         if self.plan.launch:
-            from femtune.launch import launch_m_step
+            from femtune.mstep.launch import launch_m_step
 
             return partial(launch_m_step, self.plan.launch)
-        from femtune.mstep import m_step
+        from femtune.mstep.fit import m_step
 
         return m_step
 

@@ -32,11 +32,11 @@ from femtune.engines.weight_check import NUM_PAIRS, Probe, write_probe
 from femtune.errors import FemtuneError, ModelError
 from femtune.estep.scheduler import Grade
 from femtune.evaluate import estep_metrics
-from femtune.examples import TokenExamples
 from femtune.latro import LaTRO
-from femtune.mstep import completion_nats, load_model
-from femtune.trainer import numbers
-from femtune.training import MAX_BATCH, Training
+from femtune.mstep.config import MAX_BATCH, Training
+from femtune.mstep.examples import TokenExamples
+from femtune.mstep.fit import completion_nats, load_model
+from femtune.mstep.trainer import numbers
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling
 
 

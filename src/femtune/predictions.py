@@ -42,6 +42,7 @@ from femtune.errors import ConfigError, DataError
 from femtune.estep.scheduler import Setup
 from femtune.evaluate import ask_into, evaluation_draws
 from femtune.model_info import read_info, with_defaults
+from femtune.mstep.config import context_length
 from femtune.prepare import (
     Data,
     Questions,
@@ -65,7 +66,6 @@ from femtune.scored_answers import (
     score_into,
     uses_probabilities,
 )
-from femtune.training import context_length
 from femtune.types import Draw, Problem, Sampling
 
 T = TypeVar("T")

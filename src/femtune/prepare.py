@@ -30,11 +30,11 @@ from femtune.data.tasks.wording import text_or_file
 from femtune.data.worlds import SEEDLING
 from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.loop import Evaluation, Plan
+from femtune.mstep.config import Training
 from femtune.rewards.builtin import as_reward
 from femtune.runs.checkpoints import sized
 from femtune.runs.run import stored_config
 from femtune.schemes.named import parse_scheme, soft_acceptance, spelled_out
-from femtune.training import Training
 from femtune.types import Problem, Request, Reward, Sampling, Scheme
 
 log = logging.getLogger("femtune")
@@ -315,7 +315,7 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
     scheme = scheme or parse_scheme(settings.scheme, _num_answers(settings))
     _check_law(settings, scheme)
     if settings.launch is not None:
-        from femtune.launch import check_launch  # and torch with it
+        from femtune.mstep.launch import check_launch  # and torch with it
 
         check_launch(settings.launch)
     if settings.training.fsdp and settings.launch is None:

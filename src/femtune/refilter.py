@@ -28,10 +28,10 @@ from femtune.data.tasks.load import TaskData
 from femtune.errors import ConfigError, ModelError, NothingKept, RunError
 from femtune.estep.scheduler import Grade, upcoming
 from femtune.evaluate import as_number, estep_metrics
-from femtune.examples import write_examples
 from femtune.loop import drawn
 from femtune.luck import plain_attempts
 from femtune.model_info import info_of, write_info
+from femtune.mstep.examples import write_examples
 from femtune.prepare import base_of_adapter, check_new, load_tokenizer, local_model, plan, read_questions
 from femtune.rewards.builtin import score
 from femtune.runs.hashes import hash_weights
@@ -200,7 +200,7 @@ def refilter(
         )
         write_json(output_dir / "refilter.json", report)
     if train:
-        from femtune.mstep import m_step  # torch is slow to import
+        from femtune.mstep.fit import m_step  # torch is slow to import
 
         seed = settings.seed + stored.iteration  # as in the run
         _, training = plan(settings).m_step(stored.iteration)

@@ -14,11 +14,11 @@ from femtune.data.problems import load_problems
 from femtune.data.prompts import HINT, JUDGE_LEAKS, LEAKS, ChatTokenizer, Prompts, fit_prompts
 from femtune.data.tasks.frames import frame
 from femtune.errors import ConfigError, RunError
+from femtune.mstep.config import Training
 from femtune.prepare import local_model
 from femtune.runs.checkpoints import next_start
 from femtune.runs.run import Run, stored_config
 from femtune.schemes.named import restarts
-from femtune.training import Training
 from femtune.types import Problem, Tokenizer
 
 Kind = Literal["draws", "eval"]  # of an E-step, and of an evaluation

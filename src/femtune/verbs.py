@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 
 from femtune._util.text import visible
 from femtune.config import RL, Calibrate, Evaluate, Flat, Names, Predict, Sample, Train
+from femtune.mstep.config import Training
 from femtune.progress import (
     Show,
     console,
@@ -22,7 +23,6 @@ from femtune.progress import (
     showing,
     summary,
 )
-from femtune.training import Training
 
 app = App(
     name="femtune",

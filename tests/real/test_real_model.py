@@ -17,8 +17,8 @@ import transformers
 from femtune.data.prompts import ChatTokenizer
 from femtune.engines.hf.engine import TransformersEngine, end_tokens
 from femtune.engines.hf.model import quiet_peft
-from femtune.mstep import m_step
-from femtune.training import Training
+from femtune.mstep.config import Training
+from femtune.mstep.fit import m_step
 from femtune.types import Sampling
 
 from .asking import QUESTIONS, requests, run, worked_pairs

@@ -44,7 +44,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from femtune.costs.hardware import DISK, Hardware
-from femtune.training import Training
+from femtune.mstep.config import Training
 from femtune.types import Stage
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

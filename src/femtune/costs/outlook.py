@@ -34,9 +34,9 @@ from femtune.costs.shapes import config_folder, read_shape
 from femtune.costs.trial import Trial, try_out
 from femtune.errors import ConfigError
 from femtune.loop import Plan
+from femtune.mstep.config import Training
 from femtune.prepare import Data, held_out, plan, read_questions, sampling
 from femtune.runs.checkpoints import sized
-from femtune.training import Training
 from femtune.types import Problem, Scheme
 
 RIGHT = {"plain": 0.5, "hinted": 0.9}  # assumed where nothing is said

@@ -17,8 +17,8 @@ from femtune.costs.formulas import Asking, Attempt
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Setup
 from femtune.estep.scoring import scored_draws
-from femtune.examples import write_examples
 from femtune.loop import Plan
+from femtune.mstep.examples import write_examples
 from femtune.runs.checkpoints import exported_dtype
 from femtune.types import SCORED, Draw, Example, Need, Problem, Sampling, Scheme
 
@@ -144,7 +144,7 @@ def _fit(
     out: Path,
 ) -> tuple[int, Any, int, float, float]:
     """Examples of the draws, what the M-step did, epochs, its wall seconds, those of a step."""
-    from femtune.mstep import m_step
+    from femtune.mstep.fit import m_step
 
     file = scratch / "examples.parquet"
     by_id = {problem.id: problem for problem in problems}

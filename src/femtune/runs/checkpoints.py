@@ -15,9 +15,9 @@ from typing import Any
 from femtune._util.atomic_files import remove
 from femtune._util.safetensors_header import num_parameters, stored_dtype
 from femtune.errors import ModelError, RunError
+from femtune.mstep.config import Training
 from femtune.runs.manifest import record_removed
 from femtune.runs.run import Run
-from femtune.training import Training
 
 MASTER = "master"  # beside an iteration's model: its float32 weights, where the model has 16 bits
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments, set_seed
 
-from femtune import processes
 from femtune._util.atomic_files import remove, replacing
 from femtune._util.model_safety import check_weights, unreadable
 from femtune.data.prompts import ChatTokenizer
@@ -38,9 +37,10 @@ from femtune.engines.hf.model import quiet_peft
 from femtune.engines.rounding import HALVES, round_in_place, rounded_state
 from femtune.engines.weight_check import NUM_PAIRS, Probe, read_probe, write_probe
 from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
-from femtune.examples import TokenExamples, read_examples
-from femtune.trainer import Batches, WeightedTrainer, environment, is_sharded, training_arguments
-from femtune.training import Training, context_length, halved_plan, plan_batches, shared_plan
+from femtune.mstep import distributed
+from femtune.mstep.config import Training, context_length, halved_plan, plan_batches, shared_plan
+from femtune.mstep.examples import TokenExamples, read_examples
+from femtune.mstep.trainer import Batches, WeightedTrainer, environment, is_sharded, training_arguments
 
 log = logging.getLogger("femtune")
 
@@ -116,7 +116,7 @@ def m_step(
     """
     if out.is_dir() and any(out.iterdir()):  # found now, and not when all the work is done
         raise RunError(f"{out} holds something already: choose another folder.")
-    if training.fsdp and processes.count() == 1:
+    if training.fsdp and distributed.count() == 1:
         raise ConfigError(
             "fsdp shards over several processes, and this is one: set launch to what starts them "
             '("accelerate launch --num_processes 8"), or leave fsdp off.'
@@ -124,7 +124,7 @@ def m_step(
     export = _Export(out, tokenizer, seed, HALVES.get(dtype), master)
     if training.use_peft:
         export = replace(export, dtype=None, master=None)
-    if export.dtype and master is not None and processes.count() == 1 and (master / M_STEP).exists():
+    if export.dtype and master is not None and distributed.count() == 1 and (master / M_STEP).exists():
         return _export_again(master, training, export)
     while True:
         try:
@@ -181,10 +181,10 @@ def _attempt(
 
 def _plan(data: TokenExamples, training: Training, seed: int, halvings: int) -> list[Sequence[int]]:
     lengths = [len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True)]
-    plan: list[Sequence[int]] = list(plan_batches(lengths, training, seed, processes.count()))
+    plan: list[Sequence[int]] = list(plan_batches(lengths, training, seed, distributed.count()))
     for _ in range(halvings):
         plan = halved_plan(plan)
-    return shared_plan(plan, processes.count())
+    return shared_plan(plan, distributed.count())
 
 
 def _train(
@@ -206,15 +206,15 @@ def _train(
         on_begin=lambda: before.extend(completion_nats(trainer.network(), data, rows)),
         on_step=on_step,
     )
-    if processes.rank():  # each process has dropout of its own
-        set_seed((seed + processes.rank()) % 2**32)
+    if distributed.rank():  # each process has dropout of its own
+        set_seed((seed + distributed.rank()) % 2**32)
     begun = time.perf_counter()
     result = trainer.train()
     seconds = time.perf_counter() - begun
-    if not all(processes.gathered(_are_numbers(model))):
+    if not all(distributed.gathered(_are_numbers(model))):
         raise FemtuneError("the last step left weights that are no numbers: lower learning_rate.")
     fed = sum(len(data.prompts[row]) + len(data.completions[row]) for rows in plan for row in rows)
-    schedule = asdict(training.schedule(len(data), processes.count()))
+    schedule = asdict(training.schedule(len(data), distributed.count()))
     took = round(seconds, 3)
     done = MStep(len(data), result.global_step, fed, result.training_loss, took, **schedule)
     prompts, completions = ([side[row] for row in rows] for side in (data.prompts, data.completions))
@@ -225,17 +225,17 @@ def _train(
     def save(folder: Path, done: MStep, probe: Probe, dtype: torch.dtype | None = None) -> MStep:
         weights = whole_weights(trainer, training)  # all processes take part in that
         first = partial(_save, folder, saved, weights, export.tokenizer, probe, done, dtype)
-        return MStep(**processes.by_first(first))
+        return MStep(**distributed.by_first(first))
 
     if not export.dtype:
         return save(export.out, done, probe)
     if export.master is not None:
-        processes.by_first(partial(_discard, export.master))
+        distributed.by_first(partial(_discard, export.master))
         save(export.master, done, probe)
     if trainer.is_deepspeed_enabled:  # it alone knows where weights are: rounded as they are saved
         log.warning("under DeepSpeed the log-probabilities of the rounded weights are not measured.")
         return save(export.out, done, probe, export.dtype)
-    own = f"{seed} {processes.rank()}" if trainer.is_cut_up else str(seed)
+    own = f"{seed} {distributed.rank()}" if trainer.is_cut_up else str(seed)
     round_in_place(saved, export.dtype, own)
     served = completion_nats(trainer.network(), data, rows)
     done = replace(done, exported_gain_share=_gain_share(probe, served))
@@ -437,7 +437,7 @@ def _too_large(
             f"{what} not fit into memory: set gradient_checkpointing, use_peft, or fsdp over several "
             f"GPUs, or lower max_new_tokens. ({str(error).splitlines()[0]})"
         )
-    if processes.count() == 1:
+    if distributed.count() == 1:
         return _TooLarge(largest)
     return OutOfMemory(
         f"out of memory in a micro-batch of up to {largest} examples: halve per_device_train_batch_size "

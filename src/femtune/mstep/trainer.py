@@ -16,10 +16,10 @@ import torch
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from femtune import processes
 from femtune.errors import FemtuneError
-from femtune.examples import TokenExamples
-from femtune.training import Training
+from femtune.mstep import distributed
+from femtune.mstep.config import Training
+from femtune.mstep.examples import TokenExamples
 
 _SLICE = 1 << 26  # logits that are in float32 at a time: 256 MB
 
@@ -152,7 +152,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         if sums.isfinite().all():
             return
         bad = [(loss.item(), rows.tolist()) for loss, rows in step if not loss.isfinite()]
-        loss, rows = next(found[0] for found in processes.gathered(bad) if found)
+        loss, rows = next(found[0] for found in distributed.gathered(bad) if found)
         raise FemtuneError(
             f"the loss is {loss} in a batch of the examples at rows {[row + 1 for row in rows[:8]]}, "
             "counted without those of weight 0: lower learning_rate, or look at these examples."
@@ -292,7 +292,7 @@ def training_arguments(
     # transformers is renaming it, and warns of the old name in 5.23
     names = ("activation_checkpointing", "gradient_checkpointing")
     checkpointing = next(name for name in names if name in TrainingArguments.__dataclass_fields__)
-    several = processes.count() > 1
+    several = distributed.count() > 1
     arguments = TrainingArguments(
         output_dir=scratch,
         num_train_epochs=1,  # the plan holds all epochs

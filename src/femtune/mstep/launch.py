@@ -2,7 +2,7 @@
 
     launch_m_step("torchrun --nproc-per-node 8", examples, start, out, training, tokenizer, seed=1)
 
-runs `torchrun --nproc-per-node 8 -m femtune.launch FOLDER`, FOLDER lying beside `out`, where every
+runs `torchrun --nproc-per-node 8 -m femtune.mstep.launch FOLDER`, FOLDER lying beside `out`, where every
 machine of the job must see it:
 
     spec.json      what to do             tokenizer/   a Hugging Face folder
@@ -33,8 +33,8 @@ from typing import Any
 from femtune import errors
 from femtune.data.prompts import ChatTokenizer
 from femtune.errors import ConfigError, FemtuneError
-from femtune.mstep import MStep, OutOfMemory, m_step
-from femtune.training import Training
+from femtune.mstep.config import Training
+from femtune.mstep.fit import MStep, OutOfMemory, m_step
 
 log = logging.getLogger("femtune")
 
@@ -101,7 +101,7 @@ def launch_m_step(
             tokenizer.tokenizer.save_pretrained(folder / "tokenizer")
             (folder / "spec.json").write_text(json.dumps(spec))
             try:
-                status = _run([*words, "-m", "femtune.launch", str(folder)], folder, on_step)
+                status = _run([*words, "-m", "femtune.mstep.launch", str(folder)], folder, on_step)
                 if status != 0:
                     raise _failure(folder, command, status)
                 return MStep(**json.loads((out / "m_step.json").read_text()))
@@ -207,7 +207,7 @@ def main(folder: Path) -> None:
 def _take_part(folder: Path, tells: bool) -> None:
     from transformers import AutoTokenizer
 
-    from femtune import processes
+    from femtune.mstep import distributed
 
     spec = json.loads((folder / "spec.json").read_text())
 
@@ -234,7 +234,7 @@ def _take_part(folder: Path, tells: bool) -> None:
         dtype=spec["dtype"],
         master=None if spec["master"] is None else Path(spec["master"]),
     )
-    processes.leave()
+    distributed.leave()
 
 
 class _Teller(logging.Handler):
@@ -267,6 +267,6 @@ def _write(path: Path, value: dict[str, str]) -> None:
 
 if __name__ == "__main__":
     # the module by its name, so that its classes are those that others know
-    from femtune.launch import main as this_main
+    from femtune.mstep.launch import main as this_main
 
     this_main(Path(sys.argv[1]))
