@@ -21,12 +21,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from femtune.aggregate import item_id, prediction
-from femtune.answer_metrics import side_by_side
 from femtune.data.problems import load_problems
 from femtune.data.tasks.frames import frame
+from femtune.evaluation.aggregate import item_id, prediction
+from femtune.evaluation.answer_metrics import side_by_side
+from femtune.evaluation.scored_answers import read_scored, scoring_seconds
 from femtune.runs.run import by_problem, read_draws
-from femtune.scored_answers import read_scored, scoring_seconds
 
 MEASURES = ("accuracy", "log_likelihood", "brier", "ece", "spearman", "pearson", "mae")
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from femtune.bias import kept_by, kept_scores, outcomes
 from femtune.config import Train
 from femtune.data.problems import save_problems
-from femtune.evaluate import estep_metrics, evaluation_metrics
+from femtune.evaluation.evaluate import estep_metrics, evaluation_metrics
+from femtune.evaluation.selection_bias import kept_by, kept_scores, outcomes
 from femtune.prepare import resolved
 from femtune.runs.run import DRAWS, read_draws
 from femtune.types import DrawKey, Problem, draw_seed

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from femtune import loop
-from femtune.advice import e_step_warnings, evaluation_warnings, nothing_kept
 from femtune.data.worlds import WORLDS, make_splits
 from femtune.engines.fake import FakeEngine
 from femtune.errors import NothingKept
-from femtune.evaluate import estep_metrics, evaluation_metrics
+from femtune.evaluation.advice import e_step_warnings, evaluation_warnings, nothing_kept
+from femtune.evaluation.chance import binomial_interval, guessed_share, is_closed, plain_attempts
+from femtune.evaluation.evaluate import estep_metrics, evaluation_metrics
 from femtune.loop import Evaluation, Plan, Steps
-from femtune.luck import binomial_interval, guessed_share, is_closed, plain_attempts
 from femtune.mstep.config import Training
 from femtune.progress import Quiet
 from femtune.runs.run import Run

@@ -11,15 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.aggregate import prediction
-from femtune.answer_metrics import side_by_side
-from femtune.calibration import Calibration
 from femtune.data.tasks.frames import Frame
 from femtune.data.tasks.judge import turned
 from femtune.direct import direct_metrics
 from femtune.estep.answer_probs import AnswerNats
+from femtune.evaluation.aggregate import prediction
+from femtune.evaluation.answer_metrics import side_by_side
+from femtune.evaluation.calibration import Calibration
+from femtune.evaluation.scored_answers import Scored, score_draws
 from femtune.schemes.named import rejection
-from femtune.scored_answers import Scored, score_draws
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 
 from .oracle import EndingsWorld, every_draw

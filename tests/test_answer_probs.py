@@ -25,7 +25,7 @@ from femtune.estep.answer_probs import (
     with_answer,
     written,
 )
-from femtune.evaluate import evaluation_draws
+from femtune.evaluation.evaluate import evaluation_draws
 from femtune.prepare import read_questions
 from femtune.schemes.named import pps, rejection
 from femtune.types import Draw, Problem, Sampling

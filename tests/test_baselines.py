@@ -33,6 +33,7 @@ from femtune.data.tasks.frames import Frame
 from femtune.data.worlds import WORLDS, make_splits
 from femtune.demo import write_world
 from femtune.errors import ConfigError, DataError, NothingKept, RunError
+from femtune.evaluation.scored_answers import read_scored
 from femtune.mstep.config import Training
 from femtune.prepare import read_questions
 from femtune.regression import (
@@ -47,7 +48,6 @@ from femtune.regression import (
     value_metrics,
 )
 from femtune.runs.run import read_draws
-from femtune.scored_answers import read_scored
 from femtune.types import Problem
 
 ALL = ("majority", "votes", "direct", "answer-only", "regression")

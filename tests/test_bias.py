@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.bias import (
+from femtune.data.prompts import ChatTokenizer
+from femtune.data.tasks.frames import Frame
+from femtune.engines.fake import FakeEngine
+from femtune.evaluation.selection_bias import (
     MAX_FACTOR,
     Balance,
     Weighed,
@@ -22,9 +25,6 @@ from femtune.bias import (
     weighed,
     wilson,
 )
-from femtune.data.prompts import ChatTokenizer
-from femtune.data.tasks.frames import Frame
-from femtune.engines.fake import FakeEngine
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.mstep.config import Training
 from femtune.mstep.examples import read_examples

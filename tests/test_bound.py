@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from femtune.bound import (
+from femtune.engines.fake import FakeEngine
+from femtune.errors import EngineError
+from femtune.evaluation.likelihood_bound import (
     PRIOR,
     effective_share,
     is_right,
@@ -27,8 +29,6 @@ from femtune.bound import (
     subset,
     weights,
 )
-from femtune.engines.fake import FakeEngine
-from femtune.errors import EngineError
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.mstep.config import Training
 from femtune.progress import Quiet

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
-from femtune.calibration import (
+from femtune.errors import ConfigError, DataError
+from femtune.evaluation.calibration import (
     Calibration,
     Kind,
     apply,
@@ -24,8 +25,7 @@ from femtune.calibration import (
     load_calibration,
     save_calibration,
 )
-from femtune.errors import ConfigError, DataError
-from femtune.metrics import Item, count_votes, distributions
+from femtune.evaluation.metrics import Item, count_votes, distributions
 
 SCALE = ("a", "b", "c")
 KINDS: tuple[Kind, ...] = get_args(Kind)

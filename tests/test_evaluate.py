@@ -11,7 +11,7 @@ import pytest
 from femtune.data.tasks.load import Options, problems_of
 from femtune.data.worlds import WORLDS, make_splits, sums
 from femtune.engines.fake import FakeEngine
-from femtune.evaluate import (
+from femtune.evaluation.evaluate import (
     absolute_error,
     as_number,
     estep_metrics,

@@ -17,7 +17,7 @@ from femtune.data.prompts import Prompts
 from femtune.data.tasks.frames import Frame, scale_of
 from femtune.data.tasks.load import Options, read_task
 from femtune.errors import ConfigError, DataError
-from femtune.evaluate import as_item, evaluation_metrics
+from femtune.evaluation.evaluate import as_item, evaluation_metrics
 from femtune.rewards.builtin import as_reward, choice, math, regex, score
 from femtune.rewards.math_equality import LONGEST, same_value
 from femtune.types import Completion, Draw, DrawKey, Parsed, Problem, Score

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
-from femtune.calibration import Calibration
 from femtune.errors import ConfigError, DataError
-from femtune.intervals import Floats, bootstrap, correlations, mean, quadratic_kappa
-from femtune.metrics import (
+from femtune.evaluation.bootstrap import Floats, bootstrap, correlations, mean, quadratic_kappa
+from femtune.evaluation.calibration import Calibration
+from femtune.evaluation.metrics import (
     NEVER,
     Item,
     choice_metrics,
@@ -135,7 +135,7 @@ def test_weights_mean_that_an_item_is_there_so_many_times() -> None:
 def test_kendall_does_not_depend_on_how_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     items = random_items(0)
     whole = rating_metrics(items, SCALE, resamples=50)
-    monkeypatch.setattr("femtune.intervals.PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr("femtune.evaluation.bootstrap.PAIRS_AT_ONCE", 3)
     assert rating_metrics(items, SCALE, resamples=50) == whole
 
 

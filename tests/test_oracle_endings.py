@@ -17,7 +17,6 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from femtune.bound import mixture_draws
 from femtune.data.truncation import trained_tokens
 from femtune.engines.fake import END
 from femtune.errors import EngineError
@@ -25,6 +24,7 @@ from femtune.estep import scoring
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Setup
 from femtune.estep.scoring import nats_under, scored_draws
+from femtune.evaluation.likelihood_bound import mixture_draws
 from femtune.loop import Evaluation, Plan
 from femtune.mstep.config import Training
 from femtune.progress import Quiet

@@ -14,16 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune import predict, scored_answers
-from femtune.aggregate import prediction
-from femtune.calibration import Calibration, save_calibration
+from femtune import predict
 from femtune.cli import main
 from femtune.data.tasks.frames import Frame
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.errors import ConfigError, DataError
+from femtune.evaluation import scored_answers
+from femtune.evaluation.aggregate import prediction
+from femtune.evaluation.calibration import Calibration, save_calibration
+from femtune.evaluation.scored_answers import read_scored
 from femtune.predictions import save_predictions
 from femtune.runs.run import read_draws
-from femtune.scored_answers import read_scored
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 
 ASKED = ("--model", "seedling", "--max-new-tokens", "32", "--draws", "3", "--chunk-size", "2")

@@ -15,8 +15,8 @@ from femtune.config import Evaluate
 from femtune.data.tasks.frames import Frame, frame
 from femtune.data.worlds import SEEDLING
 from femtune.errors import ConfigError
-from femtune.evaluate import as_item
-from femtune.metrics import Item
+from femtune.evaluation.evaluate import as_item
+from femtune.evaluation.metrics import Item
 from femtune.prepare import read_questions
 from femtune.probes import _altered, findings, padded, pair_biases, praised, probe, rating_biases, table
 from femtune.progress import Quiet

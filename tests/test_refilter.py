@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 
-from femtune.bias import Balance
 from femtune.cli import main
 from femtune.config import Train
 from femtune.data.demos import Demo, save_demos
@@ -25,6 +24,7 @@ from femtune.data.tasks.load import Options, problems_of
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, DataError, ModelError, NothingKept, RunError
 from femtune.estep.scheduler import Setup
+from femtune.evaluation.selection_bias import Balance
 from femtune.loop import Steps
 from femtune.mstep.config import Training
 from femtune.prepare import plan, read_questions, resolved

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from femtune.cli import main
 from femtune.data.problems import load_problems
 from femtune.errors import RunError
-from femtune.evaluate import as_item
+from femtune.evaluation.evaluate import as_item
 from femtune.report import judged, tally
 from femtune.report.contenders import pooled
 from femtune.report.dots import Row, dots

@@ -38,7 +38,7 @@ from femtune.data.tasks.frames import frame
 from femtune.direct import direct_answers, direct_metrics, expected_score
 from femtune.errors import ConfigError, DataError
 from femtune.estep.scheduler import Setup
-from femtune.evaluate import ask_into, estep_metrics, evaluation_metrics
+from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics
 from femtune.loop import Steps
 from femtune.mstep.examples import write_examples
 from femtune.prepare import Data, Questions, held_out, plan, read_questions

@@ -19,7 +19,7 @@ from femtune.config import Train
 from femtune.data.prompts import ChatTokenizer, Prompts, prompt_text
 from femtune.data.tasks.frames import scale_of
 from femtune.data.truncation import trained_tokens
-from femtune.luck import guessed_share, is_closed, plain_attempts
+from femtune.evaluation.chance import guessed_share, is_closed, plain_attempts
 from femtune.mstep.config import context_length
 from femtune.prepare import Data, Questions, held_out, load_config, plan, read_questions, sampling
 from femtune.progress import framed, literal, sparkline

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from femtune.advice import FEW_ANSWERED, MANY_TRUNCATED
 from femtune.asker import Asker, is_base
 from femtune.check import Finding
 from femtune.config import Train
@@ -22,7 +21,8 @@ from femtune.data.demos import Demos
 from femtune.data.tasks.frames import scale_of
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Setup
-from femtune.evaluate import is_right
+from femtune.evaluation.advice import FEW_ANSWERED, MANY_TRUNCATED
+from femtune.evaluation.evaluate import is_right
 from femtune.mstep.config import context_length
 from femtune.prepare import load_config, sampling
 from femtune.schemes.named import paper_filter, parse_scheme

@@ -28,7 +28,7 @@ from femtune.check import (
 )
 from femtune.check_model import COOLER, Planned, Trial, Tried, percentile, written
 from femtune.data.tasks.frames import scale_of
-from femtune.luck import is_closed
+from femtune.evaluation.chance import is_closed
 from femtune.progress import Show, console, literal, plain_table
 from femtune.types import Draw, Problem
 

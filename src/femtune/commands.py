@@ -22,15 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from femtune.answer_metrics import judged_by_probabilities, side_by_side
 from femtune.asker import Asker, check_installed, is_base, make_asker, no_foreign_bars
-from femtune.calibration import (
-    Aggregate,
-    Calibration,
-    cross_fitted_effect,
-    fit_calibration,
-    save_calibration,
-)
 from femtune.cards import write_data_card, write_model_card
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
 from femtune.costs.disk import at_most, check_disk
@@ -40,7 +32,22 @@ from femtune.data.tasks.frames import scale_of
 from femtune.data.tasks.load import TaskData, trained_on
 from femtune.errors import ConfigError, ModelError
 from femtune.estep.scheduler import Setup
-from femtune.evaluate import as_item, evaluation_metrics
+from femtune.evaluation.answer_metrics import judged_by_probabilities, side_by_side
+from femtune.evaluation.calibration import (
+    Aggregate,
+    Calibration,
+    cross_fitted_effect,
+    fit_calibration,
+    save_calibration,
+)
+from femtune.evaluation.evaluate import as_item, evaluation_metrics
+from femtune.evaluation.scored_answers import (
+    engine_scores,
+    of_draws,
+    read_scored,
+    score_into,
+    uses_probabilities,
+)
 from femtune.loop import Progress, Steps, fem
 from femtune.model_info import (
     ModelInfo,
@@ -73,13 +80,6 @@ from femtune.progress import Quiet
 from femtune.runs.checkpoints import best_of
 from femtune.runs.hashes import hash_weights, relied_on, warn_of_date
 from femtune.runs.run import Run, by_problem, check_run, open_run, read_draws, stored_config
-from femtune.scored_answers import (
-    engine_scores,
-    of_draws,
-    read_scored,
-    score_into,
-    uses_probabilities,
-)
 from femtune.stored import settings_of
 from femtune.trackers import check_trackers, tracking
 from femtune.types import Problem, Sampling, Scheme

@@ -39,7 +39,7 @@ from femtune.baselines import (
 from femtune.commands import beside, run_place, run_train
 from femtune.config import RL, Train
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
-from femtune.evaluate import sound_steps
+from femtune.evaluation.evaluate import sound_steps
 from femtune.prepare import Data, choose_peft, held_out, local_model, plan, read_questions
 from femtune.progress import Quiet
 from femtune.runs.run import read_log

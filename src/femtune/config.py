@@ -20,11 +20,11 @@ from cyclopts import Parameter
 
 from femtune._util.redaction import check_no_keys
 from femtune._util.text import brief
-from femtune.bias import Balance
-from femtune.calibration import Aggregate, Kind
 from femtune.data.tasks.judge import Raters
 from femtune.errors import ConfigError
 from femtune.estep.scheduler import Resume
+from femtune.evaluation.calibration import Aggregate, Kind
+from femtune.evaluation.selection_bias import Balance
 from femtune.mstep.config import Training
 
 T = TypeVar("T")

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from femtune._util import interrupts
-from femtune.answer_metrics import distribution_metrics, judged_by_probabilities
 from femtune.data.answers import Scale
 from femtune.estep.answer_probs import AnswerNats, direct_nats
 from femtune.estep.scheduler import Setup
+from femtune.evaluation.answer_metrics import distribution_metrics, judged_by_probabilities
+from femtune.evaluation.scored_answers import possible, read_scored, write_scored
 from femtune.runs.run import Run
-from femtune.scored_answers import possible, read_scored, write_scored
 from femtune.types import Problem
 
 

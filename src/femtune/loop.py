@@ -18,9 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from femtune._util import interrupts
-from femtune.advice import Warned, e_step_warnings, evaluation_warnings, has_examples, nothing_kept
-from femtune.bias import Balance, kept_by, kept_scores, made_factors, outcomes
-from femtune.bound import mixture_draws, posterior_metrics, score_right, subset
 from femtune.data.demos import Demos
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.tasks.labels import label_of
@@ -30,8 +27,17 @@ from femtune.estep.driver import e_step
 from femtune.estep.forced_answers import Force
 from femtune.estep.scheduler import Setup
 from femtune.estep.scoring import Tries
-from femtune.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
-from femtune.luck import plain_attempts
+from femtune.evaluation.advice import (
+    Warned,
+    e_step_warnings,
+    evaluation_warnings,
+    has_examples,
+    nothing_kept,
+)
+from femtune.evaluation.chance import plain_attempts
+from femtune.evaluation.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
+from femtune.evaluation.likelihood_bound import mixture_draws, posterior_metrics, score_right, subset
+from femtune.evaluation.selection_bias import Balance, kept_by, kept_scores, made_factors, outcomes
 from femtune.model_info import FILE as MODEL_INFO
 from femtune.model_info import ModelInfo, is_trained, write_info
 from femtune.mstep.config import Training

@@ -31,7 +31,7 @@ from femtune.engines.hf.model import quiet_peft
 from femtune.engines.weight_check import NUM_PAIRS, Probe, write_probe
 from femtune.errors import FemtuneError, ModelError
 from femtune.estep.scheduler import Grade
-from femtune.evaluate import estep_metrics
+from femtune.evaluation.evaluate import estep_metrics
 from femtune.latro import LaTRO
 from femtune.mstep.config import MAX_BATCH, Training
 from femtune.mstep.examples import TokenExamples

@@ -29,9 +29,7 @@ import pyarrow.parquet as pq
 
 from femtune._util.atomic_files import replacing
 from femtune._util.text import near
-from femtune.aggregate import Prediction, item_id, prediction
 from femtune.asker import make_asker
-from femtune.calibration import Aggregate, Calibration, check_scale, load_calibration
 from femtune.config import CHANGEABLE, Evaluate, Predict
 from femtune.data.problems import check_lengths, save_problems
 from femtune.data.rows import json_lines
@@ -40,7 +38,17 @@ from femtune.data.tasks.load import read_places
 from femtune.data.tasks.schemas import SCHEMAS
 from femtune.errors import ConfigError, DataError
 from femtune.estep.scheduler import Setup
-from femtune.evaluate import ask_into, evaluation_draws
+from femtune.evaluation.aggregate import Prediction, item_id, prediction
+from femtune.evaluation.calibration import Aggregate, Calibration, check_scale, load_calibration
+from femtune.evaluation.evaluate import ask_into, evaluation_draws
+from femtune.evaluation.scored_answers import (
+    Scored,
+    engine_scores,
+    read_scored,
+    score_draws,
+    score_into,
+    uses_probabilities,
+)
 from femtune.model_info import read_info, with_defaults
 from femtune.mstep.config import context_length
 from femtune.prepare import (
@@ -58,14 +66,6 @@ from femtune.prepare import (
 from femtune.rewards.builtin import exact
 from femtune.runs.hashes import relied_on
 from femtune.runs.run import by_problem, check_run, open_run, read_draws
-from femtune.scored_answers import (
-    Scored,
-    engine_scores,
-    read_scored,
-    score_draws,
-    score_into,
-    uses_probabilities,
-)
 from femtune.types import Draw, Problem, Sampling
 
 T = TypeVar("T")

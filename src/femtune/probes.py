@@ -29,10 +29,17 @@ from femtune.data.tasks.frames import Frame, frame
 from femtune.data.tasks.load import read_task
 from femtune.errors import ConfigError
 from femtune.estep.scheduler import Setup
-from femtune.evaluate import as_item, ask_into
-from femtune.intervals import Floats, bootstrap, mean, ratio, summary
+from femtune.evaluation.bootstrap import Floats, bootstrap, mean, ratio, summary
+from femtune.evaluation.evaluate import as_item, ask_into
+from femtune.evaluation.metrics import (
+    Item,
+    count_votes,
+    distributions,
+    most_likely,
+    pair_metrics,
+    scale_values,
+)
 from femtune.loop import Progress, drawn
-from femtune.metrics import Item, count_votes, distributions, most_likely, pair_metrics, scale_values
 from femtune.prepare import read_questions, task_options
 from femtune.runs.run import Run, by_problem, open_run
 from femtune.types import Problem, Sampling

@@ -20,16 +20,24 @@ from typing import Any
 
 from femtune._util.atomic_files import write_json
 from femtune._util.text import first
-from femtune.advice import nothing_kept
-from femtune.bias import Balance, Factors, balance_factors, kept_by, kept_scores, outcomes, weighed
 from femtune.config import Train
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.tasks.load import TaskData
 from femtune.errors import ConfigError, ModelError, NothingKept, RunError
 from femtune.estep.scheduler import Grade, upcoming
-from femtune.evaluate import as_number, estep_metrics
+from femtune.evaluation.advice import nothing_kept
+from femtune.evaluation.chance import plain_attempts
+from femtune.evaluation.evaluate import as_number, estep_metrics
+from femtune.evaluation.selection_bias import (
+    Balance,
+    Factors,
+    balance_factors,
+    kept_by,
+    kept_scores,
+    outcomes,
+    weighed,
+)
 from femtune.loop import drawn
-from femtune.luck import plain_attempts
 from femtune.model_info import info_of, write_info
 from femtune.mstep.examples import write_examples
 from femtune.prepare import base_of_adapter, check_new, load_tokenizer, local_model, plan, read_questions

@@ -27,9 +27,17 @@ from typing import Any
 import numpy as np
 
 from femtune.asker import Asker
-from femtune.evaluate import as_item
-from femtune.intervals import CORRELATIONS, Floats, Ints, bootstrap, correlations, mean, summary
-from femtune.metrics import count_votes, scale_values
+from femtune.evaluation.bootstrap import (
+    CORRELATIONS,
+    Floats,
+    Ints,
+    bootstrap,
+    correlations,
+    mean,
+    summary,
+)
+from femtune.evaluation.evaluate import as_item
+from femtune.evaluation.metrics import count_votes, scale_values
 from femtune.runs.run import by_problem, read_draws
 from femtune.types import Problem
 

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import yaml
 
 from femtune import cli
-from femtune.calibration import Calibration, apply, load_calibration
 from femtune.compare import state
 from femtune.config import CHANGEABLE
 from femtune.costs.shapes import read_shape
 from femtune.data.worlds import SEEDLING
 from femtune.errors import FemtuneError
+from femtune.evaluation.calibration import Calibration, apply, load_calibration
 from femtune.mstep import examples
 from femtune.predictions import check_calibration
 from femtune.prepare import load_config, load_tokenizer

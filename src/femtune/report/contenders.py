@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from femtune.compare import half_width
-from femtune.intervals import Estimate
+from femtune.evaluation.bootstrap import Estimate
 from femtune.report.record import Found, Group, Record
 
 Kind = Literal["base", "baseline", "scheme"]

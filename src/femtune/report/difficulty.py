@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from femtune.bias import wilson
-from femtune.intervals import Estimate
+from femtune.evaluation.bootstrap import Estimate
+from femtune.evaluation.selection_bias import wilson
 from femtune.report.drawing import Axis
 from femtune.report.figures import groups
 from femtune.report.kept import Looked

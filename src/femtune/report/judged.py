@@ -17,8 +17,8 @@ from femtune.data.problems import load_problems
 from femtune.data.prompts import prompt_text
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.errors import DataError
-from femtune.evaluate import as_item
-from femtune.metrics import NUM_BINS, Item, count_votes, most_likely
+from femtune.evaluation.evaluate import as_item
+from femtune.evaluation.metrics import NUM_BINS, Item, count_votes, most_likely
 from femtune.report.record import Record
 from femtune.report.tally import batches, shards
 from femtune.types import Completion, Draw, DrawKey, Problem, Score

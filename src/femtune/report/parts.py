@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from femtune.intervals import Estimate
+from femtune.evaluation.bootstrap import Estimate
 from femtune.report.contenders import Measure
 from femtune.report.drawing import NUM_COLOURS, mark
 from femtune.report.figures import Series

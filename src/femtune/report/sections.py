@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from femtune.intervals import Estimate
+from femtune.evaluation.bootstrap import Estimate
 from femtune.report.contenders import (
     ANSWERS,
     COVERED,

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from femtune.calibration import Calibration, apply
 from femtune.data.answer_format import bare
 from femtune.data.answers import Scale, as_fraction
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.tasks.judge import turned
 from femtune.estep.answer_probs import AnswerNats
-from femtune.evaluate import as_item
-from femtune.scored_answers import Scored
+from femtune.evaluation.calibration import Calibration, apply
+from femtune.evaluation.evaluate import as_item
+from femtune.evaluation.scored_answers import Scored
 from femtune.types import Draw, Problem
 
 Prediction = dict[str, Any]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from femtune.errors import ConfigError, DataError
-from femtune.intervals import (
+from femtune.evaluation.bootstrap import (
     CORRELATIONS,
     Floats,
     Ints,
@@ -31,7 +31,7 @@ from femtune.intervals import (
 )
 
 if TYPE_CHECKING:
-    from femtune.calibration import Calibration
+    from femtune.evaluation.calibration import Calibration
 
 NUM_BINS = 10  # of confidence, for the ECE; Guo et al. 2017 take 15, of far more items
 NEVER = 1 << 40  # the index of a vote that was not cast
@@ -307,7 +307,7 @@ def distributions(
     votes = count_votes(items, scale)
     if calibrate is None:
         return votes.shares
-    from femtune.calibration import apply, check_scale  # that module builds on this one
+    from femtune.evaluation.calibration import apply, check_scale  # that module builds on this one
 
     check_scale(calibrate, scale)
     return np.where(votes.cast[:, None], apply(calibrate, votes.shares), votes.shares)

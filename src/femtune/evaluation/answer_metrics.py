@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from femtune.aggregate import Shares, likeliest, mean_shares
-from femtune.calibration import Calibration, apply
 from femtune.data.tasks.frames import frame
 from femtune.estep.answer_probs import AnswerNats, closed_set
-from femtune.evaluate import as_item, group_of
-from femtune.intervals import Floats, Statistic, bootstrap, correlations, mean, summary
-from femtune.metrics import calibration_errors, scale_values
+from femtune.evaluation.aggregate import Shares, likeliest, mean_shares
+from femtune.evaluation.bootstrap import Floats, Statistic, bootstrap, correlations, mean, summary
+from femtune.evaluation.calibration import Calibration, apply
+from femtune.evaluation.evaluate import as_item, group_of
+from femtune.evaluation.metrics import calibration_errors, scale_values
+from femtune.evaluation.scored_answers import Scored, of_draws
 from femtune.runs.run import by_problem
-from femtune.scored_answers import Scored, of_draws
 from femtune.types import Draw, Problem
 
 Chunks = Iterable[tuple[Sequence[Draw], Mapping[str, float]]]  # draws, and their seconds

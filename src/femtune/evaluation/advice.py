@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from femtune.luck import binomial_interval
+from femtune.evaluation.chance import binomial_interval
 
 FEW_ANSWERED = 0.5  # of the draws
 FEW_KEPT = 0.05  # of the problems

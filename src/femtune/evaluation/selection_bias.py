@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune.data.tasks.frames import frame
-from femtune.intervals import Floats, bootstrap, mean, ratio, summary
-from femtune.metrics import scale_values
+from femtune.evaluation.bootstrap import Floats, bootstrap, mean, ratio, summary
+from femtune.evaluation.metrics import scale_values
 from femtune.runs.run import by_problem
 from femtune.schemes.filters import weigh
 from femtune.types import Draw, Problem, Rule

@@ -16,15 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from femtune.calibration import Calibration
 from femtune.data.answers import as_fraction, as_label, plain
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.worlds import WORLDS
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Chunk, Setup
-from femtune.intervals import Floats, bootstrap, mean, summary
-from femtune.luck import guessed_share, is_closed
-from femtune.metrics import Item, choice_metrics, pair_metrics, pass_at_k, rater_ceiling, rating_metrics
+from femtune.evaluation.bootstrap import Floats, bootstrap, mean, summary
+from femtune.evaluation.calibration import Calibration
+from femtune.evaluation.chance import guessed_share, is_closed
+from femtune.evaluation.metrics import (
+    Item,
+    choice_metrics,
+    pair_metrics,
+    pass_at_k,
+    rater_ceiling,
+    rating_metrics,
+)
 from femtune.runs.run import Run, by_problem
 from femtune.schemes.named import paper_filter
 from femtune.types import Draw, Problem, Scheme, Stage

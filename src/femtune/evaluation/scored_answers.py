@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from femtune._util import interrupts
 from femtune._util.atomic_files import replacing
 from femtune._util.parsing import Unreadable, reading_arrow
-from femtune.calibration import Aggregate
 from femtune.data.prompts import Prompts
 from femtune.errors import ConfigError, EngineError, RunError
 from femtune.estep.answer_probs import AnswerNats, answer_nats, closed_set
 from femtune.estep.scheduler import Setup
+from femtune.evaluation.calibration import Aggregate
 from femtune.runs.run import Run, read_shard
 from femtune.types import Draw, Problem
 

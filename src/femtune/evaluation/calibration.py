@@ -24,8 +24,8 @@ import numpy.typing as npt
 from femtune._util.atomic_files import write_json
 from femtune._util.parsing import Unreadable, read_json
 from femtune.errors import ConfigError, DataError
-from femtune.intervals import Floats, bootstrap, summary
-from femtune.metrics import Item, calibration_errors, confidence, count_votes, distributions
+from femtune.evaluation.bootstrap import Floats, bootstrap, summary
+from femtune.evaluation.metrics import Item, calibration_errors, confidence, count_votes, distributions
 
 Kind = Literal["temperature", "isotonic"]
 # What a distribution is made from: the count of answers, or the mean of the probabilities that the model
