@@ -140,7 +140,7 @@ def run(name: str, settings: dict[str, Any], seed: int, args: argparse.Namespace
     from femtune.config import Evaluate
     from femtune.data.worlds import SEEDLING
     from femtune.demo import write_world
-    from femtune.progress import Quiet
+    from femtune.reporting.terminal import Quiet
 
     torch.set_num_threads(1)
     if args.core is not None:
@@ -187,7 +187,7 @@ def prepare_femtune(
 ) -> Callable[[], None]:
     import femtune
     import femtune.mstep.fit
-    from femtune.progress import Quiet
+    from femtune.reporting.terminal import Quiet
 
     class Watch(Quiet):
         tokens = 0

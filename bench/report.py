@@ -92,7 +92,7 @@ def _shard(rng: np.random.Generator, ids: list[str], iteration: int) -> pa.Table
 def measured(runs: list[Path], output: Path) -> None:
     """In a process of its own: make the page, print seconds, peak memory and size."""
     begun = time.perf_counter()
-    from femtune.report.page import report
+    from femtune.reporting.page.render import report
 
     report(runs, output)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -36,7 +36,7 @@ from femtune.estep.scheduler import Lease, OpenChunk, Setup
 from femtune.estep.scoring import Tries
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.mstep.config import Training
-from femtune.progress import Quiet
+from femtune.reporting.terminal import Quiet
 from femtune.rewards.builtin import exact, score
 from femtune.runs.run import Run
 from femtune.types import Completion, Draw, FinishReason, Problem, Request, Sampling, Scheme

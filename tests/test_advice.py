@@ -21,7 +21,7 @@ from femtune.evaluation.chance import binomial_interval, guessed_share, is_close
 from femtune.evaluation.evaluate import estep_metrics, evaluation_metrics
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.mstep.config import Training
-from femtune.progress import Quiet
+from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run
 from femtune.schemes.named import parse_scheme, rejection
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score

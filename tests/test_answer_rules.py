@@ -32,7 +32,7 @@ from femtune.estep.scoring import read_nats, scored_draws
 from femtune.loop import Evaluation, Plan
 from femtune.mstep.config import Training
 from femtune.prepare import plan
-from femtune.progress import Quiet
+from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.answer_rules import answer_metrics, expected_importance, gain, passes
 from femtune.schemes.filters import accepted, weigh

@@ -28,7 +28,7 @@ from femtune.evaluation.selection_bias import (
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.mstep.config import Training
 from femtune.mstep.examples import read_examples
-from femtune.progress import Quiet
+from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run, write_draws
 from femtune.schemes.named import paper_filter, pps
 from femtune.types import Completion, Draw, DrawKey, Problem, Reason, Score

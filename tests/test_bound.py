@@ -31,7 +31,7 @@ from femtune.evaluation.likelihood_bound import (
 )
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.mstep.config import Training
-from femtune.progress import Quiet
+from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import rejection
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score

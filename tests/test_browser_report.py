@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from femtune.report.page import report
+from femtune.reporting.page.render import report
 
 from .made_runs import hostile_run, judge_runs
 

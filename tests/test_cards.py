@@ -19,7 +19,13 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from femtune._util import markdown
-from femtune.cards import (
+from femtune.commands import sample, train
+from femtune.config import Sample
+from femtune.data.problems import load_problems
+from femtune.data.tasks.load import read_task
+from femtune.data.worlds import WORLDS
+from femtune.demo import write_world
+from femtune.reporting.cards import (
     MEASURES,
     data_card,
     example_question,
@@ -30,13 +36,7 @@ from femtune.cards import (
     write_data_card,
     write_model_card,
 )
-from femtune.commands import sample, train
-from femtune.config import Sample
-from femtune.data.problems import load_problems
-from femtune.data.tasks.load import read_task
-from femtune.data.worlds import WORLDS
-from femtune.demo import write_world
-from femtune.progress import Quiet
+from femtune.reporting.terminal import Quiet
 from femtune.schemes.named import star, trice, waking
 from femtune.types import Scheme
 

@@ -24,7 +24,7 @@ from femtune.config import Train
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import WORLDS, make_rows, make_splits
 from femtune.errors import ConfigError, DataError, FemtuneError
-from femtune.progress import console
+from femtune.reporting.terminal import console
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 
 from .models import byte_tokenizer, tiny_model

@@ -17,7 +17,7 @@ import pytest
 from femtune.baselines import Reinforced
 from femtune.compare import half_width
 from femtune.errors import ConfigError, NothingKept, RunError
-from femtune.report.drawing import drawn
+from femtune.reporting.page.drawing import drawn
 from femtune.types import Problem
 
 from .made_runs import draw as made_draw

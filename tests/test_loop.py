@@ -24,7 +24,7 @@ from femtune.errors import EngineError, ModelError, NothingKept
 from femtune.estep.scoring import read_nats
 from femtune.loop import Evaluation, Plan, Steps
 from femtune.mstep.config import Training
-from femtune.progress import Quiet
+from femtune.reporting.terminal import Quiet
 from femtune.runs import manifest
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import star

@@ -19,7 +19,7 @@ from femtune.data.worlds import SEEDLING, WORLDS, make_rows
 from femtune.model_info import FILE, is_trained, read_info
 from femtune.mstep.config import Training
 from femtune.prepare import choose_peft, needs_peft
-from femtune.progress import Quiet
+from femtune.reporting.terminal import Quiet
 from femtune.runs.hashes import hash_weights
 
 SETTINGS: dict[str, Any] = {"task": "judge", "raters": "named", "scale": "1,5", "max_new_tokens": 48}

@@ -27,7 +27,7 @@ from femtune.estep.scoring import nats_under, scored_draws
 from femtune.evaluation.likelihood_bound import mixture_draws
 from femtune.loop import Evaluation, Plan
 from femtune.mstep.config import Training
-from femtune.progress import Quiet
+from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.filters import weigh
 from femtune.schemes.named import parse_scheme, pps, rejection, weighted

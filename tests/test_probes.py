@@ -19,7 +19,7 @@ from femtune.evaluation.evaluate import as_item
 from femtune.evaluation.metrics import Item
 from femtune.prepare import read_questions
 from femtune.probes import _altered, findings, padded, pair_biases, praised, probe, rating_biases, table
-from femtune.progress import Quiet
+from femtune.reporting.terminal import Quiet
 from femtune.runs.run import read_draws
 from femtune.types import Problem
 

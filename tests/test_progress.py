@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, Group
 
-import femtune.progress as progress
+import femtune.reporting.terminal as progress
 from femtune.compare import Job, State
 from femtune.config import Train
-from femtune.progress import (
+from femtune.reporting.terminal import (
     Bars,
     JsonLines,
     Lines,
@@ -243,7 +243,7 @@ def test_text_of_a_table_is_not_read_as_markup() -> None:
 
 
 def test_a_pipe_is_wide_enough_for_a_table_unless_columns_says_otherwise() -> None:
-    code = "from femtune.progress import console; print(console.width)"
+    code = "from femtune.reporting.terminal import console; print(console.width)"
     widths = []
     for columns in ({}, {"COLUMNS": "70"}):
         env = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | columns

@@ -23,8 +23,8 @@ from femtune.commands import sample, train
 from femtune.config import Sample
 from femtune.demo import write_world
 from femtune.errors import ConfigError, FemtuneError, RunError
-from femtune.progress import Quiet
-from femtune.push import pack, send
+from femtune.reporting.hub import pack, send
+from femtune.reporting.terminal import Quiet
 
 JUDGE: dict[str, Any] = {"task": "judge", "raters": "named", "scale": "1,5", "max_new_tokens": 40}
 

@@ -28,8 +28,8 @@ from femtune.evaluation.selection_bias import Balance
 from femtune.loop import Steps
 from femtune.mstep.config import Training
 from femtune.prepare import plan, read_questions, resolved
-from femtune.progress import Quiet
 from femtune.refilter import Change, notes, open_stored, refilter, replayed
+from femtune.reporting.terminal import Quiet
 from femtune.rewards.builtin import score
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import star, trice

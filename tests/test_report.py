@@ -24,13 +24,13 @@ from femtune.cli import main
 from femtune.data.problems import load_problems
 from femtune.errors import RunError
 from femtune.evaluation.evaluate import as_item
-from femtune.report import judged, tally
-from femtune.report.contenders import pooled
-from femtune.report.dots import Row, dots
-from femtune.report.drawing import Axis, drawable
-from femtune.report.page import render, report
-from femtune.report.record import find
-from femtune.report.texts import cut, setting, visible
+from femtune.reporting.page import predictions, tally
+from femtune.reporting.page.contenders import pooled
+from femtune.reporting.page.dots import Row, dots
+from femtune.reporting.page.drawing import Axis, drawable
+from femtune.reporting.page.record import find
+from femtune.reporting.page.render import render, report
+from femtune.reporting.page.texts import cut, setting, visible
 from femtune.runs.run import read_draws
 from femtune.types import Draw, Problem
 
@@ -101,7 +101,7 @@ class Seen(HTMLParser):
 
 def shown(page: str, start: str, end: str) -> str:
     """The text of a page between two pieces of its source."""
-    return Seen(f"<div>{page.split(start, 1)[1].split(end, 1)[0]}</div>").text
+    return Seen(f"<div>{render.split(start, 1)[1].split(end, 1)[0]}</div>").text
 
 
 # --- the first screen
@@ -122,7 +122,7 @@ def test_the_sentence_says_the_metrics_of_the_run(runs: Path) -> None:
 
 def test_every_number_of_the_first_figure_is_of_the_metrics(runs: Path) -> None:
     page = render(find([runs]))
-    figure = page.split('<div class="on-wide">')[1].split("</div>")[0]
+    figure = render.split('<div class="on-wide">')[1].split("</div>")[0]
     written = re.findall(r">(\d+\.\d%)<", figure)
     evaluations = [
         metrics(runs / "rejection", 0)["evaluation"],  # the base is that of the first scheme
@@ -226,13 +226,13 @@ def test_the_sample_is_of_the_smallest_seeds_whatever_the_batches(
 
 def test_confusion_and_reliability_agree_with_the_evaluation(runs: Path) -> None:
     record = find([runs / "star"]).runs[0]
-    problems = judged.eval_problems(record, [])
-    items = judged.items(record, 2, problems, [])
-    scale = judged.one_scale(problems)
+    problems = predictions.eval_problems(record, [])
+    items = predictions.items(record, 2, problems, [])
+    scale = predictions.one_scale(problems)
     evaluation = metrics(runs / "star", 2)["evaluation"]
-    confusion = judged.confusion(items, scale)
+    confusion = predictions.confusion(items, scale)
     diagonal = sum(row[at] for at, row in enumerate(confusion.counts))
-    bins = judged.reliability(items, scale)
+    bins = predictions.reliability(items, scale)
     error = sum(b.num_items * abs(b.confidence - b.right) for b in bins) / sum(b.num_items for b in bins)
     assert error == pytest.approx(evaluation["ece"])
     voted = [(item.truth, [vote for vote in item.votes if vote]) for item in items if any(item.votes)]
@@ -252,8 +252,8 @@ def first_draws(folder: Path) -> dict[str, Draw]:
 
 def test_before_and_after_are_what_is_stored(runs: Path) -> None:
     record = find([runs / "rejection"]).runs[0]
-    problems = judged.eval_problems(record, [])
-    changes = judged.changes(record, [("r", record)], problems, 4, [])
+    problems = predictions.eval_problems(record, [])
+    changes = predictions.changes(record, [("r", record)], problems, 4, [])
     draws = [first_draws(runs / "rejection" / f"iteration-{number:03}" / "eval") for number in (0, 2)]
     right = [{name: d.score.reward >= 1 for name, d in each.items()} for each in draws]
     counts = Counter((right[0][name], right[1][name]) for name in problems)
@@ -290,7 +290,7 @@ def check_page(page: str) -> Seen:
         assert name != "style" or re.fullmatch(r"--share: [\d.]+|color: var\(--\w+\)", value)
         assert "url(" not in value
     assert page == visible(page)
-    assert "default-src 'none'" in page.split("<style>")[0]
+    assert "default-src 'none'" in render.split("<style>")[0]
     assert "script" not in {tag for tag, _ in seen.tags}
     return seen
 
@@ -466,7 +466,7 @@ def test_the_same_files_give_the_same_page(runs: Path) -> None:
 def test_report_writes_one_file_and_tells_where(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = tmp_path / "a page.html"
+    place = tmp_path / "a render.html"
     assert main(["report", str(runs / "star"), str(runs / "rejection"), "--output", str(place)]) == 0
     assert capsys.readouterr().out == f"report: {place}\n"
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
@@ -484,7 +484,7 @@ def test_a_report_that_fails_is_a_warning(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from femtune import verbs
-    from femtune.report import page
+    from femtune.reporting.page import render
 
     def fails(runs: Any, output: Any = None) -> Path:
         raise ValueError("no ink")
@@ -514,7 +514,7 @@ def test_an_output_that_is_a_directory_is_refused(runs: Path, tmp_path: Path) ->
 
 def test_a_report_needs_no_torch(runs: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from femtune.report.page import report; "
+        "import sys; from pathlib import Path; from femtune.reporting.page.render import report; "
         f"report([Path({str(runs)!r})], Path({str(runs / 'x.html')!r})); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )

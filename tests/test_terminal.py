@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import femtune
-from femtune import cli, progress
+from femtune import cli
 from femtune._util.text import visible
 from femtune.demo import changes
-from femtune.progress import framed, literal, plain_table
+from femtune.reporting import terminal
+from femtune.reporting.terminal import framed, literal, plain_table
 
 SOURCE = Path(femtune.__file__).parent
 
@@ -236,5 +237,5 @@ def test_what_is_printed_was_made_there_or_is_json() -> None:
 
 
 def test_consoles_take_no_markup_of_a_plain_string() -> None:
-    for console in (progress.console, progress.errors):
+    for console in (terminal.console, terminal.errors):
         assert console.render_str("[red]a[/red] :smile:").plain == "[red]a[/red] :smile:"

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from femtune import trackers
 from femtune.cli import main
 from femtune.commands import fit, train
 from femtune.demo import write_world
 from femtune.errors import ConfigError
 from femtune.mstep.config import TRACKERS, Training
-from femtune.progress import Quiet
+from femtune.reporting import trackers
+from femtune.reporting.terminal import Quiet
+from femtune.reporting.trackers import NUM_COMPLETIONS, check_trackers, completions, numbers, tracking
 from femtune.runs.run import read_draws
-from femtune.trackers import NUM_COMPLETIONS, check_trackers, completions, numbers, tracking
 
 # theirs, of which there are many
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]

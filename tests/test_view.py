@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from femtune.cli import main
 from femtune.data.problems import load_problems, save_problems
 from femtune.data.prompts import Prompts
+from femtune.reporting.browser.difference import difference
+from femtune.reporting.browser.filters import ORDERS, PAGE, Filter
+from femtune.reporting.browser.index import Index
+from femtune.reporting.browser.store import FACETS, SHOWN_VALUES, Name, Store
 from femtune.runs.run import Run, read_draws, read_shard, write_draws
 from femtune.types import Completion, Problem, Score
-from femtune.view.difference import difference
-from femtune.view.filters import ORDERS, PAGE, Filter
-from femtune.view.index import Index
-from femtune.view.store import FACETS, SHOWN_VALUES, Name, Store
 
 from .views import (
     REASONS,

@@ -16,10 +16,10 @@ from urllib.request import urlopen
 import pytest
 
 from femtune.cli import main
+from femtune.reporting.browser.serve import open_in_browser
+from femtune.reporting.browser.store import Name
+from femtune.reporting.browser.texts import visible
 from femtune.runs.run import Run, write_draws
-from femtune.view.serve import open_in_browser
-from femtune.view.store import Name
-from femtune.view.texts import visible
 
 from .views import (
     HOSTILE,
@@ -247,7 +247,7 @@ def test_the_command_refuses(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         assert f"port {number} can't be had" in refusal(str(folder.root), "--port", str(number))
-    for name in [name for name in sys.modules if name.startswith("femtune.view.")]:
+    for name in [name for name in sys.modules if name.startswith("femtune.reporting.browser.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "duckdb", None)
     assert "femtune view needs duckdb: pip install 'femtune[view]'" in refusal(str(folder.root))

@@ -19,10 +19,10 @@ import yaml
 from starlette.testclient import TestClient
 
 from femtune.data.problems import load_problems, save_problems
+from femtune.reporting.browser.app import make_app
+from femtune.reporting.browser.index import Index
 from femtune.runs.run import Run, write_draws
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
-from femtune.view.app import make_app
-from femtune.view.index import Index
 
 TOKEN = "a-token"
 REASONS = ("", "wrong", "cut off", "unparsable", "leaks the hint")

@@ -1,4 +1,4 @@
-"""A figure's numbers as an SVG file, drawn by femtune.report.drawing; dark on a dark page."""
+"""A figure's numbers as an SVG file, drawn by femtune.reporting.page.drawing; dark on a dark page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from femtune._util.atomic_files import replacing
-from femtune.report.drawing import SHAPES, Axis, drawn, span
+from femtune.reporting.page.drawing import SHAPES, Axis, drawn, span
 from findings.experiments import BASELINES, EXPERIMENTS, FOLDER, Figure
 from findings.numbers import Found, Mean, at_end, by_iteration, found_of
 from findings.tables import NOT_YET, TITLES

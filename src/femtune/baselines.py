@@ -42,8 +42,8 @@ from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metr
 from femtune.loop import Steps
 from femtune.mstep.examples import write_examples
 from femtune.prepare import Data, Questions, held_out, plan, read_questions
-from femtune.progress import Quiet
 from femtune.regression import Features, features, predictions, with_values
+from femtune.reporting.terminal import Quiet
 from femtune.rewards.builtin import score
 from femtune.rl import RL_BASELINES, check_reinforced, reinforce
 from femtune.runs.run import Run, open_run, read_draws, write_draws

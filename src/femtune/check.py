@@ -22,7 +22,7 @@ from femtune.data.truncation import trained_tokens
 from femtune.evaluation.chance import guessed_share, is_closed, plain_attempts
 from femtune.mstep.config import context_length
 from femtune.prepare import Data, Questions, held_out, load_config, plan, read_questions, sampling
-from femtune.progress import framed, literal, sparkline
+from femtune.reporting.terminal import framed, literal, sparkline
 from femtune.schemes.named import adds, parse_scheme
 from femtune.types import Draw, Problem
 

@@ -29,7 +29,7 @@ from femtune.check import (
 from femtune.check_model import COOLER, Planned, Trial, Tried, percentile, written
 from femtune.data.tasks.frames import scale_of
 from femtune.evaluation.chance import is_closed
-from femtune.progress import Show, console, literal, plain_table
+from femtune.reporting.terminal import Show, console, literal, plain_table
 from femtune.types import Draw, Problem
 
 SECONDS = 15.0  # between two lines that say how far the draws are

@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from femtune import looking  # whose verbs are the app's by that
 from femtune._util.text import brief
-from femtune.progress import (
+from femtune.reporting.terminal import (
     errors,
     literal,
 )

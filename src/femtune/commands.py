@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from femtune.asker import Asker, check_installed, is_base, make_asker, no_foreign_bars
-from femtune.cards import write_data_card, write_model_card
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
 from femtune.costs.disk import at_most, check_disk
 from femtune.data.demos import Demos, save_demos, without_problems
@@ -76,12 +75,13 @@ from femtune.prepare import (
     resolved,
     sampling,
 )
-from femtune.progress import Quiet
+from femtune.reporting.cards import write_data_card, write_model_card
+from femtune.reporting.terminal import Quiet
+from femtune.reporting.trackers import check_trackers, tracking
 from femtune.runs.checkpoints import best_of
 from femtune.runs.hashes import hash_weights, relied_on, warn_of_date
 from femtune.runs.run import Run, by_problem, check_run, open_run, read_draws, stored_config
 from femtune.stored import settings_of
-from femtune.trackers import check_trackers, tracking
 from femtune.types import Problem, Sampling, Scheme
 
 log = logging.getLogger("femtune")

@@ -41,7 +41,7 @@ from femtune.config import RL, Train
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
 from femtune.evaluation.evaluate import sound_steps
 from femtune.prepare import Data, choose_peft, held_out, local_model, plan, read_questions
-from femtune.progress import Quiet
+from femtune.reporting.terminal import Quiet
 from femtune.runs.run import read_log
 from femtune.schemes.named import spelled_out
 from femtune.types import Problem

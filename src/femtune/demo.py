@@ -20,7 +20,7 @@ from femtune.data.worlds import WORLDS, make_rows
 from femtune.errors import ConfigError, RunError
 from femtune.mstep.config import Training
 from femtune.prepare import check_new
-from femtune.progress import framed, literal
+from femtune.reporting.terminal import framed, literal
 from femtune.runs.run import read_draws
 from femtune.types import Draw
 

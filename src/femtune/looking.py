@@ -14,7 +14,8 @@ from rich.text import Text
 from femtune.config import Evaluate, Flat, Train
 from femtune.costs.outlook import Wish
 from femtune.errors import ConfigError, DataError, RunError
-from femtune.progress import (
+from femtune.refilter import Change
+from femtune.reporting.terminal import (
     Show,
     console,
     framed,
@@ -22,7 +23,6 @@ from femtune.progress import (
     plain_table,
     showing,
 )
-from femtune.refilter import Change
 from femtune.verbs import Model, Output, app, tell
 
 
@@ -275,7 +275,7 @@ def report(runs: Annotated[list[Path], Parameter(negative=())], *, output: Path 
     page is report.html there, or --output; it is made of the runs' files, needs no network, and is
     replaced where it is there already.
     """
-    from femtune.report.page import report as run
+    from femtune.reporting.page.render import report as run
 
     tell("report", run(runs, output))
 
@@ -316,7 +316,7 @@ def view(
     RUN is the folder of a train, sample, evaluate or compare, or several; nothing is written there.
     --port 0 is a free one; --open opens a browser.
     """
-    from femtune.view.serve import view as serve
+    from femtune.reporting.browser.serve import view as serve
 
     serve(run, port, open_browser, lambda address: tell("read the draws at", address))
 
@@ -338,7 +338,7 @@ def push(
     shown first; --dry-run ends there. --draws sends all draws with the data, kept or not; --private
     makes a new repository private. The token is that of `hf auth login` or of HF_TOKEN.
     """
-    from femtune import push as hub
+    from femtune.reporting import hub
 
     if not dry_run:
         hub.check_ready()

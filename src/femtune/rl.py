@@ -24,7 +24,7 @@ from femtune.config import RL, Train
 from femtune.errors import ConfigError
 from femtune.loop import Steps
 from femtune.prepare import plan, sampling
-from femtune.progress import Quiet
+from femtune.reporting.terminal import Quiet
 from femtune.runs.checkpoints import check_room, link_models, thin_out
 from femtune.runs.run import Run
 from femtune.schemes.filters import chain

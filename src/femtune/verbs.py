@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 from femtune._util.text import visible
 from femtune.config import RL, Calibrate, Evaluate, Flat, Names, Predict, Sample, Train
 from femtune.mstep.config import Training
-from femtune.progress import (
+from femtune.reporting.terminal import (
     Show,
     console,
     literal,
@@ -363,7 +363,7 @@ def tell(what: str, where: object) -> None:
 def write_report(place: Path, show: Show) -> None:
     """The report of a run that has just ended: where it fails, the run has not."""
     try:
-        from femtune.report.page import report as run
+        from femtune.reporting.page.render import report as run
 
         written = run([place])
     except Exception as error:

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 
 from rich.live import Live
 
-from femtune import progress
 from femtune.compare import Job, State
-from femtune.progress import Show, literal, plain_table, sparkline
+from femtune.reporting import terminal
+from femtune.reporting.terminal import Show, literal, plain_table, sparkline
 
 
 class Watch:
     """Several runs at once: a live table in a terminal, lines elsewhere."""
 
     def __init__(self, show: Show) -> None:
-        self._live = Live(console=progress.console, transient=True, refresh_per_second=4)
-        self._terminal = show == "auto" and progress.console.is_terminal
-        self._lines = show == "lines" or (show == "auto" and not progress.console.is_terminal)
+        self._live = Live(console=terminal.console, transient=True, refresh_per_second=4)
+        self._terminal = show == "auto" and terminal.console.is_terminal
+        self._lines = show == "lines" or (show == "auto" and not terminal.console.is_terminal)
         self._told: set[tuple[str, int, int]] = set()
 
     def __enter__(self) -> Watch:
@@ -42,7 +42,7 @@ class Watch:
                         when = f" evaluation {number}" if number else " base"
                         when = when if job.iterates else ""
                         said = f"{job.scheme} seed {job.seed}{when}: accuracy {accuracy:.3f}"
-                        progress.console.print(literal(said))
+                        terminal.console.print(literal(said))
 
 
 def _state_cells(job: Job, state: State) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from femtune.report.drawing import WIDE, Axis, chosen, drawn, span
+from femtune.reporting.page.drawing import WIDE, Axis, chosen, drawn, span
 
 HEIGHT, NARROW_HEIGHT = 34, 46  # pixels of a row; where it is narrow, its label stands above it
 

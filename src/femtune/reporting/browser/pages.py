@@ -15,13 +15,13 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.types import Send
 
 from femtune.errors import ConfigError
-from femtune.view.database import Closed
-from femtune.view.difference import LONGEST, difference
-from femtune.view.export import TYPES, Form, export
-from femtune.view.filters import PAGE, Filter
-from femtune.view.index import Index, Stale
-from femtune.view.store import Name, Seen, Store
-from femtune.view.wording import LONG, SIDE, SORTED, chips, choices, environment, toggled
+from femtune.reporting.browser.database import Closed
+from femtune.reporting.browser.difference import LONGEST, difference
+from femtune.reporting.browser.export import TYPES, Form, export
+from femtune.reporting.browser.filters import PAGE, Filter
+from femtune.reporting.browser.index import Index, Stale
+from femtune.reporting.browser.store import Name, Seen, Store
+from femtune.reporting.browser.wording import LONG, SIDE, SORTED, chips, choices, environment, toggled
 
 LANES = 4  # runs side by side, if nothing else is said
 STACK = 8  # draws of a run and an iteration that stand one under the other

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from femtune.report.drawing import NARROW, Axis, chosen, drawn, span, style
+from femtune.reporting.page.drawing import NARROW, Axis, chosen, drawn, span, style
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from femtune.data.tasks.frames import frame, scale_of
 from femtune.errors import DataError
 from femtune.evaluation.evaluate import as_item
 from femtune.evaluation.metrics import NUM_BINS, Item, count_votes, most_likely
-from femtune.report.record import Record
-from femtune.report.tally import batches, shards
+from femtune.reporting.page.record import Record
+from femtune.reporting.page.tally import batches, shards
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 
 MAX_SCALE = 12  # answers in a confusion matrix: 0 to 10 is a scale that is in use

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from femtune.evaluation.bootstrap import Estimate
-from femtune.report.contenders import Measure
-from femtune.report.drawing import NUM_COLOURS, mark
-from femtune.report.figures import Series
-from femtune.report.record import Found
-from femtune.report.texts import percent
+from femtune.reporting.page.contenders import Measure
+from femtune.reporting.page.drawing import NUM_COLOURS, mark
+from femtune.reporting.page.figures import Series
+from femtune.reporting.page.record import Found
+from femtune.reporting.page.texts import percent
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from femtune.errors import ConfigError
-from femtune.view.runs import check_places
+from femtune.reporting.browser.runs import check_places
 
 if TYPE_CHECKING:
-    from femtune.view.index import Index
+    from femtune.reporting.browser.index import Index
 
 HOST = "127.0.0.1"
 
@@ -35,14 +35,14 @@ def view(places: Sequence[Path], port: int, open_browser: bool, say: Callable[[s
     check_places(places)
     with listening(port) as sock, tempfile.TemporaryDirectory(prefix="femtune-view-") as folder:
         try:
-            from femtune.view.index import Index
+            from femtune.reporting.browser.index import Index
 
             index = Index(places)
             reading = threading.Thread(target=_read, args=[index], daemon=True)
             reading.start()  # while the rest is imported, which takes as long
             import uvicorn
 
-            from femtune.view.app import make_app
+            from femtune.reporting.browser.app import make_app
         except ModuleNotFoundError as error:
             raise ConfigError(f"femtune view needs {error.name}: pip install 'femtune[view]'") from error
         token, number = secrets.token_urlsafe(32), sock.getsockname()[1]
@@ -68,7 +68,7 @@ def view(places: Sequence[Path], port: int, open_browser: bool, say: Callable[[s
 
 def _read(index: Index) -> None:
     """Read what there is before somebody asks for it."""
-    from femtune.view.database import Closed
+    from femtune.reporting.browser.database import Closed
 
     with suppress(Closed):
         index.refresh()

@@ -20,9 +20,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from femtune.view.database import Database
-from femtune.view.filters import Filter
-from femtune.view.runs import PROBLEMS, Found, Shard, Stamp, find_runs, stamp
+from femtune.reporting.browser.database import Database
+from femtune.reporting.browser.filters import Filter
+from femtune.reporting.browser.runs import PROBLEMS, Found, Shard, Stamp, find_runs, stamp
 
 _TABLES = """
 CREATE TABLE shards (shard INT, position INT, run TEXT, kind TEXT, iteration INT, link TEXT);

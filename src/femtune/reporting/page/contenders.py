@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from femtune.compare import half_width
 from femtune.evaluation.bootstrap import Estimate
-from femtune.report.record import Found, Group, Record
+from femtune.reporting.page.record import Found, Group, Record
 
 Kind = Literal["base", "baseline", "scheme"]
 Metrics = Mapping[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from femtune.report.drawing import drawn
+from femtune.reporting.page.drawing import drawn
 
 HEIGHT, GAP = 260, 30  # pixels; two lines of text fit beside the smallest place
 ACROSS = (0.0, 0.37, 0.74)  # of the width: where the columns are

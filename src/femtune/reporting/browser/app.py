@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from femtune.view.guard import HOSTS, Guard, Headers
-from femtune.view.index import Index
-from femtune.view.pages import Pages
+from femtune.reporting.browser.guard import HOSTS, Guard, Headers
+from femtune.reporting.browser.index import Index
+from femtune.reporting.browser.pages import Pages
 
 
 def make_app(
@@ -65,5 +65,5 @@ def make_app(
 
 def asset(name: str, kind: str) -> Callable[[Request], Response]:
     """A file of the package."""
-    content = (files("femtune.view") / "templates" / name).read_bytes()
+    content = (files("femtune.reporting.browser") / "templates" / name).read_bytes()
     return lambda request: Response(content, media_type=kind)

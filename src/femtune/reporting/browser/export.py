@@ -12,9 +12,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from femtune.reporting.browser.filters import Filter
+from femtune.reporting.browser.index import Index, Stale
 from femtune.runs.run import DRAWS
-from femtune.view.filters import Filter
-from femtune.view.index import Index, Stale
 
 Form = Literal["jsonl", "parquet"]
 TYPES = {"jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}

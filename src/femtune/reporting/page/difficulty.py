@@ -7,13 +7,13 @@ from typing import Any
 
 from femtune.evaluation.bootstrap import Estimate
 from femtune.evaluation.selection_bias import wilson
-from femtune.report.drawing import Axis
-from femtune.report.figures import groups
-from femtune.report.kept import Looked
-from femtune.report.parts import Figure, Section, Table, group_keys, of, series
-from femtune.report.record import Found
-from femtune.report.tally import DIFFICULTY, by_difficulty
-from femtune.report.texts import count, listed, name, percent, signed
+from femtune.reporting.page.drawing import Axis
+from femtune.reporting.page.estep_section import Looked
+from femtune.reporting.page.figures import groups
+from femtune.reporting.page.parts import Figure, Section, Table, group_keys, of, series
+from femtune.reporting.page.record import Found
+from femtune.reporting.page.tally import DIFFICULTY, by_difficulty
+from femtune.reporting.page.texts import count, listed, name, percent, signed
 
 SHARE = Axis("", ".0%", (0.0, 1.0))
 

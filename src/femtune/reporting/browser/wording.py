@@ -8,9 +8,9 @@ from urllib.parse import urlencode
 
 import jinja2
 
-from femtune.view import texts
-from femtune.view.filters import ORDERS, Filter
-from femtune.view.store import Value
+from femtune.reporting.browser import texts
+from femtune.reporting.browser.filters import ORDERS, Filter
+from femtune.reporting.browser.store import Value
 
 LONG = 20_000  # characters of a text that a page shows; a link leads to the whole
 SIDE = 1_500  # of one that stands beside others
@@ -56,7 +56,7 @@ assert SORTED.keys() == ORDERS.keys()
 def environment() -> jinja2.Environment:
     """Templates whose values are escaped, strange characters visible."""
     made = jinja2.Environment(
-        loader=jinja2.PackageLoader("femtune.view"),
+        loader=jinja2.PackageLoader("femtune.reporting.browser"),
         autoescape=True,
         finalize=texts.shown,
         undefined=jinja2.StrictUndefined,

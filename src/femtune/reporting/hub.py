@@ -23,8 +23,8 @@ from huggingface_hub import DatasetCard, HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from femtune.cards import hub_model, write_data_card, write_model_card
 from femtune.errors import ConfigError, FemtuneError, RunError
+from femtune.reporting.cards import hub_model, write_data_card, write_model_card
 
 What = Literal["model", "data"]
 Which = Literal["best", "last"]

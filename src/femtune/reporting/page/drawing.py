@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup, escape
 
 from femtune.errors import ConfigError
-from femtune.report.texts import visible
+from femtune.reporting.page.texts import visible
 
 WIDE, NARROW = 760, 340  # pixels: of a desktop's page, of a phone's
 NUM_COLOURS = 6  # --c0 to --c5 in style.css; more series begin again, with other shapes

@@ -13,14 +13,14 @@ from markupsafe import Markup
 
 from femtune._util.atomic_files import replacing
 from femtune.errors import RunError
-from femtune.report import closing, judged, kept, sections
-from femtune.report.difficulty import difficulty
-from femtune.report.kept import Looked
-from femtune.report.opening import opening
-from femtune.report.parts import Section
-from femtune.report.record import Found, Group, find
-from femtune.report.tally import Sampler, Tally, tally
-from femtune.report.texts import cut, name, visible
+from femtune.reporting.page import details, estep_section, predictions, sections
+from femtune.reporting.page.difficulty import difficulty
+from femtune.reporting.page.estep_section import Looked
+from femtune.reporting.page.parts import Section
+from femtune.reporting.page.record import Found, Group, find
+from femtune.reporting.page.summary import opening
+from femtune.reporting.page.tally import Sampler, Tally, tally
+from femtune.reporting.page.texts import cut, name, visible
 
 PICKS = 3  # draws that are shown of each prompt and reason
 
@@ -49,22 +49,22 @@ def render(found: Found) -> str:
     notes = [*found.notes]
     looked = [look(number, group, notes) for number, group in enumerate(found.schemes)]
     looked = [each for each in looked if each.iterations]
-    lead = closing.lead_of(found)
-    problems = judged.eval_problems(lead, notes) if lead is not None else {}
+    lead = details.lead_of(found)
+    problems = predictions.eval_problems(lead, notes) if lead is not None else {}
     made = [
         sections.everyone(found),
-        closing.before_and_after(found, problems, notes),
+        details.before_and_after(found, problems, notes),
         sections.learning(found),
-        closing.judgements(found, problems, notes),
-        kept.draws(found, looked),
+        details.judgements(found, problems, notes),
+        estep_section.draws(found, looked),
         difficulty(found, looked),
         sections.lengths(found, looked),
         sections.cost(found),
-        closing.rationales(found, looked, notes),
-        closing.settings(found),
+        details.rationales(found, looked, notes),
+        details.settings(found),
     ]
     shown: list[Section] = [each for each in made if each is not None]
-    shown.append(closing.sources(found, notes))
+    shown.append(details.sources(found, notes))
     return _template()(opening=opening(found), sections=shown).strip() + "\n"
 
 
@@ -91,7 +91,7 @@ def look(place: int, group: Group, notes: list[str]) -> Looked:
 def _template() -> Callable[..., str]:
     """The template, which escapes whatever is not Markup, and shows what is hidden in it."""
     environment = Environment(
-        loader=PackageLoader("femtune.report", ""),
+        loader=PackageLoader("femtune.reporting.page", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -99,6 +99,6 @@ def _template() -> Callable[..., str]:
         finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
     )
     environment.filters |= {"cut": cut, "short": name}
-    style = files("femtune.report").joinpath("style.css").read_text(encoding="utf-8")
+    style = files("femtune.reporting.page").joinpath("style.css").read_text(encoding="utf-8")
     environment.globals["style"] = Markup(style)
     return environment.get_template("report.html.j2").render

@@ -9,10 +9,10 @@ from typing import Any
 import duckdb
 
 from femtune.errors import ConfigError, FemtuneError
+from femtune.reporting.browser.filters import COLUMNS, NUMBERS, ORDERS, PAGE, Filter
+from femtune.reporting.browser.index import Index
+from femtune.reporting.browser.runs import PROBLEMS
 from femtune.types import Message, Problem, Prompt
-from femtune.view.filters import COLUMNS, NUMBERS, ORDERS, PAGE, Filter
-from femtune.view.index import Index
-from femtune.view.runs import PROBLEMS
 
 FACETS = ("run", "kind", "iteration", "stage", "prompt", "kept", "reason", "finish", "answer", "correct")
 SHOWN_VALUES = 12  # of a facet, the most frequent ones

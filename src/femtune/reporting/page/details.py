@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from femtune.report import judged
-from femtune.report.contenders import best, contenders
-from femtune.report.drawing import NUM_COLOURS, Axis, mark
-from femtune.report.figures import Series, diagonal
-from femtune.report.kept import REASONS, Looked
-from femtune.report.parts import Figure, Key, Section, Table
-from femtune.report.record import Found, Record, differing
-from femtune.report.tally import Pick
-from femtune.report.texts import count, name, percent, setting
+from femtune.reporting.page import predictions
+from femtune.reporting.page.contenders import best, contenders
+from femtune.reporting.page.drawing import NUM_COLOURS, Axis, mark
+from femtune.reporting.page.estep_section import REASONS, Looked
+from femtune.reporting.page.figures import Series, diagonal
+from femtune.reporting.page.parts import Figure, Key, Section, Table
+from femtune.reporting.page.record import Found, Record, differing
+from femtune.reporting.page.tally import Pick
+from femtune.reporting.page.texts import count, name, percent, setting
 
 EXHIBITS = 6  # problems that are shown of those that were mended; half as many of each other change
 
@@ -52,22 +52,22 @@ def lead_of(found: Found) -> Record | None:
 # --- judgements
 
 
-def judgements(found: Found, problems: judged.Problems, notes: list[str]) -> Section | None:
+def judgements(found: Found, problems: predictions.Problems, notes: list[str]) -> Section | None:
     """Who says what to whom, and how sure the vote is; of answers on a scale."""
-    lead, scale = lead_of(found), judged.one_scale(problems)
+    lead, scale = lead_of(found), predictions.one_scale(problems)
     if lead is None or not scale or not lead.evaluations():
         return None
     numbers = list(dict.fromkeys([min(lead.evaluations()), max(lead.evaluations())]))
     matrices = []
     for number in numbers:
-        items = judged.items(lead, number, problems, notes)
+        items = predictions.items(lead, number, problems, notes)
         if items:
             title = "The base" if number == 0 else f"After iteration {number}"
-            matrices.append(_matrix(title, judged.confusion(items, scale)))
+            matrices.append(_matrix(title, predictions.confusion(items, scale)))
     voters = _voters(found, scale, notes)
     if not matrices and not voters:
         return None
-    what = "ratings" if judged.is_judge(problems) else "answers"
+    what = "ratings" if predictions.is_judge(problems) else "answers"
     who = (
         f" Both are of {lead.scheme}, seed {lead.seed}."
         if len(found.schemes) > 1 or len(found.runs) > 1
@@ -88,18 +88,18 @@ def judgements(found: Found, problems: judged.Problems, notes: list[str]) -> Sec
     )
 
 
-def _matrix(title: str, confusion: judged.Confusion) -> Matrix:
+def _matrix(title: str, confusion: predictions.Confusion) -> Matrix:
     none = any(row[-1] for row in confusion.counts)
     rows = []
     for answer, counts in zip(confusion.scale, confusion.counts, strict=True):
         shown = counts if none else counts[:-1]
         rows.append((answer, [(n, n / max(1, sum(counts))) for n in shown]))
     right = sum(counts[at] for at, counts in enumerate(confusion.counts))
-    scale = [*confusion.scale, *([judged.NO_ANSWER] if none else [])]
+    scale = [*confusion.scale, *([predictions.NO_ANSWER] if none else [])]
     return Matrix(title, scale, rows, f"{right} of {confusion.total} on the diagonal")
 
 
-Voter = tuple[str, list[judged.Bin]]
+Voter = tuple[str, list[predictions.Bin]]
 
 
 def _voters(found: Found, scale: tuple[str, ...], notes: list[str]) -> list[Voter]:
@@ -112,8 +112,8 @@ def _voters(found: Found, scale: tuple[str, ...], notes: list[str]) -> list[Vote
             continue
         if group.is_baseline and run.scheme != "votes":  # a regression answers once, whatever it read
             continue
-        items = judged.items(run, last, judged.eval_problems(run, notes), notes)
-        bins = judged.reliability(items, scale) if items else []
+        items = predictions.items(run, last, predictions.eval_problems(run, notes), notes)
+        bins = predictions.reliability(items, scale) if items else []
         if bins:
             made.append((group.label, bins))
     return made
@@ -142,7 +142,7 @@ def _reliability(voters: Sequence[Voter]) -> Figure:
 # --- rationales
 
 
-def before_and_after(found: Found, problems: judged.Problems, notes: list[str]) -> Section | None:
+def before_and_after(found: Found, problems: predictions.Problems, notes: list[str]) -> Section | None:
     """The same problems, asked of the base and of what was learnt."""
     lead = lead_of(found)
     if lead is None or not problems:
@@ -160,7 +160,7 @@ def before_and_after(found: Found, problems: judged.Problems, notes: list[str]) 
         if any(number > 0 for number in group.runs[0].evaluations())
     ]
     others.sort(key=lambda pair: pair[1] is not lead)
-    changes = judged.changes(lead, others[:6], problems, EXHIBITS, notes)
+    changes = predictions.changes(lead, others[:6], problems, EXHIBITS, notes)
     if not changes:
         return None
     says = [
@@ -178,7 +178,9 @@ def rationales(found: Found, looked: Sequence[Looked], notes: list[str]) -> Sect
     groups = []
     for each in looked:
         run = each.group.runs[0]
-        asked = judged.asked(run.root / "problems.parquet", [p.problem_id for p in each.picks], notes)
+        asked = predictions.asked(
+            run.root / "problems.parquet", [p.problem_id for p in each.picks], notes
+        )
         shown = [_shown(pick, *asked.get(pick.problem_id, ("", ""))) for pick in each.picks]
         kinds = list(dict.fromkeys(item.verdict for item in shown))
         if shown:

@@ -7,13 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from femtune.report.contenders import KEPT, MEASURES, Contender, Measure, best, contenders, course
-from femtune.report.dots import Row, dots
-from femtune.report.drawing import NARROW, WIDE, Axis, style
-from femtune.report.figures import lines
-from femtune.report.parts import Figure, capital, interval, series
-from femtune.report.record import BASELINES, Found, Record
-from femtune.report.texts import count, listed, name, percent, seconds
+from femtune.reporting.page.contenders import (
+    KEPT,
+    MEASURES,
+    Contender,
+    Measure,
+    best,
+    contenders,
+    course,
+)
+from femtune.reporting.page.dots import Row, dots
+from femtune.reporting.page.drawing import NARROW, WIDE, Axis, style
+from femtune.reporting.page.figures import lines
+from femtune.reporting.page.parts import Figure, capital, interval, series
+from femtune.reporting.page.record import BASELINES, Found, Record
+from femtune.reporting.page.texts import count, listed, name, percent, seconds
 
 ACCURACY = MEASURES[0]
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune.errors import ConfigError, RunError
-from femtune.report.texts import name, setting
+from femtune.reporting.page.texts import name, setting
 from femtune.runs.run import read_log, stored_config
 from femtune.schemes.named import parse_scheme
 

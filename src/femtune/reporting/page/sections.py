@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from femtune.evaluation.bootstrap import Estimate
-from femtune.report.contenders import (
+from femtune.reporting.page.contenders import (
     ANSWERS,
     COVERED,
     KEPT,
@@ -21,13 +21,22 @@ from femtune.report.contenders import (
     course,
     pooled,
 )
-from femtune.report.drawing import Axis
-from femtune.report.figures import lines, stacks
-from femtune.report.kept import Looked
-from femtune.report.parts import Figure, Key, Section, Table, capital, group_keys, series, with_interval
-from femtune.report.record import Found, Group, Record
-from femtune.report.tally import Tally
-from femtune.report.texts import count, name, percent, seconds
+from femtune.reporting.page.drawing import Axis
+from femtune.reporting.page.estep_section import Looked
+from femtune.reporting.page.figures import lines, stacks
+from femtune.reporting.page.parts import (
+    Figure,
+    Key,
+    Section,
+    Table,
+    capital,
+    group_keys,
+    series,
+    with_interval,
+)
+from femtune.reporting.page.record import Found, Group, Record
+from femtune.reporting.page.tally import Tally
+from femtune.reporting.page.texts import count, name, percent, seconds
 
 ITERATION = Axis("iteration", "d")
 

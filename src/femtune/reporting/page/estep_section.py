@@ -9,13 +9,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from femtune.report.drawing import NARROW, WIDE, Axis
-from femtune.report.figures import stacks
-from femtune.report.flow import Stop, flow
-from femtune.report.parts import Figure, Key, Section, Table, of
-from femtune.report.record import Found, Group
-from femtune.report.tally import Pick, Tally
-from femtune.report.texts import count, percent
+from femtune.reporting.page.drawing import NARROW, WIDE, Axis
+from femtune.reporting.page.figures import stacks
+from femtune.reporting.page.flow import Stop, flow
+from femtune.reporting.page.parts import Figure, Key, Section, Table, of
+from femtune.reporting.page.record import Found, Group
+from femtune.reporting.page.tally import Pick, Tally
+from femtune.reporting.page.texts import count, percent
 
 REASONS = {  # in the order that they are shown; "" is kept
     "": ("kept", "var(--kept)"),
