@@ -28,10 +28,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from femtune.commands import make_settings, train
-from femtune.costs.outlook import Outlook, Wish, look_ahead
 from femtune.data.worlds import SEEDLING
 from femtune.demo import write_world
 from femtune.runs.run import read_draws
+from femtune.tools.estimate.estimate import Outlook, Wish, look_ahead
 
 M_STEP = {"learning_rate": 3e-4, "num_train_epochs": 2, "per_device_train_batch_size": 32}
 RUBRIC = {

@@ -17,10 +17,10 @@ from femtune.engines.hf.engine import TransformersEngine
 from femtune.estep.answer_scoring import prefix_of, sampled_prefix, written
 from femtune.estep.scoring import read_nats
 from femtune.prepare import local_model
-from femtune.refilter import Change, refilter
-from femtune.replay import name_of, replay
 from femtune.runs.run import read_draws
-from femtune.stored import open_stored
+from femtune.tools.refilter import Change, refilter
+from femtune.tools.replay import name_of, replay
+from femtune.tools.stored_run import open_stored
 
 from .oracle import LINE_CUT, setup
 from .runs import make_world, train_command

@@ -13,25 +13,6 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from femtune.asker import Asker
-from femtune.check import Finding, examine
-from femtune.check_model import (
-    Tried,
-    advise,
-    copied_shares,
-    draw_trials,
-    fitting_tokens,
-    form_of,
-    repeats_itself,
-)
-from femtune.check_report import (
-    example_draw,
-    fitted,
-    label_table,
-    pasted,
-    table,
-    verdict,
-    written_lines,
-)
 from femtune.config import Train
 from femtune.data.demos import Demo
 from femtune.data.prompts import Prompts
@@ -40,6 +21,25 @@ from femtune.data.worlds import WORLDS, make_splits
 from femtune.engines.fake import FakeEngine
 from femtune.estep.scheduler import Setup
 from femtune.rewards.builtin import exact, score
+from femtune.tools.check import Finding, examine
+from femtune.tools.check_model import (
+    Tried,
+    advise,
+    copied_shares,
+    draw_trials,
+    fitting_tokens,
+    form_of,
+    repeats_itself,
+)
+from femtune.tools.check_report import (
+    example_draw,
+    fitted,
+    label_table,
+    pasted,
+    table,
+    verdict,
+    written_lines,
+)
 from femtune.types import Completion, Draw, DrawKey, FinishReason, Problem, Reason, Sampling, Score
 
 RATED, _ = make_splits(WORLDS["rubric"], 40, 10, seed=0)

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from femtune.checkup import check_up, mend, runs_in
 from femtune.cli import main
 from femtune.errors import RunError
 from femtune.estep.journal import Journal
 from femtune.estep.scoring import read_nats
 from femtune.runs import manifest
 from femtune.runs.run import Run, read_draws
+from femtune.tools.verify import check_up, mend, runs_in
 
 from .runs import make_world, train_command
 from .test_loop import timeless

@@ -17,25 +17,6 @@ from transformers import AutoConfig
 
 from femtune.cli import main
 from femtune.config import Train
-from femtune.costs.course import course
-from femtune.costs.disk import at_most, draws_bytes
-from femtune.costs.footprint import advice, batch_rows, engine_memory, training_memory
-from femtune.costs.formulas import (
-    Asking,
-    Attempt,
-    Job,
-    Phase,
-    Shape,
-    asking,
-    fitting,
-    loading,
-    rounds,
-    scoring,
-    writing,
-)
-from femtune.costs.hardware import TABLE, Efficiency, Hardware, this_machine
-from femtune.costs.outlook import Wish, look_ahead, notes
-from femtune.costs.shapes import read_shape
 from femtune.data.worlds import SEEDLING
 from femtune.demo import write_world
 from femtune.engines.hf.engine import default_max_batch
@@ -55,6 +36,25 @@ from femtune.schemes.named import (
     waking,
     weighted,
 )
+from femtune.tools.estimate.disk import at_most, draws_bytes
+from femtune.tools.estimate.estimate import Wish, look_ahead, notes
+from femtune.tools.estimate.formulas import (
+    Asking,
+    Attempt,
+    Job,
+    Phase,
+    Shape,
+    asking,
+    fitting,
+    loading,
+    rounds,
+    scoring,
+    writing,
+)
+from femtune.tools.estimate.hardware import TABLE, Efficiency, Hardware, this_machine
+from femtune.tools.estimate.memory import advice, batch_rows, engine_memory, training_memory
+from femtune.tools.estimate.schedule import course
+from femtune.tools.estimate.shapes import read_shape
 from femtune.types import Sampling, Scheme, Stage
 
 from .models import tiny_model

@@ -14,13 +14,13 @@ from femtune import prepare, train
 from femtune.cli import main
 from femtune.commands import evaluate, fit
 from femtune.config import Evaluate, Train
-from femtune.costs import hardware
 from femtune.data.worlds import SEEDLING, WORLDS, make_rows
 from femtune.model_info import FILE, is_trained, read_info
 from femtune.mstep.config import Training
 from femtune.prepare import choose_peft, needs_peft
 from femtune.reporting.terminal import Quiet
 from femtune.runs.hashes import hash_weights
+from femtune.tools.estimate import hardware
 
 SETTINGS: dict[str, Any] = {"task": "judge", "raters": "named", "scale": "1,5", "max_new_tokens": 48}
 

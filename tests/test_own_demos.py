@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from femtune.own_demos import choose
+from femtune.tools.own_demos import choose
 from femtune.types import Completion, Draw, DrawKey, Score
 
 

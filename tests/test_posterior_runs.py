@@ -18,11 +18,11 @@ from femtune.commands import fit
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.estep.scoring import read_nats
 from femtune.prepare import local_model
-from femtune.refilter import Change, refilter
-from femtune.replay import name_of, replay
 from femtune.runs.run import read_draws, read_shard
 from femtune.schemes.named import parse_scheme
-from femtune.stored import open_stored
+from femtune.tools.refilter import Change, refilter
+from femtune.tools.replay import name_of, replay
+from femtune.tools.stored_run import open_stored
 from femtune.types import Draw, DrawKey
 
 from .runs import make_world, train_command

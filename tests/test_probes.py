@@ -18,9 +18,18 @@ from femtune.errors import ConfigError
 from femtune.evaluation.evaluate import as_item
 from femtune.evaluation.metrics import Item
 from femtune.prepare import read_questions
-from femtune.probes import _altered, findings, padded, pair_biases, praised, probe, rating_biases, table
 from femtune.reporting.terminal import Quiet
 from femtune.runs.run import read_draws
+from femtune.tools.judge_biases import (
+    _altered,
+    findings,
+    padded,
+    pair_biases,
+    praised,
+    probe,
+    rating_biases,
+    table,
+)
 from femtune.types import Problem
 
 # --- altered texts

@@ -28,11 +28,11 @@ from femtune.evaluation.selection_bias import Balance
 from femtune.loop import Steps
 from femtune.mstep.config import Training
 from femtune.prepare import plan, read_questions, resolved
-from femtune.refilter import Change, notes, open_stored, refilter, replayed
 from femtune.reporting.terminal import Quiet
 from femtune.rewards.builtin import score
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import star, trice
+from femtune.tools.refilter import Change, notes, open_stored, refilter, replayed
 from femtune.types import Completion, Draw, DrawKey, Reason, Sampling, Score
 
 from .models import byte_tokenizer, tiny_model

@@ -12,8 +12,8 @@ import yaml
 
 from femtune.cli import main
 from femtune.errors import ConfigError, RunError
-from femtune.replay import Replayed, find_draws, name_of, replay, told
 from femtune.runs.run import read_draws, write_draws
+from femtune.tools.replay import Replayed, find_draws, name_of, replay, told
 from femtune.types import Draw
 
 from .runs import make_world, train_command

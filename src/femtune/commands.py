@@ -24,7 +24,6 @@ import numpy as np
 
 from femtune.asker import Asker, check_installed, is_base, make_asker, no_foreign_bars
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
-from femtune.costs.disk import at_most, check_disk
 from femtune.data.demos import Demos, save_demos, without_problems
 from femtune.data.problems import save_problems
 from femtune.data.tasks.frames import scale_of
@@ -81,7 +80,8 @@ from femtune.reporting.trackers import check_trackers, tracking
 from femtune.runs.checkpoints import best_of
 from femtune.runs.hashes import hash_weights, relied_on, warn_of_date
 from femtune.runs.run import Run, by_problem, check_run, open_run, read_draws, stored_config
-from femtune.stored import settings_of
+from femtune.tools.estimate.disk import at_most, check_disk
+from femtune.tools.stored_run import settings_of
 from femtune.types import Problem, Sampling, Scheme
 
 log = logging.getLogger("femtune")

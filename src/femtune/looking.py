@@ -12,9 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from femtune.config import Evaluate, Flat, Train
-from femtune.costs.outlook import Wish
 from femtune.errors import ConfigError, DataError, RunError
-from femtune.refilter import Change
 from femtune.reporting.terminal import (
     Show,
     console,
@@ -23,6 +21,8 @@ from femtune.reporting.terminal import (
     plain_table,
     showing,
 )
+from femtune.tools.estimate.estimate import Wish
+from femtune.tools.refilter import Change
 from femtune.verbs import Model, Output, app, tell
 
 
@@ -65,7 +65,7 @@ def doctor(
     DATA is the folder of a run, or of several. --mend sets damaged files aside, so that the run's
     command makes them again. For a data set, this is the same as check.
     """
-    from femtune.checkup import runs_in
+    from femtune.tools.verify import runs_in
 
     if Path(data).is_dir() and (runs := runs_in(Path(data))):
         _check_runs(runs, mend, show)
@@ -81,9 +81,9 @@ def _check_data(
     data: str, model: str, settings: Train, row: int, num_draws: int, tries: bool, show: Show
 ) -> None:
     """Check data, then the model unless `tries` is False. Raises what train would raise."""
-    from femtune import check as checks
-    from femtune import check_model as model_checks
-    from femtune import check_report
+    from femtune.tools import check as checks
+    from femtune.tools import check_model as model_checks
+    from femtune.tools import check_report
 
     if num_draws < 1:
         raise ConfigError(f"--draws must be at least 1, got {num_draws}. --no-try draws none.")
@@ -118,17 +118,17 @@ def _print(lines: Iterable[RenderableType]) -> None:
 
 def _check_runs(runs: Sequence[Path], mend: bool, show: Show) -> None:
     """Verify runs. Raises RunError where one stays damaged."""
-    from femtune import checkup
+    from femtune.tools import verify
 
     num_bad = 0
     for run in runs:
-        found = checkup.check_up(run)
+        found = verify.check_up(run)
         if show == "json":
-            print(checkup.as_json(found))
+            print(verify.as_json(found))
         elif show != "quiet":
-            for is_well, what, text in checkup.lines(found):
+            for is_well, what, text in verify.lines(found):
                 console.print(literal(f"{'✓' if is_well else '!'} {what:<16}{text}"), soft_wrap=True)
-        set_aside = checkup.mend(found) if mend else []
+        set_aside = verify.mend(found) if mend else []
         if show in ("auto", "lines"):
             for path in set_aside:
                 tell("set aside", path)
@@ -154,14 +154,14 @@ def plan(
     Loads no weights, unless --measure tries some problems out. Of a model on the Hub only config,
     tokenizer and the list of its weights are fetched.
     """
-    from femtune.costs import outlook
+    from femtune.tools.estimate import estimate
 
-    found = outlook.look_ahead(data, model, settings or Train(), wish or Wish())
+    found = estimate.look_ahead(data, model, settings or Train(), wish or Wish())
     if show == "json":
-        print(json.dumps(outlook.as_json(found)))
+        print(json.dumps(estimate.as_json(found)))
     elif show != "quiet":
-        console.print(plain_table(*outlook.table(found)))
-        for note in outlook.notes(found):
+        console.print(plain_table(*estimate.table(found)))
+        for note in estimate.notes(found):
             console.print(literal(note), soft_wrap=True)
 
 
@@ -181,7 +181,7 @@ def refilter(
     RUN is the folder of a train or sample; nothing is written into it. --output-dir writes the
     examples, and --train fits them, from the weights that the iteration started from, or from --model.
     """
-    from femtune import refilter as again
+    from femtune.tools import refilter as again
 
     with showing(show) as progress:
         if train:
@@ -221,8 +221,8 @@ def probe(
     Altered items are asked beside the originals: three times the draws of evaluate for ratings, and
     for pairs too.
     """
-    from femtune.probes import probe as run
-    from femtune.probes import table
+    from femtune.tools.judge_biases import probe as run
+    from femtune.tools.judge_biases import table
 
     with showing(show) as progress:
         folder, metrics = run(data, model, settings or Evaluate(), output_dir, progress)
@@ -250,7 +250,7 @@ def replay(
     --draw takes ITERATION/PROBLEM/STAGE/INDEX, or ITERATION/PROBLEM for all draws of a problem; --eval
     looks for it among the evaluation's.
     """
-    from femtune import replay as again
+    from femtune.tools import replay as again
 
     num_other = 0
     for found in again.replay(run, draw, kind="eval" if eval_ else "draws", device=device):
@@ -294,8 +294,8 @@ def demos(
     prompt stands in the data is refused there.
     """
     from femtune.data.demos import save_demos
-    from femtune.own_demos import own_demos
     from femtune.prepare import check_new
+    from femtune.tools.own_demos import own_demos
 
     check_new(output, "--output")
     chosen = own_demos(run, number, iteration)

@@ -18,7 +18,6 @@ from femtune._util.model_safety import check_fetched, check_weights, unreadable
 from femtune._util.parsing import Unreadable, read_json
 from femtune._util.safetensors_header import num_parameters
 from femtune.config import Ask, Sample, Train, check_draws
-from femtune.costs.hardware import training_device_memory
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import parse_scale
 from femtune.data.demos import Demos, load_demos
@@ -35,6 +34,7 @@ from femtune.rewards.builtin import as_reward
 from femtune.runs.checkpoints import sized
 from femtune.runs.run import stored_config
 from femtune.schemes.named import parse_scheme, soft_acceptance, spelled_out
+from femtune.tools.estimate.hardware import training_device_memory
 from femtune.types import Problem, Request, Reward, Sampling, Scheme
 
 log = logging.getLogger("femtune")

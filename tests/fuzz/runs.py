@@ -21,16 +21,16 @@ import yaml
 from femtune import cli
 from femtune.compare import state
 from femtune.config import CHANGEABLE
-from femtune.costs.shapes import read_shape
 from femtune.data.worlds import SEEDLING
 from femtune.errors import FemtuneError
 from femtune.evaluation.calibration import Calibration, apply, load_calibration
 from femtune.mstep import examples
 from femtune.predictions import check_calibration
 from femtune.prepare import load_config, load_tokenizer
-from femtune.refilter import Change, refilter
 from femtune.runs import run as stored_run
 from femtune.runs.run import check_run
+from femtune.tools.estimate.shapes import read_shape
+from femtune.tools.refilter import Change, refilter
 
 from .mangling import (
     File,

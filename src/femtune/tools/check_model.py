@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from femtune.asker import Asker, is_base
-from femtune.check import Finding
 from femtune.config import Train
 from femtune.data.answers import as_fraction, plain
 from femtune.data.demos import Demos
@@ -26,6 +25,7 @@ from femtune.evaluation.evaluate import is_right
 from femtune.mstep.config import context_length
 from femtune.prepare import load_config, sampling
 from femtune.schemes.named import paper_filter, parse_scheme
+from femtune.tools.check import Finding
 from femtune.types import Draw, Problem, Scheme, Stage
 
 COOLER = 0.7  # the temperature that is tried where the run's gives few answers

@@ -6,10 +6,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from femtune.costs.course import capacity, most_draws
 from femtune.errors import RunError
 from femtune.loop import Plan
 from femtune.runs.checkpoints import exported_dtype, free_bytes, model_bytes, sized
+from femtune.tools.estimate.schedule import capacity, most_draws
 from femtune.types import Sampling
 
 log = logging.getLogger("femtune")

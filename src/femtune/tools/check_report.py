@@ -17,7 +17,10 @@ from rich.text import Text
 
 from femtune._util.text import span, visible
 from femtune.asker import Asker
-from femtune.check import (
+from femtune.data.tasks.frames import scale_of
+from femtune.evaluation.chance import is_closed
+from femtune.reporting.terminal import Show, console, literal, plain_table
+from femtune.tools.check import (
     MOST_LABELS,
     Finding,
     labels_of,
@@ -26,10 +29,7 @@ from femtune.check import (
     show_tokens,
     trained_under,
 )
-from femtune.check_model import COOLER, Planned, Trial, Tried, percentile, written
-from femtune.data.tasks.frames import scale_of
-from femtune.evaluation.chance import is_closed
-from femtune.reporting.terminal import Show, console, literal, plain_table
+from femtune.tools.check_model import COOLER, Planned, Trial, Tried, percentile, written
 from femtune.types import Draw, Problem
 
 SECONDS = 15.0  # between two lines that say how far the draws are

@@ -8,7 +8,7 @@ from pathlib import Path
 from femtune.data.demos import Demo, Demos
 from femtune.errors import RunError
 from femtune.runs.run import read_draws
-from femtune.stored import open_stored
+from femtune.tools.stored_run import open_stored
 from femtune.types import Draw, Problem
 
 

@@ -25,7 +25,7 @@ from femtune.prepare import load_tokenizer, local_model, plan
 from femtune.rewards.builtin import as_reward
 from femtune.runs.run import Run, read_draws, stored_config
 from femtune.schemes.named import paper_filter
-from femtune.stored import Kind, fitted_prompts, problems_of, settings_of
+from femtune.tools.stored_run import Kind, fitted_prompts, problems_of, settings_of
 from femtune.types import Completion, Draw, Problem, Request, Sampling, Scheme, Score, Stage, draw_seed
 
 

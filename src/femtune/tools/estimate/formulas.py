@@ -43,8 +43,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from femtune.costs.hardware import DISK, Hardware
 from femtune.mstep.config import Training
+from femtune.tools.estimate.hardware import DISK, Hardware
 from femtune.types import Stage
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -22,9 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from femtune.costs.formulas import Asking, Attempt, asking
 from femtune.schemes.filters import weigh
 from femtune.schemes.named import paper_filter
+from femtune.tools.estimate.formulas import Asking, Attempt, asking
 from femtune.types import Completion, Draw, DrawKey, Rule, Scheme, Score, Stage
 
 _MANY = 64  # draws by which it is tried how many a rule keeps

@@ -45,7 +45,7 @@ from femtune.rewards.builtin import score
 from femtune.runs.hashes import hash_weights
 from femtune.runs.run import by_problem, read_draws, write_draws
 from femtune.schemes.filters import accepted, chain, share
-from femtune.stored import Stored, open_stored
+from femtune.tools.stored_run import Stored, open_stored
 from femtune.types import SCORED, Draw, Problem, Request, Scheme, Score
 
 

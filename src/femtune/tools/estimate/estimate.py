@@ -14,10 +14,14 @@ from typing import Any
 from femtune._util.text import span
 from femtune.asker import Asker, engine_args, make_asker
 from femtune.config import Train
-from femtune.costs.course import course, is_steady
-from femtune.costs.disk import Disk, draws_bytes, masters_bytes, models_bytes
-from femtune.costs.footprint import Memory, advice, batch_rows, engine_memory, training_memory
-from femtune.costs.formulas import (
+from femtune.errors import ConfigError
+from femtune.loop import Plan
+from femtune.mstep.config import Training
+from femtune.prepare import Data, held_out, plan, read_questions, sampling
+from femtune.runs.checkpoints import sized
+from femtune.tools.estimate.benchmark import Trial, try_out
+from femtune.tools.estimate.disk import Disk, draws_bytes, masters_bytes, models_bytes
+from femtune.tools.estimate.formulas import (
     BYTES,
     Attempt,
     Job,
@@ -29,14 +33,10 @@ from femtune.costs.formulas import (
     scoring,
     writing,
 )
-from femtune.costs.hardware import DISK, TABLE, Hardware, check_hardware, this_machine
-from femtune.costs.shapes import config_folder, read_shape
-from femtune.costs.trial import Trial, try_out
-from femtune.errors import ConfigError
-from femtune.loop import Plan
-from femtune.mstep.config import Training
-from femtune.prepare import Data, held_out, plan, read_questions, sampling
-from femtune.runs.checkpoints import sized
+from femtune.tools.estimate.hardware import DISK, TABLE, Hardware, check_hardware, this_machine
+from femtune.tools.estimate.memory import Memory, advice, batch_rows, engine_memory, training_memory
+from femtune.tools.estimate.schedule import course, is_steady
+from femtune.tools.estimate.shapes import config_folder, read_shape
 from femtune.types import Problem, Scheme
 
 RIGHT = {"plain": 0.5, "hinted": 0.9}  # assumed where nothing is said

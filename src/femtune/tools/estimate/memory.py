@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from femtune.costs.formulas import BYTES, Job, Shape
-from femtune.costs.hardware import Hardware
 from femtune.engines.hf.batch_size import usual_rows
+from femtune.tools.estimate.formulas import BYTES, Job, Shape
+from femtune.tools.estimate.hardware import Hardware
 
 RUNTIME = 1e9  # that a GPU's driver and libraries take; assumed
 _SPARE = 0.95  # of the rest an engine may fill; assumed
