@@ -137,9 +137,9 @@ def run(name: str, settings: dict[str, Any], seed: int, args: argparse.Namespace
     from transformers import AutoTokenizer
 
     from femtune.commands import evaluate
+    from femtune.comparison.demo import write_world
     from femtune.config import Evaluate
     from femtune.data.worlds import SEEDLING
-    from femtune.demo import write_world
     from femtune.reporting.terminal import Quiet
 
     torch.set_num_threads(1)
@@ -220,12 +220,12 @@ def prepare_femtune(
 def prepare_rl(
     kind: str, data: Path, place: Path, race: Race, seed: int, settings: dict[str, Any]
 ) -> Callable[[], None]:
+    from femtune.comparison.policy_gradient import Environment, policy_gradient
     from femtune.config import RL
     from femtune.data.tasks.load import Options, read_task
     from femtune.data.worlds import SEEDLING
     from femtune.engines.hf.engine import read_tokenizer
     from femtune.mstep.config import Training
-    from femtune.policy_gradient import Environment, policy_gradient
     from femtune.rewards.builtin import ordinal, score
     from femtune.types import Sampling
 

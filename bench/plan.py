@@ -28,8 +28,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from femtune.commands import make_settings, train
+from femtune.comparison.demo import write_world
 from femtune.data.worlds import SEEDLING
-from femtune.demo import write_world
 from femtune.runs.run import read_draws
 from femtune.tools.estimate.estimate import Outlook, Wish, look_ahead
 

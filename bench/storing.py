@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from femtune.cli import main as femtune
-from femtune.demo import write_world
+from femtune.comparison.demo import write_world
 from femtune.estep import driver, journal
 from femtune.runs import run
 

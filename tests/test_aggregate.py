@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from femtune.comparison.direct import direct_metrics
 from femtune.data.tasks.frames import Frame
 from femtune.data.tasks.judge import turned
-from femtune.direct import direct_metrics
 from femtune.estep.answer_probs import AnswerNats
 from femtune.evaluation.aggregate import prediction
 from femtune.evaluation.answer_metrics import side_by_side

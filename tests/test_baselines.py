@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from tests.models import tiny_model
 
-from femtune.baselines import (
+from femtune.comparison.baselines import (
     Baseline,
     answered,
     baseline_settings,
@@ -27,16 +27,9 @@ from femtune.baselines import (
     most_frequent,
     run_baseline,
 )
-from femtune.compare import Job, _histories, compare, jobs, notes, rows, save, table
-from femtune.config import Train
-from femtune.data.tasks.frames import Frame
-from femtune.data.worlds import WORLDS, make_splits
-from femtune.demo import write_world
-from femtune.errors import ConfigError, DataError, NothingKept, RunError
-from femtune.evaluation.scored_answers import read_scored
-from femtune.mstep.config import Training
-from femtune.prepare import read_questions
-from femtune.regression import (
+from femtune.comparison.compare import Job, _histories, compare, jobs, notes, rows, save, table
+from femtune.comparison.demo import write_world
+from femtune.comparison.regression import (
     PENALTIES,
     Features,
     embeddings,
@@ -47,6 +40,13 @@ from femtune.regression import (
     predictions,
     value_metrics,
 )
+from femtune.config import Train
+from femtune.data.tasks.frames import Frame
+from femtune.data.worlds import WORLDS, make_splits
+from femtune.errors import ConfigError, DataError, NothingKept, RunError
+from femtune.evaluation.scored_answers import read_scored
+from femtune.mstep.config import Training
+from femtune.prepare import read_questions
 from femtune.runs.run import read_draws
 from femtune.types import Problem
 

@@ -20,11 +20,11 @@ from markdown_it import MarkdownIt
 
 from femtune._util import markdown
 from femtune.commands import sample, train
+from femtune.comparison.demo import write_world
 from femtune.config import Sample
 from femtune.data.problems import load_problems
 from femtune.data.tasks.load import read_task
 from femtune.data.worlds import WORLDS
-from femtune.demo import write_world
 from femtune.reporting.cards import (
     MEASURES,
     data_card,

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from femtune.compare import Job, State, compare, jobs, rows, save, state, table, telling
+from femtune.comparison.compare import Job, State, compare, jobs, rows, save, state, table, telling
+from femtune.comparison.demo import changes, write_world
 from femtune.config import Train
 from femtune.data.worlds import WORLDS, make_splits
-from femtune.demo import changes, write_world
 from femtune.errors import ConfigError, NothingKept, RunError
 from femtune.mstep.config import Training
 from femtune.schemes.named import AUTO

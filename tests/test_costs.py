@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from femtune.cli import main
+from femtune.comparison.demo import write_world
 from femtune.config import Train
 from femtune.data.worlds import SEEDLING
-from femtune.demo import write_world
 from femtune.engines.hf.engine import default_max_batch
 from femtune.errors import ConfigError, ModelError
 from femtune.loop import Evaluation, Plan

@@ -12,9 +12,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from femtune import train
+from femtune.comparison.demo import write_world
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import SEEDLING, WORLDS
-from femtune.demo import write_world
 
 FILE = Path(__file__).parent.parent / "examples" / "fem_in_one_file.py"
 NUM = 200  # problems on each side

@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from femtune.baselines import Reinforced
-from femtune.compare import half_width
+from femtune.comparison.baselines import Reinforced
+from femtune.comparison.compare import half_width
 from femtune.errors import ConfigError, NothingKept, RunError
 from femtune.reporting.page.drawing import drawn
 from femtune.types import Problem

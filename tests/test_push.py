@@ -20,8 +20,8 @@ from huggingface_hub import HfApi, constants
 
 from femtune.cli import main
 from femtune.commands import sample, train
+from femtune.comparison.demo import write_world
 from femtune.config import Sample
-from femtune.demo import write_world
 from femtune.errors import ConfigError, FemtuneError, RunError
 from femtune.reporting.hub import pack, send
 from femtune.reporting.terminal import Quiet

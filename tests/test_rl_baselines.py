@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from femtune import rl
-from femtune.baselines import Reinforced, baseline_settings, chosen, run_baseline
-from femtune.compare import jobs, rows
+from femtune.comparison import rl
+from femtune.comparison.baselines import Reinforced, baseline_settings, chosen, run_baseline
+from femtune.comparison.compare import jobs, rows
+from femtune.comparison.demo import write_world
 from femtune.config import RL, Train
 from femtune.data.prompts import ChatTokenizer, Prompts
-from femtune.demo import write_world
 from femtune.engines.hf.engine import read_tokenizer
 from femtune.errors import ConfigError, RunError
 from femtune.mstep.config import Training
@@ -180,7 +180,7 @@ def test_the_trained_adapter_alone_is_saved(world: tuple[str, Train], tmp_path: 
 def test_trl_feeds_the_prompts_that_schemes_feed(
     template: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from femtune import policy_gradient
+    from femtune.comparison import policy_gradient
 
     model = tiny_model(
         tmp_path / "model",
@@ -224,7 +224,7 @@ def test_trl_feeds_the_prompts_that_schemes_feed(
 def test_the_right_answer_takes_the_place_of_the_one_that_was_written(
     text: str, rationale: str, answer: str
 ) -> None:
-    from femtune.latro import told
+    from femtune.comparison.latro import told
 
     chat = ChatTokenizer(byte_tokenizer())
     kept, answered = told(chat.encode_completion(text), "12", Prompts(), chat)
@@ -236,8 +236,8 @@ def test_the_right_answer_takes_the_place_of_the_one_that_was_written(
 
 @needs_trl
 def test_a_token_that_holds_the_end_of_the_rationale_stays_whole() -> None:
+    from femtune.comparison.latro import told
     from femtune.data.worlds import SEEDLING
-    from femtune.latro import told
 
     chat = read_tokenizer(SEEDLING)  # it has a token ".\nAnswer: "
     tokens = chat.encode_completion("Start at 3.\nIt is clear: plus 2, so 4.\nAnswer: 4")
@@ -252,7 +252,7 @@ def test_latros_rewards_and_loss_are_the_papers(
 ) -> None:
     import torch
 
-    from femtune.latro import LaTRO
+    from femtune.comparison.latro import LaTRO
     from femtune.mstep.examples import TokenExamples
     from femtune.mstep.fit import completion_nats
 

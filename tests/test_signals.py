@@ -15,7 +15,7 @@ import pytest
 
 from femtune._util import interrupts
 from femtune.cli import main
-from femtune.demo import write_world
+from femtune.comparison.demo import write_world
 from femtune.estep.journal import Journal
 from femtune.runs.run import read_draws
 from femtune.types import DrawKey

@@ -22,7 +22,7 @@ from rich.console import Console
 import femtune
 from femtune import cli
 from femtune._util.text import visible
-from femtune.demo import changes
+from femtune.comparison.demo import changes
 from femtune.reporting import terminal
 from femtune.reporting.terminal import framed, literal, plain_table
 
@@ -98,7 +98,7 @@ def test_all_that_shows_something_shows_it_harmless() -> None:
 
 def test_a_demo_of_hostile_rationales_is_harmless(tmp_path: Path) -> None:
     """The panels of `demo`, of a run whose problems and draws say what they like."""
-    from femtune.compare import Job
+    from femtune.comparison.compare import Job
     from femtune.config import Train
     from femtune.data.problems import save_problems
     from femtune.runs.run import write_draws

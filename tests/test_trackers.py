@@ -14,7 +14,7 @@ import pytest
 
 from femtune.cli import main
 from femtune.commands import fit, train
-from femtune.demo import write_world
+from femtune.comparison.demo import write_world
 from femtune.errors import ConfigError
 from femtune.mstep.config import TRACKERS, Training
 from femtune.reporting import trackers

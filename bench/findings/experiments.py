@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from femtune.rl import RL_BASELINES
+from femtune.comparison.rl import RL_BASELINES
 from femtune.schemes.named import AUTO
 
 FOLDER = Path(__file__).parent  # of the CSV files

@@ -1,4 +1,4 @@
-"""An experiment's runs, by femtune.compare, and the rows of what they measured."""
+"""An experiment's runs, by femtune.comparison.compare, and the rows of what they measured."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 from femtune._util.atomic_files import replacing
 from femtune.commands import make_settings
-from femtune.compare import Job, compare, jobs
+from femtune.comparison.compare import Job, compare, jobs
+from femtune.comparison.rl import RL_BASELINES
 from femtune.config import RL, Train
 from femtune.data.worlds import WORLDS, make_rows
 from femtune.errors import ConfigError, NothingKept, RunError
-from femtune.rl import RL_BASELINES
 from findings.experiments import BASELINES, COMMON, SEEDLINGS, WORLD_SETTINGS, Experiment
 
 # Columns -> where their number is in an iteration's metrics.json; the first place that has one counts.

@@ -40,7 +40,7 @@ Baselines = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, n
 @app.command
 def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
     """The paper's comparison, offline, in minutes: four schemes, the rubric world, the seedling."""
-    from femtune.demo import SETTINGS, changes, write_world
+    from femtune.comparison.demo import SETTINGS, changes, write_world
 
     train_data, eval_data = write_world("rubric", output_dir / "data")
     settings = replace(SETTINGS, eval_data=str(eval_data))
@@ -134,9 +134,9 @@ def _compare(
     draws: int = 16,
     rl: RL | None = None,
 ) -> Any:
-    from femtune import compare as runs
-    from femtune.baselines import chosen
-    from femtune.watch import Watch
+    from femtune.comparison import compare as runs
+    from femtune.comparison.baselines import chosen
+    from femtune.comparison.live_table import Watch
 
     todo = runs.jobs(schemes, seeds, settings, place, chosen(baselines, settings), draws, rl)
     with Watch(show) as watch:
@@ -289,8 +289,8 @@ def world(
     rubric and raters are for the task judge, tldr and tldr-axis for summarize, sums for math, quiz for
     choice.
     """
+    from femtune.comparison.demo import write_world
     from femtune.data.worlds import WORLDS
-    from femtune.demo import write_world
 
     for path in write_world(name, output_dir, num_train, num_test, seed, noise, difficulty):
         tell("written", path)

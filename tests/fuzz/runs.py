@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from femtune import cli
-from femtune.compare import state
+from femtune.comparison.compare import state
 from femtune.config import CHANGEABLE
 from femtune.data.worlds import SEEDLING
 from femtune.errors import FemtuneError

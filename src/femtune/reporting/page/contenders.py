@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from femtune.compare import half_width
+from femtune.comparison.compare import half_width
 from femtune.evaluation.bootstrap import Estimate
 from femtune.reporting.page.record import Found, Group, Record
 

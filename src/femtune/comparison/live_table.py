@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rich.live import Live
 
-from femtune.compare import Job, State
+from femtune.comparison.compare import Job, State
 from femtune.reporting import terminal
 from femtune.reporting.terminal import Show, literal, plain_table, sparkline
 

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.panel import Panel
 
 from femtune._util.atomic_files import replacing
-from femtune.compare import Job, telling
+from femtune.comparison.compare import Job, telling
 from femtune.config import Train
 from femtune.data.problems import load_problems
 from femtune.data.prompts import prompt_text

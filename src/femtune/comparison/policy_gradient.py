@@ -23,6 +23,7 @@ import trl
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from femtune._util.atomic_files import replacing
+from femtune.comparison.latro import LaTRO
 from femtune.config import RL
 from femtune.data.prompts import ChatTokenizer, Prompts
 from femtune.engines.hf.engine import end_tokens
@@ -32,7 +33,6 @@ from femtune.engines.weight_check import NUM_PAIRS, Probe, write_probe
 from femtune.errors import FemtuneError, ModelError
 from femtune.estep.scheduler import Grade
 from femtune.evaluation.evaluate import estep_metrics
-from femtune.latro import LaTRO
 from femtune.mstep.config import MAX_BATCH, Training
 from femtune.mstep.examples import TokenExamples
 from femtune.mstep.fit import completion_nats, load_model

@@ -105,7 +105,7 @@ def _pass(name: str, steps: Steps, rl: RL, iteration: int, tokens: int | None) -
     model, start = steps.weights(iteration), steps.weights(iteration - 1)
     steps.run.verify(model)
     if not model.exists():
-        from femtune.policy_gradient import Environment, policy_gradient  # slow to import
+        from femtune.comparison.policy_gradient import Environment, policy_gradient  # slow to import
 
         setup, training = steps.setup, steps.plan.training
         steps.run.verify(*[start] if iteration > 1 else [])

@@ -27,7 +27,8 @@ from typing import Any
 from femtune._util import interrupts
 from femtune._util.atomic_files import replacing
 from femtune.asker import make_asker
-from femtune.baselines import (
+from femtune.commands import beside, run_place, run_train
+from femtune.comparison.baselines import (
     ONCE,
     Baseline,
     History,
@@ -36,7 +37,6 @@ from femtune.baselines import (
     check,
     run_baseline,
 )
-from femtune.commands import beside, run_place, run_train
 from femtune.config import RL, Train
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
 from femtune.evaluation.evaluate import sound_steps

@@ -30,22 +30,22 @@ from femtune._util.atomic_files import replacing
 from femtune._util.text import near
 from femtune.asker import Asker, make_asker
 from femtune.commands import beside, run_place
+from femtune.comparison.direct import direct_answers, direct_metrics, expected_score
+from femtune.comparison.regression import Features, features, predictions, with_values
+from femtune.comparison.rl import RL_BASELINES, check_reinforced, reinforce
 from femtune.config import CHANGEABLE, RL, Train
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import Scale
 from femtune.data.prompts import write_completion
 from femtune.data.tasks.frames import frame
-from femtune.direct import direct_answers, direct_metrics, expected_score
 from femtune.errors import ConfigError, DataError
 from femtune.estep.scheduler import Setup
 from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics
 from femtune.loop import Steps
 from femtune.mstep.examples import write_examples
 from femtune.prepare import Data, Questions, held_out, plan, read_questions
-from femtune.regression import Features, features, predictions, with_values
 from femtune.reporting.terminal import Quiet
 from femtune.rewards.builtin import score
-from femtune.rl import RL_BASELINES, check_reinforced, reinforce
 from femtune.runs.run import Run, open_run, read_draws, write_draws
 from femtune.schemes.filters import chain
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
