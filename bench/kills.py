@@ -36,7 +36,7 @@ from zlib import crc32
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-from femtune.cli import main as femtune
+from femtune.cli.main import main as femtune
 from femtune.comparison.demo import write_world
 from femtune.estep import scheduler
 from femtune.runs import manifest

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from femtune.cli import main as femtune
+from femtune.cli.main import main as femtune
 from femtune.comparison.demo import write_world
 from femtune.estep import driver, journal
 from femtune.runs import run

@@ -65,7 +65,7 @@ def measure(num: int, folder: Path, model: Path) -> dict[str, float]:
             row = {"prompt": f"Problem {number}: what is {number} + 7 - {number}?", "answer": "7"}
             file.write(json.dumps(row) + "\n")
     out = folder / f"out-{num}"
-    command = [sys.executable, "-m", "femtune.cli", "sample", str(data), "--model", str(model)]
+    command = [sys.executable, "-m", "femtune.cli.main", "sample", str(data), "--model", str(model)]
     command += ["--max-new-tokens", "32", "--output-dir", str(out), "--show", "quiet"]
     begun = time.perf_counter()
     process = subprocess.Popen(command)

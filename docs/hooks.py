@@ -151,7 +151,7 @@ def shown_file(name: str) -> str:
 
 def command_line() -> str:
     """Every verb with its flags, as the program itself knows them."""
-    from femtune.cli import app
+    from femtune.cli.main import app
 
     # cyclopts writes how Python was started into the usage
     text = app.generate_docs(flatten_commands=True).replace(" -m mkdocs", "")

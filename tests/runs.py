@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from femtune.cli import main
+from femtune.cli.main import main
 
 SEEDLING = ("--model", "seedling", "--max-new-tokens", "48")
 JUDGE = ("--task", "judge", "--raters", "named", "--scale", "1,5")  # the rubric world's

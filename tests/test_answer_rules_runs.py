@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.engines.fake import FakeEngine
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.estep.answer_scoring import prefix_of, sampled_prefix, written

@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from femtune.asker import Asker
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.config import Train
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import WORLDS, make_rows, make_splits

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.errors import RunError
 from femtune.estep.journal import Journal
 from femtune.estep.scoring import read_nats

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.data.tasks.load import Options, read_task
 from femtune.runs.run import read_draws
 from femtune.schemes.named import AUTO
@@ -382,7 +382,7 @@ def test_bad_input_is_refused_before_torch_is_imported_and_in_the_first_second(
         todo.append((str(folder), with_folder(bad, world, folder)))
     code = (
         "import json, os, sys, time\n"
-        "from femtune.cli import main\n"
+        "from femtune.cli.main import main\n"
         "for folder, argv in json.loads(sys.argv[1]):\n"
         "    os.chdir(folder)\n"
         "    begun = time.process_time()\n"
@@ -590,7 +590,7 @@ def test_a_world_given_again_is_the_same(world: Path, tmp_path: Path) -> None:
 # --- signals and pipes
 
 CLI = (
-    "import signal, sys; from femtune.cli import main;"
+    "import signal, sys; from femtune.cli.main import main;"
     "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a parent may have it ignored
     "sys.exit(main())"
 )

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.comparison.demo import write_world
 from femtune.config import Train
 from femtune.data.worlds import SEEDLING

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 import femtune
-from femtune.cli import app
+from femtune.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))

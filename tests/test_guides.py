@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from femtune.cli import main
+from femtune.cli.main import main
 
 DOCS = Path(__file__).parent.parent / "docs"
 # tests/real/test_guide.py runs the guide to pretrained models

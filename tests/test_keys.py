@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from femtune._util.redaction import Redactor
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.config import Ask, Train
 from femtune.engines.openai import engine
 from femtune.engines.openai.http import Patience, shown

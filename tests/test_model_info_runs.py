@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from femtune import prepare, train
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.commands import evaluate, fit
 from femtune.config import Evaluate, Train
 from femtune.data.worlds import SEEDLING, WORLDS, make_rows

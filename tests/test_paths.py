@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from femtune.cli import main
+from femtune.cli.main import main
 
 NAMES = (
     *("../../x", "/etc/passwd", "con", "a\x00b", "x" * 10_000, "..", ".", "~/x", "$HOME", "-rf"),

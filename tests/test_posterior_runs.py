@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.commands import fit
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.estep.scoring import read_nats

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from femtune import predict
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.data.tasks.frames import Frame
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.errors import ConfigError, DataError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from scipy.stats import spearmanr
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.config import Evaluate
 from femtune.data.tasks.frames import Frame, frame
 from femtune.data.worlds import SEEDLING

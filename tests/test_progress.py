@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console, Group
 
 import femtune.reporting.terminal as progress
+from femtune.cli.train import show_metrics
 from femtune.comparison.compare import Job, State
 from femtune.comparison.live_table import Watch
 from femtune.config import Train
@@ -32,7 +33,6 @@ from femtune.reporting.terminal import (
     summary,
 )
 from femtune.types import Completion, Draw, DrawKey, Reason, Score
-from femtune.verbs import show_metrics
 
 BASE: dict[str, Any] = {"iteration": 0, "evaluation": {"accuracy": 0.25, "accuracy_ci": [0.125, 0.375]}}
 FIRST: dict[str, Any] = {

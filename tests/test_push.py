@@ -18,7 +18,7 @@ import pytest
 import yaml
 from huggingface_hub import HfApi, constants
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.commands import sample, train
 from femtune.comparison.demo import write_world
 from femtune.config import Sample
@@ -196,7 +196,7 @@ def test_the_command_line_shows_what_it_would_send(
 
 
 def test_without_a_token_it_stops_at_once(tmp_path: Path) -> None:
-    code = "from femtune.cli import main; import sys; sys.exit(main(['push', 'nothing', 'me/it']))"
+    code = "from femtune.cli.main import main; import sys; sys.exit(main(['push', 'nothing', 'me/it']))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path), "PATH": ""},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.schemes.named import spelled_out
 
 ROOT = Path(__file__).parent.parent

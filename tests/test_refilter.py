@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.config import Train
 from femtune.data.demos import Demo, save_demos
 from femtune.data.problems import save_problems

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.errors import ConfigError, RunError
 from femtune.runs.run import read_draws, write_draws
 from femtune.tools.replay import Replayed, find_draws, name_of, replay, told

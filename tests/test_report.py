@@ -20,7 +20,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.data.problems import load_problems
 from femtune.errors import RunError
 from femtune.evaluation.evaluate import as_item
@@ -483,7 +483,7 @@ def test_train_leaves_a_report_and_quiet_says_nothing(runs: Path) -> None:
 def test_a_report_that_fails_is_a_warning(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from femtune import verbs
+    from femtune.cli import train
     from femtune.reporting.page import render
 
     def fails(runs: Any, output: Any = None) -> Path:
@@ -491,7 +491,7 @@ def test_a_report_that_fails_is_a_warning(
 
     monkeypatch.setattr(page, "report", fails)
     main(["--version"])  # sets up how warnings are shown
-    verbs.write_report(runs / "star", "auto")
+    train.write_report(runs / "star", "auto")
     assert "the report could not be made: no ink" in capsys.readouterr().err
 
 

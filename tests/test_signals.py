@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from femtune._util import interrupts
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.comparison.demo import write_world
 from femtune.estep.journal import Journal
 from femtune.runs.run import read_draws
@@ -42,7 +42,7 @@ def test_a_signal_that_python_swallows_is_heeded_at_the_next_check(
 
 
 PROGRAM = (
-    "import os, signal, sys; from femtune.cli import main;"
+    "import os, signal, sys; from femtune.cli.main import main;"
     "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a parent may have it ignored
     "sys.exit(main())"
 )

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import femtune
-from femtune import cli
 from femtune._util.text import visible
+from femtune.cli import main
 from femtune.comparison.demo import changes
 from femtune.reporting import terminal
 from femtune.reporting.terminal import framed, literal, plain_table
@@ -124,7 +124,7 @@ def test_a_demo_of_hostile_rationales_is_harmless(tmp_path: Path) -> None:
 
 def test_warnings_are_harmless(capsys: pytest.CaptureFixture[str]) -> None:
     record = logging.LogRecord("femtune", logging.WARNING, "", 0, "odd: %s", (HOSTILE,), None)
-    cli._Warn().emit(record)
+    main._Warn().emit(record)
     said = capsys.readouterr().err
     assert "odd: ␛[2J" in said
     assert not acts(COLOURS.sub("", said))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.commands import fit, train
 from femtune.comparison.demo import write_world
 from femtune.errors import ConfigError

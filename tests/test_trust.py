@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import femtune
 from femtune._util.model_safety import check_fetched, check_weights
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.hf.model import read_model
 from femtune.engines.vllm.setup import check_format
@@ -274,7 +274,7 @@ def hook(event, args):
         seen.append([event, str(args)])
 
 sys.addaudithook(hook)
-from femtune.cli import main
+from femtune.cli.main import main
 
 status = main(sys.argv[2:])
 open(sys.argv[1], "w").write(json.dumps([status, seen]))

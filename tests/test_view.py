@@ -20,7 +20,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.data.problems import load_problems, save_problems
 from femtune.data.prompts import Prompts
 from femtune.reporting.browser.difference import difference

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from femtune.cli import main
+from femtune.cli.main import main
 from femtune.reporting.browser.serve import open_in_browser
 from femtune.reporting.browser.store import Name
 from femtune.reporting.browser.texts import visible

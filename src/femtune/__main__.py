@@ -2,6 +2,6 @@
 
 import sys
 
-from femtune.cli import main
+from femtune.cli.main import main
 
 sys.exit(main())

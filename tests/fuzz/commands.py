@@ -12,7 +12,7 @@ from random import Random
 
 import yaml
 
-from femtune import cli
+from femtune.cli import main
 from femtune.errors import FemtuneError
 
 from .mangling import (
@@ -119,7 +119,7 @@ def run_command(words: Sequence[str], folder: Path) -> None:
         contextlib.redirect_stderr(errors),
         _no_input(),
     ):
-        status = cli.main(words)
+        status = main.main(words)
     said = errors.buffer.getvalue().decode()  # type: ignore[attr-defined]
     assert len(said) < 10_000, f"{len(said)} characters of error"
     if status == 1:

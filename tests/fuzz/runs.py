@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from femtune import cli
+from femtune.cli import main
 from femtune.comparison.compare import state
 from femtune.config import CHANGEABLE
 from femtune.data.worlds import SEEDLING
@@ -83,7 +83,7 @@ def stored_files() -> dict[str, bytes]:
             "sample rubric/train.jsonl --output-dir run --model seedling --task judge --scale 1,5 "
             "--raters named --scheme rejection:2 --max-new-tokens 48 --chunk-size 6 --show quiet",
         ):
-            assert cli.main(words.split()) == 0
+            assert main.main(words.split()) == 0
         files = [
             path for path in sorted(Path().glob("*/**/*")) if path.is_file() and path.stat().st_size
         ]

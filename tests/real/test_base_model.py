@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import transformers
 
-from femtune.cli import main
+from femtune.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 TASK = ("--task", "math", "--max-new-tokens", "48", "--max-batch", "32", "--temperature", "0.7")

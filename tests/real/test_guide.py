@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from femtune.cli import main
+from femtune.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "guides" / "pretrained.md"

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from rich.console import RenderableType
 from rich.text import Text
 
+from femtune.cli.train import Model, Output, app, tell
 from femtune.config import Evaluate, Flat, Train
 from femtune.errors import ConfigError, DataError, RunError
 from femtune.reporting.terminal import (
@@ -23,7 +24,6 @@ from femtune.reporting.terminal import (
 )
 from femtune.tools.estimate.estimate import Wish
 from femtune.tools.refilter import Change
-from femtune.verbs import Model, Output, app, tell
 
 
 @app.command

@@ -23,13 +23,13 @@ from femtune.errors import ConfigError, FemtuneError
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-from femtune import looking  # whose verbs are the app's by that
 from femtune._util.text import brief
+from femtune.cli import inspect  # whose verbs are the app's by that
+from femtune.cli.train import app
 from femtune.reporting.terminal import (
     errors,
     literal,
 )
-from femtune.verbs import app
 
 __all__ = ["app", "looking", "main"]
 
