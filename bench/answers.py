@@ -17,14 +17,14 @@ from dataclasses import replace
 import torch
 
 from clock import clock
-from femtune.asker import make_asker
 from femtune.config import Sample
 from femtune.data.worlds import WORLDS
 from femtune.engines.pairs import logprobs_by_pairs
 from femtune.estep.answer_probs import answer_nats, closed_set
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Setup
-from femtune.prepare import read_questions
+from femtune.resolve import read_questions
+from femtune.sampler import make_asker
 from femtune.schemes.named import parse_scheme
 from femtune.types import Draw, Problem, Sampling
 

@@ -136,7 +136,7 @@ def run(name: str, settings: dict[str, Any], seed: int, args: argparse.Namespace
     import torch
     from transformers import AutoTokenizer
 
-    from femtune.commands import evaluate
+    from femtune.api import evaluate
     from femtune.comparison.demo import write_world
     from femtune.config import Evaluate
     from femtune.data.worlds import SEEDLING

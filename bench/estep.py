@@ -19,13 +19,13 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import AutoModelForCausalLM
 
-from femtune.asker import make_asker
 from femtune.config import Sample
 from femtune.data.worlds import WORLDS
 from femtune.estep.driver import e_step
-from femtune.prepare import read_questions
+from femtune.resolve import read_questions
 from femtune.rewards.builtin import exact, score
 from femtune.runs.run import write_draws
+from femtune.sampler import make_asker
 from femtune.schemes.named import rejection
 from femtune.types import Completion, Problem, Sampling
 

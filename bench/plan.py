@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from femtune.commands import make_settings, train
+from femtune.api import make_settings, train
 from femtune.comparison.demo import write_world
 from femtune.data.worlds import SEEDLING
 from femtune.runs.run import read_draws

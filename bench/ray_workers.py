@@ -20,14 +20,14 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from femtune.asker import make_asker
 from femtune.config import Sample
 from femtune.data.tasks.load import Options, problems_of
 from femtune.data.worlds import WORLDS, make_rows
 from femtune.estep.driver import e_step
 from femtune.estep.ray_pool import Pool, Posts
-from femtune.prepare import read_questions
+from femtune.resolve import read_questions
 from femtune.runs.run import read_draws
+from femtune.sampler import make_asker
 from femtune.schemes.named import parse_scheme
 from femtune.types import Draw, Sampling
 

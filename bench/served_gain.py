@@ -27,13 +27,13 @@ import torch
 import transformers
 
 from femtune._util.safetensors_header import stored_dtype
-from femtune.asker import no_foreign_bars
 from femtune.data.prompts import ChatTokenizer
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.weight_check import ROUNDING, serve
-from femtune.prepare import load_tokenizer, local_model
+from femtune.resolve import load_tokenizer, local_model
 from femtune.runs.checkpoints import next_start
 from femtune.runs.run import stored_config
+from femtune.sampler import no_foreign_bars
 
 Pair = tuple[Sequence[int], Sequence[int]]  # prompt and completion
 Make = Callable[[], Any]  # an engine that serves the base

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.asker import make_asker
 from femtune.config import Ask
 from femtune.data.answer_format import parse_format
 from femtune.data.worlds import WORLDS, make_splits
@@ -26,7 +25,8 @@ from femtune.estep.answer_probs import (
     written,
 )
 from femtune.evaluation.evaluate import evaluation_draws
-from femtune.prepare import read_questions
+from femtune.resolve import read_questions
+from femtune.sampler import make_asker
 from femtune.schemes.named import pps, rejection
 from femtune.types import Draw, Problem, Sampling
 

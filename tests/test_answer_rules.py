@@ -31,8 +31,8 @@ from femtune.estep.scheduler import Setup
 from femtune.estep.scoring import read_nats, scored_draws
 from femtune.loop import Evaluation, Plan
 from femtune.mstep.config import Training
-from femtune.prepare import plan
 from femtune.reporting.terminal import Quiet
+from femtune.resolve import plan
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.answer_rules import answer_metrics, expected_importance, gain, passes
 from femtune.schemes.filters import accepted, weigh

@@ -16,7 +16,7 @@ from femtune.engines.fake import FakeEngine
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.estep.answer_scoring import prefix_of, sampled_prefix, written
 from femtune.estep.scoring import read_nats
-from femtune.prepare import local_model
+from femtune.resolve import local_model
 from femtune.runs.run import read_draws
 from femtune.tools.refilter import Change, refilter
 from femtune.tools.replay import name_of, replay

@@ -46,7 +46,7 @@ from femtune.data.worlds import WORLDS, make_splits
 from femtune.errors import ConfigError, DataError, NothingKept, RunError
 from femtune.evaluation.scored_answers import read_scored
 from femtune.mstep.config import Training
-from femtune.prepare import read_questions
+from femtune.resolve import read_questions
 from femtune.runs.run import read_draws
 from femtune.types import Problem
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from femtune._util import markdown
-from femtune.commands import sample, train
+from femtune.api import sample, train
 from femtune.comparison.demo import write_world
 from femtune.config import Sample
 from femtune.data.problems import load_problems

@@ -15,13 +15,13 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from femtune.asker import Asker
 from femtune.cli.main import main
 from femtune.config import Train
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import WORLDS, make_rows, make_splits
 from femtune.errors import ConfigError, DataError, FemtuneError
 from femtune.reporting.terminal import console
+from femtune.sampler import Asker
 from femtune.tools.check import Finding, examine, show_prompts, show_tokens, token_pieces, trained_under
 from femtune.tools.check_model import Planned, plan_trials, try_model
 from femtune.tools.check_report import Counting

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from femtune.asker import Asker
 from femtune.config import Train
 from femtune.data.demos import Demo
 from femtune.data.prompts import Prompts
@@ -21,6 +20,7 @@ from femtune.data.worlds import WORLDS, make_splits
 from femtune.engines.fake import FakeEngine
 from femtune.estep.scheduler import Setup
 from femtune.rewards.builtin import exact, score
+from femtune.sampler import Asker
 from femtune.tools.check import Finding, examine
 from femtune.tools.check_model import (
     Tried,

@@ -13,13 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.asker import make_asker
-from femtune.commands import make_settings, run_place
+from femtune.api import make_settings, run_place
 from femtune.config import Ask, Evaluate, Sample, Train, check_types
 from femtune.data.worlds import SEEDLING
 from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.mstep.config import Training
-from femtune.prepare import (
+from femtune.resolve import (
     check_new,
     find_model,
     fingerprint,
@@ -32,6 +31,7 @@ from femtune.prepare import (
     sampling,
 )
 from femtune.rewards.builtin import ordinal
+from femtune.sampler import make_asker
 from femtune.schemes.named import AUTO, paper_filter, star
 from femtune.types import Problem, Sampling, Scheme, Stage
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from femtune.commands import run_place
+from femtune.api import run_place
 from femtune.config import CHANGEABLE, Train
 from femtune.data.worlds import SEEDLING
 from femtune.errors import RunError

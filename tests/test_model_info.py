@@ -25,7 +25,7 @@ from femtune.model_info import (
     with_defaults,
     write_info,
 )
-from femtune.prepare import read_questions
+from femtune.resolve import read_questions
 
 JUDGE = ModelInfo(
     "1.0",

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from femtune import prepare, train
+from femtune import resolve, train
+from femtune.api import evaluate, fit
 from femtune.cli.main import main
-from femtune.commands import evaluate, fit
 from femtune.config import Evaluate, Train
 from femtune.data.worlds import SEEDLING, WORLDS, make_rows
 from femtune.model_info import FILE, is_trained, read_info
 from femtune.mstep.config import Training
-from femtune.prepare import choose_peft, needs_peft
 from femtune.reporting.terminal import Quiet
+from femtune.resolve import choose_peft, needs_peft
 from femtune.runs.hashes import hash_weights
 from femtune.tools.estimate import hardware
 

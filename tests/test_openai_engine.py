@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from femtune.asker import check_able
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import SEEDLING
 from femtune.engines.hf.engine import TransformersEngine
@@ -20,6 +19,7 @@ from femtune.engines.openai.dialects import LLAMACPP, SGLANG, VLLM, completion_b
 from femtune.engines.openai.http import Patience
 from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.estep.forced_answers import FORCED_TOKENS
+from femtune.sampler import check_able
 from femtune.schemes.named import parse_scheme
 from femtune.types import Completion, Sampling
 

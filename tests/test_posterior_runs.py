@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from femtune.api import fit
 from femtune.cli.main import main
-from femtune.commands import fit
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.estep.scoring import read_nats
-from femtune.prepare import local_model
+from femtune.resolve import local_model
 from femtune.runs.run import read_draws, read_shard
 from femtune.schemes.named import parse_scheme
 from femtune.tools.refilter import Change, refilter

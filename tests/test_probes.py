@@ -17,8 +17,8 @@ from femtune.data.worlds import SEEDLING
 from femtune.errors import ConfigError
 from femtune.evaluation.evaluate import as_item
 from femtune.evaluation.metrics import Item
-from femtune.prepare import read_questions
 from femtune.reporting.terminal import Quiet
+from femtune.resolve import read_questions
 from femtune.runs.run import read_draws
 from femtune.tools.judge_biases import (
     _altered,

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from huggingface_hub import HfApi, constants
 
+from femtune.api import sample, train
 from femtune.cli.main import main
-from femtune.commands import sample, train
 from femtune.comparison.demo import write_world
 from femtune.config import Sample
 from femtune.errors import ConfigError, FemtuneError, RunError

@@ -27,8 +27,8 @@ from femtune.estep.scheduler import Setup
 from femtune.evaluation.selection_bias import Balance
 from femtune.loop import Steps
 from femtune.mstep.config import Training
-from femtune.prepare import plan, read_questions, resolved
 from femtune.reporting.terminal import Quiet
+from femtune.resolve import plan, read_questions, resolved
 from femtune.rewards.builtin import score
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import star, trice

@@ -17,7 +17,7 @@ from femtune.config import Train
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError
 from femtune.estep.driver import e_step
-from femtune.prepare import plan
+from femtune.resolve import plan
 from femtune.rewards.builtin import ordinal, score
 from femtune.schemes.filters import accepted, share, weigh
 from femtune.schemes.named import ADDED, SCHEMES, parse_scheme, pps, rejection, soft_acceptance, star

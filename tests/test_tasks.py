@@ -25,7 +25,7 @@ from femtune.data.tasks.judge import JUDGE, instruction, turned, with_ids, write
 from femtune.data.tasks.load import Options, TaskData, problems_of, read_task, trained_on
 from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.errors import ConfigError, DataError
-from femtune.prepare import held_out, read_questions
+from femtune.resolve import held_out, read_questions
 from femtune.types import Problem
 
 Row = dict[str, Any]

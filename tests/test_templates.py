@@ -13,7 +13,7 @@ from femtune.data.prompts import ChatTokenizer, Prompts
 from femtune.errors import ModelError
 from femtune.mstep.examples import read_examples, write_examples
 from femtune.mstep.trainer import Batches
-from femtune.prepare import load_tokenizer
+from femtune.resolve import load_tokenizer
 from femtune.types import Completion, Draw, DrawKey, Example, Problem, Score
 
 from .templates import FAMILIES, FAMILY, Family

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from femtune.api import fit, train
 from femtune.cli.main import main
-from femtune.commands import fit, train
 from femtune.comparison.demo import write_world
 from femtune.errors import ConfigError
 from femtune.mstep.config import TRACKERS, Training

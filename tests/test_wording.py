@@ -17,7 +17,7 @@ from femtune.data.problems import load_problems, save_problems
 from femtune.data.tasks.labels import SOFT, label_of
 from femtune.data.tasks.wording import check_rubric, parse_template, text_or_file
 from femtune.errors import ConfigError, DataError
-from femtune.prepare import read_questions
+from femtune.resolve import read_questions
 from femtune.types import Problem
 
 RATED = {"prompt": "Why?", "response": "So.", "score": 3}

@@ -31,11 +31,11 @@ from typing import Any
 import transformers
 
 import femtune.runs.run
-from femtune.asker import no_foreign_bars
 from femtune.data.problems import save_problems
 from femtune.errors import RunError
 from femtune.runs import manifest
 from femtune.runs.run import open_run
+from femtune.sampler import no_foreign_bars
 from femtune.schemes.named import parse_scheme
 
 from .models import byte_tokenizer, tiny_model

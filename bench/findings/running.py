@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from femtune._util.atomic_files import replacing
-from femtune.commands import make_settings
+from femtune.api import make_settings
 from femtune.comparison.compare import Job, compare, jobs
 from femtune.comparison.rl import RL_BASELINES
 from femtune.config import RL, Train

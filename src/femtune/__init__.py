@@ -52,7 +52,7 @@ The files, in the order of the data; each imports only from those above it:
     verbs, looking, cli
 """
 
-from femtune.commands import Result, train
+from femtune.api import Result, train
 from femtune.data.problems import load_problems
 from femtune.errors import (
     ConfigError,

@@ -29,7 +29,6 @@ import pyarrow.parquet as pq
 
 from femtune._util.atomic_files import replacing
 from femtune._util.text import near
-from femtune.asker import make_asker
 from femtune.config import CHANGEABLE, Evaluate, Predict
 from femtune.data.problems import check_lengths, save_problems
 from femtune.data.rows import json_lines
@@ -51,7 +50,7 @@ from femtune.evaluation.scored_answers import (
 )
 from femtune.model_info import read_info, with_defaults
 from femtune.mstep.config import context_length
-from femtune.prepare import (
+from femtune.resolve import (
     Data,
     Questions,
     base_of_adapter,
@@ -66,6 +65,7 @@ from femtune.prepare import (
 from femtune.rewards.builtin import exact
 from femtune.runs.hashes import relied_on
 from femtune.runs.run import by_problem, check_run, open_run, read_draws
+from femtune.sampler import make_asker
 from femtune.types import Draw, Problem, Sampling
 
 T = TypeVar("T")

@@ -26,7 +26,7 @@ from femtune.errors import FemtuneError
 from femtune.evaluation.calibration import Calibration, apply, load_calibration
 from femtune.mstep import examples
 from femtune.predictions import check_calibration
-from femtune.prepare import load_config, load_tokenizer
+from femtune.resolve import load_config, load_tokenizer
 from femtune.runs import run as stored_run
 from femtune.runs.run import check_run
 from femtune.tools.estimate.shapes import read_shape

@@ -20,7 +20,7 @@ from femtune.data.tasks.load import Options, TaskData
 from femtune.data.tasks.schemas import SCHEMAS
 from femtune.data.worlds import SEEDLING
 from femtune.errors import DataError
-from femtune.prepare import fingerprint, load_tokenizer
+from femtune.resolve import fingerprint, load_tokenizer
 from femtune.rewards.builtin import as_reward
 from femtune.types import DrawKey, Problem, draw_seed
 

@@ -294,7 +294,7 @@ def demos(
     prompt stands in the data is refused there.
     """
     from femtune.data.demos import save_demos
-    from femtune.prepare import check_new
+    from femtune.resolve import check_new
     from femtune.tools.own_demos import own_demos
 
     check_new(output, "--output")

@@ -79,7 +79,7 @@ def train(
     DATA has columns `prompt` and `answer` (.jsonl, .json, .csv, .tsv, .parquet). The same command goes
     on with a run that was stopped.
     """
-    from femtune.commands import run_train
+    from femtune.api import run_train
 
     with showing(show) as progress:
         result = run_train(data, model, settings or Train(), output_dir, progress)
@@ -161,7 +161,7 @@ def sample(
     show: Show = "auto",
 ) -> None:
     """The E-step alone: rationales that lead to the correct answers, as a data set for any trainer."""
-    from femtune.commands import sample as run
+    from femtune.api import sample as run
 
     with showing(show) as progress:
         folder, metrics = run(data, model, settings or Sample(), output_dir, progress)
@@ -187,7 +187,7 @@ def fit(
 
     On several GPUs: accelerate launch -m femtune fit, or torchrun --nproc-per-node 8 -m femtune fit.
     """
-    from femtune.commands import fit as run
+    from femtune.api import fit as run
 
     if int(os.environ.get("RANK", "0")):  # one process of a job tells what all do
         show = "quiet"
@@ -209,7 +209,7 @@ def evaluate(
     show: Show = "auto",
 ) -> None:
     """How well a model answers held-out problems, with intervals."""
-    from femtune.commands import evaluate as run
+    from femtune.api import evaluate as run
 
     with showing(show) as progress:
         folder, metrics = run(data, model, settings or Evaluate(), output_dir, progress)
@@ -264,7 +264,7 @@ def calibrate(
     DATA is a validation split: neither trained on nor tested on. The measures after are cross-fitted:
     of each fifth of the items under a map of the others. What is stored is the map of all items.
     """
-    from femtune.commands import calibrate as run
+    from femtune.api import calibrate as run
 
     with showing(show) as progress:
         metrics = run(data, model, settings or Calibrate(), output, output_dir, progress)

@@ -26,8 +26,7 @@ from typing import Any
 
 from femtune._util import interrupts
 from femtune._util.atomic_files import replacing
-from femtune.asker import make_asker
-from femtune.commands import beside, run_place, run_train
+from femtune.api import beside, run_place, run_train
 from femtune.comparison.baselines import (
     ONCE,
     Baseline,
@@ -40,9 +39,10 @@ from femtune.comparison.baselines import (
 from femtune.config import RL, Train
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
 from femtune.evaluation.evaluate import sound_steps
-from femtune.prepare import Data, choose_peft, held_out, local_model, plan, read_questions
 from femtune.reporting.terminal import Quiet
+from femtune.resolve import Data, choose_peft, held_out, local_model, plan, read_questions
 from femtune.runs.run import read_log
+from femtune.sampler import make_asker
 from femtune.schemes.named import spelled_out
 from femtune.types import Problem
 

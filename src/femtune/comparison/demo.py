@@ -19,8 +19,8 @@ from femtune.data.prompts import prompt_text
 from femtune.data.worlds import WORLDS, make_rows
 from femtune.errors import ConfigError, RunError
 from femtune.mstep.config import Training
-from femtune.prepare import check_new
 from femtune.reporting.terminal import framed, literal
+from femtune.resolve import check_new
 from femtune.runs.run import read_draws
 from femtune.types import Draw
 

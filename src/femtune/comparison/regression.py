@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 
-from femtune.asker import Asker
 from femtune.evaluation.bootstrap import (
     CORRELATIONS,
     Floats,
@@ -39,6 +38,7 @@ from femtune.evaluation.bootstrap import (
 from femtune.evaluation.evaluate import as_item
 from femtune.evaluation.metrics import count_votes, scale_values
 from femtune.runs.run import by_problem, read_draws
+from femtune.sampler import Asker
 from femtune.types import Problem
 
 PENALTIES = np.logspace(-2, 5, 8)  # of least squares, against the sum over items; 1 / C of the logistic

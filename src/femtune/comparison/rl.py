@@ -19,14 +19,14 @@ from importlib.util import find_spec
 from typing import Any
 
 from femtune._util import interrupts
-from femtune.asker import Asker
 from femtune.config import RL, Train
 from femtune.errors import ConfigError
 from femtune.loop import Steps
-from femtune.prepare import plan, sampling
 from femtune.reporting.terminal import Quiet
+from femtune.resolve import plan, sampling
 from femtune.runs.checkpoints import check_room, link_models, thin_out
 from femtune.runs.run import Run
+from femtune.sampler import Asker
 from femtune.schemes.filters import chain
 from femtune.types import Problem, Scheme
 

@@ -33,7 +33,7 @@ from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.judge import JUDGE, Wording, write_pair, write_rating
 from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.mstep.examples import EXAMPLES
-from femtune.prepare import MODELS, load_tokenizer, read_value
+from femtune.resolve import MODELS, load_tokenizer, read_value
 from femtune.schemes.named import adds
 from femtune.types import Problem
 

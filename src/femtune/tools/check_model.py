@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from femtune.asker import Asker, is_base
 from femtune.config import Train
 from femtune.data.answers import as_fraction, plain
 from femtune.data.demos import Demos
@@ -23,7 +22,8 @@ from femtune.estep.scheduler import Setup
 from femtune.evaluation.advice import FEW_ANSWERED, MANY_TRUNCATED
 from femtune.evaluation.evaluate import is_right
 from femtune.mstep.config import context_length
-from femtune.prepare import load_config, sampling
+from femtune.resolve import load_config, sampling
+from femtune.sampler import Asker, is_base
 from femtune.schemes.named import paper_filter, parse_scheme
 from femtune.tools.check import Finding
 from femtune.types import Draw, Problem, Scheme, Stage

@@ -16,10 +16,10 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from femtune._util.text import span, visible
-from femtune.asker import Asker
 from femtune.data.tasks.frames import scale_of
 from femtune.evaluation.chance import is_closed
 from femtune.reporting.terminal import Show, console, literal, plain_table
+from femtune.sampler import Asker
 from femtune.tools.check import (
     MOST_LABELS,
     Finding,

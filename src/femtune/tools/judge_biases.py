@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from femtune.asker import make_asker
-from femtune.commands import as_trained, run_place
+from femtune.api import as_trained, run_place
 from femtune.config import CHANGEABLE, Evaluate
 from femtune.data.tasks.frames import Frame, frame
 from femtune.data.tasks.load import read_task
@@ -40,8 +39,9 @@ from femtune.evaluation.metrics import (
     scale_values,
 )
 from femtune.loop import Progress, drawn
-from femtune.prepare import read_questions, task_options
+from femtune.resolve import read_questions, task_options
 from femtune.runs.run import Run, by_problem, open_run
+from femtune.sampler import make_asker
 from femtune.types import Problem, Sampling
 
 _OTHER = {"": "", "_a": "_b", "_b": "_a"}

@@ -40,7 +40,7 @@ from femtune.evaluation.selection_bias import (
 from femtune.loop import drawn
 from femtune.model_info import info_of, write_info
 from femtune.mstep.examples import write_examples
-from femtune.prepare import base_of_adapter, check_new, load_tokenizer, local_model, plan, read_questions
+from femtune.resolve import base_of_adapter, check_new, load_tokenizer, local_model, plan, read_questions
 from femtune.rewards.builtin import score
 from femtune.runs.hashes import hash_weights
 from femtune.runs.run import by_problem, read_draws, write_draws

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from femtune.asker import Asker
 from femtune.config import Train
 from femtune.data.demos import demos_digest
 from femtune.data.tasks.labels import label_of
@@ -21,9 +20,10 @@ from femtune.engines.weight_check import serve
 from femtune.errors import ConfigError, RunError
 from femtune.estep.forced_answers import Endings, Finished, Force
 from femtune.estep.scheduler import Setup
-from femtune.prepare import load_tokenizer, local_model, plan
+from femtune.resolve import load_tokenizer, local_model, plan
 from femtune.rewards.builtin import as_reward
 from femtune.runs.run import Run, read_draws, stored_config
+from femtune.sampler import Asker
 from femtune.schemes.named import paper_filter
 from femtune.tools.stored_run import Kind, fitted_prompts, problems_of, settings_of
 from femtune.types import Completion, Draw, Problem, Request, Sampling, Scheme, Score, Stage, draw_seed

@@ -15,7 +15,7 @@ from femtune.data.prompts import HINT, JUDGE_LEAKS, LEAKS, ChatTokenizer, Prompt
 from femtune.data.tasks.frames import frame
 from femtune.errors import ConfigError, RunError
 from femtune.mstep.config import Training
-from femtune.prepare import local_model
+from femtune.resolve import local_model
 from femtune.runs.checkpoints import next_start
 from femtune.runs.run import Run, stored_config
 from femtune.schemes.named import restarts

@@ -17,7 +17,7 @@ from femtune._util.atomic_files import make_folder
 from femtune.data.problems import load_problems
 from femtune.errors import DataError, RunError
 from femtune.estep.journal import journals, read_journal
-from femtune.prepare import fingerprint
+from femtune.resolve import fingerprint
 from femtune.runs import manifest
 from femtune.runs.checkpoints import MASTER, free_bytes, sized
 from femtune.runs.run import Run, locked, stored_config

@@ -12,13 +12,13 @@ from statistics import fmean
 from typing import Any
 
 from femtune._util.text import span
-from femtune.asker import Asker, engine_args, make_asker
 from femtune.config import Train
 from femtune.errors import ConfigError
 from femtune.loop import Plan
 from femtune.mstep.config import Training
-from femtune.prepare import Data, held_out, plan, read_questions, sampling
+from femtune.resolve import Data, held_out, plan, read_questions, sampling
 from femtune.runs.checkpoints import sized
+from femtune.sampler import Asker, engine_args, make_asker
 from femtune.tools.estimate.benchmark import Trial, try_out
 from femtune.tools.estimate.disk import Disk, draws_bytes, masters_bytes, models_bytes
 from femtune.tools.estimate.formulas import (

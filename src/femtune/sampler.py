@@ -26,7 +26,7 @@ from femtune.estep.forced_answers import check_cue
 from femtune.estep.scheduler import Crew, Setup
 from femtune.model_info import is_trained, read_info
 from femtune.mstep.config import Training, context_length
-from femtune.prepare import (
+from femtune.resolve import (
     MODELS,
     Questions,
     load_config,

@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from femtune.asker import Asker, check_installed, is_base, make_asker, no_foreign_bars
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
 from femtune.data.demos import Demos, save_demos, without_problems
 from femtune.data.problems import save_problems
@@ -57,7 +56,10 @@ from femtune.model_info import (
 )
 from femtune.mstep.config import Training
 from femtune.predictions import check_calibration, read_calibration
-from femtune.prepare import (
+from femtune.reporting.cards import write_data_card, write_model_card
+from femtune.reporting.terminal import Quiet
+from femtune.reporting.trackers import check_trackers, tracking
+from femtune.resolve import (
     Data,
     Questions,
     base_of_adapter,
@@ -74,12 +76,10 @@ from femtune.prepare import (
     resolved,
     sampling,
 )
-from femtune.reporting.cards import write_data_card, write_model_card
-from femtune.reporting.terminal import Quiet
-from femtune.reporting.trackers import check_trackers, tracking
 from femtune.runs.checkpoints import best_of
 from femtune.runs.hashes import hash_weights, relied_on, warn_of_date
 from femtune.runs.run import Run, by_problem, check_run, open_run, read_draws, stored_config
+from femtune.sampler import Asker, check_installed, is_base, make_asker, no_foreign_bars
 from femtune.tools.estimate.disk import at_most, check_disk
 from femtune.tools.stored_run import settings_of
 from femtune.types import Problem, Sampling, Scheme
