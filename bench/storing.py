@@ -46,8 +46,8 @@ def measure(argv: list[str], out: Path) -> dict[str, float]:
     spent: dict[str, float] = defaultdict(float)
     timed(journal.Journal, "__init__", spent, "journal")
     timed(journal.Journal, "append", spent, "journal")
-    timed(estep, "remove_journal", spent, "journal")
-    timed(estep, "write_draws", spent, "shards")
+    timed(driver, "remove_journal", spent, "journal")
+    timed(driver, "write_draws", spent, "shards")
     timed(run.Run, "record", spent, "manifest")
     if femtune([*argv, "--output-dir", str(out), "--show", "quiet"]):
         raise SystemExit("the run failed")

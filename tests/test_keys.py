@@ -165,7 +165,7 @@ def sampled(
     for name, value in {"OPENAI_API_KEY": KEY, **OTHERS}.items():
         monkeypatch.setenv(name, value)
 
-    monkeypatch.setattr(openai, "Patience", partial(Patience, backoff_s=0.01))
+    monkeypatch.setattr(engine, "Patience", partial(Patience, backoff_s=0.01))
 
     def write(prompt: str, seed: int) -> str:
         if " + 1?" not in prompt:

@@ -138,7 +138,7 @@ def test_lora_is_chosen_where_full_fine_tuning_does_not_fit(
     assert not needs_peft(here, SEEDLING) and not caplog.records
     monkeypatch.setattr(hardware, "_machine_memory", lambda: 1e6)
     assert not needs_peft(here, SEEDLING)  # so small a model is not asked about
-    monkeypatch.setattr(prepare, "_ANY_DEVICE", 0)
+    monkeypatch.setattr(resolve, "_ANY_DEVICE", 0)
     assert needs_peft(here, SEEDLING)
     assert "training a LoRA adapter instead" in caplog.text
     for given in (True, False):  # what is set stands

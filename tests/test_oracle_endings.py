@@ -118,7 +118,7 @@ def test_scoring_what_is_trained_in_place_of_what_was_sampled_biases_them(
             )
 
         with monkeypatch.context() as patch:
-            patch.setattr(tries, "logprobs", changed)
+            patch.setattr(scoring, "logprobs", changed)
             return expected_weights(world, HINTED, made)
 
     trained = mutated(lambda done: trained_tokens(done.tokens, done.finish_reason, END, made.tokenizer))

@@ -489,7 +489,7 @@ def test_a_report_that_fails_is_a_warning(
     def fails(runs: Any, output: Any = None) -> Path:
         raise ValueError("no ink")
 
-    monkeypatch.setattr(page, "report", fails)
+    monkeypatch.setattr(render, "report", fails)
     main(["--version"])  # sets up how warnings are shown
     train.write_report(runs / "star", "auto")
     assert "the report could not be made: no ink" in capsys.readouterr().err

@@ -111,7 +111,7 @@ def test_prompts_that_share_their_beginning_pass_it_once_and_give_the_same(
         passed.append(sum(map(len, rows)))
         whole(model, slots, rows)
 
-    monkeypatch.setattr(causal, "_pass", counted)
+    monkeypatch.setattr(model, "_pass", counted)
     shared = tuple(range(5, 85))  # 80 tokens
     asked = [replace(r, tokens=(*shared, *r.tokens, 7)) for r in requests(12, longest=9)]
     together = tokens_of(run(engine, asked))
@@ -473,7 +473,7 @@ def test_right_passes_agree_on_text_and_wrong_ones_do_not(
 
     for name, wrong in (("step_logits", shifted), ("masks", masked(-1)), ("masks", masked(1))):
         with monkeypatch.context() as patch:
-            patch.setattr(causal, name, wrong)
+            patch.setattr(model, name, wrong)
             assert reference.differs(model._slotted_logits(model, reference.rows)), name
             with pytest.raises(ModelError, match="gives other logits in slots than by itself"):
                 model._check_slots(model, tokenizer)

@@ -159,7 +159,7 @@ def test_another_mask_would_be_noticed(
     asked = forest(3)
     expected = by_pairs(engine, asked)
     assert as_trees(engine, asked) == pytest.approx(expected, abs=1e-4)
-    monkeypatch.setattr(tree, "masks", wrong)
+    monkeypatch.setattr(answer_tree, "masks", wrong)
     assert as_trees(engine, asked) != pytest.approx(expected, abs=0.1)
 
 
@@ -174,7 +174,7 @@ def test_other_positions_would_be_noticed(
     def shifted(*args: Any) -> list[tuple[int, ...]]:
         return [(token, position + by, *rest) for token, position, *rest in row(*args)]
 
-    monkeypatch.setattr(tree, "_row", shifted)
+    monkeypatch.setattr(answer_tree, "_row", shifted)
     assert as_trees(engine, asked) != pytest.approx(expected, abs=0.1)
 
 
@@ -217,7 +217,7 @@ def test_out_of_memory_halves_the_pass_and_loses_nothing(
             raise error
         return score(model, asked, batch)
 
-    monkeypatch.setattr(tree, "score", short)
+    monkeypatch.setattr(answer_tree, "score", short)
     assert as_trees(engine, asked) == pytest.approx(expected, abs=1e-4)
     assert 1 < len(caplog.records) < 6
     assert all("out of memory scoring" in record.message for record in caplog.records)
@@ -232,7 +232,7 @@ def test_out_of_memory_with_one_prefix_says_what_to_do(
     def short(*args: Any) -> None:
         raise NO_MEMORY[0]
 
-    monkeypatch.setattr(tree, "score", short)
+    monkeypatch.setattr(answer_tree, "score", short)
     with pytest.raises(EngineError, match="out of memory while scoring a single completion"):
         engine.logprobs_after(forest(4))
 
@@ -243,7 +243,7 @@ def test_another_error_is_raised_as_it_is(
     def fails(*args: Any) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(tree, "score", fails)
+    monkeypatch.setattr(answer_tree, "score", fails)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         engine.logprobs_after(forest(4))
 

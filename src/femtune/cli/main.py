@@ -31,7 +31,7 @@ from femtune.reporting.terminal import (
     literal,
 )
 
-__all__ = ["app", "looking", "main"]
+__all__ = ["app", "inspect", "main"]
 
 
 class _Warn(logging.Handler):
