@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from femtune import train
-from femtune.comparison.compare import _T
 from femtune.comparison.demo import SETTINGS, write_world
+from femtune.evaluation.bootstrap import _T
 
 ENGINES: dict[str, dict[str, Any]] = {
     "transformers": {},

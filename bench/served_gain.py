@@ -29,8 +29,8 @@ import transformers
 from femtune._util.safetensors_header import stored_dtype
 from femtune.data.prompts import ChatTokenizer
 from femtune.engines.hf.engine import TransformersEngine
+from femtune.engines.model_files import load_tokenizer, local_model
 from femtune.engines.weight_check import ROUNDING, serve
-from femtune.resolve import load_tokenizer, local_model
 from femtune.runs.checkpoints import next_start
 from femtune.runs.run import stored_config
 from femtune.sampler import no_foreign_bars

@@ -26,7 +26,6 @@ import pyarrow.parquet as pq
 import torch
 
 from femtune.data.answer_format import parse_format
-from femtune.data.demos import Demo, Demos
 from femtune.data.prompts import Prompts, prompt_text
 from femtune.data.truncation import Cut
 from femtune.engines.fake import END, ByteTokenizer, FakeEngine, Write
@@ -39,7 +38,7 @@ from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.rewards.builtin import exact, score
 from femtune.runs.run import Run
-from femtune.types import Completion, Draw, FinishReason, Problem, Request, Sampling, Scheme
+from femtune.types import Completion, Demo, Demos, Draw, FinishReason, Problem, Request, Sampling, Scheme
 
 PROMPTS = Prompts(instruction="", hint="The correct answer is {answer}.")
 

@@ -17,7 +17,7 @@ from femtune.data.tasks.judge import turned
 from femtune.estep.answer_probs import AnswerNats
 from femtune.evaluation.aggregate import prediction
 from femtune.evaluation.answer_metrics import side_by_side
-from femtune.evaluation.calibration import Calibration
+from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.scored_answers import Scored, score_draws
 from femtune.schemes.named import rejection
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score

@@ -14,9 +14,9 @@ import pytest
 from femtune.cli.main import main
 from femtune.engines.fake import FakeEngine
 from femtune.engines.hf.engine import TransformersEngine
+from femtune.engines.model_files import local_model
 from femtune.estep.answer_scoring import prefix_of, sampled_prefix, written
 from femtune.estep.scoring import read_nats
-from femtune.resolve import local_model
 from femtune.runs.run import read_draws
 from femtune.tools.refilter import Change, refilter
 from femtune.tools.replay import name_of, replay

@@ -16,7 +16,6 @@ from femtune.data.tasks.frames import Frame
 from femtune.engines.fake import FakeEngine
 from femtune.evaluation.selection_bias import (
     MAX_FACTOR,
-    Balance,
     Weighed,
     balance_factors,
     kept_by,
@@ -31,7 +30,7 @@ from femtune.mstep.examples import read_examples
 from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run, write_draws
 from femtune.schemes.named import paper_filter, pps
-from femtune.types import Completion, Draw, DrawKey, Problem, Reason, Score
+from femtune.types import Balance, Completion, Draw, DrawKey, Problem, Reason, Score
 
 from .models import byte_tokenizer
 from .oracle import problem as plain_problem

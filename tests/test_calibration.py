@@ -15,17 +15,15 @@ from sklearn.isotonic import IsotonicRegression
 
 from femtune.errors import ConfigError, DataError
 from femtune.evaluation.calibration import (
-    Calibration,
-    Kind,
-    apply,
-    check_scale,
     cross_fitted_effect,
     effect,
     fit_calibration,
     load_calibration,
     save_calibration,
 )
+from femtune.evaluation.calibration_map import Calibration, apply, check_scale
 from femtune.evaluation.metrics import Item, count_votes, distributions
+from femtune.types import Kind
 
 SCALE = ("a", "b", "c")
 KINDS: tuple[Kind, ...] = get_args(Kind)

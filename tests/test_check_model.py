@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from femtune.config import Train
-from femtune.data.demos import Demo
 from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.data.worlds import WORLDS, make_splits
@@ -40,7 +39,7 @@ from femtune.tools.check_report import (
     verdict,
     written_lines,
 )
-from femtune.types import Completion, Draw, DrawKey, FinishReason, Problem, Reason, Sampling, Score
+from femtune.types import Completion, Demo, Draw, DrawKey, FinishReason, Problem, Reason, Sampling, Score
 
 RATED, _ = make_splits(WORLDS["rubric"], 40, 10, seed=0)
 SUMS = [Problem(f"s{n}", f"What is {n} + 100?", str(n + 100)) for n in range(40)]

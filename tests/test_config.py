@@ -13,21 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.api import make_settings, run_place
+from femtune.api import make_settings
 from femtune.config import Ask, Evaluate, Sample, Train, check_types
 from femtune.data.worlds import SEEDLING
+from femtune.engines.model_files import find_model, load_config, load_tokenizer
 from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.mstep.config import Training
 from femtune.resolve import (
     check_new,
-    find_model,
     fingerprint,
     held_out,
-    load_config,
-    load_tokenizer,
     plan,
     read_questions,
     resolved,
+    run_place,
     sampling,
 )
 from femtune.rewards.builtin import ordinal

@@ -12,13 +12,13 @@ from tests.models import byte_tokenizer
 from tests.templates import FAMILY
 
 from femtune.data.answers import parse_scale
-from femtune.data.demos import Demo, demos_digest, load_demos, without_problems
+from femtune.data.demos import demos_digest, load_demos, without_problems
 from femtune.data.problems import check_lengths
 from femtune.data.prompts import INSTRUCTION, ChatTokenizer, Prompts, fit_prompts, is_shown
 from femtune.data.tasks.load import Options, TaskData, problems_of
 from femtune.errors import DataError, ModelError
 from femtune.rewards.builtin import as_reward
-from femtune.types import Completion, Parsed, Problem
+from femtune.types import Completion, Demo, Parsed, Problem
 
 THREE = Problem("p", "What is 1 + 2?", "3")
 DEMOS = (Demo("1+1?", "2", "One and one.\nAnswer: 2"), Demo("2+2?", "4", "Two and two.\nAnswer: 4"))

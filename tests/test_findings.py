@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 import pytest
 
 from femtune.comparison.baselines import Reinforced
-from femtune.comparison.compare import half_width
 from femtune.errors import ConfigError, NothingKept, RunError
+from femtune.evaluation.bootstrap import half_width
 from femtune.reporting.page.drawing import drawn
 from femtune.types import Problem
 

@@ -17,7 +17,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from femtune.errors import ConfigError, DataError
 from femtune.evaluation.bootstrap import Floats, bootstrap, correlations, mean, quadratic_kappa
-from femtune.evaluation.calibration import Calibration
+from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.metrics import (
     NEVER,
     Item,

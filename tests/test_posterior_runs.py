@@ -16,8 +16,8 @@ import pytest
 from femtune.api import fit
 from femtune.cli.main import main
 from femtune.engines.hf.engine import TransformersEngine
+from femtune.engines.model_files import local_model
 from femtune.estep.scoring import read_nats
-from femtune.resolve import local_model
 from femtune.runs.run import read_draws, read_shard
 from femtune.schemes.named import parse_scheme
 from femtune.tools.refilter import Change, refilter

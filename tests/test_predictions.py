@@ -21,7 +21,8 @@ from femtune.engines.hf.engine import TransformersEngine
 from femtune.errors import ConfigError, DataError
 from femtune.evaluation import scored_answers
 from femtune.evaluation.aggregate import prediction
-from femtune.evaluation.calibration import Calibration, save_calibration
+from femtune.evaluation.calibration import save_calibration
+from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.scored_answers import read_scored
 from femtune.predictions import save_predictions
 from femtune.runs.run import read_draws

@@ -17,14 +17,13 @@ import yaml
 
 from femtune.cli.main import main
 from femtune.config import Train
-from femtune.data.demos import Demo, save_demos
+from femtune.data.demos import save_demos
 from femtune.data.problems import save_problems
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.tasks.load import Options, problems_of
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, DataError, ModelError, NothingKept, RunError
 from femtune.estep.scheduler import Setup
-from femtune.evaluation.selection_bias import Balance
 from femtune.loop import Steps
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
@@ -33,7 +32,7 @@ from femtune.rewards.builtin import score
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import star, trice
 from femtune.tools.refilter import Change, notes, open_stored, refilter, replayed
-from femtune.types import Completion, Draw, DrawKey, Reason, Sampling, Score
+from femtune.types import Balance, Completion, Demo, Draw, DrawKey, Reason, Sampling, Score
 
 from .models import byte_tokenizer, tiny_model
 

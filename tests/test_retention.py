@@ -11,17 +11,8 @@ import pytest
 
 from femtune.errors import RunError
 from femtune.mstep.config import Training
-from femtune.runs.checkpoints import (
-    MASTER,
-    best_of,
-    check_room,
-    drop_masters,
-    exported_dtype,
-    link_models,
-    model_bytes,
-    next_start,
-    thin_out,
-)
+from femtune.mstep.disk import check_room, exported_dtype, model_bytes
+from femtune.runs.checkpoints import MASTER, best_of, drop_masters, link_models, next_start, thin_out
 from femtune.runs.manifest import recorded
 from femtune.runs.run import Run
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from femtune.data.prompts import ChatTokenizer, Prompts
+from femtune.engines.model_files import load_tokenizer
 from femtune.errors import ModelError
 from femtune.mstep.examples import read_examples, write_examples
 from femtune.mstep.trainer import Batches
-from femtune.resolve import load_tokenizer
 from femtune.types import Completion, Draw, DrawKey, Example, Problem, Score
 
 from .templates import FAMILIES, FAMILY, Family

@@ -21,11 +21,11 @@ from femtune._util.model_safety import check_fetched, check_weights
 from femtune.cli.main import main
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.hf.model import read_model
+from femtune.engines.model_files import find_model, load_config, load_tokenizer, local_model
 from femtune.engines.vllm.setup import check_format
 from femtune.errors import ConfigError, ModelError
 from femtune.mstep.config import Training
 from femtune.mstep.fit import load_model
-from femtune.resolve import find_model, load_config, load_tokenizer, local_model
 
 from .models import tiny_model
 

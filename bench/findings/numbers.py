@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from femtune.comparison.compare import half_width
+from femtune.evaluation.bootstrap import half_width
 from findings.experiments import Figure
 
 Mean = tuple[float, float]  # over seeds, with half of its 95% interval, which is nan for one seed

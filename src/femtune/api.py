@@ -10,10 +10,8 @@ calibrate(data, model)  a map of votes or probabilities to calibrated ones
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
@@ -23,20 +21,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from femtune.config import CHANGEABLE, Ask, Calibrate, Evaluate, Sample, Train
-from femtune.data.demos import Demos, save_demos, without_problems
-from femtune.data.problems import save_problems
+from femtune.data.demos import save_demos, without_problems
 from femtune.data.tasks.frames import scale_of
-from femtune.data.tasks.load import TaskData, trained_on
+from femtune.data.tasks.load import trained_on
+from femtune.engines.model_files import base_of_adapter, load_tokenizer, local_model
 from femtune.errors import ConfigError, ModelError
 from femtune.estep.scheduler import Setup
 from femtune.evaluation.answer_metrics import judged_by_probabilities, side_by_side
-from femtune.evaluation.calibration import (
-    Aggregate,
-    Calibration,
-    cross_fitted_effect,
-    fit_calibration,
-    save_calibration,
-)
+from femtune.evaluation.calibration import cross_fitted_effect, fit_calibration, save_calibration
+from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.evaluate import as_item, evaluation_metrics
 from femtune.evaluation.scored_answers import (
     engine_scores,
@@ -48,10 +41,10 @@ from femtune.evaluation.scored_answers import (
 from femtune.loop import Progress, Steps, fem
 from femtune.model_info import (
     ModelInfo,
+    as_trained,
     femtune_version,
     info_of,
     read_info,
-    with_defaults,
     write_info,
 )
 from femtune.mstep.config import Training
@@ -62,27 +55,24 @@ from femtune.reporting.trackers import check_trackers, tracking
 from femtune.resolve import (
     Data,
     Questions,
-    base_of_adapter,
     check_new,
     check_varied,
     choose_peft,
-    fingerprint,
     held_out,
-    load_tokenizer,
-    local_model,
     needs_peft,
     plan,
     read_questions,
-    resolved,
+    run_place,
     sampling,
+    store_problems,
 )
 from femtune.runs.checkpoints import best_of
-from femtune.runs.hashes import hash_weights, relied_on, warn_of_date
-from femtune.runs.run import Run, by_problem, check_run, open_run, read_draws, stored_config
-from femtune.sampler import Asker, check_installed, is_base, make_asker, no_foreign_bars
+from femtune.runs.hashes import hash_weights, warn_of_date
+from femtune.runs.run import Run, by_problem, open_run, read_draws, stored_config
+from femtune.sampler import Asker, check_installed, make_asker, no_foreign_bars
 from femtune.tools.estimate.disk import at_most, check_disk
 from femtune.tools.stored_run import settings_of
-from femtune.types import Problem, Sampling, Scheme
+from femtune.types import Aggregate, Demos, Problem, Sampling, Scheme
 
 log = logging.getLogger("femtune")
 A = TypeVar("A", bound=Ask)
@@ -308,11 +298,6 @@ def evaluate(
     return _evaluate(data, model, as_trained(settings, model), output_dir, progress)
 
 
-def as_trained(settings: A, model: str) -> A:
-    """Settings with what was left open filled in by the model's femtune.json, where it has one."""
-    return with_defaults(settings, read_info(local_model(model)))
-
-
 def _evaluate(
     data: Data, model: str, settings: Evaluate, output_dir: str | Path | None, progress: Progress
 ) -> tuple[Path, dict[str, Any]]:
@@ -472,15 +457,6 @@ def store_demos(run: Run, asker: Asker) -> None:
         run.record(path)
 
 
-def store_problems(run: Run, problems: Sequence[Problem], test: Sequence[Problem] = ()) -> None:
-    """Store what a run asks, in E-steps and evaluations, so that its draws can be read with it."""
-    for name, group in (("problems", problems), ("eval", test)):
-        path = run.root / f"{name}.parquet"
-        if group and not path.exists():
-            save_problems(group, path)
-            run.record(path)
-
-
 def make_settings(**options: Any) -> Train:
     """Settings of a run from keywords. Raises ConfigError for a name that is none."""
     of_training = {field.name for field in fields(Training)}
@@ -495,47 +471,6 @@ def make_settings(**options: Any) -> Train:
 def as_train(settings: Sample) -> Train:
     """The settings of an E-step, as those of a run."""
     return Train(**{field.name: getattr(settings, field.name) for field in fields(Sample)})
-
-
-def run_place(
-    output_dir: str | Path | None,
-    verb: str,
-    data: Data,
-    model: str,
-    settings: Any,
-    *groups: Sequence[Problem],
-    reward: Callable[..., Any] | None = None,
-    demos: Demos = (),
-) -> tuple[Path, dict[str, Any]]:
-    """A run's directory and resolved configuration; refused at once where it holds another run.
-
-    As told, else named by the configuration, so that the same command finds its run again. `reward` is
-    what the draws are graded by, where they are: its code and columns are among what the run relies on.
-    """
-    given = data.problems if isinstance(data, TaskData) else data
-    shown = str(given) if isinstance(given, (str, Path)) else f"{len(given)} problems"
-    config = resolved(settings, data=shown, model=model, problems=fingerprint(*groups))
-    base = local_model(model)
-    config["relies_on"] = relied_on(
-        base,
-        base=base_of_adapter(base),
-        template_args=settings.template_args,
-        spec=settings.reward,
-        reward=reward,
-        problems=[problem for group in groups for problem in group],
-        # only those that are shown: a model that femtune trained is not shown the task's own
-        demos=[asdict(each) for each in demos if settings.demos != "auto" or is_base(model)],
-    )
-    if output_dir is None:
-        # not by what it relies on: where that changed, the same command finds its run and refuses it
-        free = {*CHANGEABLE, "relies_on"}
-        fixed = {key: value for key, value in config.items() if key not in free}
-        digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
-        scheme = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
-        parts = [verb, Path(shown).stem, scheme, digest.hexdigest()]
-        output_dir = Path("runs") / "-".join(filter(None, parts))
-    check_run(Path(output_dir), config, CHANGEABLE)
-    return Path(output_dir), config
 
 
 def _name(thing: Any) -> str:

@@ -22,10 +22,8 @@ from femtune._util.redaction import check_no_keys
 from femtune._util.text import brief
 from femtune.data.tasks.judge import Raters
 from femtune.errors import ConfigError
-from femtune.estep.scheduler import Resume
-from femtune.evaluation.calibration import Aggregate, Kind
-from femtune.evaluation.selection_bias import Balance
 from femtune.mstep.config import Training
+from femtune.types import Aggregate, Balance, Kind, Resume
 
 T = TypeVar("T")
 Flat = Annotated[T, Parameter(name="*")]  # its fields are flags themselves

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from femtune._util import interrupts
-from femtune.data.demos import Demos
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.tasks.labels import label_of
 from femtune.engines.weight_check import serve
@@ -37,22 +36,15 @@ from femtune.evaluation.advice import (
 from femtune.evaluation.chance import plain_attempts
 from femtune.evaluation.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.evaluation.likelihood_bound import mixture_draws, posterior_metrics, score_right, subset
-from femtune.evaluation.selection_bias import Balance, kept_by, kept_scores, made_factors, outcomes
+from femtune.evaluation.selection_bias import kept_by, kept_scores, made_factors, outcomes
 from femtune.model_info import FILE as MODEL_INFO
 from femtune.model_info import ModelInfo, is_trained, write_info
 from femtune.mstep.config import Training
+from femtune.mstep.disk import check_room, exported_dtype
 from femtune.mstep.examples import write_examples
-from femtune.runs.checkpoints import (
-    MASTER,
-    check_room,
-    drop_masters,
-    exported_dtype,
-    link_models,
-    next_start,
-    thin_out,
-)
+from femtune.runs.checkpoints import MASTER, drop_masters, link_models, next_start, thin_out
 from femtune.runs.run import Run, read_draws
-from femtune.types import Draw, Problem, Sampling, Scheme
+from femtune.types import Balance, Demos, Draw, Problem, Sampling, Scheme
 
 log = logging.getLogger("femtune")
 

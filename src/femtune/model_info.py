@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from femtune._util.atomic_files import write_json
 from femtune._util.parsing import Unreadable, read_json
 from femtune.config import Ask, check_types, given
+from femtune.engines.model_files import MODELS, local_model
 from femtune.errors import ConfigError, ModelError
 from femtune.rewards.builtin import REWARDS
 
@@ -185,3 +186,17 @@ def femtune_version() -> str:
         return version("femtune")
     except PackageNotFoundError:
         return ""
+
+
+def is_base(model: str) -> bool:
+    """True if femtune did not train a model: then it is shown worked examples by default.
+
+    The models that come with femtune know their form of answer.
+    """
+    folder = local_model(model)
+    return folder not in MODELS.values() and not is_trained(folder)
+
+
+def as_trained(settings: A, model: str) -> A:
+    """Settings with what was left open filled in by the model's femtune.json, where it has one."""
+    return with_defaults(settings, read_info(local_model(model)))

@@ -35,10 +35,12 @@ from femtune.data.rows import json_lines
 from femtune.data.tasks.frames import scale_of
 from femtune.data.tasks.load import read_places
 from femtune.data.tasks.schemas import SCHEMAS
+from femtune.engines.model_files import base_of_adapter, load_config, local_model
 from femtune.errors import ConfigError, DataError
 from femtune.estep.scheduler import Setup
 from femtune.evaluation.aggregate import Prediction, item_id, prediction
-from femtune.evaluation.calibration import Aggregate, Calibration, check_scale, load_calibration
+from femtune.evaluation.calibration import load_calibration
+from femtune.evaluation.calibration_map import Calibration, check_scale
 from femtune.evaluation.evaluate import ask_into, evaluation_draws
 from femtune.evaluation.scored_answers import (
     Scored,
@@ -53,20 +55,17 @@ from femtune.mstep.config import context_length
 from femtune.resolve import (
     Data,
     Questions,
-    base_of_adapter,
     check_new,
     fingerprint,
-    load_config,
-    local_model,
     read_questions,
+    relied_on,
     resolved,
     task_options,
 )
 from femtune.rewards.builtin import exact
-from femtune.runs.hashes import relied_on
 from femtune.runs.run import by_problem, check_run, open_run, read_draws
 from femtune.sampler import make_asker
-from femtune.types import Draw, Problem, Sampling
+from femtune.types import Aggregate, Draw, Problem, Sampling
 
 T = TypeVar("T")
 

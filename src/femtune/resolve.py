@@ -9,149 +9,44 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from femtune._util.model_safety import check_fetched, check_weights, unreadable
-from femtune._util.parsing import Unreadable, read_json
+from femtune._util.device_memory import training_device_memory
+from femtune._util.parsing import named_pairs
 from femtune._util.safetensors_header import num_parameters
-from femtune.config import Ask, Sample, Train, check_draws
+from femtune.config import CHANGEABLE, Ask, Sample, Train, check_draws
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import parse_scale
-from femtune.data.demos import Demos, load_demos
-from femtune.data.problems import check_disjoint, check_gold, split
-from femtune.data.prompts import HINT, ChatTokenizer, Prompts
+from femtune.data.demos import load_demos
+from femtune.data.problems import check_disjoint, check_gold, save_problems, split
+from femtune.data.prompts import HINT, Prompts
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.load import Options, TaskData, read_task, trained_on
 from femtune.data.tasks.wording import text_or_file
-from femtune.data.worlds import SEEDLING
+from femtune.engines.model_files import adapter_base, base_of_adapter, local_model
 from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.loop import Evaluation, Plan
+from femtune.model_info import (
+    is_base,
+)
 from femtune.mstep.config import Training
+from femtune.mstep.disk import sized
 from femtune.rewards.builtin import as_reward
-from femtune.runs.checkpoints import sized
-from femtune.runs.run import stored_config
+from femtune.rewards.custom import UserReward
+from femtune.rewards.source import reward_code, reward_columns
+from femtune.runs.hashes import hash_config, hash_tokenizer, hash_value, hash_weights, template_source
+from femtune.runs.run import Run, check_run, stored_config
 from femtune.schemes.named import parse_scheme, soft_acceptance, spelled_out
-from femtune.tools.estimate.hardware import training_device_memory
-from femtune.types import Problem, Request, Reward, Sampling, Scheme
+from femtune.types import Demos, Problem, Request, Reward, Sampling, Scheme
 
 log = logging.getLogger("femtune")
 
 # a file, the id of a data set on the Hub, problems, or what `read_task` gives
 Data = str | Path | Sequence[Problem] | TaskData
-
-MODELS = {"seedling": SEEDLING}  # models that come with the package
-
-
-def find_model(name: str) -> Path | str:
-    """A local folder, one of `MODELS`, or the id of a model on the Hub.
-
-    Raises ModelError for a path that is no model folder, or has pickled weights alone.
-    """
-    if name in MODELS:
-        return MODELS[name]
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
-            found = sorted(child.name for child in path.iterdir())[:5]
-            raise ModelError(f"{path} is no model folder: it has no config.json, but {found}.")
-        check_weights(path)
-        return path
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
-    if looks_local:
-        raise ModelError(f"{path} is no model folder. Give one, or the id of a model on the Hub.")
-    return name
-
-
-def local_model(name: str) -> Path:
-    """A folder with the model's files, fetched from the Hub (or its cache) where it is there.
-
-    Raises ModelError where it is nowhere.
-    """
-    found = find_model(name)
-    if isinstance(found, Path):
-        return found
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-        folder = Path(snapshot_download(found, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"model {name!r} is no folder here and can't be had from the Hub: {reason}"
-        ) from error
-    check_fetched(folder, name)
-    return folder
-
-
-def load_tokenizer(folder: Path, template_args: Sequence[str] = ()) -> ChatTokenizer:
-    """The tokenizer of a model's folder. Raises ModelError where there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        tokenizer("x")  # some settings of the wrong type show only here
-    except Exception as error:  # of a damaged file, whatever transformers and tokenizers meet with
-        raise unreadable(folder, "tokenizer", error) from error
-    pairs = named_pairs("template_args", template_args)
-    # what is too long is refused by `check_lengths`, in words that help
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    _name_end(tokenizer, folder)
-    made = ChatTokenizer(tokenizer, tuple((key, read_value(value)) for key, value in pairs.items()))
-    made.check()
-    return made
-
-
-def _name_end(tokenizer: Any, folder: Path) -> None:
-    """Give a tokenizer without an end token the first one that the model's configuration names."""
-    if tokenizer.eos_token_id is not None:
-        return
-    for name in ("generation_config.json", "config.json"):
-        try:
-            found = read_json(folder / name)
-        except Unreadable:
-            continue
-        ends = found.get("eos_token_id") if isinstance(found, dict) else None
-        for end in ends if isinstance(ends, list) else [ends]:
-            if isinstance(end, int) and 0 <= end < len(tokenizer):
-                tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
-                return
-
-
-def load_config(folder: Path) -> Any:
-    """The config of a model's folder, or of the base that an adapter there is for."""
-    from transformers import AutoConfig
-
-    base = adapter_base(folder)
-    folder = folder if base is None else local_model(base)
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # of a damaged file, whatever transformers meets with
-        raise unreadable(folder, "model config", error) from error
-
-
-def adapter_base(folder: Path) -> str | None:
-    """The model that the adapter in a folder is for; None where it holds none. Raises ModelError."""
-    path = folder / "adapter_config.json"
-    if not path.exists():
-        return None
-    try:
-        found = read_json(path)
-    except Unreadable as error:
-        raise ModelError(f"{path} {error}. Get the adapter anew.") from error
-    base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
-    if not isinstance(base, str) or not base:
-        raise ModelError(f"{path} names no `base_model_name_or_path`: write there what it is for.")
-    return base
-
-
-def base_of_adapter(folder: Path) -> Path | None:
-    """The folder of the base that the adapter in a folder is for, None for a whole model."""
-    base = adapter_base(folder)
-    return None if base is None else local_model(base)
 
 
 A = TypeVar("A", bound=Ask)
@@ -502,15 +397,89 @@ def fingerprint(*groups: Sequence[Problem]) -> str:
     return digest.hexdigest()
 
 
-def named_pairs(name: str, items: Sequence[str]) -> dict[str, str]:
-    for item in items:
-        if "=" not in item:
-            raise ConfigError(f"{name} takes name=value, got {item!r}.")
-    return dict(item.split("=", 1) for item in items)
+def store_problems(run: Run, problems: Sequence[Problem], test: Sequence[Problem] = ()) -> None:
+    """Store what a run asks, in E-steps and evaluations, so that its draws can be read with it."""
+    for name, group in (("problems", problems), ("eval", test)):
+        path = run.root / f"{name}.parquet"
+        if group and not path.exists():
+            save_problems(group, path)
+            run.record(path)
 
 
-def read_value(text: str) -> Any:
+def run_place(
+    output_dir: str | Path | None,
+    verb: str,
+    data: Data,
+    model: str,
+    settings: Any,
+    *groups: Sequence[Problem],
+    reward: Callable[..., Any] | None = None,
+    demos: Demos = (),
+) -> tuple[Path, dict[str, Any]]:
+    """A run's directory and resolved configuration; refused at once where it holds another run.
+
+    As told, else named by the configuration, so that the same command finds its run again. `reward` is
+    what the draws are graded by, where they are: its code and columns are among what the run relies on.
+    """
+    given = data.problems if isinstance(data, TaskData) else data
+    shown = str(given) if isinstance(given, (str, Path)) else f"{len(given)} problems"
+    config = resolved(settings, data=shown, model=model, problems=fingerprint(*groups))
+    base = local_model(model)
+    config["relies_on"] = relied_on(
+        base,
+        base=base_of_adapter(base),
+        template_args=settings.template_args,
+        spec=settings.reward,
+        reward=reward,
+        problems=[problem for group in groups for problem in group],
+        # only those that are shown: a model that femtune trained is not shown the task's own
+        demos=[asdict(each) for each in demos if settings.demos != "auto" or is_base(model)],
+    )
+    if output_dir is None:
+        # not by what it relies on: where that changed, the same command finds its run and refuses it
+        free = {*CHANGEABLE, "relies_on"}
+        fixed = {key: value for key, value in config.items() if key not in free}
+        digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
+        scheme = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
+        parts = [verb, Path(shown).stem, scheme, digest.hexdigest()]
+        output_dir = Path("runs") / "-".join(filter(None, parts))
+    check_run(Path(output_dir), config, CHANGEABLE)
+    return Path(output_dir), config
+
+
+def relied_on(
+    folder: Path,
+    *,
+    base: Path | None = None,
+    template_args: Sequence[str] = (),
+    spec: str | None = None,
+    reward: Callable[..., Any] | None = None,
+    problems: Sequence[Problem] = (),
+    demos: Any = None,
+) -> dict[str, str]:
+    """Return the hash of each thing that a run relies on; those that do not apply are left out.
+
+    The chat template is hashed as source, with its arguments, and not as rendered: a template that
+    writes today's date renders differently tomorrow, and is the same template (see `warn_of_date`).
+    `spec` is the reward's name as the settings have it, `reward` what is called.
+    Raises ModelError where the model's files can't be read.
+    """
+    template = template_source(folder)
     try:
-        return json.loads(text)
-    except ValueError:
-        return text
+        found = {
+            "weights": hash_weights(folder, base),
+            "model_config": hash_config(folder),
+            "tokenizer": hash_tokenizer(folder),
+            "chat_template": hash_value([template, sorted(template_args)]),
+        }
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename or folder} can't be read: {error.strerror or error}."
+        ) from error
+    if demos:
+        found["demos"] = hash_value(demos)
+    if code := reward_code(spec or "", reward):
+        found["reward"] = hashlib.sha256(code).hexdigest()
+    if isinstance(reward, UserReward) and (columns := reward_columns(reward, problems)):
+        found["reward_columns"] = hash_value(columns)
+    return found

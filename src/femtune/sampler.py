@@ -13,30 +13,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from femtune._util.parsing import named_pairs, read_value
 from femtune._util.safetensors_header import stored_dtype
 from femtune.config import Ask
-from femtune.data.demos import Demo, Demos
 from femtune.data.problems import check_lengths
 from femtune.data.prompts import ChatTokenizer, Prompts, fit_prompts
 from femtune.data.truncation import Cut
 from femtune.engines.dtypes import usable_dtype
+from femtune.engines.model_files import load_config, load_tokenizer, local_model
 from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, Probe
 from femtune.errors import ConfigError, DataError, EngineError, ModelError
 from femtune.estep.forced_answers import check_cue
 from femtune.estep.scheduler import Crew, Setup
-from femtune.model_info import is_trained, read_info
+from femtune.model_info import is_base, read_info
 from femtune.mstep.config import Training, context_length
-from femtune.resolve import (
-    MODELS,
-    Questions,
-    load_config,
-    load_tokenizer,
-    local_model,
-    named_pairs,
-    read_value,
-)
+from femtune.resolve import Questions
 from femtune.rewards.builtin import score
-from femtune.types import SCORED, DrawKey, Engine, Need, Problem, Request, Reward, Sampling
+from femtune.types import SCORED, Demo, Demos, DrawKey, Engine, Need, Problem, Request, Reward, Sampling
 
 _log = logging.getLogger("femtune")
 
@@ -314,15 +307,6 @@ def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) ->
     in_prompt = settings.demos_in_prompt
     prompts = shown if in_prompt else replace(shown, demos=asked.prompts.demos)
     return Asker(base, tokenizer, prompts, asked.reward, settings, () if in_prompt else demos)
-
-
-def is_base(model: str) -> bool:
-    """True if femtune did not train a model: then it is shown worked examples by default.
-
-    The models that come with femtune know their form of answer.
-    """
-    folder = local_model(model)
-    return folder not in MODELS.values() and not is_trained(folder)
 
 
 def check_installed(settings: Ask) -> None:

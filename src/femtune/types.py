@@ -399,3 +399,31 @@ class Engine(Protocol):
         Raises EngineError where the engine can't score.
         """
         ...
+
+
+Balance = Literal["none", "data", "uniform"]
+
+Kind = Literal["temperature", "isotonic"]
+
+# What a distribution is made from: the count of answers, or the mean of the probabilities that the model
+# gives each answer after each rationale.
+Of = Literal["votes", "probabilities"]
+
+Aggregate = Literal["auto", "votes", "probabilities"]
+
+# What a killed run goes on from in the chunk that was open: its draws that were graded, or none of them.
+# The latter draws it anew in the same batches, bit for bit; the former the rest in other batches, which
+# gives the same tokens up to rounding.
+Resume = Literal["draws", "chunks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """One worked example."""
+
+    prompt: Prompt  # x, without the instruction
+    answer: str  # y*
+    completion: str  # rationale and answer in the answer format, as a model should write them
+
+
+Demos = tuple[Demo, ...]

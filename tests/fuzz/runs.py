@@ -22,11 +22,12 @@ from femtune.cli import main
 from femtune.comparison.compare import state
 from femtune.config import CHANGEABLE
 from femtune.data.worlds import SEEDLING
+from femtune.engines.model_files import load_config, load_tokenizer
 from femtune.errors import FemtuneError
-from femtune.evaluation.calibration import Calibration, apply, load_calibration
+from femtune.evaluation.calibration import load_calibration
+from femtune.evaluation.calibration_map import Calibration, apply
 from femtune.mstep import examples
 from femtune.predictions import check_calibration
-from femtune.resolve import load_config, load_tokenizer
 from femtune.runs import run as stored_run
 from femtune.runs.run import check_run
 from femtune.tools.estimate.shapes import read_shape

@@ -19,8 +19,9 @@ from femtune.data.tasks.judge import Raters
 from femtune.data.tasks.load import Options, TaskData
 from femtune.data.tasks.schemas import SCHEMAS
 from femtune.data.worlds import SEEDLING
+from femtune.engines.model_files import load_tokenizer
 from femtune.errors import DataError
-from femtune.resolve import fingerprint, load_tokenizer
+from femtune.resolve import fingerprint
 from femtune.rewards.builtin import as_reward
 from femtune.types import DrawKey, Problem, draw_seed
 

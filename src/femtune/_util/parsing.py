@@ -7,12 +7,12 @@ A caller makes a femtune error of it: the file's name, these words, and what to 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from femtune.errors import FemtuneError
+from femtune.errors import ConfigError, FemtuneError
 
 MOST_VALUES = 100_000  # of a YAML file, aliases counted as often as they stand: nine lines can make 9^9
 DEEPEST = 50
@@ -96,3 +96,17 @@ def _children(value: Any) -> Iterator[Any]:
         yield from value.values()
     elif isinstance(value, (list, tuple, set)):
         yield from value
+
+
+def named_pairs(name: str, items: Sequence[str]) -> dict[str, str]:
+    for item in items:
+        if "=" not in item:
+            raise ConfigError(f"{name} takes name=value, got {item!r}.")
+    return dict(item.split("=", 1) for item in items)
+
+
+def read_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

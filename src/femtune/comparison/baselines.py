@@ -28,7 +28,7 @@ import numpy as np
 
 from femtune._util.atomic_files import replacing
 from femtune._util.text import near
-from femtune.api import beside, run_place
+from femtune.api import beside
 from femtune.comparison.direct import direct_answers, direct_metrics, expected_score
 from femtune.comparison.regression import Features, features, predictions, with_values
 from femtune.comparison.rl import RL_BASELINES, check_reinforced, reinforce
@@ -43,7 +43,7 @@ from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metr
 from femtune.loop import Steps
 from femtune.mstep.examples import write_examples
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import Data, Questions, held_out, plan, read_questions
+from femtune.resolve import Data, Questions, held_out, plan, read_questions, run_place
 from femtune.rewards.builtin import score
 from femtune.runs.run import Run, open_run, read_draws, write_draws
 from femtune.sampler import Asker, make_asker

@@ -21,12 +21,12 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from femtune._util import interrupts
 from femtune._util.atomic_files import replacing
-from femtune.api import beside, run_place, run_train
+from femtune.api import beside, run_train
 from femtune.comparison.baselines import (
     ONCE,
     Baseline,
@@ -37,10 +37,12 @@ from femtune.comparison.baselines import (
     run_baseline,
 )
 from femtune.config import RL, Train
+from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
+from femtune.evaluation.bootstrap import half_width
 from femtune.evaluation.evaluate import sound_steps
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import Data, choose_peft, held_out, local_model, plan, read_questions
+from femtune.resolve import Data, choose_peft, held_out, plan, read_questions, run_place
 from femtune.runs.run import read_log
 from femtune.sampler import make_asker
 from femtune.schemes.named import spelled_out
@@ -53,9 +55,6 @@ PHASES = (
     "bound",
     "iteration",
 )  # events of a log that tell where a run is
-
-# Two-sided 95% quantiles of Student's t by degrees of freedom; beyond 10 seeds the normal one is near.
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclass(frozen=True)
@@ -337,13 +336,6 @@ def _mean(runs: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
         for name in runs[0]
         if all(name in run for run in runs)  # no sound steps, say, where nothing could be parsed
     }
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half the 95% interval of a mean over seeds, by Student's t."""
-    if len(values) < 2:
-        return math.nan
-    return _T.get(len(values) - 1, 1.96) * stdev(values) / math.sqrt(len(values))
 
 
 def notes(histories: dict[Job, History]) -> list[str]:

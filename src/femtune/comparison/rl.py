@@ -22,9 +22,10 @@ from femtune._util import interrupts
 from femtune.config import RL, Train
 from femtune.errors import ConfigError
 from femtune.loop import Steps
+from femtune.mstep.disk import check_room
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import plan, sampling
-from femtune.runs.checkpoints import check_room, link_models, thin_out
+from femtune.runs.checkpoints import link_models, thin_out
 from femtune.runs.run import Run
 from femtune.sampler import Asker
 from femtune.schemes.filters import chain

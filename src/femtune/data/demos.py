@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,22 +25,10 @@ from femtune.data.tasks.frames import frame
 from femtune.data.tasks.load import Options, problems_of
 from femtune.data.tasks.shipped_demos import SHIPPED
 from femtune.errors import DataError, FemtuneError
-from femtune.types import Completion, Problem, Prompt, Reward
+from femtune.types import Completion, Demo, Demos, Problem, Prompt, Reward
 
 log = logging.getLogger("femtune")
 MOST = 100  # examples of a file: more are meant to be training data
-
-
-@dataclass(frozen=True, slots=True)
-class Demo:
-    """One worked example."""
-
-    prompt: Prompt  # x, without the instruction
-    answer: str  # y*
-    completion: str  # rationale and answer in the answer format, as a model should write them
-
-
-Demos = tuple[Demo, ...]
 
 
 def demos_digest(demos: Demos) -> str:

@@ -20,14 +20,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from femtune.data.answer_format import AnswerFormat, parse_format
 from femtune.errors import ConfigError, DataError, ModelError
-from femtune.types import Message, Parsed, Problem, Prompt, Tokenizer
-
-if TYPE_CHECKING:
-    from femtune.data.demos import Demos
+from femtune.types import Demos, Message, Parsed, Problem, Prompt, Tokenizer
 
 LINE = parse_format("line")
 INSTRUCTION = 'Think step by step, then end with the line "Answer: " and your answer.'

@@ -10,9 +10,9 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from femtune.data.demos import Demos, demos_digest
+from femtune.data.demos import demos_digest
 from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.engines.weight_check import ROUNDING, Probe
@@ -20,11 +20,13 @@ from femtune.estep.forced_answers import Endings, Finished, Force
 from femtune.types import (
     Asked,
     Completion,
+    Demos,
     Draw,
     DrawKey,
     Engine,
     Problem,
     Request,
+    Resume,
     Sampling,
     Scheme,
     Score,
@@ -32,11 +34,6 @@ from femtune.types import (
     Tokenizer,
     draw_seed,
 )
-
-# What a killed run goes on from in the chunk that was open: its draws that were graded, or none of them.
-# The latter draws it anew in the same batches, bit for bit; the former the rest in other batches, which
-# gives the same tokens up to rounding.
-Resume = Literal["draws", "chunks"]
 
 
 class Grade(Protocol):

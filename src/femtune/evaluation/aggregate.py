@@ -22,7 +22,7 @@ from femtune.data.answers import Scale, as_fraction
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.tasks.judge import turned
 from femtune.estep.answer_probs import AnswerNats
-from femtune.evaluation.calibration import Calibration, apply
+from femtune.evaluation.calibration_map import Calibration, apply
 from femtune.evaluation.evaluate import as_item
 from femtune.evaluation.scored_answers import Scored
 from femtune.types import Draw, Problem

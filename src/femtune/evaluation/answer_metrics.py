@@ -19,7 +19,7 @@ from femtune.data.tasks.frames import frame
 from femtune.estep.answer_probs import AnswerNats, closed_set
 from femtune.evaluation.aggregate import Shares, likeliest, mean_shares
 from femtune.evaluation.bootstrap import Floats, Statistic, bootstrap, correlations, mean, summary
-from femtune.evaluation.calibration import Calibration, apply
+from femtune.evaluation.calibration_map import Calibration, apply
 from femtune.evaluation.evaluate import as_item, group_of
 from femtune.evaluation.metrics import calibration_errors, scale_values
 from femtune.evaluation.scored_answers import Scored, of_draws

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,30 +25,13 @@ from femtune._util.atomic_files import write_json
 from femtune._util.parsing import Unreadable, read_json
 from femtune.errors import ConfigError, DataError
 from femtune.evaluation.bootstrap import Floats, bootstrap, summary
+from femtune.evaluation.calibration_map import Calibration, Knots, _log_probabilities, apply
 from femtune.evaluation.metrics import Item, calibration_errors, confidence, count_votes, distributions
-
-Kind = Literal["temperature", "isotonic"]
-# What a distribution is made from: the count of answers, or the mean of the probabilities that the model
-# gives each answer after each rationale.
-Of = Literal["votes", "probabilities"]
-Aggregate = Literal["auto", "votes", "probabilities"]
-Knots = tuple[tuple[float, ...], tuple[float, ...]]  # rising shares, and the probability at each
+from femtune.types import Kind, Of
 
 MIN_ITEMS = 20  # of fewer, a fit says more about the items than about the judge
 FLOOR = 1e-6  # added to probabilities, so that none is 0: a log is taken of them
 TEMPERATURES = (0.05, 20.0)  # within which one is sought: beyond, it is a one-hot or a uniform
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """A fitted map; `temperature` and `smoothing` are of one kind, `knots` of the other."""
-
-    kind: Kind
-    scale: tuple[str, ...]
-    temperature: float = 1.0  # over 1: the votes are too sure
-    smoothing: float = 0.0  # added to each share, so that an answer without a vote is not impossible
-    knots: tuple[Knots, ...] = ()  # one for each answer of the scale; straight lines between
-    of: Of = "votes"  # which distributions it was fitted to
 
 
 def fit_calibration(
@@ -94,25 +77,6 @@ def fit_calibration(
     smoothing = 1 / float(counts.sum(axis=1).mean() * len(scale)) if by_votes else FLOOR
     temperature = _best_temperature(shares, truth, smoothing)
     return Calibration(kind, tuple(scale), temperature=temperature, smoothing=smoothing, of=of)
-
-
-def apply(calibration: Calibration, shares: Floats) -> Floats:
-    """Calibrated probabilities of shares or probabilities, both [items, scale]; rows sum to 1.
-
-    >>> sure = Calibration("temperature", ("1", "2"), temperature=2.0, smoothing=1e-9)
-    >>> apply(sure, np.array([[0.9, 0.1]])).round(3).tolist()  # 3 to 1, as sqrt(9) to sqrt(1)
-    [[0.75, 0.25]]
-
-    Where the isotonic map gives no answer any chance, all get the same.
-    """
-    if calibration.kind == "temperature":
-        return np.exp(_log_probabilities(shares, calibration.temperature, calibration.smoothing))
-    raw = np.zeros(shares.shape)
-    for answer, (given, wanted) in enumerate(calibration.knots):
-        raw[:, answer] = np.interp(shares[:, answer], given, wanted)
-    raw[raw.sum(axis=1) == 0] = 1.0
-    probabilities: Floats = raw / raw.sum(axis=1, keepdims=True)
-    return probabilities
 
 
 def effect(
@@ -184,15 +148,6 @@ def _effect(
     return summary(bootstrap(statistic, [item.group for item in items], resamples, seed), {})
 
 
-def check_scale(calibration: Calibration, scale: Sequence[str]) -> None:
-    """Raises ConfigError where a calibration is of another scale than the one in use."""
-    if tuple(scale) != calibration.scale:
-        raise ConfigError(
-            f"the calibration is of the scale {list(calibration.scale)}, "
-            f"the answers are on {list(scale)}: fit it anew."
-        )
-
-
 def save_calibration(calibration: Calibration, path: Path) -> None:
     """Write it as JSON, whole or not at all. Raises RunError where it can't be written."""
     write_json(path, asdict(calibration))
@@ -251,13 +206,6 @@ def _tuple(values: Any, name: str, kind: type) -> tuple[Any, ...]:
     if kind is float and not all(map(math.isfinite, values)):
         raise ValueError(f"its {name} must be finite")
     return tuple(values)
-
-
-def _log_probabilities(shares: Floats, temperature: float, smoothing: float) -> Floats:
-    logits = np.log(shares + smoothing) / temperature
-    logits -= logits.max(axis=1, keepdims=True)  # before exp, which would overflow
-    log_probabilities: Floats = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return log_probabilities
 
 
 def _best_temperature(shares: Floats, truth: npt.NDArray[np.int64], smoothing: float) -> float:

@@ -22,7 +22,7 @@ from femtune.data.worlds import WORLDS
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Chunk, Setup
 from femtune.evaluation.bootstrap import Floats, bootstrap, mean, summary
-from femtune.evaluation.calibration import Calibration
+from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.chance import guessed_share, is_closed
 from femtune.evaluation.metrics import (
     Item,

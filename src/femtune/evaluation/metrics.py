@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,7 @@ from femtune.evaluation.bootstrap import (
     ratio,
     summary,
 )
-
-if TYPE_CHECKING:
-    from femtune.evaluation.calibration import Calibration
+from femtune.evaluation.calibration_map import Calibration, apply, check_scale
 
 NUM_BINS = 10  # of confidence, for the ECE; Guo et al. 2017 take 15, of far more items
 NEVER = 1 << 40  # the index of a vote that was not cast
@@ -307,8 +305,6 @@ def distributions(
     votes = count_votes(items, scale)
     if calibrate is None:
         return votes.shares
-    from femtune.evaluation.calibration import apply, check_scale  # that module builds on this one
-
     check_scale(calibrate, scale)
     return np.where(votes.cast[:, None], apply(calibrate, votes.shares), votes.shares)
 

@@ -26,9 +26,8 @@ from femtune.data.prompts import Prompts
 from femtune.errors import ConfigError, EngineError, RunError
 from femtune.estep.answer_probs import AnswerNats, answer_nats, closed_set
 from femtune.estep.scheduler import Setup
-from femtune.evaluation.calibration import Aggregate
 from femtune.runs.run import Run, read_shard
-from femtune.types import Draw, Problem
+from femtune.types import Aggregate, Draw, Problem
 
 Scored = Mapping[tuple[str, int], AnswerNats]  # by problem and index of the draw
 

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +26,8 @@ from femtune.evaluation.bootstrap import Floats, bootstrap, mean, ratio, summary
 from femtune.evaluation.metrics import scale_values
 from femtune.runs.run import by_problem
 from femtune.schemes.filters import weigh
-from femtune.types import Draw, Problem, Rule
+from femtune.types import Balance, Draw, Problem, Rule
 
-Balance = Literal["none", "data", "uniform"]
 Outcome = tuple[Problem, bool]  # a problem, and whether a draw of it was accepted
 
 MAX_GROUPS = 12  # of a kind: 1 to 10 and 0 to 10 are scales that are in use

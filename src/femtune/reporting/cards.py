@@ -25,6 +25,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from femtune._util import markdown
 from femtune._util.atomic_files import replacing
+from femtune._util.parsing import read_value
 from femtune.data.answers import Scale
 from femtune.data.problems import load_problems
 from femtune.data.prompts import as_messages
@@ -32,8 +33,8 @@ from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.judge import JUDGE, Wording, write_pair, write_rating
 from femtune.data.tasks.summarize import SUMMARIZE
+from femtune.engines.model_files import MODELS, load_tokenizer
 from femtune.mstep.examples import EXAMPLES
-from femtune.resolve import MODELS, load_tokenizer, read_value
 from femtune.schemes.named import adds
 from femtune.types import Problem
 

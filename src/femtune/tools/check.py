@@ -18,10 +18,11 @@ from femtune.config import Train
 from femtune.data.prompts import ChatTokenizer, Prompts, prompt_text
 from femtune.data.tasks.frames import scale_of
 from femtune.data.truncation import trained_tokens
+from femtune.engines.model_files import load_config
 from femtune.evaluation.chance import guessed_share, is_closed, plain_attempts
 from femtune.mstep.config import context_length
 from femtune.reporting.terminal import framed, literal, sparkline
-from femtune.resolve import Data, Questions, held_out, load_config, plan, read_questions, sampling
+from femtune.resolve import Data, Questions, held_out, plan, read_questions, sampling
 from femtune.sampler import Asker, make_asker
 from femtune.schemes.named import adds, parse_scheme
 from femtune.types import Draw, Problem

@@ -15,18 +15,19 @@ from dataclasses import dataclass, field, replace
 
 from femtune.config import Train
 from femtune.data.answers import as_fraction, plain
-from femtune.data.demos import Demos
 from femtune.data.tasks.frames import scale_of
+from femtune.engines.model_files import load_config
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Setup
 from femtune.evaluation.advice import FEW_ANSWERED, MANY_TRUNCATED
 from femtune.evaluation.evaluate import is_right
+from femtune.model_info import is_base
 from femtune.mstep.config import context_length
-from femtune.resolve import load_config, sampling
-from femtune.sampler import Asker, is_base
+from femtune.resolve import sampling
+from femtune.sampler import Asker
 from femtune.schemes.named import paper_filter, parse_scheme
 from femtune.tools.check import Finding
-from femtune.types import Draw, Problem, Scheme, Stage
+from femtune.types import Demos, Draw, Problem, Scheme, Stage
 
 COOLER = 0.7  # the temperature that is tried where the run's gives few answers
 FEW_RIGHT = 0.1  # of the draws: then too

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from femtune.api import as_trained, run_place
 from femtune.config import CHANGEABLE, Evaluate
 from femtune.data.tasks.frames import Frame, frame
 from femtune.data.tasks.load import read_task
@@ -39,7 +38,8 @@ from femtune.evaluation.metrics import (
     scale_values,
 )
 from femtune.loop import Progress, drawn
-from femtune.resolve import read_questions, task_options
+from femtune.model_info import as_trained
+from femtune.resolve import read_questions, run_place, task_options
 from femtune.runs.run import Run, by_problem, open_run
 from femtune.sampler import make_asker
 from femtune.types import Problem, Sampling

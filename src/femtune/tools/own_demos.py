@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from femtune.data.demos import Demo, Demos
 from femtune.errors import RunError
 from femtune.runs.run import read_draws
 from femtune.tools.stored_run import open_stored
-from femtune.types import Draw, Problem
+from femtune.types import Demo, Demos, Draw, Problem
 
 
 def own_demos(root: Path, number: int = 4, iteration: int | None = None) -> Demos:

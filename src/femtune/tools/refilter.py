@@ -23,13 +23,13 @@ from femtune._util.text import first
 from femtune.config import Train
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.tasks.load import TaskData
+from femtune.engines.model_files import base_of_adapter, load_tokenizer, local_model
 from femtune.errors import ConfigError, ModelError, NothingKept, RunError
 from femtune.estep.scheduler import Grade, upcoming
 from femtune.evaluation.advice import nothing_kept
 from femtune.evaluation.chance import plain_attempts
 from femtune.evaluation.evaluate import as_number, estep_metrics
 from femtune.evaluation.selection_bias import (
-    Balance,
     Factors,
     balance_factors,
     kept_by,
@@ -40,13 +40,13 @@ from femtune.evaluation.selection_bias import (
 from femtune.loop import drawn
 from femtune.model_info import info_of, write_info
 from femtune.mstep.examples import write_examples
-from femtune.resolve import base_of_adapter, check_new, load_tokenizer, local_model, plan, read_questions
+from femtune.resolve import check_new, plan, read_questions
 from femtune.rewards.builtin import score
 from femtune.runs.hashes import hash_weights
 from femtune.runs.run import by_problem, read_draws, write_draws
 from femtune.schemes.filters import accepted, chain, share
 from femtune.tools.stored_run import Stored, open_stored
-from femtune.types import SCORED, Draw, Problem, Request, Scheme, Score
+from femtune.types import SCORED, Balance, Draw, Problem, Request, Scheme, Score
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from typing import Any
 from femtune.config import Train
 from femtune.data.demos import demos_digest
 from femtune.data.tasks.labels import label_of
+from femtune.engines.model_files import load_tokenizer, local_model
 from femtune.engines.weight_check import serve
 from femtune.errors import ConfigError, RunError
 from femtune.estep.forced_answers import Endings, Finished, Force
 from femtune.estep.scheduler import Setup
-from femtune.resolve import load_tokenizer, local_model, plan
+from femtune.resolve import plan
 from femtune.rewards.builtin import as_reward
 from femtune.runs.run import Run, read_draws, stored_config
 from femtune.sampler import Asker

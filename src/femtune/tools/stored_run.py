@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 from femtune.config import Train, check_types
 from femtune.data.answer_format import parse_format
-from femtune.data.demos import Demos, read_demos
+from femtune.data.demos import read_demos
 from femtune.data.problems import load_problems
 from femtune.data.prompts import HINT, JUDGE_LEAKS, LEAKS, ChatTokenizer, Prompts, fit_prompts
 from femtune.data.tasks.frames import frame
+from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, RunError
 from femtune.mstep.config import Training
-from femtune.resolve import local_model
 from femtune.runs.checkpoints import next_start
 from femtune.runs.run import Run, stored_config
 from femtune.schemes.named import restarts
-from femtune.types import Problem, Tokenizer
+from femtune.types import Demos, Problem, Tokenizer
 
 Kind = Literal["draws", "eval"]  # of an E-step, and of an evaluation
 

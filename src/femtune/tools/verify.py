@@ -17,9 +17,10 @@ from femtune._util.atomic_files import make_folder
 from femtune.data.problems import load_problems
 from femtune.errors import DataError, RunError
 from femtune.estep.journal import journals, read_journal
+from femtune.mstep.disk import free_bytes, sized
 from femtune.resolve import fingerprint
 from femtune.runs import manifest
-from femtune.runs.checkpoints import MASTER, free_bytes, sized
+from femtune.runs.checkpoints import MASTER
 from femtune.runs.run import Run, locked, stored_config
 from femtune.schemes.named import adds, restarts
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from femtune.comparison.compare import half_width
-from femtune.evaluation.bootstrap import Estimate
+from femtune.evaluation.bootstrap import Estimate, half_width
 from femtune.reporting.page.record import Found, Group, Record
 
 Kind = Literal["base", "baseline", "scheme"]

@@ -16,8 +16,8 @@ from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Setup
 from femtune.estep.scoring import scored_draws
 from femtune.loop import Plan
+from femtune.mstep.disk import exported_dtype
 from femtune.mstep.examples import write_examples
-from femtune.runs.checkpoints import exported_dtype
 from femtune.sampler import Asker
 from femtune.tools.estimate.formulas import Asking, Attempt
 from femtune.types import SCORED, Draw, Example, Need, Problem, Sampling, Scheme

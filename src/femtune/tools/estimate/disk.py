@@ -8,7 +8,7 @@ from pathlib import Path
 
 from femtune.errors import RunError
 from femtune.loop import Plan
-from femtune.runs.checkpoints import exported_dtype, free_bytes, model_bytes, sized
+from femtune.mstep.disk import exported_dtype, free_bytes, model_bytes, sized
 from femtune.tools.estimate.schedule import capacity, most_draws
 from femtune.types import Sampling
 

@@ -16,8 +16,8 @@ from femtune.config import Train
 from femtune.errors import ConfigError
 from femtune.loop import Plan
 from femtune.mstep.config import Training
+from femtune.mstep.disk import sized
 from femtune.resolve import Data, held_out, plan, read_questions, sampling
-from femtune.runs.checkpoints import sized
 from femtune.sampler import Asker, engine_args, make_asker
 from femtune.tools.estimate.benchmark import Trial, try_out
 from femtune.tools.estimate.disk import Disk, draws_bytes, masters_bytes, models_bytes

@@ -13,13 +13,12 @@ float32 is that of the CUDA cores: torch's default does not use TF32.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from femtune._util.device_memory import _machine_memory
 from femtune._util.text import near
 from femtune.errors import ConfigError
 
@@ -154,22 +153,3 @@ def _quickest(work: Callable[[], object], wait: Callable[[], object]) -> float:
         best = min(best, time.perf_counter() - begun)
         if time.perf_counter() > end:
             return best
-
-
-def training_device_memory(device: str | None = None, use_cpu: bool = False) -> float:
-    """Return the bytes of the device that trains: a GPU's where there is one, else this machine's."""
-    import torch  # slow import; not needed to refuse bad settings
-
-    if use_cpu or not torch.cuda.is_available():
-        return _machine_memory()
-    number = int((device or "").partition(":")[2] or 0)
-    return float(torch.cuda.get_device_properties(number).total_memory)
-
-
-def _machine_memory() -> float:
-    """Bytes of this machine, or of the container that we are in."""
-    found = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (said := limit.read_text().strip()).isdigit():
-        found.append(float(said))
-    return min(found)

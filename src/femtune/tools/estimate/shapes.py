@@ -9,8 +9,8 @@ from typing import Any
 
 from femtune._util.parsing import Unreadable, read_json
 from femtune._util.safetensors_header import read_header
+from femtune.engines.model_files import adapter_base, find_model, load_config, local_model
 from femtune.errors import ModelError
-from femtune.resolve import adapter_base, find_model, load_config, local_model
 from femtune.tools.estimate.formulas import BYTES, Shape
 
 _NUMBERS = {"F32", "BF16", "F16", "F64", "I64", "BOOL"}  # safetensors' names of what is not quantized
