@@ -20,11 +20,11 @@ from clock import clock
 from femtune.config import Sample
 from femtune.data.worlds import WORLDS
 from femtune.engines.pairs import logprobs_by_pairs
-from femtune.estep.answer_probs import answer_nats, closed_set
+from femtune.estep.answer_probs import answer_logprobs, closed_set
 from femtune.estep.driver import e_step
-from femtune.estep.scheduler import Setup
-from femtune.resolve import read_questions
-from femtune.sampler import make_asker
+from femtune.estep.scheduler import Sampler
+from femtune.resolve import read_inputs
+from femtune.sampler import make_sampler_builder
 from femtune.schemes.named import parse_scheme
 from femtune.types import Draw, Problem, Sampling
 
@@ -43,7 +43,7 @@ class InPairs:
 def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
-    problems, setup = opened(args)
+    problems, sampler = opened(args)
     by_id = {problem.id: problem for problem in problems}
     spent: dict[str, list[float]] = {"draws": [], "answers": [], "in pairs": []}
     now = clock("cpu")
@@ -54,15 +54,15 @@ def main() -> None:
         spent[name].append(now() - begun)
         return made
 
-    pairs = replace(setup, engine=InPairs(setup.engine))
+    pairs = replace(sampler, engine=InPairs(sampler.engine))
     draws: list[Draw] = []
     for _ in range(args.turns + 1):  # the first warms up
-        draws = timed("draws", drawn, problems, args.scheme, setup)
-        found = timed("answers", answer_nats, draws, by_id, setup)
-        same = timed("in pairs", answer_nats, draws, by_id, pairs)
+        draws = timed("draws", drawn, problems, args.scheme, sampler)
+        found = timed("answers", answer_logprobs, draws, by_id, sampler)
+        same = timed("in pairs", answer_logprobs, draws, by_id, pairs)
     nats, others = (torch.tensor([each.nats for each in one]) for one in (found, same))
     apart = (nats - others).abs().max().item()
-    prompts = [setup.tokenizer.encode_prompt(setup.prompts.render("plain", p)) for p in problems]
+    prompts = [sampler.tokenizer.encode_prompt(sampler.prompts.render("plain", p)) for p in problems]
     print(f"{args.model}, {args.dtype}, {len(draws)} draws of {len(problems)} problems, {args.scheme}")
     written = mean([draw.completion.tokens for draw in draws])
     print(f"prompts of {mean(prompts):.0f} tokens, draws of {written:.0f}")
@@ -79,7 +79,7 @@ def mean(rows: list) -> float:
     return statistics.mean(map(len, rows))
 
 
-def opened(args: argparse.Namespace) -> tuple[list[Problem], Setup]:
+def opened(args: argparse.Namespace) -> tuple[list[Problem], Sampler]:
     """Problems, and what they are drawn from."""
     world = WORLDS["rubric"]
     problems = world.make(args.problems, seed=7)
@@ -90,13 +90,13 @@ def opened(args: argparse.Namespace) -> tuple[list[Problem], Setup]:
         engine_dtype=args.dtype,
         max_batch=args.max_batch,
     )
-    asker = make_asker(args.model, read_questions(problems, settings), problems)
-    return problems, asker.open_setup(Sampling(settings.max_new_tokens))
+    builder = make_sampler_builder(args.model, read_inputs(problems, settings), problems)
+    return problems, builder.open_sampler(Sampling(settings.max_new_tokens))
 
 
-def drawn(problems: list[Problem], scheme: str, setup: Setup) -> list[Draw]:
+def drawn(problems: list[Problem], scheme: str, sampler: Sampler) -> list[Draw]:
     """An E-step's draws that hold tokens."""
-    chunks = e_step(problems, parse_scheme(scheme), setup, iteration=1)
+    chunks = e_step(problems, parse_scheme(scheme), sampler, iteration=1)
     return [draw for chunk in chunks for draw in chunk.draws if draw.completion.tokens]
 
 

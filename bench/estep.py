@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM
 from femtune.config import Sample
 from femtune.data.worlds import WORLDS
 from femtune.estep.driver import e_step
-from femtune.resolve import read_questions
+from femtune.resolve import read_inputs
 from femtune.rewards.builtin import exact, score
 from femtune.runs.run import write_draws
-from femtune.sampler import make_asker
+from femtune.sampler import make_sampler_builder
 from femtune.schemes.named import rejection
 from femtune.types import Completion, Problem, Sampling
 
@@ -38,7 +38,7 @@ def ragged_problems(num: int) -> list[Problem]:
 
 
 def asked(name: str, num: int) -> list[Problem]:
-    """A world's problems, its instruction in the prompt: here several worlds share one setup."""
+    """A world's problems, its instruction in the prompt: here several worlds share one sampler."""
     text = WORLDS[name].prompts().instruction
     problems = WORLDS[name].make(num, seed=7)
     return [replace(problem, prompt=f"{problem.prompt}\n\n{text}") for problem in problems]
@@ -47,14 +47,14 @@ def asked(name: str, num: int) -> list[Problem]:
 class Script:
     """The plain loop: every unsolved problem once more, until all are solved or the budget is spent."""
 
-    def __init__(self, asker, problems, budget, batch_size, max_new_tokens):
-        self.model = AutoModelForCausalLM.from_pretrained(asker.base, dtype=torch.float32).eval()
-        self.asker, self.problems, self.budget = asker, problems, budget
+    def __init__(self, builder, problems, budget, batch_size, max_new_tokens):
+        self.model = AutoModelForCausalLM.from_pretrained(builder.base, dtype=torch.float32).eval()
+        self.builder, self.problems, self.budget = builder, problems, budget
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
 
     @torch.inference_mode()
     def __call__(self) -> int:
-        tokenizer, prompts = self.asker.tokenizer, self.asker.prompts
+        tokenizer, prompts = self.builder.tokenizer, self.builder.prompts
         asked = {p.id: tokenizer.encode_prompt(prompts.plain(p)) for p in self.problems}
         unsolved, num_kept = list(self.problems), 0
         for _ in range(self.budget):
@@ -76,7 +76,7 @@ class Script:
         return num_kept
 
     def generate(self, rows: list[tuple[int, ...]]) -> list[Completion]:
-        pad, end = self.asker.tokenizer.pad_token_id, self.asker.tokenizer.end_token_id
+        pad, end = self.builder.tokenizer.pad_token_id, self.builder.tokenizer.end_token_id
         width = max(map(len, rows))
         ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
@@ -87,7 +87,7 @@ class Script:
         for tokens in out[:, width:].tolist():
             stopped = end in tokens
             tokens = tokens[: tokens.index(end) + 1] if stopped else tokens
-            text = self.asker.tokenizer.decode(tokens)
+            text = self.builder.tokenizer.decode(tokens)
             made.append(Completion(tuple(tokens), text, "stop" if stopped else "length", 0.0))
         return made
 
@@ -112,15 +112,15 @@ def main() -> None:
         engine_dtype="float32",
         max_batch=args.max_batch,
     )
-    asker = make_asker(args.model, read_questions(problems, settings), problems)
-    setup = asker.open_setup(Sampling(settings.max_new_tokens))
+    builder = make_sampler_builder(args.model, read_inputs(problems, settings), problems)
+    sampler = builder.open_sampler(Sampling(settings.max_new_tokens))
     own: list[float] = []
 
     def femtune() -> int:
         """As `femtune sample` does it, draws stored."""
         engine_s, num_kept, begun = 0.0, 0, time.perf_counter()
         with TemporaryDirectory() as folder:
-            for chunk in e_step(problems, rejection(args.budget), setup, iteration=1):
+            for chunk in e_step(problems, rejection(args.budget), sampler, iteration=1):
                 write_draws(Path(folder) / f"{chunk.index}.parquet", chunk.draws, {})
                 engine_s += chunk.engine_s
                 num_kept += len({d.key.problem_id for d in chunk.draws if d.accepted})
@@ -129,10 +129,10 @@ def main() -> None:
 
     runs = {"femtune": femtune}
     for size in args.batch_sizes:
-        runs[f"script, batches of {size}"] = Script(asker, problems, args.budget, size, 96)
+        runs[f"script, batches of {size}"] = Script(builder, problems, args.budget, size, 96)
     rates: dict[str, list[float]] = {name: [] for name in runs}
     kept: dict[str, int] = {}
-    setup = replace(setup, seed=1)
+    sampler = replace(sampler, seed=1)
     for repeat in range(args.repeats + 1):
         for name, run in runs.items():
             begun = time.perf_counter()

@@ -165,7 +165,7 @@ def guided(target: Target, options: list[str]) -> int:
             raise RuntimeError(found.said)
 
     scratch = Path(tempfile.mkdtemp())
-    atheris.Setup([sys.argv[0], *options], read)
+    atheris.Sampler([sys.argv[0], *options], read)
     atheris.Fuzz()  # ends the process
     return 0
 

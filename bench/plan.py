@@ -1,4 +1,4 @@
-"""What `femtune plan` foretells beside what runs take: seconds and tokens of E-steps and M-steps.
+"""What `femtune estimate` foretells beside what runs take: seconds and tokens of E-steps and M-steps.
 
     OMP_NUM_THREADS=1 python bench/plan.py
     OMP_NUM_THREADS=1 python bench/plan.py --only star 14M --measure 64
@@ -31,7 +31,7 @@ from femtune.api import make_settings, train
 from femtune.comparison.demo import write_world
 from femtune.data.worlds import SEEDLING
 from femtune.runs.run import read_draws
-from femtune.tools.estimate.estimate import Outlook, Wish, look_ahead
+from femtune.tools.estimate.estimate import EstimateOptions, RunEstimate, look_ahead
 
 M_STEP = {"learning_rate": 3e-4, "num_train_epochs": 2, "per_device_train_batch_size": 32}
 RUBRIC = {
@@ -104,7 +104,7 @@ def compare(case: Case, folder: Path, measure: int) -> None:
     settings = make_settings(**options)
     plans = {
         "here": look_ahead(data, model, settings),
-        "measured": look_ahead(data, model, settings, Wish(measure=measure)),
+        "measured": look_ahead(data, model, settings, EstimateOptions(measure=measure)),
     }
     begun = time.perf_counter()
     result = train(data, model=model, output_dir=folder / "run", **options)
@@ -139,17 +139,19 @@ def shown(numbers: list[float]) -> list[tuple[float, int]]:
     return list(zip(numbers, (0, 1, 0, 1, 1), strict=True))
 
 
-def foretold(plan: Outlook) -> list[float]:
+def foretold(plan: RunEstimate) -> list[float]:
     drawn, fitted = plan.whole["E-step"], plan.whole["M-step"]
     return [drawn.tokens, drawn.seconds, fitted.tokens, fitted.seconds, plan.whole["evaluation"].seconds]
 
 
-def told(folder: Path) -> Wish:
+def told(folder: Path) -> EstimateOptions:
     """What an iteration's draws say of shares and lengths."""
     draws = [draw for chunk, _ in read_draws(folder) for draw in chunk]
-    wish = Wish(tokens_per_draw=sum(len(draw.completion.tokens) for draw in draws) / len(draws))
+    wish = EstimateOptions(
+        tokens_per_draw=sum(len(draw.completion.tokens) for draw in draws) / len(draws)
+    )
     for prompt, name in (("plain", "right"), ("hinted", "hinted_right")):
-        first = [draw.accepted for draw in draws if draw.prompt == prompt and draw.key.index == 0]
+        first = [draw.accepted for draw in draws if draw.prompt_kind == prompt and draw.key.index == 0]
         if first:
             wish = replace(wish, **{name: sum(first) / len(first)})
     return wish

@@ -24,10 +24,10 @@ from femtune.config import Sample
 from femtune.data.tasks.load import Options, problems_of
 from femtune.data.worlds import WORLDS, make_rows
 from femtune.estep.driver import e_step
-from femtune.estep.ray_pool import Pool, Posts
-from femtune.resolve import read_questions
+from femtune.estep.ray_pool import Pool, WorkerSpec
+from femtune.resolve import read_inputs
 from femtune.runs.run import read_draws
-from femtune.sampler import make_asker
+from femtune.sampler import make_sampler_builder
 from femtune.schemes.named import parse_scheme
 from femtune.types import Draw, Sampling
 
@@ -40,22 +40,25 @@ def main() -> None:
     settings = Sample(task="judge", scale="1,5", raters="named", max_new_tokens=64)
     rows, _ = make_rows(WORLDS["rubric"], args.problems, 1, seed=7)
     options = Options(scale="1,5", raters="named")
-    asked = read_questions(problems_of(rows, "judge", options, "rubric"), settings)
-    asker = make_asker("seedling", asked, asked.problems)
-    hire = partial(asker.open_setup, Sampling(64))
-    made = asker.open_setup(Sampling(64))
-    crews = {number: Pool(hire, Posts(number, address="here", gpus=0)) for number in (1, args.workers)}
+    asked = read_inputs(problems_of(rows, "judge", options, "rubric"), settings)
+    builder = make_sampler_builder("seedling", asked, asked.problems)
+    make_engine = partial(builder.open_sampler, Sampling(64))
+    made = builder.open_sampler(Sampling(64))
+    crews = {
+        number: Pool(make_engine, WorkerSpec(number, address="here", gpus=0))
+        for number in (1, args.workers)
+    }
     seconds: dict[int, list[float]] = {number: [] for number in crews}
     drawn: dict[int, list[Draw]] = {}
     for turn in range(args.turns + 1):  # the first warms up
         for number, crew in crews.items():
             with tempfile.TemporaryDirectory() as folder:
-                setup = replace(made, engine=crew, chunk_size=args.chunk_size)
+                sampler = replace(made, engine=crew, chunk_size=args.chunk_size)
                 begun = time.perf_counter()
                 for _chunk in e_step(
                     asked.problems,
                     parse_scheme(args.scheme),
-                    setup,
+                    sampler,
                     iteration=1,
                     place=lambda index, folder=folder: Path(folder) / f"{index:05}.parquet",
                 ):

@@ -122,7 +122,7 @@ TARGETS: dict[str, Target] = {
         Target("run", runs.make_run, runs.read_run, 1_200),
         Target("model", runs.make_model, runs.read_model, 300),
         Target("config", commands.make_config, commands.read_config, 1_200),
-        Target("plan", commands.make_config, commands.read_plan, 300),
+        Target("estimate", commands.make_config, commands.read_plan, 300),
         Target("words", commands.make_words, commands.read_words, 1_000),
     )
 }

@@ -16,7 +16,7 @@ from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.data.worlds import SEEDLING, WORLDS, make_splits
 from femtune.estep.driver import e_step
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.rewards.builtin import exact
 from femtune.rewards.builtin import score as graded
 from femtune.schemes.filters import accepted
@@ -44,7 +44,7 @@ def greedy_draws(engine: Any, spec: str) -> list[Draw]:
     def grade(problems: Any, completions: Any, **more: Any) -> Any:
         return graded(problems, completions, prompts=prompts, reward=exact(), **more)
 
-    made = Setup(
+    made = Sampler(
         engine,
         engine.tokenizer,
         prompts,

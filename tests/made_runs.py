@@ -128,7 +128,7 @@ def hostile_run(root: Path, texts: Sequence[str] = HOSTILE) -> Path:
     )
     write_problems(root, problems)
     base, drawn, evaluated = [], [], []
-    reasons = ("", "wrong", "unparsable", "cut off", "leaks the hint")
+    reasons = ("", "wrong", "parse_error", "truncated", "hint_leak")
     for number, problem in enumerate(problems):
         said = {"text": text(number + 3), "answer": text(number + 4)[:500], "detail": text(number + 5)}
         base.append(draw(problem.id, iteration=0, **said, reason="wrong", reward=0.0))
@@ -181,9 +181,9 @@ def _judged(
     for problem, index in ((problem, index) for problem in problems for index in range(times)):
         chance = draw_seed(salt, DrawKey(iteration, problem.id, stage, index)) % 100
         said = problem.answer if chance < 40 + 20 * iteration else SCALE[chance % 5]
-        reason = "" if said == problem.answer else "cut off" if chance % 7 == 0 else "wrong"
+        reason = "" if said == problem.answer else "truncated" if chance % 7 == 0 else "wrong"
         if stage and chance % 11 == 0:
-            reason = "leaks the hint"
+            reason = "hint_leak"
         own = {
             "iteration": iteration,
             "stage": stage,
@@ -191,7 +191,10 @@ def _judged(
             "prompt": prompt,
             "reason": reason,
         }
-        answer = {"answer": "" if reason == "cut off" else said, "reward": float(said == problem.answer)}
+        answer = {
+            "answer": "" if reason == "truncated" else said,
+            "reward": float(said == problem.answer),
+        }
         rows.append(
             draw(problem.id, f"It is what it is, worth {said}.\nAnswer: {said}", **own, **answer)
         )

@@ -10,14 +10,14 @@ from typing import Any
 
 from femtune.data.prompts import ChatTokenizer
 from femtune.engines.openai.engine import OpenAIEngine
-from femtune.engines.openai.http import Patience
+from femtune.engines.openai.http import RetryPolicy
 from femtune.types import Completion, DrawKey, Request, Sampling, draw_seed
 
 from .models import byte_tokenizer
 from .servers import letters
 
 TOKENIZER = ChatTokenizer(byte_tokenizer())
-QUICK = Patience(timeout_s=2.0, handshake_s=2.0, retries=3, backoff_s=0.01)
+QUICK = RetryPolicy(timeout_s=2.0, handshake_s=2.0, retries=3, backoff_s=0.01)
 SAMPLING = Sampling(max_new_tokens=64)
 
 
@@ -26,9 +26,9 @@ def engines(folder: Path) -> Iterator[Any]:
     """What makes engines over the model in a folder; they are closed at the end, threads and all."""
     made: list[OpenAIEngine] = []
 
-    def engine(url: str | None, patience: Patience = QUICK, **settings: Any) -> OpenAIEngine:
+    def engine(url: str | None, retry_policy: RetryPolicy = QUICK, **settings: Any) -> OpenAIEngine:
         settings = {"tokenizer": TOKENIZER, **settings}
-        made.append(OpenAIEngine(folder, base_url=url, patience=patience, **settings))
+        made.append(OpenAIEngine(folder, base_url=url, retry_policy=retry_policy, **settings))
         return made[-1]
 
     yield engine

@@ -31,9 +31,9 @@ from femtune.data.truncation import Cut
 from femtune.engines.fake import END, ByteTokenizer, FakeEngine, Write
 from femtune.estep.driver import e_step
 from femtune.estep.forced_answers import Force
-from femtune.estep.scheduler import Lease, OpenChunk, Setup
-from femtune.estep.scoring import Tries
-from femtune.loop import Evaluation, Plan, Steps
+from femtune.estep.scheduler import Lease, OpenChunk, Sampler
+from femtune.estep.scoring import ScoredDraws
+from femtune.loop import Evaluation, LoopConfig, Steps
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.rewards.builtin import exact, score
@@ -112,16 +112,16 @@ def drawn(draw: Draw) -> tuple[int, int]:
     return int(draw.score.rationale[1:]), int(draw.score.answer[1:])
 
 
-def setup(engine: FakeEngine, *, seed: int = 0, chunk_size: int = 1024) -> Setup:
+def sampler(engine: FakeEngine, *, seed: int = 0, chunk_size: int = 1024) -> Sampler:
     """Graded by exact match; completions are of at most 15 bytes and an end."""
     grade = partial(score, prompts=PROMPTS, reward=exact())
-    return Setup(engine, engine.tokenizer, PROMPTS, grade, Sampling(16), seed, chunk_size)
+    return Sampler(engine, engine.tokenizer, PROMPTS, grade, Sampling(16), seed, chunk_size)
 
 
 def ask(write: Write, problems: Sequence[Problem], scheme: Scheme, *, seed: int = 0) -> list[Draw]:
     """All draws of an E-step by the real driver."""
     engine = FakeEngine(write, room=256)
-    chunks = e_step(problems, scheme, setup(engine, seed=seed), iteration=1)
+    chunks = e_step(problems, scheme, sampler(engine, seed=seed), iteration=1)
     return [draw for chunk in chunks for draw in chunk.draws]
 
 
@@ -145,19 +145,19 @@ class TableSteps(Steps):
     """The loop over tables: theta_k is the k-th of them, from then on the last one."""
 
     def weights(self, iteration: int) -> Path:
-        return Path("tables") / str(min(iteration, len(self.setup.engine.thetas) - 1))
+        return Path("tables") / str(min(iteration, len(self.sampler.engine.thetas) - 1))
 
-    def tries(self, iteration: int) -> list[Draw]:
+    def scoring(self, iteration: int) -> list[Draw]:
         """What the rules of an iteration were given."""
         return [draw for chunk in self._stored(iteration) for draw in chunk]
 
     def recalled(self, iteration: int) -> list[Draw]:
         """What was remembered of the iterations before."""
-        tries = self._stored(iteration)
-        return [draw for index in tries.indices for draw in tries.recalled(index)]
+        scoring = self._stored(iteration)
+        return [draw for index in scoring.indices for draw in scoring.recalled(index)]
 
-    def _stored(self, iteration: int) -> Tries:
-        return Tries(self.run, iteration, self.problems, self.plan.scheme, self.setup)
+    def _stored(self, iteration: int) -> ScoredDraws:
+        return ScoredDraws(self.run, iteration, self.problems, self.config.scheme, self.sampler)
 
     def examples(self, iteration: int) -> list[dict[str, Any]]:
         """The rows that an iteration trains on."""
@@ -173,10 +173,10 @@ def table_steps(
     chunk_size: int = 1024,
     seed: int = 0,
 ) -> TableSteps:
-    """A run in a folder, of which `expect(k)` is the real E-step k."""
+    """A run in a folder, of which `e_step(k)` is the real E-step k."""
     engine = TableEngine(thetas)
-    plan = Plan(scheme, Training(), Evaluation())
-    made = setup(engine, seed=seed, chunk_size=chunk_size)
+    plan = LoopConfig(scheme, Training(), Evaluation())
+    made = sampler(engine, seed=seed, chunk_size=chunk_size)
     tokenizer: Any = engine.tokenizer
     return TableSteps(Run(root), Path("tables/0"), problems, [], plan, made, tokenizer, Quiet())
 
@@ -338,7 +338,7 @@ class EndingsWorld:
         }
         return EndingsEngine(laws, **settings)
 
-    def setup(
+    def sampler(
         self,
         *,
         temperature: float = 1.0,
@@ -346,9 +346,9 @@ class EndingsWorld:
         demos: Demos = (),
         seed: int = 0,
         **settings: Any,
-    ) -> Setup:
+    ) -> Sampler:
         return replace(
-            setup(self.engine(**settings), seed=seed),
+            sampler(self.engine(**settings), seed=seed),
             sampling=Sampling(MOST_TOKENS, temperature),
             cut=LINE_CUT,
             force=force,
@@ -359,7 +359,7 @@ class EndingsWorld:
 LINE_CUT = Cut(parse_format("line"), ByteTokenizer())
 
 
-def every_draw(asked: Problem, scheme: Scheme, made: Setup) -> Iterator[tuple[Draw, float]]:
+def every_draw(asked: Problem, scheme: Scheme, made: Sampler) -> Iterator[tuple[Draw, float]]:
     """All that may come of a scheme's first request by the real driver, with the chance of each."""
     engine = made.engine
     assert isinstance(engine, EndingsEngine)

@@ -36,7 +36,7 @@ def letters(prompt: str, seed: int) -> str:
     return "".join(noise.choices(string.ascii_lowercase, k=noise.randint(3, 20)))
 
 
-def token_nats(token: int) -> float:
+def token_logprobs_of(token: int) -> float:
     """Log-probability of any token, whatever stands before it."""
     return -0.5 - token % 7 / 4
 
@@ -84,7 +84,7 @@ class FakeServer:
     closing: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     stop: Callable[[], None] = lambda: None  # as a crash would
-    model: Complete | None = None  # in the place of `write` and `token_nats`
+    model: Complete | None = None  # in the place of `write` and `token_logprobs_of`
 
 
 @contextlib.contextmanager
@@ -282,7 +282,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             text = state.write(self.coder.decode(tokens), seed)
             written = [*self._encode(text), self.coder.eos_token_id][: body["max_tokens"]]
-            each = [token_nats(token) for token in written]
+            each = [token_logprobs_of(token) for token in written]
         ended = written[-1] == self.coder.eos_token_id
         told = written[:-1] if ended and faults.leaves_out_end else written
         choice: dict[str, Any] = {
@@ -308,15 +308,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _score(self, body: dict[str, Any], tokens: list[int]) -> tuple[int, dict[str, str], Any]:
         if not self.server_state.faults.echoes:
             return 400, {}, {"error": {"message": "echo is not supported"}}
-        prompt_nats = [None, *(token_nats(token) for token in tokens[1:])]
+        prompt_nats = [None, *(token_logprobs_of(token) for token in tokens[1:])]
         choice: dict[str, Any] = {"index": 0, "text": "", "finish_reason": "length"}
         if body.get("echo"):
             written = [97] * min(1, body["max_tokens"])
-            nats = prompt_nats + [token_nats(token) for token in written]
+            nats = prompt_nats + [token_logprobs_of(token) for token in written]
             choice["logprobs"] = {"tokens": ["?"] * len(nats), "token_logprobs": nats}
         else:
             written = body["allowed_token_ids"]
-            choice["logprobs"] = {"tokens": ["?"], "token_logprobs": [token_nats(written[0])]}
+            choice["logprobs"] = {"tokens": ["?"], "token_logprobs": [token_logprobs_of(written[0])]}
             if body.get("prompt_logprobs") is not None:
                 choice["prompt_logprobs"] = [
                     None if value is None else {str(token): {"logprob": value}}

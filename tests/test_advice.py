@@ -19,14 +19,14 @@ from femtune.errors import NothingKept
 from femtune.evaluation.advice import e_step_warnings, evaluation_warnings, nothing_kept
 from femtune.evaluation.chance import binomial_interval, guessed_share, is_closed, plain_attempts
 from femtune.evaluation.evaluate import estep_metrics, evaluation_metrics
-from femtune.loop import Evaluation, Plan, Steps
+from femtune.loop import Evaluation, LoopConfig, Steps
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run
 from femtune.schemes.named import parse_scheme, rejection
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 
-from .oracle import setup
+from .oracle import sampler
 
 RATED, _ = make_splits(WORLDS["rubric"], 40, 10, seed=0)
 FINE: dict[str, Any] = {
@@ -70,12 +70,12 @@ def test_a_warning_says_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("reasons", "remedy"),
     [
-        ({"plain": {"cut off": 9, "wrong": 1}}, "Most draws were truncated: raise --max-new-tokens"),
-        ({"plain": {"unparsable": 9}}, "--answer-format"),
+        ({"plain": {"truncated": 9, "wrong": 1}}, "Most draws were truncated: raise --max-new-tokens"),
+        ({"plain": {"parse_error": 9}}, "--answer-format"),
         ({"plain": {"wrong": 9}}, "Hints may help: --scheme star"),
-        ({"plain": {"wrong": 5}, "hinted": {"leaks the hint": 9}}, "change --hint"),
-        ({"plain": {"wrong": 4, "cut off": 3, "unparsable": 3}}, "Many answers are wrong"),
-        ({"plain": {"reward failed": 9}}, "run it by itself"),
+        ({"plain": {"wrong": 5}, "hinted": {"hint_leak": 9}}, "change --hint"),
+        ({"plain": {"wrong": 4, "truncated": 3, "parse_error": 3}}, "Many answers are wrong"),
+        ({"plain": {"reward_failed": 9}}, "run it by itself"),
     ],
 )
 def test_what_keeps_nothing_has_a_cause_and_a_remedy(
@@ -154,30 +154,30 @@ def test_truncated_draws_are_counted_where_their_answer_was_forced() -> None:
 def test_a_run_warns_once_of_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problems = [Problem(f"p{n}", f"{n}?", str(n % 2)) for n in range(8)]
     engine = FakeEngine(lambda prompt, seed: "So.\nAnswer: 0" if prompt.startswith("0?") else "Hm hm.")
-    made = replace(setup(engine), sampling=Sampling(64))
-    plan = Plan(rejection(2), Training(), Evaluation())
+    made = replace(sampler(engine), sampling=Sampling(64))
+    plan = LoopConfig(rejection(2), Training(), Evaluation())
     steps = Steps(Run(tmp_path), tmp_path, problems, problems, plan, made, engine.tokenizer, Quiet())
     steps.serving = tmp_path  # as an engine that needs no weights
     monkeypatch.setattr(steps, "weights", lambda iteration: tmp_path)
     said: list[str] = []
     monkeypatch.setattr(loop.log, "warning", lambda text, *words: said.append(text % words))
-    steps.measure(0)
-    steps.expect(1)
+    steps.evaluate(0)
+    steps.e_step(1)
     # of 8 draws, of 15
     assert [text.partition(" of ")[0] for text in said] == [
         "Evaluation: 12%",
         "E-step: 7%",
     ]  # of 8, of 15
-    steps.expect(2)
+    steps.e_step(2)
     assert len(said) == 2
 
 
 def test_what_keeps_nothing_says_so_in_a_run(tmp_path: Path) -> None:
     engine = FakeEngine(lambda prompt, seed: "Hm " * 100)
-    made = replace(setup(engine), sampling=Sampling(64))
+    made = replace(sampler(engine), sampling=Sampling(64))
     problems = [Problem("p", "0?", "0")]
-    plan = Plan(rejection(2), Training(), Evaluation())
+    plan = LoopConfig(rejection(2), Training(), Evaluation())
     steps = Steps(Run(tmp_path), tmp_path, problems, [], plan, made, engine.tokenizer, Quiet())
     steps.serving = tmp_path
-    with pytest.raises(NothingKept, match=r"2 plain draws: cut off.*raise --max-new-tokens"):
-        steps.expect(1)
+    with pytest.raises(NothingKept, match=r"2 plain draws: truncated.*raise --max-new-tokens"):
+        steps.e_step(1)

@@ -39,8 +39,8 @@ def closed_world(seed: int, **changes: torch.Tensor) -> EndingsWorld:
 
 
 def every(world: EndingsWorld) -> list[tuple[Draw, float]]:
-    setup = replace(world.setup(), sampling=WHOLE)
-    found = every_draw(world.problem, rejection(), setup)
+    sampler = replace(world.sampler(), sampling=WHOLE)
+    found = every_draw(world.problem, rejection(), sampler)
     return [
         (replace(draw, key=replace(draw.key, index=index)), chance)
         for index, (draw, chance) in enumerate(found)
@@ -48,7 +48,7 @@ def every(world: EndingsWorld) -> list[tuple[Draw, float]]:
 
 
 def predicted(world: EndingsWorld, draws: list[Draw]) -> dict[str, Any]:
-    scored = score_draws(draws, {"p": world.problem}, world.setup())
+    scored = score_draws(draws, {"p": world.problem}, world.sampler())
     return prediction([(world.problem, draws)], scored=scored)
 
 
@@ -106,7 +106,7 @@ def draw(problem_id: str, index: int, answer: str) -> Draw:
         "plain",
         0,
         completion,
-        Score(0.0, answer, "wrong" if answer else "unparsable", rationale=f"{problem_id} z{index}"),
+        Score(0.0, answer, "wrong" if answer else "parse_error", rationale=f"{problem_id} z{index}"),
     )
 
 

@@ -65,7 +65,7 @@ def test_one_answer_is_found(spec: str, data: st.DataObject) -> None:
     answer = data.draw(st.integers(1, 10**6))
     text = data.draw(texts(spec, answer))
     parsed = parse_format(spec).read(text + data.draw(st.sampled_from(REMARKS)))
-    assert (parsed.answer, parsed.problem) == (str(answer), "")
+    assert (parsed.answer, parsed.error) == (str(answer), "")
     assert "Because" in parsed.rationale and "think" not in parsed.rationale
 
 
@@ -79,9 +79,7 @@ def test_two_different_answers_are_none_and_one_twice_is_one(spec: str, data: st
     between = data.draw(st.sampled_from(["\n", "\nWait.\n", "\n\nI hope this helps!\n\n"]))
     parsed = parse_format(spec).read(text + between + again.format(second))
     one = first == second
-    assert (parsed.answer, parsed.problem) == (
-        (str(first), "") if one else ("", "two different answers")
-    )
+    assert (parsed.answer, parsed.error) == ((str(first), "") if one else ("", "two different answers"))
     assert parse_format(spec).read(text + between + again.format(first)).answer == str(first)
 
 
@@ -175,7 +173,7 @@ def test_arbitrary_text_is_read_or_says_why() -> None:
         if form.closed(text):
             assert form.closed(text + "\n</think>5")
         slowest = max(slowest, time.process_time() - begun)
-        assert bool(parsed.problem) or bool(parsed.answer and parsed.rationale), (form, text)
+        assert bool(parsed.error) or bool(parsed.answer and parsed.rationale), (form, text)
         assert bare(parsed.answer) == parsed.answer
     assert slowest < 2
 
@@ -264,7 +262,7 @@ def test_placeholders_are_no_answers(spec: str) -> None:
 def test_sentences_and_what_follows_an_answer(text: str, answer: str) -> None:
     form = parse_format("line")
     parsed = form.read(text)
-    assert (parsed.answer, bool(parsed.problem)) == (answer, not answer)
+    assert (parsed.answer, bool(parsed.error)) == (answer, not answer)
     assert not form.closed(text + "\n") or "Answer:" in text  # a sentence closes nothing
 
 
@@ -345,7 +343,7 @@ def test_sentences_that_differ_give_none(said: list[tuple[str, str]]) -> None:
     ],
 )
 def test_problems(spec: str, text: str, problem: str) -> None:
-    assert parse_format(spec).read(text).problem == problem
+    assert parse_format(spec).read(text).error == problem
 
 
 def test_an_answer_within_thinking_closes_nothing() -> None:

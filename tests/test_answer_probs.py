@@ -17,16 +17,16 @@ from femtune.engines.fake import END
 from femtune.errors import ConfigError
 from femtune.estep.answer_probs import (
     AnswerNats,
-    answer_nats,
-    direct_nats,
+    answer_logprobs,
+    direct_logprobs,
     nats_after,
     prefix_of,
     with_answer,
     written,
 )
 from femtune.evaluation.evaluate import evaluation_draws
-from femtune.resolve import read_questions
-from femtune.sampler import make_asker
+from femtune.resolve import read_inputs
+from femtune.sampler import make_sampler_builder
 from femtune.schemes.named import pps, rejection
 from femtune.types import Draw, Problem, Sampling
 
@@ -42,7 +42,7 @@ def both(problem: Problem) -> tuple[str, ...]:
 
 def draws_of(world: EndingsWorld, scheme: str = "plain") -> list[Draw]:
     asked = rejection() if scheme == "plain" else pps()
-    return [draw for draw, _ in every_draw(world.problem, asked, world.setup())]
+    return [draw for draw, _ in every_draw(world.problem, asked, world.sampler())]
 
 
 @pytest.mark.parametrize(("seed", "scheme"), [*product(range(4), ("plain", "hinted"))])
@@ -51,7 +51,8 @@ def test_each_answer_has_the_probability_that_the_model_gives_it(seed: int, sche
     asked = {"p": world.problem}
     right = [draw for draw in draws_of(world, scheme) if draw.score.answer]
     open_, closed = (
-        answer_nats(right, asked, world.setup(), answers=both, closed=closed) for closed in (False, True)
+        answer_logprobs(right, asked, world.sampler(), answers=both, closed=closed)
+        for closed in (False, True)
     )
     for draw, found, ended in zip(right, open_, closed, strict=True):
         assert found is not None and ended is not None
@@ -73,8 +74,8 @@ def begins_with(world: EndingsWorld, text: str) -> float:
 
 def test_without_a_rationale_it_is_what_follows_the_cue_alone() -> None:
     world = EndingsWorld.random(0)
-    prompt = (*world.setup().tokenizer.encode_prompt("x0"), *b"\nAnswer:")
-    [found] = direct_nats([world.problem], world.setup(), answers=both)
+    prompt = (*world.sampler().tokenizer.encode_prompt("x0"), *b"\nAnswer:")
+    [found] = direct_logprobs([world.problem], world.sampler(), answers=both)
     assert found is not None
     expected = world.engine().logprob([(prompt, (*b" y0",)), (prompt, (*b" y1",))])
     assert list(found.nats) == expected
@@ -83,15 +84,15 @@ def test_without_a_rationale_it_is_what_follows_the_cue_alone() -> None:
 def test_a_draw_whose_problem_has_any_answer_is_not_scored() -> None:
     world = EndingsWorld.random(0)
     draws = draws_of(world)
-    assert answer_nats(draws, {"p": world.problem}, world.setup()) == [None] * len(draws)
+    assert answer_logprobs(draws, {"p": world.problem}, world.sampler()) == [None] * len(draws)
 
 
 def test_the_cue_is_put_where_an_answer_is_missing_or_in_another_form() -> None:
     world = EndingsWorld.random(0)
-    setup = world.setup()
+    sampler = world.sampler()
     for draw in draws_of(world):
-        before, sampled = prefix_of(draw.completion, setup)
-        text = setup.tokenizer.decode(before)
+        before, sampled = prefix_of(draw.completion, sampler)
+        text = sampler.tokenizer.decode(before)
         assert text.endswith("\nAnswer:")
         if sampled:
             assert draw.completion.tokens[: len(before)] == before
@@ -101,23 +102,23 @@ def test_the_cue_is_put_where_an_answer_is_missing_or_in_another_form() -> None:
 def test_another_answer_takes_the_place_of_the_one_that_was_written() -> None:
     world = EndingsWorld.random(0)
     draw = next(draw for draw in draws_of(world) if draw.score.answer == "y0")
-    made = with_answer(draw.completion, "y1", world.setup())
+    made = with_answer(draw.completion, "y1", world.sampler())
     assert made.text == f"{draw.score.rationale}\nAnswer: y1"
     assert made.tokens[-1] == END
 
 
 def test_answers_of_which_one_begins_another_are_scored_with_their_end() -> None:
-    setup = EndingsWorld.random(0).setup()
-    assert [len(ways) for ways in written(("1", "10"), setup).ways] == [2, 2]
-    assert [len(ways) for ways in written(("1", "2"), setup).ways] == [1, 1]
+    sampler = EndingsWorld.random(0).sampler()
+    assert [len(ways) for ways in written(("1", "10"), sampler).ways] == [2, 2]
+    assert [len(ways) for ways in written(("1", "2"), sampler).ways] == [1, 1]
 
 
 def test_a_format_without_a_cue_is_refused() -> None:
-    setup = EndingsWorld.random(0).setup()
-    assert setup.cut is not None
-    cut = replace(setup.cut, format=parse_format("regex:Score: (.+)"))
+    sampler = EndingsWorld.random(0).sampler()
+    assert sampler.cut is not None
+    cut = replace(sampler.cut, format=parse_format("regex:Score: (.+)"))
     with pytest.raises(ConfigError, match="format with a cue"):
-        written(("1", "2"), replace(setup, cut=cut))
+        written(("1", "2"), replace(sampler, cut=cut))
 
 
 @given(st.lists(st.floats(-50, 0), min_size=1, max_size=8))
@@ -143,23 +144,23 @@ def test_where_a_tokenizer_joins_cue_and_answer_the_sampled_answer_has_its_own_p
         Problem(f"p{n}", problem.prompt, problem.answer, problem.columns)
         for n, problem in enumerate(make_splits(WORLDS["rubric"], 4, 4)[0])
     ]
-    asked = read_questions(problems, Ask(max_new_tokens=48))
-    asker = make_asker("seedling", asked, problems)
-    with asker.setup(Sampling(48)) as setup:
-        [chunk] = evaluation_draws(problems, setup, draws=4, iteration=0)
+    asked = read_inputs(problems, Ask(max_new_tokens=48))
+    builder = make_sampler_builder("seedling", asked, problems)
+    with builder.sampler(Sampling(48)) as sampler:
+        [chunk] = evaluation_draws(problems, sampler, draws=4, iteration=0)
         free = [
             draw for draw in chunk.draws if draw.score.answer in SCALE and not draw.completion.num_forced
         ]
-        found = answer_nats(free, {p.id: p for p in problems}, setup)
+        found = answer_logprobs(free, {p.id: p for p in problems}, sampler)
         for draw, nats in zip(free, found, strict=True):
             assert nats is not None and math.fsum(map(math.exp, nats.nats)) <= 1.001
             # the tokens before the answer and its end are those that were sampled
             tokens, prompt = (
                 draw.completion.tokens,
-                setup.prompts.plain(problems[int(draw.key.problem_id[1:])]),
+                sampler.prompts.plain(problems[int(draw.key.problem_id[1:])]),
             )
             place = len(tokens) - 2
-            before = (*setup.tokenizer.encode_prompt(prompt), *tokens[:place])
-            [alone] = setup.engine.logprob([(before, tokens[place : place + 1])])
+            before = (*sampler.tokenizer.encode_prompt(prompt), *tokens[:place])
+            [alone] = sampler.engine.logprob([(before, tokens[place : place + 1])])
             assert nats.of(draw.score.answer) == pytest.approx(alone, abs=1e-3)
     assert len(free) >= 8

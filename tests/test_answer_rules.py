@@ -27,12 +27,12 @@ from femtune.engines.fake import END
 from femtune.errors import ConfigError, EngineError, NothingKept
 from femtune.estep import answer_scoring
 from femtune.estep.answer_scoring import sampled_prefix
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.estep.scoring import read_nats, scored_draws
-from femtune.loop import Evaluation, Plan
+from femtune.loop import Evaluation, LoopConfig
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import plan
+from femtune.resolve import make_loop_config
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.answer_rules import answer_metrics, expected_importance, gain, passes
 from femtune.schemes.filters import accepted, weigh
@@ -95,7 +95,7 @@ worlds = st.integers(0, 2**32).map(loose)
 
 
 def all_draws(
-    world: EndingsWorld, scheme: Scheme, made: Setup, prompt: str = "plain"
+    world: EndingsWorld, scheme: Scheme, made: Sampler, prompt: str = "plain"
 ) -> list[tuple[Draw, float]]:
     """Every draw that a request can give, with the scheme's scores, and its chance."""
     chances: dict[Completion, float] = {}
@@ -111,13 +111,13 @@ def all_draws(
     return [(scored.get(draw.key, draw), chances[draw.completion]) for draw in numbered]
 
 
-def trained(draw: Draw, made: Setup) -> Tokens:
+def trained(draw: Draw, made: Sampler) -> Tokens:
     done = draw.completion
     return trained_tokens(done.tokens, done.finish_reason, END, made.tokenizer)
 
 
 def moments(
-    outcomes: Sequence[tuple[Draw, float]], scheme: Scheme, budget: int, made: Setup
+    outcomes: Sequence[tuple[Draw, float]], scheme: Scheme, budget: int, made: Sampler
 ) -> tuple[dict[Tokens, float], np.ndarray]:
     """Mean, by trained completion, and second moments of a problem's weights in so many attempts."""
     names = sorted({trained(d, made) for draw, _ in outcomes for d in (draw, draw.right or draw)})
@@ -152,7 +152,7 @@ def narrowed(draw: Draw) -> Draw:
 def test_expected_weights_are_those_of_rejection_with_less_variance(
     world: EndingsWorld, budget: int
 ) -> None:
-    made = world.setup()
+    made = world.sampler()
     outcomes = all_draws(world, expected(rejection(budget)), made)
     mean, second = moments(outcomes, expected(rejection(budget)), budget, made)
     exact, more = moments(outcomes, rejection(budget), budget, made)
@@ -164,7 +164,7 @@ def test_expected_weights_are_those_of_rejection_with_less_variance(
 
 def test_an_answer_after_a_second_cue_is_not_taken_for_right() -> None:
     world = loose(3, num_z=4)
-    made = world.setup()
+    made = world.sampler()
     outcomes = all_draws(world, expected(rejection(2)), made)
     mean, second = moments(outcomes, expected(rejection(2)), 2, made)
     whole, _ = moments(outcomes, rejection(2), 2, made)
@@ -174,7 +174,7 @@ def test_an_answer_after_a_second_cue_is_not_taken_for_right() -> None:
     assert np.linalg.eigvalsh(more - second).min() > -1e-12
 
 
-def biased(outcomes: Sequence[tuple[Draw, float]], made: Setup) -> float:
+def biased(outcomes: Sequence[tuple[Draw, float]], made: Sampler) -> float:
     """The largest relative error of expected weights against rejection(2)."""
     mean, _ = moments(outcomes, expected(rejection(2)), 2, made)
     exact, _ = moments(outcomes, rejection(2), 2, made)
@@ -183,7 +183,7 @@ def biased(outcomes: Sequence[tuple[Draw, float]], made: Setup) -> float:
 
 def test_other_weights_are_biased(monkeypatch: pytest.MonkeyPatch) -> None:
     world = loose(4)
-    made, scheme = world.setup(), expected(rejection(2))
+    made, scheme = world.sampler(), expected(rejection(2))
     outcomes = all_draws(world, scheme, made)
     assert biased(outcomes, made) < 1e-9
     accepted_alone = [(d if d.accepted else replace(d, right=None), p) for d, p in outcomes]
@@ -208,7 +208,7 @@ def weight(draw: Draw) -> float:
     return made[1].weight / made[0].weight if len(made) > 1 else 0.0
 
 
-def mean_weights(outcomes: Sequence[tuple[Draw, float]], made: Setup) -> dict[Tokens, float]:
+def mean_weights(outcomes: Sequence[tuple[Draw, float]], made: Sampler) -> dict[Tokens, float]:
     """E[w 1(s)] by trained completion."""
     found: dict[Tokens, float] = {}
     for draw, chance in outcomes:
@@ -232,7 +232,7 @@ def posterior_mass(world: EndingsWorld) -> dict[Tokens, float]:
 def test_expected_importance_weights_are_unbiased_with_less_variance(
     world: EndingsWorld, prompt: str
 ) -> None:
-    made = world.setup()
+    made = world.sampler()
     outcomes = all_draws(world, expected(weighted(pps(2))), made, prompt)
     exact = posterior_mass(world)
     assert mean_weights(outcomes, made) == pytest.approx(exact, rel=1e-9)
@@ -257,7 +257,7 @@ def whole_weight(draw: Draw) -> float:
 def test_normalised_weights_tend_to_the_posterior() -> None:
     """The mean over all that two or three draws may be is nearer than that of one."""
     world = loose(6)
-    made, scheme = world.setup(), expected(weighted(pps(2)))
+    made, scheme = world.sampler(), expected(weighted(pps(2)))
     outcomes = all_draws(world, scheme, made, "hinted")
     exact = posterior_mass(world)
     total = math.fsum(exact.values())
@@ -271,7 +271,7 @@ def test_normalised_weights_tend_to_the_posterior() -> None:
 
 def test_a_proposal_that_includes_the_answer_is_biased(monkeypatch: pytest.MonkeyPatch) -> None:
     world = loose(7)
-    made = world.setup()
+    made = world.sampler()
     scheme = expected(weighted(pps(2)))
     ratios = answer_scoring._log_ratios
 
@@ -291,7 +291,7 @@ def test_a_proposal_that_includes_the_answer_is_biased(monkeypatch: pytest.Monke
 
 def test_the_prefix_depends_on_no_token_after_it() -> None:
     world = loose(0, num_z=4)
-    made = world.setup()
+    made = world.sampler()
     for draw, _ in all_draws(world, expected(rejection()), made):
         prefix = sampled_prefix(draw.completion, made)
         if prefix is None:
@@ -303,7 +303,7 @@ def test_the_prefix_depends_on_no_token_after_it() -> None:
 
 
 def test_the_cue_counts_as_it_was_tokenized_and_not_within_thoughts_or_after_an_answer() -> None:
-    made = loose(0).setup()
+    made = loose(0).sampler()
 
     def prefix(text: str) -> str | None:
         found = sampled_prefix(Completion(tuple(text.encode()), text, "stop", 0.0), made)
@@ -319,11 +319,11 @@ def test_the_cue_counts_as_it_was_tokenized_and_not_within_thoughts_or_after_an_
 @pytest.mark.parametrize("reason", ["leaks", "empty", "long", "error"])
 def test_draws_of_no_use_have_no_right_one(reason: str) -> None:
     world = loose(0)
-    made = world.setup()
+    made = world.sampler()
     text = {"leaks": "by the hint\nAnswer: y0", "empty": "\nAnswer: y0"}.get(reason, "z0\nAnswer: y0")
     done = Completion((*text.encode(), END), text, "error" if reason == "error" else "stop", -1.0)
     draws = [replace(draw, completion=done) for draw, _ in all_draws(world, rejection(), made)][:1]
-    draws[0] = replace(draws[0], prompt="hinted")
+    draws[0] = replace(draws[0], prompt_kind="hinted")
     if reason == "long":
         made = replace(made, sampling=replace(made.sampling, max_new_tokens=len(text)))
     problems = {"p": world.problem}
@@ -347,7 +347,7 @@ def enumerated(world: EndingsWorld, z: int) -> tuple[float, bool]:
 @given(worlds, st.sampled_from([0.0, 0.2, math.log(2)]))
 @settings(few, max_examples=30)
 def test_reasons_keeps_what_the_model_says(world: EndingsWorld, nats: float) -> None:
-    scheme, made = reasons(rejection(), nats), world.setup()
+    scheme, made = reasons(rejection(), nats), world.sampler()
     for draw, _ in all_draws(world, scheme, made):
         if not draw.accepted:
             assert gain(draw) is None and not weigh(scheme.weigh, [draw])
@@ -361,7 +361,7 @@ def test_reasons_refuses_some_and_keeps_some() -> None:
     kept = {
         passes(draw, 0.0)
         for seed in range(8)
-        for draw, _ in all_draws(loose(seed), reasons(rejection()), loose(seed).setup())
+        for draw, _ in all_draws(loose(seed), reasons(rejection()), loose(seed).sampler())
         if draw.accepted
     }
     assert kept == {True, False}
@@ -369,7 +369,7 @@ def test_reasons_refuses_some_and_keeps_some() -> None:
 
 def test_answers_are_compared_over_the_closed_set_or_what_draws_gave() -> None:
     world = loose(1)
-    draws = [draw for draw, _ in all_draws(world, rejection(), world.setup())]
+    draws = [draw for draw, _ in all_draws(world, rejection(), world.sampler())]
     assert set(answer_scoring._compared(draws, {"p": world.problem})["p"]) == {"y1", "y0", "y12"}
     other = replace(draws[0], score=replace(draws[0].score, answer="Y1", reason=""))  # right, too
     assert answer_scoring._compared([other], {"p": world.problem})["p"] == ("y1",)
@@ -380,7 +380,7 @@ def test_answers_are_compared_over_the_closed_set_or_what_draws_gave() -> None:
 def test_reasons_and_expected_go_together() -> None:
     """Weights are the expectation of keeping the first right draw, where it passes."""
     world = loose(35)
-    made = world.setup()
+    made = world.sampler()
     both, each = reasons(expected(rejection(2))), reasons(rejection(2))
     outcomes = all_draws(world, both, made)
     mean, _ = moments(outcomes, both, 2, made)
@@ -397,7 +397,7 @@ def test_what_is_remembered_is_filtered_too() -> None:
     scheme = reasons(memoised(rejection()))
     assert scheme.remember is not None and "gain" in replace(scheme, weigh=accepted()).needs
     world = loose(35)
-    outcomes = all_draws(world, scheme, world.setup())
+    outcomes = all_draws(world, scheme, world.sampler())
     remembered = weigh(scheme.remember, [draw for draw, _ in outcomes])
     assert remembered and all(passes(example.draw, 0.0) for example in remembered)
     assert len(remembered) < sum(draw.accepted for draw, _ in outcomes)
@@ -418,8 +418,8 @@ SPECS = [
 
 def steps(folder: Path, spec: str, world: EndingsWorld, num: int = 40) -> TableSteps:
     problems = [replace(world.problem, id=f"{number:02}") for number in range(num)]
-    made = replace(world.setup(), chunk_size=16)
-    what = Plan(parse_scheme(spec), Training(), Evaluation(), force="never")
+    made = replace(world.sampler(), chunk_size=16)
+    what = LoopConfig(parse_scheme(spec), Training(), Evaluation(), force="never")
     tokenizer: Any = made.tokenizer
     return TableSteps(Run(folder), Path("tables/0"), problems, [], what, made, tokenizer, Quiet())
 
@@ -430,7 +430,7 @@ def test_scores_are_stored_and_a_killed_run_goes_on_with_them(
 ) -> None:
     world = loose(35)
     made = steps(tmp_path, spec, world, 20)
-    found = [made.expect(iteration) for iteration in (1, 2)]
+    found = [made.e_step(iteration) for iteration in (1, 2)]
     rows = [made.examples(iteration) for iteration in (1, 2)]
     assert all(rows)
     folder = made.run.iteration(2)
@@ -438,12 +438,12 @@ def test_scores_are_stored_and_a_killed_run_goes_on_with_them(
     (folder / "scored/00001.parquet").unlink()
     (folder / "examples.parquet").unlink()
     again = steps(tmp_path, spec, world, 20)
-    assert timeless(again.expect(2)) == timeless(found[1]) and again.examples(2) == rows[1]
+    assert timeless(again.e_step(2)) == timeless(found[1]) and again.examples(2) == rows[1]
     # killed after it: nothing is scored again
     (folder / "examples.parquet").unlink()
     third = steps(tmp_path, spec, world, 20)
-    monkeypatch.setattr(third.setup.engine, "logprob", pytest.fail)
-    assert timeless(third.expect(2)) == timeless(found[1]) and third.examples(2) == rows[1]
+    monkeypatch.setattr(third.sampler.engine, "logprob", pytest.fail)
+    assert timeless(third.e_step(2)) == timeless(found[1]) and third.examples(2) == rows[1]
 
 
 def timeless(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -453,7 +453,7 @@ def timeless(metrics: dict[str, Any]) -> dict[str, Any]:
 def test_examples_have_the_right_answer_and_are_weighed_as_the_model_says(tmp_path: Path) -> None:
     world = loose(1)
     made = steps(tmp_path, "rejection:3+expected", world)
-    metrics = made.expect(1)
+    metrics = made.e_step(1)
     law = world.plain
     assert isinstance(law, Loose)
     draws = [draw for chunk, _ in read_draws(made.run.iteration(1) / "draws") for draw in chunk]
@@ -483,8 +483,8 @@ def test_examples_have_the_right_answer_and_are_weighed_as_the_model_says(tmp_pa
 def test_the_share_that_passes_is_measured(tmp_path: Path) -> None:
     world = loose(35)
     made = steps(tmp_path, "rejection:4+reasons", world)
-    metrics = made.expect(1)
-    right = [draw for draw in made.tries(1) if draw.accepted]
+    metrics = made.e_step(1)
+    right = [draw for draw in made.scoring(1) if draw.accepted]
     known = [enumerated(world, int(draw.score.rationale[1])) for draw in right]
     passing = [more >= 0 and likeliest for more, likeliest in known]
     assert 0 < metrics["reasons_share"] < 1
@@ -498,16 +498,16 @@ def test_the_share_that_passes_is_measured(tmp_path: Path) -> None:
 
 def test_where_no_rationale_passes_the_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(NothingKept, match="makes the correct answer the likeliest one"):
-        steps(tmp_path, "rejection:4+reasons:50", loose(1)).expect(1)
+        steps(tmp_path, "rejection:4+reasons:50", loose(1)).e_step(1)
 
 
 def test_an_engine_without_log_probabilities_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = steps(tmp_path, "rejection:2+expected", loose(1))
-    monkeypatch.setattr(made.setup.engine, "logprob", lambda pairs: [math.nan] * len(pairs))
+    monkeypatch.setattr(made.sampler.engine, "logprob", lambda pairs: [math.nan] * len(pairs))
     with pytest.raises(EngineError, match="gives no log-probability"):
-        made.expect(1)
+        made.e_step(1)
 
 
 def test_schemes_without_these_rules_have_no_such_metrics() -> None:
@@ -530,16 +530,16 @@ def test_schemes_without_these_rules_have_no_such_metrics() -> None:
 )
 @pytest.mark.parametrize("spec", ["rejection:2+expected", "pps:2+importance+expected"])
 def test_draws_of_another_law_are_refused(spec: str, changes: dict[str, Any], told: str) -> None:
-    plan(Train(scheme=spec))
+    make_loop_config(Train(scheme=spec))
     with pytest.raises(ConfigError, match=told):
-        plan(Train(scheme=spec, **changes))
+        make_loop_config(Train(scheme=spec, **changes))
 
 
 @pytest.mark.parametrize("change", [{"answer_format": "regex:Score: (.+)"}])
 def test_reasons_needs_a_cue_and_takes_any_temperature(change: dict[str, Any]) -> None:
-    plan(Train(scheme="star+reasons", temperature=0.7))
+    make_loop_config(Train(scheme="star+reasons", temperature=0.7))
     with pytest.raises(ConfigError, match="has no cue"):
-        plan(Train(scheme="star+reasons", **change))
+        make_loop_config(Train(scheme="star+reasons", **change))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from femtune.tools.refilter import Change, refilter
 from femtune.tools.replay import name_of, replay
 from femtune.tools.stored_run import open_stored
 
-from .oracle import LINE_CUT, setup
+from .oracle import LINE_CUT, sampler
 from .runs import make_world, train_command
 
 SHORT = ("--eval-every", "0", "--num-train-epochs", "1", "--show", "quiet")
@@ -62,7 +62,7 @@ def test_stored_scores_are_those_of_the_base(made: tuple[Path, list[str]]) -> No
     stored = open_stored(run, 1)
     engine = TransformersEngine(local_model("seedling"))
     cut = replace(LINE_CUT, tokenizer=engine.tokenizer)
-    made_for = replace(setup(FakeEngine(lambda prompt, seed: "")), tokenizer=engine.tokenizer, cut=cut)
+    made_for = replace(sampler(FakeEngine(lambda prompt, seed: "")), tokenizer=engine.tokenizer, cut=cut)
     assert stored.settings.answer_format == "line"
     draws = {draw.key: draw for chunk, _ in read_draws(stored.draws) for draw in chunk}
     found = {

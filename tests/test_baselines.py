@@ -46,7 +46,7 @@ from femtune.data.worlds import WORLDS, make_splits
 from femtune.errors import ConfigError, DataError, NothingKept, RunError
 from femtune.evaluation.scored_answers import read_scored
 from femtune.mstep.config import Training
-from femtune.resolve import read_questions
+from femtune.resolve import read_inputs
 from femtune.runs.run import read_draws
 from femtune.types import Problem
 
@@ -117,7 +117,7 @@ def test_majority_says_the_most_frequent_answer_to_all(tmp_path: Path) -> None:
     assert most_frequent([rating("a", "3"), rating("b", "4"), rating("c", "4")]) == "4"
     assert most_frequent([rating("a", "3"), rating("b", "4")]) == "3"  # of equals the first
     problems = [rating(name, answer) for name, answer in zip("abcd", "4425", strict=True)]
-    asked = read_questions(problems, replace(SETTINGS, task="table", reward="ordinal(1,5)"))
+    asked = read_inputs(problems, replace(SETTINGS, task="table", reward="ordinal(1,5)"))
     metrics = judged(problems, answered(problems, ["4"] * 4, asked))
     assert metrics["accuracy"] == 2 / 4
     assert metrics["mae"] == pytest.approx((0 + 0 + 2 + 1) / 4)

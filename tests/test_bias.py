@@ -24,7 +24,7 @@ from femtune.evaluation.selection_bias import (
     weighed,
     wilson,
 )
-from femtune.loop import Evaluation, Plan, Steps
+from femtune.loop import Evaluation, LoopConfig, Steps
 from femtune.mstep.config import Training
 from femtune.mstep.examples import read_examples
 from femtune.reporting.terminal import Quiet
@@ -34,7 +34,7 @@ from femtune.types import Balance, Completion, Draw, DrawKey, Problem, Reason, S
 
 from .models import byte_tokenizer
 from .oracle import problem as plain_problem
-from .oracle import setup
+from .oracle import sampler
 
 SCALE = ("1", "2", "3", "4", "5")
 
@@ -64,7 +64,7 @@ def shares(groups: dict[str, Any]) -> dict[str, tuple[float, int]]:
 def test_a_problem_is_kept_where_one_of_its_draws_is(tmp_path: Path) -> None:
     problems = {name: rated(name, "1") for name in "abc"}
     write_draws(tmp_path / "00000.parquet", [draw("a", 0, "wrong"), draw("a", 1, "")], {})
-    write_draws(tmp_path / "00001.parquet", [draw("b", 0, "cut off")], {})
+    write_draws(tmp_path / "00001.parquet", [draw("b", 0, "truncated")], {})
     assert outcomes(tmp_path, problems) == [(problems["a"], True), (problems["b"], False)]
 
 
@@ -230,11 +230,11 @@ def biased(prompt: str, seed: int) -> str:
 def expected(tmp_path: Path, balance: Balance) -> tuple[dict[str, Any], list[float], list[str]]:
     """An E-step's metrics, and the weights and answers of its examples as the M-step reads them."""
     problems = [plain_problem(f"p{i}", 0, i % 3) for i in range(60)]
-    made = setup(FakeEngine(biased), chunk_size=16)
-    plan = Plan(pps(), Training(), Evaluation(), balance=balance)
+    made = sampler(FakeEngine(biased), chunk_size=16)
+    plan = LoopConfig(pps(), Training(), Evaluation(), balance=balance)
     tmp_path.mkdir(exist_ok=True)
     run, tokenizer = Run(tmp_path), ChatTokenizer(byte_tokenizer())
-    metrics = Steps(run, tmp_path, problems, [], plan, made, tokenizer, Quiet()).expect(1)
+    metrics = Steps(run, tmp_path, problems, [], plan, made, tokenizer, Quiet()).e_step(1)
     data = read_examples(run.iteration(1) / "examples.parquet", tokenizer, 1024)
     texts = [made.tokenizer.decode(completion) for completion in data.completions]
     return metrics, list(data.weights), [text.partition("Answer: ")[2] for text in texts]

@@ -29,14 +29,14 @@ from femtune.evaluation.likelihood_bound import (
     subset,
     weights,
 )
-from femtune.loop import Evaluation, Plan, Steps
+from femtune.loop import Evaluation, LoopConfig, Steps
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import rejection
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 
-from .oracle import Tables, problem, setup
+from .oracle import Tables, problem, sampler
 from .test_loop import timeless
 
 CELLS = [(x, y) for x in range(3) for y in range(3)]  # questions and their answers
@@ -102,7 +102,7 @@ def measured(
 ) -> dict[str, Any]:
     """By the real driver, grading and scoring."""
     engine = FakeEngine(world.write, nats=joint_nats(world), room=256)
-    made = setup(engine, seed=seed)
+    made = sampler(engine, seed=seed)
     source, target = (folder / kind / "00000.parquet" for kind in ("bound", "bound_scored"))
     place = {0: source}.__getitem__
     for _ in mixture_draws(problems, made, draws=draws, iteration=1, place=place):
@@ -176,16 +176,16 @@ def test_far_away_nats_are_no_trouble() -> None:
 
 def test_a_hinted_draw_that_leaks_is_right_and_counted(tmp_path: Path) -> None:
     """Else a completion would be right under one prompt and wrong under the other."""
-    leaking = made("hinted", -1, -1, reason="leaks the hint")
+    leaking = made("hinted", -1, -1, reason="hint_leak")
     assert is_right(leaking) and weights([made("plain", -1, -1), leaking]) == [1, 1]
     told = "As the answer is given, so it is.\nAnswer: y1"
     engine = FakeEngine(lambda prompt, seed: told)
-    asked = replace(setup(engine), sampling=Sampling(99))
+    asked = replace(sampler(engine), sampling=Sampling(99))
     source, target = (tmp_path / kind / "00000.parquet" for kind in ("bound", "bound_scored"))
     [chunk] = mixture_draws(
         [problem("a", 0, 1)], asked, draws=4, iteration=1, place=lambda index: source
     )
-    assert [draw.score.reason for draw in chunk.draws] == ["", "", "leaks the hint", "leaks the hint"]
+    assert [draw.score.reason for draw in chunk.draws] == ["", "", "hint_leak", "hint_leak"]
     score_right(source, target, {"a": problem("a", 0, 1)}, asked)
     found = posterior_metrics({"a": problem("a", 0, 1)}, tmp_path)
     assert (found["leak_share"], found["likelihood"], found["ess_share"]) == (1, 1, 1)
@@ -196,7 +196,7 @@ def test_a_hinted_draw_that_leaks_is_right_and_counted(tmp_path: Path) -> None:
 def test_where_no_draw_is_right_the_bound_is_the_priors_and_the_leak_undefined(tmp_path: Path) -> None:
     engine = FakeEngine(lambda prompt, seed: "Hm.\nAnswer: none")
     engine.logprob = lambda pairs: pytest.fail("nothing is to be scored")  # type: ignore[method-assign]
-    asked, one = setup(engine), problem("a", 0, 1)
+    asked, one = sampler(engine), problem("a", 0, 1)
     source, target = (tmp_path / kind / "00000.parquet" for kind in ("bound", "bound_scored"))
     [_] = mixture_draws([one], asked, draws=4, iteration=1, place=lambda index: source)
     score_right(source, target, {"a": one}, asked)
@@ -220,9 +220,9 @@ def test_the_same_problems_are_asked_each_time_and_fewer_are_the_first_of_more()
 def steps(root: Path, engine: FakeEngine, draws: int = 4, **changes: Any) -> Steps:
     """Measuring the base on 9 problems, in chunks of 4."""
     problems = [problem(f"{x}{y}", x, y) for x, y in CELLS]
-    plan = Plan(rejection(1), Training(), Evaluation(), 0, bound_draws=draws, **changes)
+    plan = LoopConfig(rejection(1), Training(), Evaluation(), 0, bound_draws=draws, **changes)
     root.mkdir(exist_ok=True)
-    made = setup(engine, seed=2, chunk_size=4)
+    made = sampler(engine, seed=2, chunk_size=4)
     return Steps(Run(root), root / "base", [], problems, plan, made, engine.tokenizer, Quiet())  # type: ignore[arg-type]
 
 
@@ -242,7 +242,7 @@ def test_the_loop_stores_what_it_draws_and_scores_and_makes_no_more(tmp_path: Pa
     entries = (tmp_path / "manifest.jsonl").read_text()
     assert entries.count("/bound/0") == entries.count("/bound_scored/0") == 3
     draws = [draw for chunk, _ in read_draws(folder / "bound") for draw in chunk]
-    assert sum(draw.prompt == "plain" for draw in draws) == len(draws) / 2 == 18
+    assert sum(draw.prompt_kind == "plain" for draw in draws) == len(draws) / 2 == 18
 
     (folder / "metrics.json").unlink()
     (folder / "bound_scored/00001.parquet").unlink()

@@ -23,10 +23,10 @@ from femtune.evaluation.calibration import (
 )
 from femtune.evaluation.calibration_map import Calibration, apply, check_scale
 from femtune.evaluation.metrics import Item, count_votes, distributions
-from femtune.types import Kind
+from femtune.types import CalibrationKind
 
 SCALE = ("a", "b", "c")
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[CalibrationKind, ...] = get_args(CalibrationKind)
 
 
 def judged(seed: int, size: int = 400, draws: int = 10, sharpness: float = 4.0) -> list[Item]:
@@ -41,7 +41,7 @@ def judged(seed: int, size: int = 400, draws: int = 10, sharpness: float = 4.0) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_mends_overconfidence_on_unseen_items(kind: Kind) -> None:
+def test_it_mends_overconfidence_on_unseen_items(kind: CalibrationKind) -> None:
     fitted = fit_calibration(judged(0), SCALE, kind)
     result = effect(judged(1), SCALE, fitted)
     assert result["ece_after"] < result["ece_before"] / 2
@@ -115,14 +115,14 @@ def test_where_no_answer_has_a_chance_all_have_the_same() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_item_without_a_vote_stays_uniform(kind: Kind) -> None:
+def test_an_item_without_a_vote_stays_uniform(kind: CalibrationKind) -> None:
     fitted = fit_calibration(judged(0), SCALE, kind)
     found = distributions([Item("a", ("", "?")), Item("a", ())], SCALE, fitted)
     assert found.tolist() == [[pytest.approx(1 / 3)] * 3] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_answer_that_never_is_the_truth_is_no_trouble(kind: Kind) -> None:
+def test_an_answer_that_never_is_the_truth_is_no_trouble(kind: CalibrationKind) -> None:
     items = [replace(item, truth="a" if item.truth == "c" else item.truth) for item in judged(0)]
     result = effect(items, SCALE, fit_calibration(items, SCALE, kind), resamples=20)
     assert json.dumps(result, allow_nan=False)
@@ -139,7 +139,9 @@ def test_an_answer_that_never_is_the_truth_is_no_trouble(kind: Kind) -> None:
         ([Item("a", ("a", "b"))] * 30, "labels of one class: nothing to calibrate against"),
     ],
 )
-def test_what_can_not_be_fitted_is_refused(kind: Kind, items: list[Item], message: str) -> None:
+def test_what_can_not_be_fitted_is_refused(
+    kind: CalibrationKind, items: list[Item], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         fit_calibration(items, SCALE, kind)
 
@@ -165,7 +167,7 @@ def test_effect_of_single_draws_is_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_loaded_as_it_was_saved(kind: Kind, tmp_path: Path) -> None:
+def test_it_is_loaded_as_it_was_saved(kind: CalibrationKind, tmp_path: Path) -> None:
     fitted = fit_calibration(judged(0), SCALE, kind)
     save_calibration(fitted, tmp_path / "calibration.json")
     assert load_calibration(tmp_path / "calibration.json") == fitted
@@ -263,7 +265,7 @@ def test_probabilities_are_probabilities(
     ),
     st.sampled_from(KINDS),
 )
-def test_any_votes_fit_or_are_refused(rows: list[tuple[str, list[str]]], kind: Kind) -> None:
+def test_any_votes_fit_or_are_refused(rows: list[tuple[str, list[str]]], kind: CalibrationKind) -> None:
     items = [Item(truth, tuple(votes)) for truth, votes in rows]
     try:
         fitted = fit_calibration(items, SCALE, kind)

@@ -21,7 +21,7 @@ from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import WORLDS, make_rows, make_splits
 from femtune.errors import ConfigError, DataError, FemtuneError
 from femtune.reporting.terminal import console
-from femtune.sampler import Asker
+from femtune.sampler import SamplerBuilder
 from femtune.tools.check import Finding, examine, show_prompts, show_tokens, token_pieces, trained_under
 from femtune.tools.check_model import Planned, plan_trials, try_model
 from femtune.tools.check_report import Counting
@@ -117,10 +117,10 @@ def test_test_problems_are_looked_at_too(tmp_path: Path) -> None:
 def test_a_task_brings_its_words_and_its_reward(tmp_path: Path) -> None:
     rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
     write(file := tmp_path / "rated.jsonl", rows)
-    asker, problems, findings = examine(file, "seedling", JUDGE)
+    builder, problems, findings = examine(file, "seedling", JUDGE)
     assert problems == TRAIN
     assert by_name(findings)["reward"].found.startswith('ordinal("1,5"); every correct answer earns')
-    for panel in show_prompts(asker, problems[0]):
+    for panel in show_prompts(builder, problems[0]):
         assert "the rating, a whole number from 1 to 5." in shown(panel)
 
 
@@ -149,29 +149,31 @@ def shown(panel: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def asker() -> Asker:
+def builder() -> SamplerBuilder:
     return examine(TRAIN, "seedling", SETTINGS)[0]
 
 
-def test_prompts_are_shown_as_the_model_gets_them(asker: Asker) -> None:
-    for panel, name in zip(show_prompts(asker, TRAIN[0]), ("plain", "hinted"), strict=True):
-        tokens = asker.tokenizer.encode_prompt(asker.prompts.render(name, TRAIN[0]))
+def test_prompts_are_shown_as_the_model_gets_them(builder: SamplerBuilder) -> None:
+    for panel, name in zip(show_prompts(builder, TRAIN[0]), ("plain", "hinted"), strict=True):
+        tokens = builder.tokenizer.encode_prompt(builder.prompts.render(name, TRAIN[0]))
         text = shown(panel)
         assert f"{name} prompt of {TRAIN[0].id}" in text
-        for line in asker.tokenizer.tokenizer.decode(tokens).splitlines():
+        for line in builder.tokenizer.tokenizer.decode(tokens).splitlines():
             assert line in text
 
 
-def test_tokens_shown_are_prompt_and_completion_and_only_the_latter_is_bold(asker: Asker) -> None:
+def test_tokens_shown_are_prompt_and_completion_and_only_the_latter_is_bold(
+    builder: SamplerBuilder,
+) -> None:
     problem = Problem("a", "How [bold] is it?", "3")  # no markup
-    written = asker.tokenizer.tokenizer("It is so.\nAnswer: 3", add_special_tokens=False)["input_ids"]
-    tokens = (*written, asker.tokenizer.end_token_id)
+    written = builder.tokenizer.tokenizer("It is so.\nAnswer: 3", add_special_tokens=False)["input_ids"]
+    tokens = (*written, builder.tokenizer.end_token_id)
     completion = Completion(tokens, "", "stop", -1.0)
     draw = Draw(DrawKey(0, "a", 1, 0), "hinted", 0, completion, Score(1.0, "3"))
-    panel = show_tokens(asker, problem, draw)
+    panel = show_tokens(builder, problem, draw)
     text = panel.renderable
-    prompt = asker.tokenizer.encode_prompt(asker.prompts.plain(problem))
-    decode = asker.tokenizer.tokenizer.decode
+    prompt = builder.tokenizer.encode_prompt(builder.prompts.plain(problem))
+    decode = builder.tokenizer.tokenizer.decode
     expected = decode(prompt), decode(tokens)
     styles = [(text.plain[span.start : span.end], span.style) for span in text.spans]
     read = "".join(part for part, style in styles if style.startswith("dim"))
@@ -185,25 +187,25 @@ def test_tokens_shown_are_prompt_and_completion_and_only_the_latter_is_bold(aske
     ("scheme", "prompts"), [("star", ["plain"]), ("pps:2+wake:0.5+memo", ["plain", "hinted"])]
 )
 def test_with_a_wake_phase_the_hinted_example_is_shown_too(
-    asker: Asker, scheme: str, prompts: list[str]
+    builder: SamplerBuilder, scheme: str, prompts: list[str]
 ) -> None:
     assert [*trained_under(scheme)] == prompts
-    panel = show_tokens(asker, TRAIN[0], _draw(asker), "hinted")
-    hinted = asker.tokenizer.encode_prompt(asker.prompts.hinted(TRAIN[0]))
+    panel = show_tokens(builder, TRAIN[0], _draw(builder), "hinted")
+    hinted = builder.tokenizer.encode_prompt(builder.prompts.hinted(TRAIN[0]))
     assert str(panel.title).startswith(f"an example of the wake phase: {len(hinted)} tokens read")
     assert "correct answer is" in panel.renderable.plain  # type: ignore[union-attr]
 
 
-def _draw(asker: Asker) -> Draw:
-    completion = Completion((asker.tokenizer.end_token_id,), "", "stop", -1.0)
+def _draw(builder: SamplerBuilder) -> Draw:
+    completion = Completion((builder.tokenizer.end_token_id,), "", "stop", -1.0)
     return Draw(DrawKey(0, "a", 1, 0), "hinted", 0, completion, Score(1.0, "3"))
 
 
 @pytest.mark.parametrize(
     "text", ["评价：很好 🎉", "naïve — שלום", "a\ufffdb 日本", "plain words\nand more", ""]
 )
-def test_pieces_of_tokens_are_the_text_in_every_script(asker: Asker, text: str) -> None:
-    for tokenizer in (asker.tokenizer, ChatTokenizer(byte_tokenizer())):
+def test_pieces_of_tokens_are_the_text_in_every_script(builder: SamplerBuilder, text: str) -> None:
+    for tokenizer in (builder.tokenizer, ChatTokenizer(byte_tokenizer())):
         tokens = tokenizer.encode_text(text)
         pieces = list(token_pieces(tokenizer, tokens))
         assert "".join(pieces) == tokenizer.tokenizer.decode(tokens)
@@ -211,18 +213,18 @@ def test_pieces_of_tokens_are_the_text_in_every_script(asker: Asker, text: str) 
         assert ("\ufffd" in "".join(pieces)) == ("\ufffd" in text)
 
 
-def test_a_refused_example_is_said_to_be_one(asker: Asker) -> None:
-    draw = replace(_draw(asker), score=Score(0.0, "", "unparsable"))
-    assert str(show_tokens(asker, TRAIN[0], draw).title).startswith(
+def test_a_refused_example_is_said_to_be_one(builder: SamplerBuilder) -> None:
+    draw = replace(_draw(builder), score=Score(0.0, "", "parse_error"))
+    assert str(show_tokens(builder, TRAIN[0], draw).title).startswith(
         "refused (unparsable), shown as an ex"
     )
 
 
-def test_a_cut_draw_is_shown_as_it_is_trained(asker: Asker) -> None:
+def test_a_cut_draw_is_shown_as_it_is_trained(builder: SamplerBuilder) -> None:
     """The line break that closed its answer gives way to the end token."""
-    tokens = asker.tokenizer.encode_text("So it is.\nAnswer: 3\n")
+    tokens = builder.tokenizer.encode_text("So it is.\nAnswer: 3\n")
     completion = Completion(tokens, "", "answered", -1.0)
-    panel = show_tokens(asker, TRAIN[0], replace(_draw(asker), completion=completion))
+    panel = show_tokens(builder, TRAIN[0], replace(_draw(builder), completion=completion))
     assert shown(panel).rstrip("─╯╰│ \n").endswith("Answer: 3<|end|>")
 
 
@@ -252,14 +254,14 @@ def test_rows_that_are_left_out_are_counted(tmp_path: Path) -> None:
     assert found["rows left out"].found == "1 of 30" and found["rows left out"].warning
 
 
-def test_a_draw_is_kept_from_the_reward_on_that_was_asked_for(asker: Asker) -> None:
+def test_a_draw_is_kept_from_the_reward_on_that_was_asked_for(builder: SamplerBuilder) -> None:
     def close(problems: object, completions: list[Completion], parsed: object) -> list[float]:
         return [0.5 for _ in completions]
 
     reasons = {}
     for accept_at in (0.5, 0.51):
         settings = replace(SETTINGS, accept_at=accept_at)
-        made = replace(asker, settings=settings, reward=close)
+        made = replace(builder, settings=settings, reward=close)
         tried = try_model(made, TRAIN, settings, 4)
         assert [trial.prompt for trial in tried.trials] == ["plain", "plain", "hinted"]  # T .7 too
         assert [len(trial.draws) for trial in tried.trials] == [4, 4, 4]
@@ -277,7 +279,7 @@ def test_the_command_fits_80_columns_and_ends_with_a_verdict(
     write(file := tmp_path / "rated.jsonl", rows)
     words = ["--task", "judge", "--raters", "named", "--scale", "1,5", "--max-new-tokens", "48"]
     outs = []
-    for verb in ("check", "doctor"):
+    for verb in ("check",):
         assert main([verb, str(file), "--model", "seedling", *words, *flags]) == 0
         outs.append(re.sub(r"[\d.]+ s\b", "", capsys.readouterr().out))
     assert outs[0] == outs[1]
@@ -366,9 +368,9 @@ def test_long_draws_are_counted_now_and_then(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_as_many_draws_as_planned_are_made(
-    problems: int, draws: int, temperature: float, expected: tuple[int, bool], asker: Asker
+    problems: int, draws: int, temperature: float, expected: tuple[int, bool], builder: SamplerBuilder
 ) -> None:
-    planned = plan_trials(asker, replace(SETTINGS, temperature=temperature), problems, draws)
+    planned = plan_trials(builder, replace(SETTINGS, temperature=temperature), problems, draws)
     assert (planned.num_draws, planned.cooler) == expected
 
 

@@ -17,9 +17,9 @@ from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.data.worlds import WORLDS, make_splits
 from femtune.engines.fake import FakeEngine
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.rewards.builtin import exact, score
-from femtune.sampler import Asker
+from femtune.sampler import SamplerBuilder
 from femtune.tools.check import Finding, examine
 from femtune.tools.check_model import (
     Tried,
@@ -53,12 +53,12 @@ Write = Callable[[str, int], str]
 
 
 @pytest.fixture(scope="module")
-def asker() -> Asker:
+def builder() -> SamplerBuilder:
     return examine(RATED, "seedling", replace(SETTINGS, max_new_tokens=48))[0]
 
 
 def tried(
-    asker: Asker,
+    builder: SamplerBuilder,
     write: Write,
     problems: list[Problem] = SUMS,
     settings: Train = SETTINGS,
@@ -67,8 +67,8 @@ def tried(
     """Trials and advice where a function is the model."""
     engine = FakeEngine(write)
     prompts = Prompts()
-    asker = replace(asker, prompts=prompts, reward=exact(), settings=settings)
-    setup = Setup(
+    builder = replace(builder, prompts=prompts, reward=exact(), settings=settings)
+    sampler = Sampler(
         engine,
         engine.tokenizer,
         prompts,
@@ -77,8 +77,8 @@ def tried(
         cut=Cut(prompts.format, engine.tokenizer),
         force="all",  # which a check never does
     )
-    found = draw_trials(setup, asker, problems, settings, draws)
-    return advise(found, asker, problems, settings)
+    found = draw_trials(sampler, builder, problems, settings, draws)
+    return advise(found, builder, problems, settings)
 
 
 def solve(prompt: str, seed: int) -> str:
@@ -91,8 +91,8 @@ def warned(found: Tried) -> dict[str, str]:
     return {finding.what: finding.warning for finding in found.findings if finding.warning}
 
 
-def test_a_model_that_solves_all_needs_no_change(asker: Asker) -> None:
-    found = tried(asker, solve)
+def test_a_model_that_solves_all_needs_no_change(builder: SamplerBuilder) -> None:
+    found = tried(builder, solve)
     assert table(found)[1] == [
         [name, "32", "100%", "0%", "100%", "28", "28"] for name in ("plain", "hinted")
     ]
@@ -102,19 +102,19 @@ def test_a_model_that_solves_all_needs_no_change(asker: Asker) -> None:
     assert [*written_lines(found.trials[0], SUMS)] == []
 
 
-def test_problems_are_spread_and_asked_several_times_where_they_are_few(asker: Asker) -> None:
-    names = {draw.key.problem_id for draw in tried(asker, solve, draws=8).draws}
+def test_problems_are_spread_and_asked_several_times_where_they_are_few(builder: SamplerBuilder) -> None:
+    names = {draw.key.problem_id for draw in tried(builder, solve, draws=8).draws}
     assert names == {f"s{n}" for n in range(0, 40, 5)}
-    few = tried(asker, solve, SUMS[:3], draws=8)
+    few = tried(builder, solve, SUMS[:3], draws=8)
     assert [len(trial.draws) for trial in few.trials] == [6, 6]
     assert few.trials[0].draws[0].key.iteration == 0
 
 
-def test_unanswered_draws_are_warned_of_and_grouped_by_form(asker: Asker) -> None:
+def test_unanswered_draws_are_warned_of_and_grouped_by_form(builder: SamplerBuilder) -> None:
     def write(prompt: str, seed: int) -> str:
         return "It is \\boxed{4}." if seed % 2 else "The sum of 日本 is\n1. a\n2. b\n"
 
-    found = tried(asker, write)
+    found = tried(builder, write)
     assert {"answered", "right"} <= warned(found).keys()
     assert not any(draw.completion.num_forced for draw in found.draws)
     lines = [line.plain for line in written_lines(found.trials[0], SUMS)]
@@ -127,29 +127,31 @@ def test_unanswered_draws_are_warned_of_and_grouped_by_form(asker: Asker) -> Non
     assert example_draw(found, SUMS[0]) is not None  # a refused one
 
 
-def test_a_cooler_temperature_is_advised_only_where_it_was_measured_to_be_better(asker: Asker) -> None:
+def test_a_cooler_temperature_is_advised_only_where_it_was_measured_to_be_better(
+    builder: SamplerBuilder,
+) -> None:
     def hot(prompt: str, seed: int) -> str:
         return "Hm."
 
-    worse = tried(asker, hot)
+    worse = tried(builder, hot)
     assert [trial.temperature for trial in worse.trials] == [1.0, 0.7, 1.0]
     assert "temperature" not in worse.changes
     calls = iter(range(1000))
-    better = tried(asker, lambda prompt, seed: solve(prompt, seed) if next(calls) >= 32 else "Hm.")
+    better = tried(builder, lambda prompt, seed: solve(prompt, seed) if next(calls) >= 32 else "Hm.")
     assert better.trials[1].right == 1 and better.changes["temperature"] == "0.7"
     assert "--temperature 0.7" in pasted(better)
     calls = iter(range(1000))
     law = replace(SETTINGS, scheme="trice")  # its control variate is of draws at temperature 1
     weighed = tried(
-        asker, lambda prompt, seed: solve(prompt, seed) if next(calls) >= 32 else "Hm.", settings=law
+        builder, lambda prompt, seed: solve(prompt, seed) if next(calls) >= 32 else "Hm.", settings=law
     )
     assert weighed.trials[1].right == 1 and "temperature" not in weighed.changes
-    cool = tried(asker, hot, settings=replace(SETTINGS, temperature=0.7))
+    cool = tried(builder, hot, settings=replace(SETTINGS, temperature=0.7))
     assert [trial.temperature for trial in cool.trials] == [0.7, 0.7]
 
 
-def test_examples_lead_the_advice_and_copying_is_warned_of(asker: Asker) -> None:
-    with_demos = replace(asker, demos=DEMOS)
+def test_examples_lead_the_advice_and_copying_is_warned_of(builder: SamplerBuilder) -> None:
+    with_demos = replace(builder, demos=DEMOS)
 
     def copy(prompt: str, seed: int) -> str:
         if "Two and two." not in prompt:
@@ -173,18 +175,18 @@ def test_examples_lead_the_advice_and_copying_is_warned_of(asker: Asker) -> None
     assert spoiled.changes["demos"] == "none"
 
 
-def test_hints_are_advised_where_they_alone_lead_to_answers(asker: Asker) -> None:
+def test_hints_are_advised_where_they_alone_lead_to_answers(builder: SamplerBuilder) -> None:
     def hinted(prompt: str, seed: int) -> str:
         return solve(prompt, seed) if "correct answer" in prompt else "It is so.\nAnswer: 1"
 
-    assert tried(asker, hinted).changes["scheme"] == "star"
-    assert "scheme" not in tried(asker, hinted, settings=replace(SETTINGS, scheme="pps")).changes
-    leaky = tried(asker, lambda prompt, seed: f"I was told the answer.\n{solve(prompt, seed)}")
+    assert tried(builder, hinted).changes["scheme"] == "star"
+    assert "scheme" not in tried(builder, hinted, settings=replace(SETTINGS, scheme="pps")).changes
+    leaky = tried(builder, lambda prompt, seed: f"I was told the answer.\n{solve(prompt, seed)}")
     assert "hint" in warned(leaky)
 
 
-def test_labels_of_data_and_draws_stand_side_by_side(asker: Asker) -> None:
-    found = tried(asker, lambda prompt, seed: "So.\nAnswer: 4", RATED)
+def test_labels_of_data_and_draws_stand_side_by_side(builder: SamplerBuilder) -> None:
+    found = tried(builder, lambda prompt, seed: "So.\nAnswer: 4", RATED)
     made = label_table(found, RATED)
     assert made is not None
     head, rows = made
@@ -192,8 +194,8 @@ def test_labels_of_data_and_draws_stand_side_by_side(asker: Asker) -> None:
     assert [row[2] for row in rows] == ["0%", "0%", "0%", "100%", "0%"]
     for label, share, *_ in rows:
         assert share == f"{sum(p.answer == label for p in RATED) / len(RATED):.0%}"
-    assert label_table(tried(asker, solve), SUMS) is None
-    off = tried(asker, lambda prompt, seed: "So.\nAnswer: 9", RATED)
+    assert label_table(tried(builder, solve), SUMS) is None
+    off = tried(builder, lambda prompt, seed: "So.\nAnswer: 9", RATED)
     assert "an answer off the scale" in [*written_lines(off.trials[0], RATED)][1].plain
     assert label_table(off, RATED) is not None
 
@@ -203,7 +205,7 @@ def test_labels_of_data_and_draws_stand_side_by_side(asker: Asker) -> None:
 
 def made(num_tokens: int, finish: FinishReason = "stop", text: str = "") -> Draw:
     completion = Completion((0,) * num_tokens, text, finish, 0.0)
-    reason: Reason = "cut off" if finish == "length" else "unparsable"
+    reason: Reason = "truncated" if finish == "length" else "parse_error"
     return Draw(DrawKey(0, "a", 0, 0), "plain", 0, completion, Score(0.0, "", reason))
 
 
@@ -229,13 +231,13 @@ def test_the_length_that_fits(
     assert room == (None if enough is None else 50)
 
 
-def test_what_repeats_itself_is_not_given_more_tokens(asker: Asker) -> None:
+def test_what_repeats_itself_is_not_given_more_tokens(builder: SamplerBuilder) -> None:
     loop = "The number of apples is five, so the " * 20
     assert repeats_itself(loop) and not repeats_itself("Each of them is different. " + "abc" * 3)
     assert fitting_tokens([made(200, "length", loop)] * 8, 200, 4000) is None
-    found = tried(asker, lambda prompt, seed: loop)
+    found = tried(builder, lambda prompt, seed: loop)
     assert "would not help" in warned(found)["max_new_tokens"] and "max-new-tokens" not in found.changes
-    long = tried(asker, lambda prompt, seed: random.Random(seed).randbytes(200).hex())
+    long = tried(builder, lambda prompt, seed: random.Random(seed).randbytes(200).hex())
     assert warned(long)["max_new_tokens"].startswith("Raise --max-new-tokens to ")
 
 
@@ -267,9 +269,9 @@ def test_forms_that_the_reading_knows() -> None:
         draw = made(5, text=text)
         return form_of(replace(draw, score=replace(draw.score, detail=detail)), None)[0]
 
-    assert form(Prompts().parse("Answer: 4\nAnswer: 5").problem) == "two different answers"
-    assert form(Prompts().parse("So.\nAnswer: ...").problem) == "no value, or the placeholder"
-    assert form(Prompts().parse("Answer: 5").problem) == "an answer without reasons"
+    assert form(Prompts().parse("Answer: 4\nAnswer: 5").error) == "two different answers"
+    assert form(Prompts().parse("So.\nAnswer: ...").error) == "no value, or the placeholder"
+    assert form(Prompts().parse("Answer: 5").error) == "an answer without reasons"
     assert form_of(made(9, "length", "<think>Hm, so"), None)[0] == "truncated while thinking"
     assert form_of(made(9, "length", "Hm, so"), None)[0] == "truncated"
 

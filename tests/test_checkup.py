@@ -1,4 +1,4 @@
-"""`femtune doctor RUN`: what is damaged is named, set aside, and made again by the run's own command."""
+"""`femtune verify RUN`: what is damaged is named, set aside, and made again by the run's own command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from femtune.estep.journal import Journal
 from femtune.estep.scoring import read_nats
 from femtune.runs import manifest
 from femtune.runs.run import Run, read_draws
-from femtune.tools.verify import check_up, mend, runs_in
+from femtune.tools.verify import check_up, repair, runs_in
 
 from .runs import make_world, train_command
 from .test_loop import timeless
@@ -63,9 +63,9 @@ def state(root: Path) -> dict[str, Any]:
 def test_a_whole_run_has_no_fault(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = check_up(whole)
     assert (found.faults, found.leftovers, found.state) == ([], [], "done: 2 iterations")
-    assert main(["doctor", str(whole)]) == 0
+    assert main(["verify", str(whole)]) == 0
     assert "damage          none" in capsys.readouterr().out
-    assert main(["doctor", str(whole.parent), "--show", "json"]) == 0
+    assert main(["verify", str(whole.parent), "--show", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["damaged"] == []
 
 
@@ -94,9 +94,9 @@ def test_what_is_damaged_is_named_set_aside_and_made_again(
         "other bytes than were stored",
         DAMAGED[path],
     )
-    assert main(["doctor", str(run)]) == 1
-    assert "1 files are damaged; --mend sets aside" in capsys.readouterr().err
-    assert main(["doctor", str(run), "--mend"]) == 0
+    assert main(["verify", str(run)]) == 1
+    assert "1 files are damaged; --repair sets aside" in capsys.readouterr().err
+    assert main(["verify", str(run), "--repair"]) == 0
     assert (run / "damaged/1" / path).read_bytes() == spoilt  # nothing is thrown away
     assert main(train_command(world, run, "--scheme", "star", "--show", "quiet", *BOUND)) == 0
     assert check_up(run).faults == []
@@ -110,7 +110,7 @@ def test_several_faults_at_once_are_made_again_in_their_order(
         (run / path).unlink()
     faults = {fault.path: fault.remedy for fault in check_up(run).faults}
     assert faults["iteration-002/draws/00002.parquet"] == "drawn again, after the model of iteration 1"
-    mend(check_up(run))
+    repair(check_up(run))
     assert check_up(run).state.startswith("goes on with iteration 1: 3 chunks of the E-step stored")
     assert main(train_command(world, run, "--scheme", "star", "--show", "quiet", *BOUND)) == 0
     assert state(run) == state(whole)
@@ -133,7 +133,7 @@ def test_what_a_scheme_with_memory_stores_is_made_again(
     for path in damaged:
         (run / path).write_bytes(b"PAR1")
     assert {fault.path: fault.remedy for fault in check_up(run).faults} == damaged
-    assert main(["doctor", str(run), "--mend"]) == 0
+    assert main(["verify", str(run), "--repair"]) == 0
     # the nats of draws that are to be drawn again are of no use
     assert (run / "damaged/1/iteration-002/scored/00001.parquet").exists()
     assert check_up(run).state.startswith("goes on with iteration 1")
@@ -164,7 +164,7 @@ def test_what_was_drawn_by_weights_that_were_removed_can_not_be_made_again(
     path = f"iteration-00{gone + 1}/draws/00000.parquet"
     (run / path).write_bytes(b"PAR1")
     assert [fault.remedy for fault in check_up(run).faults] == [""]
-    assert main(["doctor", str(run), "--mend"]) == 1
+    assert main(["verify", str(run), "--repair"]) == 1
     said = capsys.readouterr()
     assert f"{path}: 4 bytes of" in said.out and "can't be made again" in said.out
     assert (run / path).exists()
@@ -180,7 +180,7 @@ def test_damage_that_a_run_goes_on_from_stops_it_and_other_damage_does_not(
     assert main(train_command(world, run, *star, iterations=4)) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "iteration-003/model/model.safetensors (0 bytes of" in said
-    assert f"femtune doctor {run}" in said
+    assert f"femtune verify {run}" in said
 
 
 def test_an_open_iteration_is_told_with_its_journal(run: Path) -> None:
@@ -217,16 +217,17 @@ def test_a_run_in_use_is_looked_at_but_not_mended(run: Path) -> None:
         found = check_up(run)
         assert len(found.faults) == 1
         with pytest.raises(RunError, match=r"in use by another femtune process \(process \d+ on "):
-            mend(found)
+            repair(found)
     assert Run(run).iteration(1).joinpath("metrics.json").read_text() == "{}"
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert runs_in(tmp_path) == []
-    assert main(["doctor", str(tmp_path)]) == 1
-    assert "needs --model; or give it the folder of a run" in " ".join(capsys.readouterr().err.split())
-    assert main(["doctor", str(tmp_path), "--model", "seedling", "--mend"]) == 1
-    assert "--mend is for the folder of a run" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path)]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds no run. Give the folder of a run; `femtune check` is for a data set." in said
+    assert main(["verify", str(tmp_path / "rows.jsonl"), "--repair"]) == 1
+    assert "holds no run" in " ".join(capsys.readouterr().err.split())
     (tmp_path / "config.yaml").write_text("[1")
-    assert main(["doctor", str(tmp_path)]) == 1
+    assert main(["verify", str(tmp_path)]) == 1
     assert "config.yaml is no YAML" in capsys.readouterr().err

@@ -296,7 +296,7 @@ BAD = {
         ("rejection(4) at temperature 0", "Set temperature 1"),
     ),
     "every vote would be the same": Bad(
-        "predict test.jsonl {} --draws 4 --temperature 0", ("draws is 4", "temperature 1")
+        "predict test.jsonl {} --draws 4 --temperature 0", ("draws is 4", "temperature_1")
     ),
     "every evaluation would be the same": Bad(
         "train train.jsonl {} --eval-draws 4", ("eval_draws is 4", "set eval_temperature 1")
@@ -564,7 +564,7 @@ def test_every_world_is_a_task(
     """Its files are read without a word of where its columns are, and nothing of one is in the other."""
     assert main(["world", name, "--output-dir", str(tmp_path), "--num-train", "20"]) == 0
     train, test = (str(tmp_path / file) for file in ("train.jsonl", "test.jsonl"))
-    argv = ["doctor", train, "--model", "seedling", "--max-new-tokens", "48", *flags, "--no-draw"]
+    argv = ["check", train, "--model", "seedling", "--max-new-tokens", "48", *flags, "--no-try"]
     assert main([*argv, "--eval-data", test]) == 0
     assert "every correct answer earns at least 1" in capsys.readouterr().out
 
@@ -575,7 +575,7 @@ def test_bad_rows_are_left_out_where_asked(
     rows = rows_of(world / "train.jsonl")
     rows[3]["score"] = 9
     data = write(tmp_path / "bad.jsonl", rows)
-    argv = ["doctor", data, *SEEDLING, *JUDGE, "--no-draw", "--bad-rows", "skip"]
+    argv = ["check", data, *SEEDLING, *JUDGE, "--no-try", "--bad-rows", "skip"]
     assert main(argv) == 0
     assert "23; further columns" in capsys.readouterr().out
 

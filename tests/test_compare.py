@@ -230,7 +230,7 @@ def test_runs_that_all_keep_nothing_end_a_comparison_with_the_first_ones_reason(
     with pytest.raises(NothingKept) as error:
         compare(train, "seedling", todo, workers=1)
     assert str(error.value).startswith("star, seed 0: iteration 1 kept no draw of 8 problems")
-    assert "cut off" in str(error.value)
+    assert "truncated" in str(error.value)
 
 
 def test_a_damaged_log_tells_what_it_can(tmp_path: Path) -> None:

@@ -23,14 +23,14 @@ from femtune.resolve import (
     check_new,
     fingerprint,
     held_out,
-    plan,
-    read_questions,
+    make_loop_config,
+    read_inputs,
     resolved,
     run_place,
     sampling,
 )
 from femtune.rewards.builtin import ordinal
-from femtune.sampler import make_asker
+from femtune.sampler import make_sampler_builder
 from femtune.schemes.named import AUTO, paper_filter, star
 from femtune.types import Problem, Sampling, Scheme, Stage
 
@@ -48,20 +48,23 @@ TWICE = (Stage("plain", 2),)
         (lambda: Ask(device="gpu"), "device 'gpu' is not known: say cpu, cuda"),
         (lambda: Ask(accept_at=0), "accept_at must be above 0 and at most 1, got 0"),
         (lambda: Ask(accept_at=1.5), "at most 1, got 1.5"),
-        (lambda: plan(Train(eval_every=-1)), "eval_every must be at least 0, got -1"),
+        (lambda: make_loop_config(Train(eval_every=-1)), "eval_every must be at least 0, got -1"),
         (lambda: Evaluate(draws=0), "draws 0, temperature 0.0: at least 1 and at least 0"),
         (lambda: Evaluate(draws=3), "draws is 3, and at temperature 0 all draws are the same"),
         (lambda: Evaluate(max_new_tokens=0), "max_new_tokens"),  # what is true of Ask is of it too
-        (lambda: plan(Train(bound_draws=3)), "bound_draws 3, bound_problems 100: half of the draws"),
-        (lambda: plan(Train(bound_draws=-2)), "an even number of them (0: none)"),
-        (lambda: plan(Train(bound_problems=0)), "at least 1 problem"),
-        (lambda: plan(Train(iterations=0)), "iterations must be from 1 to 100,000, got 0"),
-        (lambda: plan(Train(eval_draws=2)), "set eval_temperature 1"),
-        (lambda: plan(Train(scheme="ppo")), "'ppo'"),
-        (lambda: plan(Train(soft_accept=1.0)), "needs ratings and their own reward"),
+        (
+            lambda: make_loop_config(Train(bound_draws=3)),
+            "bound_draws 3, bound_problems 100: half of the draws",
+        ),
+        (lambda: make_loop_config(Train(bound_draws=-2)), "an even number of them (0: none)"),
+        (lambda: make_loop_config(Train(bound_problems=0)), "at least 1 problem"),
+        (lambda: make_loop_config(Train(iterations=0)), "iterations must be from 1 to 100,000, got 0"),
+        (lambda: make_loop_config(Train(eval_draws=2)), "set eval_temperature 1"),
+        (lambda: make_loop_config(Train(scheme="ppo")), "'ppo'"),
+        (lambda: make_loop_config(Train(soft_accept=1.0)), "needs ratings and their own reward"),
         *(
             (
-                partial(plan, Train(scheme=scheme, **changes)),
+                partial(make_loop_config, Train(scheme=scheme, **changes)),
                 f"Scheme {name} weighs draws by the model's own law: it needs temperature 1, without "
                 "top_p and top_k.",
             )
@@ -74,38 +77,42 @@ TWICE = (Stage("plain", 2),)
         ),
         *(
             (
-                partial(plan, Train(scheme="pps:4+importance", **changes)),
+                partial(make_loop_config, Train(scheme="pps:4+importance", **changes)),
                 "Scheme pps(4)+importance weighs draws by the probability that they were drawn with, "
                 "and top_p and top_k leave tokens out: drop them.",
             )
             for changes in ({"top_p": 0.9}, {"top_k": 40})
         ),
         (
-            lambda: plan(Train(scheme="pps+importance", temperature=0.0)),
+            lambda: make_loop_config(Train(scheme="pps+importance", temperature=0.0)),
             "Scheme pps+importance weighs draws by the probability that they were drawn with, and "
             "temperature 0 draws the likeliest tokens alone: set --temperature 1.",
         ),
         *(
             (
-                partial(plan, Train(scheme="pps+importance", engine=engine, temperature=0.7)),
+                partial(
+                    make_loop_config, Train(scheme="pps+importance", engine=engine, temperature=0.7)
+                ),
                 f"which --engine {engine} tells at temperature 1 alone, got 0.7: set --temperature 1, "
                 "or --engine transformers.",
             )
             for engine in ("vllm", "openai")
         ),
         (
-            lambda: plan(Train(scheme="pps:4+importance", force_answers="always", temperature=0.7)),
+            lambda: make_loop_config(
+                Train(scheme="pps:4+importance", force_answers="always", temperature=0.7)
+            ),
             "Scheme pps(4)+importance weighs forced answers at temperature 1 alone, got 0.7: set "
             "--temperature 1, or --force-answers evaluation.",
         ),
         (
-            lambda: plan(Train(scheme="pps:4+base+importance", force_answers="always")),
+            lambda: make_loop_config(Train(scheme="pps:4+base+importance", force_answers="always")),
             "weighs forced answers by the current model, and its draws are the base's: leave base out, "
             "or set --force-answers evaluation.",
         ),
         *(
             (
-                partial(plan, Train(scheme=scheme, **changes)),
+                partial(make_loop_config, Train(scheme=scheme, **changes)),
                 "needs draws of the plain prompt: drop --demos and --force-answers always, or choose "
                 "importance or memo.",
             )
@@ -122,10 +129,10 @@ TWICE = (Stage("plain", 2),)
             "my own at temperature 0",
         ),
         (
-            lambda: held_out(read_questions(PROBLEMS, Train(eval_share=1)), PROBLEMS),
+            lambda: held_out(read_inputs(PROBLEMS, Train(eval_share=1)), PROBLEMS),
             "eval_share must be in [0, 1)",
         ),
-        (lambda: read_questions("x.jsonl", Ask(columns=("answer",))), "columns takes name=value"),
+        (lambda: read_inputs("x.jsonl", Ask(columns=("answer",))), "columns takes name=value"),
         (lambda: load_tokenizer(SEEDLING, ["thinking"]), "template_args takes name=value"),
     ],
 )
@@ -147,7 +154,7 @@ def test_what_is_impossible_is_refused(make: Any, said: str) -> None:
     ],
 )
 def test_laws_that_a_scheme_can_allow_for_are_taken(changes: Any) -> None:
-    assert plan(Train(**changes)).force == changes.get("force_answers", "evaluation")
+    assert make_loop_config(Train(**changes)).force == changes.get("force_answers", "evaluation")
 
 
 def test_greedy_draws_suit_schemes_that_ask_a_prompt_once() -> None:
@@ -169,37 +176,37 @@ def test_a_plan_has_every_setting_of_the_loop() -> None:
         bound_problems=7,
         training=training,
     )
-    made = plan(settings)
+    made = make_loop_config(settings)
     assert (made.scheme.name, made.scheme.accept_at, made.training) == ("rejection(4)", 0.75, training)
     assert (made.iterations, made.start_from) == (3, "base")
     assert (made.evaluation.draws, made.evaluation.temperature, made.evaluation.every) == (2, 0.5, 2)
     assert (made.bound_draws, made.bound_problems) == (6, 7)
-    assert plan(settings, star()).scheme.name == "star"
+    assert make_loop_config(settings, star()).scheme.name == "star"
 
 
 def test_a_scheme_that_restarts_has_more_epochs_from_the_base() -> None:
     own = Train(scheme="star+restart:2.5", training=Training(num_train_epochs=2))
     longer = ("base", replace(own.training, num_train_epochs=5))
     usual = ("previous", own.training)
-    assert [plan(own).m_step(iteration) for iteration in (1, 2, 30)] == [longer] * 3
-    settled = plan(replace(own, scheme=f"{own.scheme}+settle:2"))
+    assert [make_loop_config(own).m_step(iteration) for iteration in (1, 2, 30)] == [longer] * 3
+    settled = make_loop_config(replace(own, scheme=f"{own.scheme}+settle:2"))
     falling = ("previous", replace(own.training, lr_scheduler_type="linear"))
     assert [settled.m_step(iteration) for iteration in (1, 2, 7)] == [longer] * 3
     assert [settled.m_step(iteration) for iteration in (3, 6, 30)] == [falling] * 3
     cosine = replace(own.training, lr_scheduler_type="cosine")
     assert replace(settled, training=cosine).m_step(3) == ("previous", cosine)
-    assert plan(replace(own, scheme="star")).m_step(1) == usual
-    from_base = plan(replace(own, scheme="star", start_from="base"))
+    assert make_loop_config(replace(own, scheme="star")).m_step(1) == usual
+    from_base = make_loop_config(replace(own, scheme="star", start_from="base"))
     assert from_base.m_step(7) == ("base", own.training)
     with pytest.raises(ConfigError, match="settle goes on from the previous weights"):
-        plan(replace(own, scheme=f"{own.scheme}+settle", start_from="base"))
+        make_loop_config(replace(own, scheme=f"{own.scheme}+settle", start_from="base"))
 
 
 def test_what_auto_stands_for_is_stored() -> None:
     """So that a run is what it was when another femtune has another."""
     for kind in (Sample, Train):
-        assert read_questions(PROBLEMS, kind(scheme="auto")).settings.scheme == AUTO
-    assert read_questions(PROBLEMS, Train(scheme="pps:2")).settings.scheme == "pps:2"
+        assert read_inputs(PROBLEMS, kind(scheme="auto")).settings.scheme == AUTO
+    assert read_inputs(PROBLEMS, Train(scheme="pps:2")).settings.scheme == "pps:2"
 
 
 def test_no_setting_of_the_m_step_has_the_name_of_another() -> None:
@@ -249,10 +256,10 @@ def test_data_on_the_other_side_are_other_data() -> None:
 
 def test_gold_answers_must_earn_the_reward_unless_told_otherwise() -> None:
     with pytest.raises(DataError, match="of 50 problems are not accepted"):
-        read_questions(PROBLEMS, Ask(), ordinal((1, 5)))
+        read_inputs(PROBLEMS, Ask(), ordinal((1, 5)))
     for asked in (
-        read_questions(PROBLEMS, Ask(check_gold=False), ordinal((1, 5))),
-        read_questions(PROBLEMS, Ask(reward="ordinal(1,5)"), answers=False),  # to predict
+        read_inputs(PROBLEMS, Ask(check_gold=False), ordinal((1, 5))),
+        read_inputs(PROBLEMS, Ask(reward="ordinal(1,5)"), answers=False),  # to predict
     ):
         assert asked.problems == PROBLEMS
 
@@ -275,10 +282,10 @@ def test_a_folder_without_tokenizer_or_with_a_broken_config_is_refused(tmp_path:
 
 def test_prompts_of_all_groups_must_fit_the_context() -> None:
     long = [Problem("long", "It is long. " * 500, "1")]
-    asked = read_questions(PROBLEMS, Ask(max_new_tokens=48))
-    make_asker("seedling", asked, PROBLEMS)
+    asked = read_inputs(PROBLEMS, Ask(max_new_tokens=48))
+    make_sampler_builder("seedling", asked, PROBLEMS)
     with pytest.raises(DataError, match='of "long"'):
-        make_asker("seedling", asked, PROBLEMS, long)
+        make_sampler_builder("seedling", asked, PROBLEMS, long)
 
 
 def test_a_new_place_is_neither_taken_nor_under_a_file(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from femtune.config import Train
 from femtune.data.worlds import SEEDLING
 from femtune.engines.hf.engine import default_max_batch
 from femtune.errors import ConfigError, ModelError
-from femtune.loop import Evaluation, Plan
+from femtune.loop import Evaluation, LoopConfig
 from femtune.mstep.config import Training
 from femtune.schemes.filters import accepted, chain
 from femtune.schemes.named import (
@@ -37,7 +37,7 @@ from femtune.schemes.named import (
     weighted,
 )
 from femtune.tools.estimate.disk import at_most, draws_bytes
-from femtune.tools.estimate.estimate import Wish, look_ahead, notes
+from femtune.tools.estimate.estimate import EstimateOptions, look_ahead, notes
 from femtune.tools.estimate.formulas import (
     Asking,
     Attempt,
@@ -219,7 +219,7 @@ def test_scoring_by_hand() -> None:
 
 def test_what_is_remembered_takes_of_the_disk() -> None:
     few, more = (
-        at_most(Plan(scheme, Training(), Evaluation(every=0), 4), SEEDLING, 10, 0, Sampling(100))
+        at_most(LoopConfig(scheme, Training(), Evaluation(every=0), 4), SEEDLING, 10, 0, Sampling(100))
         for scheme in (star(), memoised(star(), 8))
     )
     assert few.draws == draws_bytes(4 * 10 * 2, 100)
@@ -474,7 +474,9 @@ SETTINGS = Train(task="judge", raters="named", scale="1,5", max_new_tokens=48, i
 
 def test_a_plan_is_made_of_its_data_and_its_scheme(world: tuple[Path, Path]) -> None:
     settings = replace(SETTINGS, eval_data=str(world[1]), scheme="star", eval_every=2)
-    found = look_ahead(world[0], "seedling", settings, Wish("h100", right=0.25, tokens_per_draw=20))
+    found = look_ahead(
+        world[0], "seedling", settings, EstimateOptions("h100", right=0.25, tokens_per_draw=20)
+    )
     assert found.each["E-step"].draws == pytest.approx(40 * 1.75)
     assert found.each["E-step"].tokens == pytest.approx(40 * 1.75 * 20)
     assert found.each["evaluation"].draws == 20
@@ -495,7 +497,7 @@ def test_a_plan_is_made_of_its_data_and_its_scheme(world: tuple[Path, Path]) -> 
 def test_m_steps_are_planned_with_the_epochs_of_their_restarts(world: tuple[Path, Path]) -> None:
     def trained(scheme: str) -> float:
         settings = replace(SETTINGS, scheme=scheme)
-        return look_ahead(world[0], "seedling", settings, Wish("l4")).whole["M-step"].tokens
+        return look_ahead(world[0], "seedling", settings, EstimateOptions("l4")).whole["M-step"].tokens
 
     usual = trained("rejection:4")
     assert trained("rejection:4+restart:3") == pytest.approx(3 * usual)
@@ -505,7 +507,7 @@ def test_m_steps_are_planned_with_the_epochs_of_their_restarts(world: tuple[Path
 def test_a_scheme_of_ones_own_is_planned_by_its_stages(world: tuple[Path, Path]) -> None:
     mine = Scheme("mine", (Stage("plain", 3, ask="all"),), chain(accepted()))
     found = look_ahead(
-        world[0], "seedling", replace(SETTINGS, eval_share=0), Wish("l4", right=0.5), mine
+        world[0], "seedling", replace(SETTINGS, eval_share=0), EstimateOptions("l4", right=0.5), mine
     )
     assert found.each["E-step"].draws == 120 and found.job.asking.examples == 1.5
     assert found.whole["evaluation"].draws == 0
@@ -513,12 +515,12 @@ def test_a_scheme_of_ones_own_is_planned_by_its_stages(world: tuple[Path, Path])
 
 def test_a_run_without_the_bound_is_planned_without_it(world: tuple[Path, Path]) -> None:
     settings = replace(SETTINGS, eval_data=str(world[1]), bound_draws=0)
-    found = look_ahead(world[0], "seedling", settings, Wish("l4"))
+    found = look_ahead(world[0], "seedling", settings, EstimateOptions("l4"))
     assert "bound" not in found.each and found.disk.draws > 0
 
 
 def test_devices_that_nothing_is_set_for_are_told_of(world: tuple[Path, Path]) -> None:
-    wish = Wish("a100", num_devices=4)
+    wish = EstimateOptions("a100", num_devices=4)
     idle = look_ahead(world[0], "seedling", SETTINGS, wish).advice
     assert any("set --ray-workers 4" in said for said in idle)
     assert any("set --launch" in said for said in idle)
@@ -528,17 +530,17 @@ def test_devices_that_nothing_is_set_for_are_told_of(world: tuple[Path, Path]) -
 
 
 def test_several_devices_that_stand_idle_are_told_of(world: tuple[Path, Path]) -> None:
-    found = look_ahead(world[0], "seedling", SETTINGS, Wish("a100", num_devices=4))
+    found = look_ahead(world[0], "seedling", SETTINGS, EstimateOptions("a100", num_devices=4))
     assert any("Set --chunk-size" in line for line in found.advice)
     assert found.device_hours == pytest.approx(4 * found.seconds / 3600)
 
 
 def test_an_engine_that_is_not_here_is_planned_elsewhere(world: tuple[Path, Path]) -> None:
     there = replace(SETTINGS, engine="vllm", engine_args=("tensor_parallel_size=2",), device="cuda:1")
-    found = look_ahead(world[0], "seedling", there, Wish("b200", num_devices=2))
+    found = look_ahead(world[0], "seedling", there, EstimateOptions("b200", num_devices=2))
     assert found.job.tensor_parallel == 2 and found.job.engine == "vllm"
     with pytest.raises(ConfigError, match="Set --num-devices 2 or more"):
-        look_ahead(world[0], "seedling", there, Wish("b200"))
+        look_ahead(world[0], "seedling", there, EstimateOptions("b200"))
 
 
 @pytest.mark.parametrize(
@@ -553,17 +555,17 @@ def test_an_engine_that_is_not_here_is_planned_elsewhere(world: tuple[Path, Path
 )
 def test_what_makes_no_sense_is_refused(wish: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        Wish(**wish)
+        EstimateOptions(**wish)
 
 
 def test_a_model_on_the_hub_that_is_out_of_reach_is_told_of(world: tuple[Path, Path]) -> None:
     with pytest.raises(ModelError, match="can't be had from the Hub"):
-        look_ahead(world[0], "nobody/nothing", SETTINGS, Wish("h100"))
+        look_ahead(world[0], "nobody/nothing", SETTINGS, EstimateOptions("h100"))
 
 
 def test_a_trial_measures_what_else_is_assumed(world: tuple[Path, Path]) -> None:
     settings = replace(SETTINGS, scheme="rejection:2", eval_data=str(world[1]))
-    found = look_ahead(world[0], "seedling", settings, Wish(measure=16))
+    found = look_ahead(world[0], "seedling", settings, EstimateOptions(measure=16))
     assert 1 <= found.job.asking.draws <= 2
     assert 4 < found.job.tokens_per_draw <= found.job.longest_draw <= 48
     assert all(found.each[name].seconds > 0 for name in ("E-step", "M-step", "evaluation", "loading"))
@@ -573,7 +575,7 @@ def test_a_trial_measures_what_else_is_assumed(world: tuple[Path, Path]) -> None
 
 def test_on_the_command_line(world: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--task", "judge", "--raters", "named", "--scale", "1,5", "--max-new-tokens", "48"]
-    argv = ["plan", str(world[0]), "--model", "seedling", *flags, "--hardware", "l4", "--price", "2"]
+    argv = ["estimate", str(world[0]), "--model", "seedling", *flags, "--hardware", "l4", "--price", "2"]
     assert main([*argv, "--show", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["money"] == pytest.approx(2 * found["device_hours"])
@@ -589,7 +591,7 @@ def test_on_the_command_line(world: tuple[Path, Path], capsys: pytest.CaptureFix
 
 
 def test_notes_do_without_a_price(world: tuple[Path, Path]) -> None:
-    found = look_ahead(world[0], "seedling", SETTINGS, Wish("h200"))
+    found = look_ahead(world[0], "seedling", SETTINGS, EstimateOptions("h200"))
     assert "--price" in next(notes(found)) and found.price is None
 
 

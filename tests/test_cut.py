@@ -140,7 +140,7 @@ def test_the_cut_is_the_first_closed_prefix(spec: str, name: str) -> None:
             assert read[0] == read[1]
             # a token with a line break and words after it leaves them to `read`, which refuses them
             whole = form.closers != "\n" or chat.decode(tokens[:place])[-1].isspace()
-            assert read[0].answer or not whole or read[0].problem == "two different answers"
+            assert read[0].answer or not whole or read[0].error == "two different answers"
     assert num_cut >= 5
 
 

@@ -23,13 +23,13 @@ from femtune.errors import ConfigError
 from femtune.estep.driver import e_step
 from femtune.estep.forced_answers import FORCED_TOKENS, Endings, check_cue
 from femtune.estep.journal import journal_of, read_journal
-from femtune.estep.scheduler import Chunk, Setup
+from femtune.estep.scheduler import Chunk, Sampler
 from femtune.runs.run import read_draws, read_shard
 from femtune.schemes.filters import accepted
 from femtune.schemes.named import pps, rejection
 from femtune.types import Completion, Draw, DrawKey, Engine, Request, Sampling, Scheme, Stage, draw_seed
 
-from .oracle import DEMOS, LINE_CUT, problem, setup
+from .oracle import DEMOS, LINE_CUT, problem, sampler
 
 PROBLEMS = [problem(f"p{i}", i % 3, 0) for i in range(30)]
 ALL = Scheme("all", (Stage("plain", 3, "all"), Stage("hinted", 2)), accepted())
@@ -55,18 +55,18 @@ def nats(prompt: str, text: str) -> float:
     return -math.fsum((1 + (len(prompt) + i + byte) % 7) / 8 for i, byte in enumerate(text.encode()))
 
 
-def made(force: Any = "never", room: int = 8, order: int = 0, **more: Any) -> Setup:
+def made(force: Any = "never", room: int = 8, order: int = 0, **more: Any) -> Sampler:
     engine = FakeEngine(write, nats=nats, room=room, order_seed=order)
-    usual = replace(setup(engine, chunk_size=7), sampling=Sampling(MOST), cut=LINE_CUT, context=200)
+    usual = replace(sampler(engine, chunk_size=7), sampling=Sampling(MOST), cut=LINE_CUT, context=200)
     return replace(usual, force=force, **more)
 
 
-def drawn(prepared: Setup, scheme: Scheme = ALL, **more: Any) -> list[Draw]:
+def drawn(prepared: Sampler, scheme: Scheme = ALL, **more: Any) -> list[Draw]:
     chunks: Iterator[Chunk] = e_step(PROBLEMS, scheme, prepared, iteration=1, **more)
     return [draw for chunk in chunks for draw in chunk.draws]
 
 
-def asked_of(prepared: Setup) -> list[Request]:
+def asked_of(prepared: Sampler) -> list[Request]:
     assert isinstance(prepared.engine, FakeEngine)
     return prepared.engine.asked
 
@@ -91,7 +91,7 @@ def test_completions_end_where_their_answer_is_closed_as_likely_as_what_is_left(
             assert done.logprob == nats(prompt, whole)
         else:
             assert (done.tokens, done.finish_reason) == (tuple(whole.encode()[:MOST]), "length")
-            assert draw.score.reason == "cut off"
+            assert draw.score.reason == "truncated"
         assert done.drawn_logprob == done.logprob  # at temperature 1
         assert draw.temperature == 1 and not draw.demos and not done.num_forced
         kinds.add(whole)
@@ -100,7 +100,7 @@ def test_completions_end_where_their_answer_is_closed_as_likely_as_what_is_left(
 
 def draw_prompt(draw: Draw) -> str:
     asked = f"x{int(draw.key.problem_id[1:]) % 3}"
-    return asked if draw.prompt == "plain" else f"{asked}\n\nThe correct answer is y0."
+    return asked if draw.prompt_kind == "plain" else f"{asked}\n\nThe correct answer is y0."
 
 
 def settled(
@@ -180,7 +180,7 @@ def test_an_engine_that_stops_early_gives_what_the_driver_cuts(
     late = Late(seedling)
     for engine in (seedling, late):
         usual = replace(
-            setup(engine),  # type: ignore[arg-type]
+            sampler(engine),  # type: ignore[arg-type]
             sampling=Sampling(64, temperature),
             cut=cut,
             force="all",

@@ -32,7 +32,7 @@ from femtune.types import (
     draw_seed,
 )
 
-from .oracle import PROMPTS, Tables, ask, problem, setup
+from .oracle import PROMPTS, Tables, ask, problem, sampler
 
 WORLD = Tables.random(seed=5)
 PROBLEMS = [problem(f"p{i}", i % 3, 0) for i in range(20)]
@@ -48,7 +48,7 @@ def wrong(prompt: str, seed: int) -> str:
 def test_a_retry_goes_ahead_of_fresh_problems() -> None:
     """One at a time: each problem is finished before the next is begun."""
     engine = FakeEngine(wrong, room=1)
-    list(e_step(PROBLEMS[:3], rejection(2), setup(engine), iteration=1))
+    list(e_step(PROBLEMS[:3], rejection(2), sampler(engine), iteration=1))
     asked = [(request.key.problem_id, request.key.index) for request in engine.asked]
     assert asked == [("p0", 0), ("p0", 1), ("p1", 0), ("p1", 1), ("p2", 0), ("p2", 1)]
 
@@ -68,7 +68,7 @@ def test_no_attempt_waits_for_another_problems() -> None:
         return generate(seen, sampling)
 
     engine.generate = watched  # type: ignore[method-assign]
-    list(e_step(PROBLEMS, rejection(5), setup(engine), iteration=1))
+    list(e_step(PROBLEMS, rejection(5), sampler(engine), iteration=1))
     short = next(i for i, (room, given) in enumerate(rooms) if given < room)
     # 20 problems x 5 attempts: short of requests only once fewer than 8 problems are left
     assert sum(given for _, given in rooms[:short]) > 5 * (20 - 8)
@@ -78,7 +78,7 @@ def test_no_attempt_waits_for_another_problems() -> None:
 def test_no_more_is_pulled_than_there_is_room_for() -> None:
     engine = FakeEngine(WORLD.write, room=2)  # it asserts so itself
     scheme = Scheme("all", (Stage("plain", 5, "all"),), accepted())
-    [chunk] = e_step(PROBLEMS, scheme, setup(engine), iteration=1)
+    [chunk] = e_step(PROBLEMS, scheme, sampler(engine), iteration=1)
     assert len(chunk.draws) == 5 * 20 == len(engine.asked)
 
 
@@ -86,14 +86,14 @@ def test_no_more_is_pulled_than_there_is_room_for() -> None:
 def test_attempts_end_at_the_first_accepted_or_with_the_budget(
     outcomes: list[bool], budget: int
 ) -> None:
-    tries: list[Draw] = []
+    scoring: list[Draw] = []
     for index, right in enumerate(outcomes):
-        if not upcoming((Stage("plain", budget),), tries):
+        if not upcoming((Stage("plain", budget),), scoring):
             break
         score = Score(float(right), "", "" if right else "wrong")
-        tries.append(Draw(DrawKey(1, "p", 0, index), "plain", 0, Completion((), "", "stop", 0), score))
+        scoring.append(Draw(DrawKey(1, "p", 0, index), "plain", 0, Completion((), "", "stop", 0), score))
     asked = outcomes.index(True) + 1 if True in outcomes else len(outcomes)
-    assert len(tries) == min(budget, asked)
+    assert len(scoring) == min(budget, asked)
 
 
 # --- what the model is fed
@@ -101,13 +101,13 @@ def test_attempts_end_at_the_first_accepted_or_with_the_budget(
 
 def test_prompts_are_plain_or_hinted_as_the_stage_says() -> None:
     engine = FakeEngine(wrong)
-    [chunk] = e_step(PROBLEMS, star(), setup(engine), iteration=1)
+    [chunk] = e_step(PROBLEMS, star(), sampler(engine), iteration=1)
     fed = {(r.key.problem_id, r.key.stage): engine.tokenizer.decode(r.tokens) for r in engine.asked}
     for each in PROBLEMS:
         assert fed[each.id, 0] == PROMPTS.plain(each)[0]["content"] == each.prompt
         assert fed[each.id, 1] == PROMPTS.hinted(each)[0]["content"]
         assert "The correct answer is y0." in fed[each.id, 1]
-    assert {(d.key.stage, d.prompt) for d in chunk.draws} == {(0, "plain"), (1, "hinted")}
+    assert {(d.key.stage, d.prompt_kind) for d in chunk.draws} == {(0, "plain"), (1, "hinted")}
 
 
 def test_seeds_differ_between_runs_iterations_problems_stages_and_attempts() -> None:
@@ -132,7 +132,7 @@ def test_another_seed_gives_other_draws() -> None:
 
 def test_stored_chunks_are_left_out_and_the_others_stay_the_same(tmp_path: Path) -> None:
     def chunks(*stored: int) -> list[Chunk]:
-        made = setup(FakeEngine(WORLD.write), chunk_size=6)
+        made = sampler(FakeEngine(WORLD.write), chunk_size=6)
         folder = tmp_path / str(stored)
         for index in stored:
             folder.mkdir(exist_ok=True)
@@ -149,7 +149,7 @@ def test_stored_chunks_are_left_out_and_the_others_stay_the_same(tmp_path: Path)
 
 def test_a_chunk_is_drawn_only_when_it_is_asked_for() -> None:
     engine = FakeEngine(WORLD.write)
-    chunks = e_step(PROBLEMS, pps(), setup(engine, chunk_size=5), iteration=1)
+    chunks = e_step(PROBLEMS, pps(), sampler(engine, chunk_size=5), iteration=1)
     assert engine.asked == []
     next(chunks)
     assert len(engine.asked) == 5
@@ -157,7 +157,7 @@ def test_a_chunk_is_drawn_only_when_it_is_asked_for() -> None:
 
 def test_every_draw_is_shown_once_as_it_is_graded() -> None:
     shown: list[Draw] = []
-    made = setup(FakeEngine(WORLD.write), chunk_size=7)
+    made = sampler(FakeEngine(WORLD.write), chunk_size=7)
     chunks = list(e_step(PROBLEMS, rejection(3), made, iteration=1, on_draws=shown.extend))
     stored = [draw for chunk in chunks for draw in chunk.draws]
     assert shown != stored  # the engine's order is not that of the problems
@@ -165,11 +165,11 @@ def test_every_draw_is_shown_once_as_it_is_graded() -> None:
 
 
 def test_no_problems_are_no_chunks() -> None:
-    assert list(e_step([], pps(), setup(FakeEngine(wrong)), iteration=1)) == []
+    assert list(e_step([], pps(), sampler(FakeEngine(wrong)), iteration=1)) == []
 
 
 def test_seconds_are_split_between_engine_and_driver() -> None:
-    [chunk] = e_step(PROBLEMS, pps(), setup(FakeEngine(wrong)), iteration=1)
+    [chunk] = e_step(PROBLEMS, pps(), sampler(FakeEngine(wrong)), iteration=1)
     assert 0 < chunk.engine_s < chunk.total_s
 
 
@@ -181,12 +181,12 @@ def test_seconds_are_split_between_engine_and_driver() -> None:
     [
         ("z0\nAnswer: y0", "", ""),
         ("z0\nAnswer: y1", "wrong", "answer y1, expected y0"),
-        ("z0 is so long a rationale", "cut off", "no end after 16 tokens"),
-        ("z0, so y0", "unparsable", "the last line is not"),
-        ("Answer: y0", "unparsable", "no rationale"),
-        ("", "unparsable", "the last line is not"),
-        ("hint\nAnswer: y0", "leaks the hint", "hint"),
-        ("raise", "engine failed", "RuntimeError: out of ink"),
+        ("z0 is so long a rationale", "truncated", "no end after 16 tokens"),
+        ("z0, so y0", "parse_error", "the last line is not"),
+        ("Answer: y0", "parse_error", "no rationale"),
+        ("", "parse_error", "the last line is not"),
+        ("hint\nAnswer: y0", "hint_leak", "hint"),
+        ("raise", "engine_failed", "RuntimeError: out of ink"),
     ],
 )
 def test_a_draw_that_fails_says_why_and_stops_nothing(text: str, reason: str, detail: str) -> None:
@@ -209,7 +209,7 @@ def test_a_draw_that_fails_says_why_and_stops_nothing(text: str, reason: str, de
 
 
 def test_a_failing_reward_ends_the_run_with_its_error() -> None:
-    made = setup(FakeEngine(WORLD.write))
+    made = sampler(FakeEngine(WORLD.write))
 
     def grade(*args: object, **kwargs: object) -> list[Score]:
         raise RewardError("broken")
@@ -222,7 +222,7 @@ def test_a_failing_reward_ends_the_run_with_its_error() -> None:
 def test_a_scheme_says_from_which_reward_on_it_accepts(accept_at: float) -> None:
     rated = [Problem(f"r{i}", "x0", "5") for i in range(4)]
     engine = FakeEngine(lambda prompt, seed: "z0\nAnswer: 3")  # reward 1 - 2/4
-    made = replace(setup(engine), grade=partial(score, prompts=PROMPTS, reward=ordinal((1, 5))))
+    made = replace(sampler(engine), grade=partial(score, prompts=PROMPTS, reward=ordinal((1, 5))))
     [chunk] = e_step(rated, replace(pps(), accept_at=accept_at), made, iteration=1)
     assert all(draw.score.reward == 0.5 for draw in chunk.draws)
     assert all(draw.accepted == (accept_at <= 0.5) for draw in chunk.draws)

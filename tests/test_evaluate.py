@@ -23,7 +23,7 @@ from femtune.evaluation.evaluate import (
 from femtune.rewards.builtin import choice, ordinal
 from femtune.types import Completion, Draw, DrawKey, Problem, Reason, Score
 
-from .oracle import Tables, problem, setup
+from .oracle import Tables, problem, sampler
 
 TIMING = {"engine_s": 0.25, "total_s": 0.5}
 
@@ -54,7 +54,7 @@ CHUNKS = [
     ],
     [
         draw("b", 0, "5", 0.25, "wrong"),
-        draw("b", 1, "", 0.0, "cut off"),
+        draw("b", 1, "", 0.0, "truncated"),
         draw("b", 2, "5", 0.25, "wrong"),
     ],
 ]
@@ -90,7 +90,7 @@ def test_a_majority_needs_several_draws_and_an_error_needs_numbers() -> None:
 
 
 def test_no_answer_is_no_majority() -> None:
-    silent = [draw("a", index, "", 0.0, "unparsable") for index in range(2)]
+    silent = [draw("a", index, "", 0.0, "parse_error") for index in range(2)]
     metrics = evaluation_metrics({"a": RATED["a"]}, [(silent, TIMING)])
     assert (metrics["majority_accuracy"], metrics["answered"]) == (0, 0)
     assert "mae" not in metrics
@@ -107,8 +107,8 @@ def test_a_majority_of_one_wrong_answer_beats_single_right_ones() -> None:
         (1.0, "", True),
         (0.75, "", False),  # a scheme that accepts from 0.5 on does not change what is right
         (1.0, "wrong", True),
-        (1.0, "leaks the hint", False),
-        (0.0, "cut off", False),
+        (1.0, "hint_leak", False),
+        (0.0, "truncated", False),
     ],
 )
 def test_right_is_the_full_reward_of_a_proper_answer(reward: float, reason: Reason, right: bool) -> None:
@@ -132,7 +132,7 @@ def test_an_e_step_by_hand() -> None:
     draws = [
         [draw("a", 0, "3", 0.75, "wrong"), draw("a", 0, "4", 1.0, stage=1)],  # solved by its second
         [draw("b", 0, "2", 1.0, num_tokens=3)],  # by its first
-        [draw("c", 0, "", 0.0, "cut off"), draw("c", 0, "1", 1.0, "leaks the hint", stage=1)],
+        [draw("c", 0, "", 0.0, "truncated"), draw("c", 0, "1", 1.0, "hint_leak", stage=1)],
     ]
     problems = {**RATED, "c": Problem("c", "Rate it.", "1")}
     assert estep_metrics(problems, [(draws[0] + draws[1], TIMING), (draws[2], TIMING)]) == {
@@ -141,8 +141,8 @@ def test_an_e_step_by_hand() -> None:
         "kept_share": 2 / 3,
         "solved_by": {"1": 1, "2": 1},
         "reasons": {
-            "plain": {"wrong": 1, "kept": 1, "cut off": 1},
-            "hinted": {"kept": 1, "leaks the hint": 1},
+            "plain": {"wrong": 1, "kept": 1, "truncated": 1},
+            "hinted": {"kept": 1, "hint_leak": 1},
         },
         "answered": 4 / 5,
         "forced_share": 0.0,
@@ -215,10 +215,10 @@ def test_every_problem_is_asked_plainly_and_as_often_as_said() -> None:
     """Solved or not, so that shares of right draws are unbiased: within 4 sigma, 1 in 16,000."""
     world, num, each = Tables.random(seed=5), 300, 5
     problems = {str(i): problem(str(i), 0, 1) for i in range(num)}
-    made = setup(FakeEngine(world.write))
+    made = sampler(FakeEngine(world.write))
     chunks = list(evaluation_draws([*problems.values()], made, draws=each, iteration=0))
     [draws] = [chunk.draws for chunk in chunks]
-    assert {(d.prompt, d.key.iteration) for d in draws} == {("plain", 0)}
+    assert {(d.prompt_kind, d.key.iteration) for d in draws} == {("plain", 0)}
     assert [(d.key.problem_id, d.key.index) for d in draws] == [
         (name, index) for name in problems for index in range(each)
     ]

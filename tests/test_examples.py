@@ -22,7 +22,7 @@ from femtune.schemes.named import paper_filter, star
 from femtune.types import Draw, Problem, Rule, Sampling
 
 from .models import byte_tokenizer
-from .oracle import PROMPTS, setup
+from .oracle import PROMPTS, sampler
 
 TOKENIZER = ChatTokenizer(byte_tokenizer())
 # Answers that occur nowhere else, so that they give away a hint.
@@ -37,7 +37,7 @@ def write(prompt: str, seed: int) -> str:
 
 
 def chunks(chunk_size: int = 4) -> list[list[Draw]]:
-    made = replace(setup(FakeEngine(write), chunk_size=chunk_size), sampling=Sampling(64))
+    made = replace(sampler(FakeEngine(write), chunk_size=chunk_size), sampling=Sampling(64))
     return [chunk.draws for chunk in e_step(PROBLEMS, star(), made, iteration=1)]
 
 

@@ -86,7 +86,7 @@ def test_what_is_damaged_and_needed_is_named(
     for _ in range(5):
         (root / name).write_bytes(sound)
         damage(root / name, rng)
-        with pytest.raises(RunError, match=f"damaged since it was stored: {name} .*femtune doctor"):
+        with pytest.raises(RunError, match=f"damaged since it was stored: {name} .*femtune verify"):
             whole_run(root, base)
 
 
@@ -131,7 +131,7 @@ def test_lines_that_are_damaged_cost_no_others(
         try:
             history = whole_run(root, base)
         except RunError as error:
-            assert (name, damage) == ("manifest.jsonl", flip) and "femtune doctor" in str(error)
+            assert (name, damage) == ("manifest.jsonl", flip) and "femtune verify" in str(error)
             continue
         found = differences(root, whole, history, history)
         if name == "environment.json":  # a note for readers, that doctor names as damaged

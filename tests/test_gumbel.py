@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from femtune.engines.hf.gumbel import _mix, choose, choose_with_nats, gumbel
+from femtune.engines.hf.gumbel import _mix, choose, choose_with_logprobs, gumbel
 from femtune.types import Sampling
 
 FALSE_ALARM = 1e-4  # the chance that a right sampler fails one of the tests below; seeds are fixed
@@ -163,7 +163,7 @@ def test_nats_are_those_of_the_softmax_at_temperature_one(
 ) -> None:
     logits = (torch.randn(500, 300, generator=torch.Generator().manual_seed(0)) * 20).to(dtype)
     seeds = torch.arange(500)
-    tokens, nats, _ = choose_with_nats(logits, seeds, seeds, sampling)
+    tokens, nats, _ = choose_with_logprobs(logits, seeds, seeds, sampling)
     assert torch.equal(tokens, choose(logits, seeds, seeds, sampling))
     expected = logits.double().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
     assert torch.allclose(nats.double(), expected, atol=1e-5, rtol=1e-6)

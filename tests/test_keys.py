@@ -18,7 +18,7 @@ from femtune._util.redaction import Redactor
 from femtune.cli.main import main
 from femtune.config import Ask, Train
 from femtune.engines.openai import engine
-from femtune.engines.openai.http import Patience, shown
+from femtune.engines.openai.http import RetryPolicy, shown
 from femtune.errors import ConfigError
 
 from .models import tiny_model
@@ -165,7 +165,7 @@ def sampled(
     for name, value in {"OPENAI_API_KEY": KEY, **OTHERS}.items():
         monkeypatch.setenv(name, value)
 
-    monkeypatch.setattr(engine, "Patience", partial(Patience, backoff_s=0.01))
+    monkeypatch.setattr(engine, "RetryPolicy", partial(RetryPolicy, backoff_s=0.01))
 
     def write(prompt: str, seed: int) -> str:
         if " + 1?" not in prompt:

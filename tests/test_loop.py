@@ -22,7 +22,7 @@ from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.weight_check import ROUNDING, read_probe
 from femtune.errors import EngineError, ModelError, NothingKept
 from femtune.estep.scoring import read_nats
-from femtune.loop import Evaluation, Plan, Steps
+from femtune.loop import Evaluation, LoopConfig, Steps
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.runs import manifest
@@ -31,7 +31,7 @@ from femtune.schemes.named import star
 from femtune.types import Sampling
 
 from .models import byte_tokenizer, tiny_model
-from .oracle import setup
+from .oracle import sampler
 
 # 10 problems in chunks of 4: three chunks, the last one short
 TRAIN, TEST = make_splits(WORLDS["sums"], 10, 5, seed=0, difficulty=(1, 1))
@@ -105,8 +105,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def steps(root: Path, base: Path, fuse: Fuse, **changes: Any) -> Steps:
     """A run of two iterations, as a new process would begin or go on with it."""
     engine = Adder(fuse)
-    made = replace(setup(engine, seed=7, chunk_size=4), sampling=Sampling(64))
-    plan = replace(Plan(star(), TRAINING, Evaluation(), iterations=2), **changes)
+    made = replace(sampler(engine, seed=7, chunk_size=4), sampling=Sampling(64))
+    plan = replace(LoopConfig(star(), TRAINING, Evaluation(), iterations=2), **changes)
     return Steps(Run(root), base, TRAIN, TEST, plan, made, TOKENIZER, fuse)
 
 
@@ -151,7 +151,7 @@ class Whole:
 def whole(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Whole:
     root = tmp_path_factory.mktemp("whole")
     made = steps(root, base, fuse := Fuse())
-    return Whole(root, made.iterate(), made.setup.engine, fuse.phases)
+    return Whole(root, made.iterate(), made.sampler.engine, fuse.phases)
 
 
 def test_a_run_is_evaluation_then_e_m_and_evaluation_again(whole: Whole, base: Path) -> None:
@@ -220,13 +220,13 @@ def test_what_is_missing_is_made_again_and_the_same(
     assert state(root) == state(whole.root)
     weights = {"draws/00001.parquet": "iteration-001", "eval/00000.parquet": "iteration-002"}
     loaded = [root / weights[lost] / "model"] if lost in weights else []
-    assert again.setup.engine.loaded == loaded  # and nothing is loaded for what is there
+    assert again.sampler.engine.loaded == loaded  # and nothing is loaded for what is there
 
 
 def test_a_finished_run_does_nothing_again(whole: Whole, base: Path) -> None:
     again = steps(whole.root, base, fuse := Fuse())
     assert again.iterate() == whole.history
-    assert (again.setup.engine.loaded, again.setup.engine.asked, fuse.phases) == ([], [], [])
+    assert (again.sampler.engine.loaded, again.sampler.engine.asked, fuse.phases) == ([], [], [])
 
 
 def test_more_iterations_may_be_asked_for_later(whole: Whole, base: Path, tmp_path: Path) -> None:
@@ -242,8 +242,8 @@ def test_an_m_step_starts_from_the_previous_weights_or_from_the_base(
     folder.mkdir()
     shutil.copy(whole.root / "iteration-002" / "examples.parquet", folder)
     with pytest.raises(ModelError):  # those of iteration 1 are not there
-        steps(tmp_path, base, Fuse()).maximise(2)
-    steps(tmp_path, base, Fuse(), start_from="base").maximise(2)
+        steps(tmp_path, base, Fuse()).m_step(2)
+    steps(tmp_path, base, Fuse(), start_from="base").m_step(2)
     assert (folder / "model" / "model.safetensors").exists()
 
 
@@ -252,10 +252,10 @@ def test_an_e_step_that_keeps_nothing_says_why_and_asks_no_second_time(
 ) -> None:
     for asked in (20, 0):  # 10 problems, plain and hinted; then they are stored
         made = steps(tmp_path, base, Fuse())
-        made.setup.engine.write = lambda prompt, seed: "Hm.\nAnswer: none"
+        made.sampler.engine.write = lambda prompt, seed: "Hm.\nAnswer: none"
         with pytest.raises(NothingKept) as error:
-            made.expect(1)
-        assert len(made.setup.engine.asked) == asked
+            made.e_step(1)
+        assert len(made.sampler.engine.asked) == asked
         assert "iteration 1 kept no draw of 10 problems" in str(error.value)
         assert "(10 plain draws: wrong; 10 hinted draws: wrong)" in str(error.value)
         assert not (tmp_path / "iteration-001" / "examples.parquet").exists()
@@ -277,15 +277,15 @@ def test_held_out_problems_are_asked_as_the_evaluation_says(base: Path, tmp_path
     evaluation = Evaluation(draws=3, temperature=0.5)
     made = steps(tmp_path, base, Fuse(), evaluation=evaluation)
     samplings: list[Sampling] = []
-    generate = made.setup.engine.generate
-    made.setup.engine.generate = lambda pull, sampling: (
+    generate = made.sampler.engine.generate
+    made.sampler.engine.generate = lambda pull, sampling: (
         samplings.append(sampling) or generate(pull, sampling)
     )
-    metrics = made.measure(0)
+    metrics = made.evaluate(0)
     assert set(samplings) == {Sampling(64, temperature=0.5)}
     assert metrics["num_draws"] == 3 * len(TEST)
     draws = [draw for chunk, _ in read_draws(tmp_path / "iteration-000" / "eval") for draw in chunk]
-    assert {draw.prompt for draw in draws} == {"plain"}
+    assert {draw.prompt_kind for draw in draws} == {"plain"}
 
 
 class Stale(Adder):
@@ -300,7 +300,7 @@ def test_an_engine_that_serves_old_weights_stops_the_run_before_it_draws(
     tmp_path: Path, base: Path
 ) -> None:
     made = steps(tmp_path, base, fuse := Fuse())
-    made.setup = replace(made.setup, engine=Stale(fuse))
+    made.sampler = replace(made.sampler, engine=Stale(fuse))
     with pytest.raises(EngineError, match="still serves the weights from before"):
         made.iterate()
     assert (tmp_path / "iteration-001/model").exists()
@@ -310,7 +310,7 @@ def test_an_engine_that_serves_old_weights_stops_the_run_before_it_draws(
 def test_the_engine_gives_its_memory_back_for_the_m_step(tmp_path: Path, base: Path) -> None:
     made = steps(tmp_path, base, Fuse(), iterations=1)
     released: list[bool] = []
-    made.setup.engine.release = lambda: released.append((tmp_path / "iteration-001/model").exists())
+    made.sampler.engine.release = lambda: released.append((tmp_path / "iteration-001/model").exists())
     made.iterate()
     assert released == [False]
 
@@ -322,7 +322,7 @@ def test_a_bfloat16_base_keeps_its_dtype_and_the_newest_float32_weights(tmp_path
 
     def made() -> Steps:
         one = steps(root, base, Fuse(), evaluation=Evaluation(every=0))
-        one.setup = replace(one.setup, rounding=ROUNDING["bfloat16"])
+        one.sampler = replace(one.sampler, rounding=ROUNDING["bfloat16"])
         return one
 
     history = made().iterate()

@@ -20,19 +20,19 @@ import json, os, subprocess, sys
 from functools import partial
 from pathlib import Path
 import psutil
-from femtune.estep.ray_pool import Pool, Posts
+from femtune.estep.ray_pool import Pool, WorkerSpec
 
 def hire():
-    from femtune.estep.scheduler import Setup
+    from femtune.estep.scheduler import Sampler
     from femtune.engines.fake import FakeEngine
     from femtune.data.prompts import Prompts
     from femtune.types import Sampling
-    return Setup(FakeEngine(lambda prompt, seed: "4"), None, Prompts(), None, Sampling(8))
+    return Sampler(FakeEngine(lambda prompt, seed: "4"), None, Prompts(), None, Sampling(8))
 
 if __name__ == "__main__":
     if "early" in sys.argv:
         import ray
-    pool = Pool(hire, Posts(1, gpus=0))
+    pool = Pool(hire, WorkerSpec(1, gpus=0))
     import ray
     ray.get(pool._workers[0].doing)
     me = psutil.Process()

@@ -79,7 +79,7 @@ def test_any_change_is_noticed_and_named(
     assert [path for path, what in found.items() if what] == [name]
     run = Run(root)
     if change != "gone" or "/model/" in name:  # a file that is not there is made again
-        with pytest.raises(RunError, match=r"damaged since it was stored: .*femtune doctor"):
+        with pytest.raises(RunError, match=r"damaged since it was stored: .*femtune verify"):
             run.verify(root / "iteration-001" / "draws" / "00000.parquet", root / "iteration-001/model")
 
 

@@ -232,7 +232,7 @@ def test_any_completion_is_graded_and_a_cut_off_one_never_accepted(reward: str, 
         assert 0 <= one.reward <= 1
         assert (one.reason == "") == (one.reward == 1)
         cut = graded(whole, reward, "length")
-        assert (cut.reason, cut.reward, cut.answer) == ("cut off", 0, "")
+        assert (cut.reason, cut.reward, cut.answer) == ("truncated", 0, "")
 
 
 @pytest.mark.parametrize("reward", GOLD)
@@ -249,13 +249,13 @@ def test_two_different_answers_are_none_and_one_within_the_rationale_does_not_co
 ) -> None:
     gold, other = GOLD[reward], {"4": "3", "B": "A", "good": "bad"}[GOLD[reward]]
     assert graded(f"z\nAnswer: {gold}\nAnswer: {gold}", reward).reason == ""
-    assert graded(f"z\nAnswer: {other}\nAnswer: {gold}", reward).reason == "unparsable"
-    assert graded(f"z\nAnswer: {gold}\nAnswer: {other}", reward).reason == "unparsable"
-    assert graded(f"Answer: {gold}", reward).reason == "unparsable"  # no rationale
-    assert graded(f"z\nAnswer: {gold}\nOr so.", reward).reason == "unparsable"
+    assert graded(f"z\nAnswer: {other}\nAnswer: {gold}", reward).reason == "parse_error"
+    assert graded(f"z\nAnswer: {gold}\nAnswer: {other}", reward).reason == "parse_error"
+    assert graded(f"Answer: {gold}", reward).reason == "parse_error"  # no rationale
+    assert graded(f"z\nAnswer: {gold}\nOr so.", reward).reason == "parse_error"
     for both in (f"{gold} or {other}", f"({gold}) or ({other})", f"{gold}, {other}", f"not {gold}"):
         found = graded(f"z\nAnswer: {both}", reward)
-        assert (found.reward, found.reason in ("wrong", "unparsable")) == (0, True)
+        assert (found.reward, found.reason in ("wrong", "parse_error")) == (0, True)
 
 
 @settings(max_examples=150, deadline=None)

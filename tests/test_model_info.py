@@ -25,7 +25,7 @@ from femtune.model_info import (
     with_defaults,
     write_info,
 )
-from femtune.resolve import read_questions
+from femtune.resolve import read_inputs
 
 JUDGE = ModelInfo(
     "1.0",
@@ -139,7 +139,7 @@ def test_words_of_the_task_are_told_from_a_user_s(tmp_path: Path) -> None:
         )
     )
     settings = Train(task="judge", scale="1,5", hint="It is {answer}.")
-    info = info_of(settings, read_questions(rows, settings).settings, "base", "0" * 64)
+    info = info_of(settings, read_inputs(rows, settings).settings, "base", "0" * 64)
     assert info.from_task == ("instruction", "reward")
     assert (info.base, info.scale, info.hint, info.reward) == (
         *("base", "1,5", "It is {answer}.", 'ordinal("1,5")'),
@@ -147,4 +147,4 @@ def test_words_of_the_task_are_told_from_a_user_s(tmp_path: Path) -> None:
     assert info.instruction and "1" in info.instruction
     # asked the same way again, from the file alone
     again = with_defaults(Evaluate(), info)
-    assert read_questions(rows, again).prompts == read_questions(rows, settings).prompts
+    assert read_inputs(rows, again).prompts == read_inputs(rows, settings).prompts

@@ -16,7 +16,7 @@ from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import SEEDLING
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.openai.dialects import LLAMACPP, SGLANG, VLLM, completion_body
-from femtune.engines.openai.http import Patience
+from femtune.engines.openai.http import RetryPolicy
 from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.estep.forced_answers import FORCED_TOKENS
 from femtune.sampler import check_able
@@ -26,7 +26,7 @@ from femtune.types import Completion, Sampling
 from .greedy import FORMATS, Model, assert_same, greedy_draws
 from .models import byte_tokenizer, tiny_model
 from .openai_engines import QUICK, TOKENIZER, draw, engines, requests, tokens, written
-from .servers import Faults, free_port, serving, token_nats
+from .servers import Faults, free_port, serving, token_logprobs_of
 
 KEY = "sk-this-is-secret"
 END = TOKENIZER.end_token_id
@@ -56,7 +56,7 @@ def test_draws_are_the_servers_tokens(kind: str, make: Any) -> None:
         found = draw(engine, asked)
     for request in asked:
         expected = written(request, 31 if kind == "llamacpp" else 63)
-        nats = math.fsum(map(token_nats, expected))
+        nats = math.fsum(map(token_logprobs_of, expected))
         text = TOKENIZER.decode(expected)
         completion = found[request.key.problem_id]
         assert completion == Completion(expected, text, "stop", pytest.approx(nats))
@@ -153,7 +153,9 @@ def test_scores(kind: str, make: Any) -> None:
         server.faults.completion = lambda body, count: time.sleep(0.01 * echo)
         found = engine.logprob(pairs)
         assert server.most_open == 1 if kind == "vllm" else server.most_open > 1
-    assert found == pytest.approx([math.fsum(map(token_nats, completion)) for _, completion in pairs])
+    assert found == pytest.approx(
+        [math.fsum(map(token_logprobs_of, completion)) for _, completion in pairs]
+    )
 
 
 @pytest.mark.parametrize("kind", ["vllm", "openai"])
@@ -165,7 +167,7 @@ def test_continuations_are_scored_after_their_prefix(kind: str, make: Any) -> No
         seen = len(server.asked)
         found = engine.logprobs_after(asked)
         bodies = server.asked[seen:]
-    expected = [[math.fsum(map(token_nats, each)) for each in several] for _, several in asked]
+    expected = [[math.fsum(map(token_logprobs_of, each)) for each in several] for _, several in asked]
     assert [len(each) for each in found] == [4, 0, 1]
     for given, right in zip(found, expected, strict=True):
         assert given == pytest.approx(right)
@@ -209,14 +211,14 @@ def test_nothing_listens(make: Any) -> None:
 
 
 def test_it_never_answers(make: Any) -> None:
-    patience = Patience(handshake_s=0.2)
+    retry_policy = RetryPolicy(handshake_s=0.2)
     with serving(faults=Faults(models="hang")) as server:
         with pytest.raises(EngineError, match=r"no answer within 0\.2 s"):
-            make(server.url, patience)
+            make(server.url, retry_policy)
         server.faults.models, server.faults.completion = None, lambda body, count: "hang"
-        patience = Patience(handshake_s=0.2, retries=0)
+        retry_policy = RetryPolicy(handshake_s=0.2, retries=0)
         with pytest.raises(EngineError, match=r"no answer within 0\.2 s"):
-            make(server.url, patience)
+            make(server.url, retry_policy)
 
 
 @pytest.mark.parametrize("models", [HTML, (404, {}, {"detail": "Not Found"}), (200, {}, {"x": 1})])
@@ -388,8 +390,8 @@ def test_cut_and_forced_draws_are_those_of_the_transformers_engine(
 ) -> None:
     faults = Faults(echoes=False)  # it scores by bytes
     with serving(model=demo_model, faults=faults) as server, engines(SEEDLING) as make:
-        patience = replace(QUICK, timeout_s=60.0, handshake_s=60.0)
-        engine = make(server.url, patience, tokenizer=local.tokenizer)
+        retry_policy = replace(QUICK, timeout_s=60.0, handshake_s=60.0)
+        engine = make(server.url, retry_policy, tokenizer=local.tokenizer)
         draws = greedy_draws(engine, spec)
         forced = [body for body in server.asked if body["max_tokens"] == FORCED_TOKENS]
     assert_same(draws, greedy_draws(local, spec), spec)

@@ -15,10 +15,10 @@ import httpx2
 import pytest
 
 from femtune.data.prompts import Prompts
-from femtune.engines.openai.http import Patience, Wire, shown
+from femtune.engines.openai.http import HttpClient, RetryPolicy, shown
 from femtune.errors import EngineError, ModelError
 from femtune.estep.driver import e_step
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.rewards.builtin import exact, score
 from femtune.schemes.named import rejection
 from femtune.types import DrawKey, Problem, Request
@@ -162,9 +162,9 @@ def test_a_passing_fault_is_not_seen(fault: Any, make: Any) -> None:
         seen[name] = seen.get(name, 0) + 1
         return fault if body["max_tokens"] == 64 and seen[name] <= 2 else None
 
-    patience = Patience(timeout_s=0.1, handshake_s=2, retries=3, backoff_s=0.01)
+    retry_policy = RetryPolicy(timeout_s=0.1, handshake_s=2, retries=3, backoff_s=0.01)
     with serving() as server:
-        engine = make(server.url, patience)
+        engine = make(server.url, retry_policy)
         server.faults.completion = flaky
         found = draw(engine, requests(4))
     assert all(found[r.key.problem_id].tokens == written(r) for r in requests(4))
@@ -232,16 +232,16 @@ def test_a_server_that_refuses_all_in_mid_run_stops_it(status: int, words: str, 
 def test_no_connection_stays_open_though_all_forgot_it() -> None:
     """As anyio's connect_tcp does where its caller is cancelled in the moment that it is made."""
     with serving() as server:
-        wire = Wire("", QUICK, 4)
+        client = HttpClient("", QUICK, 4)
 
         async def lose() -> asyncio.BaseTransport:
             loop, at = asyncio.get_running_loop(), httpx2.URL(server.url)
             transport, _ = await loop.create_connection(asyncio.Protocol, at.host, at.port)
             return transport
 
-        transport = wire.run(lose())
+        transport = client.run(lose())
         assert not transport.is_closing()
-        wire.close()
+        client.close()
         assert transport.is_closing()
         assert not has_threads()
 
@@ -265,9 +265,9 @@ def test_a_server_that_goes_down_in_mid_run_stops_it(make: Any) -> None:
 
 def test_a_server_that_comes_back_is_used_again(make: Any) -> None:
     port = free_port()
-    patience = Patience(timeout_s=2, handshake_s=2, retries=8, backoff_s=0.05)
+    retry_policy = RetryPolicy(timeout_s=2, handshake_s=2, retries=8, backoff_s=0.05)
     with serving(port=port) as server:
-        engine = make(server.url, patience)
+        engine = make(server.url, retry_policy)
         draw(engine, requests(3))
     with serving(port=port, faults=Faults(delay_s=0.01)) as server:
         assert len(draw(engine, requests(3))) == 3
@@ -371,9 +371,9 @@ def test_an_e_step(make: Any) -> None:
         return score(some, completions, prompts=Prompts(), reward=exact(), **rest)
 
     with serving(write=write) as server:
-        setup = Setup(make(server.url, max_batch=5), TOKENIZER, Prompts(), grade, SAMPLING)
+        sampler = Sampler(make(server.url, max_batch=5), TOKENIZER, Prompts(), grade, SAMPLING)
         server.faults.completion = lambda body, count: BUSY if count % 7 == 0 else None
-        [chunk] = e_step(problems, rejection(3), setup, iteration=1)
+        [chunk] = e_step(problems, rejection(3), sampler, iteration=1)
     assert {each.key.problem_id for each in chunk.draws} == {problem.id for problem in problems}
     assert all(each.completion.finish_reason == "stop" for each in chunk.draws)
     for each in chunk.draws:

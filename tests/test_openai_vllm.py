@@ -23,7 +23,7 @@ from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import SEEDLING
 from femtune.engines.hf.engine import TransformersEngine, read_tokenizer
 from femtune.engines.openai.engine import OpenAIEngine
-from femtune.engines.openai.http import Patience
+from femtune.engines.openai.http import RetryPolicy
 from femtune.engines.openai.server import Abilities
 from femtune.errors import ConfigError, ModelError
 from femtune.types import Completion, DrawKey, Request, Sampling, draw_seed
@@ -87,8 +87,8 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> No
 
 @pytest.fixture(scope="module")
 def engine(url: str) -> Iterator[OpenAIEngine]:
-    patience = Patience(timeout_s=120, retries=2)
-    engine = OpenAIEngine(SEEDLING, tokenizer=TOKENIZER, base_url=url, patience=patience)
+    retry_policy = RetryPolicy(timeout_s=120, retries=2)
+    engine = OpenAIEngine(SEEDLING, tokenizer=TOKENIZER, base_url=url, retry_policy=retry_policy)
     yield engine
     engine.close()
 

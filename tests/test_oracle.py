@@ -28,10 +28,10 @@ tables = st.integers(0, 2**32).map(Tables.random)
 
 def kept(draws: list[Draw], scheme: Scheme) -> list[Draw]:
     """What the scheme trains on."""
-    tries: dict[str, list[Draw]] = {}
+    scoring: dict[str, list[Draw]] = {}
     for draw in draws:
-        tries.setdefault(draw.key.problem_id, []).append(draw)
-    return [example.draw for each in tries.values() for example in weigh(scheme.weigh, each)]
+        scoring.setdefault(draw.key.problem_id, []).append(draw)
+    return [example.draw for each in scoring.values() for example in weigh(scheme.weigh, each)]
 
 
 def posterior(joint: torch.Tensor, y: int) -> torch.Tensor:

@@ -22,10 +22,10 @@ from femtune.engines.fake import END
 from femtune.errors import EngineError
 from femtune.estep import scoring
 from femtune.estep.driver import e_step
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.estep.scoring import nats_under, scored_draws
 from femtune.evaluation.likelihood_bound import mixture_draws
-from femtune.loop import Evaluation, Plan
+from femtune.loop import Evaluation, LoopConfig
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run, read_draws
@@ -58,7 +58,10 @@ def weight(draw: Draw) -> float:
 
 
 def expected_weights(
-    world: EndingsWorld, scheme: Scheme, made: Setup, change: Callable[[Draw], Draw] = lambda draw: draw
+    world: EndingsWorld,
+    scheme: Scheme,
+    made: Sampler,
+    change: Callable[[Draw], Draw] = lambda draw: draw,
 ) -> Counter[tuple[int, ...]]:
     """E[w 1(s)] of each right completion s, over all draws that there can be."""
     drawn = list(every_draw(world.problem, scheme, made))
@@ -95,14 +98,14 @@ def bias(world: EndingsWorld, found: Counter[tuple[int, ...]]) -> float:
 def test_importance_weights_of_cut_draws_are_unbiased(
     world: EndingsWorld, scheme: Scheme, early: bool
 ) -> None:
-    assert_unbiased(world, expected_weights(world, scheme, world.setup(early=early)))
+    assert_unbiased(world, expected_weights(world, scheme, world.sampler(early=early)))
 
 
 def test_scoring_what_is_trained_in_place_of_what_was_sampled_biases_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = EndingsWorld.random(seed=1)
-    made = world.setup()
+    made = world.sampler()
     assert bias(world, expected_weights(world, HINTED, made)) < 1e-9
     score = scoring.logprobs
 
@@ -137,13 +140,13 @@ def test_scoring_what_is_trained_in_place_of_what_was_sampled_biases_them(
 def test_importance_weights_of_forced_answers_are_unbiased(
     world: EndingsWorld, scheme: Scheme, early: bool
 ) -> None:
-    made = world.setup(force="ended", early=early)
+    made = world.sampler(force="ended", early=early)
     assert_unbiased(world, expected_weights(world, scheme, made), forced=True)
 
 
 def test_weights_by_one_of_two_ways_count_a_forced_answer_twice() -> None:
     world = EndingsWorld.random(seed=2)
-    made = world.setup(force="ended")
+    made = world.sampler(force="ended")
     found = expected_weights(world, HINTED, made, lambda draw: replace(draw, log_drawn=None))
     assert bias(world, found) > 0.2
     with pytest.raises(AssertionError):
@@ -156,7 +159,7 @@ def test_weights_by_one_of_two_ways_count_a_forced_answer_twice() -> None:
 def test_a_completion_is_forced_in_as_many_ways_as_its_cue_stands_in_it() -> None:
     """After "z0" the answer may be "...", another cue and y1; after "z0, Answer: ..." it is y1."""
     world = EndingsWorld.random(seed=3)
-    made = world.setup(force="ended")
+    made = world.sampler(force="ended")
     text = f"{RATIONALES[3]}\nAnswer: y1"
     ways = [
         (draw, chance)
@@ -176,7 +179,7 @@ def test_a_completion_is_forced_in_as_many_ways_as_its_cue_stands_in_it() -> Non
 @given(worlds, st.sampled_from(["plain", "hinted"]))
 @few
 def test_log_drawn_is_the_chance_of_every_right_draw(world: EndingsWorld, prompt: str) -> None:
-    scheme, made = (PLAIN if prompt == "plain" else HINTED), world.setup(force="ended")
+    scheme, made = (PLAIN if prompt == "plain" else HINTED), world.sampler(force="ended")
     chances: Counter[tuple[int, ...]] = Counter()
     right: dict[tuple[int, ...], Draw] = {}
     for draw, chance in every_draw(world.problem, scheme, made):
@@ -196,14 +199,14 @@ def test_log_drawn_is_the_chance_of_every_right_draw(world: EndingsWorld, prompt
 def test_importance_weights_of_draws_with_worked_examples_are_unbiased(
     world: EndingsWorld, force: Any
 ) -> None:
-    made = world.setup(demos=DEMOS, force=force)
+    made = world.sampler(demos=DEMOS, force=force)
     found = expected_weights(world, PLAIN, made)
     assert_unbiased(world, found, forced=force == "ended")
 
 
 def test_taking_draws_with_worked_examples_for_plain_ones_biases_them() -> None:
     world = EndingsWorld.random(seed=4)
-    made = world.setup(demos=DEMOS)
+    made = world.sampler(demos=DEMOS)
 
     def plain(draw: Draw) -> Draw:
         return replace(draw, log_drawn=draw.log_pi)
@@ -220,13 +223,13 @@ def test_taking_draws_with_worked_examples_for_plain_ones_biases_them() -> None:
 def test_importance_weights_are_unbiased_at_any_temperature(
     world: EndingsWorld, scheme: Scheme, temperature: float
 ) -> None:
-    made = world.setup(temperature=temperature)
+    made = world.sampler(temperature=temperature)
     assert_unbiased(world, expected_weights(world, scheme, made))
 
 
 def test_log_probabilities_at_temperature_1_are_not_those_of_draws_at_another() -> None:
     world = EndingsWorld.random(seed=5)
-    made = world.setup(temperature=0.7)
+    made = world.sampler(temperature=0.7)
 
     def naive(draw: Draw) -> Draw:
         return replace(draw, log_drawn=draw.completion.logprob)
@@ -237,7 +240,7 @@ def test_log_probabilities_at_temperature_1_are_not_those_of_draws_at_another() 
 def test_an_engine_that_does_not_say_how_likely_it_drew_is_refused_by_importance() -> None:
     """What the driver cuts at another temperature has no known log-probability."""
     world = EndingsWorld.random(seed=5)
-    made = world.setup(temperature=0.7, early=False)
+    made = world.sampler(temperature=0.7, early=False)
     with pytest.raises(EngineError, match="did not say how likely"):
         expected_weights(world, PLAIN, made)
 
@@ -245,7 +248,7 @@ def test_an_engine_that_does_not_say_how_likely_it_drew_is_refused_by_importance
 # --- what rejection keeps
 
 
-def kept(world: EndingsWorld, made: Setup, num: int = 3000) -> Counter[tuple[int, ...]]:
+def kept(world: EndingsWorld, made: Sampler, num: int = 3000) -> Counter[tuple[int, ...]]:
     """What rejection(3) keeps of so many problems, by completion, drawn by the real E-step."""
     problems = [replace(world.problem, id=f"{i}") for i in range(num)]
     found: Counter[tuple[int, ...]] = Counter()
@@ -280,7 +283,7 @@ def short(law: dict[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
 
 def test_rejection_keeps_the_posterior_of_cut_draws() -> None:
     world = EndingsWorld.random(seed=6)
-    assert_law(kept(world, world.setup()), short(world.plain.right(1)))
+    assert_law(kept(world, world.sampler()), short(world.plain.right(1)))
 
 
 def tempered(world: EndingsWorld, temperature: float) -> dict[tuple[int, ...], float]:
@@ -307,7 +310,7 @@ def tempered(world: EndingsWorld, temperature: float) -> dict[tuple[int, ...], f
 def test_rejection_keeps_the_posterior_of_the_tempered_law(temperature: float) -> None:
     world = EndingsWorld.random(seed=7, num_z=2)
     law = tempered(world, temperature)
-    found = kept(world, world.setup(temperature=temperature))
+    found = kept(world, world.sampler(temperature=temperature))
     assert_law(found, law)
     with pytest.raises(AssertionError):  # which is not the posterior itself
         assert_law(found, world.plain.right(1))
@@ -316,7 +319,7 @@ def test_rejection_keeps_the_posterior_of_the_tempered_law(temperature: float) -
 def test_rejection_with_forced_answers_keeps_the_posterior_of_that_proposal() -> None:
     """(pi(z, answers) + pi(z, end)) pi(y* | z), of two rationales."""
     world = EndingsWorld.random(seed=26, num_z=2)
-    law, found = world.plain, kept(world, world.setup(force="ended"))
+    law, found = world.plain, kept(world, world.sampler(force="ended"))
     exact = {}
     for z in range(2):
         none, ends, more, _ = law.ends[z].tolist()
@@ -335,11 +338,11 @@ def test_rejection_with_forced_answers_keeps_the_posterior_of_that_proposal() ->
 def test_the_loop_weighs_by_what_was_sampled_and_trains_what_ends(tmp_path: Path, force: Any) -> None:
     world = EndingsWorld.random(seed=9)
     problems = [replace(world.problem, id=f"{i}") for i in range(60)]
-    made, scheme = world.setup(demos=DEMOS), parse_scheme("mixture:2,2+importance")
-    plan = Plan(scheme, Training(), Evaluation(), demos=DEMOS, demo_iterations=0, force=force)
+    made, scheme = world.sampler(demos=DEMOS), parse_scheme("mixture:2,2+importance")
+    plan = LoopConfig(scheme, Training(), Evaluation(), demos=DEMOS, demo_iterations=0, force=force)
     tokenizer: Any = made.tokenizer
     steps = TableSteps(Run(tmp_path), Path("tables/0"), problems, [], plan, made, tokenizer, Quiet())
-    steps.expect(1)
+    steps.e_step(1)
     [(draws, _)] = read_draws(steps.run.iteration(1) / "draws")
     assert not any(draw.demos for draw in draws)  # of no iteration, by the plan
     assert any(draw.completion.num_forced for draw in draws) == (force == "always")
@@ -349,19 +352,19 @@ def test_the_loop_weighs_by_what_was_sampled_and_trains_what_ends(tmp_path: Path
         (d.key.problem_id, d.key.stage, d.key.index) for d in draws if d.accepted
     }
     chances = {
-        name: _chances(world, name, world.setup(force="ended" if force == "always" else "never"))
+        name: _chances(world, name, world.sampler(force="ended" if force == "always" else "never"))
         for name in ("plain", "hinted")
     }
     exact, totals = world.plain.right(1), Counter[str]()
     for row in rows:
         draw = by_key[DrawKey(1, row["problem_id"], row["stage"], row["index"])]
         totals[row["problem_id"]] += (
-            exact[draw.completion.tokens] / chances[draw.prompt][draw.completion.tokens]
+            exact[draw.completion.tokens] / chances[draw.prompt_kind][draw.completion.tokens]
         )  # type: ignore[assignment]
     for row in rows:
         draw = by_key[DrawKey(1, row["problem_id"], row["stage"], row["index"])]
         sampled = draw.completion.tokens
-        share = exact[sampled] / chances[draw.prompt][sampled] / totals[row["problem_id"]]
+        share = exact[sampled] / chances[draw.prompt_kind][sampled] / totals[row["problem_id"]]
         assert row["weight"] == pytest.approx(share, rel=1e-9)
         assert row["completion_tokens"] == [*sampled[:-1], END]
         assert bytes(row["prompt_tokens"]) == b"x0"
@@ -369,7 +372,7 @@ def test_the_loop_weighs_by_what_was_sampled_and_trains_what_ends(tmp_path: Path
     assert cut and all(draw.completion.tokens[-1] == 10 for draw in cut)
 
 
-def _chances(world: EndingsWorld, prompt: str, made: Setup) -> Counter[tuple[int, ...]]:
+def _chances(world: EndingsWorld, prompt: str, made: Sampler) -> Counter[tuple[int, ...]]:
     """The chance of each right draw."""
     found: Counter[tuple[int, ...]] = Counter()
     for draw, chance in every_draw(world.problem, PLAIN if prompt == "plain" else HINTED, made):
@@ -422,7 +425,7 @@ def test_what_does_not_follow_the_model_is_not_taken_for_it(name: str) -> None:
 def test_log_probabilities_are_taken_only_of_the_prompt_that_they_are_of() -> None:
     """What the engine said of a forced draw, or one with worked examples, is of another prompt."""
     world = EndingsWorld.random(seed=1)
-    made = world.setup()
+    made = world.sampler()
     exact = world.engine().logprob([(tuple(b"x0"), made_draw().completion.tokens)])
     problems = {"p": world.problem}
     for name, known in {"examples": False, "forced": False, "temperature": True}.items():
@@ -437,17 +440,17 @@ def test_log_probabilities_are_taken_only_of_the_prompt_that_they_are_of() -> No
 
 def test_draws_for_the_bound_are_plain_or_hinted_at_temperature_1_and_free() -> None:
     world = EndingsWorld.random(seed=1)
-    made = world.setup(temperature=0.7, demos=DEMOS, force="all")
+    made = world.sampler(temperature=0.7, demos=DEMOS, force="all")
     problems = [replace(world.problem, id=f"{i}") for i in range(20)]
     [chunk] = mixture_draws(problems, made, draws=4, iteration=1)
     assert len(chunk.draws) == 80
     for draw in chunk.draws:
         assert (draw.demos, draw.temperature, draw.completion.num_forced) == ("", 1.0, 0)
-        assert draw.on_policy == (draw.prompt == "plain")
+        assert draw.on_policy == (draw.prompt_kind == "plain")
 
 
 @pytest.mark.parametrize("spec", ["trice", "pps:4+chain", "rejection:4+hard", "trice:0"])
 def test_rules_that_need_on_policy_draws_say_so(spec: str) -> None:
     """So that `prepare` refuses other ones, and the command leaves worked examples out."""
     needs = parse_scheme(spec).needs
-    assert {"plain prompts", "temperature 1"} <= needs
+    assert {"plain_prompts", "temperature_1"} <= needs

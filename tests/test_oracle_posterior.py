@@ -145,7 +145,7 @@ def test_self_normalised_weights_tend_to_the_posterior(num: int, apart: float, t
 
     problems = [problem(f"{i}", 0, 1) for i in range(600)]
     steps = table_steps(tmp_path, [toy()], problems, weighted(pps(num)))
-    metrics = steps.expect(1)
+    metrics = steps.e_step(1)
     assert metrics["num_draws"] == num * len(problems)
     rows = steps.examples(1)
     shares = torch.zeros(len(problems), 3, dtype=torch.float64)
@@ -247,7 +247,7 @@ def test_trice_forgets_where_it_began(scheme: Scheme, tmp_path: Path) -> None:
     num = 400
     steps = table_steps(tmp_path, [toy()], [problem(f"{i}", 0, 1) for i in range(num)], scheme)
     for iteration in range(1, 9 if scheme.name == "trice(0.5)" else 13):
-        steps.expect(iteration)
+        steps.e_step(iteration)
         kept, far = laws[iteration - 1]
         rows = [row for row in steps.examples(iteration) if row["weight"] > 0]
         assert len({row["problem_id"] for row in rows}) == len(rows)
@@ -267,7 +267,7 @@ def test_a_chain_of_hinted_draws_tends_to_the_posterior(tmp_path: Path) -> None:
     scheme = parse_scheme("pps+chain")
     steps = table_steps(tmp_path, [toy()], [problem(f"{i}", 0, 1) for i in range(600)], scheme)
     for iteration in range(1, 7):
-        steps.expect(iteration)
+        steps.e_step(iteration)
         check_shares(steps.examples(iteration), laws[iteration - 1])
 
 
@@ -390,10 +390,10 @@ def test_an_m_step_on_what_is_remembered_never_lowers_its_bound(
 
 def masses(draws: Sequence[Draw]) -> dict[str, float]:
     """The bound of each problem with a right draw."""
-    tries: dict[str, list[Draw]] = {}
+    scoring: dict[str, list[Draw]] = {}
     for each in draws:
-        tries.setdefault(each.key.problem_id, []).append(each)
-    return {name: mass for name, them in tries.items() if (mass := log_mass(them)) is not None}
+        scoring.setdefault(each.key.problem_id, []).append(each)
+    return {name: mass for name, them in scoring.items() if (mass := log_mass(them)) is not None}
 
 
 def test_fem_that_remembers_climbs_its_bound(tmp_path: Path) -> None:
@@ -408,8 +408,8 @@ def test_fem_that_remembers_climbs_its_bound(tmp_path: Path) -> None:
     )  # unlikely ones are trained on too
     steps, before = table_steps(tmp_path, thetas, problems, scheme, chunk_size=20), {}
     for iteration in range(1, 7):
-        metrics = steps.expect(iteration)
-        theta, after = thetas[-1], masses(steps.tries(iteration))
+        metrics = steps.e_step(iteration)
+        theta, after = thetas[-1], masses(steps.scoring(iteration))
         assert metrics["covered_share"] == len(after) / len(problems) > 0.4
         assert metrics["log_mass"] == pytest.approx(math.fsum(after.values()) / len(after))
         for each in problems:
@@ -440,13 +440,13 @@ def test_what_is_remembered_is_what_the_posterior_likes_best_of_all_that_was_dra
     seen: dict[str, set[int]] = {each.id: set() for each in problems}
     before: dict[str, float] = {}
     for iteration in range(1, 6):
-        steps.expect(iteration)
-        for each in steps.tries(iteration):
+        steps.e_step(iteration)
+        for each in steps.scoring(iteration):
             if each.accepted:
                 seen[each.key.problem_id].add(drawn(each)[0])
         after = masses(steps.recalled(iteration))
         assert all(after[name] >= mass - 1e-12 for name, mass in before.items())
-        both = masses(steps.tries(iteration))
+        both = masses(steps.scoring(iteration))
         assert all(both[name] >= mass for name, mass in after.items())
         before = after
         rows: dict[str, dict[int, float]] = {}
@@ -454,7 +454,7 @@ def test_what_is_remembered_is_what_the_posterior_likes_best_of_all_that_was_dra
             z = int(row["completion"][0]["content"][1])
             rows.setdefault(row["problem_id"], {})[z] = row["weight"]
         for each in problems:
-            joint = world.joint(int(each.prompt[1]))[:, int(each.answer[1])]
+            joint = world.joint(int(each.prompt_kind[1]))[:, int(each.answer[1])]
             best = sorted(seen[each.id], key=lambda z: -joint[z])[:2]
             total = sum(joint[z].item() for z in best)
             kept = {z: joint[z].item() for z in best if joint[z].item() >= 0.05 * total}
@@ -494,12 +494,12 @@ def test_doubt_takes_weight_from_the_answers_that_are_wrong(tmp_path: Path) -> N
     for spec in ("pps:4+memo", "pps:4+memo+doubt:0.2"):
         (folder := tmp_path / spec[-3:]).mkdir()
         steps = table_steps(folder, [world], problems, parse_scheme(spec, num_answers=3))
-        steps.expect(1)
+        steps.e_step(1)
         total: dict[str, float] = {}
         for row in steps.examples(1):
             total[row["problem_id"]] = total.get(row["problem_id"], 0.0) + row["weight"]
         weights.append(total)
-        known = {name: math.exp(mass) for name, mass in masses(steps.tries(1)).items()}
+        known = {name: math.exp(mass) for name, mass in masses(steps.scoring(1)).items()}
     expected = {name: 0.8 * m / (0.8 * m + 0.2 * (1 - m) / 2) for name, m in known.items()}
     assert weights[0] == pytest.approx(dict.fromkeys(known, 1.0))
     assert weights[1] == pytest.approx(expected)

@@ -16,24 +16,24 @@ from hypothesis import strategies as st
 from femtune.engines.fake import FakeEngine
 from femtune.errors import EngineError, RewardError
 from femtune.estep.driver import e_step
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.runs.run import read_draws
 from femtune.schemes.filters import accepted
 from femtune.schemes.named import pps, rejection, star
 from femtune.types import Completion, Draw, Request, Sampling, Scheme, Stage
 
-from .oracle import Tables, problem, setup
+from .oracle import Tables, problem, sampler
 
 WORLD = Tables.random(seed=5)
 PROBLEMS = [problem(f"p{i}", i % 3, 0) for i in range(40)]
 ALL = Scheme("all", (Stage("plain", 3, "all"), Stage("hinted", 2)), accepted())
 
 
-def overlapping(engine: FakeEngine, chunk_size: int = 7) -> Setup:
-    return replace(setup(engine, chunk_size=chunk_size), overlap=True)
+def overlapping(engine: FakeEngine, chunk_size: int = 7) -> Sampler:
+    return replace(sampler(engine, chunk_size=chunk_size), overlap=True)
 
 
-def drawn(made: Setup, scheme: Scheme, **more: Any) -> list[Draw]:
+def drawn(made: Sampler, scheme: Scheme, **more: Any) -> list[Draw]:
     chunks = e_step(PROBLEMS, scheme, made, iteration=1, **more)
     return [draw for chunk in chunks for draw in chunk.draws]
 
@@ -48,7 +48,7 @@ def test_the_draws_are_those_without_overlap(
     scheme: Scheme, chunk_size: int, room: int, order: int
 ) -> None:
     one, other = (FakeEngine(WORLD.write, room=room, order_seed=order) for _ in range(2))
-    plain = drawn(setup(one, chunk_size=chunk_size), scheme)
+    plain = drawn(sampler(one, chunk_size=chunk_size), scheme)
     assert drawn(overlapping(other, chunk_size), scheme) == plain
 
 
@@ -61,7 +61,7 @@ def test_chunks_are_stored_in_order_and_those_stored_left_out(tmp_path: Path) ->
     rest = [chunk.index for chunk in e_step(PROBLEMS, star(), made, iteration=1, place=place)]
     assert rest == list(range(6))[-len(rest) :] and 4 <= len(rest) <= 5
     stored = [draw for chunk, _ in read_draws(tmp_path) for draw in chunk]
-    assert stored == drawn(setup(FakeEngine(WORLD.write)), star())
+    assert stored == drawn(sampler(FakeEngine(WORLD.write)), star())
 
 
 class Stepwise(FakeEngine):
@@ -105,7 +105,7 @@ def test_a_slow_reward_does_not_keep_the_engine() -> None:
 
 def test_the_engine_is_full_across_chunks() -> None:
     engine = Stepwise(room=8, step_s=0.03)  # grading four draws takes far less
-    drawn(replace(setup(engine, chunk_size=10), overlap=True), pps())
+    drawn(replace(sampler(engine, chunk_size=10), overlap=True), pps())
     assert engine.in_hand[:9] == [8] * 9  # 40 problems, 4 end at a time: full until the last 8
 
 

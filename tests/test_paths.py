@@ -55,7 +55,7 @@ COMMANDS = {
     ),
     "sample": ("sample", "train.jsonl", "--scheme", "rejection:2", "--output-dir", "out"),
     "evaluate": ("evaluate", "test.jsonl", "--output-dir", "out"),
-    "probe": ("probe", "test.jsonl", "--output-dir", "out"),
+    "bias": ("bias", "test.jsonl", "--output-dir", "out"),
     "predict": ("predict", "test.jsonl", "--draws", "2", "--output", "out.parquet"),
 }
 

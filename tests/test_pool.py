@@ -25,15 +25,15 @@ from femtune.engines.weight_check import Probe, write_probe  # noqa: E402
 from femtune.errors import ConfigError, EngineError, ModelError, RunError  # noqa: E402
 from femtune.estep import ray_pool as pools  # noqa: E402
 from femtune.estep.driver import e_step  # noqa: E402
-from femtune.estep.ray_pool import Pool, Posts  # noqa: E402
-from femtune.estep.scheduler import Setup  # noqa: E402
+from femtune.estep.ray_pool import Pool, WorkerSpec  # noqa: E402
+from femtune.estep.scheduler import Sampler  # noqa: E402
 from femtune.rewards.builtin import as_reward, score  # noqa: E402
 from femtune.runs.run import read_draws  # noqa: E402
 from femtune.schemes.named import pps, rejection  # noqa: E402
 from femtune.types import Draw, Reward  # noqa: E402
 
 from . import oracle  # noqa: E402
-from .oracle import DEMOS, LINE_CUT, Tables, problem, setup  # noqa: E402
+from .oracle import DEMOS, LINE_CUT, Tables, problem, sampler  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's own sockets and files
 
@@ -86,20 +86,20 @@ class Noting(FakeEngine):
         super().load(weights)
 
 
-def hire(notes: Path, **more: Any) -> Setup:
-    return setup(Noting(notes, **more), chunk_size=5)
+def make_engine(notes: Path, **more: Any) -> Sampler:
+    return sampler(Noting(notes, **more), chunk_size=5)
 
 
-def fails(error: Exception) -> Setup:
+def fails(error: Exception) -> Sampler:
     raise error
 
 
 def crew(notes: Path, workers: int = 2, **more: Any) -> Pool:
-    return Pool(partial(hire, notes, **more), Posts(workers, address="local", gpus=0))
+    return Pool(partial(make_engine, notes, **more), WorkerSpec(workers, address="local", gpus=0))
 
 
 def drawn(pool: Pool, where: Path | None = None, iteration: int = 1) -> list[Draw]:
-    made = replace(setup(FakeEngine(WORLD.write), chunk_size=5), engine=pool)
+    made = replace(sampler(FakeEngine(WORLD.write), chunk_size=5), engine=pool)
     place = (lambda index: where / f"{index:05}.parquet") if where else None
     chunks = list(e_step(PROBLEMS, rejection(3), made, iteration=iteration, place=place))
     assert [chunk.index for chunk in chunks] == sorted(chunk.index for chunk in chunks)
@@ -114,7 +114,7 @@ def until(pool: Pool, seen: Callable[[], bool]) -> None:
         drawn(pool)
 
 
-ONE = setup(FakeEngine(WORLD.write), chunk_size=5)
+ONE = sampler(FakeEngine(WORLD.write), chunk_size=5)
 ALONE = [d for chunk in e_step(PROBLEMS, rejection(3), ONE, iteration=1) for d in chunk.draws]
 
 
@@ -137,12 +137,12 @@ def endings(prompt: str, seed: int) -> str:
     )
 
 
-def hire_endings() -> Setup:
-    return replace(setup(FakeEngine(endings), chunk_size=20), cut=LINE_CUT, context=200)
+def hire_endings() -> Sampler:
+    return replace(sampler(FakeEngine(endings), chunk_size=20), cut=LINE_CUT, context=200)
 
 
 def test_workers_cut_force_answers_and_show_worked_examples_as_leases_say() -> None:
-    pool = Pool(hire_endings, Posts(1, address="local", gpus=0))
+    pool = Pool(hire_endings, WorkerSpec(1, address="local", gpus=0))
     try:
         for changes in ({}, {"demos": DEMOS, "force": "ended"}, {"demos": DEMOS}):
             own = replace(hire_endings(), **changes)
@@ -164,7 +164,7 @@ def test_a_worker_that_is_killed_loses_its_lease_alone(notes: Path, tmp_path: Pa
     """It dies in its second lease or later; every chunk is there once, and as it would have been."""
     pool = crew(notes, dies_at="now", pause_s=0.02)
     try:
-        made = replace(setup(FakeEngine(WORLD.write), chunk_size=5), engine=pool)
+        made = replace(sampler(FakeEngine(WORLD.write), chunk_size=5), engine=pool)
         place = lambda index: tmp_path / "draws" / f"{index:05}.parquet"  # noqa: E731
         chunks = e_step(PROBLEMS, rejection(3), made, iteration=1, place=place)
         draws = list(next(chunks).draws)
@@ -190,7 +190,7 @@ def test_what_a_killed_worker_had_drawn_is_taken_up_by_another(notes: Path, tmp_
         (notes / "now").touch()
 
     try:
-        made = replace(setup(FakeEngine(WORLD.write), chunk_size=20), engine=pool)
+        made = replace(sampler(FakeEngine(WORLD.write), chunk_size=20), engine=pool)
         threading.Thread(target=kill_once_it_has_drawn, daemon=True).start()
         chunks = e_step(PROBLEMS, rejection(3), made, iteration=1, place=place)
         assert [draw for chunk in chunks for draw in chunk.draws] == ALONE
@@ -280,10 +280,10 @@ def test_a_worker_that_is_killed_as_it_scores_loses_its_slice_alone(notes: Path)
 
 
 def test_pairs_over_which_workers_die_are_told_by_their_length() -> None:
-    said = pools._too_many(pools.Order(pools.Slice(0, PAIRS[:64]), None))
+    said = pools._too_many(pools.Task(pools.ScoreBatch(0, PAIRS[:64]), None))
     assert said.startswith("3 workers died scoring 64 draws (the longest: 9 tokens)")
     asked = pools.AskedSlice(0, [((1, 2), [(3,), (3, 4)]), ((1,), [])])
-    said = pools._too_many(pools.Order(asked, None))
+    said = pools._too_many(pools.Task(asked, None))
     assert said.startswith("3 workers died scoring 2 draws (the longest: 4 tokens)")
 
 
@@ -292,7 +292,7 @@ def test_no_slice_is_begun_once_the_run_is_to_stop(notes: Path) -> None:
     try:
         until(pool, lambda: bool(list(notes.glob("worker-*"))))
         with pytest.raises(interrupts.Stopped), interrupts.graceful(tells=False):
-            timer = threading.Timer(0.1, interrupts.wish)
+            timer = threading.Timer(0.1, interrupts.request_stop)
             timer.start()
             pool.logprob(PAIRS)
         assert len(list(notes.glob("scored-*"))) == 1
@@ -302,11 +302,11 @@ def test_no_slice_is_begun_once_the_run_is_to_stop(notes: Path) -> None:
 
 
 def test_what_a_worker_raises_is_raised_here_as_it_is() -> None:
-    pool = Pool(partial(fails, ModelError("no such model")), Posts(1, address="local", gpus=0))
+    pool = Pool(partial(fails, ModelError("no such model")), WorkerSpec(1, address="local", gpus=0))
     with pytest.raises(ModelError, match=r"^no such model$"):
         drawn(pool)
     pool.close()
-    pool = Pool(partial(fails, OSError("odd")), Posts(1, address="local", gpus=0))
+    pool = Pool(partial(fails, OSError("odd")), WorkerSpec(1, address="local", gpus=0))
     with pytest.raises(EngineError, match="OSError: odd"):
         drawn(pool)
     pool.close()
@@ -315,7 +315,7 @@ def test_what_a_worker_raises_is_raised_here_as_it_is() -> None:
 def test_a_caller_that_stops_leaves_workers_that_go_on_with_the_next(notes: Path) -> None:
     pool = crew(notes, pause_s=0.01)
     try:
-        made = replace(setup(FakeEngine(WORLD.write), chunk_size=5), engine=pool)
+        made = replace(sampler(FakeEngine(WORLD.write), chunk_size=5), engine=pool)
         chunks = e_step(PROBLEMS, rejection(3), made, iteration=1)
         next(chunks)
         chunks.close()  # type: ignore[attr-defined]
@@ -346,7 +346,7 @@ def test_a_reward_of_the_users_own_file_goes_along(notes: Path, tmp_path: Path) 
     (tmp_path / "mine.py").write_text("LEAST = 1.0\n\n\ndef always(answer):\n    return LEAST\n")
     pool = Pool(
         partial(graded_by, notes, as_reward(f"{tmp_path / 'mine.py'}:always")),
-        Posts(1, address="local", gpus=0),
+        WorkerSpec(1, address="local", gpus=0),
     )
     try:
         draws = drawn(pool)
@@ -355,10 +355,10 @@ def test_a_reward_of_the_users_own_file_goes_along(notes: Path, tmp_path: Path) 
         pool.close()
 
 
-def graded_by(notes: Path, reward: Reward) -> Setup:
-    return replace(hire(notes), grade=partial(score, prompts=oracle.PROMPTS, reward=reward))
+def graded_by(notes: Path, reward: Reward) -> Sampler:
+    return replace(make_engine(notes), grade=partial(score, prompts=oracle.PROMPTS, reward=reward))
 
 
 def test_gpus_that_are_not_here_are_refused_at_once() -> None:
     with pytest.raises(ConfigError, match=r"ray_workers 2 with 1 GPUs each: there are 0 here"):
-        Pool(partial(fails, OSError()), Posts(2, gpus=1.0))
+        Pool(partial(fails, OSError()), WorkerSpec(2, gpus=1.0))

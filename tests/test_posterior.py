@@ -33,7 +33,7 @@ from femtune.schemes.weights import (
 )
 from femtune.types import Completion, Draw, DrawKey, Example, Reason, Rule, Score
 
-NOT_ACCEPTED: tuple[Reason, ...] = ("wrong", "cut off", "unparsable", "leaks the hint", "engine failed")
+NOT_ACCEPTED: tuple[Reason, ...] = ("wrong", "truncated", "parse_error", "hint_leak", "engine_failed")
 nats = st.floats(-30, -0.01)
 
 
@@ -56,7 +56,7 @@ def made(
 
 
 @st.composite
-def tries(draw: st.DrawFn, most: int = 7) -> list[Draw]:
+def scoring(draw: st.DrawFn, most: int = 7) -> list[Draw]:
     """What rules are given: remembered draws, which were accepted, then those of iteration 3."""
     keys = st.tuples(st.sampled_from([1, 3, 3, 3]), st.integers(0, 1), st.integers(0, 4))
     log_pi, log_q = (draw(st.lists(nats, min_size=5, max_size=5)) for _ in range(2))
@@ -72,7 +72,7 @@ def tries(draw: st.DrawFn, most: int = 7) -> list[Draw]:
 @st.composite
 def weighted(draw: st.DrawFn, least: float = 0.0) -> list[Example]:
     """Examples with weights, some of them perhaps negative, of a problem's accepted draws."""
-    draws = [d for d in draw(tries()) if d.accepted]
+    draws = [d for d in draw(scoring()) if d.accepted]
     weights = st.floats(least, 10).filter(lambda w: abs(w) > 1e-6)
     return [Example(d, draw(weights)) for d in draws]
 
@@ -98,13 +98,13 @@ any_rule = st.sampled_from(sorted(RULES)).map(lambda name: chain(accepted(), RUL
 # --- all of them
 
 
-@given(tries(), st.randoms(), any_rule, any_rule)
+@given(scoring(), st.randoms(), any_rule, any_rule)
 def test_arrival_changes_nothing(draws: list[Draw], rng: random.Random, a: Rule, b: Rule) -> None:
     arrived = rng.sample(draws, len(draws))
     assert weigh(chain(a, b), arrived) == weigh(chain(a, b), draws)
 
 
-@given(tries(), any_rule)
+@given(scoring(), any_rule)
 def test_rules_are_pure_and_make_up_no_draws(draws: list[Draw], rule: Rule) -> None:
     examples, given_draws = [Example(draw) for draw in draws], list(draws)
     found = rule(draws, examples)
@@ -113,16 +113,16 @@ def test_rules_are_pure_and_make_up_no_draws(draws: list[Draw], rule: Rule) -> N
     assert all(example.draw in draws and math.isfinite(example.weight) for example in found)
 
 
-@given(tries(), any_rule)
+@given(scoring(), any_rule)
 def test_only_control_variates_are_not_accepted_and_only_wake_examples_are_hinted(
     draws: list[Draw], rule: Rule
 ) -> None:
     for example in weigh(rule, draws):
         assert example.draw.accepted or example.weight < 0
-        assert example.prompt == "plain" or example.weight > 0
+        assert example.prompt_kind == "plain" or example.weight > 0
 
 
-@given(tries(), st.sampled_from(["importance", "posterior", "metropolis"]))
+@given(scoring(), st.sampled_from(["importance", "posterior", "metropolis"]))
 def test_a_solved_problem_counts_one_and_another_none(draws: list[Draw], name: str) -> None:
     examples = weigh(chain(accepted(), RULES[name]), draws)
     assert bool(examples) == any(draw.accepted for draw in draws)
@@ -134,7 +134,7 @@ def test_a_chain_needs_what_its_rules_do() -> None:
     assert chain(accepted(), first()).needs == frozenset()  # type: ignore[attr-defined]
     both = chain(accepted(), metropolis(), chain(doubt(), control_variate()))
     assert both.needs == {  # type: ignore[attr-defined]
-        "log_pi", "log_q", "every draw", "temperature 1", "own draws", "plain prompts"
+        "log_pi", "log_q", "fixed_budget", "temperature_1", "current_model", "plain_prompts"
     }  # fmt: skip
 
 
@@ -149,11 +149,11 @@ def test_without_log_probabilities_there_are_no_weights() -> None:
 # --- importance, posterior
 
 
-@given(tries())
+@given(scoring())
 def test_importance_weights_are_as_pi_to_what_the_draw_came_from(draws: list[Draw]) -> None:
     right = [draw for draw in draws if draw.accepted]
     ratios = [
-        math.exp(d.log_pi - d.log_q) if d.prompt == "hinted" else 1.0  # type: ignore[operator]
+        math.exp(d.log_pi - d.log_q) if d.prompt_kind == "hinted" else 1.0  # type: ignore[operator]
         for d in right
     ]
     expected = {d.key: ratio / math.fsum(ratios) for d, ratio in zip(right, ratios, strict=True)}
@@ -161,7 +161,7 @@ def test_importance_weights_are_as_pi_to_what_the_draw_came_from(draws: list[Dra
     assert {e.draw.key: e.weight for e in found} == pytest.approx(expected)
 
 
-@given(tries())
+@given(scoring())
 def test_posterior_weights_are_as_pi_of_distinct_draws(draws: list[Draw]) -> None:
     masses = {d.completion.tokens: math.exp(d.log_pi) for d in draws if d.log_pi is not None}
     found = weigh(chain(accepted(), RULES["posterior"]), draws)
@@ -189,7 +189,7 @@ def test_importance_weights_are_not_of_draws_of_unknown_probability() -> None:
 # --- metropolis
 
 
-@given(tries(), st.randoms())
+@given(scoring(), st.randoms())
 def test_the_chain_moves_over_right_draws_in_order_of_their_keys(
     draws: list[Draw], rng: random.Random
 ) -> None:
@@ -198,7 +198,7 @@ def test_the_chain_moves_over_right_draws_in_order_of_their_keys(
     for draw in draws:
         if not draw.accepted:
             continue
-        if state is None or draw.prompt == "plain":
+        if state is None or draw.prompt_kind == "plain":
             state = draw
         else:
             assert draw.log_pi is not None and draw.log_q is not None
@@ -225,7 +225,7 @@ def test_the_remembered_draw_is_the_state() -> None:
 # --- control variate
 
 
-@given(tries(), st.floats(0.01, 1))
+@given(scoring(), st.floats(0.01, 1))
 def test_all_plain_draws_of_the_iteration_share_minus_beta(draws: list[Draw], beta: float) -> None:
     before = weigh(accepted(), draws)
     examples = control_variate(beta)(draws, before)
@@ -234,22 +234,22 @@ def test_all_plain_draws_of_the_iteration_share_minus_beta(draws: list[Draw], be
     wanted = [
         draw
         for draw in draws
-        if draw.prompt == "plain"
+        if draw.prompt_kind == "plain"
         and draw.key.iteration == newest
-        and draw.score.reason != "engine failed"
+        and draw.score.reason != "engine_failed"
     ]
     added = list(examples[len(before) :])
     assert drawn(added) == wanted
     assert all(e.weight == pytest.approx(-beta / len(wanted)) for e in added)
 
 
-@given(tries())
+@given(scoring())
 def test_a_beta_of_zero_adds_nothing(draws: list[Draw]) -> None:
     assert weigh(control_variate(0), draws) == [Example(draw) for draw in draws]
 
 
 def test_a_draw_without_tokens_is_no_control() -> None:
-    draw = made(DrawKey(1, "p", 0, 0), -1.0, reason="unparsable")
+    draw = made(DrawKey(1, "p", 0, 0), -1.0, reason="parse_error")
     empty = replace(draw, completion=Completion((), "", "stop", 0.0))
     assert control_variate(1)([empty], []) == []
 
@@ -301,7 +301,7 @@ def test_resampling_leaves_negative_weights(examples: list[Example]) -> None:
     assert [e for e in found if e.weight > 0] == resample(2)(drawn(examples), positive)
 
 
-@given(tries())
+@given(scoring())
 def test_one_draw_of_a_problem_is_resampled_with_all_its_weight(draws: list[Draw]) -> None:
     examples = weigh(chain(accepted(), importance(), resample(1)), draws)
     assert len(examples) == any(draw.accepted for draw in draws)
@@ -317,7 +317,7 @@ def trust(draws: Sequence[Draw], noise: float, num_answers: int | None) -> float
     return examples[0].weight if examples else 0.0
 
 
-@given(tries(), st.floats(0, 0.99), st.one_of(st.none(), st.integers(2, 1000)))
+@given(scoring(), st.floats(0, 0.99), st.one_of(st.none(), st.integers(2, 1000)))
 def test_trust_is_bayes_rule_over_distinct_right_draws(
     draws: list[Draw], noise: float, num_answers: int | None
 ) -> None:
@@ -368,10 +368,10 @@ def test_wake_adds_what_is_learnt_once_more_and_says_that_it_is_hinted(
 ) -> None:
     found = list(wake(weight)(drawn(examples), examples))
     assert found[: len(examples)] == examples
-    assert all(e.prompt == "plain" for e in examples)
+    assert all(e.prompt_kind == "plain" for e in examples)
     positive = [e for e in examples if e.weight > 0]
     assert found[len(examples) :] == [
-        replace(e, weight=weight * e.weight, prompt="hinted") for e in positive
+        replace(e, weight=weight * e.weight, prompt_kind="hinted") for e in positive
     ]
 
 

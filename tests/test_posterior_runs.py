@@ -76,7 +76,7 @@ def test_files_of_each_iteration_are_there(run: Path) -> None:
         for kind in ("draws", "scored", "memory", "recalled"):
             shards = sorted(path.name for path in (folder / kind).glob("*"))
             assert shards in ([], ["00000.parquet", "00001.parquet"])
-    assert main(["doctor", str(run)]) == 0  # and all are as they were stored
+    assert main(["verify", str(run)]) == 0  # and all are as they were stored
 
 
 def test_log_probabilities_are_those_of_the_weights_before(run: Path) -> None:
@@ -124,7 +124,7 @@ def test_weights_are_what_the_scheme_says(run: Path) -> None:
         if spec == "trice":
             draws = draws_in(run / f"iteration-00{iteration}" / "draws").values()
             minus = [row["weight"] for row in rows if row["weight"] < 0]
-            assert minus == [-0.5] * sum(draw.prompt == "plain" for draw in draws)
+            assert minus == [-0.5] * sum(draw.prompt_kind == "plain" for draw in draws)
         else:
             assert min(plain) > 0
         if "resample" in spec:
@@ -190,7 +190,7 @@ def test_what_a_run_will_take_is_measured_with_its_scoring(
     spec: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = train_command(world, tmp_path, "--scheme", spec)
-    argv[0] = "plan"
+    argv[0] = "estimate"
     del argv[argv.index("--output-dir") : argv.index("--output-dir") + 2]
     assert main([*argv, "--measure", "4"]) == 0
     assert "measured: " in capsys.readouterr().out

@@ -45,7 +45,7 @@ def drawn(*answers: str, logprobs: Sequence[float] = ()) -> list[Draw]:
             "plain",
             0,
             Completion((1, 2), "", "stop", logprobs[index] if logprobs else -1.0),
-            Score(0.0, answer, "wrong" if answer else "unparsable", rationale=f"z{index}"),
+            Score(0.0, answer, "wrong" if answer else "parse_error", rationale=f"z{index}"),
         )
         for index, answer in enumerate(answers)
     ]
@@ -375,7 +375,7 @@ def test_predictions_that_were_stopped_go_on_with_the_draws_that_are_stored(
     assert Path("out.jsonl").read_text() == Path("whole.jsonl").read_text()
     num_draws = sum(len(d) for d, _ in read_draws(Path("out.jsonl.draws/iteration-000/eval")))
     assert len(first) + len(asked) == num_draws
-    assert main(["doctor", "out.jsonl.draws"]) == 0
+    assert main(["verify", "out.jsonl.draws"]) == 0
 
 
 def counting(generate: Any, asked: list[str]) -> Any:
@@ -403,8 +403,8 @@ def test_probabilities_that_were_stopped_go_on_and_nothing_is_scored_twice(
         scored.extend(f"{draw.key}" for draw in draws)
         return score(draws, *args)
 
-    score = scored_answers.answer_nats
-    monkeypatch.setattr(scored_answers, "answer_nats", scoring)
+    score = scored_answers.answer_logprobs
+    monkeypatch.setattr(scored_answers, "answer_logprobs", scoring)
     assert main([*argv, "--output", "out.jsonl"]) == 130
     stops[0] = False
     assert main([*argv, "--output", "out.jsonl"]) == 0
@@ -415,7 +415,7 @@ def test_probabilities_that_were_stopped_go_on_and_nothing_is_scored_twice(
     assert all(sum(one["probabilities"].values()) == pytest.approx(1) for one in said)
     folder = Path("out.jsonl.draws/iteration-000")
     assert len(read_scored(folder / "eval_answers")) == len(scored)
-    assert main(["doctor", "out.jsonl.draws"]) == 0
+    assert main(["verify", "out.jsonl.draws"]) == 0
 
 
 def test_predictions_of_an_earlier_version_go_on_with_their_draws(

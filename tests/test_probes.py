@@ -18,15 +18,15 @@ from femtune.errors import ConfigError
 from femtune.evaluation.evaluate import as_item
 from femtune.evaluation.metrics import Item
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import read_questions
+from femtune.resolve import read_inputs
 from femtune.runs.run import read_draws
 from femtune.tools.judge_biases import (
     _altered,
     findings,
+    measure_biases,
     padded,
     pair_biases,
     praised,
-    probe,
     rating_biases,
     table,
 )
@@ -69,7 +69,7 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def test_an_altered_rating_is_the_same_problem_with_another_response(tmp_path: Path) -> None:
     data, settings = write(tmp_path / "a.jsonl", RATINGS), Evaluate(task="judge", scale="1,5")
-    problems = read_questions(data, settings).problems
+    problems = read_inputs(data, settings).problems
     found = _altered(data, settings, problems, "padded", "")
     for own, other in zip(problems, found, strict=True):
         assert (other.id, other.answer) == (own.id, own.answer)
@@ -80,7 +80,7 @@ def test_either_side_of_a_pair_is_altered_in_the_order_that_is_presented(tmp_pat
     same = {"response_a": "Same.", "response_b": "Same.", "prompt": "Why?", "preference": "A"}
     data = write(tmp_path / "p.jsonl", [same, *PAIRS])
     settings = Evaluate(task="judge", bad_rows="skip")  # padded, the two would be an item
-    problems = read_questions(data, settings).problems
+    problems = read_inputs(data, settings).problems
     assert len(problems) == 2 * len(PAIRS)
     for side in ("_a", "_b"):
         found = _altered(data, settings, problems, "praised", side)
@@ -211,7 +211,7 @@ def test_a_bias_is_said_only_where_its_interval_leaves_out_none() -> None:
 @pytest.mark.parametrize("task", ["math", "choice", "table"])
 def test_a_task_that_judges_nothing_is_refused(task: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"task {task} judges nothing: .* judge or summarize"):
-        probe("x.jsonl", "seedling", Evaluate(task=task), tmp_path, Quiet())
+        measure_biases("x.jsonl", "seedling", Evaluate(task=task), tmp_path, Quiet())
 
 
 def test_the_seedling_is_probed_and_again_from_what_is_stored(
@@ -221,7 +221,7 @@ def test_the_seedling_is_probed_and_again_from_what_is_stored(
         main(["world", "rubric", "--num-train", "1", "--num-test", "8", "--output-dir", str(tmp_path)])
         == 0
     )
-    asked = ["probe", str(tmp_path / "test.jsonl"), "--model", str(SEEDLING), "--max-new-tokens", "64"]
+    asked = ["bias", str(tmp_path / "test.jsonl"), "--model", str(SEEDLING), "--max-new-tokens", "64"]
     asked += [
         "--task",
         "judge",
@@ -244,7 +244,7 @@ def test_the_seedling_is_probed_and_again_from_what_is_stored(
     seeds = {kind: [draw.seed for draw in draws] for kind, draws in stored.items()}
     assert seeds["eval"] == seeds["padded"] == seeds["praised"]
     settings = Evaluate(task="judge", raters="named", scale="1,5")
-    problems = read_questions(str(tmp_path / "test.jsonl"), settings).problems
+    problems = read_inputs(str(tmp_path / "test.jsonl"), settings).problems
     of = {
         kind: {p.id: as_item(p, [d]) for p, d in zip(problems, draws, strict=True)}
         for kind, draws in stored.items()

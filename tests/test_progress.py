@@ -150,7 +150,7 @@ def test_bars_count_problems_once_and_reasons_by_draw(monkeypatch: pytest.Monkey
         task = teller._bars.tasks[0]
         teller.phase("E-step", 3, 40)
         teller.draws(
-            [draw("a", 0, "wrong"), draw("a", 1, "wrong"), draw("a", 2), draw("b", 0, "unparsable")]
+            [draw("a", 0, "wrong"), draw("a", 1, "wrong"), draw("a", 2), draw("b", 0, "parse_error")]
         )
         assert (task.description, task.completed, task.total) == ("iteration 3 E-step", 2, 40)
         share, rate, *reasons = task.fields["note"].split(", ")

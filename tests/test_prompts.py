@@ -110,7 +110,7 @@ def test_an_answer_at_the_end_of_the_last_paragraph_is_read(text: str) -> None:
     ],
 )
 def test_what_can_not_be_read_says_why(text: str, problem: str) -> None:
-    assert PROMPTS.parse(text).problem == problem
+    assert PROMPTS.parse(text).error == problem
 
 
 def test_bare_answers_count_when_no_rationale_is_asked_for() -> None:
@@ -120,7 +120,7 @@ def test_bare_answers_count_when_no_rationale_is_asked_for() -> None:
 @given(words)
 def test_any_text_is_read_or_says_why(text: str) -> None:
     parsed = PROMPTS.parse(text)
-    assert parsed.problem or (parsed.answer and parsed.rationale)
+    assert parsed.error or (parsed.answer and parsed.rationale)
     assert bare(parsed.answer) == parsed.answer
 
 
@@ -128,10 +128,10 @@ def test_any_text_is_read_or_says_why(text: str) -> None:
 def test_an_answer_comes_from_the_last_line_alone(rationale: str, answer: str) -> None:
     parsed = PROMPTS.parse(f"Because.\n{rationale}\nAnswer: x{answer}")
     assert parsed.answer == f"x{answer}".strip()
-    assert parsed.problem == ""
+    assert parsed.error == ""
     assert parsed.rationale.startswith("Because.")
     nothing = PROMPTS.parse(f"{rationale}\nAnswer: 4\nand so on")
-    assert (nothing.answer, nothing.problem != "") == ("", True)
+    assert (nothing.answer, nothing.error != "") == ("", True)
 
 
 @given(st.text(max_size=20))

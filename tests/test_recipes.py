@@ -61,7 +61,7 @@ def test_a_recipe_for_the_seedling_runs_as_its_head_says(
     assert yaml.safe_load(file.read_text()).items() >= (asked | {"iterations": 1}).items()
 
 
-@pytest.mark.parametrize("verb", ["train", "doctor"])
+@pytest.mark.parametrize("verb", ["train", "check"])
 @pytest.mark.parametrize("name", sorted({*RECIPES} - {*SMALL}))
 def test_a_recipe_for_a_model_of_the_hub_lacks_but_the_model(
     name: str,

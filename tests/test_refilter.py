@@ -23,11 +23,11 @@ from femtune.data.prompts import ChatTokenizer
 from femtune.data.tasks.load import Options, problems_of
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, DataError, ModelError, NothingKept, RunError
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.loop import Steps
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import plan, read_questions, resolved
+from femtune.resolve import make_loop_config, read_inputs, resolved
 from femtune.rewards.builtin import score
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import star, trice
@@ -72,21 +72,21 @@ def rate(prompt: str, seed: int) -> str:
 
 def made(root: Path, base: Path, iterations: int = 1, **changes: Any) -> Steps:
     """A run's E-steps over `rate`, stored as `train` would store it."""
-    asked = read_questions(DATA, replace(SETTINGS, **changes))
-    settings, what = asked.settings, plan(asked.settings)
+    asked = read_inputs(DATA, replace(SETTINGS, **changes))
+    settings, what = asked.settings, make_loop_config(asked.settings)
     engine = FakeEngine(rate)
     grade = partial(score, prompts=asked.prompts, reward=asked.reward)
     sampling = Sampling(settings.max_new_tokens)
-    setup = Setup(
+    sampler = Sampler(
         engine, engine.tokenizer, asked.prompts, grade, sampling, settings.seed, settings.chunk_size
     )
     root.mkdir()
     config = resolved(settings, data="rows", model=str(base), problems="")
     (root / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     save_problems(asked.problems, root / "problems.parquet")
-    steps = Steps(Run(root), base, asked.problems, [], what, setup, TOKENIZER, Quiet())
+    steps = Steps(Run(root), base, asked.problems, [], what, sampler, TOKENIZER, Quiet())
     for iteration in range(1, iterations + 1):
-        steps.expect(iteration)
+        steps.e_step(iteration)
     return steps
 
 
@@ -136,7 +136,7 @@ def test_a_laxer_filter_keeps_what_a_run_with_it_keeps(
 ) -> None:
     """Draws hang on their keys alone: the run with it would have drawn the same, and stopped sooner."""
     fresh = made(tmp_path / "fresh", base, **changes)
-    expected = fresh.expect(1)
+    expected = fresh.e_step(1)
     report = refilter(run, Change(**changes), iteration=1, output_dir=tmp_path / "out")
     stored = tmp_path / "fresh" / "iteration-001" / "examples.parquet"
     assert examples(tmp_path / "out" / "examples.parquet") == examples(stored)
@@ -212,8 +212,8 @@ def draw(stage: int, index: int, reason: Reason) -> Draw:
 def test_a_problem_is_asked_until_it_is_solved(
     reasons: Sequence[Reason], num_asked: int, more: bool
 ) -> None:
-    tries = [draw(stage, 0, reason) for stage, reason in enumerate(reasons)]
-    assert replayed(star(), tries) == (tries[:num_asked], more)
+    scoring = [draw(stage, 0, reason) for stage, reason in enumerate(reasons)]
+    assert replayed(star(), scoring) == (scoring[:num_asked], more)
 
 
 def test_a_problems_first_stages_are_told_by_its_draws() -> None:
@@ -249,8 +249,8 @@ def test_it_trains_as_the_run_would_have(run: Path, base: Path, tmp_path: Path) 
     root = shutil.copytree(run, tmp_path / "run")
     steps = made(tmp_path / "again", base)  # the same, with its steps at hand
     steps = replace(steps, run=Run(root))
-    steps.maximise(1)
-    steps.maximise(2)
+    steps.m_step(1)
+    steps.m_step(2)
     before = listing(root)
     for iteration in (1, 2):  # the second from the model of the first
         report = refilter(

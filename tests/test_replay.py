@@ -39,7 +39,7 @@ def draws_of(run: Path, iteration: int, kind: str) -> list[Draw]:
 def test_every_draw_is_drawn_again_and_graded_the_same(run: Path, iteration: int, kind: str) -> None:
     stored = draws_of(run, iteration, kind)
     if kind == "draws":
-        assert {draw.prompt for draw in stored} == {"plain", "hinted"}
+        assert {draw.prompt_kind for draw in stored} == {"plain", "hinted"}
     for name in dict.fromkeys(draw.key.problem_id for draw in stored[:6]):
         for again in replay(run, f"{iteration}/{name}", kind=kind):  # type: ignore[arg-type]
             assert again.same and again.differs_at is None and again.nats_apart < 1e-3

@@ -218,7 +218,7 @@ def test_the_sample_is_of_the_smallest_seeds_whatever_the_batches(
     }
     for batch in (7, 1 << 14):
         monkeypatch.setattr(tally, "BATCH", batch)
-        sampler = tally.Sampler(3)
+        sampler = tally.DrawPicker(3)
         tally.tally(tmp_path / "iteration-001" / "draws", 1, [], sampler)
         picks = sampler.picks([])
         assert {r: [p.text for p in picks if p.reason == r] for r in wanted} == wanted
@@ -419,7 +419,7 @@ def test_problems_that_are_asked_in_turn_are_compared_with_their_own_first_draws
 def test_a_run_that_kept_nothing(tmp_path: Path) -> None:
     write_config(tmp_path)
     write_problems(tmp_path, one_problem())
-    rows = [draw("p", reason="cut off", reward=0.0, answer="")]
+    rows = [draw("p", reason="truncated", reward=0.0, answer="")]
     write_iteration(tmp_path, 0, one_problem(), evaluated=rows)
     write_iteration(tmp_path, 1, one_problem(), rows)
     (tmp_path / "iteration-001" / "metrics.json").unlink()  # NothingKept is raised before it is written

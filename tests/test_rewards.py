@@ -381,7 +381,7 @@ def test_trl_reward_with_columns_of_some_rows() -> None:
         return [None if name is None else 1.0 for name in source]
 
     first, second = scored(by_source)
-    assert (first.reward, first.reason) == (0.0, "reward failed")
+    assert (first.reward, first.reason) == (0.0, "reward_failed")
     assert first.detail == "the reward abstained (None)"
     assert second.reason == ""
     (alone,) = scored(by_source, ["z\nAnswer: 4"], PROBLEMS[:1])  # no row here has the column
@@ -485,7 +485,7 @@ def test_what_is_no_reward(value: Any, words: str) -> None:
     with pytest.raises(RewardError, match=words):
         scored(returns(value))
     (first, second) = scored(returns(value), on_error="skip")
-    assert (first.reward, first.reason) == (0.0, "reward failed")
+    assert (first.reward, first.reason) == (0.0, "reward_failed")
     assert re.search(words, first.detail)
     assert 'on problem "p2"' in second.detail
 
@@ -505,7 +505,7 @@ def test_one_failing_item_leaves_the_others() -> None:
     for function in (lambda predicted, answer: abs(item(predicted, answer)), batch):
         first, second = scored(function, on_error="skip")
         assert (first.reward, first.reason) == (1.0, "")
-        assert second.reason == "reward failed"
+        assert second.reason == "reward_failed"
         assert "ZeroDivisionError" in second.detail
         with pytest.raises(RewardError, match=r'"p2".*ZeroDivisionError') as caught:
             scored(function)
@@ -537,7 +537,7 @@ def test_a_timeout_of_the_function_itself_is_one_items() -> None:
         return [1.0] * len(answer)
 
     first, second = scored(batch, on_error="skip")
-    assert (first.reason, second.reason) == ("", "reward failed")
+    assert (first.reason, second.reason) == ("", "reward_failed")
     assert "TimeoutError: no reply" in second.detail
 
 
@@ -556,7 +556,7 @@ def test_slow_functions_are_given_up() -> None:
 
     for function in (slow_item, slow_async):
         first, second = scored(function, timeout_s=0.1, on_error="skip")
-        assert (first.reason, second.reason) == ("", "reward failed")
+        assert (first.reason, second.reason) == ("", "reward_failed")
         assert second.detail.endswith("took over 0.1 s.")
     start = time.monotonic()
     with pytest.raises(RewardError, match=r'"p1".*took over 0.1 s'):
@@ -580,8 +580,8 @@ def test_every_reason() -> None:
     texts = {
         "": "Good.\nAnswer: 4",
         "wrong": "Good.\nAnswer: 3",
-        "unparsable": "Good.",
-        "leaks the hint": "The correct answer was given as 4.\nAnswer: 4",
+        "parse_error": "Good.",
+        "hint_leak": "The correct answer was given as 4.\nAnswer: 4",
     }
     written = [completion(text) for text in texts.values()]
     written.append(Completion((1, 2), "Good.\nAnswer: 4", "length", -1.0))
@@ -592,13 +592,13 @@ def test_every_reason() -> None:
     assert found == [
         Score(1.0, "4", "", "", "Good."),
         Score(0.75, "3", "wrong", "answer 3, expected 4, reward 0.75 < 1", "Good."),
-        Score(0.0, "", "unparsable", 'the last line is not "Answer: ..."', "Good."),
+        Score(0.0, "", "parse_error", 'the last line is not "Answer: ..."', "Good."),
         Score(
-            *(1.0, "4", "leaks the hint", "correct answer was given"),
+            *(1.0, "4", "hint_leak", "correct answer was given"),
             "The correct answer was given as 4.",
         ),
-        Score(0.0, "", "cut off", "no end after 2 tokens", "Good.\nAnswer: 4"),
-        Score(0.0, "", "engine failed", "out of memory", ""),
+        Score(0.0, "", "truncated", "no end after 2 tokens", "Good.\nAnswer: 4"),
+        Score(0.0, "", "engine_failed", "out of memory", ""),
     ]
 
 
@@ -608,14 +608,14 @@ def test_only_hinted_draws_can_leak_and_accept_at_counts() -> None:
         "ordinal(1, 5)", [text] * 2, [PROBLEMS[0]] * 2, hinted=[False, True], accept_at=0.75
     )
     assert plain.reason == ""
-    assert (hinted.reason, hinted.reward) == ("leaks the hint", 0.75)
+    assert (hinted.reason, hinted.reward) == ("hint_leak", 0.75)
 
 
 def test_nothing_to_grade_is_not_asked_for() -> None:
     def never(completions: list[str]) -> list[float]:
         raise AssertionError
 
-    assert [s.reason for s in scored(never, ["no answer"] * 2)] == ["unparsable"] * 2
+    assert [s.reason for s in scored(never, ["no answer"] * 2)] == ["parse_error"] * 2
     assert scored(never, [], []) == []
 
 
@@ -645,7 +645,7 @@ def test_a_pattern_that_would_take_years_is_stopped() -> None:
     with pytest.raises(RewardError, match=r"takes over a second for the answer 'aaa.*write it without"):
         score([problem], [written], [False], **how)  # type: ignore[arg-type]
     (skipped,) = score([problem], [written], [False], **how, on_error="skip")  # type: ignore[arg-type]
-    assert skipped.reason == "reward failed" and "takes over a second" in skipped.detail
+    assert skipped.reason == "reward_failed" and "takes over a second" in skipped.detail
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,7 @@ def shard_of(path: Path, change: Callable[[Any], Any]) -> Path:
         (lambda t: t.drop_columns("reward"), "holds no draws as they are stored"),
         (lambda t: t.set_column(16, "answer", pa.array([None], pa.string())), "holds no draws"),
         (lambda t: t.set_column(6, "tokens", pa.array([[1, None]], pa.list_(pa.int32()))), "tokens"),
-        (lambda t: t.set_column(4, "prompt", pa.array(["wake"])), "has a prompt of 'wake'"),
+        (lambda t: t.set_column(4, "prompt", pa.array(["wake"])), "has a prompt_kind of 'wake'"),
         (lambda t: t.set_column(8, "finish_reason", pa.array(["x"])), "has a finish_reason of 'x'"),
         (lambda t: t.replace_schema_metadata(None), "lacks the seconds"),
         (lambda t: t.replace_schema_metadata({"timing": "{"}), "can't be read as Parquet"),
@@ -317,7 +317,7 @@ def test_a_shard_that_is_none(tmp_path: Path, change: Callable[[Any], Any], said
     with pytest.raises(RunError, match=said) as caught:
         read_shard(path)
     assert str(caught.value).startswith(f"{path} ")
-    assert "femtune doctor" in str(caught.value)
+    assert "femtune verify" in str(caught.value)
 
 
 def test_a_shard_that_is_torn(tmp_path: Path) -> None:

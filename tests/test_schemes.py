@@ -17,13 +17,13 @@ from femtune.config import Train
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError
 from femtune.estep.driver import e_step
-from femtune.resolve import plan
+from femtune.resolve import make_loop_config
 from femtune.rewards.builtin import ordinal, score
 from femtune.schemes.filters import accepted, share, weigh
 from femtune.schemes.named import ADDED, SCHEMES, parse_scheme, pps, rejection, soft_acceptance, star
 from femtune.types import Draw, DrawKey, Problem, Request, Scheme, Stage, draw_seed
 
-from .oracle import PROMPTS, Tables, ask, problem, setup
+from .oracle import PROMPTS, Tables, ask, problem, sampler
 
 WORLD = Tables.random(seed=5)
 PROBLEMS = [problem(f"p{i}", i % 3, i // 3 % 3) for i in range(90)]
@@ -34,13 +34,13 @@ TABLE = [rejection(), rejection(4), star(), pps(), EVERY, MIXED]
 each_scheme = pytest.mark.parametrize("scheme", TABLE, ids=lambda scheme: scheme.name)
 
 
-def tries(
+def scoring(
     scheme: Scheme, *, room: int = 8, order: int = 0, chunk_size: int = 1024
 ) -> dict[str, list[Draw]]:
     """Each problem's draws, as they come out of the driver."""
     engine = FakeEngine(WORLD.write, room=room, order_seed=order)
     found: dict[str, list[Draw]] = defaultdict(list)
-    for chunk in e_step(PROBLEMS, scheme, setup(engine, seed=3, chunk_size=chunk_size), iteration=2):
+    for chunk in e_step(PROBLEMS, scheme, sampler(engine, seed=3, chunk_size=chunk_size), iteration=2):
         for draw in chunk.draws:
             found[draw.key.problem_id].append(draw)
     return found
@@ -63,16 +63,18 @@ def lawful(scheme: Scheme, draws: list[Draw]) -> Iterator[tuple[int, int]]:
 
 @each_scheme
 def test_what_is_asked_is_what_the_stages_say(scheme: Scheme) -> None:
-    found = tries(scheme)
+    found = scoring(scheme)
     assert list(found) == [each.id for each in PROBLEMS]  # in the problems' order
     for draws in found.values():
         assert [(draw.key.stage, draw.key.index) for draw in draws] == list(lawful(scheme, draws))
-        assert [draw.prompt for draw in draws] == [scheme.stages[d.key.stage].prompt for d in draws]
+        assert [draw.prompt_kind for draw in draws] == [
+            scheme.stages[d.key.stage].prompt_kind for d in draws
+        ]
 
 
 @each_scheme
 def test_only_accepted_draws_are_kept_and_count_one(scheme: Scheme) -> None:
-    for draws in tries(scheme).values():
+    for draws in scoring(scheme).values():
         examples = weigh(scheme.weigh, draws)
         assert all(e.draw.accepted and e.draw.score.reward == 1 and e.weight == 1 for e in examples)
         assert bool(examples) == any(draw.accepted for draw in draws)
@@ -80,7 +82,7 @@ def test_only_accepted_draws_are_kept_and_count_one(scheme: Scheme) -> None:
 
 @pytest.mark.parametrize("scheme", [rejection(), rejection(4), star(), pps()], ids=lambda s: s.name)
 def test_the_papers_schemes_keep_at_most_one_and_draw_no_further(scheme: Scheme) -> None:
-    for draws in tries(scheme).values():
+    for draws in scoring(scheme).values():
         kept = [example.draw for example in weigh(scheme.weigh, draws)]
         assert kept == ([draws[-1]] if draws[-1].accepted else [])
         assert not any(draw.accepted for draw in draws[:-1])
@@ -93,12 +95,12 @@ def test_the_papers_schemes_keep_at_most_one_and_draw_no_further(scheme: Scheme)
 def test_order_room_and_chunks_change_nothing(
     scheme: Scheme, room: int, order: int, chunk_size: int
 ) -> None:
-    assert tries(scheme, room=room, order=order, chunk_size=chunk_size) == tries(scheme)
+    assert scoring(scheme, room=room, order=order, chunk_size=chunk_size) == scoring(scheme)
 
 
 @each_scheme
 def test_each_draw_has_the_seed_of_its_key_and_none_another_ones(scheme: Scheme) -> None:
-    draws = [draw for each in tries(scheme).values() for draw in each]
+    draws = [draw for each in scoring(scheme).values() for draw in each]
     assert all(draw.seed == draw_seed(3, draw.key) for draw in draws)
     assert all(draw.key.iteration == 2 for draw in draws)
     assert len({draw.seed for draw in draws}) == len(draws)
@@ -108,8 +110,8 @@ def test_each_draw_has_the_seed_of_its_key_and_none_another_ones(scheme: Scheme)
 @each_scheme
 def test_a_hinted_draw_that_leaks_is_not_kept(scheme: Scheme) -> None:
     for draw in ask(lambda prompt, seed: "hint\nAnswer: y0", PROBLEMS, scheme):
-        assert (draw.score.reason == "leaks the hint") == (draw.prompt == "hinted")
-        assert draw.accepted == (draw.prompt == "plain" and draw.score.reward == 1)
+        assert (draw.score.reason == "hint_leak") == (draw.prompt_kind == "hinted")
+        assert draw.accepted == (draw.prompt_kind == "plain" and draw.score.reward == 1)
 
 
 def test_the_number_of_draws_is_what_each_law_says() -> None:
@@ -120,7 +122,7 @@ def test_the_number_of_draws_is_what_each_law_says() -> None:
     asked = Counter[str]()
     for scheme in (star(), pps()):
         engine = FakeEngine(WORLD.write)
-        chunks = list(e_step(problems, scheme, setup(engine), iteration=1))
+        chunks = list(e_step(problems, scheme, sampler(engine), iteration=1))
         draws = [draw for chunk in chunks for draw in chunk.draws]
         asked[scheme.name] = len(draws)
         kept = sum(draw.accepted for draw in draws) / n
@@ -317,7 +319,7 @@ def test_every_scheme_says_its_law_cost_and_source() -> None:
 
 
 def test_weights_of_all_schemes_can_be_shared() -> None:
-    examples = [weigh(share(), draws) for draws in tries(EVERY).values()]
+    examples = [weigh(share(), draws) for draws in scoring(EVERY).values()]
     assert all(sum(e.weight for e in each) == pytest.approx(1) for each in examples)
 
 
@@ -367,7 +369,7 @@ def test_what_is_kept_follows_the_noise_model_and_rewards_stay_as_they_are() -> 
     num = 5000
     problems = [Problem(str(i), "x0", "3") for i in range(num)]
     engine = FakeEngine(lambda prompt, seed: f"z\nAnswer: {seed % 5 + 1}")
-    graded = replace(setup(engine), grade=partial(score, prompts=PROMPTS, reward=ordinal("1,5")))
+    graded = replace(sampler(engine), grade=partial(score, prompts=PROMPTS, reward=ordinal("1,5")))
     soft = replace(rejection(), accept_at=soft_acceptance(1.0, span=4))
     hard = rejection()
     draws, others = (
@@ -410,7 +412,7 @@ RATED = Train(soft_accept=1.0, scale="1,5", reward='ordinal("1,5")')
 )
 def test_soft_acceptance_is_for_ratings(settings: Train) -> None:
     with pytest.raises(ConfigError, match="and needs ratings and their own reward"):
-        plan(settings)
+        make_loop_config(settings)
 
 
 @pytest.mark.parametrize(
@@ -418,7 +420,7 @@ def test_soft_acceptance_is_for_ratings(settings: Train) -> None:
 )
 def test_the_settings_make_it_for_their_scale(scale: str, span: float) -> None:
     settings = replace(RATED, scale=scale, reward=f'ordinal("{scale}")', soft_decay=0.5)
-    accept_at = plan(settings).scheme.accept_at
+    accept_at = make_loop_config(settings).scheme.accept_at
     assert callable(accept_at)
     for request in requests(100, iteration=3):
         assert accept_at(request) == soft_acceptance(1.0, span, 0.5)(request)

@@ -38,7 +38,7 @@ def test_a_signal_that_python_swallows_is_heeded_at_the_next_check(
         assert len(dropped) == 1
         with pytest.raises(interrupts.Stopped):
             interrupts.check()
-    assert not interrupts.wished()
+    assert not interrupts.stop_requested()
 
 
 PROGRAM = (

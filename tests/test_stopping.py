@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from femtune._util import interrupts
-from femtune._util.interrupts import Stopped, finishing, graceful, wished
+from femtune._util.interrupts import Stopped, finishing, graceful, stop_requested
 
 
 def kill(number: int = signal.SIGINT) -> None:
@@ -35,16 +35,16 @@ def test_the_first_signal_is_heeded_at_the_end_of_what_is_in_flight(
     done = []
     with pytest.raises(Stopped) as stop, graceful():
         with finishing("the draws in flight"):
-            assert not wished()
+            assert not stop_requested()
             kill(number)
-            assert wished()
+            assert stop_requested()
             done.append("finished")
         done.append("not reached")
     assert (done, stop.value.status) == (["finished"], status)
     assert (
         capfd.readouterr().err == "Stopping: finishing the draws in flight. Once more stops at once.\n"
     )
-    assert not wished()
+    assert not stop_requested()
 
 
 def test_the_second_signal_stops_where_it_stands() -> None:
@@ -93,7 +93,7 @@ def session(queue):
 
 if __name__ == "__main__":
     spawn = multiprocessing.get_context("spawn")
-    for shield in (nullcontext(), interrupts.shielded(), nullcontext()):
+    for shield in (nullcontext(), interrupts.isolate_children(), nullcontext()):
         queue = spawn.Queue()
         with shield:
             child = spawn.Process(target=session, args=(queue,))
@@ -127,7 +127,7 @@ def in_thread(work: Callable[[], None]) -> None:
 def test_other_threads_see_the_wish_and_may_not_take_signals() -> None:
     def other() -> None:
         with graceful():  # no ValueError, as signal.signal would raise here
-            assert wished()
+            assert stop_requested()
 
     with pytest.raises(Stopped), graceful(tells=False), finishing("this"):
         kill()

@@ -25,7 +25,7 @@ from femtune.data.tasks.judge import JUDGE, instruction, turned, with_ids, write
 from femtune.data.tasks.load import Options, TaskData, problems_of, read_task, trained_on
 from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.errors import ConfigError, DataError
-from femtune.resolve import held_out, read_questions
+from femtune.resolve import held_out, read_inputs
 from femtune.types import Problem
 
 Row = dict[str, Any]
@@ -542,7 +542,7 @@ def test_rows_get_ids_of_what_they_are() -> None:
 def test_a_run_trains_on_one_order_and_is_tested_on_both(tmp_path: Path) -> None:
     file = file_of(tmp_path / "pairs.jsonl", (PAIRED | {"response_b": f"R{i}"} for i in range(60)))
     settings = Train(task="judge", eval_share=0.3)
-    asked = read_questions(file, settings)
+    asked = read_inputs(file, settings)
     assert (asked.settings.scale, asked.settings.reward) == ("A,B", 'choice("A,B")')
     train, test = held_out(asked, file)
     assert all(known(problem).presented for problem in train)
@@ -564,11 +564,11 @@ def test_a_run_trains_on_one_order_and_is_tested_on_both(tmp_path: Path) -> None
 def test_words_of_the_users_own_come_before_the_tasks(tmp_path: Path) -> None:
     file = file_of(tmp_path / "rated.jsonl", [RATED])
     settings = Train(task="judge", scale="1,5")
-    asked = read_questions(file, settings)
+    asked = read_inputs(file, settings)
     assert asked.prompts.instruction == instruction(parse_scale("1,5"))
     assert asked.settings.instruction == asked.prompts.instruction  # nothing is left open
     own = replace(settings, instruction="Say it.", reward="exact", hint="It is {answer}.")
-    asked = read_questions(file, own)
+    asked = read_inputs(file, own)
     assert (asked.prompts.instruction, asked.prompts.hint) == ("Say it.", "It is {answer}.")
     assert asked.settings.reward == "exact"
 

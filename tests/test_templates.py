@@ -237,7 +237,7 @@ def test_a_thinking_block_that_the_template_opens_is_known(family: Family) -> No
     assert chat.opening == ("<think>" if opens else "")
     prompts, draft = Prompts(opening=chat.opening), "Two and two.\nAnswer: 4"
     never = prompts.parse(draft)
-    assert never.problem == ("the thinking block is not closed" if opens else "")
+    assert never.error == ("the thinking block is not closed" if opens else "")
     assert prompts.parse(f"Hm, 5?</think>\n\n{draft}").answer == "4"
 
 

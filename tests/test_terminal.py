@@ -156,8 +156,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_doctor_shows_hostile_problems_harmless(data: Path) -> None:
-    words = ("--model", "seedling", "--no-draw", "--max-new-tokens", "9", "--no-check-gold")
-    status, out, err = run_in_terminal("doctor", data.name, *words, cwd=data.parent)
+    words = ("--model", "seedling", "--no-try", "--max-new-tokens", "9", "--no-check-gold")
+    status, out, err = run_in_terminal("check", data.name, *words, cwd=data.parent)
     assert (status, err) == (0, "")
     assert "gnp.exe" in out and "[red]not red[/red]" in out
     assert not acts(COLOURS.sub("", out))
@@ -166,13 +166,13 @@ def test_doctor_shows_hostile_problems_harmless(data: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("doctor", "data.jsonl", "--model", "seedling", "--columns", f"answer={HOSTILE[:-4]}"),
-        ("doctor", "bad.jsonl", "--model", "seedling"),
-        ("doctor", "data.jsonl", "--model", "seedling", "--reward", "number"),
+        ("check", "data.jsonl", "--model", "seedling", "--columns", f"answer={HOSTILE[:-4]}"),
+        ("check", "bad.jsonl", "--model", "seedling"),
+        ("check", "data.jsonl", "--model", "seedling", "--reward", "number"),
         ("train", "data.jsonl", "--model", "seedling", "--config", "run.yaml"),
         ("train", "data.jsonl", "--model", "seedling", f"--{HOSTILE.replace(chr(0), '')}"),
         ("train", "data.jsonl", "--model", "seedling", "--engine", HOSTILE.replace(chr(0), "")),
-        ("doctor", HOSTILE.replace(chr(0), ""), "--model", "seedling"),
+        ("check", HOSTILE.replace(chr(0), ""), "--model", "seedling"),
         (HOSTILE.replace(chr(0), ""),),
     ],
     ids=["columns", "row", "reward", "config", "flag", "value", "path", "verb"],

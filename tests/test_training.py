@@ -18,9 +18,9 @@ from femtune.mstep.config import (
     Schedule,
     Training,
     context_length,
-    halved_plan,
-    plan_batches,
-    shared_plan,
+    halved_batches,
+    make_batches,
+    shared_batches,
 )
 
 LENGTHS = [random.Random(row).randint(5, 100) for row in range(700)]
@@ -30,7 +30,7 @@ LENGTHS = [random.Random(row).randint(5, 100) for row in range(700)]
 @pytest.mark.parametrize("limits", [(8, 10**6), (32, 300), (1, 1)], ids=str)
 def test_every_epoch_holds_each_row_once(epochs: int, limits: tuple[int, int]) -> None:
     """Limits of 300 and of 1 token a batch: a row longer than the limit is a batch by itself."""
-    plan = plan_batches(LENGTHS, _training(limits, num_train_epochs=epochs), seed=0)
+    plan = make_batches(LENGTHS, _training(limits, num_train_epochs=epochs), seed=0)
     fed = [row for batch in plan for row in batch]
     for epoch in range(epochs):
         assert sorted(fed[epoch * 700 : (epoch + 1) * 700]) == list(range(700))
@@ -39,20 +39,20 @@ def test_every_epoch_holds_each_row_once(epochs: int, limits: tuple[int, int]) -
 @pytest.mark.parametrize("limits", [(8, 10**6), (32, 300), (1, 10**6)], ids=str)
 def test_no_batch_exceeds_its_limits(limits: tuple[int, int]) -> None:
     rows, tokens = limits
-    plan = plan_batches(LENGTHS, _training(limits), seed=0)
+    plan = make_batches(LENGTHS, _training(limits), seed=0)
     assert max(map(len, plan)) <= rows
     assert max(len(batch) * max(LENGTHS[row] for row in batch) for batch in plan) <= tokens
 
 
 def test_batches_are_full_where_no_limit_cuts_them() -> None:
-    plan = plan_batches([10] * 64, _training((8, 80)), seed=0)
+    plan = make_batches([10] * 64, _training((8, 80)), seed=0)
     assert [len(batch) for batch in plan] == [8] * 8
 
 
 @pytest.mark.parametrize(("epochs", "batches"), [(0.25, 5), (1.5, 30), (2.0, 40), (0.001, 1)])
 def test_a_fraction_of_an_epoch_is_that_share_of_its_batches(epochs: float, batches: int) -> None:
     """160 equal rows in batches of 8 are 20 batches an epoch; there is always one."""
-    plan = plan_batches([10] * 160, _training((8, 10**6), num_train_epochs=epochs), seed=0)
+    plan = make_batches([10] * 160, _training((8, 10**6), num_train_epochs=epochs), seed=0)
     assert len(plan) == batches
     assert max(Counter(row for batch in plan for row in batch).values()) == math.ceil(epochs)
 
@@ -66,12 +66,12 @@ def test_length_groups_leave_less_than_a_tenth_to_padding() -> None:
 
     unordered = [list(range(begin, min(700, begin + 16))) for begin in range(0, 700, 16)]
     assert padding(unordered) > 0.35
-    assert padding(plan_batches(LENGTHS, _training((16, 10**6)), seed=0)) < 0.1
+    assert padding(make_batches(LENGTHS, _training((16, 10**6)), seed=0)) < 0.1
 
 
 def test_batches_come_in_no_order_of_length() -> None:
     """Else the last steps would all be of the longest rows: half of all neighbours ascend, not all."""
-    plan = plan_batches(LENGTHS, _training((8, 10**6)), seed=0)
+    plan = make_batches(LENGTHS, _training((8, 10**6)), seed=0)
     means = [sum(LENGTHS[row] for row in batch) / len(batch) for batch in plan]
     ascending = sum(a < b for a, b in pairwise(means)) / (len(means) - 1)
     assert 0.3 < ascending < 0.7  # 0.5 and 6 sigma: sqrt(88 / 12) / 87 = 0.031
@@ -79,19 +79,19 @@ def test_batches_come_in_no_order_of_length() -> None:
 
 def test_the_order_follows_from_seed_and_epoch() -> None:
     training = _training((8, 10**6), num_train_epochs=2)
-    plan = plan_batches(LENGTHS, training, seed=0)
-    assert plan == plan_batches(LENGTHS, training, seed=0)
-    assert plan != plan_batches(LENGTHS, training, seed=1)
+    plan = make_batches(LENGTHS, training, seed=0)
+    assert plan == make_batches(LENGTHS, training, seed=0)
+    assert plan != make_batches(LENGTHS, training, seed=1)
     assert plan[:88] != plan[88:]  # ceil(700 / 8) batches an epoch
 
 
 @pytest.mark.parametrize("times", [1, 2, 5])
 def test_halving_leaves_every_optimizer_step_its_rows(times: int) -> None:
     """A step of 4 micro-batches is one of 8 that are half as large, and so on, down to one row each."""
-    plan = plan_batches(LENGTHS, _training((32, 300), num_train_epochs=2), seed=0)
+    plan = make_batches(LENGTHS, _training((32, 300), num_train_epochs=2), seed=0)
     halved = list(plan)
     for _ in range(times):
-        halved = halved_plan(halved)
+        halved = halved_batches(halved)
     assert max(map(len, halved)) == -(-max(map(len, plan)) // 2**times)
 
     def steps(micro_batches: Sequence[Sequence[int]], size: int) -> list[list[int]]:
@@ -103,8 +103,8 @@ def test_halving_leaves_every_optimizer_step_its_rows(times: int) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 def test_fillers_even_out_a_plan_and_come_last(processes: int) -> None:
-    plan = plan_batches(LENGTHS, _training((8, 10**6)), seed=0)
-    shared = shared_plan(plan, processes)
+    plan = make_batches(LENGTHS, _training((8, 10**6)), seed=0)
+    shared = shared_batches(plan, processes)
     assert len(shared) % processes == 0
     assert shared[: len(plan)] == plan
     assert len(shared) - len(plan) < processes
@@ -141,7 +141,7 @@ def test_small_sets_get_many_small_steps(examples: int, accumulation: int, proce
     assert steps >= 40 or made.num_epochs == 10
     if steps < 40:  # 10 passes do not give 40 steps
         assert examples < 4 * accumulation * processes
-    plan = plan_batches([10] * examples, training, 0, processes)
+    plan = make_batches([10] * examples, training, 0, processes)
     assert max(map(len, plan)) <= made.batch_size
     assert len(plan) >= made.num_epochs * math.ceil(examples / made.batch_size)
 
@@ -153,7 +153,7 @@ def test_small_sets_get_many_small_steps(examples: int, accumulation: int, proce
 def test_steps_by_number_of_examples(examples: int, epochs: int, batch: int, steps: int) -> None:
     made = Training().schedule(examples)
     assert (made.num_epochs, made.batch_size, made.learning_rate) == (epochs, batch, 5e-5)
-    assert len(plan_batches([10] * examples, Training(), 0)) == steps
+    assert len(make_batches([10] * examples, Training(), 0)) == steps
 
 
 def test_what_is_set_is_taken_as_it_is() -> None:

@@ -79,15 +79,15 @@ def test_rules_get_what_is_remembered_and_what_is_new_with_nats_of_theta(
     spec: str, tmp_path: Path
 ) -> None:
     made = steps(tmp_path, spec)
-    needs = made.plan.scheme.needs
+    needs = made.config.scheme.needs
     left: list[Draw] = []
     for iteration in range(1, ITERATIONS + 1):
-        made.expect(iteration)
+        made.e_step(iteration)
         theta = THETAS[min(iteration - 1, 1)]
-        tries, own = made.tries(iteration), draws_of(made, iteration)
+        scoring, own = made.scoring(iteration), draws_of(made, iteration)
         keys = [draw.key for draw in (*left, *own)]
-        assert [draw.key for draw in tries] == sorted(keys, key=lambda key: (key.problem_id, key))
-        for draw in tries:
+        assert [draw.key for draw in scoring] == sorted(keys, key=lambda key: (key.problem_id, key))
+        for draw in scoring:
             for nats, need, prompt in (
                 (draw.log_pi, "log_pi", "plain"),
                 (draw.log_q, "log_q", "hinted"),
@@ -98,22 +98,22 @@ def test_rules_get_what_is_remembered_and_what_is_new_with_nats_of_theta(
                     assert nats is None
         # one row of examples for each that the rule makes, in the order of the problems
         expected = [
-            (e.draw.key.problem_id, e.draw.key.stage, e.draw.key.index, e.weight, e.prompt)
-            for _, each in by_problem(tries)
-            for e in weigh(made.plan.scheme.weigh, each)
+            (e.draw.key.problem_id, e.draw.key.stage, e.draw.key.index, e.weight, e.prompt_kind)
+            for _, each in by_problem(scoring)
+            for e in weigh(made.config.scheme.weigh, each)
         ]
         columns = ("problem_id", "stage", "index", "weight", "trained_under")
         rows = made.examples(iteration)
         assert [tuple(row[name] for name in columns) for row in rows] == expected
         left = [
             replace(e.draw, log_pi=None, log_q=None)
-            for _, each in by_problem(tries)
-            for e in weigh(made.plan.scheme.remember or (lambda draws, examples: []), each)
+            for _, each in by_problem(scoring)
+            for e in weigh(made.config.scheme.remember or (lambda draws, examples: []), each)
         ]
         memory = made.run.iteration(iteration) / "memory"
         stored = [draw for chunk, _ in read_draws(memory) for draw in chunk]
         assert stored == left
-        assert memory.exists() == (made.plan.scheme.remember is not None)
+        assert memory.exists() == (made.config.scheme.remember is not None)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -124,7 +124,7 @@ def test_a_problem_counts_no_more_than_once_and_is_trained_under_its_own_prompt(
     made = steps(tmp_path, spec)
     waking_weight = {"star+memo+doubt+wake": 1.0, "mixture:1,2+chain+wake:0.5": 0.5}.get(spec)
     for iteration in range(1, ITERATIONS + 1):
-        made.expect(iteration)
+        made.e_step(iteration)
         total: Counter[tuple[str, str]] = Counter()
         for row in made.examples(iteration):
             asked = next(each for each in PROBLEMS if each.id == row["problem_id"])
@@ -152,7 +152,7 @@ def test_a_run_that_is_killed_at_every_event_gives_the_same_examples(spec: str, 
     """Killed as it scores, draws or stores for the first time, begun again, the second, and so on."""
     whole = steps(tmp_path / "whole", spec)
     for iteration in (1, 2, 3):
-        whole.expect(iteration)
+        whole.e_step(iteration)
     kills, root = 0, tmp_path / "killed"
     while True:
         made, left = steps(root, spec), [kills]
@@ -162,7 +162,7 @@ def test_a_run_that_is_killed_at_every_event_gives_the_same_examples(spec: str, 
             if left[0] < 0:
                 raise Killed
 
-        engine = made.setup.engine
+        engine = made.sampler.engine
         assert isinstance(engine, FakeEngine)
         score, record = engine.logprob, type(made.run).record
         engine.logprob = lambda pairs, score=score, burn=burn: (burn(), score(pairs))[1]  # type: ignore[method-assign]
@@ -175,13 +175,13 @@ def test_a_run_that_is_killed_at_every_event_gives_the_same_examples(spec: str, 
             patch.setattr(made.progress, "draws", lambda draws, burn=burn: burn())
             try:
                 for iteration in (1, 2, 3):
-                    made.expect(iteration)
+                    made.e_step(iteration)
                 break
             except Killed:
                 kills += 2
     assert kills > 10
     for iteration in (1, 2, 3):
-        assert made.tries(iteration) == whole.tries(iteration)
+        assert made.scoring(iteration) == whole.scoring(iteration)
         files = [each.run.iteration(iteration) / "examples.parquet" for each in (made, whole)]
         first, second = (pq.read_table(file).to_pylist() for file in files)
         assert first == second
@@ -191,28 +191,28 @@ def test_a_run_that_is_killed_at_every_event_gives_the_same_examples(spec: str, 
 def test_what_is_missing_is_made_again_and_the_same(kind: str, tmp_path: Path) -> None:
     made = steps(tmp_path, "star+memo")
     for iteration in (1, 2):
-        made.expect(iteration)
-    before = (made.tries(2), made.examples(2))
+        made.e_step(iteration)
+    before = (made.scoring(2), made.examples(2))
     path = made.run.iteration(2) / kind
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     again = steps(tmp_path, "star+memo")
-    again.expect(2)
+    again.e_step(2)
     assert path.exists()
-    assert (again.tries(2), again.examples(2)) == before
-    assert not again.setup.engine.asked  # no draw is asked for a second time
+    assert (again.scoring(2), again.examples(2)) == before
+    assert not again.sampler.engine.asked  # no draw is asked for a second time
 
 
 def test_damaged_log_probabilities_are_told(tmp_path: Path) -> None:
     made = steps(tmp_path, "star+memo")
-    made.expect(1)
+    made.e_step(1)
     path = made.run.shard(1, "scored", 0)
     assert read_timing(path)["tokens"] > 0
     shutil.copy(made.run.shard(1, "draws", 0), path)
     with pytest.raises(RunError, match="holds no log-probabilities as they are stored"):
         read_nats(path)
     path.write_bytes(b"PAR1")
-    with pytest.raises(RunError, match=r"00000\.parquet .*femtune doctor"):
-        made.tries(1)
+    with pytest.raises(RunError, match=r"00000\.parquet .*femtune verify"):
+        made.scoring(1)
 
 
 # --- whom it asks
@@ -231,14 +231,14 @@ def test_first_stages_are_of_problems_of_which_nothing_is_remembered(tmp_path: P
     made = steps(tmp_path, trice())
     known: set[str] = set()
     for iteration in range(1, 5):
-        made.expect(iteration)
+        made.e_step(iteration)
         expected = {each.id: [(2, 0)] if each.id in known else [(0, 0), (1, 0)] for each in PROBLEMS}
         assert asked(made, iteration) == expected
         known = {
-            name for name, each in by_problem(made.tries(iteration)) if any(d.accepted for d in each)
+            name for name, each in by_problem(made.scoring(iteration)) if any(d.accepted for d in each)
         }
-        assert made.expect(iteration)["covered_share"] == len(known) / len(PROBLEMS)
-    prompts = {(draw.key.stage, draw.prompt) for k in (1, 4) for draw in draws_of(made, k)}
+        assert made.e_step(iteration)["covered_share"] == len(known) / len(PROBLEMS)
+    prompts = {(draw.key.stage, draw.prompt_kind) for k in (1, 4) for draw in draws_of(made, k)}
     assert prompts >= {(0, "plain"), (1, "hinted"), (2, "plain")}
     assert len(prompts) == 3
 
@@ -249,7 +249,7 @@ def test_a_problem_is_asked_in_every_nth_iteration_and_in_between_weighed_anew(t
     due: list[set[str]] = []
     weights: list[dict[tuple[str, int], float]] = []
     for iteration in range(1, 8):
-        metrics = made.expect(iteration)
+        metrics = made.e_step(iteration)
         due.append({*asked(made, iteration)})
         assert metrics["num_draws"] == 2 * len(due[-1])
         assert abs(len(due[-1]) - len(PROBLEMS) / 3) < 1
@@ -264,23 +264,23 @@ def test_a_chain_of_plain_draws_is_the_newest_right_one_and_needs_no_scoring(tmp
     made = steps(tmp_path, "rejection:2+chain+every:2")
     newest: dict[str, DrawKey] = {}
     for iteration in range(1, 6):
-        metrics = made.expect(iteration)
+        metrics = made.e_step(iteration)
         newest |= {draw.key.problem_id: draw.key for draw in draws_of(made, iteration) if draw.accepted}
-        tries = dict(by_problem(made.tries(iteration)))
-        kept = [e.draw.key for each in tries.values() for e in weigh(made.plan.scheme.weigh, each)]
+        scoring = dict(by_problem(made.scoring(iteration)))
+        kept = [e.draw.key for each in scoring.values() for e in weigh(made.config.scheme.weigh, each)]
         assert {key.problem_id: key for key in kept} == newest and len(kept) == len(newest)
         assert metrics["covered_share"] == len(newest) / len(PROBLEMS)
         assert not metrics.keys() & {"log_mass", "scored_tokens"}
         assert not (made.run.iteration(iteration) / "scored").exists()
     assert len({key.iteration for key in newest.values()}) > 1
-    assert gaining(made.plan.scheme).needs == {"log_pi"}  # which problems are asked hangs on it
+    assert gaining(made.config.scheme).needs == {"log_pi"}  # which problems are asked hangs on it
 
 
 def test_only_problems_that_have_something_to_gain_are_asked(tmp_path: Path) -> None:
     made = steps(tmp_path, gaining(memoised(pps(2)), 2.0))
     known: dict[str, float] = {}
     for iteration in range(1, 6):
-        made.expect(iteration)
+        made.e_step(iteration)
         recalled = dict(by_problem(made.recalled(iteration)))
         known = {name: log_mass(each) or 0.0 for name, each in recalled.items()}
         expected = [each.id for each in PROBLEMS if -known.get(each.id, -math.inf) > 2.0]
@@ -294,13 +294,13 @@ def test_only_problems_that_have_something_to_gain_are_asked(tmp_path: Path) -> 
 def test_a_scheme_from_the_base_draws_from_it_and_is_weighed_by_theta(tmp_path: Path) -> None:
     made = steps(tmp_path, weighted(from_base(pps(3))))
     for iteration in (1, 2):
-        made.expect(iteration)
+        made.e_step(iteration)
         for draw in draws_of(made, iteration):
             hinted = text_of("hinted", draw)
             assert draw.completion.text == THETAS[0].write(hinted, draw.seed)
             assert draw.completion.logprob == THETAS[0].nats(hinted, draw.completion.text)
-        for _, tries in by_problem(made.tries(iteration)):
-            right = [d for d in tries if d.accepted]
+        for _, scoring in by_problem(made.scoring(iteration)):
+            right = [d for d in scoring if d.accepted]
             ratios = [
                 math.exp(
                     THETAS[iteration - 1].nats(text_of("plain", d), d.completion.text)
@@ -308,9 +308,9 @@ def test_a_scheme_from_the_base_draws_from_it_and_is_weighed_by_theta(tmp_path: 
                 )
                 for d in right
             ]
-            found = [e.weight for e in weigh(made.plan.scheme.weigh, tries)]
+            found = [e.weight for e in weigh(made.config.scheme.weigh, scoring)]
             assert found == pytest.approx([ratio / sum(ratios) for ratio in ratios])
-    loaded = [path.name for path in made.setup.engine.loaded]
+    loaded = [path.name for path in made.sampler.engine.loaded]
     assert loaded == ["0", "1"] or loaded == ["0", "0", "1"]
 
 
@@ -318,7 +318,7 @@ def test_scoring_asks_the_engine_only_for_what_it_has_not_said(tmp_path: Path) -
     """Plain draws of theta_{k-1} are known by log pi; remembered and hinted ones are not."""
     made = steps(tmp_path, "star+memo")
     pairs: list[tuple[str, str]] = []
-    engine = made.setup.engine
+    engine = made.sampler.engine
     score = engine.logprob
 
     def noted(given: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
@@ -328,10 +328,10 @@ def test_scoring_asks_the_engine_only_for_what_it_has_not_said(tmp_path: Path) -
     engine.logprob = noted
     for iteration in (1, 2):
         pairs.clear()
-        metrics = made.expect(iteration)
+        metrics = made.e_step(iteration)
         own = [d for d in draws_of(made, iteration) if d.accepted]
         recalled = made.recalled(iteration)
-        wanted = [*recalled, *(d for d in own if d.prompt == "hinted")]
+        wanted = [*recalled, *(d for d in own if d.prompt_kind == "hinted")]
         assert Counter(pairs) == Counter((text_of("plain", d), d.completion.text) for d in wanted)
         tokens = sum(len(d.completion.tokens) for d in (*own, *recalled))
         assert metrics["scored_tokens"] == tokens > 0
@@ -339,25 +339,25 @@ def test_scoring_asks_the_engine_only_for_what_it_has_not_said(tmp_path: Path) -
 
 def test_an_engine_that_gives_no_log_probabilities_is_told(tmp_path: Path) -> None:
     made = steps(tmp_path, "pps+memo")
-    made.setup.engine.logprob = lambda pairs: [math.nan] * len(pairs)
+    made.sampler.engine.logprob = lambda pairs: [math.nan] * len(pairs)
     with pytest.raises(EngineError, match=r"gives no log-probability for \d+ draws, such as"):
-        made.expect(1)
+        made.e_step(1)
 
 
 def test_an_iteration_without_new_right_draws_trains_on_what_is_remembered(tmp_path: Path) -> None:
     made = steps(tmp_path, "star+memo")
-    made.expect(1)
-    made.setup.engine.write = lambda prompt, seed: "z0: none"
-    metrics = made.expect(2)
+    made.e_step(1)
+    made.sampler.engine.write = lambda prompt, seed: "z0: none"
+    metrics = made.e_step(2)
     assert metrics["num_kept"] == 0 and metrics["covered_share"] > 0.5
     rows = {(row["problem_id"], tuple(row["completion_tokens"])) for row in made.examples(2)}
     remembered = {(d.key.problem_id, d.completion.tokens) for d in made.recalled(2)}
     assert rows and rows <= remembered
 
     empty = steps(tmp_path / "none", "star+memo")
-    empty.setup.engine.write = lambda prompt, seed: "z0: none"
+    empty.sampler.engine.write = lambda prompt, seed: "z0: none"
     with pytest.raises(NothingKept, match="iteration 1 kept no draw of 30 problems"):
-        empty.expect(1)
+        empty.e_step(1)
 
 
 # --- what is refused
@@ -400,7 +400,7 @@ def test_schemes_whose_weights_would_not_be_right_are_refused(make: Any, told: s
 
 def test_schemes_that_are_right_are_not_refused() -> None:
     for scheme in (pps(), pps(4), rejection(1), mixture(2, 2)):
-        assert "every draw" in weighted(scheme).needs
+        assert "fixed_budget" in weighted(scheme).needs
     assert not Scheme(
         "s", (Stage("plain"), HINTED), importance()
     ).is_adaptive  # the first is asked anyway
@@ -418,5 +418,5 @@ def test_what_is_known_for_certain_counts_as_covered(tmp_path: Path) -> None:
     )
     problems = [problem(f"{i}", i % 3, 0) for i in range(6)]
     steps = table_steps(tmp_path, [sure], problems, parse_scheme("rejection:2+memo"))
-    metrics = steps.expect(1)
+    metrics = steps.e_step(1)
     assert (metrics["covered_share"], metrics["log_mass"]) == (1.0, 0.0)

@@ -157,7 +157,7 @@ def test_the_command_line_refuses_pickles(
     folder = pickled(whole, tmp_path / "model")
     rows = [{"prompt": f"{n} + 2?", "answer": f"{n + 2}"} for n in range(40)]
     (tmp_path / "data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    for verb in ("train", "sample", "evaluate", "predict", "doctor", "plan"):
+    for verb in ("train", "sample", "evaluate", "predict", "check", "estimate"):
         assert main([verb, str(tmp_path / "data.jsonl"), "--model", str(folder)]) == 1
         assert "pickles alone (pytorch_model.bin)" in capsys.readouterr().err
     (tmp_path / "e.jsonl").write_text('{"prompt": "2+2?", "completion": "4"}\n')
@@ -359,9 +359,9 @@ def test_the_watcher_sees_what_it_is_to_see(tmp_path: Path) -> None:
         "    return 1.0\n"
     )
     (tmp_path / "data.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
-    words = ("--reward", "mine.py:reward", "--model", "seedling", "--no-draw")
+    words = ("--reward", "mine.py:reward", "--model", "seedling", "--no-try")
     words += ("--eval-share", "0", "--max-new-tokens", "9")
-    status, seen = watched(tmp_path, "doctor", "data.jsonl", *words)
+    status, seen = watched(tmp_path, "check", "data.jsonl", *words)
     assert status == 0
     events = {"pickle.find_class", "socket.connect", "socket.bind", "subprocess.Popen", "compile"}
     assert events <= {event for event, _ in seen}
@@ -382,8 +382,8 @@ def test_a_chat_template_of_a_model_runs_in_a_sandbox(
     shutil.copytree(whole, tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text([*traps(tmp_path)][1])
     (tmp_path / "data.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
-    words = ("--model", str(tmp_path / "model"), "--eval-share", "0", "--no-draw")
-    assert main(["doctor", str(tmp_path / "data.jsonl"), *words]) == 1
+    words = ("--model", str(tmp_path / "model"), "--eval-share", "0", "--no-try")
+    assert main(["check", str(tmp_path / "data.jsonl"), *words]) == 1
     assert "ModelError" in capsys.readouterr().err
     assert not (tmp_path / "SPRUNG").exists()
 

@@ -86,7 +86,7 @@ def holds(asked: Filter, each: Stored) -> bool:
         "kind": each.kind,
         "iteration": draw.key.iteration,
         "stage": draw.key.stage,
-        "prompt": draw.prompt,
+        "prompt": draw.prompt_kind,
         "kept": "yes" if draw.accepted else "no",
         "reason": draw.score.reason,
         "finish": draw.completion.finish_reason,
@@ -313,7 +313,7 @@ def test_prompts_are_those_that_the_run_asked(look: Look, real: Path) -> None:
     prompts = Prompts(config["instruction"], config["hint"])
     client = look(real)
     draws = [draw for chunk, _ in read_draws(real / "iteration-001" / "draws") for draw in chunk]
-    assert {draw.prompt for draw in draws} == {"plain", "hinted"}
+    assert {draw.prompt_kind for draw in draws} == {"plain", "hinted"}
     for problem in load_problems(real / "problems.parquet"):
         draw = next(draw for draw in draws if draw.key.problem_id == problem.id)
         shown = page(client, "/draw", name=f"run/draws/1/{draw.key.stage}/0/{problem.id}").shown

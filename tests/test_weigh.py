@@ -12,7 +12,7 @@ from femtune.schemes.filters import accepted, by_reward, chain, distinct, first,
 from femtune.types import Completion, Draw, DrawKey, Example, Reason, Rule, Score
 
 REASONS: tuple[Reason, ...] = (
-    "", "", "wrong", "cut off", "unparsable", "leaks the hint", "reward failed", "engine failed"
+    "", "", "wrong", "truncated", "parse_error", "hint_leak", "reward_failed", "engine_failed"
 )  # fmt: skip
 
 

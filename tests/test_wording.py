@@ -17,7 +17,7 @@ from femtune.data.problems import load_problems, save_problems
 from femtune.data.tasks.labels import SOFT, label_of
 from femtune.data.tasks.wording import check_rubric, parse_template, text_or_file
 from femtune.errors import ConfigError, DataError
-from femtune.resolve import read_questions
+from femtune.resolve import read_inputs
 from femtune.types import Problem
 
 RATED = {"prompt": "Why?", "response": "So.", "score": 3}
@@ -33,7 +33,7 @@ MESSAGES: list[dict[str, str]] = [
 def asked(tmp_path: Path, rows: list[dict[str, Any]], **settings: Any) -> Any:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return read_questions(str(file), Ask(demos="none", **settings))
+    return read_inputs(str(file), Ask(demos="none", **settings))
 
 
 # --- messages

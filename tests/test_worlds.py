@@ -40,7 +40,7 @@ def truth(problem: Problem) -> str:
 
 def graded(problem: Problem, completion: str) -> tuple[list[bool], str]:
     parsed = Prompts().parse(completion)
-    assert parsed.problem == ""
+    assert parsed.error == ""
     world = WORLDS[problem.columns["world"]]
     return world.check(problem, parsed.rationale, parsed.answer), parsed.answer
 

@@ -25,7 +25,7 @@ from femtune.runs.run import Run, write_draws
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 
 TOKEN = "a-token"
-REASONS = ("", "wrong", "cut off", "unparsable", "leaks the hint")
+REASONS = ("", "wrong", "truncated", "parse_error", "hint_leak")
 WORDS = ("It", "is", "clear", "100%", "a_b", "ÄRGER", "<b>", "'--", "\\n", "ﬁt")
 
 
@@ -61,10 +61,10 @@ def made(
 
 def at_random(rng: random.Random, iteration: int, problem_id: str, index: int) -> Draw:
     reason = rng.choice(REASONS)
-    answer = rng.choice(["1", "2", "3", "it's 4", "<5>"]) if reason != "cut off" else ""
+    answer = rng.choice(["1", "2", "3", "it's 4", "<5>"]) if reason != "truncated" else ""
     rationale = " ".join(rng.choices(WORDS, k=rng.randrange(12)))
     text = f"{rationale}\nAnswer: {answer}" if answer else rationale
-    finish = "length" if reason == "cut off" else "stop"
+    finish = "length" if reason == "truncated" else "stop"
     logprob = rng.choice([math.nan, -rng.random() * 9])
     reward = 1.0 if reason == "" else rng.choice([0.0, 0.5])
     return Draw(
@@ -143,7 +143,8 @@ def make_hostile(root: Path) -> Path:
     ]
     write_draws(Run(root).shard(1, "draws", 0), draws, {})
     save_problems(
-        [Problem(d.key.problem_id, d.prompt, d.prompt) for d in draws], root / "problems.parquet"
+        [Problem(d.key.problem_id, d.prompt_kind, d.prompt_kind) for d in draws],
+        root / "problems.parquet",
     )
     names = ("scheme", "model", "data", "instruction")
     config = dict.fromkeys(names, "<script>alert(1)</script>\x1b\u202e")

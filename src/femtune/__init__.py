@@ -37,7 +37,7 @@ The files, in the order of the data; each imports only from those above it:
     bound       how likely right answers are, and what hints give away
     loop        E, M, evaluate, K times           pool       E-steps on many workers
     trackers    one experiment a run
-    config      settings                          prepare, asker   what they are made into
+    config      settings                          prepare, builder   what they are made into
     cards       of models and rationales
     costs/      what a run will take
     predictions answers to new items, by vote     commands   each verb as a function

@@ -26,7 +26,7 @@ from femtune.data.tasks.frames import scale_of
 from femtune.data.tasks.load import trained_on
 from femtune.engines.model_files import base_of_adapter, load_tokenizer, local_model
 from femtune.errors import ConfigError, ModelError
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.evaluation.answer_metrics import judged_by_probabilities, side_by_side
 from femtune.evaluation.calibration import cross_fitted_effect, fit_calibration, save_calibration
 from femtune.evaluation.calibration_map import Calibration
@@ -54,14 +54,14 @@ from femtune.reporting.terminal import Quiet
 from femtune.reporting.trackers import check_trackers, tracking
 from femtune.resolve import (
     Data,
-    Questions,
+    TaskInputs,
     check_new,
     check_varied,
     choose_peft,
     held_out,
+    make_loop_config,
     needs_peft,
-    plan,
-    read_questions,
+    read_inputs,
     run_place,
     sampling,
     store_problems,
@@ -69,7 +69,7 @@ from femtune.resolve import (
 from femtune.runs.checkpoints import best_of
 from femtune.runs.hashes import hash_weights, warn_of_date
 from femtune.runs.run import Run, by_problem, open_run, read_draws, stored_config
-from femtune.sampler import Asker, check_installed, make_asker, no_foreign_bars
+from femtune.sampler import SamplerBuilder, check_installed, make_sampler_builder, no_foreign_bars
 from femtune.tools.estimate.disk import at_most, check_disk
 from femtune.tools.stored_run import settings_of
 from femtune.types import Aggregate, Demos, Problem, Sampling, Scheme
@@ -140,15 +140,17 @@ def run_train(
         )
     check_trackers(settings.training.trackers)
     draws = sampling(settings, scheme)
-    plan(replace(settings, soft_accept=None), scheme)  # what needs no data is refused at once
+    make_loop_config(
+        replace(settings, soft_accept=None), scheme
+    )  # what needs no data is refused at once
     check_installed(settings)
-    asked = read_questions(data, settings, reward)
-    plan(asked.settings, scheme)  # and what needs no model
+    asked = read_inputs(data, settings, reward)
+    make_loop_config(asked.settings, scheme)  # and what needs no model
     problems, test = held_out(asked, data)
     asked = beside(asked, test)
     base = local_model(model)
     asked = replace(asked, settings=choose_peft(asked.settings, base, _path(output_dir)))
-    steps = plan(asked.settings, scheme)
+    steps = make_loop_config(asked.settings, scheme)
     place, config = run_place(
         output_dir,
         "train",
@@ -161,28 +163,30 @@ def run_train(
         demos=asked.demos,
     )
     warn_of_date(base, asked.settings.template_args)
-    asker = make_asker(model, asked, problems, test)
-    steps = replace(steps, demos=usable_demos(asker.demos, steps.scheme))
-    in_prompt = tuple(asdict(demo) for demo in asker.prompts.demos)
+    builder = make_sampler_builder(model, asked, problems, test)
+    steps = replace(steps, demos=usable_demos(builder.demos, steps.scheme))
+    in_prompt = tuple(asdict(demo) for demo in builder.prompts.demos)
     weights = config["relies_on"]["weights"]
     info = info_of(settings, asked.settings, model, weights, demos=in_prompt or None)
     if reward is not None:  # a function has no name by which another command could find it
         info = replace(info, reward=None)
     num_stored = len(list(place.glob("iteration-*/model")))
-    check_disk(place, at_most(steps, asker.base, len(problems), len(test), draws, num_stored))
+    check_disk(place, at_most(steps, builder.base, len(problems), len(test), draws, num_stored))
     with (
         open_run(place, config, CHANGEABLE) as run,
         tracking(settings.training.trackers, run.root, config, progress) as progress,
     ):
         store_problems(run, problems, test)
-        store_demos(run, asker)
-        with asker.setup(draws, problems, steps.scheme.needs) as setup:
-            if not getattr(getattr(setup.engine, "abilities", None), "adapters", True):
+        store_demos(run, builder)
+        with builder.sampler(draws, problems, steps.scheme.needs) as sampler:
+            if not getattr(getattr(sampler.engine, "abilities", None), "adapters", True):
                 raise ModelError(
                     "the server takes no adapters while it runs, so what is learnt can't reach it: "
                     "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
                 )
-            history = fem(run, asker.base, problems, test, steps, setup, asker.tokenizer, progress, info)
+            history = fem(
+                run, builder.base, problems, test, steps, sampler, builder.tokenizer, progress, info
+            )
         for iteration in {best_of(history), steps.iterations}:
             write_model_card(run.root, iteration)
     return Result(run.root, run.root / "last", history)
@@ -196,9 +200,9 @@ def sample(
     Raises NothingKept where no draw is kept; they are stored all the same.
     """
     draws = sampling(settings)
-    plan(replace(as_train(settings), soft_accept=None))
-    asked = read_questions(data, settings)
-    what = plan(as_train(asked.settings))
+    make_loop_config(replace(as_train(settings), soft_accept=None))
+    asked = read_inputs(data, settings)
+    what = make_loop_config(as_train(asked.settings))
     problems = trained_on(asked.problems)
     check_varied(problems)
     place, config = run_place(
@@ -211,14 +215,14 @@ def sample(
         reward=asked.reward,
         demos=asked.demos,
     )
-    asker = make_asker(model, asked, problems)
-    what = replace(what, demos=usable_demos(asker.demos, what.scheme))
+    builder = make_sampler_builder(model, asked, problems)
+    what = replace(what, demos=usable_demos(builder.demos, what.scheme))
     with open_run(place, config, CHANGEABLE) as run:
         store_problems(run, problems)
-        store_demos(run, asker)
-        with asker.setup(draws, needs=what.scheme.needs) as setup:
-            steps = Steps(run, asker.base, problems, [], what, setup, asker.tokenizer, progress)
-            metrics = steps.expect(1)
+        store_demos(run, builder)
+        with builder.sampler(draws, needs=what.scheme.needs) as sampler:
+            steps = Steps(run, builder.base, problems, [], what, sampler, builder.tokenizer, progress)
+            metrics = steps.e_step(1)
         run.write_json(run.iteration(1) / "metrics.json", {"iteration": 1, "e_step": metrics})
         write_data_card(run.root, 1)
     return run.iteration(1), metrics
@@ -301,7 +305,7 @@ def evaluate(
 def _evaluate(
     data: Data, model: str, settings: Evaluate, output_dir: str | Path | None, progress: Progress
 ) -> tuple[Path, dict[str, Any]]:
-    what = plan(
+    what = make_loop_config(
         Train(
             eval_draws=settings.draws,
             eval_temperature=settings.temperature,
@@ -309,7 +313,7 @@ def _evaluate(
         )
     )
     calibration = read_calibration(settings)
-    asked = read_questions(data, settings)
+    asked = read_inputs(data, settings)
     problems = asked.problems
     check_calibration(calibration, problems)
     of_probabilities = calibration is not None and calibration.of == "probabilities"
@@ -328,23 +332,23 @@ def _evaluate(
     if settings.calibration is not None:
         digest = hashlib.blake2b(Path(settings.calibration).read_bytes(), digest_size=12).hexdigest()
         config["calibration"] = f"{settings.calibration} (blake2b {digest})"
-    asker = make_asker(model, asked, problems)
+    builder = make_sampler_builder(model, asked, problems)
     with open_run(place, config, CHANGEABLE) as run:
         store_problems(run, [], problems)
-        store_demos(run, asker)
-        with asker.setup(Sampling(settings.max_new_tokens)) as setup:
-            steps = Steps(run, asker.base, [], problems, what, setup, asker.tokenizer, progress)
-            metrics = steps.measure(0)
-            if asker.demos:
-                shown = steps.measure(0, asker.demos)
+        store_demos(run, builder)
+        with builder.sampler(Sampling(settings.max_new_tokens)) as sampler:
+            steps = Steps(run, builder.base, [], problems, what, sampler, builder.tokenizer, progress)
+            metrics = steps.evaluate(0)
+            if builder.demos:
+                shown = steps.evaluate(0, builder.demos)
             both = {}
-            if scores and engine_scores(setup, aggregate):
-                both = _both_ways(run, "eval", problems, setup, calibration)
-                if asker.demos:
-                    own = replace(setup, demos=asker.demos)
+            if scores and engine_scores(sampler, aggregate):
+                both = _both_ways(run, "eval", problems, sampler, calibration)
+                if builder.demos:
+                    own = replace(sampler, demos=builder.demos)
                     made = _both_ways(run, "eval_demos", problems, own, None)
                     both |= {f"{name}_with_examples": each for name, each in made.items()}
-        if asker.demos:
+        if builder.demos:
             metrics |= {f"{name}_with_examples": shown[name] for name in _SHOWN if name in shown}
         if calibration is not None and calibration.of == "votes":
             metrics = _calibrated(metrics, problems, run.iteration(0) / "eval", calibration)
@@ -357,11 +361,11 @@ def _both_ways(
     run: Run,
     kind: str,
     problems: Sequence[Problem],
-    setup: Setup,
+    sampler: Sampler,
     calibration: Calibration | None,
 ) -> dict[str, Any]:
     """Measure the stored draws of a kind by votes and by probabilities, which are scored first."""
-    folder = score_into(run, kind, problems, setup)
+    folder = score_into(run, kind, problems, sampler)
     by_id = {problem.id: problem for problem in problems}
     scored, stored = read_scored(folder), read_draws(run.iteration(0) / kind)
     return side_by_side(by_id, stored, scored, calibration)
@@ -400,7 +404,7 @@ def calibrate(
         temperature=settings.temperature,
         aggregate=settings.aggregate,
     )
-    asked = read_questions(data, asking)
+    asked = read_inputs(data, asking)
     scales = {scale_of(problem) for problem in asked.problems}
     scale = scales.pop()
     if scale is None or scales:
@@ -432,7 +436,7 @@ _SHOWN = (
 )
 
 
-def beside(asked: Questions[Any], test: Sequence[Problem]) -> Questions[Any]:
+def beside(asked: TaskInputs[Any], test: Sequence[Problem]) -> TaskInputs[Any]:
     """Return what is asked without the worked examples that are held-out problems. Raises DataError."""
     given = asked.settings.demos != "auto"
     return replace(asked, demos=without_problems(asked.demos, test, given=given))
@@ -440,7 +444,7 @@ def beside(asked: Questions[Any], test: Sequence[Problem]) -> Questions[Any]:
 
 def usable_demos(demos: Demos, scheme: Scheme) -> Demos:
     """Return the worked examples that a scheme's draws may be shown: none if it needs plain prompts."""
-    if demos and "plain prompts" in scheme.needs:
+    if demos and "plain_prompts" in scheme.needs:
         log.warning(
             "scheme %s needs draws of the plain prompt: worked examples are not shown in its E-steps.",
             scheme.name,
@@ -449,9 +453,9 @@ def usable_demos(demos: Demos, scheme: Scheme) -> Demos:
     return demos
 
 
-def store_demos(run: Run, asker: Asker) -> None:
+def store_demos(run: Run, builder: SamplerBuilder) -> None:
     """Copy the worked examples into a run."""
-    demos, path = asker.demos or asker.prompts.demos, run.root / "demos.jsonl"
+    demos, path = builder.demos or builder.prompts.demos, run.root / "demos.jsonl"
     if demos and not path.exists():
         save_demos(path, demos)
         run.record(path)

@@ -23,7 +23,7 @@ from femtune._util.text import brief
 from femtune.data.tasks.judge import Raters
 from femtune.errors import ConfigError
 from femtune.mstep.config import Training
-from femtune.types import Aggregate, Balance, Kind, Resume
+from femtune.types import Aggregate, Balance, CalibrationKind, Resume
 
 T = TypeVar("T")
 Flat = Annotated[T, Parameter(name="*")]  # its fields are flags themselves
@@ -257,7 +257,7 @@ class Calibrate(Ask):
     """That of the draws that are to be calibrated."""
     aggregate: Aggregate = "auto"
     """Fit to shares of votes or to the mean probability of each answer; auto: as in predict."""
-    kind: Kind = "temperature"
+    kind: CalibrationKind = "temperature"
     """temperature: one number, for few items; isotonic: free of form, takes hundreds."""
 
     def __post_init__(self) -> None:

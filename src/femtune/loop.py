@@ -24,8 +24,8 @@ from femtune.engines.weight_check import serve
 from femtune.errors import NothingKept
 from femtune.estep.driver import e_step
 from femtune.estep.forced_answers import Force
-from femtune.estep.scheduler import Setup
-from femtune.estep.scoring import Tries
+from femtune.estep.scheduler import Sampler
+from femtune.estep.scoring import ScoredDraws
 from femtune.evaluation.advice import (
     Warned,
     e_step_warnings,
@@ -75,7 +75,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoopConfig:
     """A run of FEM, all but the data and the engine."""
 
     scheme: Scheme
@@ -118,8 +118,8 @@ def fem(
     base: Path,
     problems: Sequence[Problem],
     eval_problems: Sequence[Problem],
-    plan: Plan,
-    setup: Setup,
+    config: LoopConfig,
+    sampler: Sampler,
     tokenizer: ChatTokenizer,
     progress: Progress,
     info: ModelInfo | None = None,
@@ -129,7 +129,7 @@ def fem(
     `info` is stored in each model's folder. Raises NothingKept where an E-step keeps no draw, and
     whatever its parts raise.
     """
-    steps = Steps(run, base, problems, eval_problems, plan, setup, tokenizer, progress, info)
+    steps = Steps(run, base, problems, eval_problems, config, sampler, tokenizer, progress, info)
     return steps.iterate()
 
 
@@ -141,8 +141,8 @@ class Steps:
     base: Path
     problems: Sequence[Problem]
     eval_problems: Sequence[Problem]
-    plan: Plan
-    setup: Setup
+    config: LoopConfig
+    sampler: Sampler
     tokenizer: ChatTokenizer
     progress: Progress
     info: ModelInfo | None = None  # how the models are asked: see model_info.py
@@ -153,107 +153,107 @@ class Steps:
         """All iterations, from the base's evaluation, iteration 0, on."""
         history = []
         is_bounded = self._is_bounded()
-        for iteration in range(self.plan.iterations + 1):
+        for iteration in range(self.config.iterations + 1):
             stored = self.run.iteration(iteration) / "metrics.json"
             is_new = not stored.exists()
             if is_new:
                 metrics: dict[str, Any] = {"iteration": iteration}
                 if iteration > 0:
-                    metrics["e_step"] = self.expect(iteration)
-                    metrics["m_step"] = self.maximise(iteration)
+                    metrics["e_step"] = self.e_step(iteration)
+                    metrics["m_step"] = self.m_step(iteration)
                 if self.is_measured(iteration):
-                    metrics["evaluation"] = self.measure(iteration)
-                    if iteration == 0 and self.plan.demos:
-                        metrics["evaluation_demos"] = self.measure(0, self.plan.demos)
+                    metrics["evaluation"] = self.evaluate(iteration)
+                    if iteration == 0 and self.config.demos:
+                        metrics["evaluation_demos"] = self.evaluate(0, self.config.demos)
                     if is_bounded:
                         metrics["posterior"] = self.bound(iteration)
                 self.run.write_json(stored, metrics)
                 self.run.log("iteration", **metrics)
             self.run.verify(stored)
             history.append(json.loads(stored.read_text()))
-            if iteration and (is_new or iteration == self.plan.iterations):
+            if iteration and (is_new or iteration == self.config.iterations):
                 link_models(self.run, history)
-                thin_out(self.run, history, self.plan.keep_last)
+                thin_out(self.run, history, self.config.keep_last)
             self.progress.measured(iteration, history[-1])
             interrupts.check()
         return history
 
-    def expect(self, iteration: int) -> dict[str, Any]:
+    def e_step(self, iteration: int) -> dict[str, Any]:
         """Draw rationales from theta_{k-1} and store what the scheme makes of them."""
         self.progress.phase("E-step", iteration, len(self.problems))
         self.run.log("E-step", iteration=iteration)
-        scheme, theta = self.plan.scheme, self.weights(iteration - 1)
+        scheme, theta = self.config.scheme, self.weights(iteration - 1)
         # a soft label is drawn anew in each iteration
-        problems = [label_of(each, iteration, self.setup.seed) for each in self.problems]
-        setup = replace(
-            self.setup,
-            demos=self.plan.shown_demos(iteration),
-            force="ended" if self.plan.force == "always" else "never",
+        problems = [label_of(each, iteration, self.sampler.seed) for each in self.problems]
+        sampler = replace(
+            self.sampler,
+            demos=self.config.shown_demos(iteration),
+            force="ended" if self.config.force == "always" else "never",
         )
-        tries = Tries(self.run, iteration, problems, scheme, setup)
-        self.run.verify(*tries.files)
-        self._score(tries, "recalled", theta)
+        scoring = ScoredDraws(self.run, iteration, problems, scheme, sampler)
+        self.run.verify(*scoring.files)
+        self._score(scoring, "recalled", theta)
         chunks = e_step(
             problems,
             scheme,
-            setup,
+            sampler,
             iteration=iteration,
             place=self._place(
                 iteration, "draws", problems, self.base if scheme.proposal == "base" else theta
             ),
             on_draws=self.progress.draws,
-            choose=tries.choose,
+            choose=scoring.choose,
         )
         for chunk in chunks:  # each is stored before the next is drawn
             self.run.record(self.run.shard(iteration, "draws", chunk.index))
-        self._score(tries, "scored", theta)
+        self._score(scoring, "scored", theta)
         folder = self.run.iteration(iteration) / "draws"
         by_id = {problem.id: problem for problem in problems}
-        metrics = estep_metrics(by_id, read_draws(folder), plain_attempts(scheme)) | tries.metrics()
+        metrics = estep_metrics(by_id, read_draws(folder), plain_attempts(scheme)) | scoring.metrics()
         metrics["total_s"] = round(metrics["total_s"] + metrics.get("scoring_s", 0.0), 3)
         examples = self.run.iteration(iteration) / "examples.parquet"
         self.run.verify(examples)
         if not examples.exists() and not has_examples(metrics):
             raise NothingKept(nothing_kept(iteration, metrics))
-        self._warn(e_step_warnings(metrics, setup.sampling.max_new_tokens))
-        prompts = self.setup.prompts
-        factors = made_factors(lambda: iter(tries), by_id, scheme.weigh, self.plan.balance)
+        self._warn(e_step_warnings(metrics, sampler.sampling.max_new_tokens))
+        prompts = self.sampler.prompts
+        factors = made_factors(lambda: iter(scoring), by_id, scheme.weigh, self.config.balance)
         if not examples.exists():
             by_answer = factors.by_answer
-            write_examples(examples, tries, by_id, scheme.weigh, prompts, self.tokenizer, by_answer)
+            write_examples(examples, scoring, by_id, scheme.weigh, prompts, self.tokenizer, by_answer)
             self.run.record(examples)
-        tries.remember()
+        scoring.remember()
         asked = outcomes(folder, by_id)
         shift = {"kept_by": kept_by(asked), "kept_scores": kept_scores(asked)}
         return metrics | factors.metrics() | {name: value for name, value in shift.items() if value}
 
-    def maximise(self, iteration: int) -> dict[str, Any]:
+    def m_step(self, iteration: int) -> dict[str, Any]:
         """Fine-tune on the examples, from theta_{k-1} or from the base."""
         self.progress.phase("M-step", iteration, 0)
         self.run.log("M-step", iteration=iteration)
         folder = self.run.iteration(iteration)
-        origin, training = self.plan.m_step(iteration)
+        origin, training = self.config.m_step(iteration)
         start = self.base if origin == "base" else self.start(iteration - 1)
         self.run.verify(folder / "model")
         if not (folder / "model").exists():
             self._trust(start)
             dtype = exported_dtype(self.base, training)
             # the next M-step may start from these weights, and rounded ones are not the same
-            is_next = self.plan.m_step(iteration + 1)[0] == "previous"
+            is_next = self.config.m_step(iteration + 1)[0] == "previous"
             master = folder / MASTER if is_next and dtype != "float32" else None
             if master is not None:
                 self.run.verify(master)
             check_room(folder / "model", start, training, dtype, with_master=master is not None)
-            self.setup.engine.release()  # what it holds of a GPU's memory is needed now
+            self.sampler.engine.release()  # what it holds of a GPU's memory is needed now
             self.serving = None
             with interrupts.finishing("this M-step, which would begin anew"):
-                self._m_step()(
+                self._m_step_function()(
                     folder / "examples.parquet",
                     start,
                     folder / "model",
                     training,
                     self.tokenizer,
-                    seed=self.setup.seed + iteration,
+                    seed=self.sampler.seed + iteration,
                     on_step=self.progress.step,
                     dtype=dtype,
                     master=master,
@@ -271,28 +271,28 @@ class Steps:
         if self.info is not None:
             write_info(model, self.info)
 
-    def _m_step(self) -> Callable[..., Any]:
+    def _m_step_function(self) -> Callable[..., Any]:
         """The M-step here, or in the processes that `launch` starts."""
         # torch is slow to import, and not needed to refuse bad input
-        if self.plan.launch:
+        if self.config.launch:
             from femtune.mstep.launch import launch_m_step
 
-            return partial(launch_m_step, self.plan.launch)
+            return partial(launch_m_step, self.config.launch)
         from femtune.mstep.fit import m_step
 
         return m_step
 
-    def measure(self, iteration: int, demos: Demos = ()) -> dict[str, Any]:
+    def evaluate(self, iteration: int, demos: Demos = ()) -> dict[str, Any]:
         """Ask the held-out problems of theta_k, with these worked examples in their prompts."""
         kind = "eval_demos" if demos else "eval"
         self.progress.phase("evaluation", iteration, len(self.eval_problems))
         self.run.log("evaluation", iteration=iteration)
-        asked = self.plan.evaluation
-        greedy = Sampling(self.setup.sampling.max_new_tokens, asked.temperature)
-        force: Force = "never" if self.plan.force == "never" else "all"
+        asked = self.config.evaluation
+        greedy = Sampling(self.sampler.sampling.max_new_tokens, asked.temperature)
+        force: Force = "never" if self.config.force == "never" else "all"
         chunks = evaluation_draws(
             self.eval_problems,
-            replace(self.setup, sampling=greedy, demos=demos, force=force),
+            replace(self.sampler, sampling=greedy, demos=demos, force=force),
             draws=asked.draws,
             iteration=iteration,
             place=self._place(iteration, kind, self.eval_problems, self.weights(iteration)),
@@ -304,7 +304,7 @@ class Steps:
         most = greedy.max_new_tokens
         stored = read_draws(self.run.iteration(iteration) / kind)
         metrics = evaluation_metrics(by_id, stored, max_new_tokens=most)
-        if demos or not self.plan.demos or iteration:  # else the same is asked with examples next
+        if demos or not self.config.demos or iteration:  # else the same is asked with examples next
             self._warn(evaluation_warnings(metrics, most, demos=bool(demos)))
         return metrics
 
@@ -317,14 +317,14 @@ class Steps:
 
     def bound(self, iteration: int) -> dict[str, Any]:
         """Bound the likelihood of theta_k, and what hints give away, on some held-out problems."""
-        chosen = subset(self.eval_problems, self.plan.bound_problems, self.setup.seed)
+        chosen = subset(self.eval_problems, self.config.bound_problems, self.sampler.seed)
         self.progress.phase("bound", iteration, len(chosen))
         self.run.log("bound", iteration=iteration)
         theta = self.weights(iteration)
         chunks = mixture_draws(
             chosen,
-            self.setup,
-            draws=self.plan.bound_draws,
+            self.sampler,
+            draws=self.config.bound_draws,
             iteration=iteration,
             place=self._place(iteration, "bound", chosen, theta),
             on_draws=self.progress.draws,
@@ -333,20 +333,20 @@ class Steps:
             self.run.record(self.run.shard(iteration, "bound", chunk.index))
         by_id = {problem.id: problem for problem in self.eval_problems}
         scored = self._place(iteration, "bound_scored", chosen, theta)
-        for index in range(-(-len(chosen) // self.setup.chunk_size)):
+        for index in range(-(-len(chosen) // self.sampler.chunk_size)):
             if not scored(index).exists():
                 with interrupts.finishing("the scoring of this chunk"):
                     score_right(
-                        self.run.shard(iteration, "bound", index), scored(index), by_id, self.setup
+                        self.run.shard(iteration, "bound", index), scored(index), by_id, self.sampler
                     )
                     self.run.record(scored(index))
         return posterior_metrics(by_id, self.run.iteration(iteration))
 
     def _is_bounded(self) -> bool:
         """Whether `bound` is asked for and can be had."""
-        if not self.plan.bound_draws or not self.eval_problems or not self.plan.evaluation.every:
+        if not self.config.bound_draws or not self.eval_problems or not self.config.evaluation.every:
             return False
-        if getattr(getattr(self.setup.engine, "abilities", None), "scores", True):
+        if getattr(getattr(self.sampler.engine, "abilities", None), "scores", True):
             return True
         log.warning(
             "the server can't score completions: the bound on the likelihood, the effective sample size "
@@ -355,10 +355,10 @@ class Steps:
         return False
 
     def is_measured(self, iteration: int) -> bool:
-        every = self.plan.evaluation.every
+        every = self.config.evaluation.every
         if not self.eval_problems or not every:
             return False
-        return iteration % every == 0 or iteration == self.plan.iterations
+        return iteration % every == 0 or iteration == self.config.iterations
 
     def weights(self, iteration: int) -> Path:
         """theta_k: the base for k = 0."""
@@ -368,20 +368,20 @@ class Steps:
         """Return where an M-step that goes on from theta_k starts: its float32 weights if it has any."""
         return next_start(self.weights(iteration))
 
-    def _score(self, tries: Tries, kind: str, weights: Path) -> None:
+    def _score(self, scoring: ScoredDraws, kind: str, weights: Path) -> None:
         """Score draws under the prompts that the scheme's rules need, by these weights."""
-        if tries.is_scored(kind):
+        if scoring.is_scored(kind):
             return
         self._serve(weights)
         with interrupts.finishing("the scoring of this chunk"):
-            tries.score(kind)
+            scoring.score(kind)
 
     def _place(
         self, iteration: int, kind: str, problems: Sequence[Problem], weights: Path
     ) -> Callable[[int], Path]:
         """Where chunks are stored; the engine gets the weights if one is missing."""
         place = partial(self.run.shard, iteration, kind)
-        shards = [place(i) for i in range(-(-len(problems) // self.setup.chunk_size))]
+        shards = [place(i) for i in range(-(-len(problems) // self.sampler.chunk_size))]
         self.run.verify(*shards)
         if not all(shard.exists() for shard in shards):
             self._serve(weights)
@@ -390,7 +390,7 @@ class Steps:
     def _serve(self, weights: Path) -> None:
         if self.serving != weights:
             self._trust(weights)
-            serve(self.setup.engine, weights, self.setup.rounding, self.setup.base_probe)
+            serve(self.sampler.engine, weights, self.sampler.rounding, self.sampler.base_probe)
             self.serving = weights
 
     def _trust(self, weights: Path) -> None:

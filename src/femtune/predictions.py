@@ -37,7 +37,7 @@ from femtune.data.tasks.load import read_places
 from femtune.data.tasks.schemas import SCHEMAS
 from femtune.engines.model_files import base_of_adapter, load_config, local_model
 from femtune.errors import ConfigError, DataError
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.evaluation.aggregate import Prediction, item_id, prediction
 from femtune.evaluation.calibration import load_calibration
 from femtune.evaluation.calibration_map import Calibration, check_scale
@@ -54,17 +54,17 @@ from femtune.model_info import read_info, with_defaults
 from femtune.mstep.config import context_length
 from femtune.resolve import (
     Data,
-    Questions,
+    TaskInputs,
     check_new,
     fingerprint,
-    read_questions,
+    read_inputs,
     relied_on,
     resolved,
     task_options,
 )
 from femtune.rewards.builtin import exact
 from femtune.runs.run import by_problem, check_run, open_run, read_draws
-from femtune.sampler import make_asker
+from femtune.sampler import make_sampler_builder
 from femtune.types import Aggregate, Draw, Problem, Sampling
 
 T = TypeVar("T")
@@ -140,35 +140,35 @@ def make_settings(options: Mapping[str, Any]) -> Predict:
 
 
 def _predictions(
-    parts: Iterable[Questions[Predict]], model: str, settings: Predict, calibration: Calibration | None
+    parts: Iterable[TaskInputs[Predict]], model: str, settings: Predict, calibration: Calibration | None
 ) -> Iterator[Prediction]:
-    asker = setup = None
+    builder = sampler = None
     with ExitStack() as stack:
         for asked in parts:
             check_calibration(calibration, asked.problems)
             aggregate = chosen_aggregate(settings, calibration)
             scores = uses_probabilities(aggregate, asked.problems, asked.prompts)
-            if asker is None or setup is None:
+            if builder is None or sampler is None:
                 # nothing is graded here, and a reward of the user's own may not bear a missing answer
-                asker = make_asker(model, replace(asked, reward=exact()), asked.problems)
+                builder = make_sampler_builder(model, replace(asked, reward=exact()), asked.problems)
                 sampling = Sampling(settings.max_new_tokens, settings.temperature)
-                setup = replace(stack.enter_context(asker.setup(sampling)), demos=asker.demos)
+                sampler = replace(stack.enter_context(builder.sampler(sampling)), demos=builder.demos)
             else:
-                context = context_length(load_config(asker.base))
+                context = context_length(load_config(builder.base))
                 room = settings.max_new_tokens
-                shown = asker.prompts.with_demos(asker.demos or asker.prompts.demos)
-                check_lengths(asked.problems, shown, asker.tokenizer, context, room)
-            scores = scores and engine_scores(setup, aggregate)
-            yield from _made(_drawn(asked.problems, setup, settings, scores), calibration, settings)
+                shown = builder.prompts.with_demos(builder.demos or builder.prompts.demos)
+                check_lengths(asked.problems, shown, builder.tokenizer, context, room)
+            scores = scores and engine_scores(sampler, aggregate)
+            yield from _made(_drawn(asked.problems, sampler, settings, scores), calibration, settings)
 
 
 def _drawn(
-    problems: Sequence[Problem], setup: Setup, settings: Predict, scores: bool
+    problems: Sequence[Problem], sampler: Sampler, settings: Predict, scores: bool
 ) -> Iterator[tuple[Problem, Sequence[Draw], Scored]]:
     """Draw, and score the answers after each draw, chunk by chunk."""
     by_id = {problem.id: problem for problem in problems}
-    for chunk in evaluation_draws(problems, setup, draws=settings.draws, iteration=0):
-        scored = score_draws(chunk.draws, by_id, setup) if scores else {}
+    for chunk in evaluation_draws(problems, sampler, draws=settings.draws, iteration=0):
+        scored = score_draws(chunk.draws, by_id, sampler) if scores else {}
         for name, draws in by_problem(chunk.draws):
             yield by_id[name], draws, scored
 
@@ -212,17 +212,17 @@ def predict_into(data: str, model: str, settings: Predict, output: Path) -> Path
     config = resolved(asked.settings, data=data, model=model, problems=marks, relies_on=relies)
     check_run(place, config, _OF_VOTES)
     # nothing is graded here, and a reward of the user's own may not bear a missing answer
-    asker = make_asker(model, replace(asked, reward=exact()), asked.problems)
+    builder = make_sampler_builder(model, replace(asked, reward=exact()), asked.problems)
     with open_run(place, config, _OF_VOTES) as run:
         if not (path := run.root / "eval.parquet").exists():
             save_problems(asked.problems, path)
             run.record(path)
-        with asker.setup(Sampling(settings.max_new_tokens, settings.temperature)) as setup:
-            setup = replace(setup, demos=asker.demos)
-            folder = ask_into(run, "eval", asked.problems, setup, draws=settings.draws)
+        with builder.sampler(Sampling(settings.max_new_tokens, settings.temperature)) as sampler:
+            sampler = replace(sampler, demos=builder.demos)
+            folder = ask_into(run, "eval", asked.problems, sampler, draws=settings.draws)
             scored: Scored = {}
-            if scores and engine_scores(setup, aggregate):
-                scored = read_scored(score_into(run, "eval", asked.problems, setup))
+            if scores and engine_scores(sampler, aggregate):
+                scored = read_scored(score_into(run, "eval", asked.problems, sampler))
         drawn = (draws for chunk, _ in read_draws(folder) for draws in by_problem(chunk))
         made = _made(((by_id[name], draws, scored) for name, draws in drawn), calibration, settings)
         save_predictions(made, output, settings.chunk_size)
@@ -259,30 +259,30 @@ def _lacks(message: str, item: str) -> bool:
     return name in ANSWERS and f"has no column `{column}` for `{name}`" in message
 
 
-def _read(data: Data | Rows, settings: Predict) -> Iterable[Questions[Predict]]:
+def _read(data: Data | Rows, settings: Predict) -> Iterable[TaskInputs[Predict]]:
     """What is asked, in one part; of a stream, in parts as they come."""
     if data == "-":
         return _read_stream(settings)
 
-    def read(settings: Predict) -> Questions[Predict]:
+    def read(settings: Predict) -> TaskInputs[Predict]:
         given: Any = data
         if isinstance(data, Sequence) and data and isinstance(data[0], Mapping):
             options = task_options(settings)
             given = read_places(enumerate(data, 1), "rows", settings.task, options, answers=False)
-        return read_questions(given, settings, answers=False)
+        return read_inputs(given, settings, answers=False)
 
     return [reading(settings, read)]
 
 
-def _read_stream(settings: Predict) -> Iterator[Questions[Predict]]:
+def _read_stream(settings: Predict) -> Iterator[TaskInputs[Predict]]:
     lines = _named(json_lines(sys.stdin), "id" in task_options(settings).columns)
     try:
         while rows := list(islice(lines, settings.chunk_size)):
 
-            def read(settings: Predict, rows: Places = rows) -> Questions[Predict]:
+            def read(settings: Predict, rows: Places = rows) -> TaskInputs[Predict]:
                 options = task_options(settings)
                 found = read_places(rows, "stdin", settings.task, options, answers=False)
-                return read_questions(found, settings, answers=False)
+                return read_inputs(found, settings, answers=False)
 
             asked = reading(settings, read)
             # ratings that are there may show the scale, which holds for all that follow

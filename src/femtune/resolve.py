@@ -29,7 +29,7 @@ from femtune.data.tasks.load import Options, TaskData, read_task, trained_on
 from femtune.data.tasks.wording import text_or_file
 from femtune.engines.model_files import adapter_base, base_of_adapter, local_model
 from femtune.errors import ConfigError, DataError, ModelError, RunError
-from femtune.loop import Evaluation, Plan
+from femtune.loop import Evaluation, LoopConfig
 from femtune.model_info import (
     is_base,
 )
@@ -53,7 +53,7 @@ A = TypeVar("A", bound=Ask)
 
 
 @dataclass(frozen=True)
-class Questions(Generic[A]):
+class TaskInputs(Generic[A]):
     """Problems, how they are asked and graded, and the settings with nothing left open."""
 
     problems: list[Problem]
@@ -65,9 +65,9 @@ class Questions(Generic[A]):
     demos: Demos = ()  # worked examples that the settings name; `prompts` is without them
 
 
-def read_questions(
+def read_inputs(
     data: Data, settings: A, reward: Callable[..., Any] | None = None, *, answers: bool = True
-) -> Questions[A]:
+) -> TaskInputs[A]:
     """What is asked and how, from a file, the Hub, or as given; with answers=False, without answers.
 
     A reward given as an object stands for its name in the settings. Raises DataError where a problem is
@@ -117,7 +117,7 @@ def read_questions(
         )
     if answers and settings.check_gold:
         check_gold(found.problems, grade, settings.accept_at, prompts)
-    return Questions(found.problems, prompts, grade, settings, found.skipped, found.rounded, demos)
+    return TaskInputs(found.problems, prompts, grade, settings, found.skipped, found.rounded, demos)
 
 
 def _read(data: str | Path | Sequence[Problem], settings: Ask, answers: bool) -> TaskData:
@@ -144,7 +144,7 @@ def task_options(settings: Ask) -> Options:
     )
 
 
-def held_out(asked: Questions[Train], data: Data) -> tuple[list[Problem], list[Problem]]:
+def held_out(asked: TaskInputs[Train], data: Data) -> tuple[list[Problem], list[Problem]]:
     """Problems to train on and to evaluate on; of a pair, one order and both.
 
     Raises DataError where a prompt, or what is judged in it, is in both.
@@ -154,7 +154,7 @@ def held_out(asked: Questions[Train], data: Data) -> tuple[list[Problem], list[P
         other: Data = settings.eval_data or data
         split_ = settings.eval_split if settings.eval_data is None else settings.split
         read = replace(settings, split=split_)
-        test = read_questions(other, read, asked.reward).problems
+        test = read_inputs(other, read, asked.reward).problems
         train = trained_on(asked.problems)
         check_disjoint(train, test)
         check_varied(train)
@@ -194,7 +194,7 @@ def sampling(settings: Sample, scheme: Scheme | None = None) -> Sampling:
     return Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
 
 
-def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
+def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfig:
     """What the loop does; `scheme` stands for the one that settings name. Raises ConfigError."""
     if not 1 <= settings.iterations <= 100_000:
         raise ConfigError(f"iterations must be from 1 to 100,000, got {settings.iterations}.")
@@ -222,7 +222,7 @@ def plan(settings: Train, scheme: Scheme | None = None) -> Plan:
             f"scheme {scheme.name}: settle goes on from the previous weights, and start_from is base: "
             "leave one of them out."
         )
-    return Plan(
+    return LoopConfig(
         replace(scheme, accept_at=_acceptance(settings)),
         settings.training,
         Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
@@ -247,39 +247,39 @@ def _check_law(settings: Train, scheme: Scheme) -> None:
     """Refuse draws of a law that the scheme's rules can't allow for. Raises ConfigError."""
     _check_answers(settings, scheme)
     cut = settings.top_p < 1 or settings.top_k > 0
-    if "temperature 1" in scheme.needs and (cut or settings.temperature != 1):
+    if "temperature_1" in scheme.needs and (cut or settings.temperature != 1):
         raise ConfigError(
             f"Scheme {scheme.name} weighs draws by the model's own law: it needs temperature 1, without "
             "top_p and top_k."
         )
-    if "all tokens" in scheme.needs and cut:
+    if "untruncated" in scheme.needs and cut:
         raise ConfigError(
             f"Scheme {scheme.name} weighs draws by the probability that they were drawn with, and top_p "
             "and top_k leave tokens out: drop them."
         )
-    if "all tokens" in scheme.needs and settings.temperature == 0:
+    if "untruncated" in scheme.needs and settings.temperature == 0:
         raise ConfigError(
             f"Scheme {scheme.name} weighs draws by the probability that they were drawn with, and "
             "temperature 0 draws the likeliest tokens alone: set --temperature 1."
         )
-    if "all tokens" in scheme.needs and settings.temperature != 1 and settings.engine != "transformers":
+    if "untruncated" in scheme.needs and settings.temperature != 1 and settings.engine != "transformers":
         raise ConfigError(
             f"Scheme {scheme.name} weighs draws by the probability that they were drawn with, which "
             f"--engine {settings.engine} tells at temperature 1 alone, got {settings.temperature:g}: "
             "set --temperature 1, or --engine transformers."
         )
     forced = settings.force_answers == "always"
-    if "all tokens" in scheme.needs and forced and settings.temperature != 1:
+    if "untruncated" in scheme.needs and forced and settings.temperature != 1:
         raise ConfigError(
             f"Scheme {scheme.name} weighs forced answers at temperature 1 alone, got "
             f"{settings.temperature:g}: set --temperature 1, or --force-answers evaluation."
         )
-    if "all tokens" in scheme.needs and forced and scheme.proposal == "base":
+    if "untruncated" in scheme.needs and forced and scheme.proposal == "base":
         raise ConfigError(
             f"Scheme {scheme.name} weighs forced answers by the current model, and its draws are the "
             "base's: leave base out, or set --force-answers evaluation."
         )
-    if "plain prompts" in scheme.needs and (forced or settings.demos not in ("auto", "none")):
+    if "plain_prompts" in scheme.needs and (forced or settings.demos not in ("auto", "none")):
         raise ConfigError(
             f"Scheme {scheme.name} needs draws of the plain prompt: drop --demos and --force-answers "
             "always, or choose importance or memo."

@@ -24,10 +24,10 @@ from femtune.engines.model_files import load_config, load_tokenizer, local_model
 from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, Probe
 from femtune.errors import ConfigError, DataError, EngineError, ModelError
 from femtune.estep.forced_answers import check_cue
-from femtune.estep.scheduler import Crew, Setup
+from femtune.estep.scheduler import EnginePool, Sampler
 from femtune.model_info import is_base, read_info
 from femtune.mstep.config import Training, context_length
-from femtune.resolve import Questions
+from femtune.resolve import TaskInputs
 from femtune.rewards.builtin import score
 from femtune.types import SCORED, Demo, Demos, DrawKey, Engine, Need, Problem, Request, Reward, Sampling
 
@@ -35,7 +35,7 @@ _log = logging.getLogger("femtune")
 
 
 @dataclass(frozen=True)
-class Asker:
+class SamplerBuilder:
     """How problems are asked of a model, as far as its weights are not needed."""
 
     base: Path
@@ -46,12 +46,12 @@ class Asker:
     demos: Demos = ()  # worked examples that are shown, and not part of x
 
     @contextmanager
-    def setup(
+    def sampler(
         self,
         sampling: Sampling,
         probed: Sequence[Problem] = (),
         needs: Collection[Need] = (),
-    ) -> Iterator[Setup]:
+    ) -> Iterator[Sampler]:
         """The model in an engine, or in those of many workers, until the block ends.
 
         With problems to probe, `base_probe` is made of some; `needs` are the scheme's. Takes a minute
@@ -61,7 +61,7 @@ class Asker:
         remote = self.settings.engine == "openai"
         # else the model is read for the probe before the engine takes the memory
         probe = self.base_probe(probed) if probed and not remote else None
-        made = self.open_setup(sampling, probe, needs)
+        made = self.open_sampler(sampling, probe, needs)
         try:
             if probed and remote:
                 made = replace(made, base_probe=self.base_probe(probed))
@@ -69,9 +69,9 @@ class Asker:
         finally:
             made.engine.close()
 
-    def open_setup(
+    def open_sampler(
         self, sampling: Sampling, base_probe: Probe | None = None, needs: Collection[Need] = ()
-    ) -> Setup:
+    ) -> Sampler:
         """The same for callers that close `engine` themselves."""
         no_foreign_bars()
         settings = self.settings
@@ -82,7 +82,7 @@ class Asker:
             timeout_s=settings.reward_timeout,
             on_error=settings.on_reward_error,
         )
-        return Setup(
+        return Sampler(
             self._crew(sampling, base_probe, needs) if settings.ray_workers else self._fit_engine(needs),
             self.tokenizer,
             self.prompts,
@@ -100,8 +100,8 @@ class Asker:
             force="never" if settings.force_answers == "never" else "all",
         )
 
-    def _crew(self, sampling: Sampling, base_probe: Probe | None, needs: Collection[Need]) -> Crew:
-        from femtune.estep.ray_pool import Pool, Posts
+    def _crew(self, sampling: Sampling, base_probe: Probe | None, needs: Collection[Need]) -> EnginePool:
+        from femtune.estep.ray_pool import Pool, WorkerSpec
 
         settings = self.settings
         alone = replace(
@@ -112,8 +112,8 @@ class Asker:
         gpus = settings.worker_gpus
         if gpus is None:
             gpus = engine_args(settings).get("tensor_parallel_size")
-        posts = Posts(settings.ray_workers, settings.ray_address, settings.worker_cpus, gpus)
-        return Pool(partial(alone.open_setup, sampling, needs=needs), posts, base_probe)
+        posts = WorkerSpec(settings.ray_workers, settings.ray_address, settings.worker_cpus, gpus)
+        return Pool(partial(alone.open_sampler, sampling, needs=needs), posts, base_probe)
 
     def _fit_engine(self, needs: Collection[Need]) -> Engine:
         """An engine that can do what a scheme needs. Raises EngineError."""
@@ -195,7 +195,7 @@ def check_able(engine: Engine, needs: Collection[Need]) -> None:
     if able is None or not SCORED & {*needs}:
         return
     lacks = "can't score given completions (no prompt_logprobs, no echo with logprobs)"
-    as_drawn = {"log_pi", "log_q"} & {*needs} and {"temperature 1", "all tokens"} & {*needs}
+    as_drawn = {"log_pi", "log_q"} & {*needs} and {"temperature_1", "untruncated"} & {*needs}
     if able.scores and as_drawn and not able.logprobs:
         lacks = "does not tell log-probabilities of what it samples"
     elif able.scores:
@@ -257,7 +257,9 @@ def no_foreign_bars() -> None:
     logging.disable_progress_bar()
 
 
-def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) -> Asker:
+def make_sampler_builder(
+    model: str, asked: TaskInputs[Any], *groups: Sequence[Problem]
+) -> SamplerBuilder:
     """Tokenizer and prompts of a model, the groups' prompts checked against its context.
 
     Raises ModelError where the model can't be had, DataError where prompts are too long, ConfigError
@@ -306,7 +308,7 @@ def make_asker(model: str, asked: Questions[Any], *groups: Sequence[Problem]) ->
     shown = replace(shown, opening=tokenizer.opening)
     in_prompt = settings.demos_in_prompt
     prompts = shown if in_prompt else replace(shown, demos=asked.prompts.demos)
-    return Asker(base, tokenizer, prompts, asked.reward, settings, () if in_prompt else demos)
+    return SamplerBuilder(base, tokenizer, prompts, asked.reward, settings, () if in_prompt else demos)
 
 
 def check_installed(settings: Ask) -> None:

@@ -27,9 +27,7 @@ Prompt = str | Sequence[Message]  # what the user's `prompt` column holds
 FinishReason = Literal["stop", "answered", "length", "error"]
 
 # Why a draw is not accepted; "" if it is. Closed, so that counts of each can be shown.
-Reason = Literal[
-    "", "cut off", "unparsable", "leaks the hint", "wrong", "reward failed", "engine failed"
-]
+Reason = Literal["", "truncated", "parse_error", "hint_leak", "wrong", "reward_failed", "engine_failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +130,11 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A completion's text, split; `problem` says why it could not be, else it is empty."""
+    """A completion's text, split; `error` says why it could not be, else it is empty."""
 
     rationale: str
     answer: str
-    problem: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +153,7 @@ class Draw:
     """One completion with its provenance, as it is stored."""
 
     key: DrawKey
-    prompt: str  # name of the prompt it was drawn under: "plain" or "hinted"
+    prompt_kind: str  # name of the prompt it was drawn under: "plain" or "hinted"
     seed: int
     completion: Completion
     score: Score
@@ -178,7 +176,7 @@ class Draw:
     @property
     def bare_prompt(self) -> str:
         """The prompt whose log-probability `completion.logprob` is of; "" if it had worked examples."""
-        return "" if self.demos or self.completion.num_forced else self.prompt
+        return "" if self.demos or self.completion.num_forced else self.prompt_kind
 
     @property
     def on_policy(self) -> bool:
@@ -200,7 +198,7 @@ class Example:
 
     draw: Draw
     weight: float = 1.0
-    prompt: Literal["plain", "hinted"] = "plain"  # that it is trained under
+    prompt_kind: Literal["plain", "hinted"] = "plain"  # that it is trained under
 
 
 # A rule maps one problem's draws (those that are remembered, then the iteration's, in order of their
@@ -213,29 +211,33 @@ Rule = Callable[[Sequence[Draw], Sequence[Example]], Sequence[Example]]
 class Stage:
     """Ask every problem, or every one still unsolved, up to `draws` times under one prompt."""
 
-    prompt: Literal["plain", "hinted"]
+    prompt_kind: Literal["plain", "hinted"]
     draws: int = 1
     ask: Literal["unsolved", "all"] = "unsolved"
 
     def __post_init__(self) -> None:
-        if self.prompt not in ("plain", "hinted") or self.draws < 1:
+        if self.prompt_kind not in ("plain", "hinted") or self.draws < 1:
             raise ConfigError(f"{self}: the prompt is plain or hinted, and draws are at least 1.")
 
 
-# What a rule may need: log pi or log q of each accepted draw; "every draw": that every problem is asked
-# alike in every iteration; "all tokens": that no top_p or top_k leaves tokens out; "temperature 1": that
-# draws follow their model's own law; "own draws": that this model is theta_{k-1}; "plain prompts": that
-# no worked examples stand in the prompts and no answer is forced; "answers": the probability of y* after
-# each draw's rationale, whatever its answer; "ratio": pi / q of rationale and cue of these; "gain": what
-# the rationale of each accepted draw adds to the probability of y*.
+# What a rule may need to know of draws, or how they must have been drawn:
+# log_pi, log_q      log pi or log q of each accepted draw
+# fixed_budget       every problem is asked alike in every iteration
+# untruncated        no top_p or top_k leaves tokens out
+# temperature_1      draws follow their model's own law
+# current_model      that model is theta_{k-1}
+# plain_prompts      no worked examples stand in the prompts, and no answer is forced
+# answers            the probability of y* after each draw's rationale, whatever its answer
+# ratio              pi / q of rationale and cue of these
+# gain               how much the rationale of each accepted draw adds to the probability of y*
 Need = Literal[
     "log_pi",
     "log_q",
-    "every draw",
-    "all tokens",
-    "temperature 1",
-    "own draws",
-    "plain prompts",
+    "fixed_budget",
+    "untruncated",
+    "temperature_1",
+    "current_model",
+    "plain_prompts",
     "answers",
     "ratio",
     "gain",
@@ -282,13 +284,13 @@ class Scheme:
             raise ConfigError(
                 f"scheme {self.name}: min_gain and every are of schemes that remember draws."
             )
-        if "every draw" in self.needs and (some or self.is_adaptive):
+        if "fixed_budget" in self.needs and (some or self.is_adaptive):
             what = "min_gain or every leaves some out" if some else "a stage asks the unsolved alone"
             raise ConfigError(
                 f"scheme {self.name}: its weights are of draws that every problem gets in every "
                 f'iteration, and {what}: choose stages of ask="all", such as those of pps(4).'
             )
-        if "own draws" in self.needs and self.proposal == "base":
+        if "current_model" in self.needs and self.proposal == "base":
             raise ConfigError(
                 f"scheme {self.name}: chains, control variates and expected rewards are of draws from "
                 "theta_{k-1}, and these are the base's: leave base out, or choose importance or memo."
@@ -403,11 +405,11 @@ class Engine(Protocol):
 
 Balance = Literal["none", "data", "uniform"]
 
-Kind = Literal["temperature", "isotonic"]
+CalibrationKind = Literal["temperature", "isotonic"]
 
 # What a distribution is made from: the count of answers, or the mean of the probabilities that the model
 # gives each answer after each rationale.
-Of = Literal["votes", "probabilities"]
+CalibrationOf = Literal["votes", "probabilities"]
 
 Aggregate = Literal["auto", "votes", "probabilities"]
 

@@ -56,16 +56,18 @@ def read_config(file: File, folder: Path) -> None:
 def read_plan(file: File, folder: Path) -> None:
     unpacked(folder)
     file.write(folder)
-    run_command(["plan", "rubric/train.jsonl", "--model", "seedling", "--config", "config.yaml"], folder)
+    run_command(
+        ["estimate", "rubric/train.jsonl", "--model", "seedling", "--config", "config.yaml"], folder
+    )
 
 
 _WORDS = (
-    *("train", "world", "rubric", "refilter", "run", "doctor", "plan", "fit", "evaluate", "predict"),
+    *("train", "world", "rubric", "refilter", "run", "verify", "estimate", "fit", "evaluate", "predict"),
     *("calibrate", "--config", "config.yaml", "--config=", "--model", "none/such/model"),
     *("--output-dir", "out", "--show", "json", "--seed", "-1", "x", "1e9", "--iterations", "--scheme"),
     *("rejection:0", "--reward", "ordinal(", "--accept-at", "nan", "inf", "--columns", "a=b", "a"),
     *("=", "--raters", "named", "--scale", "5,1", "--task", "judge", "-", "--", "-h", "--help"),
-    *("--version", "--no-draw", "--row", "0", "--num-train", "3", "--noise", "--difficulty", "2", ""),
+    *("--version", "--no-try", "--row", "0", "--num-train", "3", "--noise", "--difficulty", "2", ""),
     *("none.jsonl", ".", "..", "\ud800", "\x00", "é", "[bold]", "\x1b[31m", "--[x]", "a" * 5_000),
     *("--model=", "-x", "--change.reward", "--no-baselines", "--baselines", "--settings"),
     *("--training", "--output_dir=out", "🦊", "'", "rubric/train.jsonl", "rubric", "run/config.yaml"),
@@ -79,12 +81,12 @@ def make_words(rng: Random) -> list[str]:
         "fit",
         "train",
         "check",
-        "doctor",
-        "plan",
+        "verify",
+        "estimate",
         "predict",
         "sample",
         "compare",
-        "probe",
+        "bias",
         "calibrate",
     )
     verb = rng.choice(("world", "refilter", rng.choice((*others, "calibrate"))))

@@ -41,7 +41,7 @@ def read_completion(text: str, folder: Path) -> None:
         parsed = prompts.parse(text)
         prompts.leak(problem, parsed.rationale)
         prompts.leak(problem, text)
-        assert parsed.problem or parsed.answer.strip()
+        assert parsed.error or parsed.answer.strip()
     completion = Completion((1,), text, "stop", -1.0)
     score([problem], [completion], [True], prompts=Prompts(), reward=as_reward("number"))
 

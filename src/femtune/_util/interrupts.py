@@ -43,7 +43,7 @@ class _State:
 
 @contextmanager
 def graceful(signals: Sequence[int] = SIGNALS, *, tells: bool = True) -> Iterator[None]:
-    """Take signals as wishes until the block ends. `tells`: say on standard error what happens now.
+    """ItemDraws signals as wishes until the block ends. `tells`: say on standard error what happens now.
 
     Does nothing but in the main thread of a program, which alone may do this.
     """
@@ -51,15 +51,15 @@ def graceful(signals: Sequence[int] = SIGNALS, *, tells: bool = True) -> Iterato
         yield
         return
 
-    def heed(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         again = bool(_State.wished)
-        wish(number)  # in any case: what is raised within a __del__ or a callback is swallowed
+        request_stop(number)  # in any case: what is raised within a __del__ or a callback is swallowed
         if again or not _State.finishing:
             raise Stopped(number)
         if tells:
             _tell(f"Stopping: finishing {_State.finishing[-1]}. Once more stops at once.")
 
-    before = {number: signal.signal(number, heed) for number in signals}
+    before = {number: signal.signal(number, on_signal) for number in signals}
     try:
         yield
     finally:
@@ -83,7 +83,7 @@ def finishing(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def shielded() -> Iterator[None]:
+def isolate_children() -> Iterator[None]:
     """Keep the terminal's Ctrl-C from processes that multiprocessing spawns in the block.
 
     A terminal sends it to all processes of a program's session, and an engine's own would end with what
@@ -97,7 +97,7 @@ def shielded() -> Iterator[None]:
         os.environ.pop(_OWN_SESSION, None)
 
 
-def wished() -> bool:
+def stop_requested() -> bool:
     """Whether a run is to stop: nothing new is begun then."""
     return _State.in_thread.is_set()
 
@@ -108,8 +108,8 @@ def check() -> None:
         raise Stopped(_State.wished)
 
 
-def wish(number: int = signal.SIGTERM) -> None:
-    """Wish it from within: what a signal does, for processes that are told in another way."""
+def request_stop(number: int = signal.SIGTERM) -> None:
+    """EstimateOptions it from within: what a signal does, for processes that are told in another way."""
     _State.wished = _State.wished or number
     _State.in_thread.set()
 

@@ -22,7 +22,7 @@ from femtune.reporting.terminal import (
     plain_table,
     showing,
 )
-from femtune.tools.estimate.estimate import Wish
+from femtune.tools.estimate.estimate import EstimateOptions
 from femtune.tools.refilter import Change
 
 
@@ -47,34 +47,25 @@ def check(
 
 
 @app.command
-def doctor(
-    data: str,
+def verify(
+    runs: Annotated[Path, Parameter(name="RUN")],
     *,
-    model: Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])] = None,
-    settings: Train | None = None,
-    row: int = 1,
-    draws: int = 32,
-    draw: Annotated[
-        bool, Parameter(name=["--draw", "--try"], negative=["--no-draw", "--no-try"])
-    ] = True,
-    mend: bool = False,
+    repair: bool = False,
     show: Show = "auto",
 ) -> None:
-    """Verify all files of a run against their checksums, and say what is damaged and can be made again.
+    """Compare all files of a run with their checksums, and list what is damaged.
 
-    DATA is the folder of a run, or of several. --mend sets damaged files aside, so that the run's
-    command makes them again. For a data set, this is the same as check.
+    RUN is the folder of a run, or of several. --repair sets damaged files aside, so that the run's
+    command makes them again.
     """
     from femtune.tools.verify import runs_in
 
-    if Path(data).is_dir() and (runs := runs_in(Path(data))):
-        _check_runs(runs, mend, show)
-        return
-    if model is None:
-        raise ConfigError(f"doctor {data} needs --model; or give it the folder of a run to verify.")
-    if mend:
-        raise ConfigError(f"--mend is for the folder of a run, and {data} is none.")
-    _check_data(data, model, settings or Train(), row, draws, draw, show)
+    found = runs_in(runs) if runs.is_dir() else []
+    if not found:
+        raise ConfigError(
+            f"{runs} holds no run. Give the folder of a run; `femtune check` is for a data set."
+        )
+    _check_runs(found, repair, show)
 
 
 def _check_data(
@@ -87,26 +78,26 @@ def _check_data(
 
     if num_draws < 1:
         raise ConfigError(f"--draws must be at least 1, got {num_draws}. --no-try draws none.")
-    asker, problems, findings = checks.examine(data, model, settings)
+    builder, problems, findings = checks.examine(data, model, settings)
     if not 1 <= row <= len(problems):
         raise DataError(f"--row {row}: {data} has rows 1 to {len(problems)}.")
     problem = problems[row - 1]
     if show in ("auto", "lines"):  # all that is cheap, before the model is loaded
-        _print(check_report.data_lines(findings, asker, problem))
+        _print(check_report.data_lines(findings, builder, problem))
     tried = None
     if tries:
-        planned = model_checks.plan_trials(asker, settings, len(problems), num_draws)
+        planned = model_checks.plan_trials(builder, settings, len(problems), num_draws)
         if show in ("auto", "lines"):
             _print(check_report.planned_lines(planned, settings.max_new_tokens))
         with check_report.counting(planned, show) as on_draws:
             tried = model_checks.try_model(
-                asker, problems, settings, num_draws, row=problem, on_draws=on_draws
+                builder, problems, settings, num_draws, row=problem, on_draws=on_draws
             )
     if show == "json":
-        print(json.dumps(check_report.as_json(findings, tried, asker, problems, problem)))
+        print(json.dumps(check_report.as_json(findings, tried, builder, problems, problem)))
     elif show != "quiet":
         _print(
-            check_report.model_lines(findings, tried, asker, problems, problem, settings.scheme),
+            check_report.model_lines(findings, tried, builder, problems, problem, settings.scheme),
         )
 
 
@@ -116,7 +107,7 @@ def _print(lines: Iterable[RenderableType]) -> None:
         console.print(line, soft_wrap=isinstance(line, Text))
 
 
-def _check_runs(runs: Sequence[Path], mend: bool, show: Show) -> None:
+def _check_runs(runs: Sequence[Path], repair: bool, show: Show) -> None:
     """Verify runs. Raises RunError where one stays damaged."""
     from femtune.tools import verify
 
@@ -128,24 +119,24 @@ def _check_runs(runs: Sequence[Path], mend: bool, show: Show) -> None:
         elif show != "quiet":
             for is_well, what, text in verify.lines(found):
                 console.print(literal(f"{'✓' if is_well else '!'} {what:<16}{text}"), soft_wrap=True)
-        set_aside = verify.mend(found) if mend else []
+        set_aside = verify.repair(found) if repair else []
         if show in ("auto", "lines"):
             for path in set_aside:
                 tell("set aside", path)
-        num_bad += sum(not (mend and fault.remedy) for fault in found.faults)
+        num_bad += sum(not (repair and fault.remedy) for fault in found.faults)
         if set_aside and show in ("auto", "lines"):
             console.print(literal("The run's own command makes them again."))
     if num_bad:
-        advice = "" if mend else "; --mend sets aside what can be made again"
+        advice = "" if repair else "; --repair sets aside what can be made again"
         raise RunError(f"{num_bad} files are damaged{advice}.")
 
 
 @app.command
-def plan(
+def estimate(
     data: str,
     *,
     model: Model,
-    wish: Flat[Wish] | None = None,
+    wish: Flat[EstimateOptions] | None = None,
     settings: Train | None = None,
     show: Show = "auto",
 ) -> None:
@@ -154,14 +145,14 @@ def plan(
     Loads no weights, unless --measure tries some problems out. Of a model on the Hub only config,
     tokenizer and the list of its weights are fetched.
     """
-    from femtune.tools.estimate import estimate
+    from femtune.tools.estimate import estimate as estimates
 
-    found = estimate.look_ahead(data, model, settings or Train(), wish or Wish())
+    found = estimates.look_ahead(data, model, settings or Train(), wish or EstimateOptions())
     if show == "json":
-        print(json.dumps(estimate.as_json(found)))
+        print(json.dumps(estimates.as_json(found)))
     elif show != "quiet":
-        console.print(plain_table(*estimate.table(found)))
-        for note in estimate.notes(found):
+        console.print(plain_table(*estimates.table(found)))
+        for note in estimates.notes(found):
             console.print(literal(note), soft_wrap=True)
 
 
@@ -208,7 +199,7 @@ def refilter(
 
 
 @app.command
-def probe(
+def bias(
     data: str,
     *,
     model: Model,
@@ -216,16 +207,15 @@ def probe(
     output_dir: Output = None,
     show: Show = "auto",
 ) -> None:
-    """Known biases of a judge on held-out items: length, order, padding, self-praise.
+    """Measure known biases of a judge on held-out items: length, order, padding, self-praise.
 
     Altered items are asked beside the originals: three times the draws of evaluate for ratings, and
     for pairs too.
     """
-    from femtune.tools.judge_biases import probe as run
-    from femtune.tools.judge_biases import table
+    from femtune.tools.judge_biases import measure_biases, table
 
     with showing(show) as progress:
-        folder, metrics = run(data, model, settings or Evaluate(), output_dir, progress)
+        folder, metrics = measure_biases(data, model, settings or Evaluate(), output_dir, progress)
     if show == "json":
         print(json.dumps(metrics))
     elif show != "quiet":

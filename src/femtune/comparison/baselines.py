@@ -38,15 +38,15 @@ from femtune.data.answers import Scale
 from femtune.data.prompts import write_completion
 from femtune.data.tasks.frames import frame
 from femtune.errors import ConfigError, DataError
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics
 from femtune.loop import Steps
 from femtune.mstep.examples import write_examples
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import Data, Questions, held_out, plan, read_questions, run_place
+from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs, run_place
 from femtune.rewards.builtin import score
 from femtune.runs.run import Run, open_run, read_draws, write_draws
-from femtune.sampler import Asker, make_asker
+from femtune.sampler import SamplerBuilder, make_sampler_builder
 from femtune.schemes.filters import chain
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 
@@ -133,7 +133,9 @@ def baseline_settings(name: str, settings: Train, draws: int, rl: RL | None = No
     return Baseline(**(fields | own), draws=draws if name in DRAWING else 1)
 
 
-def check(asked: Questions[Train], data: Data, model: str, settings: Baseline, output_dir: Path) -> None:
+def check(
+    asked: TaskInputs[Train], data: Data, model: str, settings: Baseline, output_dir: Path
+) -> None:
     """Refuse at once what `run_baseline` would refuse. Raises DataError, ConfigError, RunError."""
     own = _own(asked, settings)
     train, test = held_out(own, data)
@@ -149,7 +151,7 @@ def check(asked: Questions[Train], data: Data, model: str, settings: Baseline, o
 
 
 def _place(
-    asked: Questions[Any], data: Data, model: str, output_dir: Path, *groups: Sequence[Problem]
+    asked: TaskInputs[Any], data: Data, model: str, output_dir: Path, *groups: Sequence[Problem]
 ) -> tuple[Path, dict[str, Any]]:
     """Return a baseline's directory and its resolved configuration."""
     return run_place(
@@ -170,14 +172,14 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
     That is of one iteration; by reinforcement learning, of the base and each pass, as a scheme's is. Its
     "evaluation" has the keys of a scheme's; of a regression, "evaluations" has one for each kind.
     """
-    asked = _own(read_questions(data, settings), settings)
+    asked = _own(read_inputs(data, settings), settings)
     train, test = held_out(asked, data)
     asked = beside(asked, test)
     place, config = _place(asked, data, model, output_dir, train, test)
     with open_run(place, config, CHANGEABLE) as run:
         if isinstance(settings, Reinforced):
-            asker = make_asker(model, asked, train, test)
-            return reinforce(run, asker, settings, settings, train, test)
+            builder = make_sampler_builder(model, asked, train, test)
+            return reinforce(run, builder, settings, settings, train, test)
         number = 1 if settings.scheme == "answer-only" else 0
         stored = run.iteration(number) / "metrics.json"
         if not stored.exists():
@@ -187,7 +189,7 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
         return [json.loads(stored.read_text())]
 
 
-def _own(asked: Questions[Any], settings: Baseline) -> Questions[Train]:
+def _own(asked: TaskInputs[Any], settings: Baseline) -> TaskInputs[Train]:
     """These problems, with a baseline's settings where nothing is left open."""
     names = ("reward", "instruction", "hint", "scale")
     known = {name: getattr(asked.settings, name) for name in names}
@@ -196,7 +198,7 @@ def _own(asked: Questions[Any], settings: Baseline) -> Questions[Train]:
 
 def _made(
     run: Run,
-    asked: Questions[Train],
+    asked: TaskInputs[Train],
     model: str,
     settings: Baseline,
     train: Sequence[Problem],
@@ -204,14 +206,14 @@ def _made(
 ) -> dict[str, Any]:
     if settings.scheme == "majority":
         return _majority(run, asked, train, test)
-    asker = make_asker(model, asked, train, test)
+    builder = make_sampler_builder(model, asked, train, test)
     if settings.scheme == "answer-only":
-        return _answer_only(run, asker, settings, train, test)
+        return _answer_only(run, builder, settings, train, test)
     if settings.scheme == "votes":
-        return _votes(run, asker, settings, test)
+        return _votes(run, builder, settings, test)
     if settings.scheme == "direct":
-        return _direct(run, asked, asker, settings, test)
-    return _regression(run, asked, asker, settings, both_orders(train, asked.problems), test)
+        return _direct(run, asked, builder, settings, test)
+    return _regression(run, asked, builder, settings, both_orders(train, asked.problems), test)
 
 
 # --- majority
@@ -223,7 +225,7 @@ def most_frequent(problems: Sequence[Problem]) -> str:
 
 
 def _majority(
-    run: Run, asked: Questions[Train], train: Sequence[Problem], test: Sequence[Problem]
+    run: Run, asked: TaskInputs[Train], train: Sequence[Problem], test: Sequence[Problem]
 ) -> dict[str, Any]:
     run.log("evaluation", iteration=0)
     draws = answered(test, [most_frequent(train)] * len(test), asked)
@@ -231,7 +233,9 @@ def _majority(
     return {"evaluation": judged(test, draws)}
 
 
-def answered(problems: Sequence[Problem], answers: Sequence[str], asked: Questions[Train]) -> list[Draw]:
+def answered(
+    problems: Sequence[Problem], answers: Sequence[str], asked: TaskInputs[Train]
+) -> list[Draw]:
     """Answers that no model wrote, one for each problem, graded as a model's would be."""
     form = asked.prompts.format
     texts = [write_completion(form, "", answer).strip() for answer in answers]
@@ -265,11 +269,13 @@ def without_soundness(metrics: Mapping[str, Any]) -> dict[str, Any]:
 # --- votes
 
 
-def _votes(run: Run, asker: Asker, settings: Baseline, test: Sequence[Problem]) -> dict[str, Any]:
+def _votes(
+    run: Run, builder: SamplerBuilder, settings: Baseline, test: Sequence[Problem]
+) -> dict[str, Any]:
     run.log("evaluation", iteration=0)
-    with asker.setup(Sampling(settings.max_new_tokens, temperature=1.0)) as setup:
+    with builder.sampler(Sampling(settings.max_new_tokens, temperature=1.0)) as sampler:
         # an untrained model votes at its best: with worked examples, as in its own evaluation
-        _draw(run, "eval", test, replace(setup, demos=asker.demos), settings.draws)
+        _draw(run, "eval", test, replace(sampler, demos=builder.demos), settings.draws)
     metrics = evaluation_metrics(
         {problem.id: problem for problem in test}, read_draws(run.iteration(0) / "eval")
     )
@@ -290,12 +296,16 @@ def by_vote(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _direct(
-    run: Run, asked: Questions[Train], asker: Asker, settings: Baseline, test: Sequence[Problem]
+    run: Run,
+    asked: TaskInputs[Train],
+    builder: SamplerBuilder,
+    settings: Baseline,
+    test: Sequence[Problem],
 ) -> dict[str, Any]:
     """Two rows of one pass: the likeliest answer and, of ratings, the expected score."""
     run.log("evaluation", iteration=0)
-    with asker.setup(Sampling(settings.max_new_tokens)) as setup:
-        found = direct_answers(run, test, replace(setup, demos=asker.demos))
+    with builder.sampler(Sampling(settings.max_new_tokens)) as sampler:
+        found = direct_answers(run, test, replace(sampler, demos=builder.demos))
     answers = [nats.likeliest if nats else "" for nats in found]
     ways = {"direct": judged(test, answered(test, answers, asked)) | direct_metrics(test, found)}
     known = frame(test[0])
@@ -307,37 +317,43 @@ def _direct(
     return {"evaluation": ways["direct"], "evaluations": ways}
 
 
-def _draw(run: Run, kind: str, problems: Sequence[Problem], setup: Setup, draws: int) -> None:
+def _draw(run: Run, kind: str, problems: Sequence[Problem], sampler: Sampler, draws: int) -> None:
     """Draw from the base under the plain prompt and store it, chunk by chunk, in iteration 0."""
-    ask_into(run, kind, problems, setup, draws=draws)
+    ask_into(run, kind, problems, sampler, draws=draws)
 
 
 # --- answer-only
 
 
 def _answer_only(
-    run: Run, asker: Asker, settings: Baseline, train: Sequence[Problem], test: Sequence[Problem]
+    run: Run,
+    builder: SamplerBuilder,
+    settings: Baseline,
+    train: Sequence[Problem],
+    test: Sequence[Problem],
 ) -> dict[str, Any]:
     examples = run.iteration(1) / "examples.parquet"
     if not examples.exists():
-        write_answers(examples, train, asker)
-    what = replace(plan(replace(settings, scheme="pps", soft_accept=None)), start_from="base")
-    lenient = replace(asker, prompts=replace(asker.prompts, require_rationale=False))
-    with lenient.setup(Sampling(settings.max_new_tokens)) as setup:
-        steps = Steps(run, asker.base, train, test, what, setup, asker.tokenizer, Quiet())
-        return {"m_step": steps.maximise(1), "evaluation": without_soundness(steps.measure(1))}
+        write_answers(examples, train, builder)
+    what = replace(
+        make_loop_config(replace(settings, scheme="pps", soft_accept=None)), start_from="base"
+    )
+    lenient = replace(builder, prompts=replace(builder.prompts, require_rationale=False))
+    with lenient.sampler(Sampling(settings.max_new_tokens)) as sampler:
+        steps = Steps(run, builder.base, train, test, what, sampler, builder.tokenizer, Quiet())
+        return {"m_step": steps.m_step(1), "evaluation": without_soundness(steps.evaluate(1))}
 
 
-def write_answers(path: Path, problems: Sequence[Problem], asker: Asker) -> None:
+def write_answers(path: Path, problems: Sequence[Problem], builder: SamplerBuilder) -> None:
     """Examples of the bare answers, y* under the plain prompt, for the M-step."""
     draws = []
     for problem in problems:
-        text = write_completion(asker.prompts.format, "", problem.answer).strip()
-        completion = Completion(asker.tokenizer.encode_completion(text), text, "stop", 0.0)
+        text = write_completion(builder.prompts.format, "", problem.answer).strip()
+        completion = Completion(builder.tokenizer.encode_completion(text), text, "stop", 0.0)
         key = DrawKey(1, problem.id, 0, 0)
         draws.append(Draw(key, "plain", 0, completion, Score(1.0, problem.answer)))
     by_id = {problem.id: problem for problem in problems}
-    write_examples(path, [draws], by_id, chain(), asker.prompts, asker.tokenizer)
+    write_examples(path, [draws], by_id, chain(), builder.prompts, builder.tokenizer)
 
 
 # --- regression
@@ -376,8 +392,8 @@ def groups_of(problems: Sequence[Problem]) -> list[str]:
 
 def _regression(
     run: Run,
-    asked: Questions[Train],
-    asker: Asker,
+    asked: TaskInputs[Train],
+    builder: SamplerBuilder,
     settings: Baseline,
     train: Sequence[Problem],
     test: Sequence[Problem],
@@ -386,10 +402,10 @@ def _regression(
     assert known is not None  # check_regression
     groups = {"draws": train, "eval": test}
     run.log("E-step", iteration=0)
-    _draw_all(run, asker, settings, groups)
+    _draw_all(run, builder, settings, groups)
     begun = time.perf_counter()
     run.log("M-step", iteration=0)
-    seen = _stored_features(run, asker, groups, known.scale)
+    seen = _stored_features(run, builder, groups, known.scale)
     truth = np.array([known.scale.index(problem.answer) for problem in train])
     found = predictions(
         known.form == "pair", known.scale, seen["draws"], truth, groups_of(train), seen["eval"]
@@ -412,12 +428,12 @@ def _regression(
 
 
 def _draw_all(
-    run: Run, asker: Asker, settings: Baseline, groups: Mapping[str, Sequence[Problem]]
+    run: Run, builder: SamplerBuilder, settings: Baseline, groups: Mapping[str, Sequence[Problem]]
 ) -> None:
     """Draws of both kinds; the engine and its model are gone at the end."""
-    with asker.setup(Sampling(settings.max_new_tokens, temperature=1.0)) as setup:
+    with builder.sampler(Sampling(settings.max_new_tokens, temperature=1.0)) as sampler:
         for kind, problems in groups.items():
-            _draw(run, kind, problems, setup, settings.draws)
+            _draw(run, kind, problems, sampler, settings.draws)
 
 
 def _base_metrics(run: Run, kind: str, problems: Sequence[Problem]) -> dict[str, Any]:
@@ -429,19 +445,19 @@ def _base_metrics(run: Run, kind: str, problems: Sequence[Problem]) -> dict[str,
 
 
 def _stored_features(
-    run: Run, asker: Asker, groups: Mapping[str, Sequence[Problem]], scale: Sequence[str]
+    run: Run, builder: SamplerBuilder, groups: Mapping[str, Sequence[Problem]], scale: Sequence[str]
 ) -> dict[str, Features]:
     """Features of training and held-out problems, from features.npz or stored there."""
     path = run.iteration(0) / "features.npz"
     if not path.exists():
         from femtune.engines.hf.model import read_model  # torch is slow to import
 
-        device = best_device(asker.settings.device)
-        model = read_model(asker.base, asker.settings.engine_dtype, device, False)
+        device = best_device(builder.settings.device)
+        model = read_model(builder.base, builder.settings.engine_dtype, device, False)
         made: dict[str, Any] = {}
         for kind, problems in groups.items():
             folder = run.iteration(0) / kind
-            seen = features(model, asker, problems, folder, scale)
+            seen = features(model, builder, problems, folder, scale)
             made |= {f"{kind}_counts": seen.counts, f"{kind}_embedding": seen.embedding}
         with replacing(path) as part, part.open("wb") as file:
             np.savez(file, allow_pickle=False, **made)

@@ -42,9 +42,9 @@ from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
 from femtune.evaluation.bootstrap import half_width
 from femtune.evaluation.evaluate import sound_steps
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import Data, choose_peft, held_out, plan, read_questions, run_place
+from femtune.resolve import Data, choose_peft, held_out, make_loop_config, read_inputs, run_place
 from femtune.runs.run import read_log
-from femtune.sampler import make_asker
+from femtune.sampler import make_sampler_builder
 from femtune.schemes.named import spelled_out
 from femtune.types import Problem
 
@@ -118,7 +118,7 @@ def jobs(
     for seed in numbers:
         for spec in schemes:
             spelled = replace(settings, scheme=spelled_out(spec), seed=seed)
-            name = plan(replace(spelled, soft_accept=None)).scheme.name
+            name = make_loop_config(replace(spelled, soft_accept=None)).scheme.name
             if any((name, seed) == (job.scheme, job.seed) for job in made):
                 raise ConfigError(f"scheme {name} is given twice: once is enough.")
             place = output_dir / f"{folder_name(name)}-seed{seed}"
@@ -167,7 +167,7 @@ def compare(
             with interrupts.finishing("what the runs have in flight"):
                 while not all(future.done() for future in futures.values()):
                     watch({job: state(job.output_dir) for job in todo})
-                    if interrupts.wished():
+                    if interrupts.stop_requested():
                         stop.set()
                     if stop.is_set() or any(map(_ended_badly, futures.values())):
                         pool.shutdown(wait=False, cancel_futures=True)
@@ -204,7 +204,7 @@ def _run(data: Data, model: str, job: Job) -> History:
 def _end(number: int, frame: object) -> None:
     """SIGTERM, which schedulers send to all processes of a job: what is in flight is stored first."""
     _Worker.ends = True
-    interrupts.wish(number)
+    interrupts.request_stop(number)
     if not _Worker.busy:
         os._exit(128 + number)
 
@@ -232,7 +232,7 @@ def _begin(parent: int, threads: int, stop: Event) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             if stop.wait(0.5):
-                interrupts.wish(signal.SIGINT)
+                interrupts.request_stop(signal.SIGINT)
                 time.sleep(0.5)
         os._exit(1)
 
@@ -242,18 +242,18 @@ def _begin(parent: int, threads: int, stop: Event) -> None:
 def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
     """Refuse at once what a run would refuse."""
     settings = next((job.settings for job in todo if not job.is_baseline), todo[0].settings)
-    asked = read_questions(data, settings)
+    asked = read_inputs(data, settings)
     for job in todo:
         if isinstance(job.settings, Baseline):
             check(asked, data, model, job.settings, job.output_dir)
             continue
         own = replace(asked, settings=replace(asked.settings, scheme=job.settings.scheme, seed=job.seed))
         own = replace(own, settings=choose_peft(own.settings, local_model(model), job.output_dir))
-        plan(own.settings)
+        make_loop_config(own.settings)
         groups = held_out(own, data)
         place, demos = job.output_dir, beside(own, groups[1]).demos
         run_place(place, "train", data, model, own.settings, *groups, reward=own.reward, demos=demos)
-    make_asker(model, asked, *held_out(asked, data))
+    make_sampler_builder(model, asked, *held_out(asked, data))
 
 
 def _histories(futures: dict[Job, Future[History]]) -> dict[Job, History]:

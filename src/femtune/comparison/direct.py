@@ -15,25 +15,25 @@ from typing import Any
 
 from femtune._util import interrupts
 from femtune.data.answers import Scale
-from femtune.estep.answer_probs import AnswerNats, direct_nats
-from femtune.estep.scheduler import Setup
+from femtune.estep.answer_probs import AnswerNats, direct_logprobs
+from femtune.estep.scheduler import Sampler
 from femtune.evaluation.answer_metrics import distribution_metrics, judged_by_probabilities
 from femtune.evaluation.scored_answers import possible, read_scored, write_scored
 from femtune.runs.run import Run
 from femtune.types import Problem
 
 
-def direct_answers(run: Run, problems: Sequence[Problem], setup: Setup) -> list[AnswerNats | None]:
+def direct_answers(run: Run, problems: Sequence[Problem], sampler: Sampler) -> list[AnswerNats | None]:
     """Score every answer of each problem, or read what is stored of that in iteration 0.
 
-    Under the plain prompt with `setup.demos`. Raises EngineError where the engine can't score.
+    Under the plain prompt with `sampler.demos`. Raises EngineError where the engine can't score.
     """
     path = run.shard(0, "direct_answers", 0)
     run.verify(path)
     if not path.exists():
         with interrupts.finishing("the scoring of the answers"):
             begun = time.perf_counter()
-            found = direct_nats(problems, setup)
+            found = direct_logprobs(problems, sampler)
             scored = {(p.id, 0): nats for p, nats in zip(problems, found, strict=True) if possible(nats)}
             write_scored(path, scored, time.perf_counter() - begun)
             run.record(path)

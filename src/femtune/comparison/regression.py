@@ -38,7 +38,7 @@ from femtune.evaluation.bootstrap import (
 from femtune.evaluation.evaluate import as_item
 from femtune.evaluation.metrics import count_votes, scale_values
 from femtune.runs.run import by_problem, read_draws
-from femtune.sampler import Asker
+from femtune.sampler import SamplerBuilder
 from femtune.types import Problem
 
 PENALTIES = np.logspace(-2, 5, 8)  # of least squares, against the sum over items; 1 / C of the logistic
@@ -55,7 +55,7 @@ class Features:
 
 
 def features(
-    model: Any, asker: Asker, problems: Sequence[Problem], folder: Path, scale: Sequence[str]
+    model: Any, builder: SamplerBuilder, problems: Sequence[Problem], folder: Path, scale: Sequence[str]
 ) -> Features:
     """Votes and mean embedding of each problem's stored draws, in the order of the problems."""
     of_problem = {
@@ -64,7 +64,7 @@ def features(
     items = [as_item(problem, of_problem[problem.id]) for problem in problems]
     pairs = []
     for problem in problems:
-        prompt = asker.tokenizer.encode_prompt(asker.prompts.plain(problem))
+        prompt = builder.tokenizer.encode_prompt(builder.prompts.plain(problem))
         pairs += [(prompt, draw.completion.tokens) for draw in of_problem[problem.id]]
     vectors = embeddings(model, pairs)
     means = vectors.reshape(len(problems), -1, vectors.shape[1]).mean(axis=1)  # as many draws of each

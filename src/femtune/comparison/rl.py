@@ -24,10 +24,10 @@ from femtune.errors import ConfigError
 from femtune.loop import Steps
 from femtune.mstep.disk import check_room
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import plan, sampling
+from femtune.resolve import make_loop_config, sampling
 from femtune.runs.checkpoints import link_models, thin_out
 from femtune.runs.run import Run
-from femtune.sampler import Asker
+from femtune.sampler import SamplerBuilder
 from femtune.schemes.filters import chain
 from femtune.types import Problem, Scheme
 
@@ -46,7 +46,7 @@ def check_reinforced(name: str, settings: Train) -> None:
 
 def reinforce(
     run: Run,
-    asker: Asker,
+    builder: SamplerBuilder,
     settings: Train,
     rl: RL,
     train: Sequence[Problem],
@@ -58,9 +58,9 @@ def reinforce(
     `reward` being the mean one; "m_step" has the seconds of the rest. Passes that are stored are not
     done again. Of the models the best and the last stay.
     """
-    what = plan(replace(settings, soft_accept=None), Scheme(settings.scheme, (), chain()))
-    with asker.setup(sampling(settings, what.scheme), probed=train) as setup:
-        steps = Steps(run, asker.base, train, test, what, setup, asker.tokenizer, Quiet())
+    what = make_loop_config(replace(settings, soft_accept=None), Scheme(settings.scheme, (), chain()))
+    with builder.sampler(sampling(settings, what.scheme), probed=train) as sampler:
+        steps = Steps(run, builder.base, train, test, what, sampler, builder.tokenizer, Quiet())
         return _passes(settings.scheme, steps, rl)
 
 
@@ -75,7 +75,7 @@ def _passes(name: str, steps: Steps, rl: RL) -> list[dict[str, Any]]:
             if iteration:
                 metrics |= _pass(name, steps, rl, iteration, left(rl, history))
             if steps.is_measured(iteration) or _is_over(steps, rl, [*history, metrics]):
-                metrics["evaluation"] = steps.measure(iteration)
+                metrics["evaluation"] = steps.evaluate(iteration)
             steps.run.write_json(stored, metrics)
             steps.run.log("iteration", **metrics)
         steps.run.verify(stored)
@@ -97,7 +97,7 @@ def left(rl: RL, history: Sequence[Mapping[str, Any]]) -> int | None:
 
 def _is_over(steps: Steps, rl: RL, history: Sequence[Mapping[str, Any]]) -> bool:
     remaining = left(rl, history)
-    return len(history) > steps.plan.iterations if remaining is None else remaining <= 0
+    return len(history) > steps.config.iterations if remaining is None else remaining <= 0
 
 
 def _pass(name: str, steps: Steps, rl: RL, iteration: int, tokens: int | None) -> dict[str, Any]:
@@ -108,13 +108,20 @@ def _pass(name: str, steps: Steps, rl: RL, iteration: int, tokens: int | None) -
     if not model.exists():
         from femtune.comparison.policy_gradient import Environment, policy_gradient  # slow to import
 
-        setup, training = steps.setup, steps.plan.training
+        sampler, training = steps.sampler, steps.config.training
         steps.run.verify(*[start] if iteration > 1 else [])
         check_room(model, start, training)
-        setup.engine.release()  # what it holds of a GPU's memory is needed now
+        sampler.engine.release()  # what it holds of a GPU's memory is needed now
         steps.serving = None
         world = Environment(
-            *(steps.problems, setup.prompts, steps.tokenizer, setup.grade, setup.sampling, setup.seed)
+            *(
+                steps.problems,
+                sampler.prompts,
+                steps.tokenizer,
+                sampler.grade,
+                sampler.sampling,
+                sampler.seed,
+            )
         )
         with interrupts.finishing("this pass, which would begin anew"):
             policy_gradient(

@@ -9,7 +9,7 @@ r"""Answer formats: how a completion writes its answer, how it is read, and wher
     regex:...   the pattern's first group
 
 >>> parse_format("line").read("Two and two make four.\n**Answer:** 4\nI hope this helps!")
-Parsed(rationale='Two and two make four.', answer='4', problem='')
+Parsed(rationale='Two and two make four.', answer='4', error='')
 >>> parse_format("boxed").read("<think>Two and two.</think> So $\\boxed{\\frac{4}{1}}$.").answer
 '\\frac{4}{1}'
 
@@ -61,7 +61,7 @@ class AnswerFormat:
     def read(self, text: str, *, require_rationale: bool = True) -> Parsed:
         """Split a completion's text into rationale and answer; `problem` says why where it can't.
 
-        >>> parse_format("line").read("No idea.").problem
+        >>> parse_format("line").read("No idea.").error
         'the last line is not "Answer: ..."'
         """
         form, whole = form_of(self.spec), text.strip()

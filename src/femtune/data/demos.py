@@ -254,8 +254,8 @@ def read_demos(path: Path) -> Demos:
 def _fault(demo: Demo, problem: Problem, prompts: Prompts, reward: Reward, accept_at: float) -> str:
     """Say why an example can't be read, or its answer is not accepted; "" where all is well."""
     parsed = prompts.parse(demo.completion)
-    if parsed.problem:
-        return f"no answer can be read from {brief(demo.completion)!r}: {parsed.problem}."
+    if parsed.error:
+        return f"no answer can be read from {brief(demo.completion)!r}: {parsed.error}."
     completion = Completion((), demo.completion, "stop", 0.0)
     try:
         [value] = reward([problem], [completion], [parsed])

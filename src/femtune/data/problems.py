@@ -182,8 +182,8 @@ def check_gold(
     found = []
     for problem, written, value in zip(problems, parsed, rewards, strict=True):
         said = f'"{problem.id}": answer {brief(problem.answer)!r}'
-        if written.problem:
-            found.append(f"{said} can't be read back, {written.problem}")
+        if written.error:
+            found.append(f"{said} can't be read back, {written.error}")
         elif value is None or not value >= accept_at:
             earned = "no reward" if value is None else f"reward {value:g}"
             found.append(f"{said} earns {earned}, expected {accept_at:g}")

@@ -9,7 +9,7 @@ Both begin with the system message and the worked examples, where there are any.
     >>> Prompts().plain(problem)[0]["content"].splitlines()[0]
     'What is 2 + 2?'
     >>> Prompts().parse("Two and two make four.\\nAnswer: 4")
-    Parsed(rationale='Two and two make four.', answer='4', problem='')
+    Parsed(rationale='Two and two make four.', answer='4', error='')
 
 The hint comes last, so that both prompts of a problem share all tokens before it.
 """

@@ -21,7 +21,7 @@ import numpy as np
 from femtune.data.tasks.frames import scale_of
 from femtune.errors import ConfigError, EngineError
 from femtune.estep.forced_answers import FORCED_TOKENS, Endings
-from femtune.estep.scheduler import Crew, Setup
+from femtune.estep.scheduler import EnginePool, Sampler
 from femtune.types import Asked, Completion, Draw, Engine, Problem, Tokens
 
 
@@ -73,7 +73,7 @@ class Writing:
 
 
 def written(
-    answers: Sequence[str], setup: Setup, *, closed: bool = False, spaced: bool = False
+    answers: Sequence[str], sampler: Sampler, *, closed: bool = False, spaced: bool = False
 ) -> Writing:
     """Return how answers are written after the format's cue; `spaced`: after the cue and a space.
 
@@ -81,8 +81,8 @@ def written(
     tag for others. So it is also where one answer begins with another, as 10 does with 1. Raises
     ConfigError for a format without a cue.
     """
-    assert setup.cut is not None
-    form, encode = setup.cut.format, setup.tokenizer.encode_text
+    assert sampler.cut is not None
+    form, encode = sampler.cut.format, sampler.tokenizer.encode_text
     if not form.cue:
         raise ConfigError(
             f"answer_format {form.spec}: the probabilities of answers need a format with a cue. Choose "
@@ -100,7 +100,7 @@ def written(
         found.append(tuple(whole[len(cue) :] if is_whole else encode(form.written(answer))))
     if not closed and not _begins_another(found):
         return Writing(tuple(answers), tuple((each,) for each in found))
-    endings: list[Tokens] = [(setup.tokenizer.end_token_id,), tuple(encode("\n"))]
+    endings: list[Tokens] = [(sampler.tokenizer.end_token_id,), tuple(encode("\n"))]
     if form.closing:
         endings = [tuple(encode(form.closing))]
     return Writing(tuple(answers), tuple(tuple((*each, *end) for end in endings) for each in found))
@@ -110,38 +110,38 @@ def _begins_another(found: Sequence[Tokens]) -> bool:
     return any(a == b[: len(a)] for a, b in permutations(found, 2))
 
 
-def endings_of(setup: Setup) -> Endings:
-    """Return how completions of a setup end; it keeps the cue's tokens."""
-    assert setup.cut is not None
-    return Endings(setup.tokenizer, setup.cut, "ended", setup.context)
+def endings_of(sampler: Sampler) -> Endings:
+    """Return how completions of a sampler end; it keeps the cue's tokens."""
+    assert sampler.cut is not None
+    return Endings(sampler.tokenizer, sampler.cut, "ended", sampler.context)
 
 
 def prefix_of(
-    completion: Completion, setup: Setup, endings: Endings | None = None
+    completion: Completion, sampler: Sampler, endings: Endings | None = None
 ) -> tuple[Tokens, bool]:
     """Return rationale and cue of a completion, and True if they were sampled as they stand.
 
     Else the cue is put after the rationale: where the answer is in another form ("The answer is 4."), or
-    missing. `endings` are those of `endings_of`, for many completions of a setup.
+    missing. `endings` are those of `endings_of`, for many completions of a sampler.
     """
-    endings = endings or endings_of(setup)
-    if ways := endings.forced_ways(completion, setup.sampling):
+    endings = endings or endings_of(sampler)
+    if ways := endings.forced_ways(completion, sampler.sampling):
         before, cue, _ = ways[-1]
         return (*before, *cue), True
-    if (num := _num_sampled(completion, setup)) is not None:
+    if (num := _num_sampled(completion, sampler)) is not None:
         return completion.tokens[:num], True
     return endings.cued(completion), False
 
 
-def _num_sampled(completion: Completion, setup: Setup) -> int | None:
+def _num_sampled(completion: Completion, sampler: Sampler) -> int | None:
     """Return how many sampled tokens end with the cue of the answer, where that is a token's end.
 
     Tokenizers may join the cue with what is before it or with the space after it: one token may be
     ".\\nAnswer: ". The cue encoded by itself is then not what the model writes.
     """
-    assert setup.cut is not None
-    form, decode = setup.cut.format, setup.tokenizer.decode
-    if not form.read(setup.cut.opening + completion.text).answer:
+    assert sampler.cut is not None
+    form, decode = sampler.cut.format, sampler.tokenizer.decode
+    if not form.read(sampler.cut.opening + completion.text).answer:
         return None
     found = None
     for num in range(len(completion.tokens) - 1, max(0, len(completion.tokens) - FORCED_TOKENS), -1):
@@ -152,46 +152,46 @@ def _num_sampled(completion: Completion, setup: Setup) -> int | None:
     return found
 
 
-def is_spaced(prefix: Tokens, setup: Setup) -> bool:
+def is_spaced(prefix: Tokens, sampler: Sampler) -> bool:
     """Return whether a prefix ends with the cue and a space, joined in one token."""
-    assert setup.cut is not None
-    return setup.tokenizer.decode(prefix[-len(setup.cut.format.cue) - 1 :]).endswith(
-        setup.cut.format.cue + " "
+    assert sampler.cut is not None
+    return sampler.tokenizer.decode(prefix[-len(sampler.cut.format.cue) - 1 :]).endswith(
+        sampler.cut.format.cue + " "
     )
 
 
-def answer_nats(
+def answer_logprobs(
     draws: Sequence[Draw],
     problems: Mapping[str, Problem],
-    setup: Setup,
+    sampler: Sampler,
     *,
     closed: bool = False,
     answers: Callable[[Problem], tuple[str, ...]] = closed_set,
 ) -> list[AnswerNats | None]:
     """Score every answer after each draw's rationale, under the plain prompt.
 
-    `setup.demos` stand in the prompts. `answers` says which answers a problem can have; of open sets, it
-    may name some. None for a draw without tokens, or without answers. Raises EngineError where the
+    `sampler.demos` stand in the prompts. `answers` gives the answers that a problem can have, or some of
+    an open set. None for a draw without tokens, or without answers. Raises EngineError where the
     engine can't score.
     """
     prefixes: list[Tokens | None] = []
     prompts: dict[str, Tokens] = {}
-    endings = endings_of(setup)
+    endings = endings_of(sampler)
     for draw in draws:
         problem = problems[draw.key.problem_id]
         if not draw.completion.tokens or not answers(problem):
             prefixes.append(None)
             continue
         if problem.id not in prompts:
-            prompts[problem.id] = prompt_tokens("plain", problem, setup)
-        prefixes.append((*prompts[problem.id], *prefix_of(draw.completion, setup, endings)[0]))
+            prompts[problem.id] = prompt_tokens("plain", problem, sampler)
+        prefixes.append((*prompts[problem.id], *prefix_of(draw.completion, sampler, endings)[0]))
     asked = [problems[draw.key.problem_id] for draw in draws]
-    return nats_of_answers(prefixes, [answers(problem) for problem in asked], setup, closed)
+    return nats_of_answers(prefixes, [answers(problem) for problem in asked], sampler, closed)
 
 
-def direct_nats(
+def direct_logprobs(
     problems: Sequence[Problem],
-    setup: Setup,
+    sampler: Sampler,
     *,
     closed: bool = False,
     answers: Callable[[Problem], tuple[str, ...]] = closed_set,
@@ -200,22 +200,22 @@ def direct_nats(
 
     None for a problem without answers. Raises EngineError where the engine can't score.
     """
-    assert setup.cut is not None
-    cue = Endings(setup.tokenizer, setup.cut).cue_after("")
-    prefixes = [(*prompt_tokens("plain", p, setup), *cue) if answers(p) else None for p in problems]
-    return nats_of_answers(prefixes, [answers(problem) for problem in problems], setup, closed)
+    assert sampler.cut is not None
+    cue = Endings(sampler.tokenizer, sampler.cut).cue_after("")
+    prefixes = [(*prompt_tokens("plain", p, sampler), *cue) if answers(p) else None for p in problems]
+    return nats_of_answers(prefixes, [answers(problem) for problem in problems], sampler, closed)
 
 
-def prompt_tokens(name: str, problem: Problem, setup: Setup) -> Tokens:
-    """Return the prompt of that name, with the worked examples of `setup.demos`."""
-    shown = setup.prompts.with_demos(setup.demos) if setup.demos else setup.prompts
-    return tuple(setup.tokenizer.encode_prompt(shown.render(name, problem)))
+def prompt_tokens(name: str, problem: Problem, sampler: Sampler) -> Tokens:
+    """Return the prompt of that name, with the worked examples of `sampler.demos`."""
+    shown = sampler.prompts.with_demos(sampler.demos) if sampler.demos else sampler.prompts
+    return tuple(sampler.tokenizer.encode_prompt(shown.render(name, problem)))
 
 
 def nats_of_answers(
     prefixes: Sequence[Tokens | None],
     answers: Sequence[tuple[str, ...]],
-    setup: Setup,
+    sampler: Sampler,
     closed: bool,
 ) -> list[AnswerNats | None]:
     """Score answers after each prefix, of prompt, rationale and cue; None for no prefix.
@@ -229,12 +229,12 @@ def nats_of_answers(
         if prefix is None:
             of.append(None)
             continue
-        key = names, is_spaced(prefix, setup)
+        key = names, is_spaced(prefix, sampler)
         if key not in writings:
-            writings[key] = written(names, setup, closed=closed, spaced=key[1])
+            writings[key] = written(names, sampler, closed=closed, spaced=key[1])
         of.append(writings[key])
         asked.append((prefix, [way for ways in writings[key].ways for way in ways]))
-    nats = iter(nats_after(setup.engine, asked))
+    nats = iter(nats_after(sampler.engine, asked))
     return [None if each is None else _summed(each, next(nats)) for each in of]
 
 
@@ -247,13 +247,13 @@ def _summed(writing: Writing, nats: Sequence[float]) -> AnswerNats:
     return AnswerNats(writing.answers, tuple(sums))
 
 
-def nats_after(engine: Engine | Crew, asked: Sequence[Asked]) -> list[tuple[float, ...]]:
+def nats_after(engine: Engine | EnginePool, asked: Sequence[Asked]) -> list[tuple[float, ...]]:
     """Nats of each continuation after its prefix. Raises EngineError where the engine can't score."""
     return [tuple(each) for each in engine.logprobs_after(asked)] if asked else []
 
 
 def with_answer(
-    completion: Completion, answer: str, setup: Setup, before: Tokens | None = None
+    completion: Completion, answer: str, sampler: Sampler, before: Tokens | None = None
 ) -> Completion:
     """Return a completion whose answer is this one, in canonical form with the end token.
 
@@ -261,14 +261,14 @@ def with_answer(
     known then.
     """
     if before is None:
-        before, _ = prefix_of(completion, setup)
-    [[way, *_]] = written([answer], setup, closed=True, spaced=is_spaced(before, setup)).ways
-    end = setup.tokenizer.end_token_id
+        before, _ = prefix_of(completion, sampler)
+    [[way, *_]] = written([answer], sampler, closed=True, spaced=is_spaced(before, sampler)).ways
+    end = sampler.tokenizer.end_token_id
     tokens = (*before, *way) if way[-1] == end else (*before, *way, end)
     return replace(
         completion,
         tokens=tokens,
-        text=setup.tokenizer.decode(tokens),
+        text=sampler.tokenizer.decode(tokens),
         finish_reason="stop",
         logprob=math.nan,
         drawn_logprob=math.nan,

@@ -21,7 +21,7 @@ from dataclasses import replace
 from femtune.estep.answer_probs import (
     AnswerNats,
     closed_set,
-    direct_nats,
+    direct_logprobs,
     is_spaced,
     nats_of_answers,
     prefix_of,
@@ -29,11 +29,11 @@ from femtune.estep.answer_probs import (
     with_answer,
     written,
 )
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.types import Completion, Draw, DrawKey, Need, Problem, Score, Tokens
 
 
-def sampled_prefix(completion: Completion, setup: Setup) -> Tokens | None:
+def sampled_prefix(completion: Completion, sampler: Sampler) -> Tokens | None:
     """Return a completion's tokens up to and including its first cue, None where it has none.
 
     It depends on these tokens alone, not on what follows: so whatever was sampled next, the model would
@@ -41,8 +41,8 @@ def sampled_prefix(completion: Completion, setup: Setup) -> Tokens | None:
     after an answer in another form, or where a token goes beyond its end: except by the space that
     stands before an answer, which some tokenizers join to it.
     """
-    assert setup.cut is not None
-    form, opening, decode = setup.cut.format, setup.cut.opening, setup.tokenizer.decode
+    assert sampler.cut is not None
+    form, opening, decode = sampler.cut.format, sampler.cut.opening, sampler.tokenizer.decode
     tokens, end = completion.tokens, 0
     text = opening + decode(tokens)
     while (place := text.find(form.cue, end)) >= 0:
@@ -56,42 +56,50 @@ def sampled_prefix(completion: Completion, setup: Setup) -> Tokens | None:
     return None
 
 
-def right_draw(draw: Draw, problem: Problem, setup: Setup) -> tuple[Tokens, Draw] | None:
+def right_draw(draw: Draw, problem: Problem, sampler: Sampler) -> tuple[Tokens, Draw] | None:
     """Return a draw's rationale and cue, and the draw with y* as its answer.
 
     None where they were not sampled as they stand, or where y* does not fit after them.
     """
     if draw.completion.finish_reason == "error":
         return None
-    prefix = sampled_prefix(draw.completion, setup)
+    prefix = sampled_prefix(draw.completion, sampler)
     if prefix is None:
         return None
-    spaced = is_spaced(prefix, setup)
-    [ways] = written([problem.answer], setup, closed=True, spaced=spaced).ways
-    if len(prefix) + max(map(len, ways)) > setup.sampling.max_new_tokens:
+    spaced = is_spaced(prefix, sampler)
+    [ways] = written([problem.answer], sampler, closed=True, spaced=spaced).ways
+    if len(prefix) + max(map(len, ways)) > sampler.sampling.max_new_tokens:
         return None
-    made = with_answer(draw.completion, problem.answer, setup, prefix)
-    parsed = setup.prompts.parse(made.text)
+    made = with_answer(draw.completion, problem.answer, sampler, prefix)
+    parsed = sampler.prompts.parse(made.text)
     score = Score(1.0, parsed.answer, rationale=parsed.rationale)
     return prefix, Draw(
-        draw.key, draw.prompt, draw.seed, made, score, demos=draw.demos, temperature=draw.temperature
+        draw.key,
+        draw.prompt_kind,
+        draw.seed,
+        made,
+        score,
+        demos=draw.demos,
+        temperature=draw.temperature,
     )
 
 
 def right_draws(
-    draws: Sequence[Draw], problems: Mapping[str, Problem], setup: Setup
+    draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: Sampler
 ) -> dict[DrawKey, tuple[Tokens, Draw]]:
     """Return `right_draw` of each draw for which the reward and the filter accept it.
 
     So rationales that leak the hint, or are empty, have none.
     """
-    found = [made for draw in draws if (made := right_draw(draw, problems[draw.key.problem_id], setup))]
+    found = [
+        made for draw in draws if (made := right_draw(draw, problems[draw.key.problem_id], sampler))
+    ]
     if not found:
         return {}
-    scores = setup.grade(
+    scores = sampler.grade(
         [problems[right.key.problem_id] for _, right in found],
         [right.completion for _, right in found],
-        hinted=[right.prompt == "hinted" for _, right in found],
+        hinted=[right.prompt_kind == "hinted" for _, right in found],
         accept_at=[1.0] * len(found),
     )
     pairs = zip(found, scores, strict=True)
@@ -104,29 +112,29 @@ def add_answer_nats(
     rights: Mapping[DrawKey, tuple[Tokens, Draw]],
     problems: Mapping[str, Problem],
     needs: Set[Need],
-    setup: Setup,
+    sampler: Sampler,
 ) -> list[Draw]:
     """Return the chosen ones of these draws with what the rules need of their answers.
 
     Where rules need "answers", draws without a right one (`rights`) are left as they are. Raises
     EngineError where the engine can't score.
     """
-    setup = replace(setup, demos=())
+    sampler = replace(sampler, demos=())
     todo = [draw for draw in chosen if draw.key in rights or "answers" not in needs]
     asked = [problems[draw.key.problem_id] for draw in todo]
-    prompts = {problem.id: prompt_tokens("plain", problem, setup) for problem in asked}
+    prompts = {problem.id: prompt_tokens("plain", problem, sampler) for problem in asked}
     prefixes: list[Tokens | None] = []
     for draw in todo:
         known = rights.get(draw.key)
-        before = known[0] if known else sampled_prefix(draw.completion, setup)
+        before = known[0] if known else sampled_prefix(draw.completion, sampler)
         prefixes.append(
-            (*prompts[draw.key.problem_id], *(before or prefix_of(draw.completion, setup)[0]))
+            (*prompts[draw.key.problem_id], *(before or prefix_of(draw.completion, sampler)[0]))
         )
     compared = _compared(draws, problems) if "gain" in needs else {}
     answers = [compared.get(problem.id, (problem.answer,)) for problem in asked]
-    found = nats_of_answers(prefixes, answers, setup, closed=True)
-    direct = _direct(asked, setup) if "gain" in needs else {}
-    ratios = _log_ratios(todo, rights, problems, setup) if "ratio" in needs else {}
+    found = nats_of_answers(prefixes, answers, sampler, closed=True)
+    direct = _direct(asked, sampler) if "gain" in needs else {}
+    ratios = _log_ratios(todo, rights, problems, sampler) if "ratio" in needs else {}
     made: dict[DrawKey, Draw] = {}
     for draw, problem, after in zip(todo, asked, found, strict=True):
         assert after is not None
@@ -157,11 +165,11 @@ def _compared(draws: Sequence[Draw], problems: Mapping[str, Problem]) -> dict[st
     }
 
 
-def _direct(problems: Sequence[Problem], setup: Setup) -> dict[str, float]:
+def _direct(problems: Sequence[Problem], sampler: Sampler) -> dict[str, float]:
     """Return log pi(y* | x) by problem."""
     once = list({problem.id: problem for problem in problems}.values())
-    found: Sequence[AnswerNats | None] = direct_nats(
-        once, setup, closed=True, answers=lambda problem: (problem.answer,)
+    found: Sequence[AnswerNats | None] = direct_logprobs(
+        once, sampler, closed=True, answers=lambda problem: (problem.answer,)
     )
     return {
         problem.id: each.nats[0] for problem, each in zip(once, found, strict=True) if each is not None
@@ -172,15 +180,15 @@ def _log_ratios(
     draws: Sequence[Draw],
     rights: Mapping[DrawKey, tuple[Tokens, Draw]],
     problems: Mapping[str, Problem],
-    setup: Setup,
+    sampler: Sampler,
 ) -> dict[DrawKey, float]:
     """Return log pi(z | x) - log q(z) of rationale and cue; the answer has no part in it."""
-    hinted = [draw for draw in draws if draw.prompt == "hinted" and draw.key in rights]
+    hinted = [draw for draw in draws if draw.prompt_kind == "hinted" and draw.key in rights]
     pairs = [
-        (prompt_tokens(name, problems[draw.key.problem_id], setup), rights[draw.key][0])
+        (prompt_tokens(name, problems[draw.key.problem_id], sampler), rights[draw.key][0])
         for draw in hinted
         for name in ("plain", "hinted")
     ]
-    nats = iter(setup.engine.logprob(pairs) if pairs else [])
+    nats = iter(sampler.engine.logprob(pairs) if pairs else [])
     ratios = {draw.key: next(nats) - next(nats) for draw in hinted}
     return {draw.key: ratios.get(draw.key, 0.0) for draw in draws}

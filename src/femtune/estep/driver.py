@@ -18,11 +18,11 @@ from femtune._util import interrupts
 from femtune.errors import EngineError
 from femtune.estep.journal import Journal, remove_journal
 from femtune.estep.pipeline import overlapped
-from femtune.estep.scheduler import Chunk, Lease, OpenChunk, Setup
+from femtune.estep.scheduler import Chunk, Lease, OpenChunk, Sampler
 from femtune.runs.run import write_draws
 from femtune.types import Draw, Engine, Problem, Request, Scheme
 
-Told = Callable[[Sequence[Draw]], None]
+RunFacts = Callable[[Sequence[Draw]], None]
 # Of the chunk of that number: the problems that are asked, and the ids of those that are remembered.
 Choose = Callable[[int, Sequence[Problem]], tuple[Sequence[Problem], frozenset[str]]]
 
@@ -30,11 +30,11 @@ Choose = Callable[[int, Sequence[Problem]], tuple[Sequence[Problem], frozenset[s
 def e_step(
     problems: Sequence[Problem],
     scheme: Scheme,
-    setup: Setup,
+    sampler: Sampler,
     *,
     iteration: int,
     place: Callable[[int], Path] | None = None,
-    on_draws: Told = lambda draws: None,
+    on_draws: RunFacts = lambda draws: None,
     choose: Choose = lambda index, problems: (problems, frozenset()),
 ) -> Iterator[Chunk]:
     """Draw from q(. | x, y*) chunk by chunk, for the problems that `choose` says, by default all.
@@ -44,62 +44,64 @@ def e_step(
     chunk at a time. Holds one chunk's draws, with overlap a few. Chunks come in their order. Raises what
     the engine or the grading raises, and Stopped where that is wished: see stopping.py.
     """
-    leases = missing(problems, scheme, setup, iteration, place, choose)
-    if not isinstance(setup.engine, Engine):
+    leases = missing(problems, scheme, sampler, iteration, place, choose)
+    if not isinstance(sampler.engine, Engine):
         with interrupts.finishing("what the workers have in flight"):
-            for chunk in setup.engine.work_off(leases):
+            for chunk in sampler.engine.work_off(leases):
                 on_draws(chunk.draws)
                 yield chunk
-    elif setup.overlap:
+    elif sampler.overlap:
         with interrupts.finishing("the draws in flight"):
-            for lease, chunk in overlapped(leases, setup, setup.engine, on_draws):
+            for lease, chunk in overlapped(leases, sampler, sampler.engine, on_draws):
                 store(lease, chunk)
                 yield chunk
     else:
         for lease in leases:
-            whole = setup.resume == "chunks"
+            whole = sampler.resume == "chunks"
             with interrupts.finishing("this chunk of problems" if whole else "the draws in flight"):
-                yield work_off(lease, setup, setup.engine, on_draws)
+                yield work_off(lease, sampler, sampler.engine, on_draws)
 
 
 def missing(
     problems: Sequence[Problem],
     scheme: Scheme,
-    setup: Setup,
+    sampler: Sampler,
     iteration: int,
     place: Callable[[int], Path] | None,
     choose: Choose,
 ) -> Iterator[Lease]:
     """The chunks that are not stored yet; those that are have no journal afterwards."""
-    for index, begin in enumerate(range(0, len(problems), setup.chunk_size)):
+    for index, begin in enumerate(range(0, len(problems), sampler.chunk_size)):
         where = place(index) if place else None
         if where is not None and where.exists():
             remove_journal(where)  # a kill came between the shard and this
         else:
-            some, known = choose(index, problems[begin : begin + setup.chunk_size])
+            some, known = choose(index, problems[begin : begin + sampler.chunk_size])
             yield Lease(
                 index,
                 some,
                 scheme,
-                setup.sampling,
+                sampler.sampling,
                 iteration,
                 where,
                 known=known,
-                demos=setup.demos,
-                force=setup.force,
+                demos=sampler.demos,
+                force=sampler.force,
             )
 
 
-def work_off(lease: Lease, setup: Setup, engine: Engine, on_draws: Told = lambda draws: None) -> Chunk:
+def work_off(
+    lease: Lease, sampler: Sampler, engine: Engine, on_draws: RunFacts = lambda draws: None
+) -> Chunk:
     """Draw for a chunk's problems, by themselves, and store the draws where the lease says.
 
     Goes on from the chunk's journal, where there is one. Raises Stopped once that is wished and what is
     in flight is stored.
     """
-    opened = OpenChunk(lease, setup)
+    opened = OpenChunk(lease, sampler)
     started = time.perf_counter()
     own_s = 0.0
-    with open_journal(lease, setup) as journal:
+    with open_journal(lease, sampler) as journal:
         engine_s, total_s = journal.spent_s if journal else (0.0, 0.0)
         if journal and (known := opened.take_up(journal.draws)):
             on_draws(known)
@@ -110,7 +112,7 @@ def work_off(lease: Lease, setup: Setup, engine: Engine, on_draws: Told = lambda
 
         def pull(room: int) -> list[Request]:
             nonlocal own_s
-            if interrupts.wished() and setup.resume == "draws":
+            if interrupts.stop_requested() and sampler.resume == "draws":
                 return []  # the engine ends when it has written what it has
             begun = time.perf_counter()
             requests = opened.pull(room)
@@ -118,7 +120,7 @@ def work_off(lease: Lease, setup: Setup, engine: Engine, on_draws: Told = lambda
             return requests
 
         try:
-            for finished in engine.generate(pull, replace(lease.sampling, cut=setup.cut)):
+            for finished in engine.generate(pull, replace(lease.sampling, cut=sampler.cut)):
                 begun = time.perf_counter()
                 draws = opened.grade(opened.settle(finished))
                 if journal:
@@ -138,11 +140,11 @@ def work_off(lease: Lease, setup: Setup, engine: Engine, on_draws: Told = lambda
     return chunk
 
 
-def open_journal(lease: Lease, setup: Setup) -> Journal | nullcontext[None]:
+def open_journal(lease: Lease, sampler: Sampler) -> Journal | nullcontext[None]:
     """The journal of a chunk that is stored somewhere, unless it is to be drawn anew as a whole."""
     if lease.place is None:
         return nullcontext()
-    if setup.resume == "chunks":
+    if sampler.resume == "chunks":
         remove_journal(lease.place)
         return nullcontext()
     return Journal(lease.place)

@@ -88,7 +88,7 @@ def remove_journal(shard: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Known:
+class JournalContents:
     """What a journal holds."""
 
     draws: list[Draw]
@@ -96,7 +96,7 @@ class Known:
     num_bytes: int  # of whole lines
 
 
-def read_journal(path: Path) -> Known:
+def read_journal(path: Path) -> JournalContents:
     """What is whole of a journal; changes nothing."""
     found: dict[DrawKey, Draw] = {}  # two workers may have written one chunk
     spent_s, num_bytes = (0.0, 0.0), 0
@@ -110,7 +110,7 @@ def read_journal(path: Path) -> Known:
             for draw in from_columns(columns):
                 found.setdefault(draw.key, draw)
             num_bytes += len(line)
-    return Known(list(found.values()), spent_s, num_bytes)
+    return JournalContents(list(found.values()), spent_s, num_bytes)
 
 
 def journals(folder: Path) -> list[Path]:

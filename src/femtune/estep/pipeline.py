@@ -22,7 +22,7 @@ from femtune._util import interrupts
 from femtune.errors import EngineError
 from femtune.estep.forced_answers import Finished
 from femtune.estep.journal import Journal
-from femtune.estep.scheduler import Chunk, Lease, OpenChunk, Setup
+from femtune.estep.scheduler import Chunk, Lease, OpenChunk, Sampler
 from femtune.types import Draw, Engine, Request
 
 MOST_OPEN = 2  # chunks at a time, so that memory stays flat
@@ -47,7 +47,7 @@ class _Open:
 
 def overlapped(
     leases: Iterator[Lease],
-    setup: Setup,
+    sampler: Sampler,
     engine: Engine,
     on_draws: Callable[[Sequence[Draw]], None],
 ) -> Iterator[tuple[Lease, Chunk]]:
@@ -59,7 +59,7 @@ def overlapped(
     first = next(leases, None)
     if first is None:
         return
-    work = _Stream(first, leases, setup, engine, on_draws)
+    work = _Stream(first, leases, sampler, engine, on_draws)
     threads = [
         threading.Thread(target=work.guarded, args=(run,), daemon=True, name=f"femtune {name}")
         for name, run in (("engine", work.generate), ("grading", work.grade))
@@ -89,11 +89,11 @@ class _Stream:
         self,
         first: Lease,
         leases: Iterator[Lease],
-        setup: Setup,
+        sampler: Sampler,
         engine: Engine,
         on_draws: Callable[[Sequence[Draw]], None],
     ) -> None:
-        self.setup, self.engine, self.on_draws = setup, engine, on_draws
+        self.sampler, self.engine, self.on_draws = sampler, engine, on_draws
         self.sampling = first.sampling
         self.leases = leases
         self.open: list[_Open] = []
@@ -107,7 +107,7 @@ class _Stream:
 
     def open_chunk(self, lease: Lease) -> _Open:
         """Begin a chunk, or go on with one from its journal."""
-        opened = _Open(OpenChunk(lease, self.setup), Journal(lease.place) if lease.place else None)
+        opened = _Open(OpenChunk(lease, self.sampler), Journal(lease.place) if lease.place else None)
         if opened.journal and (known := opened.chunk.take_up(opened.journal.draws)):
             self.on_draws(known)
         self.open.append(opened)
@@ -132,7 +132,7 @@ class _Stream:
     # --- the engine's thread
 
     def generate(self) -> None:
-        stream = self.engine.generate(self.pull, replace(self.sampling, cut=self.setup.cut))
+        stream = self.engine.generate(self.pull, replace(self.sampling, cut=self.sampler.cut))
         try:
             for finished in stream:
                 self.num_writing -= len(finished)
@@ -171,7 +171,7 @@ class _Stream:
 
     def from_chunks(self, room: int) -> list[Request]:
         requests: list[Request] = []
-        if interrupts.wished():
+        if interrupts.stop_requested():
             return requests
         for each in self.open:
             requests += each.chunk.pull(room - len(requests))

@@ -31,7 +31,7 @@ from femtune._util.atomic_files import make_folder
 from femtune.engines.weight_check import Probe, serve
 from femtune.errors import ConfigError, EngineError, FemtuneError, RunError
 from femtune.estep.driver import work_off
-from femtune.estep.scheduler import Chunk, Lease, Setup
+from femtune.estep.scheduler import Chunk, Lease, Sampler
 from femtune.rewards.custom import MODULES
 from femtune.runs.run import read_shard
 from femtune.types import Asked, Engine
@@ -46,7 +46,7 @@ STOPPED = "stopped"  # what a worker gives for a lease that it did not work off 
 
 
 @dataclass(frozen=True)
-class Posts:
+class WorkerSpec:
     """How many workers there are to be, and what each needs."""
 
     workers: int
@@ -56,7 +56,7 @@ class Posts:
 
 
 @dataclass(frozen=True)
-class Slice:
+class ScoreBatch:
     """Some pairs of prompt and completion, to be scored."""
 
     index: int
@@ -76,11 +76,11 @@ class AskedSlice:
         return [(prefix, max(several, key=len, default=())) for prefix, several in self.asked]
 
 
-Work = Lease | Slice | AskedSlice
+Work = Lease | ScoreBatch | AskedSlice
 
 
 @dataclass(frozen=True)
-class Order:
+class Task:
     """Work, with the weights that it is to be done by."""
 
     work: Work
@@ -91,21 +91,21 @@ class Order:
 class Worker:
     """What runs in an actor. Its errors go to the driver as they are."""
 
-    def start(self, hire: Callable[[], Setup]) -> str:
+    def start(self, make_engine: Callable[[], Sampler]) -> str:
         """Load the engine; gives the name of the machine."""
-        self.setup = hire()
-        if not isinstance(self.setup.engine, Engine):
+        self.sampler = make_engine()
+        if not isinstance(self.sampler.engine, Engine):
             raise TypeError("a worker has an engine of its own")
-        self.engine = self.setup.engine
+        self.engine = self.sampler.engine
         self.serving: Path | None = None
         return socket.gethostname()
 
-    def do(self, order: Order) -> Chunk | list[float] | list[list[float]] | str:
+    def do(self, order: Task) -> Chunk | list[float] | list[list[float]] | str:
         """Work by the weights that are ordered; gives what `_draw` or the engine's scoring does."""
         if order.weights != self.serving and order.weights is not None:
             if not order.weights.exists():
                 raise RunError(_unseen(order.weights))
-            serve(self.engine, order.weights, self.setup.rounding, order.base_probe)
+            serve(self.engine, order.weights, self.sampler.rounding, order.base_probe)
             self.serving = order.weights
         work = order.work
         if isinstance(work, Lease):
@@ -121,12 +121,12 @@ class Worker:
         """
         place = lease.place
 
-        def heed(draws: object) -> None:
+        def on_signal(draws: object) -> None:
             if place is not None and _stop_file(place).exists():
-                interrupts.wish()
+                interrupts.request_stop()
 
         try:
-            chunk = work_off(lease, self.setup, self.engine, heed)
+            chunk = work_off(lease, self.sampler, self.engine, on_signal)
         except interrupts.Stopped:
             return STOPPED
         return chunk if place is None else replace(chunk, draws=[])
@@ -138,22 +138,24 @@ class Worker:
 
 
 @dataclass
-class _Hired:
+class _WorkerHandle:
     """A worker as the driver knows it."""
 
     actor: Any
     doing: Any = None  # what is awaited of it
-    order: Order | None = None  # None while it starts
+    order: Task | None = None  # None while it starts
 
 
 class Pool:
-    """A crew (see `chunks.Crew`) of Ray actors; `hire` makes each one's engine and grading, there.
+    """A pool of Ray actors (see `scheduler.EnginePool`), each with an engine from `make_engine`.
 
     Raises ConfigError where Ray is not installed, can't be reached, or can never give what a worker
     needs.
     """
 
-    def __init__(self, hire: Callable[[], Setup], posts: Posts, base_probe: Probe | None = None) -> None:
+    def __init__(
+        self, make_engine: Callable[[], Sampler], posts: WorkerSpec, base_probe: Probe | None = None
+    ) -> None:
         self.ray = _ray(posts)
         if posts.gpus is None:
             posts = replace(posts, gpus=min(1.0, self.ray.cluster_resources().get("GPU", 0.0)))
@@ -161,8 +163,8 @@ class Pool:
         self.base_probe = base_probe
         self.weights: Path | None = None
         _send_user_files(self.ray)
-        self._hire = self.ray.put(hire)
-        self._workers: list[_Hired] = []
+        self._hire = self.ray.put(make_engine)
+        self._workers: list[_WorkerHandle] = []
         self._told = time.monotonic()
         self._fill_posts()
 
@@ -187,7 +189,9 @@ class Pool:
         Raises what a worker raises, EngineError where a slice ends MOST_DEATHS workers, and Stopped
         where that is wished, once what workers have begun is done.
         """
-        slices = [Slice(i, pairs[at : at + SLICE]) for i, at in enumerate(range(0, len(pairs), SLICE))]
+        slices = [
+            ScoreBatch(i, pairs[at : at + SLICE]) for i, at in enumerate(range(0, len(pairs), SLICE))
+        ]
         return [nats for part in self._deal(slices, []) for nats in part]
 
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
@@ -199,14 +203,14 @@ class Pool:
     def _deal(self, works: Sequence[Work], places: Sequence[Path]) -> Iterator[Any]:
         """Hand out work; gives what comes of each, in its order. A wish to stop is told at `places`."""
         fresh = deque(works)
-        again: deque[Order] = deque()
+        again: deque[Task] = deque()
         deaths: Counter[int] = Counter()
         begun: deque[int] = deque()  # work that is not given yet, in its order
         done: dict[int, Any] = {}
         for worker in self._workers:
             worker.order = None  # what a caller who stopped has left is of no use
         while fresh or begun:
-            if interrupts.wished():
+            if interrupts.stop_requested():
                 fresh.clear()
                 again.clear()
                 for place in places:
@@ -235,7 +239,7 @@ class Pool:
                     deaths[number] += 1
                     if deaths[number] >= MOST_DEATHS:
                         raise EngineError(_too_many(given))
-                    if given is not None and not interrupts.wished():
+                    if given is not None and not interrupts.stop_requested():
                         again.append(given)
             while begun and begun[0] in done:
                 yield done.pop(begun.popleft())
@@ -260,23 +264,23 @@ class Pool:
         """Ask for workers until there are enough; Ray starts them where and when there is room."""
         while len(self._workers) < self.posts.workers:
             remote = self.ray.remote(num_cpus=self.posts.cpus, num_gpus=self.posts.gpus, max_restarts=0)
-            worker = _Hired(remote(Worker).remote())
+            worker = _WorkerHandle(remote(Worker).remote())
             worker.doing = worker.actor.start.remote(self._hire)
             self._workers.append(worker)
 
-    def _order(self, work: Work) -> Order:
+    def _order(self, work: Work) -> Task:
         if isinstance(work, Lease) and work.place is not None:  # a worker's folder is not ours
             work = replace(work, place=work.place.absolute())
-        return Order(work, self.weights, self.base_probe)
+        return Task(work, self.weights, self.base_probe)
 
-    def _ended(self) -> list[_Hired]:
+    def _ended(self) -> list[_WorkerHandle]:
         """Workers that have done what they were asked, or died of it; waits a second at most."""
         awaited = {worker.doing: worker for worker in self._workers if worker.doing is not None}
         ended, _ = self.ray.wait([*awaited], num_returns=1, timeout=1.0)
         self._tell_of_empty_posts()
         return [awaited[doing] for doing in ended]
 
-    def _result(self, worker: _Hired) -> Any:
+    def _result(self, worker: _WorkerHandle) -> Any:
         """What a worker gives, or None if it died; it is free then. Raises what it raised."""
         starting, doing = worker.order is None, worker.doing
         worker.doing = worker.order = None
@@ -319,7 +323,7 @@ def _stop_file(place: Path) -> Path:
     return place.with_name(".stopping")
 
 
-def _ray(posts: Posts) -> Any:
+def _ray(posts: WorkerSpec) -> Any:
     """Ray, with a cluster. Raises ConfigError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it warns it will be
@@ -381,7 +385,7 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = others_may
 
 
-def _local_cpus(posts: Posts) -> int:
+def _local_cpus(posts: WorkerSpec) -> int:
     """What Ray is told this machine has: workers share its cores if they are fewer."""
     return max(os.cpu_count() or 1, -int(-posts.cpus * posts.workers // 1))
 
@@ -393,7 +397,7 @@ def _send_user_files(ray: Any) -> None:
             ray.cloudpickle.register_pickle_by_value(module)
 
 
-def _too_many(order: Order | None) -> str:
+def _too_many(order: Task | None) -> str:
     doing = "while starting"
     work = order.work if order is not None else None
     if isinstance(work, Lease):

@@ -49,7 +49,7 @@ class Grade(Protocol):
     ) -> Sequence[Score]: ...
 
 
-class Crew(Protocol):
+class EnginePool(Protocol):
     """Several engines in processes of their own, that work off whole chunks: see pool.py."""
 
     def load(self, weights: Path) -> None:
@@ -78,10 +78,10 @@ class Crew(Protocol):
 
 
 @dataclass(frozen=True)
-class Setup:
+class Sampler:
     """What draws come from and how they are graded, apart from problems and scheme."""
 
-    engine: Engine | Crew
+    engine: Engine | EnginePool
     tokenizer: Tokenizer
     prompts: Prompts
     grade: Grade
@@ -125,8 +125,8 @@ class Chunk:
     total_s: float
 
 
-def upcoming(stages: Sequence[Stage], tries: Sequence[Draw], begin: int = 0) -> list[tuple[int, int]]:
-    """What to ask of a problem next, as (stage, index), once all of `tries` are graded; [] when done.
+def upcoming(stages: Sequence[Stage], attempts: Sequence[Draw], begin: int = 0) -> list[tuple[int, int]]:
+    """What to ask of a problem next, as (stage, index), once all of `attempts` are graded; [] when done.
 
     A stage for the unsolved asks one at a time and stops at the first accepted draw, of this stage or an
     earlier one; a stage for all asks its draws together. Stages are numbered from `begin` on.
@@ -134,10 +134,10 @@ def upcoming(stages: Sequence[Stage], tries: Sequence[Draw], begin: int = 0) -> 
     >>> upcoming([Stage("plain"), Stage("hinted")], [])
     [(0, 0)]
     """
-    solved = any(draw.accepted for draw in tries)
-    current = tries[-1].key.stage if tries else begin
+    solved = any(draw.accepted for draw in attempts)
+    current = attempts[-1].key.stage if attempts else begin
     for number, stage in enumerate(stages[current - begin :], current):
-        asked = {draw.key.index for draw in tries if draw.key.stage == number}
+        asked = {draw.key.index for draw in attempts if draw.key.stage == number}
         # some of them only where a run goes on that was stopped between them
         if stage.ask == "all" and (left := [(number, i) for i in range(stage.draws) if i not in asked]):
             return left
@@ -149,28 +149,28 @@ def upcoming(stages: Sequence[Stage], tries: Sequence[Draw], begin: int = 0) -> 
 class OpenChunk:
     """Which request comes next, and what has come back: the state of a chunk that is worked off."""
 
-    def __init__(self, lease: Lease, setup: Setup) -> None:
+    def __init__(self, lease: Lease, sampler: Sampler) -> None:
         self.lease = lease
-        self.tries: dict[str, list[Draw]] = {problem.id: [] for problem in lease.problems}
+        self.attempts: dict[str, list[Draw]] = {problem.id: [] for problem in lease.problems}
         self._problems = {problem.id: problem for problem in lease.problems}
-        self._scheme, self._setup = lease.scheme, setup
+        self._scheme, self._setup = lease.scheme, sampler
         self._fresh = deque(lease.problems)
         self._queue: deque[Request] = deque()
         self._open: defaultdict[str, int] = defaultdict(int)  # requests of a problem not yet graded
         self._tokens: dict[tuple[str, str], tuple[int, ...]] = {}  # retries share their prompt
-        self._prompts = setup.prompts.with_demos(lease.demos) if lease.demos else setup.prompts
+        self._prompts = sampler.prompts.with_demos(lease.demos) if lease.demos else sampler.prompts
         self._demos = demos_digest(lease.demos)
-        self._endings = Endings(setup.tokenizer, setup.cut, lease.force, setup.context)
+        self._endings = Endings(sampler.tokenizer, sampler.cut, lease.force, sampler.context)
 
     def take_up(self, draws: Sequence[Draw]) -> list[Draw]:
         """Enter draws from before this chunk was opened, first of all; gives those that are its own."""
-        taken = [draw for draw in draws if draw.key.problem_id in self.tries]
+        taken = [draw for draw in draws if draw.key.problem_id in self.attempts]
         for draw in taken:
-            self.tries[draw.key.problem_id].append(draw)
+            self.attempts[draw.key.problem_id].append(draw)
         for name in dict.fromkeys(draw.key.problem_id for draw in taken):
-            self.tries[name].sort(key=lambda draw: draw.key)
+            self.attempts[name].sort(key=lambda draw: draw.key)
             self._ask(self._problems[name])
-        self._fresh = deque(problem for problem in self._fresh if not self.tries[problem.id])
+        self._fresh = deque(problem for problem in self._fresh if not self.attempts[problem.id])
         return taken
 
     def pull(self, room: int) -> list[Request]:
@@ -188,7 +188,7 @@ class OpenChunk:
 
     def grade(self, finished: Sequence[Finished]) -> list[Draw]:
         """Score completions. Changes nothing, so that it may run beside `pull`."""
-        names = [self._scheme.asked[request.key.stage].prompt for request, _ in finished]
+        names = [self._scheme.asked[request.key.stage].prompt_kind for request, _ in finished]
         at = self._scheme.accept_at
         scores = self._setup.grade(
             [self._problems[request.key.problem_id] for request, _ in finished],
@@ -213,10 +213,10 @@ class OpenChunk:
         """Take graded draws in, and queue what is to be asked after them."""
         for draw in draws:
             name = draw.key.problem_id
-            self.tries[name].append(draw)
+            self.attempts[name].append(draw)
             self._open[name] -= 1
             if self._open[name] == 0:
-                self.tries[name].sort(key=lambda draw: draw.key)
+                self.attempts[name].sort(key=lambda draw: draw.key)
                 self._ask(self._problems[name])
 
     @property
@@ -227,7 +227,7 @@ class OpenChunk:
     @property
     def draws(self) -> list[Draw]:
         """All draws so far, in order of problem, then key."""
-        return [draw for tries in self.tries.values() for draw in tries]
+        return [draw for attempts in self.attempts.values() for draw in attempts]
 
     def asked(self, request: Request) -> bool:
         """Whether a request is of this chunk."""
@@ -235,15 +235,15 @@ class OpenChunk:
 
     def unanswered(self) -> list[str]:
         """Ids of problems that wait for a draw still, or were never asked."""
-        return [name for name in self.tries if self._open[name] or not self.tries[name]]
+        return [name for name in self.attempts if self._open[name] or not self.attempts[name]]
 
     def _ask(self, problem: Problem) -> None:
         scheme = self._scheme
         is_first = bool(scheme.first) and problem.id not in self.lease.known
         stages, begin = (scheme.first, 0) if is_first else (scheme.stages, len(scheme.first))
-        for number, index in upcoming(stages, self.tries[problem.id], begin):
+        for number, index in upcoming(stages, self.attempts[problem.id], begin):
             key = DrawKey(self.lease.iteration, problem.id, number, index)
-            tokens = self._prompt_tokens(scheme.asked[number].prompt, problem)
+            tokens = self._prompt_tokens(scheme.asked[number].prompt_kind, problem)
             self._queue.append(Request(key, tokens, draw_seed(self._setup.seed, key)))
             self._open[problem.id] += 1
 

@@ -30,7 +30,7 @@ from femtune._util.parsing import Unreadable, reading_arrow
 from femtune.errors import EngineError, RunError
 from femtune.estep.answer_scoring import add_answer_nats, right_draw, right_draws
 from femtune.estep.forced_answers import Endings
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.runs.run import Run, by_problem, read_shard, write_draws
 from femtune.schemes.answer_rules import answer_metrics
 from femtune.schemes.filters import weigh
@@ -58,14 +58,14 @@ _OLDER = 7  # columns of files of before `log_answer`
 
 
 @dataclass(frozen=True)
-class Tries:
+class ScoredDraws:
     """The draws that the rules of an iteration see, as they are stored in a run, chunk by chunk."""
 
     run: Run
     iteration: int
     problems: Sequence[Problem]
     scheme: Scheme
-    setup: Setup
+    sampler: Sampler
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Each chunk's draws, in order of problem, then key: remembered ones come first."""
@@ -74,7 +74,7 @@ class Tries:
     @property
     def indices(self) -> range:
         """Of the chunks."""
-        return range(-(-len(self.problems) // self.setup.chunk_size))
+        return range(-(-len(self.problems) // self.sampler.chunk_size))
 
     @property
     def files(self) -> list[Path]:
@@ -85,10 +85,10 @@ class Tries:
     def chunk(self, index: int) -> list[Draw]:
         """The draws of a chunk, remembered and own, with their nats."""
         own, _ = read_shard(self.run.shard(self.iteration, "draws", index))
-        tries: dict[str, list[Draw]] = {p.id: [] for p in self._problems_of(index)}
+        scoring: dict[str, list[Draw]] = {p.id: [] for p in self._problems_of(index)}
         for draw in (*self.recalled(index), *self._with_nats("scored", index, own)):
-            tries[draw.key.problem_id].append(draw)
-        return [draw for each in tries.values() for draw in sorted(each, key=lambda draw: draw.key)]
+            scoring[draw.key.problem_id].append(draw)
+        return [draw for each in scoring.values() for draw in sorted(each, key=lambda draw: draw.key)]
 
     def recalled(self, index: int) -> list[Draw]:
         """The draws that the last iteration has left, with their nats."""
@@ -133,7 +133,7 @@ class Tries:
             name = "memory" if kind == "recalled" else "draws"
             draws, _ = read_shard(self.run.shard(place, name, index))
             scored = scored_draws(
-                draws, self._problems_of(index), self.scheme, self.setup, self.iteration
+                draws, self._problems_of(index), self.scheme, self.sampler, self.iteration
             )
             tokens = sum(len(draw.completion.tokens) for draw in scored)
             write_nats(path, scored, {"total_s": time.perf_counter() - begun, "tokens": tokens})
@@ -148,8 +148,8 @@ class Tries:
             if not path.exists():
                 kept = [
                     replace(example.draw, log_pi=None, log_q=None)
-                    for _, tries in by_problem(self.chunk(index))
-                    for example in weigh(self.scheme.remember, tries)
+                    for _, scoring in by_problem(self.chunk(index))
+                    for example in weigh(self.scheme.remember, scoring)
                 ]
                 write_draws(path, kept, {})
                 self.run.record(path)
@@ -196,7 +196,7 @@ class Tries:
         return mass is None or -mass > self.scheme.min_gain
 
     def _problems_of(self, index: int) -> Sequence[Problem]:
-        size = self.setup.chunk_size
+        size = self.sampler.chunk_size
         return self.problems[index * size : (index + 1) * size]
 
     def _with_nats(self, kind: str, index: int, draws: Sequence[Draw]) -> list[Draw]:
@@ -210,7 +210,7 @@ class Tries:
         return [
             replace(draw, right=made[1])
             if draw.log_answer is not None
-            and (made := right_draw(draw, problems[draw.key.problem_id], self.setup))
+            and (made := right_draw(draw, problems[draw.key.problem_id], self.sampler))
             else draw
             for draw in found
         ]
@@ -232,7 +232,7 @@ def log_mass(draws: Sequence[Draw]) -> float | None:
 
 
 def scored_draws(
-    draws: Sequence[Draw], problems: Sequence[Problem], scheme: Scheme, setup: Setup, iteration: int
+    draws: Sequence[Draw], problems: Sequence[Problem], scheme: Scheme, sampler: Sampler, iteration: int
 ) -> list[Draw]:
     """The accepted ones of these draws, with the nats that the scheme needs, by the engine's weights.
 
@@ -241,7 +241,7 @@ def scored_draws(
     EngineError where the engine can't score.
     """
     asked = {problem.id: problem for problem in problems}
-    rights = right_draws(draws, asked, setup) if "answers" in scheme.needs else {}
+    rights = right_draws(draws, asked, sampler) if "answers" in scheme.needs else {}
     accepted = [draw for draw in draws if draw.accepted or draw.key in rights]
     found: dict[str, Sequence[float | None]] = {}
     kinds: tuple[tuple[Need, str], ...] = (("log_pi", "plain"), ("log_q", "hinted"))
@@ -250,18 +250,18 @@ def scored_draws(
             found[need] = [None] * len(accepted)
             continue
         since = iteration if scheme.proposal == "current" else iteration + 1  # drawn by other weights
-        found[need] = nats_under(prompt, accepted, asked, setup, since)
+        found[need] = nats_under(prompt, accepted, asked, sampler, since)
     found["log_drawn"] = [None] * len(accepted)
-    if setup.force != "never" and "all tokens" in scheme.needs:
-        found["log_drawn"] = drawn_nats(accepted, asked, setup)
+    if sampler.force != "never" and "untruncated" in scheme.needs:
+        found["log_drawn"] = drawn_nats(accepted, asked, sampler)
     nats = zip(found["log_pi"], found["log_q"], found["log_drawn"], strict=True)
     scored = [with_nats(draw, each) for draw, each in zip(accepted, nats, strict=True)]
     if scheme.needs & {"answers", "gain"}:
-        return add_answer_nats(scored, draws, rights, asked, scheme.needs, setup)
+        return add_answer_nats(scored, draws, rights, asked, scheme.needs, sampler)
     return scored
 
 
-def drawn_nats(draws: Sequence[Draw], problems: Mapping[str, Problem], setup: Setup) -> list[float]:
+def drawn_nats(draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: Sampler) -> list[float]:
     """Log-probability in nats of drawing each completion, freely or by a forced answer.
 
     Where answers are forced, z + cue + y is drawn in two ways: the model writes it, or it ends after z
@@ -274,24 +274,26 @@ def drawn_nats(draws: Sequence[Draw], problems: Mapping[str, Problem], setup: Se
     Draws are at temperature 1 (see prepare._check_law) and under the prompt with the worked examples
     that they were drawn with. Raises EngineError where the engine can't score.
     """
-    endings = Endings(setup.tokenizer, setup.cut, "ended", setup.context)
-    end = setup.tokenizer.end_token_id
-    shown, bare = setup.prompts.with_demos(setup.demos), setup.prompts
+    endings = Endings(sampler.tokenizer, sampler.cut, "ended", sampler.context)
+    end = sampler.tokenizer.end_token_id
+    shown, bare = sampler.prompts.with_demos(sampler.demos), sampler.prompts
     terms: list[list[tuple[tuple[int, ...], tuple[int, ...]]]] = []  # pairs whose nats are added
     num_terms = []
     for draw in draws:
-        messages = (shown if draw.demos else bare).render(draw.prompt, problems[draw.key.problem_id])
-        prompt = setup.tokenizer.encode_prompt(messages)
+        messages = (shown if draw.demos else bare).render(
+            draw.prompt_kind, problems[draw.key.problem_id]
+        )
+        prompt = sampler.tokenizer.encode_prompt(messages)
         found = [
             [(prompt, (*before, end)), ((*prompt, *before, *cue), answer)]
-            for before, cue, answer in endings.forced_ways(draw.completion, setup.sampling)
+            for before, cue, answer in endings.forced_ways(draw.completion, sampler.sampling)
         ]
-        if endings.could_be_free(draw.completion, setup.sampling):
+        if endings.could_be_free(draw.completion, sampler.sampling):
             found.append([(prompt, draw.completion.tokens)])
         terms += found
         num_terms.append(len(found))
     pairs = [pair for term in terms for pair in term]
-    nats = iter(setup.engine.logprob(pairs) if pairs else [])
+    nats = iter(sampler.engine.logprob(pairs) if pairs else [])
     sums = iter([math.fsum(next(nats) for _ in term) for term in terms])
     return [float(np.logaddexp.reduce([next(sums) for _ in range(num)])) for num in num_terms]
 
@@ -302,7 +304,7 @@ def with_nats(draw: Draw, nats: Sequence[Any]) -> Draw:
 
 
 def nats_under(
-    prompt: str, draws: Sequence[Draw], problems: Mapping[str, Problem], setup: Setup, since: int = 0
+    prompt: str, draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: Sampler, since: int = 0
 ) -> list[float]:
     """Nats of each draw's completion under the prompt of that name, by the engine's weights.
 
@@ -314,22 +316,22 @@ def nats_under(
         for d in draws
     ]
     todo = [draw for draw, nats in zip(draws, known, strict=True) if math.isnan(nats)]
-    new = iter(logprobs(todo, problems, prompt, setup))
+    new = iter(logprobs(todo, problems, prompt, sampler))
     return [next(new) if math.isnan(nats) else nats for nats in known]
 
 
 def logprobs(
-    draws: Sequence[Draw], problems: Mapping[str, Problem], prompt: str, setup: Setup
+    draws: Sequence[Draw], problems: Mapping[str, Problem], prompt: str, sampler: Sampler
 ) -> list[float]:
     """Nats of each draw's completion under the prompt of that name. Raises EngineError."""
     prompts: dict[str, tuple[int, ...]] = {}
     for draw in draws:
         name = draw.key.problem_id
         if name not in prompts:
-            messages = setup.prompts.render(prompt, problems[name])
-            prompts[name] = setup.tokenizer.encode_prompt(messages)
+            messages = sampler.prompts.render(prompt, problems[name])
+            prompts[name] = sampler.tokenizer.encode_prompt(messages)
     pairs = [(prompts[draw.key.problem_id], draw.completion.tokens) for draw in draws]
-    nats = setup.engine.logprob(pairs) if pairs else []
+    nats = sampler.engine.logprob(pairs) if pairs else []
     if bad := [draw.key for draw, each in zip(draws, nats, strict=True) if math.isnan(each)]:
         raise EngineError(f"the engine gives no log-probability for {len(bad)} draws, such as {bad[0]}.")
     return nats
@@ -373,5 +375,5 @@ def _read(path: Path) -> tuple[Any, dict[str, float]]:
             return table, timing
     except Unreadable as error:
         raise RunError(
-            f"{path} {error}. It is damaged: `femtune doctor` of its run tells what can be made again."
+            f"{path} {error}. It is damaged: `femtune verify` of its run tells what can be made again."
         ) from error

@@ -15,10 +15,10 @@ MANY_TRUNCATED = 0.2  # of the draws
 
 # What to do where most draws were refused for a reason.
 _REMEDIES = {
-    "cut off": (
+    "truncated": (
         "Most draws were truncated: raise --max-new-tokens, or show worked examples (--demos FILE)."
     ),
-    "unparsable": (
+    "parse_error": (
         "Most draws have no answer that can be read: show worked examples (--demos FILE), or set "
         "--answer-format to the form that the model writes."
     ),
@@ -26,11 +26,11 @@ _REMEDIES = {
         "Most answers are wrong: lower --temperature, allow more attempts (--scheme rejection:16), or "
         "begin with easier problems."
     ),
-    "leaks the hint": (
+    "hint_leak": (
         "Most rationales mention the hint: change --hint, or draw without hints (--scheme rejection:4)."
     ),
-    "reward failed": "Most draws have no reward, as it failed: run it by itself on one of them.",
-    "engine failed": "Most draws failed in the engine: its messages say why.",
+    "reward_failed": "Most draws have no reward, as it failed: run it by itself on one of them.",
+    "engine_failed": "Most draws failed in the engine: its messages say why.",
 }
 
 
@@ -108,7 +108,7 @@ def _answered(metrics: Mapping[str, Any]) -> float:
 def remedy(reasons: Mapping[str, Mapping[str, int]]) -> str:
     """Return what to do about the most frequent reason for refusal, from counts by prompt and reason.
 
-    >>> remedy({"plain": {"wrong": 3, "kept": 9, "cut off": 4}}).partition(":")[0]
+    >>> remedy({"plain": {"wrong": 3, "kept": 9, "truncated": 4}}).partition(":")[0]
     'Most draws were truncated'
     """
     total = Counter[str]()
@@ -136,7 +136,7 @@ def has_examples(metrics: Mapping[str, Any]) -> bool:
 def nothing_kept(iteration: int, metrics: Mapping[str, Any]) -> str:
     """Say why an E-step kept nothing: counts by prompt and reason, the likely cause, the remedy."""
     counts = [
-        f"{count} {prompt} draws: {reason}"
+        f"{count} {prompt} draws: {reason.replace('_', ' ')}"
         for prompt, reasons in metrics["reasons"].items()
         for reason, count in reasons.items()
     ]

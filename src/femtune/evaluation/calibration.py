@@ -27,7 +27,7 @@ from femtune.errors import ConfigError, DataError
 from femtune.evaluation.bootstrap import Floats, bootstrap, summary
 from femtune.evaluation.calibration_map import Calibration, Knots, _log_probabilities, apply
 from femtune.evaluation.metrics import Item, calibration_errors, confidence, count_votes, distributions
-from femtune.types import Kind, Of
+from femtune.types import CalibrationKind, CalibrationOf
 
 MIN_ITEMS = 20  # of fewer, a fit says more about the items than about the judge
 FLOOR = 1e-6  # added to probabilities, so that none is 0: a log is taken of them
@@ -37,7 +37,7 @@ TEMPERATURES = (0.05, 20.0)  # within which one is sought: beyond, it is a one-h
 def fit_calibration(
     items: Sequence[Item],
     scale: Sequence[str],
-    kind: Kind,
+    kind: CalibrationKind,
     probabilities: Floats | None = None,
 ) -> Calibration:
     """Fit the map under which the truths of these items are likeliest.
@@ -57,8 +57,8 @@ def fit_calibration(
     20 items with a vote, one draw of each where votes are counted, or one class of truths.
     """
     votes = count_votes(items, scale)
-    if kind not in get_args(Kind):
-        raise ConfigError(f"calibration {kind!r}: choose one of {', '.join(get_args(Kind))}.")
+    if kind not in get_args(CalibrationKind):
+        raise ConfigError(f"calibration {kind!r}: choose one of {', '.join(get_args(CalibrationKind))}.")
     by_votes = probabilities is None
     used = votes.cast if by_votes else np.ones(len(items), bool)
     truth, counts = votes.truth[used], votes.counts[used]
@@ -70,7 +70,7 @@ def fit_calibration(
         raise DataError("one draw of each item: a calibration takes several, there is no share of one.")
     if len(np.unique(truth)) < 2:
         raise DataError("labels of one class: nothing to calibrate against.")
-    of: Of = "votes" if by_votes else "probabilities"
+    of: CalibrationOf = "votes" if by_votes else "probabilities"
     if kind == "isotonic":
         knots = tuple(_isotonic(shares[:, answer], truth == answer) for answer in range(len(scale)))
         return Calibration(kind, tuple(scale), knots=knots, of=of)
@@ -99,7 +99,7 @@ def effect(
 def cross_fitted_effect(
     items: Sequence[Item],
     scale: Sequence[str],
-    kind: Kind,
+    kind: CalibrationKind,
     probabilities: Floats | None = None,
     *,
     folds: int = 5,
@@ -171,10 +171,10 @@ def _from_json(stored: Any) -> Calibration:
     if not isinstance(stored, dict) or set(stored) != set(names):
         raise ValueError(f"it must have the fields {', '.join(names)}")
     kind, scale = stored["kind"], _tuple(stored["scale"], "scale", str)
-    if kind not in get_args(Kind):
+    if kind not in get_args(CalibrationKind):
         raise ValueError(f"its kind is {kind!r}")
-    if (of := stored["of"]) not in get_args(Of):
-        raise ValueError(f"it is of {of!r}, expected one of {', '.join(get_args(Of))}")
+    if (of := stored["of"]) not in get_args(CalibrationOf):
+        raise ValueError(f"it is of {of!r}, expected one of {', '.join(get_args(CalibrationOf))}")
     if len(scale) < 2 or len(set(scale)) != len(scale):
         raise ValueError("its scale must have two answers or more, all different")
     temperature, smoothing = _tuple([stored["temperature"], stored["smoothing"]], "temperature", float)

@@ -9,7 +9,7 @@ import numpy as np
 
 from femtune.errors import ConfigError
 from femtune.evaluation.bootstrap import Floats
-from femtune.types import Kind, Of
+from femtune.types import CalibrationKind, CalibrationOf
 
 Knots = tuple[tuple[float, ...], tuple[float, ...]]  # rising shares, and the probability at each
 
@@ -18,12 +18,12 @@ Knots = tuple[tuple[float, ...], tuple[float, ...]]  # rising shares, and the pr
 class Calibration:
     """A fitted map; `temperature` and `smoothing` are of one kind, `knots` of the other."""
 
-    kind: Kind
+    kind: CalibrationKind
     scale: tuple[str, ...]
     temperature: float = 1.0  # over 1: the votes are too sure
     smoothing: float = 0.0  # added to each share, so that an answer without a vote is not impossible
     knots: tuple[Knots, ...] = ()  # one for each answer of the scale; straight lines between
-    of: Of = "votes"  # which distributions it was fitted to
+    of: CalibrationOf = "votes"  # which distributions it was fitted to
 
 
 def apply(calibration: Calibration, shares: Floats) -> Floats:

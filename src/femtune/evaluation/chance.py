@@ -39,7 +39,7 @@ def plain_attempts(scheme: Scheme) -> int:
     """Return how often a scheme asks a problem without a hint; 0 where a near miss may be kept too."""
     if scheme.accept_at != 1:
         return 0
-    return sum(stage.draws for stage in scheme.stages if stage.prompt == "plain")
+    return sum(stage.draws for stage in scheme.stages if stage.prompt_kind == "plain")
 
 
 def binomial_interval(hits: int, total: int) -> tuple[float, float]:

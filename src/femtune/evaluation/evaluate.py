@@ -20,7 +20,7 @@ from femtune.data.answers import as_fraction, as_label, plain
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.worlds import WORLDS
 from femtune.estep.driver import e_step
-from femtune.estep.scheduler import Chunk, Setup
+from femtune.estep.scheduler import Chunk, Sampler
 from femtune.evaluation.bootstrap import Floats, bootstrap, mean, summary
 from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.chance import guessed_share, is_closed
@@ -41,7 +41,7 @@ Stored = Iterable[tuple[Sequence[Draw], Mapping[str, float]]]  # chunks: draws, 
 
 def evaluation_draws(
     problems: Sequence[Problem],
-    setup: Setup,
+    sampler: Sampler,
     *,
     draws: int,
     iteration: int,
@@ -50,14 +50,14 @@ def evaluation_draws(
 ) -> Iterator[Chunk]:
     """Ask every problem `draws` times under the plain prompt: not adaptive, so fit for estimates."""
     scheme = Scheme("evaluate", (Stage("plain", draws=draws, ask="all"),), paper_filter)
-    return e_step(problems, scheme, setup, iteration=iteration, place=place, on_draws=on_draws)
+    return e_step(problems, scheme, sampler, iteration=iteration, place=place, on_draws=on_draws)
 
 
 def ask_into(
     run: Run,
     kind: str,
     problems: Sequence[Problem],
-    setup: Setup,
+    sampler: Sampler,
     *,
     draws: int,
     iteration: int = 0,
@@ -68,9 +68,9 @@ def ask_into(
     What is there is looked at first. Raises RunError where it is damaged.
     """
     place = partial(run.shard, iteration, kind)
-    run.verify(*(place(index) for index in range(-(-len(problems) // setup.chunk_size))))
+    run.verify(*(place(index) for index in range(-(-len(problems) // sampler.chunk_size))))
     for chunk in evaluation_draws(
-        problems, setup, draws=draws, iteration=iteration, place=place, on_draws=on_draws
+        problems, sampler, draws=draws, iteration=iteration, place=place, on_draws=on_draws
     ):
         run.record(place(chunk.index))
     return run.iteration(iteration) / kind
@@ -247,12 +247,12 @@ def estep_metrics(problems: Mapping[str, Problem], stored: Stored, attempts: int
         for problem_id, draws in by_problem(chunk):
             num_problems += 1
             asked += [problems[problem_id]] if attempts else []
-            num_plain += any(draw.accepted and draw.prompt == "plain" for draw in draws)
+            num_plain += any(draw.accepted and draw.prompt_kind == "plain" for draw in draws)
             accepted = [number for number, draw in enumerate(draws, 1) if draw.accepted]
             if accepted:
                 solved_by[accepted[0]] += 1
             for draw in draws:
-                reasons[draw.prompt][draw.score.reason or "kept"] += 1
+                reasons[draw.prompt_kind][draw.score.reason or "kept"] += 1
                 if draw.accepted and (steps := sound_steps(draw, problems[problem_id])):
                     sound += steps
                     wholly_sound.append(all(steps))

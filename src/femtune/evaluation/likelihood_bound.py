@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from femtune.estep.driver import e_step
-from femtune.estep.scheduler import Chunk, Setup
+from femtune.estep.scheduler import Chunk, Sampler
 from femtune.estep.scoring import nats_under, read_nats, read_timing, with_nats, write_nats
 from femtune.evaluation.bootstrap import Floats, bootstrap, mean, ratio, summary
 from femtune.evaluation.evaluate import group_of
@@ -53,7 +53,7 @@ def subset(problems: Sequence[Problem], most: int, seed: int) -> list[Problem]:
 
 def mixture_draws(
     problems: Sequence[Problem],
-    setup: Setup,
+    sampler: Sampler,
     *,
     draws: int,
     iteration: int,
@@ -61,20 +61,20 @@ def mixture_draws(
     on_draws: Callable[[Sequence[Draw]], None] = lambda draws: None,
 ) -> Iterator[Chunk]:
     """Ask every problem `draws` times, an even number, at temperature 1: half under each prompt."""
-    sampling = Sampling(setup.sampling.max_new_tokens)
-    setup = replace(setup, sampling=sampling, demos=(), force="never")
+    sampling = Sampling(sampler.sampling.max_new_tokens)
+    sampler = replace(sampler, sampling=sampling, demos=(), force="never")
     scheme = mixture(draws // 2, draws // 2)
-    return e_step(problems, scheme, setup, iteration=iteration, place=place, on_draws=on_draws)
+    return e_step(problems, scheme, sampler, iteration=iteration, place=place, on_draws=on_draws)
 
 
-def score_right(source: Path, target: Path, problems: Mapping[str, Problem], setup: Setup) -> None:
+def score_right(source: Path, target: Path, problems: Mapping[str, Problem], sampler: Sampler) -> None:
     """Store log pi and log q of a shard's right draws, by the weights that drew it.
 
     One of the two was known as the draw was made. Raises EngineError where the engine can't score.
     """
     begun = time.perf_counter()
     right = [draw for draw in read_shard(source)[0] if is_right(draw)]
-    log_pi, log_q = (nats_under(name, right, problems, setup) for name in ("plain", "hinted"))
+    log_pi, log_q = (nats_under(name, right, problems, sampler) for name in ("plain", "hinted"))
     scored = [
         replace(draw, log_pi=pi, log_q=q) for draw, pi, q in zip(right, log_pi, log_q, strict=True)
     ]
@@ -89,7 +89,7 @@ def is_right(draw: Draw) -> bool:
 
 def weights(draws: Sequence[Draw]) -> list[float]:
     """The weight w of each of a problem's draws; 0 of wrong ones. The right ones have their nats."""
-    plain = sum(draw.prompt == "plain" for draw in draws) / len(draws)
+    plain = sum(draw.prompt_kind == "plain" for draw in draws) / len(draws)
     return [_weight(_excess(draw), plain) if is_right(draw) else 0.0 for draw in draws]
 
 
@@ -115,7 +115,7 @@ def effective_share(draws: Sequence[Draw]) -> float:
 
     Source: Kong 1992; Liu 2001, section 2.5.3. It can't be less than 1 / number where one is right.
     """
-    hinted = [draw for draw in draws if draw.prompt == "hinted"]
+    hinted = [draw for draw in draws if draw.prompt_kind == "hinted"]
     logs = [-_excess(draw) for draw in hinted if is_right(draw)]
     if not logs:
         return 0.0
@@ -198,7 +198,7 @@ class _Row(NamedTuple):
 
 
 def _row(draws: Sequence[Draw]) -> _Row:
-    hinted = [draw for draw in draws if draw.prompt == "hinted"]
+    hinted = [draw for draw in draws if draw.prompt_kind == "hinted"]
     excess = [_excess(draw) for draw in hinted if is_right(draw)]
     found = weights(draws)
     return _Row(
@@ -206,7 +206,7 @@ def _row(draws: Sequence[Draw]) -> _Row:
         math.fsum(found) / len(found),
         effective_share(draws),
         len(hinted),
-        sum(draw.score.reason == "leaks the hint" for draw in hinted),
+        sum(draw.score.reason == "hint_leak" for draw in hinted),
         len(excess),
         math.fsum(excess),
     )

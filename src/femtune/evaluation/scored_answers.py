@@ -24,8 +24,8 @@ from femtune._util.atomic_files import replacing
 from femtune._util.parsing import Unreadable, reading_arrow
 from femtune.data.prompts import Prompts
 from femtune.errors import ConfigError, EngineError, RunError
-from femtune.estep.answer_probs import AnswerNats, answer_nats, closed_set
-from femtune.estep.scheduler import Setup
+from femtune.estep.answer_probs import AnswerNats, answer_logprobs, closed_set
+from femtune.estep.scheduler import Sampler
 from femtune.runs.run import Run, read_shard
 from femtune.types import Aggregate, Draw, Problem
 
@@ -64,9 +64,9 @@ def uses_probabilities(aggregate: Aggregate, problems: Sequence[Problem], prompt
     return is_closed and bool(prompts.format.cue)
 
 
-def engine_scores(setup: Setup, aggregate: Aggregate) -> bool:
+def engine_scores(sampler: Sampler, aggregate: Aggregate) -> bool:
     """Return whether the engine can score. Raises EngineError where it can't and has to."""
-    able = getattr(getattr(setup.engine, "abilities", None), "scores", True)
+    able = getattr(getattr(sampler.engine, "abilities", None), "scores", True)
     if not able and aggregate == "probabilities":
         raise EngineError(
             "aggregate probabilities: the server can't score given completions (no prompt_logprobs, no "
@@ -76,9 +76,9 @@ def engine_scores(setup: Setup, aggregate: Aggregate) -> bool:
     return bool(able)
 
 
-def score_draws(draws: Sequence[Draw], problems: Mapping[str, Problem], setup: Setup) -> Scored:
+def score_draws(draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: Sampler) -> Scored:
     """Score every answer after each draw; draws without tokens, or of open problems, are left out."""
-    found = answer_nats(draws, problems, setup)
+    found = answer_logprobs(draws, problems, sampler)
     return {
         (draw.key.problem_id, draw.key.index): nats
         for draw, nats in zip(draws, found, strict=True)
@@ -98,15 +98,15 @@ def of_draws(scored: Scored, draws: Sequence[Draw]) -> list[AnswerNats]:
 
 
 def score_into(
-    run: Run, kind: str, problems: Sequence[Problem], setup: Setup, *, iteration: int = 0
+    run: Run, kind: str, problems: Sequence[Problem], sampler: Sampler, *, iteration: int = 0
 ) -> Path:
     """Score the stored draws of a kind, where it is not done yet; gives the folder of probabilities.
 
-    `setup.demos` must be those of the draws. Raises RunError where what is stored is damaged, and
+    `sampler.demos` must be those of the draws. Raises RunError where what is stored is damaged, and
     EngineError where the engine can't score.
     """
     by_id = {problem.id: problem for problem in problems}
-    shards = range(-(-len(problems) // setup.chunk_size))
+    shards = range(-(-len(problems) // sampler.chunk_size))
     targets = [run.shard(iteration, f"{kind}_answers", index) for index in shards]
     run.verify(*targets)
     for index, target in zip(shards, targets, strict=True):
@@ -115,7 +115,7 @@ def score_into(
         with interrupts.finishing("the scoring of this chunk"):
             begun = time.perf_counter()
             draws, _ = read_shard(run.shard(iteration, kind, index))
-            scored = score_draws(draws, by_id, setup)
+            scored = score_draws(draws, by_id, sampler)
             write_scored(target, scored, time.perf_counter() - begun)
             run.record(target)
     return run.iteration(iteration) / f"{kind}_answers"
@@ -155,7 +155,7 @@ def _read(path: Path) -> dict[tuple[str, int], AnswerNats]:
             rows = table.to_pylist()
     except Unreadable as error:
         raise RunError(
-            f"{path} {error}. It is damaged: `femtune doctor` of its run tells what can be made again."
+            f"{path} {error}. It is damaged: `femtune verify` of its run tells what can be made again."
         ) from error
     return {
         (row["problem_id"], row["index"]): AnswerNats(tuple(row["answers"]), tuple(row["nats"]))

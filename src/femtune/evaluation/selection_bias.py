@@ -195,8 +195,8 @@ def weighed(chunks: Iterable[Sequence[Draw]], problems: Mapping[str, Problem], r
     num_examples: Counter[str] = Counter()
     weight: dict[str, float] = defaultdict(float)
     for draws in chunks:
-        for problem_id, tries in by_problem(draws):
-            answer, examples = problems[problem_id].answer, weigh(rule, tries)
+        for problem_id, scoring in by_problem(draws):
+            answer, examples = problems[problem_id].answer, weigh(rule, scoring)
             num_problems[answer] += 1
             num_examples[answer] += len(examples)
             weight[answer] += math.fsum(example.weight for example in examples)

@@ -139,7 +139,7 @@ class Training:
         return replace(self, num_train_epochs=self.num_train_epochs * factor)
 
 
-def plan_batches(
+def make_batches(
     lengths: Sequence[int], training: Training, seed: int, processes: int = 1
 ) -> list[list[int]]:
     """Rows of each micro-batch, all epochs in a row; every epoch holds each row once.
@@ -177,19 +177,19 @@ def _cut(
     return batches
 
 
-def shared_plan(plan: Sequence[Sequence[int]], processes: int) -> list[Sequence[int]]:
+def shared_batches(plan: Sequence[Sequence[int]], processes: int) -> list[Sequence[int]]:
     """A plan whose micro-batches go round the processes evenly: fillers, of no rows, end it.
 
-    >>> shared_plan([[0, 1], [2], [3]], 2)
+    >>> shared_batches([[0, 1], [2], [3]], 2)
     [[0, 1], [2], [3], []]
     """
     return [*plan, *[[]] * (-len(plan) % processes)]
 
 
-def halved_plan(plan: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+def halved_batches(plan: Sequence[Sequence[int]]) -> list[Sequence[int]]:
     """Each micro-batch as two of half its rows, so that twice as many hold the same rows in order.
 
-    >>> halved_plan([[0, 1, 2], [3]])
+    >>> halved_batches([[0, 1, 2], [3]])
     [[0, 1], [2], [3], []]
     """
     return [half for rows in plan for half in (rows[: -(-len(rows) // 2)], rows[-(-len(rows) // 2) :])]

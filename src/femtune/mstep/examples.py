@@ -70,8 +70,8 @@ def write_examples(
         for draws in chunks:
             rows = [
                 _row(example, problems[problem_id], prompts, tokenizer, factors or {})
-                for problem_id, tries in by_problem(draws)
-                for example in weigh(rule, tries)
+                for problem_id, scoring in by_problem(draws)
+                for example in weigh(rule, scoring)
             ]
             num += len(rows)
             writer.write_table(pa.Table.from_pylist(rows, schema=EXAMPLES))
@@ -90,7 +90,7 @@ def _row(
     factors: Mapping[str, float],
 ) -> dict[str, Any]:
     key, completion = example.draw.key, example.draw.completion
-    messages = prompts.render(example.prompt, problem)
+    messages = prompts.render(example.prompt_kind, problem)
     return {
         "iteration": key.iteration,
         "problem_id": problem.id,
@@ -104,7 +104,7 @@ def _row(
         "completion_tokens": trained_tokens(
             completion.tokens, completion.finish_reason, tokenizer.end_token_id, tokenizer
         ),
-        "trained_under": example.prompt,
+        "trained_under": example.prompt_kind,
     }
 
 

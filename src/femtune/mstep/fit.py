@@ -38,7 +38,7 @@ from femtune.engines.rounding import HALVES, round_in_place, rounded_state
 from femtune.engines.weight_check import NUM_PAIRS, Probe, read_probe, write_probe
 from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
 from femtune.mstep import distributed
-from femtune.mstep.config import Training, context_length, halved_plan, plan_batches, shared_plan
+from femtune.mstep.config import Training, context_length, halved_batches, make_batches, shared_batches
 from femtune.mstep.examples import TokenExamples, read_examples
 from femtune.mstep.trainer import Batches, WeightedTrainer, environment, is_sharded, training_arguments
 
@@ -170,8 +170,8 @@ def _attempt(
             data = read_examples(examples, tokenizer, context_length(model.config))
             if not len(data):
                 raise FemtuneError(f"{examples} holds no examples: there is nothing to learn from.")
-            plan = _plan(data, training, seed, halvings)
-            batches = Batches(data, plan, pad=tokenizer.pad_token_id)
+            micro_batches = _make_batches(data, training, seed, halvings)
+            batches = Batches(data, micro_batches, pad=tokenizer.pad_token_id)
             return _train(model, batches, arguments, training, export, on_step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -179,12 +179,14 @@ def _attempt(
             raise _too_large(batches, arguments, error) from None
 
 
-def _plan(data: TokenExamples, training: Training, seed: int, halvings: int) -> list[Sequence[int]]:
+def _make_batches(
+    data: TokenExamples, training: Training, seed: int, halvings: int
+) -> list[Sequence[int]]:
     lengths = [len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True)]
-    plan: list[Sequence[int]] = list(plan_batches(lengths, training, seed, distributed.count()))
+    micro_batches: list[Sequence[int]] = list(make_batches(lengths, training, seed, distributed.count()))
     for _ in range(halvings):
-        plan = halved_plan(plan)
-    return shared_plan(plan, distributed.count())
+        micro_batches = halved_batches(micro_batches)
+    return shared_batches(micro_batches, distributed.count())
 
 
 def _train(
@@ -195,7 +197,7 @@ def _train(
     export: _Export,
     on_step: Callable[[int, int, float], None],
 ) -> MStep:
-    data, plan, seed = batches.data, batches.plan, export.seed
+    data, micro_batches, seed = batches.data, batches.micro_batches, export.seed
     rows = probed_rows(data, seed)
     before: list[float] = []
     trainer = WeightedTrainer(
@@ -213,7 +215,9 @@ def _train(
     seconds = time.perf_counter() - begun
     if not all(distributed.gathered(_are_numbers(model))):
         raise FemtuneError("the last step left weights that are no numbers: lower learning_rate.")
-    fed = sum(len(data.prompts[row]) + len(data.completions[row]) for rows in plan for row in rows)
+    fed = sum(
+        len(data.prompts[row]) + len(data.completions[row]) for rows in micro_batches for row in rows
+    )
     schedule = asdict(training.schedule(len(data), distributed.count()))
     took = round(seconds, 3)
     done = MStep(len(data), result.global_step, fed, result.training_loss, took, **schedule)
@@ -430,7 +434,7 @@ def _too_large(
     batches: Batches | None, arguments: TrainingArguments, error: BaseException
 ) -> _TooLarge | ModelError:
     """What to say, or to do, where memory was short."""
-    largest = max(map(len, batches.plan)) if batches is not None and batches.num_fed else 0
+    largest = max(map(len, batches.micro_batches)) if batches is not None and batches.num_fed else 0
     if largest <= 1:
         what = "one example at a time does" if largest else "the model and its optimizer do"
         return ModelError(

@@ -30,19 +30,19 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     A filler, planned without rows, is the shortest row with loss weight 0: it changes no gradient.
     """
 
-    def __init__(self, data: TokenExamples, plan: Sequence[Sequence[int]], pad: int) -> None:
-        self.data, self.plan, self.pad = data, plan, pad
+    def __init__(self, data: TokenExamples, micro_batches: Sequence[Sequence[int]], pad: int) -> None:
+        self.data, self.micro_batches, self.pad = data, micro_batches, pad
         self.num_fed = 0
         lengths = [len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True)]
         self.shortest = min(range(len(lengths)), key=lengths.__getitem__)
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.micro_batches)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """input_ids, attention_mask, position_ids: [B, T]; loss_weights: [B, longest completion]."""
         self.num_fed += 1
-        rows = self.plan[index] or [self.shortest]
+        rows = self.micro_batches[index] or [self.shortest]
         prompts = [self.data.prompts[row] for row in rows]
         completions = [self.data.completions[row] for row in rows]
         width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
@@ -54,7 +54,7 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             tokens = torch.tensor([*prompt, *completion])
             input_ids[at, width - len(tokens) :] = tokens
             mask[at, width - len(tokens) :] = 1
-            weight = self.data.weights[row] if self.plan[index] else 0.0
+            weight = self.data.weights[row] if self.micro_batches[index] else 0.0
             loss_weights[at, longest - len(completion) :] = weight
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         return {
@@ -295,7 +295,7 @@ def training_arguments(
     several = distributed.count() > 1
     arguments = TrainingArguments(
         output_dir=scratch,
-        num_train_epochs=1,  # the plan holds all epochs
+        num_train_epochs=1,  # the micro-batches hold all epochs
         per_device_train_batch_size=1,  # an item is a batch
         gradient_accumulation_steps=accumulation,
         learning_rate=training.rate,

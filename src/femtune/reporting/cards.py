@@ -83,7 +83,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Told:
+class RunFacts:
     """What a run's files say of one of its iterations."""
 
     config: Mapping[str, Any]
@@ -97,14 +97,14 @@ class Told:
         return self.history[-1]
 
 
-def read_told(root: Path, iteration: int) -> Told:
+def read_told(root: Path, iteration: int) -> RunFacts:
     """What the run in `root` says of an iteration that is done."""
 
     def metrics(number: int) -> dict[str, Any]:
         path = root / f"iteration-{number:03}" / "metrics.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    return Told(
+    return RunFacts(
         yaml.safe_load((root / "config.yaml").read_text()),
         json.loads((root / "environment.json").read_text()).get("packages", {}),
         load_problems(root / "problems.parquet"),
@@ -144,7 +144,7 @@ def _save(path: Path, card: str) -> None:
 # --- of a model
 
 
-def model_card(told: Told, folder: Path) -> ModelCard:
+def model_card(told: RunFacts, folder: Path) -> ModelCard:
     """The card of the model in `folder`, as the Hub wants it."""
     config = told.config
     adapter = json.loads(found.read_text()) if (found := folder / "adapter_config.json").exists() else {}
@@ -165,7 +165,7 @@ def model_card(told: Told, folder: Path) -> ModelCard:
     return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{body}")
 
 
-def _results(told: Told) -> list[EvalResult]:
+def _results(told: RunFacts) -> list[EvalResult]:
     """The evaluation's numbers for the Hub's index, as metrics.json has them."""
     evaluation = told.metrics.get("evaluation", {})
     data = held_out_data(told.config)
@@ -184,7 +184,7 @@ def _results(told: Told) -> list[EvalResult]:
     ]
 
 
-def _about(told: Told) -> dict[str, Any]:
+def _about(told: RunFacts) -> dict[str, Any]:
     """What both cards say: the data, the settings, the E-steps."""
     config, first = told.config, told.problems[0]
     known = frame(first)
@@ -218,7 +218,7 @@ def covered_share(e_step: Mapping[str, Any]) -> float:
     return float(e_step["kept_share"] if known is None else known)
 
 
-def compared(told: Told) -> list[dict[str, Any]]:
+def compared(told: RunFacts) -> list[dict[str, Any]]:
     """Each measure of the base and of this model, and whether their intervals tell them apart.
 
     `verdict` is "better", "worse", "overlap", or "" where there are no two intervals.
@@ -250,7 +250,7 @@ def _number(value: Any, interval: Sequence[float] | None) -> str:
     return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
-def _use(told: Told, folder: Path) -> dict[str, Any]:
+def _use(told: RunFacts, folder: Path) -> dict[str, Any]:
     """What the examples of use need."""
     tokenizer = load_tokenizer(folder)
     ends = json.loads(path.read_text()) if (path := folder / "generation_config.json").exists() else {}
@@ -300,7 +300,7 @@ def _made_up(problem: Problem, wording: Wording) -> dict[str, str]:
 # --- of rationales
 
 
-def data_card(told: Told, folder: Path) -> DatasetCard:
+def data_card(told: RunFacts, folder: Path) -> DatasetCard:
     """The card of the examples in an iteration's folder, with its draws as a second configuration."""
     table = pq.read_table(folder / "examples.parquet", columns=["trained_under", "weight"])
     num = table.num_rows

@@ -31,7 +31,7 @@ Which = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Upload:
     """What goes to a repository of the Hub."""
 
     repo: str  # owner/name
@@ -47,7 +47,7 @@ class Parcel:
         return here | {name: len(text.encode()) for name, text in self.changed.items()}
 
 
-def pack(root: Path, repo: str, what: What, which: Which = "last", *, draws: bool = False) -> Parcel:
+def pack(root: Path, repo: str, what: What, which: Which = "last", *, draws: bool = False) -> Upload:
     """What the run in `root` would send. Writes a card where there is none, and nothing else.
 
     Raises RunError where there is no such thing in the run, ConfigError for a name that is none.
@@ -78,7 +78,7 @@ def _iteration(root: Path, which: Which, what: What) -> int:
     raise RunError(f"{root} has no model `{which}`: its run is not done, or was none of `train`.")
 
 
-def _model(root: Path, repo: str, iteration: int) -> Parcel:
+def _model(root: Path, repo: str, iteration: int) -> Upload:
     card = write_model_card(root, iteration)
     left = {"weight_probe.json"}
     files = {path.name: path for path in sorted(card.parent.iterdir()) if path.is_file()}
@@ -93,10 +93,10 @@ def _model(root: Path, repo: str, iteration: int) -> Parcel:
         if hub_model(model) is None:
             note = f"The adapter's base, {base}, is no model of the Hub: others can't load it by name."
         changed["adapter_config.json"] = json.dumps(adapter, indent=2) + "\n"
-    return Parcel(repo, "model", files, changed, f"Model after iteration {iteration}, by femtune", note)
+    return Upload(repo, "model", files, changed, f"Model after iteration {iteration}, by femtune", note)
 
 
-def _data(root: Path, repo: str, iteration: int, draws: bool) -> Parcel:
+def _data(root: Path, repo: str, iteration: int, draws: bool) -> Upload:
     card = write_data_card(root, iteration)
     folder = card.parent
     files = {"README.md": card, "examples.parquet": folder / "examples.parquet"}
@@ -110,7 +110,7 @@ def _data(root: Path, repo: str, iteration: int, draws: bool) -> Parcel:
         ", and draws all that was written." if draws else "."
     )
     message = f"Rationales of iteration {iteration}, by femtune"
-    return Parcel(repo, "dataset", files, changed, message, note)
+    return Upload(repo, "dataset", files, changed, message, note)
 
 
 def _named(card: str, repo: str) -> str:
@@ -126,7 +126,7 @@ def check_ready() -> None:
         raise ConfigError("you are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN.")
 
 
-def send(parcel: Parcel, *, private: bool = False, api: Any = None) -> str:
+def send(parcel: Upload, *, private: bool = False, api: Any = None) -> str:
     """Make the repository where there is none, and send the parcel in one commit; gives its address.
 
     `api` is an HfApi. Raises ConfigError where `private` is asked for and the repository is public,
@@ -157,7 +157,7 @@ def send(parcel: Parcel, *, private: bool = False, api: Any = None) -> str:
     return str(made)
 
 
-def _lay_out(parcel: Parcel, folder: Path) -> None:
+def _lay_out(parcel: Upload, folder: Path) -> None:
     for name, path in parcel.files.items():
         place = folder / name
         place.parent.mkdir(exist_ok=True)

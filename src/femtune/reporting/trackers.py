@@ -202,7 +202,7 @@ def _row(draw: Draw, problem: Mapping[str, Any], phase: str) -> Row:
         "problem": draw.key.problem_id,
         "question": prompt_text(problem["prompt"]),
         "correct": problem["answer"],
-        "asked": draw.prompt,
+        "asked": draw.prompt_kind,
         "rationale": draw.score.rationale or draw.completion.text,
         "answer": draw.score.answer,
         "reward": draw.score.reward,

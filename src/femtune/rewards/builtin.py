@@ -311,7 +311,7 @@ def score(
 
     A leak keeps its reward, as information; what was cut off or can't be parsed is not graded.
     `timeout_s` limits each call of a user's function. A reward that fails raises RewardError, or,
-    with on_error="skip", scores 0 as "reward failed", as one that abstains always does.
+    with on_error="skip", scores 0 as "reward_failed", as one that abstains always does.
     """
     read = [_read(completion, prompts) for completion in completions]
     scores = [Score(0.0, p.answer, reason, detail, p.rationale) for p, reason, detail in read]
@@ -331,13 +331,13 @@ def score(
 def _read(completion: Completion, prompts: Prompts) -> tuple[Parsed, Reason, str]:
     """A completion, parsed, and why it is not to be graded."""
     if completion.finish_reason == "error":
-        return Parsed("", ""), "engine failed", completion.error or "the engine did not say why"
+        return Parsed("", ""), "engine_failed", completion.error or "the engine did not say why"
     if completion.finish_reason == "length":
         # what looks like an answer here may be half of one
         detail = f"no end after {len(completion.tokens)} tokens"
-        return Parsed(completion.text.strip(), ""), "cut off", detail
+        return Parsed(completion.text.strip(), ""), "truncated", detail
     parsed = prompts.parse(completion.text)
-    return parsed, "unparsable" if parsed.problem else "", parsed.problem
+    return parsed, "parse_error" if parsed.error else "", parsed.error
 
 
 def _outcomes(
@@ -367,11 +367,11 @@ def _graded(problem: Problem, parsed: Parsed, outcome: Outcome, leak: str, accep
     answer, rationale = parsed.answer, parsed.rationale
     value = outcome if isinstance(outcome, int | float) else 0.0
     if leak:
-        return Score(value, answer, "leaks the hint", leak, rationale)
+        return Score(value, answer, "hint_leak", leak, rationale)
     if isinstance(outcome, RewardError):
-        return Score(0.0, answer, "reward failed", str(outcome), rationale)
+        return Score(0.0, answer, "reward_failed", str(outcome), rationale)
     if outcome is None:
-        return Score(0.0, answer, "reward failed", "the reward abstained (None)", rationale)
+        return Score(0.0, answer, "reward_failed", "the reward abstained (None)", rationale)
     if outcome < accept_at:
         compared = f"answer {brief(answer)}, expected {brief(problem.answer)}"
         detail = f"{compared}, reward {outcome:g} < {accept_at:g}"

@@ -61,7 +61,7 @@ DRAWS = pa.schema(
         ("problem_id", pa.string()),
         ("stage", pa.int32()),
         ("index", pa.int32()),
-        ("prompt", pa.string()),  # plain or hinted
+        ("prompt_kind", pa.string()),  # plain or hinted
         ("seed", pa.int64()),
         ("tokens", pa.list_(pa.int32())),
         ("text", pa.string()),
@@ -168,7 +168,7 @@ class Run:
             more = f" and {len(bad) - 3} more" * (len(bad) > 3)
             raise RunError(
                 f"{self.root}: damaged since it was stored: {', '.join(bad[:3])}{more}. "
-                f"`femtune doctor {self.root}` tells what can be made again, and with --mend sets it "
+                f"`femtune verify {self.root}` tells what can be made again, and with --repair sets it "
                 "aside, so that the same command makes it."
             )
 
@@ -393,7 +393,7 @@ def as_columns(draws: Sequence[Draw]) -> dict[str, list[Any]]:
         "problem_id": [d.key.problem_id for d in draws],
         "stage": [d.key.stage for d in draws],
         "index": [d.key.index for d in draws],
-        "prompt": [d.prompt for d in draws],
+        "prompt_kind": [d.prompt_kind for d in draws],
         "seed": [d.seed for d in draws],
         "tokens": [d.completion.tokens for d in draws],
         "text": [d.completion.text for d in draws],
@@ -479,7 +479,7 @@ def read_shard(path: Path) -> tuple[list[Draw], dict[str, float]]:
             return from_columns(table.to_pydict()), timing
     except Unreadable as error:
         raise RunError(
-            f"{path} {error}. It is damaged: `femtune doctor` of its run tells what can be made again."
+            f"{path} {error}. It is damaged: `femtune verify` of its run tells what can be made again."
         ) from error
 
 
@@ -489,7 +489,7 @@ def _check_shard(table: Any, timing: Any) -> None:
         raise Unreadable("holds no draws as they are stored")
     if pc.list_flatten(table["tokens"]).null_count:
         raise Unreadable("holds draws without some of their tokens")
-    for name, known in (("prompt", ("plain", "hinted")), ("finish_reason", get_args(FinishReason))):
+    for name, known in (("prompt_kind", ("plain", "hinted")), ("finish_reason", get_args(FinishReason))):
         if strange := {*table[name].unique().to_pylist()} - {*known}:
             raise Unreadable(f"has a {name} of {brief(repr(strange.pop()))}, expected one of {known}")
     if not isinstance(timing, dict) or not all(isinstance(s, int | float) for s in timing.values()):

@@ -40,7 +40,7 @@ def expected_first() -> Rule:
     "Rao-Blackwellisation of sampling schemes", doi 10.1093/biomet/83.1.81.
     """
 
-    @needing("answers", "every draw", "temperature 1", "own draws", "plain prompts")
+    @needing("answers", "fixed_budget", "temperature_1", "current_model", "plain_prompts")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         weights, unsolved = {}, 1.0
         for draw in sorted(draws, key=lambda draw: draw.key):
@@ -70,7 +70,7 @@ def expected_importance() -> Rule:
     Source: self-normalised importance sampling (see `posterior.importance`) on the marginal of z.
     """
 
-    @needing("answers", "ratio", "every draw", "temperature 1", "own draws", "plain prompts")
+    @needing("answers", "ratio", "fixed_budget", "temperature_1", "current_model", "plain_prompts")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         made, logs = [], []
         for example in examples:

@@ -52,7 +52,7 @@ def rejection(budget: int = 1) -> Scheme:
     Kept: 1 - (1 - p)^M of the problems. Draws: (1 - (1 - p)^M) / p a problem.
 
     >>> rejection(4).stages
-    (Stage(prompt='plain', draws=4, ask='unsolved'),)
+    (Stage(prompt_kind='plain', draws=4, ask='unsolved'),)
     """
     if budget < 1:
         raise ConfigError(f"rejection needs a budget of at least 1 attempt, got {budget}.")
@@ -145,7 +145,7 @@ def expected(scheme: Scheme) -> Scheme:
     name = f"{scheme.name}+expected"
     if scheme.weigh is importance_filter:
         return replace(scheme, name=name, weigh=expected_importance())
-    asked = [(stage.prompt, stage.ask) for stage in scheme.asked]
+    asked = [(stage.prompt_kind, stage.ask) for stage in scheme.asked]
     if scheme.weigh is not paper_filter or asked != [("plain", "unsolved")]:
         raise ConfigError(
             f"scheme {scheme.name}: expected needs rejection:M, or pps:K or mixture:a,b with importance "
@@ -170,7 +170,7 @@ def chained(scheme: Scheme) -> Scheme:
     one of the posterior of the theta that drew it.
     """
     _refuse_expected(scheme, "chain")
-    is_hinted = any(stage.prompt == "hinted" for stage in scheme.asked)
+    is_hinted = any(stage.prompt_kind == "hinted" for stage in scheme.asked)
     rule = chain(accepted(), metropolis() if is_hinted else last())
     return replace(scheme, name=f"{scheme.name}+chain", weigh=rule, remember=rule)
 
@@ -216,7 +216,7 @@ def harder(scheme: Scheme, power: float = 0.7) -> Scheme:
     Raises ConfigError for schemes that are not of plain attempts until one is right.
     """
     _refuse_expected(scheme, "hard")
-    if [(stage.prompt, stage.ask) for stage in scheme.asked] != [("plain", "unsolved")]:
+    if [(stage.prompt_kind, stage.ask) for stage in scheme.asked] != [("plain", "unsolved")]:
         raise ConfigError(
             f"scheme {scheme.name}: hard counts plain attempts until one is right, as rejection:M makes "
             "them, and this one draws otherwise."

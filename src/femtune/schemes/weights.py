@@ -40,7 +40,7 @@ def importance() -> Rule:
     Raises EngineError for a draw of which the engine did not say how likely it was.
     """
 
-    @needing("log_pi", "every draw", "all tokens")
+    @needing("log_pi", "fixed_budget", "untruncated")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         if mute := [e.draw.key for e in examples if math.isnan(_log_drawn(e.draw))]:
             raise EngineError(
@@ -82,7 +82,7 @@ def metropolis() -> Rule:
     arXiv 2312.02179).
     """
 
-    @needing("log_pi", "log_q", "temperature 1", "own draws", "plain prompts")
+    @needing("log_pi", "log_q", "temperature_1", "current_model", "plain_prompts")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         state: Example | None = None
         for example in sorted(examples, key=lambda e: e.draw.key):
@@ -114,11 +114,11 @@ def control_variate(beta: float = 0.5) -> Rule:
     if not 0 <= beta <= 1:
         raise ConfigError(f"control_variate {beta:g}: from 0 to 1.")
 
-    @needing("every draw", "temperature 1", "own draws", "plain prompts")
+    @needing("fixed_budget", "temperature_1", "current_model", "plain_prompts")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         newest = max((draw.key.iteration for draw in draws), default=0)
         fresh = [d for d in draws if d.key.iteration == newest and d.on_policy]
-        usable = [d for d in fresh if d.completion.tokens and d.score.reason != "engine failed"]
+        usable = [d for d in fresh if d.completion.tokens and d.score.reason != "engine_failed"]
         return [*examples, *(Example(draw, -beta / len(usable)) for draw in usable if beta)]
 
     return rule
@@ -179,7 +179,7 @@ def hard(power: float = 0.7) -> Rule:
     if not 0 < power < math.inf:
         raise ConfigError(f"hard {power:g}: above 0.")
 
-    @needing("temperature 1", "plain prompts")
+    @needing("temperature_1", "plain_prompts")
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         return [replace(e, weight=e.weight * (e.draw.key.index + 1) ** power) for e in examples]
 
@@ -236,7 +236,7 @@ def wake(weight: float = 1.0) -> Rule:
 
     def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         hinted = [
-            replace(e, weight=weight * e.weight, prompt="hinted") for e in examples if e.weight > 0
+            replace(e, weight=weight * e.weight, prompt_kind="hinted") for e in examples if e.weight > 0
         ]
         return [*examples, *hinted]
 

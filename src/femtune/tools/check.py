@@ -22,8 +22,8 @@ from femtune.engines.model_files import load_config
 from femtune.evaluation.chance import guessed_share, is_closed, plain_attempts
 from femtune.mstep.config import context_length
 from femtune.reporting.terminal import framed, literal, sparkline
-from femtune.resolve import Data, Questions, held_out, plan, read_questions, sampling
-from femtune.sampler import Asker, make_asker
+from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs, sampling
+from femtune.sampler import SamplerBuilder, make_sampler_builder
 from femtune.schemes.named import adds, parse_scheme
 from femtune.types import Draw, Problem
 
@@ -39,21 +39,23 @@ class Finding:
     warning: str = ""  # what to do, where something looks wrong
 
 
-def examine(data: Data, model: str, settings: Train) -> tuple[Asker, list[Problem], list[Finding]]:
+def examine(
+    data: Data, model: str, settings: Train
+) -> tuple[SamplerBuilder, list[Problem], list[Finding]]:
     """Check all that needs no weights. Raises what `train` would raise on the same input."""
-    asked = read_questions(data, settings)
+    asked = read_inputs(data, settings)
     sampling(asked.settings)
-    plan(asked.settings)
+    make_loop_config(asked.settings)
     problems, test = held_out(asked, data)
     num_test, own_test = len(test), settings.eval_data is not None or settings.eval_split is not None
     if not own_test:
         problems, test = asked.problems, []
-    asker = make_asker(model, asked, problems, test)
-    findings = [*_of_data(problems, num_test, asked), *_of_model(asker, problems)]
-    return asker, problems, findings
+    builder = make_sampler_builder(model, asked, problems, test)
+    findings = [*_of_data(problems, num_test, asked), *_of_model(builder, problems)]
+    return builder, problems, findings
 
 
-def _of_data(problems: Sequence[Problem], num_test: int, asked: Questions[Train]) -> Iterator[Finding]:
+def _of_data(problems: Sequence[Problem], num_test: int, asked: TaskInputs[Train]) -> Iterator[Finding]:
     settings = asked.settings
     columns = sorted({name for problem in problems[:100] for name in problem.columns} - {"frame"})
     yield Finding("problems", f"{len(problems):,}; further columns: {', '.join(columns) or 'none'}")
@@ -128,21 +130,21 @@ def labels_of(problems: Sequence[Problem]) -> list[str]:
     return [*labels]
 
 
-def _of_model(asker: Asker, problems: Sequence[Problem]) -> Iterator[Finding]:
-    config = load_config(asker.base)
+def _of_model(builder: SamplerBuilder, problems: Sequence[Problem]) -> Iterator[Finding]:
+    config = load_config(builder.base)
     yield Finding(
-        "model", f"{config.model_type} at {asker.base}; context {context_length(config):,} tokens"
+        "model", f"{config.model_type} at {builder.base}; context {context_length(config):,} tokens"
     )
-    tokenizer = asker.tokenizer.tokenizer
+    tokenizer = builder.tokenizer.tokenizer
     yield Finding(
         "chat template",
         "found" if tokenizer.chat_template else "none: prompts are given as plain text",
     )
-    end = tokenizer.convert_ids_to_tokens(asker.tokenizer.end_token_id)
+    end = tokenizer.convert_ids_to_tokens(builder.tokenizer.end_token_id)
     yield Finding("end token", f"{end!r}, in the loss; padding is masked")
     some = problems[:: max(1, len(problems) // 200)]
-    for name, prompts, prompt in _prompts(asker):
-        tokens = [asker.tokenizer.encode_prompt(prompts.render(prompt, p)) for p in some]
+    for name, prompts, prompt in _prompts(builder):
+        tokens = [builder.tokenizer.encode_prompt(prompts.render(prompt, p)) for p in some]
         lengths = [len(each) for each in tokens]
         bos = tokenizer.bos_token_id
         doubled = bos is not None and any(each[:2] == (bos, bos) for each in tokens)
@@ -153,28 +155,28 @@ def _of_model(asker: Asker, problems: Sequence[Problem]) -> Iterator[Finding]:
         )
 
 
-def _prompts(asker: Asker) -> Iterator[tuple[str, Prompts, str]]:
+def _prompts(builder: SamplerBuilder) -> Iterator[tuple[str, Prompts, str]]:
     """What is called how: the plain prompt, the hinted one, and the plain one with worked examples."""
     for prompt in ("plain", "hinted"):
-        yield f"{prompt} prompt", asker.prompts, prompt
-    if asker.demos:
-        yield "with examples", asker.prompts.with_demos(asker.demos), "plain"
+        yield f"{prompt} prompt", builder.prompts, prompt
+    if builder.demos:
+        yield "with examples", builder.prompts.with_demos(builder.demos), "plain"
 
 
-def prompt_texts(asker: Asker, problem: Problem) -> dict[str, str]:
+def prompt_texts(builder: SamplerBuilder, problem: Problem) -> dict[str, str]:
     """Return the prompts of a problem as the model is fed them, by their names."""
     texts = {}
-    for name, prompts, prompt in _prompts(asker):
-        tokens = asker.tokenizer.encode_prompt(prompts.render(prompt, problem))
+    for name, prompts, prompt in _prompts(builder):
+        tokens = builder.tokenizer.encode_prompt(prompts.render(prompt, problem))
         texts[f"plain prompt {name}" if name == "with examples" else name] = (
-            asker.tokenizer.tokenizer.decode(tokens)
+            builder.tokenizer.tokenizer.decode(tokens)
         )
     return texts
 
 
-def show_prompts(asker: Asker, problem: Problem) -> Iterator[Panel]:
+def show_prompts(builder: SamplerBuilder, problem: Problem) -> Iterator[Panel]:
     """Show the prompts of a problem as the model is fed them."""
-    for name, text in prompt_texts(asker, problem).items():
+    for name, text in prompt_texts(builder, problem).items():
         yield framed(literal(text), f"{name} of {problem.id}")
 
 
@@ -184,11 +186,11 @@ def trained_under(scheme: str) -> tuple[Literal["plain", "hinted"], ...]:
 
 
 def show_tokens(
-    asker: Asker, problem: Problem, draw: Draw, prompt: Literal["plain", "hinted"] = "plain"
+    builder: SamplerBuilder, problem: Problem, draw: Draw, prompt: Literal["plain", "hinted"] = "plain"
 ) -> Panel:
     """Show a training example token by token: the prompt dim, what the loss sees bold."""
-    tokenizer = asker.tokenizer
-    fed = tokenizer.encode_prompt(asker.prompts.render(prompt, problem))
+    tokenizer = builder.tokenizer
+    fed = tokenizer.encode_prompt(builder.prompts.render(prompt, problem))
     made = draw.completion
     trained = trained_tokens(made.tokens, made.finish_reason, tokenizer.end_token_id, tokenizer)
     text, number = literal(""), 0

@@ -18,13 +18,13 @@ from femtune.data.answers import as_fraction, plain
 from femtune.data.tasks.frames import scale_of
 from femtune.engines.model_files import load_config
 from femtune.estep.driver import e_step
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.evaluation.advice import FEW_ANSWERED, MANY_TRUNCATED
 from femtune.evaluation.evaluate import is_right
 from femtune.model_info import is_base
 from femtune.mstep.config import context_length
 from femtune.resolve import sampling
-from femtune.sampler import Asker
+from femtune.sampler import SamplerBuilder
 from femtune.schemes.named import paper_filter, parse_scheme
 from femtune.tools.check import Finding
 from femtune.types import Demos, Draw, Problem, Scheme, Stage
@@ -83,7 +83,7 @@ def is_truncated(draw: Draw) -> bool:
 
 
 def try_model(
-    asker: Asker,
+    builder: SamplerBuilder,
     problems: Sequence[Problem],
     settings: Train,
     num_draws: int = 32,
@@ -100,20 +100,20 @@ def try_model(
 
     begun = time.perf_counter()
     scheme = parse_scheme(settings.scheme)
-    with asker.setup(sampling(settings), needs=scheme.needs) as setup:
+    with builder.sampler(sampling(settings), needs=scheme.needs) as sampler:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         where = settings.base_url or "a server" if settings.engine == "openai" else device
         loaded = time.perf_counter() - begun
         findings = [Finding("engine", f"{settings.engine} on {where}, loaded in {loaded:.1f} s")]
-        tried = draw_trials(setup, asker, problems, settings, num_draws, row=row, on_draws=on_draws)
-    made = advise(tried, asker, problems, settings)
+        tried = draw_trials(sampler, builder, problems, settings, num_draws, row=row, on_draws=on_draws)
+    made = advise(tried, builder, problems, settings)
     findings += made.findings
     return replace(made, findings=findings, seconds=time.perf_counter() - begun)
 
 
 def draw_trials(
-    setup: Setup,
-    asker: Asker,
+    sampler: Sampler,
+    builder: SamplerBuilder,
     problems: Sequence[Problem],
     settings: Train,
     num_draws: int,
@@ -123,13 +123,13 @@ def draw_trials(
 ) -> Tried:
     """Draw for each prompt; a second time at a lower temperature where the first gives few answers."""
     some = spread(problems, num_draws, row)
-    usual = setup.sampling.temperature
-    planned = plan_trials(asker, settings, len(problems), num_draws)
+    usual = sampler.sampling.temperature
+    planned = plan_trials(builder, settings, len(problems), num_draws)
 
     def trial(name: str, prompt: str, demos: Demos, temperature: float = usual) -> Trial:
         stage = Stage("hinted" if prompt == "hinted" else "plain", planned.num_draws // len(some), "all")
         scheme = Scheme("check", (stage,), paper_filter, settings.accept_at)
-        own = replace(setup.sampling, temperature=temperature)
+        own = replace(sampler.sampling, temperature=temperature)
         done = 0
 
         def told(draws: Sequence[Draw]) -> None:
@@ -138,15 +138,15 @@ def draw_trials(
             on_draws(name, done)
 
         told([])
-        made = replace(setup, demos=demos, force="never", sampling=own)
+        made = replace(sampler, demos=demos, force="never", sampling=own)
         chunks = e_step(some, scheme, made, iteration=0, on_draws=told)
         return Trial(name, prompt, [d for chunk in chunks for d in chunk.draws], temperature, demos)
 
     *plain_names, hinted = planned.names
     trials = [trial(plain_names[0], "plain", ())]
-    if asker.demos:
-        trials.append(trial(plain_names[1], "plain", asker.demos))
-    first = trials[-1] if shows_demos(asker, settings) else trials[0]
+    if builder.demos:
+        trials.append(trial(plain_names[1], "plain", builder.demos))
+    first = trials[-1] if shows_demos(builder, settings) else trials[0]
     if planned.cooler and (first.answered < FEW_ANSWERED or first.right < FEW_RIGHT):
         trials.append(trial(f"{first.name}, T {COOLER:g}", "plain", first.demos, COOLER))
     trials.append(trial(hinted, "hinted", first.demos))
@@ -162,19 +162,19 @@ class Planned:
     cooler: bool  # whether one more at COOLER is drawn, if few draws are right or have an answer
 
 
-def plan_trials(asker: Asker, settings: Train, num_problems: int, num_draws: int) -> Planned:
+def plan_trials(builder: SamplerBuilder, settings: Train, num_problems: int, num_draws: int) -> Planned:
     """Return what `draw_trials` will draw; greedy draws are one for each problem."""
     some = max(1, min(num_draws, num_problems))
     each = max(1, num_draws // some) if settings.temperature > 0 else 1
-    names = ["plain", *(["plain, examples"] if asker.demos else [])]
-    names.append("hinted, examples" if shows_demos(asker, settings) else "hinted")
+    names = ["plain", *(["plain, examples"] if builder.demos else [])]
+    names.append("hinted, examples" if shows_demos(builder, settings) else "hinted")
     return Planned(names, each * some, settings.temperature > COOLER)
 
 
-def shows_demos(asker: Asker, settings: Train) -> bool:
+def shows_demos(builder: SamplerBuilder, settings: Train) -> bool:
     """True if the run's first E-step shows worked examples."""
-    bare = "plain prompts" in parse_scheme(settings.scheme).needs
-    return bool(asker.demos) and settings.demo_iterations > 0 and not bare
+    bare = "plain_prompts" in parse_scheme(settings.scheme).needs
+    return bool(builder.demos) and settings.demo_iterations > 0 and not bare
 
 
 def spread(problems: Sequence[Problem], most: int, row: Problem | None = None) -> list[Problem]:
@@ -193,14 +193,14 @@ def spread(problems: Sequence[Problem], most: int, row: Problem | None = None) -
 # --- what the draws say
 
 
-def advise(tried: Tried, asker: Asker, problems: Sequence[Problem], settings: Train) -> Tried:
+def advise(tried: Tried, builder: SamplerBuilder, problems: Sequence[Problem], settings: Train) -> Tried:
     """Return the trials with warnings and the settings that they speak for."""
     findings: list[Finding] = []
     changes: dict[str, str] = {}
     first = tried.first
     best = _of_temperature(tried, first, settings, findings, changes)
-    _of_answered(best, asker, settings, findings, changes)
-    _of_length(best, asker, problems, settings, findings, changes)
+    _of_answered(best, builder, settings, findings, changes)
+    _of_length(best, builder, problems, settings, findings, changes)
     _of_right(tried, best, settings, findings, changes)
     _of_examples(tried, problems, findings, changes)
     return replace(tried, findings=findings, changes=changes)
@@ -220,14 +220,18 @@ def _of_temperature(
         f"right {first.right:.0%} at {first.temperature:g}, {cooler.right:.0%} at {cooler.temperature:g}"
     )
     findings.append(Finding("temperature", said))
-    if not gains or "temperature 1" in parse_scheme(settings.scheme).needs:
+    if not gains or "temperature_1" in parse_scheme(settings.scheme).needs:
         return first
     changes["temperature"] = f"{cooler.temperature:g}"
     return cooler
 
 
 def _of_answered(
-    best: Trial, asker: Asker, settings: Train, findings: list[Finding], changes: dict[str, str]
+    best: Trial,
+    builder: SamplerBuilder,
+    settings: Train,
+    findings: list[Finding],
+    changes: dict[str, str],
 ) -> None:
     said = f"{best.answered:.0%} of the draws ({best.name})"
     if best.answered >= FEW_ANSWERED:
@@ -238,16 +242,16 @@ def _of_answered(
     for form, spec in _FORMATS.items():
         if spec != settings.answer_format and forms[form] > max(best.answered, 0.3) * len(best.draws):
             changes["answer-format"] = spec
-    if settings.demos == "none" and is_base(str(asker.base)):
+    if settings.demos == "none" and is_base(str(builder.base)):
         changes["demos"] = "auto"
-    elif not asker.demos and not asker.prompts.demos:
+    elif not builder.demos and not builder.prompts.demos:
         remedy += " Worked examples (--demos FILE) show the model how to answer."
     findings.append(Finding("answered", said, f"Under half have an answer. {remedy}"))
 
 
 def _of_length(
     best: Trial,
-    asker: Asker,
+    builder: SamplerBuilder,
     problems: Sequence[Problem],
     settings: Train,
     findings: list[Finding],
@@ -255,10 +259,10 @@ def _of_length(
 ) -> None:
     now = settings.max_new_tokens
     some = spread(problems, 64)
-    prompts = asker.prompts.with_demos(best.demos) if best.demos else asker.prompts
-    longest = max(len(asker.tokenizer.encode_prompt(prompts.hinted(problem))) for problem in some)
-    room = context_length(load_config(asker.base)) - longest
-    enough = fitting_tokens(best.draws, now, room, thinks=_thinks(asker, best, some[0]))
+    prompts = builder.prompts.with_demos(best.demos) if best.demos else builder.prompts
+    longest = max(len(builder.tokenizer.encode_prompt(prompts.hinted(problem))) for problem in some)
+    room = context_length(load_config(builder.base)) - longest
+    enough = fitting_tokens(best.draws, now, room, thinks=_thinks(builder, best, some[0]))
     if enough is not None and (enough > now or 2 * enough <= now):
         changes["max-new-tokens"] = str(enough)
     said = f"{best.truncated:.0%} of the draws were truncated at {now} ({best.name})"
@@ -275,11 +279,11 @@ def _of_length(
     findings.append(Finding("max_new_tokens", said, warning))
 
 
-def _thinks(asker: Asker, trial: Trial, problem: Problem) -> bool:
+def _thinks(builder: SamplerBuilder, trial: Trial, problem: Problem) -> bool:
     """True if the model writes thinking blocks, or its template opens one."""
     if any("<think" in draw.completion.text for draw in trial.draws):
         return True
-    return asker.tokenizer.prompt_text(asker.prompts.plain(problem)).rstrip().endswith("<think>")
+    return builder.tokenizer.prompt_text(builder.prompts.plain(problem)).rstrip().endswith("<think>")
 
 
 def fitting_tokens(draws: Sequence[Draw], now: int, room: int, *, thinks: bool = False) -> int | None:
@@ -321,9 +325,9 @@ def _of_right(
     tried: Tried, best: Trial, settings: Train, findings: list[Finding], changes: dict[str, str]
 ) -> None:
     hinted = next(trial for trial in tried.trials if trial.prompt == "hinted")
-    leaks = hinted.share(lambda draw: draw.score.reason == "leaks the hint")
+    leaks = hinted.share(lambda draw: draw.score.reason == "hint_leak")
     warning = ""
-    has_hints = any(stage.prompt == "hinted" for stage in parse_scheme(settings.scheme).asked)
+    has_hints = any(stage.prompt_kind == "hinted" for stage in parse_scheme(settings.scheme).asked)
     if not any(draw.accepted for draw in best.draws):
         warning = "No plain draw is kept: the first E-step may keep nothing."
         works = hinted.share(lambda draw: draw.accepted) >= FEW_RIGHT
@@ -395,9 +399,11 @@ def refused(draws: Sequence[Draw]) -> list[Draw]:
 def form_of(draw: Draw, problem: Problem | None) -> tuple[str, str]:
     """Return in which form a draw without a usable answer is written, and the text that shows it."""
     text, score = draw.completion.text.strip(), draw.score
-    if score.reason in ("engine failed", "reward failed", "leaks the hint"):
-        said = {"leaks the hint": "mentions the hint"}.get(score.reason, f"the {score.reason}")
-        return said, text if score.reason == "leaks the hint" else score.detail
+    if score.reason in ("engine_failed", "reward_failed", "hint_leak"):
+        said = {"hint_leak": "mentions the hint"}.get(
+            score.reason, f"the {score.reason}".replace("_", " ")
+        )
+        return said, text if score.reason == "hint_leak" else score.detail
     if is_truncated(draw):
         if "<think" in text and "</think" not in text:
             return "truncated while thinking", _tail(text)

@@ -19,7 +19,7 @@ from femtune._util.text import span, visible
 from femtune.data.tasks.frames import scale_of
 from femtune.evaluation.chance import is_closed
 from femtune.reporting.terminal import Show, console, literal, plain_table
-from femtune.sampler import Asker
+from femtune.sampler import SamplerBuilder
 from femtune.tools.check import (
     MOST_LABELS,
     Finding,
@@ -36,10 +36,12 @@ SECONDS = 15.0  # between two lines that say how far the draws are
 HEAD = ("prompt", "draws", "answered", "truncated", "right", "tokens", "99th")
 
 
-def data_lines(findings: Sequence[Finding], asker: Asker, problem: Problem) -> Iterator[RenderableType]:
+def data_lines(
+    findings: Sequence[Finding], builder: SamplerBuilder, problem: Problem
+) -> Iterator[RenderableType]:
     """Yield what is known before the model is loaded: findings, and the prompts of a problem."""
     yield from map(finding_line, findings)
-    yield from show_prompts(asker, problem)
+    yield from show_prompts(builder, problem)
 
 
 def planned_lines(planned: Planned, max_new_tokens: int) -> Iterator[Text]:
@@ -54,7 +56,7 @@ def planned_lines(planned: Planned, max_new_tokens: int) -> Iterator[Text]:
 def model_lines(
     findings: Sequence[Finding],
     tried: Tried | None,
-    asker: Asker,
+    builder: SamplerBuilder,
     problems: Sequence[Problem],
     problem: Problem,
     scheme: str,
@@ -72,7 +74,7 @@ def model_lines(
     if (shown := example_draw(tried, problem)) is not None:
         asked = next(each for each in problems if each.id == shown.key.problem_id)
         for prompt in trained_under(scheme):
-            yield show_tokens(asker, asked, shown, prompt)
+            yield show_tokens(builder, asked, shown, prompt)
     took = f"{len(tried.draws)} draws in {span(tried.seconds)}, loading included"
     yield literal(f"{verdict([*findings, *tried.findings], tried)} {took}.", "bold")
     if flags := pasted(tried):
@@ -190,7 +192,7 @@ def fitted(text: str, width: int) -> str:
 def as_json(
     findings: Sequence[Finding],
     tried: Tried | None,
-    asker: Asker,
+    builder: SamplerBuilder,
     problems: Sequence[Problem],
     problem: Problem,
 ) -> dict[str, Any]:
@@ -201,7 +203,7 @@ def as_json(
         "verdict": verdict(every, tried),
         "findings": [asdict(finding) for finding in every],
         "problem": problem.id,
-        "prompts": prompt_texts(asker, problem),
+        "prompts": prompt_texts(builder, problem),
     }
     if tried is None:
         return found

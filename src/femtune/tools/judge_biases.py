@@ -26,7 +26,7 @@ from femtune.config import CHANGEABLE, Evaluate
 from femtune.data.tasks.frames import Frame, frame
 from femtune.data.tasks.load import read_task
 from femtune.errors import ConfigError
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.evaluation.bootstrap import Floats, bootstrap, mean, ratio, summary
 from femtune.evaluation.evaluate import as_item, ask_into
 from femtune.evaluation.metrics import (
@@ -39,9 +39,9 @@ from femtune.evaluation.metrics import (
 )
 from femtune.loop import Progress, drawn
 from femtune.model_info import as_trained
-from femtune.resolve import read_questions, run_place, task_options
+from femtune.resolve import read_inputs, run_place, task_options
 from femtune.runs.run import Run, by_problem, open_run
-from femtune.sampler import make_asker
+from femtune.sampler import make_sampler_builder
 from femtune.types import Problem, Sampling
 
 _OTHER = {"": "", "_a": "_b", "_b": "_a"}
@@ -75,7 +75,7 @@ def praised(text: str, thing: str) -> str:
 ALTERATIONS: dict[str, Callable[[str, str], str]] = {"padded": padded, "praised": praised}
 
 
-def probe(
+def measure_biases(
     data: str | Path,
     model: str,
     settings: Evaluate,
@@ -95,7 +95,7 @@ def probe(
         raise ConfigError("probe measures the votes themselves: leave calibration out.")
     if settings.aggregate == "probabilities":
         raise ConfigError("probe measures votes: leave --aggregate probabilities out.")
-    asked = read_questions(data, settings)
+    asked = read_inputs(data, settings)
     problems, first = asked.problems, frame(asked.problems[0])
     assert first is not None  # both tasks give one
     sides = ("",) if first.form == "rating" else ("_a", "_b")
@@ -105,18 +105,18 @@ def probe(
         for side in sides
     }
     place, config = run_place(
-        output_dir, "probe", data, model, asked.settings, problems, reward=asked.reward
+        output_dir, "bias", data, model, asked.settings, problems, reward=asked.reward
     )
-    asker = make_asker(model, asked, problems, *altered.values())
+    builder = make_sampler_builder(model, asked, problems, *altered.values())
     with open_run(place, config, CHANGEABLE) as run:
-        with asker.setup(Sampling(settings.max_new_tokens, settings.temperature)) as setup:
-            ask = partial(_ask, run, setup=setup, draws=settings.draws, progress=progress)
+        with builder.sampler(Sampling(settings.max_new_tokens, settings.temperature)) as sampler:
+            ask = partial(_ask, run, sampler=sampler, draws=settings.draws, progress=progress)
             plain = ask("eval", problems)
             others = {kind: ask(kind, group) for kind, group in altered.items()}
         measure = rating_biases if first.form == "rating" else pair_biases
         metrics = {"num_problems": len(problems), **measure(problems, plain, others)}
         metrics["findings"] = list(findings(metrics))
-        run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "probe": metrics})
+        run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "bias": metrics})
     return run.iteration(0), metrics
 
 
@@ -140,16 +140,16 @@ def _altered(
 
 
 def _ask(
-    run: Run, kind: str, problems: Sequence[Problem], setup: Setup, draws: int, progress: Progress
+    run: Run, kind: str, problems: Sequence[Problem], sampler: Sampler, draws: int, progress: Progress
 ) -> dict[str, Item]:
     """The votes on each problem by its id; what is stored already is not asked again."""
     progress.phase(kind, 0, len(problems))
-    folder = ask_into(run, kind, problems, setup, draws=draws, on_draws=progress.draws)
+    folder = ask_into(run, kind, problems, sampler, draws=draws, on_draws=progress.draws)
     by_id = {problem.id: problem for problem in problems}
     return {
-        problem_id: as_item(by_id[problem_id], tries)
+        problem_id: as_item(by_id[problem_id], scoring)
         for stored in drawn(folder)
-        for problem_id, tries in by_problem(stored)
+        for problem_id, scoring in by_problem(stored)
     }
 
 

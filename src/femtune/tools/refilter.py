@@ -40,7 +40,7 @@ from femtune.evaluation.selection_bias import (
 from femtune.loop import drawn
 from femtune.model_info import info_of, write_info
 from femtune.mstep.examples import write_examples
-from femtune.resolve import check_new, plan, read_questions
+from femtune.resolve import check_new, make_loop_config, read_inputs
 from femtune.rewards.builtin import score
 from femtune.runs.hashes import hash_weights
 from femtune.runs.run import by_problem, read_draws, write_draws
@@ -87,7 +87,7 @@ def regraded(
         scores = grade(
             [problems[draw.key.problem_id] for draw in draws],
             [draw.completion for draw in draws],
-            hinted=[draw.prompt == "hinted" for draw in draws],
+            hinted=[draw.prompt_kind == "hinted" for draw in draws],
             accept_at=least,
         )
     return [replace(draw, score=made) for draw, made in zip(draws, scores, strict=True)]
@@ -102,15 +102,15 @@ def _accepted(found: Score, least: float) -> Score:
     return found
 
 
-def replayed(scheme: Scheme, tries: Sequence[Draw]) -> tuple[list[Draw], bool]:
+def replayed(scheme: Scheme, scoring: Sequence[Draw]) -> tuple[list[Draw], bool]:
     """Of one problem's stored draws those that its E-step would have asked for, and whether more.
 
     A draw's text hangs on its key alone, not on what else was drawn. So with a filter that accepts
     another draw first, these are the very draws that a run with it would have begun with.
     """
-    is_first = tries[0].key.stage < len(scheme.first)
+    is_first = scoring[0].key.stage < len(scheme.first)
     stages, begin = (scheme.first, 0) if is_first else (scheme.stages, len(scheme.first))
-    stored = {(draw.key.stage, draw.key.index): draw for draw in tries}
+    stored = {(draw.key.stage, draw.key.index): draw for draw in scoring}
     asked: list[Draw] = []
     while wanted := upcoming(stages, asked, begin):
         found = [stored[name] for name in wanted if name in stored]
@@ -130,11 +130,11 @@ def _write_again(stored: Stored, scheme: Scheme, grade: Grade | None, folder: Pa
                 "nothing: put back the one that it was made with."
             )
         kept: list[Draw] = []
-        for _, tries in by_problem(regraded(chunk, stored.problems, scheme, grade)):
-            asked, more = replayed(scheme, tries)
+        for _, scoring in by_problem(regraded(chunk, stored.problems, scheme, grade)):
+            asked, more = replayed(scheme, scoring)
             kept += asked
             asked_again += more
-            left_out += len(tries) - len(asked)
+            left_out += len(scoring) - len(asked)
         write_draws(folder / f"{index:05}.parquet", kept, timing)
     return asked_again, left_out
 
@@ -211,7 +211,7 @@ def refilter(
         from femtune.mstep.fit import m_step  # torch is slow to import
 
         seed = settings.seed + stored.iteration  # as in the run
-        _, training = plan(settings).m_step(stored.iteration)
+        _, training = make_loop_config(settings).m_step(stored.iteration)
         out = output_dir / "model"
         done = m_step(examples, start, out, training, tokenizer, seed=seed, on_step=on_step)
         base = local_model(stored.model)
@@ -240,7 +240,7 @@ def _place(stored: Stored, model: str | None, train: bool) -> tuple[Path, ChatTo
 
 def _scheme(root: Path, settings: Train) -> Scheme:
     try:
-        scheme = plan(settings).scheme
+        scheme = make_loop_config(settings).scheme
     except ConfigError as error:
         if "is not known" not in str(error):
             raise
@@ -261,7 +261,7 @@ def _grade(stored: Stored, settings: Train) -> Grade:
         prompts.leaks,
         scale=settings.scale,
     )
-    asked = read_questions(data, settings)
+    asked = read_inputs(data, settings)
     return partial(
         score,
         prompts=prompts,

@@ -20,11 +20,11 @@ from femtune.engines.model_files import load_tokenizer, local_model
 from femtune.engines.weight_check import serve
 from femtune.errors import ConfigError, RunError
 from femtune.estep.forced_answers import Endings, Finished, Force
-from femtune.estep.scheduler import Setup
-from femtune.resolve import plan
+from femtune.estep.scheduler import Sampler
+from femtune.resolve import make_loop_config
 from femtune.rewards.builtin import as_reward
 from femtune.runs.run import Run, read_draws, stored_config
-from femtune.sampler import Asker
+from femtune.sampler import SamplerBuilder
 from femtune.schemes.named import paper_filter
 from femtune.tools.stored_run import Kind, fitted_prompts, problems_of, settings_of
 from femtune.types import Completion, Draw, Problem, Request, Sampling, Scheme, Score, Stage, draw_seed
@@ -117,21 +117,21 @@ def replay(
     weights = base if from_base else _weights(root, draws[0].key.iteration, kind, base)
     tokenizer = load_tokenizer(base, settings.template_args)
     prompts, demos = fitted_prompts(root, settings, problems, tokenizer)
-    asker = Asker(base, tokenizer, prompts, as_reward(settings.reward or "exact"), settings)
+    builder = SamplerBuilder(base, tokenizer, prompts, as_reward(settings.reward or "exact"), settings)
     forced: Force = "ended" if settings.force_answers == "always" else "never"
-    setup = replace(asker.open_setup(_sampling(config, settings, kind)), demos=demos)
+    sampler = replace(builder.open_sampler(_sampling(config, settings, kind)), demos=demos)
     if kind == "draws":
-        setup = replace(setup, force=forced)
+        sampler = replace(sampler, force=forced)
     try:
         if weights != base:
-            serve(setup.engine, weights, setup.rounding)
+            serve(sampler.engine, weights, sampler.rounding)
         for draw in draws:
             problem = problems[draw.key.problem_id]
             if kind == "draws":
-                problem = label_of(problem, draw.key.iteration, setup.seed)
-            yield _again(draw, problem, setup, scheme)
+                problem = label_of(problem, draw.key.iteration, sampler.seed)
+            yield _again(draw, problem, sampler, scheme)
     finally:
-        setup.engine.close()
+        sampler.engine.close()
 
 
 def _weights(root: Path, iteration: int, kind: Kind, base: Path) -> Path:
@@ -160,54 +160,54 @@ def _scheme(root: Path, settings: Train, kind: Kind) -> Scheme:
     if kind == "eval":
         return Scheme("evaluate", (Stage("plain", ask="all"),), paper_filter)
     try:
-        return plan(settings).scheme
+        return make_loop_config(settings).scheme
     except ConfigError as error:
         raise RunError(
             f"{root} was made with a scheme of its own, {settings.scheme}: draws can't be graded again."
         ) from error
 
 
-def _again(draw: Draw, problem: Problem, setup: Setup, scheme: Scheme) -> Replayed:
-    if draw.seed != draw_seed(setup.seed, draw.key):
+def _again(draw: Draw, problem: Problem, sampler: Sampler, scheme: Scheme) -> Replayed:
+    if draw.seed != draw_seed(sampler.seed, draw.key):
         raise RunError(
-            f"draw {name_of(draw)} was drawn with seed {draw.seed}, and the run's seed {setup.seed} "
-            f"gives {draw_seed(setup.seed, draw.key)}: config.yaml is not that of this draw."
+            f"draw {name_of(draw)} was drawn with seed {draw.seed}, and the run's seed {sampler.seed} "
+            f"gives {draw_seed(sampler.seed, draw.key)}: config.yaml is not that of this draw."
         )
-    prompts = setup.prompts
+    prompts = sampler.prompts
     if draw.demos:
-        if demos_digest(setup.demos) != draw.demos:
+        if demos_digest(sampler.demos) != draw.demos:
             raise RunError(
                 f"draw {name_of(draw)} was drawn with worked examples that demos.jsonl does not hold: "
                 "put the run's file back."
             )
-        prompts = prompts.with_demos(setup.demos)
+        prompts = prompts.with_demos(sampler.demos)
     request = Request(
-        draw.key, setup.tokenizer.encode_prompt(prompts.render(draw.prompt, problem)), draw.seed
+        draw.key, sampler.tokenizer.encode_prompt(prompts.render(draw.prompt_kind, problem)), draw.seed
     )
-    completion = _completed(request, setup)
+    completion = _completed(request, sampler)
     at = scheme.accept_at
-    [score] = setup.grade(
+    [score] = sampler.grade(
         [problem],
         [completion],
-        hinted=[draw.prompt == "hinted"],
+        hinted=[draw.prompt_kind == "hinted"],
         accept_at=[at(request) if callable(at) else at],
     )
     return Replayed(draw, completion, score)
 
 
-def _completed(request: Request, setup: Setup) -> Completion:
+def _completed(request: Request, sampler: Sampler) -> Completion:
     """Draw a completion as the driver does, its forced answer included."""
-    assert hasattr(setup.engine, "generate")  # no Ray workers
-    endings = Endings(setup.tokenizer, setup.cut, setup.force, setup.context)
+    assert hasattr(sampler.engine, "generate")  # no Ray workers
+    endings = Endings(sampler.tokenizer, sampler.cut, sampler.force, sampler.context)
     todo, ready = [request], list[Finished]()
 
     def pull(room: int) -> Sequence[Request]:
         given, todo[:room] = todo[:room], []
         return given
 
-    sampling = replace(setup.sampling, cut=setup.cut)
-    for finished in setup.engine.generate(pull, sampling):
-        now, more = endings.settle(finished, setup.sampling)
+    sampling = replace(sampler.sampling, cut=sampler.cut)
+    for finished in sampler.engine.generate(pull, sampling):
+        now, more = endings.settle(finished, sampler.sampling)
         ready += now
         todo += more
     [(_, completion)] = ready

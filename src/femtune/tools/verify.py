@@ -1,4 +1,4 @@
-"""What there is of a run, what of it is damaged, and what can be made again: `femtune doctor RUN`.
+"""What there is of a run, what of it is damaged, and what can be made again: `femtune verify RUN`.
 
 Every file is compared with the manifest, by size and SHA-256; what the manifest lacks is read through.
 `mend` sets aside what is damaged and can be made again, so that the run's own command makes it.
@@ -37,7 +37,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Checkup:
+class RunCondition:
     """What was found in a run's directory."""
 
     root: Path
@@ -56,7 +56,7 @@ def runs_in(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/config.yaml"))
 
 
-def check_up(root: Path) -> Checkup:
+def check_up(root: Path) -> RunCondition:
     """Look through a run; writes nothing. Raises RunError where its configuration can't be read."""
     stored_config(root)
     entries = manifest.recorded(root)
@@ -67,7 +67,7 @@ def check_up(root: Path) -> Checkup:
         found["problems.parquet"] = other
     bad = {path for path, what in found.items() if what}
     faults = [Fault(path, found[path], _remedy(root, path, bad)) for path in sorted(bad)]
-    return Checkup(
+    return RunCondition(
         root,
         len(found),
         sum(path.stat().st_size for path in root.rglob("*") if path.is_file() and not path.is_symlink()),
@@ -192,7 +192,7 @@ def _open_parts(folder: Path) -> Iterator[str]:
             yield f"{what} stored"
 
 
-def mend(found: Checkup) -> list[Path]:
+def repair(found: RunCondition) -> list[Path]:
     """Set aside what is damaged and can be made again; gives where it is now.
 
     Goes to RUN/damaged/, where nothing is overwritten. An iteration that was done is not, until the
@@ -234,7 +234,7 @@ def _set_aside(root: Path, path: Path) -> Path:
     return place
 
 
-def lines(found: Checkup) -> Iterator[tuple[bool, str, str]]:
+def lines(found: RunCondition) -> Iterator[tuple[bool, str, str]]:
     """Whether it is well, what, and how it is: for the terminal."""
     yield True, "run", f"{found.root}: {found.state}"
     sizes = f"{sized(found.num_bytes)}; {sized(found.free)} free on its disk"
@@ -252,7 +252,7 @@ def lines(found: Checkup) -> Iterator[tuple[bool, str, str]]:
         yield True, "damage", "none"
 
 
-def as_json(found: Checkup) -> str:
+def as_json(found: RunCondition) -> str:
     """All of it, as a line."""
     return json.dumps(
         {

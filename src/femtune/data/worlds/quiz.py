@@ -38,7 +38,7 @@ def rows(
     difficulty: tuple[int, int] = (4, 4),
     noise: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Questions, no two the same; `difficulty` is the least and the largest number of choices.
+    """TaskInputs, no two the same; `difficulty` is the least and the largest number of choices.
 
     `noise` is the probability of a wrong key; the column `truth` keeps the right one.
 

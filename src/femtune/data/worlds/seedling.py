@@ -256,7 +256,7 @@ def measure(
     ):
         parsed = prompts.parse(text)
         right += parsed.answer == problem.answer
-        unparsable += parsed.problem != ""
+        unparsable += parsed.error != ""
         world = WORLDS[problem.columns["world"]]
         sound += world.check(problem, parsed.rationale, parsed.answer)
     num = len(problems)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from femtune.engines.hf.gumbel import choose_with_nats
+from femtune.engines.hf.gumbel import choose_with_logprobs
 from femtune.engines.hf.kv_slots import Slots
 from femtune.engines.hf.model import common_prefix, fill, spans, step_logits
 from femtune.types import FinishReason, Request, Sampling
@@ -123,7 +123,7 @@ class Batch:
         tokens, positions, starts, seeds, going = self._state[:, :num_rows]
         longest = max(row.length for row in self.rows if not row.finish_reason)
         logits = step_logits(self.model, self._slots, tokens, positions, longest)
-        chosen, *nats = choose_with_nats(logits, seeds, positions - starts, self.sampling)
+        chosen, *nats = choose_with_logprobs(logits, seeds, positions - starts, self.sampling)
         self._nats[:, :num_rows] += torch.stack(nats)
         tokens.copy_(chosen)
         positions += going

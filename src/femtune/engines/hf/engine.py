@@ -27,7 +27,7 @@ from femtune.data.prompts import ChatTokenizer
 from femtune.engines.hf import answer_tree
 from femtune.engines.hf.batch import Batch, Row, most_pass_tokens
 from femtune.engines.hf.batch_size import usual_rows
-from femtune.engines.hf.gumbel import token_nats
+from femtune.engines.hf.gumbel import token_logprobs_of
 from femtune.engines.hf.memory import give_back, is_out_of_memory
 from femtune.engines.hf.model import pad, read_served, spans, stamp_of
 from femtune.errors import EngineError, ModelError
@@ -230,7 +230,7 @@ class TransformersEngine:
         keep = torch.arange(first, tokens.shape[1] - 1, device=self.device)
         # padding is at the right, where causal attention hides it
         logits = self._model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
-        nats = token_nats(logits, tokens[:, first + 1 :]).double()
+        nats = token_logprobs_of(logits, tokens[:, first + 1 :]).double()
         starts = torch.tensor([[len(prompt) - 1] for prompt, _ in pairs], device=self.device)
         stops = torch.tensor([[sum(map(len, pair)) - 1] for pair in pairs], device=self.device)
         return nats.masked_fill((keep < starts) | (keep >= stops), 0.0).sum(-1)

@@ -34,10 +34,10 @@ def choose(logits: Tensor, seeds: Tensor, positions: Tensor, sampling: Sampling)
     mass, then a token within it: the same law as one draw over all tokens, exactly, with noise for
     V / 128 + 128 numbers instead of V. Padding of the vocabulary (logits of -inf) changes nothing.
     """
-    return choose_with_nats(logits, seeds, positions, sampling)[0]
+    return choose_with_logprobs(logits, seeds, positions, sampling)[0]
 
 
-def choose_with_nats(
+def choose_with_logprobs(
     logits: Tensor, seeds: Tensor, positions: Tensor, sampling: Sampling
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `choose` gives, with two log-probabilities [B] float32 of each token in nats.
@@ -46,7 +46,7 @@ def choose_with_nats(
     """
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
-        nats = token_nats(logits, tokens)
+        nats = token_logprobs_of(logits, tokens)
         return tokens, nats, torch.zeros_like(nats)
     plain = sampling.follows_model
     scaled = logits if plain else _filtered(logits.float() / sampling.temperature, sampling)
@@ -65,10 +65,10 @@ def choose_with_nats(
     # a chosen token's probability is at least e^-82, and so as precise as any
     drawn = probs.gather(1, chosen).squeeze(1).log_()
     chosen = chosen.squeeze(1)
-    return chosen, drawn if plain else token_nats(logits, chosen), drawn
+    return chosen, drawn if plain else token_logprobs_of(logits, chosen), drawn
 
 
-def token_nats(logits: Tensor, tokens: Tensor) -> Tensor:
+def token_logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:
     """Log-probabilities [...] float32 of tokens [...] under logits [..., V]."""
     logits = logits.float()
     of_tokens: Tensor = logits.gather(-1, tokens[..., None]).squeeze(-1)

@@ -27,7 +27,14 @@ from typing import Any
 
 from femtune.data.prompts import ChatTokenizer
 from femtune.engines.openai import dialects
-from femtune.engines.openai.http import Exhausted, Failed, Patience, Wire, complaint, shown
+from femtune.engines.openai.http import (
+    Failed,
+    HttpClient,
+    RetriesExhausted,
+    RetryPolicy,
+    complaint,
+    shown,
+)
 from femtune.engines.openai.probe import look_at
 from femtune.engines.openai.server import Server, adapter_url, all_of, complete, request_body
 from femtune.engines.pairs import logprobs_by_pairs
@@ -63,7 +70,7 @@ class OpenAIEngine:
         max_batch: int | None = None,
         timeout_s: float = 600.0,
         retries: int = 6,
-        patience: Patience | None = None,
+        retry_policy: RetryPolicy | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         urls = [url.strip() for url in (base_url or os.environ.get("OPENAI_BASE_URL", "")).split(",")]
@@ -80,8 +87,8 @@ class OpenAIEngine:
         self._names = (f"femtune-{uuid.uuid4().hex[:8]}-{n}" for n in range(1, 1 << 30))
         self._told_tempered = False
         key = os.environ.get("OPENAI_API_KEY", "").strip()
-        patience = patience or Patience(timeout_s=timeout_s, retries=retries)
-        self._wire = Wire(key, patience, self.max_batch)
+        retry_policy = retry_policy or RetryPolicy(timeout_s=timeout_s, retries=retries)
+        self._wire = HttpClient(key, retry_policy, self.max_batch)
         try:
             look = [
                 look_at(self._wire, url, served_model, tokenizer, sorted(self._ends)) for url in urls
@@ -198,18 +205,18 @@ class OpenAIEngine:
             server = self._servers[url]
             body = self._body(server, sampling, request.seed) | {"prompt": list(request.tokens)}
             body["max_tokens"] = request.most_tokens(sampling)
-            answer = await complete(self._wire, url, body, self._wire.patience.timeout_s)
+            answer = await complete(self._wire, url, body, self._wire.retry_policy.timeout_s)
             return dict(answer["choices"][0])
 
         servers = list(self._servers)
         try:
             try:
                 choice = await self._wire.ask(servers, send)
-            except Exhausted as error:
+            except RetriesExhausted as error:
                 await self._check_answers(error)
                 try:  # the server may have come back just now
                     choice = await self._wire.ask(servers, send, retries=0)
-                except Exhausted:
+                except RetriesExhausted:
                     return _failed(f"{error}; other requests are answered")
         except Failed as error:
             if not error.is_of_request:
@@ -217,17 +224,17 @@ class OpenAIEngine:
             return _failed(str(error))
         return dialects.read_completion(choice, self._ends, self.tokenizer, raw)
 
-    async def _check_answers(self, error: Exhausted) -> None:
+    async def _check_answers(self, error: RetriesExhausted) -> None:
         """Raise EngineError unless a small request is answered: then it was `error`'s request alone."""
 
         async def send(url: str) -> Any:
             body = self._body(self._servers[url], Sampling(max_new_tokens=1), 0)
             body["prompt"] = list(self.tokenizer.encode_prompt("Hello"))
-            return await complete(self._wire, url, body, self._wire.patience.handshake_s)
+            return await complete(self._wire, url, body, self._wire.retry_policy.handshake_s)
 
         try:
             await self._wire.ask(list(self._servers), send, retries=0)
-        except Exhausted:
+        except RetriesExhausted:
             raise EngineError(self._given_up(error)) from error
 
     async def _score(
@@ -237,7 +244,7 @@ class OpenAIEngine:
             server = self._servers[url]
             body = dialects.scored_body(server.score_by, prompt, completion)
             body |= self._named(server)
-            answer = await complete(self._wire, url, body, self._wire.patience.timeout_s)
+            answer = await complete(self._wire, url, body, self._wire.retry_policy.timeout_s)
             nats = dialects.scored_nats(server.score_by, answer["choices"][0], prompt, completion)
             if nats is None:
                 raise Failed("an answer without the prompt's log-probabilities", 200)
@@ -250,7 +257,7 @@ class OpenAIEngine:
                 return await self._wire.ask(list(self._servers), send)
             except Failed as error:
                 raise EngineError(self._complaint(error)) from error
-            except Exhausted as error:
+            except RetriesExhausted as error:
                 raise EngineError(self._given_up(error)) from error
 
     def _body(self, server: Server, sampling: Sampling, seed: int) -> dict[str, Any]:
@@ -269,7 +276,7 @@ class OpenAIEngine:
         body = {"lora_name": name, "lora_path": folder}
         try:
             await self._post(adapter_url(server, "load"), body)
-        except (Failed, Exhausted) as error:
+        except (Failed, RetriesExhausted) as error:
             if "has already been loaded" in str(error):  # by an attempt whose answer was lost
                 return
             status = error.status if isinstance(error, Failed) else error.last.status
@@ -292,13 +299,13 @@ class OpenAIEngine:
         self._adapter = ""
         for server in servers:
             # one that is gone, or has forgotten it, holds nothing that could be served by mistake
-            with contextlib.suppress(Failed, Exhausted):
+            with contextlib.suppress(Failed, RetriesExhausted):
                 self._wire.run(self._post(adapter_url(server, "unload"), body, retries=0))
 
     async def _post(self, url: str, body: dict[str, str], retries: int = 2) -> Any:
-        timeout_s = self._wire.patience.timeout_s
+        timeout_s = self._wire.retry_policy.timeout_s
         send = partial(self._wire.send, "POST", body=body, timeout_s=timeout_s, in_words=True)
-        return await self._wire.ask([url], send, min(retries, self._wire.patience.retries))
+        return await self._wire.ask([url], send, min(retries, self._wire.retry_policy.retries))
 
     # --- what is told
 
@@ -334,7 +341,7 @@ class OpenAIEngine:
             f"{complaint(error, urls)}{gone} What is stored stays; the same command goes on from there."
         )
 
-    def _given_up(self, error: Exhausted) -> str:
+    def _given_up(self, error: RetriesExhausted) -> str:
         urls = ", ".join(map(shown, self._servers))
         return (
             f"{urls}: a request {error}; another small one fails too. Look after the server; what is "

@@ -39,7 +39,7 @@ _log = logging.getLogger("femtune")
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to wait for what, in seconds, and how often to try again."""
 
     timeout_s: float = 600.0  # one completion
@@ -67,7 +67,7 @@ class Failed(Exception):
         return self.status in (400, 413, 422)
 
 
-class Exhausted(Exception):
+class RetriesExhausted(Exception):
     """A request has used up its retries."""
 
     def __init__(self, last: Failed, attempts: int) -> None:
@@ -75,11 +75,11 @@ class Exhausted(Exception):
         self.last = last
 
 
-class Wire:
+class HttpClient:
     """A client in a thread, until `close`. The key goes into the header alone, and is never shown."""
 
-    def __init__(self, key: str, patience: Patience, most_open: int) -> None:
-        self.patience = patience
+    def __init__(self, key: str, retry_policy: RetryPolicy, most_open: int) -> None:
+        self.retry_policy = retry_policy
         self._key = key
         self.hide = Redactor(key)  # in whatever a server says that is told on
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=most_open)
@@ -159,9 +159,9 @@ class Wire:
     ) -> T:
         """What `send` gives of one of the servers, the idlest that is up; tried again where that helps.
 
-        Raises Failed where it doesn't, and Exhausted after the last attempt.
+        Raises Failed where it doesn't, and RetriesExhausted after the last attempt.
         """
-        retries = self.patience.retries if retries is None else retries
+        retries = self.retry_policy.retries if retries is None else retries
         for attempt in range(retries + 1):
             server = self._choose(servers)
             self._open[server] = self._open.get(server, 0) + 1
@@ -173,7 +173,7 @@ class Wire:
                 if error.status == 0 and len(servers) > 1:
                     self._leave_out(server, error)
                 if attempt == retries:
-                    raise Exhausted(error, attempt + 1) from error
+                    raise RetriesExhausted(error, attempt + 1) from error
                 pause = self._pause_s(attempt, error)
             finally:
                 self._open[server] -= 1
@@ -232,7 +232,7 @@ class Wire:
         return min(up or servers, key=lambda server: self._open.get(server, 0))
 
     def _leave_out(self, server: str, error: Failed) -> None:
-        self._down_until[server] = time.monotonic() + 8 * self.patience.backoff_s
+        self._down_until[server] = time.monotonic() + 8 * self.retry_policy.backoff_s
         if server not in self._warned:
             self._warned.add(server)
             _log.warning(
@@ -245,14 +245,14 @@ class Wire:
         if error.after_s is not None:
             return min(error.after_s, _LONGEST_ASKED_S)
         # jitter, so that requests that failed together do not come back together
-        pause = self.patience.backoff_s * 2.0**attempt
+        pause = self.retry_policy.backoff_s * 2.0**attempt
         return min(pause, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
 
 
 class _Loop(asyncio.SelectorEventLoop):
     """An event loop that knows its connections, so that none stays open.
 
-    One that is made as its asker is cancelled is in no client's pool: anyio's connect_tcp forgets it.
+    One that is made as its builder is cancelled is in no client's pool: anyio's connect_tcp forgets it.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from femtune.data.prompts import ChatTokenizer
 from femtune.engines.openai import dialects
-from femtune.engines.openai.http import Exhausted, Failed, Wire, complaint, shown
+from femtune.engines.openai.http import Failed, HttpClient, RetriesExhausted, complaint, shown
 from femtune.engines.openai.server import Abilities, Server, adapter_url, complete, request_body
 from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.types import Sampling
@@ -30,14 +30,14 @@ _COLD = Sampling(max_new_tokens=1, temperature=0.05)
 
 
 async def look_at(
-    wire: Wire, url: str, model: str | None, tokenizer: ChatTokenizer, ends: Sequence[int]
+    client: HttpClient, url: str, model: str | None, tokenizer: ChatTokenizer, ends: Sequence[int]
 ) -> Server:
     """Find out what a server is and can do.
 
     Raises ConfigError where the URL, the key or the model's name is wrong, EngineError where it does not
     answer as such a server does, and ModelError where its tokenizer is another one.
     """
-    look = _Look(wire, tokenizer, ends)
+    look = _Look(client, tokenizer, ends)
     try:
         url, cards = await look.models(url)
         dialect = dialects.dialect_of(cards)
@@ -57,7 +57,7 @@ async def look_at(
         if not tokenized:
             await look.same_text(server, choices)
         return await look.abilities(server, choices)
-    except Exhausted as error:
+    except RetriesExhausted as error:
         raise EngineError(f"{shown(url)} fails on a first small request: {error}.") from error
     except Failed as error:
         raise EngineError(complaint(error, url)) from error
@@ -66,8 +66,8 @@ async def look_at(
 class _Look:
     """The requests of a handshake: each has the handshake's time-out, and few retries."""
 
-    def __init__(self, wire: Wire, tokenizer: ChatTokenizer, ends: Sequence[int]) -> None:
-        self.wire = wire
+    def __init__(self, client: HttpClient, tokenizer: ChatTokenizer, ends: Sequence[int]) -> None:
+        self.client = client
         self.tokenizer = tokenizer
         self.ends = ends
         self.odd = self._encode(_ODD)
@@ -204,7 +204,7 @@ class _Look:
             body = {"model": server.model, **dialects.scored_body(way, prompt, completion)}
             try:
                 answer = await self._complete(server, body)
-            except (Failed, Exhausted):
+            except (Failed, RetriesExhausted):
                 continue
             nats = dialects.scored_nats(way, answer["choices"][0], prompt, completion)
             if nats and all(map(math.isfinite, nats)) and (known is None or _near(nats, known)):
@@ -217,7 +217,7 @@ class _Look:
             await self._post(adapter_url(server, "load"), {})
         except Failed as error:
             return error.status not in (404, 405)
-        except Exhausted:  # a fault within, of what is there
+        except RetriesExhausted:  # a fault within, of what is there
             return True
         return True
 
@@ -238,20 +238,20 @@ class _Look:
             )
 
     async def _get(self, url: str) -> Any:
-        return await self.wire.send("GET", url, None, self.wire.patience.handshake_s)
+        return await self.client.send("GET", url, None, self.client.retry_policy.handshake_s)
 
     async def _post(self, url: str, body: Mapping[str, Any]) -> Any:
         return await self._patient(
-            lambda at: self.wire.send("POST", at, body, self.wire.patience.handshake_s), url
+            lambda at: self.client.send("POST", at, body, self.client.retry_policy.handshake_s), url
         )
 
     async def _complete(self, server: Server, body: Mapping[str, Any]) -> Mapping[str, Any]:
         return await self._patient(
-            lambda at: complete(self.wire, at, body, self.wire.patience.handshake_s), server.url
+            lambda at: complete(self.client, at, body, self.client.retry_policy.handshake_s), server.url
         )
 
     async def _patient(self, send: Callable[[str], Awaitable[T]], url: str) -> T:
-        return await self.wire.ask([url], send, retries=min(2, self.wire.patience.retries))
+        return await self.client.ask([url], send, retries=min(2, self.client.retry_policy.retries))
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.tokenizer(text, add_special_tokens=False)["input_ids"])

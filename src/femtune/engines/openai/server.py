@@ -9,7 +9,7 @@ from typing import Any
 
 from femtune.engines.openai import dialects
 from femtune.engines.openai.dialects import Dialect
-from femtune.engines.openai.http import Failed, Wire
+from femtune.engines.openai.http import Failed, HttpClient
 from femtune.types import Sampling
 
 
@@ -45,12 +45,14 @@ def all_of(found: Sequence[Abilities]) -> Abilities:
     return Abilities(**{name: all(getattr(one, name) for one in found) for name in names})
 
 
-async def complete(wire: Wire, url: str, body: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
+async def complete(
+    client: HttpClient, url: str, body: Mapping[str, Any], timeout_s: float
+) -> Mapping[str, Any]:
     """A completion's answer, which has at least one choice. Raises Failed."""
-    answer = await wire.send("POST", f"{url}/completions", body, timeout_s)
+    answer = await client.send("POST", f"{url}/completions", body, timeout_s)
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-        raise Failed(f"an answer without choices: {wire.hide(str(answer))[:200]}", 200)
+        raise Failed(f"an answer without choices: {client.hide(str(answer))[:200]}", 200)
     found: Mapping[str, Any] = answer
     return found
 

@@ -320,7 +320,7 @@ class VllmEngine:
             )
         check_weights(model)
         try:
-            with quietly(), interrupts.shielded():
+            with quietly(), interrupts.isolate_children():
                 self._llm = vllm.LLM(**args, **own)
         except Exception as error:  # ValidationError, ValueError, RuntimeError, OSError, or CUDA's
             raise ModelError(f"vLLM can't serve {model}: {_line(error)}") from error

@@ -41,7 +41,7 @@ JOIN shards s ON s.link = r.filename
 """
 _ID = "(s.shard::BIGINT << 32) + r.file_row_number"
 _ADD = f"""
-INSERT INTO draws SELECT {_ID}, s.shard, r.problem_id, r.stage, r."index", r.prompt, r.seed,
+INSERT INTO draws SELECT {_ID}, s.shard, r.problem_id, r.stage, r."index", r.prompt_kind, r.seed,
     r.finish_reason, r.logprob, r.reward, r.answer, r.reason, p.answer, NULL
 {_STORED} LEFT JOIN problems p ON p.run = s.run AND p.kind = s.kind AND p.id = r.problem_id
 """

@@ -9,7 +9,7 @@ from typing import Any
 from femtune.reporting.page import predictions
 from femtune.reporting.page.contenders import best, contenders
 from femtune.reporting.page.drawing import NUM_COLOURS, Axis, mark
-from femtune.reporting.page.estep_section import REASONS, Looked
+from femtune.reporting.page.estep_section import REASONS, EStepTallies
 from femtune.reporting.page.figures import Series, diagonal
 from femtune.reporting.page.parts import Figure, Key, Section, Table
 from femtune.reporting.page.record import Found, Record, differing
@@ -173,7 +173,7 @@ def before_and_after(found: Found, problems: predictions.Problems, notes: list[s
     return Section("before-after", title, says, extra="changes", data=changes)
 
 
-def rationales(found: Found, looked: Sequence[Looked], notes: list[str]) -> Section | None:
+def rationales(found: Found, looked: Sequence[EStepTallies], notes: list[str]) -> Section | None:
     """Some of the draws of the E-steps, kept and refused, with the reason."""
     groups = []
     for each in looked:

@@ -8,7 +8,7 @@ from typing import Any
 from femtune.evaluation.bootstrap import Estimate
 from femtune.evaluation.selection_bias import wilson
 from femtune.reporting.page.drawing import Axis
-from femtune.reporting.page.estep_section import Looked
+from femtune.reporting.page.estep_section import EStepTallies
 from femtune.reporting.page.figures import groups
 from femtune.reporting.page.parts import Figure, Section, Table, group_keys, of, series
 from femtune.reporting.page.record import Found
@@ -18,7 +18,7 @@ from femtune.reporting.page.texts import count, listed, name, percent, signed
 SHARE = Axis("", ".0%", (0.0, 1.0))
 
 
-def difficulty(found: Found, looked: Sequence[Looked]) -> Section | None:
+def difficulty(found: Found, looked: Sequence[EStepTallies]) -> Section | None:
     """Whether a scheme learns the easy ones only."""
     if not looked:
         return None
@@ -59,7 +59,7 @@ KINDS = {
 }
 
 
-def _levels(looked: Sequence[Looked]) -> tuple[dict[str, dict[str, tuple[int, int]]], str]:
+def _levels(looked: Sequence[EStepTallies]) -> tuple[dict[str, dict[str, tuple[int, int]]], str]:
     """By group and level: problems kept when they were asked last, of how many; else why not."""
     firsts = [
         (tally, each.group.label)
@@ -92,7 +92,7 @@ def _levels(looked: Sequence[Looked]) -> tuple[dict[str, dict[str, tuple[int, in
 
 
 def _level_figure(
-    looked: Sequence[Looked], levels: Mapping[str, Mapping[str, tuple[int, int]]]
+    looked: Sequence[EStepTallies], levels: Mapping[str, Mapping[str, tuple[int, int]]]
 ) -> tuple[Figure, Table]:
     names = [level for level in DIFFICULTY if any(level in own for own in levels.values())]
     label, rows, lines_up = [], [], []

@@ -20,17 +20,17 @@ from femtune.reporting.page.texts import count, percent
 REASONS = {  # in the order that they are shown; "" is kept
     "": ("kept", "var(--kept)"),
     "wrong": ("wrong", "var(--wrong)"),
-    "leaks the hint": ("leaks the hint", "var(--leak)"),
-    "unparsable": ("unparsable", "var(--unparsable)"),
-    "cut off": ("cut off", "var(--cut)"),
-    "reward failed": ("reward failed", "var(--failed)"),
-    "engine failed": ("engine failed", "var(--failed)"),
+    "hint_leak": ("leaks the hint", "var(--leak)"),
+    "parse_error": ("unparsable", "var(--unparsable)"),
+    "truncated": ("truncated", "var(--cut)"),
+    "reward_failed": ("reward failed", "var(--failed)"),
+    "engine_failed": ("engine failed", "var(--failed)"),
 }
 MAX_ATTEMPTS = 5  # in a flow picture; later ones are one
 
 
 @dataclass(frozen=True)
-class Looked:
+class EStepTallies:
     """What the E-steps' shards of a group's runs hold."""
 
     number: int  # of its colour and shape
@@ -55,7 +55,7 @@ class Looked:
 # --- where the draws went
 
 
-def draws(found: Found, looked: Sequence[Looked]) -> Section | None:
+def draws(found: Found, looked: Sequence[EStepTallies]) -> Section | None:
     """From problems through attempts to what became of them."""
     known = [each for each in looked if each.counts()]
     if not known:
@@ -86,7 +86,7 @@ def draws(found: Found, looked: Sequence[Looked]) -> Section | None:
     )
 
 
-def _told(looked: Looked) -> str:
+def _told(looked: EStepTallies) -> str:
     """One sentence about a scheme's draws."""
     total = looked.counts()
     reasons = Counter[str]()
@@ -103,7 +103,7 @@ def _told(looked: Looked) -> str:
     return f"{looked.group.label}: {kept} draws were accepted{rest}."
 
 
-def _flow(looked: Looked, width: int) -> Markup:
+def _flow(looked: EStepTallies, width: int) -> Markup:
     """Stages and attempts on the left, outcomes on the right."""
     total = looked.counts()
     stages: dict[tuple[int, int, str], int] = {}
@@ -155,7 +155,7 @@ def _prompt_colour(prompt: str) -> str:
     return "var(--plain)" if prompt == "plain" else "var(--hinted)"
 
 
-def _reasons(looked: Looked, prompt: str) -> Markup:
+def _reasons(looked: EStepTallies, prompt: str) -> Markup:
     """Shares of what became of draws under a prompt, a bar an iteration."""
     values, told = [], []
     for iteration in looked.iterations:
@@ -175,7 +175,7 @@ def _reasons(looked: Looked, prompt: str) -> Markup:
     return stacks(values, label, Axis("iteration", ".0%", (0.0, 1.0)))
 
 
-def _reason_table(known: Sequence[Looked]) -> Table:
+def _reason_table(known: Sequence[EStepTallies]) -> Table:
     reasons = [key for key in REASONS if any(k[3] == key for each in known for k in each.counts())]
     rows = []
     for each in known:

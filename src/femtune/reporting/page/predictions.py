@@ -51,7 +51,7 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Take:
+class ItemDraws:
     """One completion of an exhibit."""
 
     label: str
@@ -63,13 +63,13 @@ class Take:
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class ShownItem:
     """A problem, and what was written at it."""
 
     problem_id: str
     prompt: str
     answer: str
-    takes: tuple[Take, ...]
+    takes: tuple[ItemDraws, ...]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Change:
 
     title: str
     num_problems: int
-    exhibits: tuple[Exhibit, ...]
+    exhibits: tuple[ShownItem, ...]
 
 
 # --- problems
@@ -209,8 +209,8 @@ def changes(
     ]
 
 
-def _exhibit(problem: Problem, takes: Sequence[Take]) -> Exhibit:
-    return Exhibit(problem.id, prompt_text(problem.prompt), problem.answer, tuple(takes))
+def _exhibit(problem: Problem, takes: Sequence[ItemDraws]) -> ShownItem:
+    return ShownItem(problem.id, prompt_text(problem.prompt), problem.answer, tuple(takes))
 
 
 def _by_chance(name: str) -> bytes:
@@ -235,9 +235,9 @@ def _right(run: Record, iteration: int, notes: list[str]) -> dict[str, bool]:
 
 def _takes(
     lead: Record, others: Sequence[tuple[str, Record]], ids: Sequence[str], notes: list[str]
-) -> dict[str, list[Take]]:
+) -> dict[str, list[ItemDraws]]:
     """What the base and then each run's last model wrote first at these problems."""
-    made: dict[str, list[Take]] = {name: [] for name in ids}
+    made: dict[str, list[ItemDraws]] = {name: [] for name in ids}
     wanted = pa.array(ids, pa.string())
     runs = [("before: the base", lead, 0)]
     runs += [(f"after: {label}", run, max(run.evaluations())) for label, run in others]
@@ -247,5 +247,5 @@ def _takes(
             for row in table.filter(pc.is_in(table["problem_id"], wanted)).to_pylist():
                 right = row["reason"] in ("", "wrong") and row["reward"] >= 1
                 own = (row["text"], row["answer"], right, row["reason"], row["detail"])
-                made[row["problem_id"]].append(Take(label, *own))
+                made[row["problem_id"]].append(ItemDraws(label, *own))
     return made

@@ -15,11 +15,11 @@ from femtune._util.atomic_files import replacing
 from femtune.errors import RunError
 from femtune.reporting.page import details, estep_section, predictions, sections
 from femtune.reporting.page.difficulty import difficulty
-from femtune.reporting.page.estep_section import Looked
+from femtune.reporting.page.estep_section import EStepTallies
 from femtune.reporting.page.parts import Section
 from femtune.reporting.page.record import Found, Group, find
 from femtune.reporting.page.summary import opening
-from femtune.reporting.page.tally import Sampler, Tally, tally
+from femtune.reporting.page.tally import DrawPicker, Tally, tally
 from femtune.reporting.page.texts import cut, name, visible
 
 PICKS = 3  # draws that are shown of each prompt and reason
@@ -68,24 +68,24 @@ def render(found: Found) -> str:
     return _template()(opening=opening(found), sections=shown).strip() + "\n"
 
 
-def look(place: int, group: Group, notes: list[str]) -> Looked:
+def look(place: int, group: Group, notes: list[str]) -> EStepTallies:
     """Read the E-steps' shards of a group's runs; draws to show are of the first run.
 
     `place` is the group's among the schemes, which is its colour.
     """
-    sampler = Sampler(PICKS)
+    picker = DrawPicker(PICKS)
     tallies: dict[Any, dict[int, Tally]] = {}
     for run in group.runs:
         own = {}
         for folder in sorted(run.root.glob("iteration-[0-9]*/draws")):
             number = int(folder.parent.name.removeprefix("iteration-"))
-            made = tally(folder, number, notes, sampler if run is group.runs[0] else None)
+            made = tally(folder, number, notes, picker if run is group.runs[0] else None)
             if made.counts:
                 own[number] = made
         for number in [*own][1:-1]:  # of the others, no problem is asked for by its id
             own[number] = replace(own[number], problems=None)
         tallies[run.root] = own
-    return Looked(place, group, tallies, sampler.picks(notes))
+    return EStepTallies(place, group, tallies, picker.picks(notes))
 
 
 def _template() -> Callable[..., str]:

@@ -22,7 +22,7 @@ from femtune.reporting.page.contenders import (
     pooled,
 )
 from femtune.reporting.page.drawing import Axis
-from femtune.reporting.page.estep_section import Looked
+from femtune.reporting.page.estep_section import EStepTallies
 from femtune.reporting.page.figures import lines, stacks
 from femtune.reporting.page.parts import (
     Figure,
@@ -181,7 +181,7 @@ def _history(groups: Sequence[Group], columns: Sequence[tuple[Measure, str]]) ->
 # --- how long rationales are
 
 
-def lengths(found: Found, looked: Sequence[Looked]) -> Section | None:
+def lengths(found: Found, looked: Sequence[EStepTallies]) -> Section | None:
     """Tokens of kept and of refused draws; of each group's first run."""
     alone = len(looked) == 1
     figures = []
@@ -216,7 +216,7 @@ def _length(tally: Tally, kept: bool, alone: bool) -> Estimate:
     return Estimate(middle, (low or 0.0, high or 0.0))
 
 
-def _length_table(looked: Sequence[Looked]) -> Table:
+def _length_table(looked: Sequence[EStepTallies]) -> Table:
     rows = []
     for each in looked:
         for tallies in [*each.tallies.values()][:1]:

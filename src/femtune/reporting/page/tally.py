@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 BATCH = 1 << 14  # rows at once
-COUNTED = ("problem_id", "stage", "index", "prompt", "seed", "reason", "reward", "tokens")
+COUNTED = ("problem_id", "stage", "index", "prompt_kind", "seed", "reason", "reward", "tokens")
 SHOWN = (*COUNTED, "text", "answer", "detail")
 MAX_TOKENS = 1 << 17  # of one draw; longer ones count as this long
 
@@ -98,14 +98,14 @@ def batches(
             notes.append(f"{path} can't be read, and its draws are left out: {reason}")
 
 
-def tally(folder: Path, iteration: int, notes: list[str], sampler: Sampler | None = None) -> Tally:
-    """Count the draws of a folder of shards; the sampler looks along."""
+def tally(folder: Path, iteration: int, notes: list[str], picker: DrawPicker | None = None) -> Tally:
+    """Count the draws of a folder of shards; the picker looks along."""
     counts: Counter[tuple[int, int, str, str]] = Counter()
     lengths = {kept: np.zeros(MAX_TOKENS + 1, np.int64) for kept in (False, True)}
     problems = []
     for path, start, batch in batches(shards(folder), COUNTED, notes):
         table = pa.table(batch)
-        by = ("stage", "index", "prompt", "reason")
+        by = ("stage", "index", "prompt_kind", "reason")
         grouped = table.group_by(list(by)).aggregate([([], "count_all")])
         names = [grouped[name].to_pylist() for name in (*by, "count_all")]
         for stage, index, prompt, reason, number in zip(*names, strict=True):
@@ -116,14 +116,14 @@ def tally(folder: Path, iteration: int, notes: list[str], sampler: Sampler | Non
             own = long[kept.to_numpy() == accepted]
             held += np.bincount(np.minimum(own, MAX_TOKENS), minlength=MAX_TOKENS + 1)
         problems.append(_by_problem(table, kept))
-        if sampler is not None:
-            sampler.look(path, start, iteration, table)
+        if picker is not None:
+            picker.look(path, start, iteration, table)
     together = _together(problems)
     return Tally(counts, lengths, together.num_rows if together else 0, together)
 
 
 def _by_problem(table: Any, kept: Any) -> Any:
-    plain = pc.equal(table["prompt"], "plain")
+    plain = pc.equal(table["prompt_kind"], "plain")
     # as in evaluate.is_right
     full = pc.and_(
         pc.greater_equal(table["reward"], 1.0), pc.is_in(table["reason"], pa.array(["", "wrong"]))
@@ -147,7 +147,7 @@ def _together(parts: Sequence[Any]) -> Any:
 
 
 @dataclass
-class Sampler:
+class DrawPicker:
     """Finds the draws of the smallest seeds of each prompt and reason: by chance, the same each time."""
 
     each: int
@@ -155,7 +155,7 @@ class Sampler:
 
     def look(self, path: Path, start: int, iteration: int, table: Any) -> None:
         seeds = table["seed"].to_numpy()
-        for key, rows in _rows_by(table["prompt"], table["reason"]).items():
+        for key, rows in _rows_by(table["prompt_kind"], table["reason"]).items():
             first = rows[np.argsort(seeds[rows], kind="stable")[: self.each]]
             own = [(int(seeds[row]), path, start + int(row), iteration) for row in first]
             self.found[key] = sorted([*self.found.get(key, []), *own])[: self.each]
@@ -188,7 +188,17 @@ def _rows_by(prompts: Any, reasons: Any) -> dict[tuple[str, str], Ints]:
 
 
 def _pick(row: Mapping[str, Any], iteration: int) -> Pick:
-    names = ("problem_id", "prompt", "stage", "index", "text", "answer", "reason", "detail", "reward")
+    names = (
+        "problem_id",
+        "prompt_kind",
+        "stage",
+        "index",
+        "text",
+        "answer",
+        "reason",
+        "detail",
+        "reward",
+    )
     own = {name: row[name] for name in names}
     return Pick(iteration, **own, num_tokens=len(row["tokens"] or ()))
 

@@ -1,4 +1,4 @@
-"""What a run will take, before it is begun: `femtune plan`.
+"""What a run will take, before it is begun: `femtune estimate`.
 
 shapes       a model's layers and parameters, from its config and the headers of its weights
 hardware     devices: peaks, bandwidths, and what share of them is reached

@@ -13,12 +13,12 @@ from statistics import fmean
 from typing import Any
 
 from femtune.estep.driver import e_step
-from femtune.estep.scheduler import Setup
+from femtune.estep.scheduler import Sampler
 from femtune.estep.scoring import scored_draws
-from femtune.loop import Plan
+from femtune.loop import LoopConfig
 from femtune.mstep.disk import exported_dtype
 from femtune.mstep.examples import write_examples
-from femtune.sampler import Asker
+from femtune.sampler import SamplerBuilder
 from femtune.tools.estimate.formulas import Asking, Attempt
 from femtune.types import SCORED, Draw, Example, Need, Problem, Sampling, Scheme
 
@@ -50,31 +50,31 @@ class Trial:
 
 
 def try_out(
-    asker: Asker, steps: Plan, problems: Sequence[Problem], number: int, draws: Sampling
+    builder: SamplerBuilder, steps: LoopConfig, problems: Sequence[Problem], number: int, draws: Sampling
 ) -> Trial:
     """Draw for some problems as the scheme does, and take a few optimizer steps on what came of it.
 
     Where this is quick it is done again for more problems, up to a chunk of the run: rates depend on how
     many rows are written at a time, and shares are known better.
     """
-    alone = replace(asker.settings, ray_workers=0, ray_address=None, worker_gpus=None)
-    most = min(len(problems), asker.settings.chunk_size)
-    order = random.Random(f"{asker.settings.seed} plan").sample(problems, most)
-    with replace(asker, settings=alone).setup(draws) as setup:
-        for _ in e_step(order[:8], steps.scheme, setup, iteration=0):  # what is done once is done now
+    alone = replace(builder.settings, ray_workers=0, ray_address=None, worker_gpus=None)
+    most = min(len(problems), builder.settings.chunk_size)
+    order = random.Random(f"{builder.settings.seed} plan").sample(problems, most)
+    with replace(builder, settings=alone).sampler(draws) as sampler:
+        for _ in e_step(order[:8], steps.scheme, sampler, iteration=0):  # what is done once is done now
             pass
-        made, found = _draw(setup, steps.scheme, order[:number], 1)
+        made, found = _draw(sampler, steps.scheme, order[:number], 1)
         more = min(most, int(number * _BUDGET_S / made.seconds))
         if more > made.problems:
-            made, found = _draw(setup, steps.scheme, order[:more], 2)
-        found, score_token_s = _scored(setup, steps.scheme, order[: made.problems], found)
-        setup.engine.release()
+            made, found = _draw(sampler, steps.scheme, order[:more], 2)
+        found, score_token_s = _scored(sampler, steps.scheme, order[: made.problems], found)
+        sampler.engine.release()
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "model"
             some = order[: made.problems]
-            num, done, epochs, wall_s, step_s = _fit(asker, steps, some, found, Path(scratch), out)
+            num, done, epochs, wall_s, step_s = _fit(builder, steps, some, found, Path(scratch), out)
             begun = time.perf_counter()
-            setup.engine.load(out)
+            sampler.engine.load(out)
             load_s = time.perf_counter() - begun
     stepping_s = step_s * done.num_steps
     asked = replace(made.asking, examples=num / made.problems)
@@ -85,20 +85,20 @@ def try_out(
 
 
 def _draw(
-    setup: Setup, scheme: Scheme, problems: Sequence[Problem], iteration: int
+    sampler: Sampler, scheme: Scheme, problems: Sequence[Problem], iteration: int
 ) -> tuple[Drawn, list[Draw]]:
     """An E-step with its scoring, timed, and its draws."""
     begun = time.perf_counter()
-    chunks = [*e_step(problems, scheme, setup, iteration=iteration)]
+    chunks = [*e_step(problems, scheme, sampler, iteration=iteration)]
     draws = [draw for chunk in chunks for draw in chunk.draws]
-    scored = {draw.key: draw for draw in scored_draws(draws, problems, scheme, setup, iteration)}
+    scored = {draw.key: draw for draw in scored_draws(draws, problems, scheme, sampler, iteration)}
     draws = [scored.get(draw.key, draw) for draw in draws]
     seconds = time.perf_counter() - begun
     lengths = [len(draw.completion.tokens) for draw in draws]
     first: dict[str, list[bool]] = {}
     for draw in draws:
         if draw.key.index == 0:
-            first.setdefault(draw.prompt, []).append(draw.accepted)
+            first.setdefault(draw.prompt_kind, []).append(draw.accepted)
     made = Drawn(
         len(problems),
         _asked(scheme, draws, len(problems)),
@@ -111,14 +111,14 @@ def _draw(
 
 
 def _scored(
-    setup: Setup, scheme: Scheme, problems: Sequence[Problem], draws: Sequence[Draw]
+    sampler: Sampler, scheme: Scheme, problems: Sequence[Problem], draws: Sequence[Draw]
 ) -> tuple[list[Draw], float | None]:
     """Draws with the nats that the scheme needs, and the seconds that a token took to be scored."""
     if not scheme.needs & SCORED:
         return list(draws), None
     # as if none were of this iteration, so that all are scored
     begun = time.perf_counter()
-    scored = {draw.key: draw for draw in scored_draws(draws, problems, scheme, setup, iteration=-1)}
+    scored = {draw.key: draw for draw in scored_draws(draws, problems, scheme, sampler, iteration=-1)}
     seconds = time.perf_counter() - begun
     by_id = {problem.id: problem for problem in problems}
     num = 0
@@ -130,14 +130,14 @@ def _scored(
     for needs, prompt in passes:
         if needs & scheme.needs:
             for draw in scored.values():
-                messages = setup.prompts.render(prompt, by_id[draw.key.problem_id])
-                num += len(setup.tokenizer.encode_prompt(messages)) + len(draw.completion.tokens)
+                messages = sampler.prompts.render(prompt, by_id[draw.key.problem_id])
+                num += len(sampler.tokenizer.encode_prompt(messages)) + len(draw.completion.tokens)
     return [scored.get(draw.key, draw) for draw in draws], seconds / num if num else None
 
 
 def _fit(
-    asker: Asker,
-    steps: Plan,
+    builder: SamplerBuilder,
+    steps: LoopConfig,
     problems: Sequence[Problem],
     draws: Sequence[Draw],
     scratch: Path,
@@ -148,10 +148,12 @@ def _fit(
 
     file = scratch / "examples.parquet"
     by_id = {problem.id: problem for problem in problems}
-    prompts, tokenizer = asker.prompts, asker.tokenizer
+    prompts, tokenizer = builder.prompts, builder.tokenizer
     num = write_examples(file, [draws], by_id, steps.scheme.weigh, prompts, tokenizer)
     if not num:  # wrong ones take as long
-        write_examples(file, [draws], by_id, lambda tries, _: [Example(tries[0])], prompts, tokenizer)
+        write_examples(
+            file, [draws], by_id, lambda scoring, _: [Example(scoring[0])], prompts, tokenizer
+        )
     training = steps.training
     known = max(1, num or len(problems))
     rows = training.schedule(known).batch_size * training.gradient_accumulation_steps
@@ -163,8 +165,8 @@ def _fit(
         told.append(time.perf_counter())
 
     begun = time.perf_counter()
-    dtype = exported_dtype(asker.base, training)
-    done = m_step(file, asker.base, out, training, tokenizer, seed=0, on_step=tell, dtype=dtype)
+    dtype = exported_dtype(builder.base, training)
+    done = m_step(file, builder.base, out, training, tokenizer, seed=0, on_step=tell, dtype=dtype)
     wall_s = time.perf_counter() - begun
     step_s = (told[-1] - told[0]) / (len(told) - 1) if len(told) > 1 else done.seconds
     return num, done, epochs, wall_s, step_s
@@ -175,12 +177,12 @@ def _asked(scheme: Scheme, draws: Sequence[Draw], problems: int) -> Asking:
     attempts = []
     for number, stage in enumerate(scheme.first or scheme.stages):  # nothing is remembered here
         if stage.ask == "all":
-            attempts.append(Attempt(stage.prompt, stage.draws, 1.0, True))
+            attempts.append(Attempt(stage.prompt_kind, stage.draws, 1.0, True))
             continue
         for index in range(stage.draws):
             reach = sum((draw.key.stage, draw.key.index) == (number, index) for draw in draws) / problems
             if not reach:
                 break
-            attempts.append(Attempt(stage.prompt, 1, reach, index == 0))
+            attempts.append(Attempt(stage.prompt_kind, 1, reach, index == 0))
     kept = len({draw.key.problem_id for draw in draws if draw.accepted}) / problems
     return Asking(attempts, kept, kept)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from femtune.errors import RunError
-from femtune.loop import Plan
+from femtune.loop import LoopConfig
 from femtune.mstep.disk import exported_dtype, free_bytes, model_bytes, sized
 from femtune.tools.estimate.schedule import capacity, most_draws
 from femtune.types import Sampling
@@ -36,7 +36,7 @@ def draws_bytes(draws: float, tokens: float) -> int:
     return round(draws * (DRAW + TOKEN * tokens))
 
 
-def models_bytes(plan: Plan, each: int, num_stored: int = 0) -> int:
+def models_bytes(plan: LoopConfig, each: int, num_stored: int = 0) -> int:
     """Of the models that lie beside each other, each of so many bytes, but for those already stored."""
     num = plan.iterations
     if plan.keep_last:
@@ -44,7 +44,7 @@ def models_bytes(plan: Plan, each: int, num_stored: int = 0) -> int:
     return max(0, num - num_stored) * each
 
 
-def masters_bytes(plan: Plan, dtype: str, each: int, num_stored: int = 0) -> int:
+def masters_bytes(plan: LoopConfig, dtype: str, each: int, num_stored: int = 0) -> int:
     """Return the bytes of float32 weights that lie beside models of a dtype, each of so many bytes.
 
     At most two: the newest, and the one before until that is stored.
@@ -55,7 +55,12 @@ def masters_bytes(plan: Plan, dtype: str, each: int, num_stored: int = 0) -> int
 
 
 def at_most(
-    plan: Plan, base: Path, num_problems: int, num_eval: int, sampling: Sampling, num_stored: int = 0
+    plan: LoopConfig,
+    base: Path,
+    num_problems: int,
+    num_eval: int,
+    sampling: Sampling,
+    num_stored: int = 0,
 ) -> Disk:
     """All models, and draws as if every problem took all attempts of the greatest length.
 

@@ -1,4 +1,4 @@
-"""What a run will take, before it is begun: `femtune plan`, from settings to costs and their table.
+"""What a run will take, before it is begun: `femtune estimate`, from settings to costs and their table.
 
 Needs the data, the model's config, tokenizer and the shapes of its weights; the weights themselves only
 to measure (trial.py).
@@ -14,11 +14,11 @@ from typing import Any
 from femtune._util.text import span
 from femtune.config import Train
 from femtune.errors import ConfigError
-from femtune.loop import Plan
+from femtune.loop import LoopConfig
 from femtune.mstep.config import Training
 from femtune.mstep.disk import sized
-from femtune.resolve import Data, held_out, plan, read_questions, sampling
-from femtune.sampler import Asker, engine_args, make_asker
+from femtune.resolve import Data, held_out, make_loop_config, read_inputs, sampling
+from femtune.sampler import SamplerBuilder, engine_args, make_sampler_builder
 from femtune.tools.estimate.benchmark import Trial, try_out
 from femtune.tools.estimate.disk import Disk, draws_bytes, masters_bytes, models_bytes
 from femtune.tools.estimate.formulas import (
@@ -44,7 +44,7 @@ _LOOKED_AT = 200  # problems whose prompts are tokenized
 
 
 @dataclass(frozen=True)
-class Wish:
+class EstimateOptions:
     """What `plan` is asked, beside the settings of the run."""
 
     hardware: str = "here"
@@ -77,7 +77,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class RunEstimate:
     """What a run takes."""
 
     shape: Shape
@@ -105,13 +105,17 @@ class Outlook:
 
 
 def look_ahead(
-    data: Data, model: str, settings: Train, wish: Wish | None = None, scheme: Scheme | None = None
-) -> Outlook:
+    data: Data,
+    model: str,
+    settings: Train,
+    wish: EstimateOptions | None = None,
+    scheme: Scheme | None = None,
+) -> RunEstimate:
     """What `train` would take with the same arguments. Raises what it would raise on them at once."""
-    wish = wish or Wish()
+    wish = wish or EstimateOptions()
     draws = sampling(settings, scheme)
-    asked = read_questions(data, settings)
-    steps = plan(asked.settings, scheme)
+    asked = read_inputs(data, settings)
+    steps = make_loop_config(asked.settings, scheme)
     problems, test = held_out(asked, data)
     parallel = int(engine_args(settings).get("tensor_parallel_size", 1))
     if parallel > wish.num_devices:
@@ -122,16 +126,16 @@ def look_ahead(
     folder, name = config_folder(model, wish.measure > 0)
     if wish.hardware != "here" and not wish.measure:
         asked = replace(asked, settings=_anywhere(asked.settings))
-    asker = make_asker(str(folder), asked, problems, test)
-    shape = read_shape(asker.base, name)
+    builder = make_sampler_builder(str(folder), asked, problems, test)
+    shape = read_shape(builder.base, name)
     if wish.tokens_per_draw is not None and wish.tokens_per_draw > settings.max_new_tokens:
         raise ConfigError(
             f"tokens_per_draw is {wish.tokens_per_draw:g}, and max_new_tokens {settings.max_new_tokens}."
         )
     dtype = settings.engine_dtype if settings.engine_dtype != "auto" else shape.dtype
     device = TABLE[wish.hardware] if wish.hardware in TABLE else _here(shape, dtype, settings)
-    job = _job(shape, steps, asker, problems, test, wish, dtype, device, settings, parallel)
-    trial = try_out(asker, steps, problems, wish.measure, draws) if wish.measure else None
+    job = _job(shape, steps, builder, problems, test, wish, dtype, device, settings, parallel)
+    trial = try_out(builder, steps, problems, wish.measure, draws) if wish.measure else None
     trained = shape.lora(steps.training) if steps.training.use_peft else shape.parameters
     stored = "float32" if steps.training.use_peft else shape.dtype
     models = models_bytes(steps, BYTES[stored] * trained)
@@ -165,11 +169,11 @@ def _here(shape: Shape, dtype: str, settings: Train) -> Hardware:
 
 def _job(
     shape: Shape,
-    steps: Plan,
-    asker: Asker,
+    steps: LoopConfig,
+    builder: SamplerBuilder,
     problems: Sequence[Problem],
     test: Sequence[Problem],
-    wish: Wish,
+    wish: EstimateOptions,
     dtype: str,
     device: Hardware,
     settings: Train,
@@ -177,7 +181,7 @@ def _job(
 ) -> Job:
     some = problems[:: max(1, len(problems) // _LOOKED_AT)][:_LOOKED_AT]
     lengths = {
-        name: [len(asker.tokenizer.encode_prompt(asker.prompts.render(name, each))) for each in some]
+        name: [len(builder.tokenizer.encode_prompt(builder.prompts.render(name, each))) for each in some]
         for name in ("plain", "hinted")
     }
     length = wish.tokens_per_draw or max(1.0, settings.max_new_tokens / 2)
@@ -218,7 +222,7 @@ def _job(
     )
 
 
-def _mean_training(steps: Plan) -> Training:
+def _mean_training(steps: LoopConfig) -> Training:
     """The training settings, with epochs averaged over the iterations: restarts take more."""
     each = [steps.m_step(k)[1] for k in range(1, steps.iterations + 1)]
     given = [training.num_train_epochs for training in each if training.num_train_epochs is not None]
@@ -227,7 +231,7 @@ def _mean_training(steps: Plan) -> Training:
     return replace(steps.training, epochs_factor=fmean(training.epochs_factor for training in each))
 
 
-def _right(wish: Wish) -> dict[str, float]:
+def _right(wish: EstimateOptions) -> dict[str, float]:
     """Share of right draws by prompt, as wished or assumed."""
     given = {"plain": wish.right, "hinted": wish.hinted_right}
     return {name: RIGHT[name] if share is None else share for name, share in given.items()}
@@ -237,12 +241,12 @@ def _outlook(
     shape: Shape,
     job: Job,
     device: Hardware,
-    wish: Wish,
+    wish: EstimateOptions,
     trial: Trial | None,
     settings: Train,
     models: int,
     scheme: Scheme,
-) -> Outlook:
+) -> RunEstimate:
     """Costs by the model's formulas, with what a trial measured in place of what is assumed."""
     if trial is not None:
         right = RIGHT | dict(trial.drawn.right)
@@ -283,7 +287,7 @@ def _outlook(
     whole = {name: phase.times(times.get(name, job.iterations)) for name, phase in each.items()}
     draws = sum(phase.draws for phase in whole.values())
     draws += job.iterations * job.problems * job.remembered
-    return Outlook(
+    return RunEstimate(
         shape,
         job,
         device,
@@ -318,7 +322,7 @@ def _idle(job: Job, engines: int, settings: Train) -> Iterator[str]:
 
 
 def _assumed(
-    job: Job, device: Hardware, wish: Wish, trial: Trial | None, scheme: Scheme
+    job: Job, device: Hardware, wish: EstimateOptions, trial: Trial | None, scheme: Scheme
 ) -> Iterator[str]:
     timed = trial is not None and wish.hardware == "here"
     if trial is None:
@@ -352,7 +356,7 @@ def _assumed(
     yield "rewards take no time"
 
 
-def _measured(device: Hardware, wish: Wish, trial: Trial | None) -> Iterator[str]:
+def _measured(device: Hardware, wish: EstimateOptions, trial: Trial | None) -> Iterator[str]:
     if device.is_measured:
         peaks = ", ".join(
             f"{peak / 1e9:,.0f} GFLOP/s {name}" for name, peak in sorted(device.peaks.items())
@@ -380,7 +384,7 @@ def _measured(device: Hardware, wish: Wish, trial: Trial | None) -> Iterator[str
 # --- shown
 
 
-def as_json(outlook: Outlook) -> dict[str, Any]:
+def as_json(outlook: RunEstimate) -> dict[str, Any]:
     """All of it, as plain values: seconds, bytes, FLOPs, tokens."""
     made = asdict(outlook)
     for name in ("engine", "training"):
@@ -393,11 +397,11 @@ def as_json(outlook: Outlook) -> dict[str, Any]:
     return made | more
 
 
-def _money(outlook: Outlook, seconds: float) -> float | None:
+def _money(outlook: RunEstimate, seconds: float) -> float | None:
     return None if outlook.price is None else seconds * outlook.num_devices / 3600 * outlook.price
 
 
-def table(outlook: Outlook) -> tuple[list[str], list[list[str]]]:
+def table(outlook: RunEstimate) -> tuple[list[str], list[list[str]]]:
     """Columns and rows: an iteration, and the run."""
     columns = ["", "draws", "tokens", "prompt tokens", "FLOPs", "time"]
     columns += ["money"] if outlook.price is not None else []
@@ -412,7 +416,7 @@ def table(outlook: Outlook) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-def _row(outlook: Outlook, name: str, phase: Phase) -> list[str]:
+def _row(outlook: RunEstimate, name: str, phase: Phase) -> list[str]:
     counts = [
         f"{value:,.0f}" if value else "" for value in (phase.draws, phase.tokens, phase.prompt_tokens)
     ]
@@ -421,7 +425,7 @@ def _row(outlook: Outlook, name: str, phase: Phase) -> list[str]:
     return row if money is None else [*row, f"{money:,.2f}"]
 
 
-def notes(outlook: Outlook) -> Iterator[str]:
+def notes(outlook: RunEstimate) -> Iterator[str]:
     """What stands below the table."""
     job, device = outlook.job, outlook.device
     asked = job.asking

@@ -122,13 +122,13 @@ def asking(stages: Sequence[Stage], right: Mapping[str, float], *, one_each: boo
     """
     attempts, unsolved, accepted = [], 1.0, 0.0
     for stage in stages:
-        chance = right[stage.prompt]
+        chance = right[stage.prompt_kind]
         each = stage.draws if stage.ask == "unsolved" else 1
         for index in range(each):
             if stage.ask == "unsolved" and unsolved < 1e-9 and index:
                 break
             draws, reach = (1, unsolved) if stage.ask == "unsolved" else (stage.draws, 1.0)
-            attempts.append(Attempt(stage.prompt, draws, reach, index == 0))
+            attempts.append(Attempt(stage.prompt_kind, draws, reach, index == 0))
             accepted += reach * draws * chance
             unsolved *= (1 - chance) ** draws
     kept = 1 - unsolved

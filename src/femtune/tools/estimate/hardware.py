@@ -40,7 +40,7 @@ class Efficiency:
 CPU = Efficiency(0.75, 0.35, 0.65, 2.5e-4, 1.5e-3, 0.15, "fitted by us, to small models on a CPU")
 # Seconds fitted by us to models of 1M and 0.7B parameters on an H200, where Python sets the pace, as it
 # launches kernels one by one. Shares are assumed: PaLM (arXiv 2204.02311, table 3) reports 0.46 of the
-# peak in training, and ours is a simpler setup.
+# peak in training, and ours is a simpler sampler.
 GPU_EAGER = Efficiency(
     0.5, 0.6, 0.35, 5e-4, 5e-3, 0.4, "seconds fitted by us on an H200, shares assumed"
 )
