@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
-VLLM_TESTS := $(wildcard tests/test_vllm_engine.py tests/test_openai_vllm.py)
+VLLM_TESTS := $(wildcard tests/engines/test_vllm_engine.py tests/engines/test_openai_vllm.py)
 
 .PHONY: demo docs test test-real test-vllm test-real-vllm real-model install-vllm check install clean
 

@@ -1,0 +1,214 @@
+"""Keys get into no run, log, report or message."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from femtune._util.redaction import Redactor
+from femtune.cli.main import main
+from femtune.config import Ask, Train
+from femtune.engines.openai import engine
+from femtune.engines.openai.http import RetryPolicy, shown
+from femtune.errors import ConfigError
+
+from ..models import tiny_model
+from ..servers import Faults, letters, serving
+
+KEY = "sk-proj-4f6a" + "Zq81_x-" * 4 + "end"
+OTHERS = {"HF_TOKEN": "hf_" + "Ab3" * 9, "WANDB_API_KEY": "0f" * 20}
+ONLY_TEXT = st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), max_size=40)
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://me:hush@host:8000/v1", "http://hush@host/v1", "https://host/v1?api_key=hush"),
+        "http://one/v1,http://me:hush@two/v1",
+    ],
+)
+def test_a_url_with_a_key_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"base_url holds.*OPENAI_API_KEY") as refused:
+        Ask(engine="openai", base_url=url)
+    assert "hush" not in str(refused.value)
+    assert "hush" not in ", ".join(map(shown, url.split(",")))
+
+
+def test_a_url_without_one_is_taken() -> None:
+    Ask(engine="openai", base_url="http://[::1]:8000/v1, https://host/a@b/v1")
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *("hf_token=hush", "hf-token=hush", "api_key=hush", "token=hush", "password=hush"),
+        *('hf_overrides={"auth": {"access_token": "hush"}}', "model_loader_extra_config={"),
+        *("client_secret=hush", "AWS_SECRET_ACCESS_KEY=hush", "s3_credentials=hush"),
+    ],
+)
+def test_an_engine_argument_that_is_a_secret_is_refused(pair: str) -> None:
+    if pair.endswith("{"):
+        pair += '"aws_secret_access_key": "hush"}'
+    with pytest.raises(ConfigError, match=r"is a secret.*in the environment") as refused:
+        Ask(engine="vllm", engine_args=("seed=1", pair))
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("max_num_batched_tokens", "tokenizer_mode", "skip_tokenizer_init", "tensor_parallel_size"),
+        *("long_prefill_token_threshold", "kv_cache_dtype", "disable_cascade_attn", "key_type"),
+    ],
+)
+def test_other_engine_arguments_are_taken(name: str) -> None:
+    Ask(engine="vllm", engine_args=(f"{name}=1",))
+
+
+def test_a_launcher_with_a_key_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"launch holds HF_TOKEN.*which the processes inherit") as no:
+        Train(launch="srun --export=ALL,HF_TOKEN=hush torchrun")
+    assert "hush" not in str(no.value)
+    Train(launch="torchrun --rdzv-endpoint=host:29400 --nproc-per-node=8")
+
+
+def test_the_command_line_refuses_a_key_and_does_not_repeat_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
+    for words in (
+        ("--engine", "openai", "--base-url", "http://me:hush@host/v1"),
+        ("--engine", "vllm", "--engine-args", "hf_token=hush"),
+        ("--launch", "env WANDB_API_KEY=hush torchrun"),
+    ):
+        out = tmp_path / "out"
+        argv = ["train", str(data), "--model", "seedling", "--output-dir", str(out), *words]
+        assert main(argv) == 1
+        said = capsys.readouterr()
+        assert said.err.startswith("ConfigError") and "hush" not in said.err + said.out
+        assert not out.exists()
+
+
+# --- what servers say
+
+
+@given(ONLY_TEXT, st.integers(0, 30), st.integers(0, 30), ONLY_TEXT)
+def test_a_key_and_most_of_it_are_hidden(before: str, cut: int, end: int, after: str) -> None:
+    part = KEY[cut : len(KEY) - end]
+    hidden = Redactor(KEY)(before + part + after)
+    assert not any(KEY[at : at + 8] in hidden for at in range(len(KEY) - 7))
+
+
+@given(ONLY_TEXT)
+def test_other_words_stay(words: str) -> None:
+    if not any(KEY[at : at + 8] in words for at in range(len(KEY) - 7)):
+        assert Redactor(KEY)(words) == words
+    assert Redactor("")(words) == words
+
+
+@pytest.mark.parametrize("key", ["x", "EMPTY", "a.b*c", "(" * 12, "\\" * 9])
+def test_keys_of_all_lengths_and_letters_are_hidden_whole(key: str) -> None:
+    assert Redactor(key)(f"<{key}>") == "<***>"
+
+
+def echoes(body: dict[str, Any], count: int) -> Any:
+    """Now and then an error that repeats the key, or most of it, or an answer that does."""
+    said = {
+        1: (400, {}, {"error": {"message": f"Bearer {KEY} may not ask this"}}),
+        2: (400, {}, f"<html>the headers were: authorization: Bearer {KEY[:-6]}"),
+        3: (422, {}, {"detail": [{"input": {"authorization": KEY[4:]}}]}),
+        4: (200, {}, f"Bearer {KEY} is no JSON"),
+        5: (200, {}, {"choices": [], "echo": KEY[:-4]}),
+        6: (200, {}, {"choices": [{"text": KEY, "finish_reason": f"refused {KEY}"}]}),
+    }
+    return said.get(count % 12) if count > 20 else None  # the first ones are looked at as they are
+
+
+def all_bytes(root: Path) -> str:
+    """All that a run holds: names, files, and the values of tables."""
+    said = []
+    for path in sorted(root.rglob("*")):
+        said.append(str(path))
+        if path.is_file():
+            said.append(path.read_bytes().decode(errors="replace"))
+        if path.suffix == ".parquet":
+            said.append(repr(pq.read_table(path).to_pylist()) + repr(pq.read_schema(path).metadata))
+    return "\n".join(said)
+
+
+def check_absent(said: str) -> None:
+    assert not [KEY[at : at + 9] for at in range(len(KEY) - 8) if KEY[at : at + 9] in said]
+    assert not [name for name, value in OTHERS.items() if value in said]
+
+
+@pytest.fixture
+def sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, caplog: Any
+) -> Callable[[Faults], tuple[int, str, Path]]:
+    """Runs `sample` through a server: its status, all that it said, and its folder."""
+    model = tiny_model(tmp_path / "model", num_ends=0, max_position_embeddings=2048)
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"prompt": "{n} + 1?", "answer": "{n + 1}"}}\n' for n in range(40)))
+    for name, value in {"OPENAI_API_KEY": KEY, **OTHERS}.items():
+        monkeypatch.setenv(name, value)
+
+    monkeypatch.setattr(engine, "RetryPolicy", partial(RetryPolicy, backoff_s=0.01))
+
+    def write(prompt: str, seed: int) -> str:
+        if " + 1?" not in prompt:
+            return letters(prompt, seed)
+        number = prompt.partition(" + 1?")[0].split()[-1]
+        return f"One more.\nAnswer: {int(number) + 1}"
+
+    def run(faults: Faults) -> tuple[int, str, Path]:
+        caplog.set_level(logging.DEBUG)
+        out = tmp_path / "run"
+        with serving(write=write, faults=faults) as server:
+            argv = ["sample", str(data), "--model", str(model), "--output-dir", str(out)]
+            argv += ["--engine", "openai", "--base-url", server.url, "--max-new-tokens", "40"]
+            status = main([*argv, "--scheme", "rejection:3", "--max-batch", "1"])
+        said = capsys.readouterr()
+        return status, said.out + said.err + caplog.text, out
+
+    return run
+
+
+def test_a_key_that_a_server_repeats_gets_into_no_run_and_no_message(
+    sampled: Callable[[Faults], tuple[int, str, Path]],
+) -> None:
+    status, said, root = sampled(Faults(key=KEY, completion=echoes))
+    draws = pq.read_table(root / "iteration-001" / "draws").to_pylist()
+    errors = {row["error"] for row in draws if row.get("error")}
+    assert status == 0, said
+    assert any("Bearer *** may not ask this" in error for error in errors)
+    assert any("refused ***" in error for error in errors)
+    check_absent(said + all_bytes(root))
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
+def test_a_run_that_ends_by_such_an_error_does_not_tell_the_key(
+    status: int, sampled: Callable[[Faults], tuple[int, str, Path]]
+) -> None:
+    broken = (status, {"retry-after": "0"}, {"error": {"message": f"no: {KEY}, {KEY[:-4]}"}})
+    faults = Faults(key=KEY, completion=lambda body, count: broken if count > 30 else None)
+    ended, said, root = sampled(faults)
+    assert ended == 1 and "EngineError" in said and "no: ***" in said
+    check_absent(said + all_bytes(root))
+
+
+def test_settings_hold_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    check_absent(repr(asdict(Train(engine="openai"))))

@@ -1,0 +1,245 @@
+"""What is trained on is what inference feeds and what was sampled, for every family of templates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from femtune.data.prompts import ChatTokenizer, Prompts
+from femtune.engines.model_files import load_tokenizer
+from femtune.errors import ModelError
+from femtune.mstep.examples import read_examples, write_examples
+from femtune.mstep.trainer import Batches
+from femtune.types import Completion, Draw, DrawKey, Example, Problem, Score
+
+from ..templates import FAMILIES, FAMILY, Family
+
+EVERY = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+CHATS = pytest.mark.parametrize("family", [f for f in FAMILIES if f.template], ids=lambda f: f.name)
+WITH_BOS = pytest.mark.parametrize("family", [f for f in FAMILIES if f.bos], ids=lambda f: f.name)
+TURNS = (
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "<think>\nmusing\n</think>\n\nHello"},
+    {"role": "user", "content": "ab?"},
+)
+
+
+@EVERY
+def test_prompt_reads_as_the_family_writes_it(family: Family) -> None:
+    chat = ChatTokenizer(family.tokenizer())
+    assert chat.tokenizer.decode(chat.encode_prompt("Hi")) == family.asked
+
+
+@CHATS
+@pytest.mark.parametrize("turns", [TURNS[:1], TURNS], ids=["one turn", "three turns"])
+def test_prompt_tokens_are_those_of_inference(family: Family, turns: Any) -> None:
+    chat = ChatTokenizer(family.tokenizer())
+    fed = chat.tokenizer.apply_chat_template(
+        list(turns), tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    assert chat.encode_prompt(turns) == tuple(fed)
+
+
+@WITH_BOS
+def test_one_bos_at_the_head_of_a_prompt(family: Family) -> None:
+    tokenizer = family.tokenizer()
+    tokens = ChatTokenizer(tokenizer).encode_prompt("Hi")
+    assert [at for at, token in enumerate(tokens) if token == tokenizer.bos_token_id] == [0]
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma", "mistral"])
+def test_these_families_get_two_bos_from_rendered_text(name: str) -> None:
+    """Else the test above would show nothing."""
+    tokenizer = FAMILY[name].tokenizer()
+    assert tokenizer(FAMILY[name].asked)["input_ids"].count(tokenizer.bos_token_id) == 2
+
+
+def test_thinking_is_switched_off_by_a_template_argument() -> None:
+    chat = ChatTokenizer(FAMILY["qwen3"].tokenizer(), (("enable_thinking", False),))
+    asked = FAMILY["qwen3"].asked + "<think>\n\n</think>\n\n"
+    assert chat.tokenizer.decode(chat.encode_prompt("Hi")) == asked
+
+
+@EVERY
+def test_a_completion_ends_as_the_family_ends_turns(family: Family) -> None:
+    chat = ChatTokenizer(family.tokenizer())
+    ab, end = chat.tokenizer.convert_tokens_to_ids(["ab", family.end])
+    assert chat.end_token_id == end
+    assert chat.encode_completion("ab") == (ab, end)
+
+
+@EVERY
+def test_a_row_is_the_prompt_and_the_sampled_tokens(family: Family, tmp_path: Path) -> None:
+    """Sampled as "a", "b": to decode and encode again would make another token of them."""
+    chat = ChatTokenizer(family.tokenizer())
+    sampled = tuple(chat.tokenizer.convert_tokens_to_ids(["a", "b", family.end]))
+    assert chat.encode_completion(chat.decode(sampled)) != sampled
+
+    batch = _batch(chat, [sampled], tmp_path)
+    assert batch["input_ids"].tolist() == [[*chat.encode_prompt("Hi"), *sampled]]
+
+
+@EVERY
+def test_the_loss_sees_the_completion_to_its_end_token_and_nothing_else(
+    family: Family, tmp_path: Path
+) -> None:
+    """Two rows, the first 3 tokens shorter: 3 pads, prompt, completion; pad is EOS for some families."""
+    chat = ChatTokenizer(family.tokenizer())
+    short, long = chat.encode_completion("ab"), chat.encode_completion("abcde")
+    batch = _batch(chat, [short, long], tmp_path)
+    seen = torch.zeros(batch["input_ids"].shape)
+    seen[:, -batch["loss_weights"].shape[1] :] = batch["loss_weights"]
+
+    prompt = len(chat.encode_prompt("Hi"))
+    assert seen.tolist() == [[0.0] * (3 + prompt) + [1.0] * 2, [0.0] * prompt + [1.0] * 5]
+    assert batch["input_ids"][:, -1].tolist() == [chat.end_token_id] * 2
+    assert batch["attention_mask"].tolist() == [[0] * 3 + [1] * (prompt + 2), [1] * (prompt + 5)]
+
+
+@pytest.mark.parametrize("name", ["mistral", "base without BOS"])
+def test_the_pad_token_of_these_families_is_the_end_token(name: str) -> None:
+    """Else the test above would not show that such an end token is learnt."""
+    chat = ChatTokenizer(FAMILY[name].tokenizer())
+    assert chat.pad_token_id == chat.end_token_id
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3-2507"])
+def test_sampled_thoughts_are_trained_on_as_they_are(name: str, tmp_path: Path) -> None:
+    chat = ChatTokenizer(FAMILY[name].tokenizer())
+    opening = "" if name == "qwen3-2507" else "<think>\n"
+    thoughts = chat.encode_completion(opening + "musing\n</think>\n\nHello")
+    row = _batch(chat, [thoughts], tmp_path)["input_ids"][0].tolist()
+    expected = f"{FAMILY[name].asked}{opening}musing\n</think>\n\nHello<|im_end|>"
+    assert chat.tokenizer.decode(row) == expected
+
+    # while in an earlier turn the template drops them
+    assert "musing" not in chat.tokenizer.decode(chat.encode_prompt(TURNS))
+
+
+@pytest.mark.parametrize(
+    "act",
+    [lambda chat: chat.encode_prompt("Hi"), lambda chat: chat.end_token_id],
+    ids=["prompt", "end token"],
+)
+def test_a_template_that_raises_is_a_model_error(act: Callable[[ChatTokenizer], Any]) -> None:
+    tokenizer = FAMILY["gemma"].tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('out of order') }}"
+    with pytest.raises(ModelError, match="out of order"):
+        act(ChatTokenizer(tokenizer))
+
+
+def test_a_role_that_the_template_refuses_is_a_model_error_with_the_roles() -> None:
+    chat = ChatTokenizer(FAMILY["gemma"].tokenizer())
+    with pytest.raises(ModelError, match=r"\['system', 'user'\]: System role not supported"):
+        chat.encode_prompt([{"role": "system", "content": "Be brief."}, *TURNS[:1]])
+
+
+def test_a_template_that_renders_nothing_is_a_model_error() -> None:
+    tokenizer = FAMILY["mistral"].tokenizer()
+    tokenizer.chat_template = "{% if false %}x{% endif %}"
+    with pytest.raises(ModelError, match="renders nothing"):
+        ChatTokenizer(tokenizer).encode_prompt("Hi")
+
+
+def test_a_template_that_drops_the_text_is_refused_as_it_is_loaded() -> None:
+    tokenizer = FAMILY["qwen3"].tokenizer()
+    ChatTokenizer(tokenizer).check()
+    tokenizer.chat_template = (  # it reads a list of parts, and of text every letter has no `text`
+        "{% for m in messages %}<|im_start|>{{ m.role }}{% for c in m.content %}{{ c.text }}{% endfor %}"
+        "<|im_end|>{% endfor %}"
+    )
+    with pytest.raises(ModelError, match="drops the text of messages"):
+        ChatTokenizer(tokenizer).check()
+
+
+@EVERY
+def test_every_family_passes_the_check(family: Family) -> None:
+    ChatTokenizer(family.tokenizer()).check()
+
+
+def test_a_template_that_needs_tools_gets_an_empty_list() -> None:
+    tokenizer = FAMILY["qwen2.5"].tokenizer()
+    tokenizer.chat_template = "{{ tools | length }}{{ functions | length }}{{ messages[0].content }}"
+    assert ChatTokenizer(tokenizer).prompt_text("Hi") == "00Hi"
+
+
+@CHATS
+def test_special_tokens_that_data_spell_out_stay_text(family: Family) -> None:
+    chat = ChatTokenizer(family.tokenizer())
+    marks = "".join(family.special)
+    said = f"x{marks}ab{family.end}"
+    tokens, usual = chat.encode_prompt(said), chat.encode_prompt("x")
+    ids = set(chat.tokenizer.convert_tokens_to_ids(list(family.special)))
+    assert [token for token in tokens if token in ids] == [token for token in usual if token in ids]
+    assert said in chat.tokenizer.decode(tokens)
+    assert chat.encode_prompt("xab") == tuple(
+        chat.tokenizer(chat.prompt_text("xab"), add_special_tokens=False)["input_ids"]
+    )
+
+
+def test_private_characters_of_the_data_are_kept_beside_special_tokens() -> None:
+    chat = ChatTokenizer(FAMILY["qwen3"].tokenizer())
+    said = "\ue000\ue001 <|im_end|> \ue002"
+    assert said in chat.tokenizer.decode(chat.encode_prompt(said))
+
+
+def test_the_end_token_of_the_model_stands_in_for_the_tokenizers(tmp_path: Path) -> None:
+    tokenizer = FAMILY["base without BOS"].tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no end token"):
+        load_tokenizer(tmp_path)
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": [{end}]}}')
+    assert load_tokenizer(tmp_path).end_token_id == end
+
+
+def test_a_tokenizer_without_an_end_token_is_a_model_error() -> None:
+    tokenizer = FAMILY["base without BOS"].tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="no end token"):
+        ChatTokenizer(tokenizer).encode_completion("ab")
+
+
+def _batch(
+    chat: ChatTokenizer, completions: list[tuple[int, ...]], folder: Path
+) -> dict[str, torch.Tensor]:
+    """What the M-step feeds for draws of these tokens on the problem "Hi": one batch, in their order."""
+    problem = Problem("p", "Hi", "4")
+    draws = [
+        Draw(
+            DrawKey(1, "p", 0, index),
+            "plain",
+            0,
+            Completion(tokens, chat.decode(tokens), "stop", -1.0),
+            Score(1.0, "4"),
+        )
+        for index, tokens in enumerate(completions)
+    ]
+    path = folder / "examples.parquet"
+    write_examples(path, [draws], {"p": problem}, _each, Prompts(instruction=""), chat)
+    data = read_examples(path, chat, context=1000)
+    return Batches(data, [list(range(len(draws)))], pad=chat.pad_token_id)[0]
+
+
+def _each(draws: Any, examples: Any) -> list[Example]:
+    return [Example(draw) for draw in draws]
+
+
+@EVERY
+def test_a_thinking_block_that_the_template_opens_is_known(family: Family) -> None:
+    chat = ChatTokenizer(family.tokenizer())
+    opens = family.asked.endswith("<think>\n")
+    assert chat.opening == ("<think>" if opens else "")
+    prompts, draft = Prompts(opening=chat.opening), "Two and two.\nAnswer: 4"
+    never = prompts.parse(draft)
+    assert never.error == ("the thinking block is not closed" if opens else "")
+    assert prompts.parse(f"Hm, 5?</think>\n\n{draft}").answer == "4"
+
+
+def test_a_family_opens_the_thinking_block() -> None:
+    assert any(family.asked.endswith("<think>\n") for family in FAMILIES)

@@ -1,0 +1,546 @@
+"""`femtune view` finds what is stored, shows it, gives it away as files; also of a run that goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from femtune.cli.main import main
+from femtune.data.problems import load_problems, save_problems
+from femtune.data.prompts import Prompts
+from femtune.reporting.browser.difference import difference
+from femtune.reporting.browser.filters import ORDERS, PAGE, Filter
+from femtune.reporting.browser.index import Index
+from femtune.reporting.browser.store import FACETS, SHOWN_VALUES, Name, Store
+from femtune.runs.run import Run, read_draws, read_shard, write_draws
+from femtune.types import Completion, Problem, Score
+
+from ..views import (
+    REASONS,
+    Folder,
+    Look,
+    Page,
+    Stored,
+    looking,
+    made,
+    make_folder,
+    page,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """Runs in a folder whose name is a pattern."""
+    return make_folder(tmp_path_factory.mktemp("view") / "a*b [1] ?")
+
+
+@pytest.fixture
+def look() -> Iterator[Look]:
+    with looking() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def store(folder: Folder) -> Iterator[Store]:
+    index = Index([folder.root])
+    index.refresh()
+    yield Store(index)
+    index.close()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `femtune sample` on the rubric world."""
+    place = tmp_path_factory.mktemp("real")
+    assert main(["world", "rubric", "--output-dir", str(place / "w"), "--num-train", "8"]) == 0
+    asked = ["--task", "judge", "--raters", "named", "--scale", "1,5", "--model", "seedling"]
+    drawn = ["--max-new-tokens", "48", "--scheme", "star", "--output-dir", str(place / "run")]
+    data = str(place / "w" / "train.jsonl")
+    assert main(["sample", data, *asked, *drawn, "--show", "quiet"]) == 0
+    return place / "run"
+
+
+# --- what is found
+
+
+def holds(asked: Filter, each: Stored) -> bool:
+    """What a filter means, plainly."""
+    draw = each.draw
+    values = {
+        "run": each.run,
+        "kind": each.kind,
+        "iteration": draw.key.iteration,
+        "stage": draw.key.stage,
+        "prompt": draw.prompt_kind,
+        "kept": "yes" if draw.accepted else "no",
+        "reason": draw.score.reason,
+        "finish": draw.completion.finish_reason,
+        "answer": draw.score.answer,
+        "correct": each.correct,
+    }
+    fits = all(
+        not getattr(asked, name) or value in getattr(asked, name) for name, value in values.items()
+    )
+    return (
+        fits
+        and asked.problem.lower() in draw.key.problem_id.lower()
+        and asked.text.lower() in draw.completion.text.lower()
+    )
+
+
+def some(*values: Any) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(st.sampled_from(values), max_size=2, unique=True).map(tuple)
+
+
+FILTERS = st.builds(
+    Filter,
+    run=some("pps", "rejection(4)", "star's", "none"),
+    kind=some("draws", "eval"),
+    iteration=some(0, 1, 2, 9),
+    stage=some(0, 1),
+    prompt=some("plain", "hinted"),
+    kept=some("yes", "no"),
+    reason=some(*REASONS[1:]),
+    finish=some("stop", "length"),
+    answer=some("1", "it's 4", "<5>", "' OR 1=1 --"),
+    correct=some("1", "2"),
+    problem=st.sampled_from(["", "1", "EVAL", "draws-2", "%", "_"]),
+    text=st.sampled_from(["", "clear", "answer: 2", "ä", "100%", "%", "_b", "\\N", ".", "'--", "Is cl"]),
+    sort=st.sampled_from([*ORDERS]),
+)
+
+
+def all_pages(store: Store, asked: Filter) -> list[str]:
+    store.index.prepare(asked)
+    num, _ = store.count(asked)
+    pages = range(1, max(1, math.ceil(num / PAGE)) + 1)
+    return [str(seen.name) for number in pages for seen in store.page(replace(asked, page=number))]
+
+
+@settings(max_examples=150)
+@given(asked=FILTERS)
+def test_a_filter_finds_what_a_plain_one_does(asked: Filter, store: Store, folder: Folder) -> None:
+    wanted = [each for each in folder.draws if holds(asked, each)]
+    found = all_pages(store, asked)
+    assert sorted(found) == sorted(each.name for each in wanted)
+    kept = sum(each.draw.accepted for each in wanted)
+    assert store.count(asked) == (len(wanted), kept)
+    by_name = {each.name: each for each in wanted}
+    assert found == [each.name for each in in_order([by_name[name] for name in found], asked.sort)]
+
+
+def in_order(draws: Sequence[Stored], sort: str) -> list[Stored]:
+    """Sorted; those that are equal stay as they are."""
+    signed = -1 if sort.startswith("-") else 1
+
+    def key(each: Stored) -> Any:
+        draw = each.draw
+        logprob = draw.completion.logprob
+        return {
+            "newest": -draw.key.iteration,
+            "shuffled": draw.seed,
+            "problem": draw.key.problem_id,
+            "reward": signed * draw.score.reward,
+            "logprob": (math.isnan(logprob), 0 if math.isnan(logprob) else signed * logprob),
+            "tokens": signed * len(draw.completion.tokens),
+            "stored": 0,
+        }[sort.removeprefix("-")]
+
+    return sorted(draws, key=key)
+
+
+def test_the_stored_order_is_that_of_runs_iterations_and_shards(store: Store, folder: Folder) -> None:
+    def order(each: Stored) -> Any:
+        return each.run, each.draw.key.iteration, ["draws", "eval"].index(each.kind)
+
+    assert all_pages(store, Filter()) == [each.name for each in sorted(folder.draws, key=order)]
+
+
+@settings(max_examples=60)
+@given(asked=FILTERS)
+def test_facets_count_under_the_other_filters(asked: Filter, store: Store, folder: Folder) -> None:
+    store.index.prepare(asked)
+    facets = store.facets(asked)
+    for name in ("run", "kind", "iteration", "kept", "reason", "answer"):
+        others = replace(asked, **{name: ()})
+        wanted: Counter[Any] = Counter()
+        for each in (each for each in folder.draws if holds(others, each)):
+            draw = each.draw
+            wanted[
+                {
+                    "run": each.run,
+                    "kind": each.kind,
+                    "iteration": draw.key.iteration,
+                    "kept": "yes" if draw.accepted else "no",
+                    "reason": draw.score.reason,
+                    "answer": draw.score.answer,
+                }[name]
+            ] += 1
+        del wanted[""]
+        assert {value.value: value.num for value in facets[name]} == wanted
+    assert set(facets) == set(FACETS)
+
+
+def test_of_many_values_the_most_frequent_are_shown_and_the_chosen_one(tmp_path: Path) -> None:
+    draws = [
+        made(problem_id=f"{n}-{i}", score=Score(1.0, f"answer {n:02}"))
+        for n in range(20)
+        for i in range(20 - n)
+    ]
+    write_draws(Run(tmp_path).shard(1, "draws", 0), draws, {})
+    index = Index([tmp_path])
+    index.refresh()
+    found = Store(index).facets(Filter(answer=("answer 19",)))["answer"]
+    assert [value.value for value in found] == [f"answer {n:02}" for n in (*range(SHOWN_VALUES), 19)]
+    index.close()
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@given(FILTERS, TEXT, TEXT, st.integers(1, 99))
+def test_a_filter_comes_back_from_its_address(asked: Filter, text: str, answer: str, page: int) -> None:
+    changed = replace(asked, text=text, answer=(answer,) if answer else (), page=page)
+    assert Filter.read(parse_qsl(changed.query(page=page), keep_blank_values=True)) == changed
+
+
+def test_values_are_taken_in_and_out() -> None:
+    asked = Filter(iteration=(1,), page=4)
+    assert asked.toggled("iteration", 2) == "iteration=1&iteration=2"
+    assert asked.toggled("iteration", 1) == ""
+    assert asked.query(sort="reward") == "iteration=1&sort=reward"
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("iteration=x", "whole number"),
+        ("iteration=-1", "whole number"),
+        ("iteration=99999999999999999999", "whole number"),
+        ("page=0", "from 1"),
+        ("sort=d.seed;DROP TABLE draws", "sort is one of"),
+        ("itration=1", "Did you mean iteration?"),
+        ("text=" + "x" * 1001, "at most 1,000"),
+        ("answer)=1", "nothing to filter by"),
+    ],
+)
+def test_what_is_no_filter_is_said(query: str, said: str, look: Look, folder: Folder) -> None:
+    answer = look(folder.root).get(f"/?{query}")
+    assert answer.status_code == 400
+    assert said in Page(answer.text).shown
+
+
+# --- pages
+
+
+@pytest.mark.parametrize("sort", ["stored", "shuffled", "-tokens"])
+def test_next_leads_through_all_draws_once(sort: str, look: Look, folder: Folder) -> None:
+    client, found = look(folder.root), []
+    path: str | None = f"/?sort={sort}&kept=no"
+    while path:
+        shown = page(client, path)
+        found += shown.names()
+        path = next((a["href"] for _, a in shown.tags if a.get("rel") == "next"), None)
+    wanted = [each.name for each in folder.draws if not each.draw.accepted]
+    assert len(wanted) > PAGE
+    assert sorted(found) == sorted(wanted)
+
+
+def test_next_and_previous_of_a_draw_follow_the_filter(look: Look, folder: Folder) -> None:
+    client = look(folder.root)
+    first = page(client, "/?run=pps&text=is&sort=-reward")
+    names, found = first.names(), []
+    path: str | None = first.links("/draw?")[0]
+    while path:
+        found.append(dict(parse_qsl(urlsplit(path).query))["name"])
+        shown = page(client, path)
+        path = next((a["href"] for _, a in shown.tags if a.get("rel") == "next"), None)
+    assert 1 < len(names) < PAGE
+    assert found == names
+
+
+def test_a_page_shows_all_of_a_draw(look: Look, folder: Folder) -> None:
+    client = look(folder.root)
+    for each in folder.draws[::7]:
+        draw = each.draw
+        shown = page(client, "/draw", name=each.name).spaced
+        for wanted in (
+            " ".join(draw.score.rationale.split()),
+            f"seed {draw.seed}",
+            f"{len(draw.completion.tokens)} tokens {' '.join(map(str, draw.completion.tokens))}".strip(),
+            f"correct answer {'not stored' if each.correct is None else each.correct}",
+            f"reward {draw.score.reward:.3f}",
+            draw.score.detail if not draw.accepted else "",
+        ):
+            assert wanted in shown
+
+
+def test_a_page_shows_what_a_draw_was_drawn_under(look: Look, tmp_path: Path) -> None:
+    text = "Because.\nAnswer: 3\n"
+    free = Completion((1, 2, 3, 4), text, "answered", -2.5)
+    forced = replace(free, logprob=math.nan, num_forced=2)
+    draws = [
+        made(text, completion=free),
+        made(text, index=1, completion=forced, demos="a1b2c3", temperature=0.7),
+    ]
+    write_draws(Run(tmp_path / "run").shard(1, "draws", 0), draws, {})
+    client = look(tmp_path)
+    one, other = (page(client, "/draw", name=f"run/draws/1/0/{i}/p").spaced for i in (0, 1))
+    assert "ended by its closed answer temperature 1.00 seed" in one
+    assert "log-probability −2.50 nats" in one and "log-probability – nats" in other
+    told = "forced the last 2 tokens: the cue and the answer after it worked examples a1b2c3"
+    assert f"ended by its closed answer {told} temperature 0.70 seed" in other
+    assert len(page(client, "/", finish="answered").names()) == 2
+
+
+def test_prompts_are_those_that_the_run_asked(look: Look, real: Path) -> None:
+    config = yaml.safe_load((real / "config.yaml").read_text())
+    prompts = Prompts(config["instruction"], config["hint"])
+    client = look(real)
+    draws = [draw for chunk, _ in read_draws(real / "iteration-001" / "draws") for draw in chunk]
+    assert {draw.prompt_kind for draw in draws} == {"plain", "hinted"}
+    for problem in load_problems(real / "problems.parquet"):
+        draw = next(draw for draw in draws if draw.key.problem_id == problem.id)
+        shown = page(client, "/draw", name=f"run/draws/1/{draw.key.stage}/0/{problem.id}").shown
+        assert prompts.plain(problem)[0]["content"] in shown
+        assert prompts.hinted(problem)[0]["content"] in shown
+        assert draw.completion.text in shown
+
+
+def test_a_problem_stands_side_by_side(look: Look, folder: Folder) -> None:
+    client = look(folder.root)
+    id = folder.draws[0].draw.key.problem_id
+    wanted = [each for each in folder.draws if each.draw.key.problem_id == id]
+    shown = page(client, "/problem", id=id)
+    chosen = [a["value"] for tag, a in shown.tags if tag == "input" and a["name"] == "a"]
+    assert sorted(map(str, chosen)) == sorted(each.name for each in wanted)
+    only = page(client, "/problem", id=id, run="pps")
+    chosen = [a["value"] for tag, a in only.tags if tag == "input" and a["name"] == "b"]
+    assert sorted(map(str, chosen)) == sorted(each.name for each in wanted if each.run == "pps")
+    assert "No problem with draws" in page(client, "/problem", 404, id="none").shown
+
+
+def test_of_many_draws_a_problem_shows_the_first_and_the_last(look: Look, tmp_path: Path) -> None:
+    draws = [made(f"Try {i}.\nAnswer: 3", index=i) for i in range(20)]
+    write_draws(Run(tmp_path / "run").shard(1, "draws", 0), draws, {})
+    client = look(tmp_path)
+    shown = page(client, "/problem", id="p")
+    assert re.findall(r"Try (\d+)", shown.shown) == ["0", "1", "2", "3", "4", "5", "6", "19"]
+    (more,) = [link for link in shown.links("/?") if "problem=p" in link]
+    assert len(page(client, more).names()) == 20
+
+
+def test_names_that_are_none_are_refused(look: Look, folder: Folder) -> None:
+    client = look(folder.root)
+    assert "a draw is named" in page(client, "/draw", 400, name="x").shown
+    assert "No draw is named" in page(client, "/draw", 404, name="pps/draws/1/0/0/../etc/passwd").shown
+    assert "a draw is named" in page(client, "/draw", 400).shown
+    assert "no such page" in page(client, "/nothing", 404).shown
+    good = folder.draws[0].name
+    assert "No draw is named" in page(client, "/difference", 404, a=good, b=good + "x").shown
+
+
+@pytest.mark.parametrize("text", ["x/y/1/1/1/a", "r/draws/1/0/0/p/with/slashes", "r/d/1/2/3/"])
+def test_a_name_comes_back_from_a_link(text: str) -> None:
+    assert str(Name.read(text)) == text
+
+
+# --- downloads
+
+
+@pytest.mark.parametrize("query", ["", "kept=yes&iteration=1&sort=shuffled", "text=clear", "run=none"])
+def test_an_export_is_what_the_filter_finds(query: str, look: Look, folder: Folder) -> None:
+    client, asked = look(folder.root), Filter.read(parse_qsl(query))
+    by_name = {each.name: each for each in folder.draws if holds(asked, each)}
+    lines = client.get(f"/export.jsonl?{query}")
+    rows = [json.loads(line) for line in lines.text.splitlines()]
+    table = pq.read_table(io.BytesIO(client.get(f"/export.parquet?{query}").content))
+    assert [json.loads(json.dumps(row).replace("NaN", "null")) for row in table.to_pylist()] == rows
+    assert "attachment" in lines.headers["content-disposition"]
+    assert len(rows) == len(by_name)
+    for row in rows:
+        place = (
+            row["run"],
+            row["kind"],
+            row["iteration"],
+            row["stage"],
+            row["index"],
+            row["problem_id"],
+        )
+        each = by_name.pop("/".join(map(str, place)))
+        draw = each.draw
+        assert row["correct_answer"] == each.correct
+        assert row["tokens"] == list(draw.completion.tokens)
+        assert row["text"] == draw.completion.text
+        assert row["seed"] == draw.seed
+        assert row["logprob"] == (
+            None if math.isnan(draw.completion.logprob) else draw.completion.logprob
+        )
+
+
+# --- differences
+
+
+@given(st.text("ab .\n!é", max_size=60), st.text("ab .\n!é", max_size=60))
+def test_a_difference_has_both_texts(first: str, second: str) -> None:
+    pieces = difference(first, second)
+    assert "".join(piece.text for piece in pieces if piece.kind != "more") == first
+    assert "".join(piece.text for piece in pieces if piece.kind != "less") == second
+    assert all(piece.text for piece in pieces)
+    if first == second:
+        assert {piece.kind for piece in pieces} <= {"same"}
+
+
+def test_words_that_differ_are_found() -> None:
+    pieces = difference("It is clear: plus 1. So 3.\nAnswer: 3", "It is clear: plus 0. So 3.\nAnswer: 2")
+    changed = [(piece.kind, piece.text) for piece in pieces if piece.kind != "same"]
+    assert changed == [("less", "1"), ("more", "0"), ("less", "3"), ("more", "2")]
+
+
+def test_a_difference_that_takes_too_long_is_coarse() -> None:
+    first, second = "a. " * 16_000, "b a. " * 9_000
+    pieces = difference(first, second)
+    assert "".join(piece.text for piece in pieces if piece.kind != "more") == first
+
+
+def test_a_page_of_a_difference_marks_it(look: Look, tmp_path: Path) -> None:
+    draws = [made("It is 1 <b>.\nAnswer: 3"), made("It is 2 <b>.\nAnswer: 3", index=1)]
+    write_draws(Run(tmp_path / "run").shard(1, "draws", 0), draws, {})
+    names = {"a": "run/draws/1/0/0/p", "b": "run/draws/1/0/1/p"}
+    html = look(tmp_path).get("/difference", params=names).text
+    assert "It is <del>1</del> &lt;b&gt;." in html
+    assert "It is <ins>2</ins> &lt;b&gt;." in html
+
+
+# --- a run that goes on
+
+
+def test_shards_and_runs_appear(look: Look, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.yaml").write_text("iterations: 3\nscheme: pps\n")
+    client = look(tmp_path)
+    assert "Nothing is drawn yet" in page(client, "/").shown
+    assert "not finished: iteration 0 of 3" in page(client, "/").spaced
+    write_draws(Run(tmp_path / "b").shard(1, "draws", 0), [made("one <1>", "p")], {})
+    assert page(client, "/?text=ONE").names() == ["b/draws/1/0/0/p"]
+    one = page(client, "/draw", name="b/draws/1/0/0/p")
+    assert "correct answer not stored" in one.spaced
+    save_problems(
+        [Problem("p", "What?", "42"), Problem("q", "?", "1")], tmp_path / "b" / "problems.parquet"
+    )
+    write_draws(Run(tmp_path / "b").shard(1, "draws", 1), [made("one more", "q")], {})
+    write_draws(Run(tmp_path / "a").shard(1, "draws", 0), [made("one of a", "p")], {})
+    found = page(client, "/?text=ONE&sort=tokens")
+    assert sorted(found.names()) == ["a/draws/1/0/0/p", "b/draws/1/0/0/p", "b/draws/1/0/0/q"]
+    assert page(client, "/").names() == ["a/draws/1/0/0/p", "b/draws/1/0/0/p", "b/draws/1/0/0/q"]
+    assert page(client, "/?correct=42").names() == ["b/draws/1/0/0/p"]
+    (tmp_path / "b" / "iteration-003").mkdir()
+    (tmp_path / "b" / "iteration-003" / "metrics.json").write_text("{}")
+    assert "done, 3 iterations" in page(client, "/").spaced
+
+
+def test_a_shard_in_anothers_place_is_read_again(look: Look, tmp_path: Path) -> None:
+    place = Run(tmp_path / "run").shard(1, "draws", 0)
+    write_draws(place, [made("old", "p"), made("old", "q")], {})
+    client = look(tmp_path)
+    assert len(page(client, "/?text=old").names()) == 2
+    write_draws(place, [made("new", "r")], {})
+    assert page(client, "/?text=old").names() == []
+    assert page(client, "/").names() == ["run/draws/1/0/0/r"]
+    place.unlink()
+    assert page(client, "/").names() == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", b"no parquet at all", None])
+def test_a_damaged_shard_is_named_and_left_out(damage: bytes | None, look: Look, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    for number in range(5):
+        write_draws(run.shard(1, "draws", number), [made("It is so.", f"p{number}")], {})
+    bad = run.shard(1, "draws", 3)
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    client = look(tmp_path)
+    shown = page(client, "/")
+    assert shown.names() == [f"run/draws/1/0/0/p{number}" for number in (0, 1, 2, 4)]
+    assert "1 file can’t be read" in shown.shown
+    assert "run: iteration-001/draws/00003.parquet" in shown.shown
+    assert "/tmp/femtune-view" not in shown.shown
+    bad.write_bytes(whole)
+    shown = page(client, "/")
+    assert len(shown.names()) == 5 and "can’t be read" not in shown.shown
+
+
+def test_a_shard_that_is_damaged_meanwhile_is_said(look: Look, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    for number in range(3):
+        write_draws(run.shard(1, "draws", number), [made("It is so. " * 50, f"p{number}")], {})
+    client = look(tmp_path)
+    assert len(page(client, "/").names()) == 3
+    bad = run.shard(1, "draws", 1)
+    known = bad.stat()
+    with bad.open("r+b") as file:  # of the same size and time: not seen before it is read
+        file.seek(4)
+        file.write(b"\xff" * (known.st_size - 16))
+    os.utime(bad, ns=(known.st_atime_ns, known.st_mtime_ns))
+    for path in ("/", "/?text=so", "/?sort=tokens", "/problem?id=p0", "/?run=run"):
+        shown = page(client, path)
+        assert "Traceback" not in shown.shown
+    assert "00001.parquet" in shown.shown
+    assert shown.names() == ["run/draws/1/0/0/p0", "run/draws/1/0/0/p2"]
+    assert len(client.get("/export.jsonl").text.splitlines()) == 2
+
+
+def test_a_file_that_is_no_shard_of_draws_is_said(look: Look, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    write_draws(run.shard(1, "draws", 0), [made()], {})
+    save_problems([Problem("p", "What?", "1")], run.shard(1, "draws", 1))
+    shown = page(look(tmp_path), "/")
+    assert len(shown.names()) == 1
+    assert "00001.parquet" in shown.shown
+
+
+def test_nothing_is_written_into_a_run(look: Look, folder: Folder) -> None:
+    def listing() -> dict[str, tuple[int, int]]:
+        stats = {str(path): path.stat() for path in folder.root.rglob("*")}
+        return {path: (known.st_mtime_ns, known.st_size) for path, known in stats.items()}
+
+    before, client = listing(), look(folder.root)
+    for path in ("/?text=is&sort=tokens", "/export.parquet", f"/draw?name={folder.draws[0].name}"):
+        assert client.get(path).status_code == 200
+    assert listing() == before
+
+
+def test_runs_of_one_name_are_told_apart(look: Look, tmp_path: Path) -> None:
+    for place in ("a/x", "b/x", "y"):
+        write_draws(Run(tmp_path / place).shard(1, "draws", 0), [made()], {})
+    client = look(tmp_path / "a" / "x", tmp_path / "b", tmp_path / "y")
+    names = [Name.read(name).run for name in page(client, "/").names()]
+    assert names == ["a:x", "b:x", "y"]
+
+
+def test_a_shard_is_the_one_that_femtune_reads(folder: Folder) -> None:
+    """The shards of these tests hold what run.read_shard gives."""
+    path = next(folder.root.rglob("*.parquet"))
+    while path.parent.name not in ("draws", "eval"):
+        path = next(folder.root.rglob("iteration-001/draws/*.parquet"))
+    draws, _ = read_shard(path)
+    assert {draw.key for draw in draws} <= {each.draw.key for each in folder.draws}
+
+
+def test_links_are_query_strings() -> None:
+    assert Filter(text="a&b=c").query() == urlencode({"text": "a&b=c"})

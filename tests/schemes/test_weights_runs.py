@@ -1,0 +1,196 @@
+"""Real runs of schemes that weigh by the posterior: the rubric world, the seedling, two iterations."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from femtune.api import fit
+from femtune.cli.main import main
+from femtune.engines.hf.engine import TransformersEngine
+from femtune.engines.model_files import local_model
+from femtune.estep.scoring import read_nats
+from femtune.runs.run import read_draws, read_shard
+from femtune.schemes.named import parse_scheme
+from femtune.tools.refilter import Change, refilter
+from femtune.tools.replay import name_of, replay
+from femtune.tools.stored_run import open_stored
+from femtune.types import Draw, DrawKey
+
+from ..demo_runs import make_world, train_command
+
+RESTARTS = "pps:2+importance+resample:1+restart:2"
+SETTLES = "pps+base+importance+restart:2+settle:1"
+SPECS = ["star+memo+doubt+wake", "trice", RESTARTS, SETTLES]
+SHORT = ("--eval-every", "0", "--num-train-epochs", "1", "--show", "quiet")
+KINDS = {"draws", "scored", "examples.parquet", "model", "metrics.json"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"), 16, 4)
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def run(request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root: Path = tmp_path_factory.mktemp("run") / "run"
+    assert main(train_command(world, root, "--scheme", request.param, *SHORT)) == 0
+    return root
+
+
+def spec_of(run: Path) -> str:
+    return open_stored(run).settings.scheme
+
+
+def metrics(run: Path, iteration: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / f"iteration-00{iteration}" / "metrics.json").read_text())
+    return found
+
+
+def scored(run: Path, iteration: int, kind: str) -> Mapping[DrawKey, tuple[float | None, float | None]]:
+    folder = run / f"iteration-00{iteration}" / kind
+    return {
+        key: nats for path in sorted(folder.glob("*.parquet")) for key, nats in read_nats(path).items()
+    }
+
+
+def draws_in(folder: Path) -> dict[DrawKey, Draw]:
+    return {draw.key: draw for chunk, _ in read_draws(folder) for draw in chunk}
+
+
+def test_files_of_each_iteration_are_there(run: Path) -> None:
+    scheme = parse_scheme(spec_of(run))
+    for iteration in (1, 2):
+        folder = run / f"iteration-00{iteration}"
+        names = {path.name for path in folder.iterdir() if path.name[0] != "."} - {"README.md"}
+        remembered = {"memory", *(["recalled"] if iteration == 2 else [])} if scheme.remember else set()
+        assert names == KINDS | remembered
+        for kind in ("draws", "scored", "memory", "recalled"):
+            shards = sorted(path.name for path in (folder / kind).glob("*"))
+            assert shards in ([], ["00000.parquet", "00001.parquet"])
+    assert main(["verify", str(run)]) == 0  # and all are as they were stored
+
+
+def test_log_probabilities_are_those_of_the_weights_before(run: Path) -> None:
+    """Of theta_{k-1}, under the plain prompt and the hinted one, whatever the draw came from."""
+    scheme = parse_scheme(spec_of(run))
+    for iteration in (1, 2):
+        stored = open_stored(run, iteration)
+        prompts = stored.prompts()
+        before = run / f"iteration-00{iteration - 1}/model"
+        engine = TransformersEngine(local_model("seedling") if iteration == 1 else before)
+        own = {k: d for k, d in draws_in(stored.draws).items() if d.accepted}
+        remembered = draws_in(run / f"iteration-00{iteration - 1}" / "memory")
+        assert scored(run, iteration, "scored").keys() == own.keys()
+        found = {**scored(run, iteration, "recalled"), **scored(run, iteration, "scored")}
+        assert found.keys() == {*own, *remembered}
+        for at, need, prompt in ((0, "log_pi", "plain"), (1, "log_q", "hinted")):
+            given = {key: nats[at] for key, nats in found.items()}
+            if need not in scheme.needs:
+                assert {*given.values()} <= {None}
+                continue
+            pairs = []
+            for key in given:
+                draw = (remembered | own)[key]
+                messages = prompts.render(prompt, stored.problems[key.problem_id])
+                pairs.append((engine.tokenizer.encode_prompt(messages), draw.completion.tokens))
+            assert list(given.values()) == pytest.approx(engine.logprob(pairs), abs=1e-3)
+
+
+def test_weights_are_what_the_scheme_says(run: Path) -> None:
+    spec = spec_of(run)
+    for iteration in (1, 2):
+        rows = pq.read_table(run / f"iteration-00{iteration}" / "examples.parquet").to_pylist()
+        total: Counter[str] = Counter()
+        for row in rows:
+            if row["weight"] > 0 and row["trained_under"] == "plain":
+                total[row["problem_id"]] += row["weight"]
+        assert total
+        if "doubt" in spec:
+            assert all(0 < weight < 1 for weight in total.values())
+        else:
+            assert all(weight == pytest.approx(1) for weight in total.values())
+        plain = [row["weight"] for row in rows if row["trained_under"] == "plain"]
+        hinted = [row["weight"] for row in rows if row["trained_under"] == "hinted"]
+        assert hinted == (plain if "wake" in spec else [])
+        if spec == "trice":
+            draws = draws_in(run / f"iteration-00{iteration}" / "draws").values()
+            minus = [row["weight"] for row in rows if row["weight"] < 0]
+            assert minus == [-0.5] * sum(draw.prompt_kind == "plain" for draw in draws)
+        else:
+            assert min(plain) > 0
+        if "resample" in spec:
+            assert plain == pytest.approx([1.0] * len(plain)) and len(plain) == len(total)
+        assert metrics(run, iteration)["m_step"]["num_examples"] == len(rows)
+
+
+def test_signed_and_weighted_examples_train(run: Path) -> None:
+    for iteration in (1, 2):
+        found = metrics(run, iteration)
+        assert math.isfinite(found["m_step"]["loss"]) and found["m_step"]["num_steps"] > 0
+        assert found["e_step"]["scored_tokens"] > 0
+        if parse_scheme(spec_of(run)).remember:
+            assert found["e_step"]["log_mass"] < 0 < found["e_step"]["covered_share"] <= 1
+    weights = [run / f"iteration-00{i}/model/model.safetensors" for i in (1, 2)]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("run", [RESTARTS], indirect=True)
+def test_a_restart_trains_the_base_for_longer(run: Path, tmp_path: Path) -> None:
+    stored, out = open_stored(run, 2), tmp_path / "model"
+    training = replace(stored.settings.training, num_train_epochs=2.0)  # 2 times 1
+    again = fit(
+        run / "iteration-002/examples.parquet", "seedling", training, out, stored.settings.seed + 2
+    )
+    assert again["num_steps"] == metrics(run, 2)["m_step"]["num_steps"]
+    weights = [folder / "model.safetensors" for folder in (out, run / "iteration-002/model")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("run", [SETTLES], indirect=True)
+def test_once_settled_m_steps_go_on_from_the_previous_weights(run: Path, tmp_path: Path) -> None:
+    for iteration, epochs, rate in ((1, 2.0, "constant"), (2, 1.0, "linear")):
+        stored, out = open_stored(run, iteration), tmp_path / str(iteration)
+        training = replace(stored.settings.training, num_train_epochs=epochs, lr_scheduler_type=rate)
+        start = "seedling" if iteration == 1 else str(run / "iteration-001/model")
+        assert stored.start() == Path(local_model(start))
+        examples = run / f"iteration-00{iteration}/examples.parquet"
+        fit(examples, start, training, out, stored.settings.seed + iteration)
+        weights = [f / "model.safetensors" for f in (out, run / f"iteration-00{iteration}/model")]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+        report = refilter(
+            run, Change(), iteration=iteration, output_dir=tmp_path / f"r{iteration}", train=True
+        )
+        assert report["m_step"]["num_steps"] == metrics(run, iteration)["m_step"]["num_steps"]
+
+
+def test_draws_are_drawn_again_by_the_weights_that_drew_them(run: Path) -> None:
+    """Of the base in iteration 2 as well: log-probabilities are those that were said then."""
+    draws, _ = read_shard(run / "iteration-002/draws/00000.parquet")
+    for draw in (draws[0], draws[-1]):
+        [again] = replay(run, name_of(draw))
+        assert again.same and again.nats_apart < 1e-4
+
+
+def test_another_filter_weighs_alike_where_weights_hang_on_log_probabilities(run: Path) -> None:
+    report = refilter(run, Change())
+    assert report["alike"] and report["refiltered"]["num_examples"] > 0
+
+
+@pytest.mark.parametrize("spec", ["trice+memo+doubt"])
+def test_what_a_run_will_take_is_measured_with_its_scoring(
+    spec: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = train_command(world, tmp_path, "--scheme", spec)
+    argv[0] = "estimate"
+    del argv[argv.index("--output-dir") : argv.index("--output-dir") + 2]
+    assert main([*argv, "--measure", "4"]) == 0
+    assert "measured: " in capsys.readouterr().out
