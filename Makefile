@@ -30,10 +30,12 @@ test-real-vllm: $(VLLM_VENV)/.installed ## the same model served by vLLM, on a C
 docs: $(VENV)/.installed-docs ## the documentation as a site, in build/site: open index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-check: $(VENV)/.installed-dev ## lint and types
+check: $(VENV)/.installed-dev ## lint, types, which room imports which, and plain words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_words.py
 
 install: $(VENV)/.installed
 

@@ -62,10 +62,15 @@ def differences(before: Path, after: Path) -> Iterator[str]:
     for path in sorted(before.rglob("examples.parquet")):
         name = path.relative_to(before)
         columns = ["prompt_tokens", "completion_tokens", "weight"]
-        if pq.read_table(path, columns=columns) != pq.read_table(after / name, columns=columns):
+        if not (after / name).exists():
+            yield f"{name} is in one run alone"
+        elif pq.read_table(path, columns=columns) != pq.read_table(after / name, columns=columns):
             yield f"{name}: examples or their weights differ"
     for path in sorted(before.rglob("metrics.json")):
         name = path.relative_to(before)
+        if not (after / name).exists():
+            yield f"{name} is in one run alone"
+            continue
         first, second = (timeless(json.loads((run / name).read_text())) for run in (before, after))
         if first != second:
             yield f"{name}: {first} became {second}"
