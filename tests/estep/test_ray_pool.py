@@ -32,8 +32,8 @@ from femtune.runs.run import read_draws  # noqa: E402
 from femtune.schemes.named import pps, rejection  # noqa: E402
 from femtune.types import Draw, Reward  # noqa: E402
 
-from ..oracle import DEMOS, LINE_CUT, Tables, problem, sampler  # noqa: E402
 from .. import oracle  # noqa: E402
+from ..oracle import DEMOS, LINE_CUT, Tables, problem, sampler  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's own sockets and files
 

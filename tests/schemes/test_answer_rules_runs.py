@@ -22,8 +22,8 @@ from femtune.tools.refilter import Change, refilter
 from femtune.tools.replay import name_of, replay
 from femtune.tools.stored_run import open_stored
 
-from ..oracle import LINE_CUT, sampler
 from ..demo_runs import make_world, train_command
+from ..oracle import LINE_CUT, sampler
 
 SHORT = ("--eval-every", "0", "--num-train-epochs", "1", "--show", "quiet")
 SPECS = ["rejection:2+expected", "mixture:1,1+importance+expected", "star+reasons"]
