@@ -10,13 +10,16 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 VLLM_TESTS := $(wildcard tests/engines/test_vllm_engine.py tests/engines/test_openai_vllm.py)
 
-.PHONY: demo docs test test-real test-vllm test-real-vllm real-model install-vllm check install clean
+.PHONY: demo docs help test test-fast test-real test-vllm test-real-vllm real-model install-vllm check install clean
 
 demo: $(VENV)/.installed ## the paper's comparison, offline, in minutes
 	$(BIN)/femtune demo
 
 test: $(VENV)/.installed-dev ## all tests, a file at a time on each core
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-fast: $(VENV)/.installed-dev ## the quick tests, in under a minute: before each commit
+	$(BIN)/python -m pytest -m "not slow and not real" --numprocesses auto --maxprocesses 4 $(FAST_TESTS)
 
 test-vllm: $(VLLM_VENV)/.installed ## the tests that run vLLM, on a CPU: ten minutes
 	$(VLLM_BIN)/python -m pytest $(VLLM_TESTS)
@@ -70,5 +73,8 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	$(VLLM_PIP) --editable . pytest pytest-timeout hypothesis
 	@touch $@
 
-clean:
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+clean: ## remove environments, runs and what was built
 	rm -rf $(VENV) $(VLLM_VENV) runs build dist

@@ -33,6 +33,7 @@ from femtune.types import Problem, Prompt
 
 TASKS = ("judge", "summarize", "choice", "math", "table")
 _WORDINGS = {"judge": JUDGE, "summarize": SUMMARIZE}
+MODULES = {"choice": choice, "math": math}  # tasks of a question and its answer
 
 Place = tuple[int, Any]  # a place in a source, and a row or what is wrong with it
 
@@ -325,7 +326,7 @@ def _asking(
     options: Options,
     faults: Faults,
 ) -> TaskData:
-    module = {"choice": choice, "math": math}[task]
+    module = MODULES[task]
     template, checked = options.template, False
     labels = [options.columns[name] for name in ("answer",) if name in options.columns]
     problems: list[Problem] = []
