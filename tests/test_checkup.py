@@ -21,7 +21,7 @@ from femtune.tries import read_nats
 from .runs import make_world, train_command
 from .test_loop import timeless
 
-BOUND = ("--bound-draws", "2")
+BOUND = ("--bound-draws", "2", "--reader-problems", "6")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def state(root: Path) -> dict[str, Any]:
         name = path.relative_to(root).as_posix()
         if path.name in ("draws", "eval", "bound", "memory"):
             made[name] = [chunk for chunk, _ in read_draws(path)]
-        elif path.name in ("recalled", "scored", "bound_scored"):
+        elif path.name in ("recalled", "scored", "bound_scored", "eval_scored"):
             made[name] = [read_nats(shard) for shard in sorted(path.iterdir())]
         elif path.name == "examples.parquet":
             made[name] = pq.read_table(path).to_pylist()
@@ -74,6 +74,8 @@ DAMAGED = {
     "iteration-001/eval/00000.parquet": "drawn again",
     "iteration-000/bound/00000.parquet": "drawn again",
     "iteration-002/bound_scored/00000.parquet": "scored again",
+    "iteration-001/eval_scored/00000.parquet": "scored again",
+    "iteration-001/rationales.json": "computed again",
     "iteration-002/examples.parquet": "written again from the draws",
     "iteration-001/model/model.safetensors": "trained again from the examples",
     "iteration-000/metrics.json": "computed again",

@@ -20,11 +20,14 @@ from femtune.demos import Demo, Demos
 from femtune.endings import check_cue
 from femtune.engines.dtypes import usable_dtype
 from femtune.errors import ConfigError, DataError, EngineError, ModelError
+from femtune.hashes import hash_weights
 from femtune.headers import stored_dtype
+from femtune.model_info import FILE as INFO
 from femtune.model_info import is_trained, read_info
 from femtune.prepare import (
     MODELS,
     Questions,
+    base_of_adapter,
     load_config,
     load_tokenizer,
     local_model,
@@ -323,6 +326,29 @@ def is_base(model: str) -> bool:
     """
     folder = local_model(model)
     return folder not in MODELS.values() and not is_trained(folder)
+
+
+def trained_from(model: str) -> Path:
+    """Return the folder of the base that a model was trained from; of a base, its own.
+
+    Raises ModelError where the base is not known, not there, or another one by now.
+    """
+    folder = local_model(model)
+    info = read_info(folder)
+    if info is None:
+        return folder
+    if info.base is None:
+        raise ModelError(
+            f"{folder / INFO} does not name the base of {model}, which is to read its rationales. Leave "
+            "out --reader-problems."
+        )
+    base = local_model(info.base)
+    if hash_weights(base, base_of_adapter(base)) != info.base_sha256:
+        raise ModelError(
+            f"the weights of {info.base} are not those that {model} was trained from. Restore them, or "
+            "leave out --reader-problems."
+        )
+    return base
 
 
 def check_installed(settings: Ask) -> None:

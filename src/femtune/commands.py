@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from femtune.answer_metrics import judged_by_probabilities, side_by_side
-from femtune.asker import Asker, check_installed, is_base, make_asker, no_foreign_bars
+from femtune.asker import Asker, check_installed, is_base, make_asker, no_foreign_bars, trained_from
 from femtune.calibration import (
     Aggregate,
     Calibration,
@@ -68,6 +68,7 @@ from femtune.prepare import (
 )
 from femtune.problems import save_problems
 from femtune.progress import Quiet
+from femtune.rationales import read_all
 from femtune.retention import best_of
 from femtune.run import Run, by_problem, check_run, open_run, read_draws, stored_config
 from femtune.scored_answers import (
@@ -296,7 +297,12 @@ class _Steps(Quiet):
 
 
 def evaluate(
-    data: Data, model: str, settings: Evaluate, output_dir: str | Path | None, progress: Progress
+    data: Data,
+    model: str,
+    settings: Evaluate,
+    output_dir: str | Path | None,
+    progress: Progress,
+    reader_problems: int = 0,
 ) -> tuple[Path, dict[str, Any]]:
     """Metrics of a model on problems it was not trained on; gives the folder with its draws too.
 
@@ -304,8 +310,12 @@ def evaluate(
     `answer_metrics`. Under a calibration, "calibrated" has those of what it maps. Of a calibration of
     votes, `ece`, `brier` and all that is of the expected rating are of calibrated votes too; `ece_raw`
     and `brier_raw` are of the votes themselves. The draws are the same with and without.
+
+    With `reader_problems` the base that the model was trained from reads the rationales of so many
+    problems: see `rationales.rationale_metrics`. Raises ModelError where that base can't be had.
     """
-    return _evaluate(data, model, as_trained(settings, model), output_dir, progress)
+    settings = as_trained(settings, model)
+    return _evaluate(data, model, settings, output_dir, progress, reader_problems)
 
 
 def as_trained(settings: A, model: str) -> A:
@@ -314,8 +324,16 @@ def as_trained(settings: A, model: str) -> A:
 
 
 def _evaluate(
-    data: Data, model: str, settings: Evaluate, output_dir: str | Path | None, progress: Progress
+    data: Data,
+    model: str,
+    settings: Evaluate,
+    output_dir: str | Path | None,
+    progress: Progress,
+    reader_problems: int = 0,
 ) -> tuple[Path, dict[str, Any]]:
+    if reader_problems < 0:
+        raise ConfigError(f"reader_problems must be at least 0, got {reader_problems}.")
+    reader = trained_from(model) if reader_problems else None
     what = plan(
         Train(
             eval_draws=settings.draws,
@@ -359,13 +377,14 @@ def _evaluate(
                     own = replace(setup, demos=asker.demos)
                     made = _both_ways(run, "eval_demos", problems, own, None)
                     both |= {f"{name}_with_examples": each for name, each in made.items()}
+            worth = read_all(steps, reader_problems, reader)
         if asker.demos:
             metrics |= {f"{name}_with_examples": shown[name] for name in _SHOWN if name in shown}
         if calibration is not None and calibration.of == "votes":
             metrics = _calibrated(metrics, problems, run.iteration(0) / "eval", calibration)
         metrics |= both
         run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
-    return run.iteration(0), metrics
+    return run.iteration(0), metrics | ({"rationales": worth[0]} if worth else {})
 
 
 def _both_ways(

@@ -32,6 +32,7 @@ from femtune.luck import plain_attempts
 from femtune.model_info import FILE as MODEL_INFO
 from femtune.model_info import ModelInfo, is_trained, write_info
 from femtune.prompts import ChatTokenizer
+from femtune.rationales import read_all
 from femtune.retention import (
     MASTER,
     check_room,
@@ -90,6 +91,7 @@ class Plan:
     keep_last: int = 0  # models that are kept, beside the best one; 0: all
     bound_draws: int = 0  # of a held-out problem, for the bound: half plain, half hinted; 0: none
     bound_problems: int = 100  # at most, of those that are held out
+    reader_problems: int = 0  # held-out problems whose rationales the base reads: see rationales.py
     # worked examples in the prompts of the first `demo_iterations` E-steps, of draws from the base, and
     # of the base's evaluation; training is without them
     demos: Demos = ()
@@ -132,7 +134,13 @@ def fem(
     whatever its parts raise.
     """
     steps = Steps(run, base, problems, eval_problems, plan, setup, tokenizer, progress, info)
-    return steps.iterate()
+    history = steps.iterate()
+    # at the end: so the base is loaded once
+    worth = read_all(steps, plan.reader_problems)
+    return [
+        each | ({"rationales": worth[each["iteration"]]} if each["iteration"] in worth else {})
+        for each in history
+    ]
 
 
 @dataclass
@@ -200,7 +208,7 @@ class Steps:
             scheme,
             setup,
             iteration=iteration,
-            place=self._place(
+            place=self.place(
                 iteration, "draws", problems, self.base if scheme.proposal == "base" else theta
             ),
             on_draws=self.progress.draws,
@@ -297,7 +305,7 @@ class Steps:
             replace(self.setup, sampling=greedy, demos=demos, force=force),
             draws=asked.draws,
             iteration=iteration,
-            place=self._place(iteration, kind, self.eval_problems, self.weights(iteration)),
+            place=self.place(iteration, kind, self.eval_problems, self.weights(iteration)),
             on_draws=self.progress.draws,
         )
         for chunk in chunks:
@@ -328,13 +336,13 @@ class Steps:
             self.setup,
             draws=self.plan.bound_draws,
             iteration=iteration,
-            place=self._place(iteration, "bound", chosen, theta),
+            place=self.place(iteration, "bound", chosen, theta),
             on_draws=self.progress.draws,
         )
         for chunk in chunks:
             self.run.record(self.run.shard(iteration, "bound", chunk.index))
         by_id = {problem.id: problem for problem in self.eval_problems}
-        scored = self._place(iteration, "bound_scored", chosen, theta)
+        scored = self.place(iteration, "bound_scored", chosen, theta)
         for index in range(-(-len(chosen) // self.setup.chunk_size)):
             if not scored(index).exists():
                 with stopping.finishing("the scoring of this chunk"):
@@ -378,10 +386,10 @@ class Steps:
         with stopping.finishing("the scoring of this chunk"):
             tries.score(kind)
 
-    def _place(
+    def place(
         self, iteration: int, kind: str, problems: Sequence[Problem], weights: Path
     ) -> Callable[[int], Path]:
-        """Where chunks are stored; the engine gets the weights if one is missing."""
+        """Return where chunks are stored; the engine gets the weights if one is missing."""
         place = partial(self.run.shard, iteration, kind)
         shards = [place(i) for i in range(-(-len(problems) // self.setup.chunk_size))]
         self.run.verify(*shards)

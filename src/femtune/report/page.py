@@ -21,6 +21,7 @@ from femtune.report.parts import Section
 from femtune.report.record import Found, Group, find
 from femtune.report.tally import Sampler, Tally, tally
 from femtune.report.texts import cut, name, visible
+from femtune.report.worth import worth
 
 PICKS = 3  # draws that are shown of each prompt and reason
 
@@ -55,6 +56,7 @@ def render(found: Found) -> str:
         sections.everyone(found),
         closing.before_and_after(found, problems, notes),
         sections.learning(found),
+        worth(found),
         closing.judgements(found, problems, notes),
         kept.draws(found, looked),
         difficulty(found, looked),
