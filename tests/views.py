@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 
 from femtune.problems import load_problems, save_problems
 from femtune.run import Run, write_draws
+from femtune.tries import write_nats
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 from femtune.view.app import make_app
 from femtune.view.index import Index
@@ -76,6 +77,15 @@ def at_random(rng: random.Random, iteration: int, problem_id: str, index: int) -
     )
 
 
+def with_scores(draw: Draw) -> Draw:
+    """Give a draw the scores of its rationale; some have one or none, or give y* no chance."""
+    rng = random.Random(str(draw.key))
+    after, without = -rng.random(), rng.choice([-rng.random(), None])
+    return replace(
+        draw, log_answer=rng.choice([after, after, after, -math.inf, None]), log_direct=without
+    )
+
+
 @dataclass(frozen=True)
 class Folder:
     """Runs, and what is stored in them in this order."""
@@ -104,6 +114,12 @@ def make_folder(root: Path) -> Folder:
                     for index in range(rng.randrange(4))
                 ]
                 write_draws(run.shard(iteration, kind, number), draws, {"total_s": 0.0})
+                if number == 0:  # the rationales of the others were not scored
+                    draws = [with_scores(draw) for draw in draws]
+                    scored = {"draws": "scored", "eval": "eval_scored"}[kind]
+                    path = run.shard(iteration, scored, number)
+                    path.parent.mkdir()
+                    write_nats(path, [d for d in draws if d.log_answer is not None], {})
                 stored += [Stored(name, kind, draw, known.get(draw.key.problem_id)) for draw in draws]
     return Folder(root, stored)
 

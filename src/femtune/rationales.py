@@ -121,9 +121,9 @@ def score_shard(
     """
     begun = time.perf_counter()
     drawn = [d for d in read_shard(source)[0] if d.key.index == 0 and d.key.problem_id in problems]
-    scored = score_draws(drawn, problems, setup, {} if direct is None else direct)
-    tokens = sum(len(draw.completion.tokens) for draw in scored)
-    write_nats(target, scored, {"total_s": time.perf_counter() - begun, "tokens": tokens})
+    made = score_draws(drawn, problems, setup, {} if direct is None else direct)
+    tokens = sum(len(draw.completion.tokens) for draw in made)
+    write_nats(target, made, {"total_s": time.perf_counter() - begun, "tokens": tokens})
 
 
 def score_draws(
@@ -159,7 +159,7 @@ def rationale_metrics(problems: Mapping[str, Problem], folder: Path, prompts: Pr
 
     Intervals are bootstrap ones over problems.
     """
-    draws = [draw for part in _scored(folder) for draw in part]
+    draws = [draw for part in scored(folder / "eval", folder / KIND) for draw in part]
     gains = np.array([gain(draw) for draw in draws], float)
     direct = np.array([draw.log_direct for draw in draws], float)
     parts = [
@@ -202,12 +202,12 @@ def asked_text(prompts: Prompts, problem: Problem) -> str:
     return prompt_text(replace(prompts, demos=()).plain(problem))
 
 
-def _scored(folder: Path) -> Iterator[list[Draw]]:
-    """Yield the draws of each chunk that were scored, with their nats."""
-    for place in sorted((folder / KIND).glob("*.parquet")):
+def scored(draws: Path, scores: Path) -> Iterator[list[Draw]]:
+    """Yield the draws of each shard that were scored, with their nats."""
+    for place in sorted(scores.glob("*.parquet")):
         nats = read_nats(place)
-        draws, _ = read_shard(folder / "eval" / place.name)
-        yield [with_nats(draw, nats[draw.key]) for draw in draws if draw.key in nats]
+        found, _ = read_shard(draws / place.name)
+        yield [with_nats(draw, nats[draw.key]) for draw in found if draw.key in nats]
 
 
 def read_rationales(folder: Path) -> dict[str, Any]:
