@@ -22,10 +22,11 @@ from femtune.loop import Evaluation, Plan
 from femtune.model_info import ModelInfo, write_info
 from femtune.progress import Quiet
 from femtune.rationales import FILE, KIND, asked_text, rationale_metrics, read_all, read_rationales
+from femtune.readings import Reading, read_readings, write_readings
 from femtune.run import Run, read_draws, write_draws
 from femtune.schemes import rejection
+from femtune.tasks.frames import Frame
 from femtune.training import Training
-from femtune.tries import read_nats, write_nats
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 from femtune.worlds import SEEDLING as SEEDLING_FOLDER
 
@@ -90,13 +91,13 @@ def test_the_gain_is_the_enumerated_one_of_the_base_not_of_the_model_that_wrote(
         folder = made.run.iteration(iteration)
         draws = {d.key: d for part, _ in read_draws(folder / "eval") for d in part}
         nats = {
-            key: row
+            key: reading
             for place in sorted((folder / KIND).iterdir())
-            for key, row in read_nats(place).items()
+            for key, reading in read_readings(place)[0].items()
         }
         assert len(nats) == 30 and {key.index for key in nats} == {0}
         expected = [exact_gain(draws[key], base) for key in nats]
-        assert [row[3] - row[4] for row in nats.values()] == pytest.approx(expected, abs=1e-9)
+        assert [reading.gain for reading in nats.values()] == pytest.approx(expected, abs=1e-9)
         assert any(expected) and len({round(each, 9) for each in expected}) == 3
         got = found[iteration]
         assert got["rationale_gain"] == pytest.approx(math.fsum(expected) / 30)
@@ -105,6 +106,34 @@ def test_the_gain_is_the_enumerated_one_of_the_base_not_of_the_model_that_wrote(
         assert got["log_direct"] == pytest.approx(math.log(base.plain.direct[1]))  # type: ignore[attr-defined]
         assert (got["num_problems"], got["num_rationales"]) == (30, 30)
         assert got == json.loads((folder / FILE).read_text())
+
+
+def test_among_the_answers_of_a_closed_set_only_what_speaks_for_one_of_them_counts(
+    tmp_path: Path,
+) -> None:
+    """The base answers at once in a fifth of all cases; among y0 and y1 that has no part."""
+    base, trained = a_world(3), a_world(4)
+    scale = {"frame": Frame("rating", ("y0", "y1")).column()}
+    base = replace(base, problem=replace(base.problem, columns=scale))
+    made = steps(tmp_path, [base, trained])
+    made.measure(1)
+    found = read_all(made, 40)[1]
+    law = base.plain
+    assert isinstance(law, Loose)
+    draws = {d.key: d for part, _ in read_draws(made.run.iteration(1) / "eval") for d in part}
+    expected, right = [], []
+    for key in draws:
+        if key.index == 0:
+            said = draws[key].score.rationale
+            y0, y1, _ = law.after(int(said[1])) if said else (*law.direct, 0)
+            expected.append(math.log(y1 / (y0 + y1)) - math.log(law.direct[1] / sum(law.direct)))
+            right.append(y1 >= y0)
+    assert len(set(expected)) == 3 and len(expected) == found["num_rationales"] == 40
+    assert found["choice_gain"] == pytest.approx(math.fsum(expected) / 40)
+    assert found["helpful_share"] == pytest.approx(sum(each > 1e-9 for each in expected) / 40)
+    assert found["read_accuracy"] == pytest.approx(sum(right) / 40)
+    assert found["direct_accuracy"] == (law.direct[1] >= law.direct[0])
+    assert found["rationale_gain"] != pytest.approx(found["choice_gain"], abs=1e-3)
 
 
 def test_what_is_stored_is_not_scored_again_and_a_killed_run_scores_the_rest(tmp_path: Path) -> None:
@@ -166,9 +195,9 @@ def test_copying_is_of_words_of_the_plain_prompt_over_rationales_that_have_any(t
     ]
     folder, by_id = tmp_path / "iteration-000", {problem.id: problem for problem in problems}
     write_draws(folder / "eval" / "00000.parquet", draws, {})
-    scored = [replace(draw, log_answer=-1.0, log_direct=-2.0) for draw in draws]
+    read = {draw.key: Reading(-1.0, -2.0) for draw in draws}
     (folder / KIND).mkdir()
-    write_nats(folder / KIND / "00000.parquet", scored, {"total_s": 1.5, "tokens": 3})
+    write_readings(folder / KIND / "00000.parquet", read, {"total_s": 1.5, "tokens": 3})
     prompts = replace(PROMPTS, instruction="End with an answer: say so.")
     text = asked_text(prompts, problems[0])
     assert "skips the last part" in text and "End with" in text and "correct" not in text
@@ -204,7 +233,7 @@ def test_a_run_stores_it_and_evaluate_of_its_model_finds_the_same(
     text = (run / "report.html").read_text()
     section = text[text.index('id="worth"') :]
     assert all(gain in section for gain in gains)
-    share = f"{100 * found[2]['helpful_share']:.1f}% of them raise it"
+    share = f"{100 * found[2]['helpful_share']:.1f}% of the rationales help it"
     assert share in " ".join(section.split())
     card = (run / "iteration-002/model/README.md").read_text()
     assert f"the correct answer, nats | {gains[0]} (" in card and f"| {gains[2]} (" in card
@@ -214,7 +243,7 @@ def test_a_run_stores_it_and_evaluate_of_its_model_finds_the_same(
     data = [str(world / "test.jsonl"), "--model", model, *JUDGE, *most, "--chunk-size", "10"]
     assert main(["evaluate", *data, "--output-dir", str(tmp_path / "e"), "--show", "json"]) == 0
     shown = json.loads(capsys.readouterr().out)["rationales"]
-    names = ("rationale_gain", "helpful_share", "log_direct", "copied_share", "copied_density")
+    names = ("rationale_gain", "choice_gain", "read_accuracy", "log_direct", "copied_density")
     assert [shown[name] for name in names] == pytest.approx([found[2][name] for name in names], abs=1e-4)
 
 

@@ -24,6 +24,7 @@ from femtune.answer_rules import gain
 from femtune.cli import main
 from femtune.problems import load_problems, save_problems
 from femtune.prompts import Prompts
+from femtune.readings import Reading, write_readings
 from femtune.run import Run, read_draws, read_shard, write_draws
 from femtune.tries import write_nats
 from femtune.types import Completion, Problem, Score
@@ -306,12 +307,10 @@ def test_by_how_much_a_rationale_helped_is_shown_and_sorted_by_once_it_is_scored
     assert "not measured here" not in page(client, "/").spaced
     assert not any("rationale adds" in page(client, "/draw", name=name).spaced for name in names)
 
-    scored = [
-        replace(draw, log_answer=after, log_direct=-1.0)
-        for draw, after in zip(draws, (-1.5, -0.75), strict=True)
-    ]
+    among = {draws[0].key: (-1.5, -1.0), draws[1].key: (-0.75, -1.0)}
+    read = {key: Reading(-2.0, -9.0, *nats, True, True) for key, nats in among.items()}
     (run.iteration(1) / "eval_scored").mkdir()
-    write_nats(run.shard(1, "eval_scored", 0), scored, {})
+    write_readings(run.shard(1, "eval_scored", 0), read, {})
     assert page(client, "/", sort="-gain").names() == [names[1], names[0], names[2]]
     least = page(client, "/", sort="gain")
     assert least.names() == names and "not measured here" not in least.spaced
@@ -339,7 +338,7 @@ def test_scores_that_can_not_be_read_are_named_and_their_draws_stay(look: Look, 
     shown = page(client, "/", sort="gain")
     assert shown.names() == ["run/eval/1/0/0/p"]
     assert "run: iteration-001/eval_scored/00000.parquet" in shown.spaced
-    write_nats(place, [replace(made(), log_answer=-1.0, log_direct=-3.0)], {})
+    write_readings(place, {made().key: Reading(-1.0, -3.0)}, {})
     shown = page(client, "/", sort="gain")
     assert "helps +2.00" in shown.spaced and "eval_scored/00000" not in shown.spaced
 

@@ -7,7 +7,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
@@ -19,6 +19,7 @@ import yaml
 from starlette.testclient import TestClient
 
 from femtune.problems import load_problems, save_problems
+from femtune.readings import Reading, write_readings
 from femtune.run import Run, write_draws
 from femtune.tries import write_nats
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
@@ -86,6 +87,15 @@ def with_scores(draw: Draw) -> Draw:
     )
 
 
+def readings_of(draws: Sequence[Draw]) -> dict[DrawKey, Reading]:
+    """Return what a reader made of draws that have both scores."""
+    return {
+        draw.key: Reading(draw.log_answer, draw.log_direct)
+        for draw in draws
+        if draw.log_answer is not None and draw.log_direct is not None
+    }
+
+
 @dataclass(frozen=True)
 class Folder:
     """Runs, and what is stored in them in this order."""
@@ -119,7 +129,10 @@ def make_folder(root: Path) -> Folder:
                     scored = {"draws": "scored", "eval": "eval_scored"}[kind]
                     path = run.shard(iteration, scored, number)
                     path.parent.mkdir()
-                    write_nats(path, [d for d in draws if d.log_answer is not None], {})
+                    if kind == "draws":
+                        write_nats(path, [d for d in draws if d.log_answer is not None], {})
+                    else:
+                        write_readings(path, readings_of(draws), {})
                 stored += [Stored(name, kind, draw, known.get(draw.key.problem_id)) for draw in draws]
     return Folder(root, stored)
 

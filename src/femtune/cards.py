@@ -259,7 +259,10 @@ WORTH = {
         "what a rationale adds to the base's log-probability of the correct answer, nats",
         True,
     ),
-    "helpful_share": ("rationales that add to it", True),
+    "choice_gain": ("the same among the possible answers, nats", True),
+    "helpful_share": ("rationales that help", True),
+    "read_accuracy": ("base right after the rationale", True),
+    "direct_accuracy": ("base right without one", True),
     "copied_share": ("words of a rationale in passages copied from the prompt", False),
     "copied_density": ("mean length of these passages, words", False),
 }

@@ -1,12 +1,11 @@
 """What rationales are worth where nobody knows the true ones: how much they help another reader.
 
     iteration-003/eval/00000.parquet         answers of theta_3 to held-out problems
-    iteration-003/eval_scored/00000.parquet  of some: log pi_0(y* | x, z) and log pi_0(y* | x)
+    iteration-003/eval_scored/00000.parquet  what the base makes of some of them: see readings.py
     iteration-003/rationales.json            the measures: see `rationale_metrics`
 
 The reader is the base, pi_0. It was not trained, so a rationale helps it only by what the rationale
-says; theta_k may know the answer without its rationale. Both probabilities are of the correct answer
-in canonical form, after the format's cue, under the plain prompt, in nats.
+says; theta_k may know the answer without its rationale.
 
 The cost is a pass of the base over prompt and rationale for each item, one over the prompt alone for
 each problem of a run, and one load of the base. Nothing is generated.
@@ -16,8 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,17 +23,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from femtune import stopping
-from femtune.answer_probs import answer_nats, direct_nats
-from femtune.answer_rules import gain
+from femtune.answer_probs import AnswerNats
 from femtune.bound import subset
 from femtune.chunks import Setup
-from femtune.copying import copied
+from femtune.copying import Copied, copied
 from femtune.errors import EngineError
 from femtune.evaluate import group_of
-from femtune.intervals import Floats, bootstrap, mean, ratio, summary
+from femtune.intervals import Floats, Statistic, bootstrap, mean, ratio, summary
 from femtune.prompts import Prompts, prompt_text
+from femtune.readings import Reading, read_readings, score_shard
 from femtune.run import read_shard
-from femtune.tries import read_nats, read_timing, with_nats, write_nats
+from femtune.tries import read_nats, with_nats
 from femtune.types import Draw, Problem
 
 if TYPE_CHECKING:
@@ -62,7 +59,7 @@ def read_all(steps: Steps, most: int, reader: Path | None = None) -> dict[int, d
     if not chosen or not numbers or not _can_score(steps.setup):
         return {}
     found: dict[int, dict[str, Any]] = {}
-    direct: dict[str, float] = {}
+    direct: dict[str, AnswerNats] = {}
     try:
         for number in numbers:
             path = steps.run.iteration(number) / FILE
@@ -88,7 +85,7 @@ def _can_score(setup: Setup) -> bool:
 
 
 def _read_iteration(
-    steps: Steps, number: int, chosen: Sequence[Problem], reader: Path, direct: dict[str, float]
+    steps: Steps, number: int, chosen: Sequence[Problem], reader: Path, direct: dict[str, AnswerNats]
 ) -> None:
     run, setup = steps.run, replace(steps.setup, demos=())
     steps.progress.phase("rationales", number, len(chosen))
@@ -107,51 +104,17 @@ def _read_iteration(
     )
 
 
-def score_shard(
-    source: Path,
-    target: Path,
-    problems: Mapping[str, Problem],
-    setup: Setup,
-    direct: dict[str, float] | None = None,
-) -> None:
-    """Store what the engine's weights make of a shard's first draws of these problems.
-
-    `direct` is filled with log pi_0(y* | x) by problem, and read where it has it. Raises EngineError
-    where the engine can't score.
-    """
-    begun = time.perf_counter()
-    drawn = [d for d in read_shard(source)[0] if d.key.index == 0 and d.key.problem_id in problems]
-    made = score_draws(drawn, problems, setup, {} if direct is None else direct)
-    tokens = sum(len(draw.completion.tokens) for draw in made)
-    write_nats(target, made, {"total_s": time.perf_counter() - begun, "tokens": tokens})
-
-
-def score_draws(
-    draws: Sequence[Draw], problems: Mapping[str, Problem], setup: Setup, direct: dict[str, float]
-) -> list[Draw]:
-    """Return the draws that can be scored, with `log_answer` and `log_direct`: see answer_scoring.py."""
-    new = [problems[d.key.problem_id] for d in draws if d.key.problem_id not in direct]
-    for problem, nats in zip(new, direct_nats(new, setup, closed=True, answers=_right), strict=True):
-        direct[problem.id] = nats.nats[0] if nats is not None else math.nan
-    after = answer_nats(draws, problems, setup, closed=True, answers=_right)
-    return [
-        replace(draw, log_answer=nats.nats[0], log_direct=direct[draw.key.problem_id])
-        for draw, nats in zip(draws, after, strict=True)
-        if nats is not None
-    ]
-
-
-def _right(problem: Problem) -> tuple[str, ...]:
-    return (problem.answer,)
-
-
 def rationale_metrics(problems: Mapping[str, Problem], folder: Path, prompts: Prompts) -> dict[str, Any]:
-    """Measure the scored rationales in an iteration's folder; a measure `m` has its interval `m_ci`.
+    """Measure the read rationales in an iteration's folder; a measure `m` has its interval `m_ci`.
 
-    num_rationales   scored, one a problem; of `num_problems`: the others have no tokens
+    num_rationales   read, one a problem; of `num_problems`: the others have no tokens
     rationale_gain   mean of log pi_0(y* | x, z) - log pi_0(y* | x), nats: how much the rationale helps
                      a reader who was not trained
-    helpful_share    share of rationales with a gain above 0
+    choice_gain      the same of probabilities normalized over the answers, where these are a closed set:
+                     how much the rationale speaks for y* against the others
+    helpful_share    share of rationales with a gain above 0: the latter, where there is one
+    read_accuracy    of closed sets: share after which y* is the reader's likeliest answer
+    direct_accuracy  of closed sets: share for which it is so without a rationale
     log_direct       mean of log pi_0(y* | x), nats: what the reader knows without a rationale
     copied_share     mean share of a rationale's words in fragments that stand in the prompt, and
     copied_density   the mean length of these: see copying.py; of rationales with words
@@ -159,37 +122,62 @@ def rationale_metrics(problems: Mapping[str, Problem], folder: Path, prompts: Pr
 
     Intervals are bootstrap ones over problems.
     """
-    draws = [draw for part in scored(folder / "eval", folder / KIND) for draw in part]
-    gains = np.array([gain(draw) for draw in draws], float)
-    direct = np.array([draw.log_direct for draw in draws], float)
-    parts = [
-        copied(draw.score.rationale, asked_text(prompts, problems[draw.key.problem_id]))
-        for draw in draws
-    ]
+    draws: list[Draw] = []
+    read: list[Reading] = []
+    timings = []
+    for place in sorted((folder / KIND).glob("*.parquet")):
+        known, timing = read_readings(place)
+        found = [draw for draw in read_shard(folder / "eval" / place.name)[0] if draw.key in known]
+        draws += found
+        read += [known[draw.key] for draw in found]
+        timings.append(timing)
+    made = {}
+    if draws:
+        texts = [asked_text(prompts, problems[draw.key.problem_id]) for draw in draws]
+        parts = [copied(d.score.rationale, text) for d, text in zip(draws, texts, strict=True)]
+        groups = [group_of(problems[draw.key.problem_id]) for draw in draws]
+        made = summary(bootstrap(_statistic(read, parts), groups), _why(read))
+    return {
+        "num_problems": len(problems),
+        "num_rationales": len(draws),
+        **made,
+        "scored_tokens": sum(int(timing["tokens"]) for timing in timings),
+        "total_s": round(sum(timing["total_s"] for timing in timings), 3),
+    }
+
+
+def _statistic(read: Sequence[Reading], parts: Sequence[Copied | None]) -> Statistic:
+    values = {
+        "rationale_gain": np.array([each.gain for each in read], float),
+        "helpful_share": np.array([each.helps for each in read], float),
+        "log_direct": np.array([each.log_direct for each in read], float),
+    }
+    if _is_closed(read):
+        choices = [each.choice_gain for each in read]
+        values["choice_gain"] = np.array(choices, float)
+        values["read_accuracy"] = np.array([each.is_likeliest for each in read], float)
+        values["direct_accuracy"] = np.array([each.is_likeliest_direct for each in read], float)
     worded = np.array([part is not None for part in parts], float)
     coverage, density = (np.array([part[i] if part else 0.0 for part in parts], float) for i in range(2))
 
     def statistic(weights: Floats) -> dict[str, Floats]:
         return {
-            "rationale_gain": _finite_mean(weights, gains),
-            "helpful_share": mean(weights, gains > 0),
-            "log_direct": _finite_mean(weights, direct),
+            **{name: _finite_mean(weights, each) for name, each in values.items()},
             "copied_share": ratio(weights @ coverage, weights @ worded),
             "copied_density": ratio(weights @ density, weights @ worded),
         }
 
-    timings = [read_timing(path) for path in sorted((folder / KIND).glob("*.parquet"))]
+    return statistic
+
+
+def _is_closed(read: Sequence[Reading]) -> bool:
+    return all(each.choice_gain is not None for each in read)
+
+
+def _why(read: Sequence[Reading]) -> dict[str, str]:
     impossible = "an answer has probability 0"
-    why = {"rationale_gain": impossible, "log_direct": impossible}
-    why |= dict.fromkeys(("copied_share", "copied_density"), "no rationale has words")
-    groups = [group_of(problems[draw.key.problem_id]) for draw in draws]
-    return {
-        "num_problems": len(problems),
-        "num_rationales": len(draws),
-        **(summary(bootstrap(statistic, groups), why) if draws else {}),
-        "scored_tokens": sum(int(timing["tokens"]) for timing in timings),
-        "total_s": round(sum(timing["total_s"] for timing in timings), 3),
-    }
+    copying = dict.fromkeys(("copied_share", "copied_density"), "no rationale has words")
+    return dict.fromkeys(("rationale_gain", "choice_gain", "log_direct"), impossible) | copying
 
 
 def _finite_mean(weights: Floats, values: Floats) -> Floats:
@@ -203,7 +191,7 @@ def asked_text(prompts: Prompts, problem: Problem) -> str:
 
 
 def scored(draws: Path, scores: Path) -> Iterator[list[Draw]]:
-    """Yield the draws of each shard that were scored, with their nats."""
+    """Yield the draws of each shard of an E-step that were scored, with their nats: see tries.py."""
     for place in sorted(scores.glob("*.parquet")):
         nats = read_nats(place)
         found, _ = read_shard(draws / place.name)

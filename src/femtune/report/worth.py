@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from femtune.report.contenders import Measure, course
+from femtune.report.contenders import Measure, Point, course
 from femtune.report.parts import Section, Table, group_keys, with_interval
 from femtune.report.record import Found, Group
 from femtune.report.sections import panel
@@ -17,12 +17,21 @@ GAIN = Measure(
     least=-math.inf,
     most=math.inf,
 )
+CHOICE = Measure(
+    "choice_gain",
+    "the same among the possible answers, nats",
+    is_share=False,
+    least=-math.inf,
+    most=math.inf,
+)
+READ = Measure("read_accuracy", "base right after the rationale")
+DIRECT = Measure("direct_accuracy", "base right without one")
 HELPFUL = Measure("helpful_share", "rationales that help the base")
 COPIED = Measure("copied_share", "words copied from the prompt", low_is_good=True)
 DENSITY = Measure(
     "copied_density", "mean length of a copied passage, words", is_share=False, most=math.inf
 )
-MEASURES = (GAIN, HELPFUL, COPIED, DENSITY)
+MEASURES = (GAIN, CHOICE, HELPFUL, READ, DIRECT, COPIED, DENSITY)
 LEAKS = Measure("leak_share", "hinted draws that give the hint away", low_is_good=True)  # of the bound
 
 
@@ -32,7 +41,7 @@ def worth(found: Found) -> Section | None:
     if not any(course(group, GAIN.name, "rationales") for group in groups):
         return None
     figures = []
-    for measure in (GAIN, HELPFUL, COPIED):
+    for measure in (GAIN, CHOICE, HELPFUL, READ, COPIED):
         courses = [course(group, measure.name, "rationales") for group in groups]
         if any(len(points) > 1 for points in courses):
             figures.append(panel(measure, groups, courses))
@@ -51,28 +60,41 @@ def _result(groups: Sequence[Group]) -> list[str]:
     said = []
     for group in groups:
         points = course(group, GAIN.name, "rationales")
-        shares = {point.iteration: point for point in course(group, HELPFUL.name, "rationales")}
-        last = points[-1] if points else None
-        if last is None or last.iteration not in shares:
+        if not points:
             continue
-        share = HELPFUL.text(shares[last.iteration].estimate.value or 0)
+        first, last = points[0], points[-1]
+        at = {m: {p.iteration: m.text(p.estimate.value or 0) for p in _course(group, m)} for m in _SAID}
         text = (
             f"{group.label}: to the base's log-probability of the correct answer, a rationale of "
             f"iteration {last.iteration} adds {with_interval(GAIN, last.estimate)} nats on average; "
-            f"{share} of them raise it."
+            f"{at[HELPFUL][last.iteration]} of the rationales help it."
         )
-        if points[0].iteration == 0 and last.iteration:
-            text += f" The base's own rationales: {with_interval(GAIN, points[0].estimate)} nats."
+        if first.iteration == 0 and last.iteration:
+            text += f" The base's own rationales add {with_interval(GAIN, first.estimate)} nats."
+        if last.iteration in at[READ]:
+            text += (
+                f" The correct answer is the likeliest one to the base after {at[READ][last.iteration]} "
+                f"of these rationales, and without a rationale for {at[DIRECT][last.iteration]}."
+            )
         said.append(text)
     return said
+
+
+_SAID = (HELPFUL, READ, DIRECT)
+
+
+def _course(group: Group, measure: Measure) -> list[Point]:
+    return course(group, measure.name, "rationales")
 
 
 def _meaning() -> str:
     return (
         "Nobody knows the true reasons. So the base, which was not trained, reads held-out rationales: "
         "log p(y* | x, z) - log p(y* | x), of the correct answer after the rationale and without it. A "
-        "rationale that leads to a wrong answer lowers it; one that merely names the answer raises it. "
-        "A copied word stands in a passage that the prompt has too."
+        "rationale that merely names the answer raises it too. Without a rationale the base may have "
+        "little to say at all: where the answers are a closed set, read the gain among the possible "
+        "answers, which also decides whether a rationale helps. A copied word stands in a passage that "
+        "the prompt has too."
     )
 
 

@@ -52,8 +52,8 @@ FROM (SELECT {_ID} AS id, len(r.tokens) AS num {_STORED}) m WHERE m.id = d.id
 """
 # see answer_rules.gain
 _GAINS = """
-UPDATE draws d SET gain = if(isinf(g.log_answer), g.log_answer, g.log_answer - g.log_direct)
-FROM scores g WHERE d.shard = ? AND g.log_direct IS NOT NULL
+UPDATE draws d SET gain = if(isinf(g.{after}), g.{after}, g.{after} - g.{without})
+FROM scores g WHERE d.shard = ? AND g.{without} IS NOT NULL
     AND d.problem_id = g.problem_id AND d.stage = g.stage AND d."index" = g."index"
 """
 _COUNT = """
@@ -162,10 +162,13 @@ class Index:
         try:
             with shard.scores.open("rb") as file:
                 scores = pq.read_table(file)
-            if "log_direct" in scores.column_names:  # older runs have none
-                self._con.register("scores", scores)
-                self._con.execute(_GAINS, [number])
-                self._con.unregister("scores")
+            self._con.register("scores", scores)
+            # of a closed set, among its answers, where that is stored
+            for after, without in (("log_answer", "log_direct"), ("among_answer", "among_direct")):
+                if without in scores.column_names:  # older runs have none
+                    sql = _GAINS.format(after=after, without=without)
+                    self._con.execute(sql, [number])
+            self._con.unregister("scores")
         except (OSError, pa.ArrowException, duckdb.Error) as error:
             if isinstance(error, duckdb.InterruptException):
                 raise
