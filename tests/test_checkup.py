@@ -15,6 +15,7 @@ from femtune.checkup import check_up, mend, runs_in
 from femtune.cli import main
 from femtune.errors import RunError
 from femtune.journal import Journal
+from femtune.readings import read_readings
 from femtune.run import Run, read_draws
 from femtune.tries import read_nats
 
@@ -49,8 +50,10 @@ def state(root: Path) -> dict[str, Any]:
         name = path.relative_to(root).as_posix()
         if path.name in ("draws", "eval", "bound", "memory"):
             made[name] = [chunk for chunk, _ in read_draws(path)]
-        elif path.name in ("recalled", "scored", "bound_scored", "eval_scored"):
+        elif path.name in ("recalled", "scored", "bound_scored"):
             made[name] = [read_nats(shard) for shard in sorted(path.iterdir())]
+        elif path.name == "eval_scored":
+            made[name] = [read_readings(shard)[0] for shard in sorted(path.iterdir())]
         elif path.name == "examples.parquet":
             made[name] = pq.read_table(path).to_pylist()
         elif path.name == "model":
