@@ -1,23 +1,24 @@
-"""The skeletons of CONTRIBUTING.md run as they stand there, and the picture of the rooms is of this code."""
+"""The skeletons of CONTRIBUTING.md run as they stand, and the picture of the rooms is of this code."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from femtune.data.prompts import Prompts
 from femtune.data.tasks import load, schemas
 from femtune.estep.driver import e_step
+from femtune.estep.scheduler import Sampler
 from femtune.rewards import builtin
 from femtune.schemes.named import rejection
-from femtune.types import Engine, Problem
-
-from .oracle import sampler
+from femtune.types import Engine, Problem, Sampling
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 40  # lines
@@ -63,8 +64,10 @@ def test_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_an_engine() -> None:
     engine = run("an engine")["EchoEngine"]()
     assert isinstance(engine, Engine)
-    problems = [Problem("a", "Say it again.\n7", "7"), Problem("b", "And this.\n8", "9")]
-    chunks = e_step(problems, rejection(2), sampler(engine), iteration=1)
+    problems = [Problem("a", "Say 7 again.", "7"), Problem("b", "And 8.", "9")]
+    grade = partial(builtin.score, prompts=Prompts(), reward=builtin.exact())
+    sampler = Sampler(engine, engine.tokenizer, Prompts(), grade, Sampling(64))
+    chunks = e_step(problems, rejection(2), sampler, iteration=1)
     draws = [draw for chunk in chunks for draw in chunk.draws]
     assert [(draw.key.problem_id, draw.accepted) for draw in draws] == [
         ("a", True),

@@ -31,6 +31,7 @@ from femtune.evaluation.answer_metrics import judged_by_probabilities, side_by_s
 from femtune.evaluation.calibration import cross_fitted_effect, fit_calibration, save_calibration
 from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.evaluate import as_item, evaluation_metrics
+from femtune.evaluation.rationales import read_all
 from femtune.evaluation.scored_answers import (
     engine_scores,
     of_draws,
@@ -69,7 +70,13 @@ from femtune.resolve import (
 from femtune.runs.checkpoints import best_of
 from femtune.runs.hashes import hash_weights, warn_of_date
 from femtune.runs.run import Run, by_problem, open_run, read_draws, stored_config
-from femtune.sampler import SamplerBuilder, check_installed, make_sampler_builder, no_foreign_bars
+from femtune.sampler import (
+    SamplerBuilder,
+    check_installed,
+    make_sampler_builder,
+    no_foreign_bars,
+    trained_from,
+)
 from femtune.tools.estimate.disk import at_most, check_disk
 from femtune.tools.stored_run import settings_of
 from femtune.types import Aggregate, Demos, Problem, Sampling, Scheme
@@ -290,7 +297,12 @@ class _Steps(Quiet):
 
 
 def evaluate(
-    data: Data, model: str, settings: Evaluate, output_dir: str | Path | None, progress: Progress
+    data: Data,
+    model: str,
+    settings: Evaluate,
+    output_dir: str | Path | None,
+    progress: Progress,
+    reader_problems: int = 0,
 ) -> tuple[Path, dict[str, Any]]:
     """Metrics of a model on problems it was not trained on; gives the folder with its draws too.
 
@@ -298,13 +310,25 @@ def evaluate(
     `answer_metrics`. Under a calibration, "calibrated" has those of what it maps. Of a calibration of
     votes, `ece`, `brier` and all that is of the expected rating are of calibrated votes too; `ece_raw`
     and `brier_raw` are of the votes themselves. The draws are the same with and without.
+
+    With `reader_problems` the base that the model was trained from reads the rationales of so many
+    problems: see `rationales.rationale_metrics`. Raises ModelError where that base can't be had.
     """
-    return _evaluate(data, model, as_trained(settings, model), output_dir, progress)
+    settings = as_trained(settings, model)
+    return _evaluate(data, model, settings, output_dir, progress, reader_problems)
 
 
 def _evaluate(
-    data: Data, model: str, settings: Evaluate, output_dir: str | Path | None, progress: Progress
+    data: Data,
+    model: str,
+    settings: Evaluate,
+    output_dir: str | Path | None,
+    progress: Progress,
+    reader_problems: int = 0,
 ) -> tuple[Path, dict[str, Any]]:
+    if reader_problems < 0:
+        raise ConfigError(f"reader_problems must be at least 0, got {reader_problems}.")
+    reader = trained_from(model) if reader_problems else None
     what = make_loop_config(
         Train(
             eval_draws=settings.draws,
@@ -348,13 +372,14 @@ def _evaluate(
                     own = replace(sampler, demos=builder.demos)
                     made = _both_ways(run, "eval_demos", problems, own, None)
                     both |= {f"{name}_with_examples": each for name, each in made.items()}
+            worth = read_all(steps, reader_problems, reader)
         if builder.demos:
             metrics |= {f"{name}_with_examples": shown[name] for name in _SHOWN if name in shown}
         if calibration is not None and calibration.of == "votes":
             metrics = _calibrated(metrics, problems, run.iteration(0) / "eval", calibration)
         metrics |= both
         run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
-    return run.iteration(0), metrics
+    return run.iteration(0), metrics | ({"rationales": worth[0]} if worth else {})
 
 
 def _both_ways(

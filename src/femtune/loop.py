@@ -36,6 +36,7 @@ from femtune.evaluation.advice import (
 from femtune.evaluation.chance import plain_attempts
 from femtune.evaluation.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.evaluation.likelihood_bound import mixture_draws, posterior_metrics, score_right, subset
+from femtune.evaluation.rationales import read_all
 from femtune.evaluation.selection_bias import kept_by, kept_scores, made_factors, outcomes
 from femtune.model_info import FILE as MODEL_INFO
 from femtune.model_info import ModelInfo, is_trained, write_info
@@ -88,6 +89,7 @@ class LoopConfig:
     keep_last: int = 0  # models that are kept, beside the best one; 0: all
     bound_draws: int = 0  # of a held-out problem, for the bound: half plain, half hinted; 0: none
     bound_problems: int = 100  # at most, of those that are held out
+    reader_problems: int = 0  # held-out problems whose rationales the base reads: see rationales.py
     # worked examples in the prompts of the first `demo_iterations` E-steps, of draws from the base, and
     # of the base's evaluation; training is without them
     demos: Demos = ()
@@ -130,7 +132,13 @@ def fem(
     whatever its parts raise.
     """
     steps = Steps(run, base, problems, eval_problems, config, sampler, tokenizer, progress, info)
-    return steps.iterate()
+    history = steps.iterate()
+    # at the end: so the base is loaded once
+    worth = read_all(steps, config.reader_problems)
+    return [
+        each | ({"rationales": worth[each["iteration"]]} if each["iteration"] in worth else {})
+        for each in history
+    ]
 
 
 @dataclass
@@ -198,7 +206,7 @@ class Steps:
             scheme,
             sampler,
             iteration=iteration,
-            place=self._place(
+            place=self.place(
                 iteration, "draws", problems, self.base if scheme.proposal == "base" else theta
             ),
             on_draws=self.progress.draws,
@@ -295,7 +303,7 @@ class Steps:
             replace(self.sampler, sampling=greedy, demos=demos, force=force),
             draws=asked.draws,
             iteration=iteration,
-            place=self._place(iteration, kind, self.eval_problems, self.weights(iteration)),
+            place=self.place(iteration, kind, self.eval_problems, self.weights(iteration)),
             on_draws=self.progress.draws,
         )
         for chunk in chunks:
@@ -326,13 +334,13 @@ class Steps:
             self.sampler,
             draws=self.config.bound_draws,
             iteration=iteration,
-            place=self._place(iteration, "bound", chosen, theta),
+            place=self.place(iteration, "bound", chosen, theta),
             on_draws=self.progress.draws,
         )
         for chunk in chunks:
             self.run.record(self.run.shard(iteration, "bound", chunk.index))
         by_id = {problem.id: problem for problem in self.eval_problems}
-        scored = self._place(iteration, "bound_scored", chosen, theta)
+        scored = self.place(iteration, "bound_scored", chosen, theta)
         for index in range(-(-len(chosen) // self.sampler.chunk_size)):
             if not scored(index).exists():
                 with interrupts.finishing("the scoring of this chunk"):
@@ -376,10 +384,10 @@ class Steps:
         with interrupts.finishing("the scoring of this chunk"):
             scoring.score(kind)
 
-    def _place(
+    def place(
         self, iteration: int, kind: str, problems: Sequence[Problem], weights: Path
     ) -> Callable[[int], Path]:
-        """Where chunks are stored; the engine gets the weights if one is missing."""
+        """Return where chunks are stored; the engine gets the weights if one is missing."""
         place = partial(self.run.shard, iteration, kind)
         shards = [place(i) for i in range(-(-len(problems) // self.sampler.chunk_size))]
         self.run.verify(*shards)

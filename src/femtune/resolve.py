@@ -207,6 +207,8 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
             f"bound_draws {settings.bound_draws}, bound_problems {settings.bound_problems}: half of the "
             "draws are hinted, so an even number of them (0: none), and at least 1 problem."
         )
+    if settings.reader_problems < 0:
+        raise ConfigError(f"reader_problems must be at least 0, got {settings.reader_problems}.")
     scheme = scheme or parse_scheme(settings.scheme, _num_answers(settings))
     _check_law(settings, scheme)
     if settings.launch is not None:
@@ -233,6 +235,7 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
         settings.keep_last,
         settings.bound_draws,
         settings.bound_problems,
+        settings.reader_problems,
         demo_iterations=settings.demo_iterations,
         force=settings.force_answers,
     )

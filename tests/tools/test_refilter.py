@@ -24,12 +24,13 @@ from femtune.data.tasks.load import Options, problems_of
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, DataError, ModelError, NothingKept, RunError
 from femtune.estep.scheduler import Sampler
+from femtune.estep.scoring import write_nats
 from femtune.loop import Steps
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import make_loop_config, read_inputs, resolved
 from femtune.rewards.builtin import score
-from femtune.runs.run import Run, read_draws
+from femtune.runs.run import Run, read_draws, read_shard
 from femtune.schemes.named import star, trice
 from femtune.tools.refilter import Change, notes, open_stored, refilter, replayed
 from femtune.types import Balance, Completion, Demo, Draw, DrawKey, Reason, Sampling, Score
@@ -236,6 +237,33 @@ def test_weights_that_can_not_be_known_are_alike_on_both_sides(run: Path, tmp_pa
     assert alike["refiltered"]["weight_by_answer"] == plain["refiltered"]["weight_by_answer"]
     assert any("remembers" in note for note in notes(alike))
     assert not any("remembers" in note for note in notes(plain))
+
+
+def test_what_kept_rationales_add_is_told_of_those_that_were_scored(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(run, tmp_path / "run")
+    folder, gains = root / "iteration-001", []
+    (folder / "scored").mkdir()
+    for place in sorted((folder / "draws").glob("*.parquet")):
+        kept = [draw for draw in read_shard(place)[0] if draw.accepted]
+        gains += [0.25 * (number % 4) - 0.25 for number, _ in enumerate(kept)]
+        own = zip(kept, gains[-len(kept) :], strict=True)
+        scored = [replace(draw, log_answer=each - 1, log_direct=-1.0) for draw, each in own]
+        write_nats(folder / "scored" / place.name, scored, {})
+    same = refilter(root, Change(), iteration=1)
+    for side in (same["stored"], same["refiltered"]):
+        assert side["num_rationales"] == len(gains) == side["num_kept"]
+        assert side["rationale_gain"] == pytest.approx(sum(gains) / len(gains))
+        assert side["helpful_share"] == pytest.approx(sum(each > 0 for each in gains) / len(gains))
+    laxer = refilter(root, Change(accept_at=0.75), iteration=1)
+    assert laxer["stored"] == same["stored"]
+    assert 0 < laxer["refiltered"]["num_rationales"] < laxer["refiltered"]["num_kept"]
+    assert main(["refilter", str(root), "--iteration", "1", "--accept-at", "0.75"]) == 0
+    shown = capsys.readouterr().out
+    assert "kept rationales that were scored" in shown
+    assert f"{same['stored']['rationale_gain']:.3f}" in shown
+    assert "num_rationales" not in refilter(run, Change(), iteration=1)["stored"]
 
 
 # --- the M-step

@@ -14,6 +14,7 @@ from femtune.cli.main import main
 from femtune.errors import RunError
 from femtune.estep.journal import Journal
 from femtune.estep.scoring import read_nats
+from femtune.evaluation.readings import read_readings
 from femtune.runs import manifest
 from femtune.runs.run import Run, read_draws
 from femtune.tools.verify import check_up, repair, runs_in
@@ -21,7 +22,7 @@ from femtune.tools.verify import check_up, repair, runs_in
 from ..demo_runs import make_world, train_command
 from ..test_loop import timeless
 
-BOUND = ("--bound-draws", "2")
+BOUND = ("--bound-draws", "2", "--reader-problems", "6")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,8 @@ def state(root: Path) -> dict[str, Any]:
             made[name] = [chunk for chunk, _ in read_draws(path)]
         elif path.name in ("recalled", "scored", "bound_scored"):
             made[name] = [read_nats(shard) for shard in sorted(path.iterdir())]
+        elif path.name == "eval_scored":
+            made[name] = [read_readings(shard)[0] for shard in sorted(path.iterdir())]
         elif path.name == "examples.parquet":
             made[name] = pq.read_table(path).to_pylist()
         elif path.name == "model":
@@ -74,6 +77,8 @@ DAMAGED = {
     "iteration-001/eval/00000.parquet": "drawn again",
     "iteration-000/bound/00000.parquet": "drawn again",
     "iteration-002/bound_scored/00000.parquet": "scored again",
+    "iteration-001/eval_scored/00000.parquet": "scored again",
+    "iteration-001/rationales.json": "computed again",
     "iteration-002/examples.parquet": "written again from the draws",
     "iteration-001/model/model.safetensors": "trained again from the examples",
     "iteration-000/metrics.json": "computed again",

@@ -34,6 +34,7 @@ from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.judge import JUDGE, Wording, write_pair, write_rating
 from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.engines.model_files import MODELS, load_tokenizer
+from femtune.evaluation.rationales import read_rationales
 from femtune.mstep.examples import EXAMPLES
 from femtune.schemes.named import adds
 from femtune.types import Problem
@@ -101,8 +102,10 @@ def read_told(root: Path, iteration: int) -> RunFacts:
     """What the run in `root` says of an iteration that is done."""
 
     def metrics(number: int) -> dict[str, Any]:
-        path = root / f"iteration-{number:03}" / "metrics.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        folder = root / f"iteration-{number:03}"
+        path = folder / "metrics.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        return found | {"rationales": read_rationales(folder)}
 
     return RunFacts(
         yaml.safe_load((root / "config.yaml").read_text()),
@@ -207,6 +210,9 @@ def _about(told: RunFacts) -> dict[str, Any]:
         "num_tokens": sum(each["e_step"]["generated_tokens"] for each in told.history),
         "evaluation": told.metrics.get("evaluation"),
         "measures": compared(told),
+        "worth": compared(told, "rationales", WORTH),
+        "read": told.metrics.get("rationales", {}),
+        "leaked": told.metrics.get("posterior", {}).get("leak_share"),
         "is_world": "sound_steps" in told.metrics["e_step"],
         "by_answer": told.metrics["e_step"].get("kept_by", {}).get("answer", {}),
     }
@@ -218,14 +224,18 @@ def covered_share(e_step: Mapping[str, Any]) -> float:
     return float(e_step["kept_share"] if known is None else known)
 
 
-def compared(told: RunFacts) -> list[dict[str, Any]]:
+def compared(
+    told: RunFacts,
+    part: str = "evaluation",
+    measures: Mapping[str, tuple[str, bool]] = MEASURES,
+) -> list[dict[str, Any]]:
     """Each measure of the base and of this model, and whether their intervals tell them apart.
 
     `verdict` is "better", "worse", "overlap", or "" where there are no two intervals.
     """
-    before, after = told.base.get("evaluation", {}), told.metrics.get("evaluation", {})
+    before, after = told.base.get(part, {}), told.metrics.get(part, {})
     rows = []
-    for name, (title, more) in MEASURES.items():
+    for name, (title, more) in measures.items():
         if not isinstance(after.get(name), float):
             continue
         old, new = before.get(f"{name}_ci"), after.get(f"{name}_ci")
@@ -242,6 +252,21 @@ def compared(told: RunFacts) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+# what a card shows of rationales.json
+WORTH = {
+    "rationale_gain": (
+        "what a rationale adds to the base's log-probability of the correct answer, nats",
+        True,
+    ),
+    "choice_gain": ("the same among the possible answers, nats", True),
+    "helpful_share": ("rationales that help", True),
+    "read_accuracy": ("base right after the rationale", True),
+    "direct_accuracy": ("base right without one", True),
+    "copied_share": ("words of a rationale in passages copied from the prompt", False),
+    "copied_density": ("mean length of these passages, words", False),
+}
 
 
 def _number(value: Any, interval: Sequence[float] | None) -> str:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune.errors import ConfigError, RunError
+from femtune.evaluation.rationales import FILE as RATIONALES
 from femtune.reporting.page.texts import name, setting
 from femtune.runs.run import read_log, stored_config
 from femtune.schemes.named import parse_scheme
@@ -158,7 +159,10 @@ def read_record(root: Path) -> Record:
     """A run, finished or not. Raises RunError where its configuration can't be read."""
     config = stored_config(root)
     notes: list[str] = []
-    history = [_json(path, notes) for path in sorted(root.glob("iteration-*/metrics.json"))]
+    history = [
+        _with_rationales(_json(path, notes), path.with_name(RATIONALES), notes)
+        for path in sorted(root.glob("iteration-*/metrics.json"))
+    ]
     return Record(
         root,
         config,
@@ -167,6 +171,12 @@ def read_record(root: Path) -> Record:
         _events(root),
         tuple(notes),
     )
+
+
+def _with_rationales(metrics: dict[str, Any], path: Path, notes: list[str]) -> dict[str, Any]:
+    """Return an iteration's metrics with those that the base's reading gave, where it is done."""
+    worth = _json(path, notes)
+    return metrics | {"rationales": worth} if worth else metrics
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
