@@ -29,7 +29,7 @@ def draw(problem_id: str, text: str = "So it is.\nAnswer: 1", **changes: Any) ->
         "problem_id": problem_id,
         "stage": 0,
         "index": 0,
-        "prompt": "plain",
+        "prompt_kind": "plain",
         "tokens": [1, 2, 3],
         "text": text,
         "finish_reason": "stop",

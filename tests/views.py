@@ -55,7 +55,7 @@ def made(
     **changes: Any,
 ) -> Draw:
     score = Score(1.0, "3", "", "", text.rpartition("\n")[0])
-    values = {"prompt": "plain", "seed": 7, "score": score} | changes
+    values = {"prompt_kind": "plain", "seed": 7, "score": score} | changes
     completion = Completion(tuple(range(len(text) % 40)), text, "stop", -2.5)
     values = {"completion": completion} | values
     return Draw(DrawKey(iteration, problem_id, 0, index), **values)

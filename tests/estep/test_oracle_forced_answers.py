@@ -393,7 +393,7 @@ def made_draw(**changes: Any) -> Draw:
 
 FORCED = Completion(tuple(b"z0\nAnswer: y1\n"), "z0\nAnswer: y1\n", "answered", -1.0, num_forced=12)
 OFF_POLICY = {
-    "hinted": {"prompt": "hinted"},
+    "hinted": {"prompt_kind": "hinted"},
     "examples": {"demos": "a1b2"},
     "forced": {"completion": FORCED},
     "temperature": {"temperature": 0.7},
@@ -432,7 +432,7 @@ def test_log_probabilities_are_taken_only_of_the_prompt_that_they_are_of() -> No
         draw = made_draw(**OFF_POLICY[name])
         expected = [-1.0] if known else world.engine().logprob([(b"x0", draw.completion.tokens)])
         assert nats_under("plain", [draw], problems, made) == expected
-    hinted = made_draw(prompt="hinted")
+    hinted = made_draw(prompt_kind="hinted")
     assert nats_under("plain", [hinted], problems, made) == exact
     assert nats_under("hinted", [hinted], problems, made) == [-1.0]
     assert exact != [-1.0]
