@@ -424,7 +424,7 @@ def test_a_run_that_kept_nothing(tmp_path: Path) -> None:
     write_iteration(tmp_path, 1, one_problem(), rows)
     (tmp_path / "iteration-001" / "metrics.json").unlink()  # NothingKept is raised before it is written
     text = check_page(render(find([tmp_path]))).text
-    assert "0 of 1 (0.0%) draws were accepted; refused: 1 cut off" in text
+    assert "0 of 1 (0.0%) draws were accepted; refused: 1 truncated" in text
 
 
 def test_an_evaluation_alone(tmp_path: Path) -> None:
@@ -441,7 +441,7 @@ def test_what_is_left_out_is_told(runs: Path, tmp_path: Path) -> None:
     for shard in hinted.glob("iteration-*/draws/*.parquet"):
         table = pq.read_table(shard)
         column = pa.array(["hinted"] * table.num_rows)
-        pq.write_table(table.set_column(table.schema.get_field_index("prompt"), "prompt", column), shard)
+        pq.write_table(table.set_column(table.schema.get_field_index("prompt_kind"), "prompt_kind", column), shard)
     assert "Kept shares by difficulty are left out" in check_page(render(find([hinted]))).text
 
 
