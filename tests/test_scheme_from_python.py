@@ -82,9 +82,9 @@ def test_a_scheme_made_in_python_is_trained_resumed_replayed_refiltered_and_show
     # the same draws as of a run that was not killed, in this process
     own: Any = import_module("own")
     asked = {"task": "judge", "scale": "1,5", "raters": "named", "iterations": 2, "max_new_tokens": 48}
-    whole = train(
-        "ratings/train.jsonl", model="seedling", scheme=own.scheme, output_dir="whole", **asked
-    )
+    asked |= {"num_train_epochs": 1, "per_device_train_batch_size": 8}
+    data, scheme = "ratings/train.jsonl", own.scheme
+    whole = train(data, model="seedling", scheme=scheme, output_dir="whole", **asked)
     assert drawn(root) == drawn(whole.run) and len(drawn(root)) == 5
 
     # what is stored is the scheme
