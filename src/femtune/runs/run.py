@@ -363,8 +363,8 @@ def stored_config(root: Path) -> dict[str, Any]:
     if (found := stored.pop("format", None)) != FORMAT:
         raise RunError(
             f"{root} was made by another version of femtune: its format is {found}, and this version "
-            f"reads format {FORMAT}. Use the version that its environment.json names, or begin anew in "
-            "another --output-dir."
+            f"reads format {FORMAT}. Use the version that its environment.json names, or start again "
+            "in another --output-dir."
         )
     return stored
 
