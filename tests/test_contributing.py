@@ -36,7 +36,8 @@ def skeleton(name: str) -> str:
 
 def run(name: str) -> dict[str, Any]:
     module = ModuleType("skeleton")
-    exec(compile(skeleton(name), f"CONTRIBUTING.md: {name}", "exec"), module.__dict__)
+    code = compile(skeleton(name), f"CONTRIBUTING.md: {name}", "exec", dont_inherit=True)
+    exec(code, module.__dict__)
     return module.__dict__
 
 
