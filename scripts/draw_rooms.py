@@ -49,6 +49,7 @@ SAID = {
     "runs": "the run directory",
     "_util": "text, files, signals",
     "types": "the nouns",
+    "mstep_schedule": "when M-steps restart",
     "errors": "the error tree",
 }
 

@@ -17,8 +17,10 @@ from femtune.data.tasks import load, schemas
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Sampler
 from femtune.rewards import builtin
+from femtune.schemes import named
+from femtune.schemes.filters import weigh
 from femtune.schemes.named import rejection
-from femtune.types import Engine, Problem, Sampling
+from femtune.types import Completion, Draw, DrawKey, Engine, Example, Problem, Sampling, Score
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 40  # lines
@@ -34,7 +36,8 @@ def skeleton(name: str) -> str:
 
 def run(name: str) -> dict[str, Any]:
     module = ModuleType("skeleton")
-    exec(compile(skeleton(name), f"CONTRIBUTING.md: {name}", "exec"), module.__dict__)
+    code = compile(skeleton(name), f"CONTRIBUTING.md: {name}", "exec", dont_inherit=True)
+    exec(code, module.__dict__)
     return module.__dict__
 
 
@@ -74,6 +77,15 @@ def test_an_engine() -> None:
         ("b", False),
         ("b", False),
     ]
+
+
+def test_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(named.ADDED, "surprising", run("a scheme")["surprising"])
+    scheme = named.parse_scheme("star+surprising:2")
+    assert scheme.name == "star+surprising(2)" and scheme.needs == {"log_pi"}
+    completion, score = Completion((1,), "", "stop", -3.0), Score(1.0, "1")
+    draw = Draw(DrawKey(1, "a", 0, 0), "plain", 0, completion, score, log_pi=-3.0)
+    assert weigh(scheme.weigh, [draw]) == [Example(draw, weight=9.0)]
 
 
 def test_the_picture_of_the_rooms_is_of_this_code() -> None:

@@ -64,29 +64,27 @@ from femtune.errors import (
     RewardError,
     RunError,
 )
+from femtune.mstep_schedule import MStepSchedule
 from femtune.predictions import predict
 from femtune.rewards.builtin import choice, exact, math, number, ordinal, regex
+from femtune.schemes.contrib.answers import expected, reasons
+from femtune.schemes.contrib.memory import every, gain, memo
+from femtune.schemes.contrib.reweighting import doubt, hard, resample
 from femtune.schemes.named import (
-    chained,
-    doubting,
-    expected,
-    from_base,
-    gaining,
-    harder,
-    memoised,
+    base,
+    chain,
+    importance,
     mixture,
     parse_scheme,
     pps,
-    reasons,
     rejection,
-    resampled,
-    restarting,
-    settling,
+    restart,
+    settle,
     star,
     trice,
-    waking,
-    weighted,
+    wake,
 )
+from femtune.schemes.serialization import scheme_from_data, scheme_to_data
 from femtune.types import Draw, Example, Problem, Scheme, Stage
 
 __all__ = [
@@ -96,6 +94,7 @@ __all__ = [
     "EngineError",
     "Example",
     "FemtuneError",
+    "MStepSchedule",
     "ModelError",
     "NothingKept",
     "Problem",
@@ -104,17 +103,19 @@ __all__ = [
     "RunError",
     "Scheme",
     "Stage",
-    "chained",
+    "base",
+    "chain",
     "choice",
-    "doubting",
+    "doubt",
+    "every",
     "exact",
     "expected",
-    "from_base",
-    "gaining",
-    "harder",
+    "gain",
+    "hard",
+    "importance",
     "load_problems",
     "math",
-    "memoised",
+    "memo",
     "mixture",
     "number",
     "ordinal",
@@ -124,12 +125,13 @@ __all__ = [
     "reasons",
     "regex",
     "rejection",
-    "resampled",
-    "restarting",
-    "settling",
+    "resample",
+    "restart",
+    "scheme_from_data",
+    "scheme_to_data",
+    "settle",
     "star",
     "train",
     "trice",
-    "waking",
-    "weighted",
+    "wake",
 ]

@@ -10,6 +10,7 @@ calibrate(data, model)  a map of votes or probabilities to calibrated ones
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -61,6 +62,7 @@ from femtune.resolve import (
     choose_peft,
     held_out,
     make_loop_config,
+    named_scheme,
     needs_peft,
     read_inputs,
     run_place,
@@ -77,6 +79,7 @@ from femtune.sampler import (
     no_foreign_bars,
     trained_from,
 )
+from femtune.schemes.serialization import scheme_to_data
 from femtune.tools.estimate.disk import at_most, check_disk
 from femtune.tools.stored_run import settings_of
 from femtune.types import Aggregate, Demos, Problem, Sampling, Scheme
@@ -146,6 +149,8 @@ def run_train(
             "(LoRA adapters), or take --engine vllm."
         )
     check_trackers(settings.training.trackers)
+    if scheme is not None:
+        check_storable(scheme)
     draws = sampling(settings, scheme)
     make_loop_config(
         replace(settings, soft_accept=None), scheme
@@ -168,6 +173,7 @@ def run_train(
         test,
         reward=asked.reward,
         demos=asked.demos,
+        scheme=scheme or named_scheme(asked.settings),
     )
     warn_of_date(base, asked.settings.template_args)
     builder = make_sampler_builder(model, asked, problems, test)
@@ -221,6 +227,7 @@ def sample(
         problems,
         reward=asked.reward,
         demos=asked.demos,
+        scheme=named_scheme(asked.settings),
     )
     builder = make_sampler_builder(model, asked, problems)
     what = replace(what, demos=usable_demos(builder.demos, what.scheme))
@@ -465,6 +472,20 @@ def beside(asked: TaskInputs[Any], test: Sequence[Problem]) -> TaskInputs[Any]:
     """Return what is asked without the worked examples that are held-out problems. Raises DataError."""
     given = asked.settings.demos != "auto"
     return replace(asked, demos=without_problems(asked.demos, test, given=given))
+
+
+def check_storable(scheme: Scheme) -> None:
+    """Refuse a scheme that a run can't store, and warn of one that only this script can read.
+
+    Raises ConfigError.
+    """
+    stored = json.dumps(scheme_to_data(scheme))
+    if '"__main__:' in stored:
+        log.warning(
+            "scheme %s has a rule that is defined in __main__: the same script can resume this run, and "
+            "no command can replay or refilter it. Move the rule to a module of its own.",
+            scheme.name,
+        )
 
 
 def usable_demos(demos: Demos, scheme: Scheme) -> Demos:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -82,8 +82,8 @@ class LoopConfig:
     scheme: Scheme
     training: Training
     evaluation: Evaluation
+    _: KW_ONLY
     iterations: int = 5
-    start_from: Literal["previous", "base"] = "previous"  # where an M-step starts
     launch: str | None = None  # a launcher's command: M-steps on several processes
     balance: Balance = "none"  # of examples, by human answer: see bias.balance_factors
     keep_last: int = 0  # models that are kept, beside the best one; 0: all
@@ -102,17 +102,17 @@ class LoopConfig:
         return self.demos if with_them else ()
 
     def m_step(self, iteration: int) -> tuple[Literal["previous", "base"], Training]:
-        """Where the M-step of an iteration starts, and how it trains.
+        """Return where the M-step of an iteration starts, and how it trains.
 
         A restart takes more epochs; once settled, a constant rate falls, so that the last steps of an
         M-step do not stand out in its model.
         """
-        training = self.training
-        if self.scheme.restarts(iteration):
-            return "base", training.longer(self.scheme.restart)
-        if self.scheme.settle and training.lr_scheduler_type == "constant":
+        training, schedule = self.training, self.scheme.m_steps
+        if schedule.restarts(iteration):
+            training = training.longer(schedule.epochs_factor)
+        elif schedule.settles and training.lr_scheduler_type == "constant":
             training = replace(training, lr_scheduler_type="linear")
-        return self.start_from, training
+        return schedule.origin(iteration), training
 
 
 def fem(
@@ -222,8 +222,8 @@ class Steps:
         examples = self.run.iteration(iteration) / "examples.parquet"
         self.run.verify(examples)
         if not examples.exists() and not has_examples(metrics):
-            raise NothingKept(nothing_kept(iteration, metrics))
-        self._warn(e_step_warnings(metrics, sampler.sampling.max_new_tokens))
+            raise NothingKept(nothing_kept(iteration, metrics, scheme))
+        self._warn(e_step_warnings(metrics, sampler.sampling.max_new_tokens, scheme))
         prompts = self.sampler.prompts
         factors = made_factors(lambda: iter(scoring), by_id, scheme.weigh, self.config.balance)
         if not examples.exists():

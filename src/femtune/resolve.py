@@ -40,7 +40,9 @@ from femtune.rewards.custom import UserReward
 from femtune.rewards.source import reward_code, reward_columns
 from femtune.runs.hashes import hash_config, hash_tokenizer, hash_value, hash_weights, template_source
 from femtune.runs.run import Run, check_run, stored_config
-from femtune.schemes.named import parse_scheme, soft_acceptance, spelled_out
+from femtune.schemes.acceptance import SoftAcceptance
+from femtune.schemes.named import parse_scheme, spelled_out
+from femtune.schemes.serialization import scheme_to_data
 from femtune.types import Demos, Problem, Request, Reward, Sampling, Scheme
 
 log = logging.getLogger("femtune")
@@ -195,7 +197,7 @@ def sampling(settings: Sample, scheme: Scheme | None = None) -> Sampling:
 
 
 def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfig:
-    """What the loop does; `scheme` stands for the one that settings name. Raises ConfigError."""
+    """Return what the loop does; `scheme` replaces the one that settings name. Raises ConfigError."""
     if not 1 <= settings.iterations <= 100_000:
         raise ConfigError(f"iterations must be from 1 to 100,000, got {settings.iterations}.")
     for name in ("eval_every", "keep_last"):
@@ -209,7 +211,12 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
         )
     if settings.reader_problems < 0:
         raise ConfigError(f"reader_problems must be at least 0, got {settings.reader_problems}.")
-    scheme = scheme or parse_scheme(settings.scheme, _num_answers(settings))
+    scheme = scheme or named_scheme(settings)
+    if scheme.accept_at != 1:
+        raise ConfigError(
+            f"Scheme {scheme.name} has an accept_at of its own: leave it out, and give the setting "
+            "accept_at or soft_accept."
+        )
     _check_law(settings, scheme)
     if settings.launch is not None:
         from femtune.mstep.launch import check_launch  # and torch with it
@@ -219,31 +226,30 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
         raise ConfigError(
             'fsdp is of several processes: set launch, to "torchrun --nproc-per-node 8" say.'
         )
-    if scheme.settle and settings.start_from == "base":
-        raise ConfigError(
-            f"scheme {scheme.name}: settle goes on from the previous weights, and start_from is base: "
-            "leave one of them out."
-        )
     return LoopConfig(
-        replace(scheme, accept_at=_acceptance(settings)),
+        replace(
+            scheme,
+            accept_at=_acceptance(settings),
+            m_steps=scheme.m_steps.starting(settings.start_from),
+        ),
         settings.training,
         Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
-        settings.iterations,
-        settings.start_from,
-        settings.launch,
-        settings.balance,
-        settings.keep_last,
-        settings.bound_draws,
-        settings.bound_problems,
-        settings.reader_problems,
+        iterations=settings.iterations,
+        launch=settings.launch,
+        balance=settings.balance,
+        keep_last=settings.keep_last,
+        bound_draws=settings.bound_draws,
+        bound_problems=settings.bound_problems,
+        reader_problems=settings.reader_problems,
         demo_iterations=settings.demo_iterations,
         force=settings.force_answers,
     )
 
 
-def _num_answers(settings: Train) -> int | None:
-    """How many answers there can be, where they are on a scale."""
-    return len(parse_scale(settings.scale).answers) if settings.scale else None
+def named_scheme(settings: Sample) -> Scheme:
+    """Return the scheme that settings name. Raises ConfigError."""
+    num_answers = len(parse_scale(settings.scale).answers) if settings.scale else None
+    return parse_scheme(settings.scheme, num_answers)
 
 
 def _check_law(settings: Train, scheme: Scheme) -> None:
@@ -315,7 +321,7 @@ def _acceptance(settings: Train) -> float | Callable[[Request], float]:
             "--task judge or summarize, without --reward and --accept-at."
         )
     span = scale.value(scale.answers[-1]) - scale.value(scale.answers[0])
-    return soft_acceptance(settings.soft_accept, span, settings.soft_decay)
+    return SoftAcceptance(settings.soft_accept, span, settings.soft_decay)
 
 
 def resolved(settings: Any, **more: Any) -> dict[str, Any]:
@@ -418,15 +424,20 @@ def run_place(
     *groups: Sequence[Problem],
     reward: Callable[..., Any] | None = None,
     demos: Demos = (),
+    scheme: Scheme | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """A run's directory and resolved configuration; refused at once where it holds another run.
 
     As told, else named by the configuration, so that the same command finds its run again. `reward` is
     what the draws are graded by, where they are: its code and columns are among what the run relies on.
+    `scheme` is stored as data, from which it is made again by whatever reads the run. Raises ConfigError
+    if it can't be stored.
     """
     given = data.problems if isinstance(data, TaskData) else data
     shown = str(given) if isinstance(given, (str, Path)) else f"{len(given)} problems"
     config = resolved(settings, data=shown, model=model, problems=fingerprint(*groups))
+    if scheme is not None:
+        config["scheme_data"] = scheme_to_data(scheme)
     base = local_model(model)
     config["relies_on"] = relied_on(
         base,
@@ -443,8 +454,8 @@ def run_place(
         free = {*CHANGEABLE, "relies_on"}
         fixed = {key: value for key, value in config.items() if key not in free}
         digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
-        scheme = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
-        parts = [verb, Path(shown).stem, scheme, digest.hexdigest()]
+        spec = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
+        parts = [verb, Path(shown).stem, spec, digest.hexdigest()]
         output_dir = Path("runs") / "-".join(filter(None, parts))
     check_run(Path(output_dir), config, CHANGEABLE)
     return Path(output_dir), config

@@ -30,8 +30,8 @@ from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.filters import weigh
-from femtune.schemes.named import parse_scheme, pps, rejection, weighted
-from femtune.schemes.weights import control_variate, importance, metropolis
+from femtune.schemes.named import importance, parse_scheme, pps, rejection
+from femtune.schemes.weights import ControlVariate, Importance, Metropolis
 from femtune.types import Completion, Draw, DrawKey, Example, Scheme, Score
 
 from ..oracle import (
@@ -43,8 +43,8 @@ from ..oracle import (
 )
 
 worlds = st.integers(0, 2**32).map(EndingsWorld.random)
-PLAIN = weighted(replace(rejection(1), name="plain"))
-HINTED = weighted(pps(1))
+PLAIN = importance(replace(rejection(1), name="plain"))
+HINTED = importance(pps(1))
 few = settings(max_examples=8, deadline=None, phases=[Phase.generate])
 
 
@@ -53,7 +53,7 @@ def weight(draw: Draw) -> float:
     assert draw.log_pi is not None
     key = replace(draw.key, index=-1)  # first in order
     known = replace(draw, key=key, log_drawn=draw.log_pi)
-    a, b = weigh(importance(), [known, draw])
+    a, b = weigh(Importance(), [known, draw])
     return b.weight / a.weight
 
 
@@ -412,13 +412,13 @@ def test_what_does_not_follow_the_model_is_not_taken_for_it(name: str) -> None:
     state = made_draw(key=DrawKey(1, "p", 0, 0), log_pi=-1.0, log_q=-1.0)
     unlikely = {"log_pi": -60.0, "log_q": -1.0}
     examples = [Example(state), Example(replace(draw, **unlikely))]
-    [example] = metropolis()([], examples)
+    [example] = Metropolis()([], examples)
     assert example.draw == state
-    [example] = metropolis()([], [Example(state), Example(made_draw(**unlikely))])
+    [example] = Metropolis()([], [Example(state), Example(made_draw(**unlikely))])
     assert example.draw != state
     # the control variate leaves it out, as its gradient is not zero on average
     other = made_draw(key=DrawKey(2, "p", 0, 1))
-    added = control_variate(0.5)([draw, other], [])
+    added = ControlVariate(0.5)([draw, other], [])
     assert [(e.draw, e.weight) for e in added] == [(other, -0.5)]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from femtune.cli.main import main
 from femtune.errors import RunError
@@ -152,8 +153,9 @@ def test_what_a_scheme_with_memory_stores_is_made_again(
 
 
 def test_draws_of_the_base_can_be_made_again_without_other_weights(run: Path) -> None:
-    config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("scheme: star", "scheme: star+base"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["scheme_data"]["proposal"] = "base"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "iteration-001/model/config.json").unlink()
     (run / "iteration-002/draws/00002.parquet").unlink()
     faults = {fault.path: fault.remedy for fault in check_up(run).faults}

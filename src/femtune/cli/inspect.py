@@ -22,6 +22,7 @@ from femtune.reporting.terminal import (
     plain_table,
     showing,
 )
+from femtune.schemes.named import parse_scheme
 from femtune.tools.estimate.estimate import EstimateOptions
 from femtune.tools.refilter import Change
 
@@ -97,7 +98,9 @@ def _check_data(
         print(json.dumps(check_report.as_json(findings, tried, builder, problems, problem)))
     elif show != "quiet":
         _print(
-            check_report.model_lines(findings, tried, builder, problems, problem, settings.scheme),
+            check_report.model_lines(
+                findings, tried, builder, problems, problem, parse_scheme(settings.scheme)
+            ),
         )
 
 

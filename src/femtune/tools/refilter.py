@@ -48,8 +48,8 @@ from femtune.rewards.builtin import score
 from femtune.runs.hashes import hash_weights
 from femtune.runs.run import by_problem, read_draws, write_draws
 from femtune.schemes.answer_rules import gain
-from femtune.schemes.filters import accepted, chain, share
-from femtune.tools.stored_run import Stored, open_stored
+from femtune.schemes.filters import Accepted, Chain, Share
+from femtune.tools.stored_run import Stored, open_stored, stored_scheme
 from femtune.types import SCORED, Balance, Draw, DrawKey, Problem, Request, Scheme, Score
 
 
@@ -179,10 +179,12 @@ def refilter(
         raise ConfigError("train needs a place for the model: give --output-dir too.")
     stored = open_stored(root, iteration)
     settings = change.of(stored.settings)
-    old, new = _scheme(root, stored.settings), _scheme(root, settings)
+    own = stored_scheme(stored.config, root)
+    loop = make_loop_config(settings, own)
+    old, new = make_loop_config(stored.settings, own).scheme, loop.scheme
     alike = new.remember is not None or bool(new.needs & SCORED)
     if alike:
-        old, new = (replace(each, weigh=chain(accepted(), share())) for each in (old, new))
+        old, new = (replace(each, weigh=Chain(Accepted(), Share())) for each in (old, new))
     place = _place(stored, model, train) if output_dir else None
     grade = _grade(stored, settings) if change.reward else None
     with tempfile.TemporaryDirectory() as scratch:
@@ -208,7 +210,7 @@ def refilter(
         if output_dir is None or place is None:
             return report
         if not other["num_kept"]:
-            raise NothingKept(nothing_kept(stored.iteration, other))
+            raise NothingKept(nothing_kept(stored.iteration, other, new))
         start, tokenizer = place
         rule, prompts = new.weigh, stored.trained_prompts(tokenizer)
         examples = output_dir / "examples.parquet"
@@ -220,7 +222,7 @@ def refilter(
         from femtune.mstep.fit import m_step  # torch is slow to import
 
         seed = settings.seed + stored.iteration  # as in the run
-        _, training = make_loop_config(settings).m_step(stored.iteration)
+        _, training = loop.m_step(stored.iteration)
         out = output_dir / "model"
         done = m_step(examples, start, out, training, tokenizer, seed=seed, on_step=on_step)
         base = local_model(stored.model)
@@ -245,19 +247,6 @@ def _place(stored: Stored, model: str | None, train: bool) -> tuple[Path, ChatTo
             "its kind."
         )
     return start, tokenizer
-
-
-def _scheme(root: Path, settings: Train) -> Scheme:
-    try:
-        scheme = make_loop_config(settings).scheme
-    except ConfigError as error:
-        if "is not known" not in str(error):
-            raise
-        raise RunError(
-            f"{root} was made with a scheme of its own, {settings.scheme}: only runs whose scheme has a "
-            "name in a command, such as star or pps, can be filtered again."
-        ) from error
-    return scheme
 
 
 def _grade(stored: Stored, settings: Train) -> Grade:

@@ -22,7 +22,7 @@ from femtune.resolve import fingerprint
 from femtune.runs import manifest
 from femtune.runs.checkpoints import MASTER
 from femtune.runs.run import Run, locked, stored_config
-from femtune.schemes.named import adds, restarts
+from femtune.tools.stored_run import stored_schedule
 
 ASIDE = "damaged"  # in the run's directory: what was set aside
 
@@ -151,13 +151,12 @@ def _is_there(root: Path, iteration: int) -> bool:
 
 
 def _draws_from_base(root: Path) -> bool:
-    return adds(str(stored_config(root).get("scheme", "")), "base")
+    data = stored_config(root).get("scheme_data")
+    return isinstance(data, dict) and data.get("proposal") == "base"
 
 
 def _starts_from_previous(root: Path, iteration: int) -> bool:
-    config = stored_config(root)
-    anew = restarts(str(config.get("scheme", "")), iteration)
-    return config.get("start_from", "previous") == "previous" and not anew
+    return stored_schedule(stored_config(root)).origin(iteration) == "previous"
 
 
 def _state(root: Path) -> str:
