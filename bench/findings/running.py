@@ -196,8 +196,7 @@ def _make_seedling(folder: Path, tell: Callable[[str], None]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         argv = [
             sys.executable,
-            "-m",
-            "femtune.data.worlds.seedling",
+            str(Path(__file__).parents[2] / "scripts/train_demo_model.py"),
             "--out",
             str(folder),
             "--threads",

@@ -8,8 +8,8 @@
     quiz        multiple choice                                   quiz.py
 
 Made offline from a seed, so nothing is downloaded. A world makes rows in the published schema of its
-task's data sets, and the task's own code makes them problems. The seedling (seedling.py) is the small
-base model that speaks all of them; it ships in `SEEDLING`.
+task's data sets, and the task's own code makes them problems. The demo model, the seedling, is a
+small base model that speaks all of them. It ships in `SEEDLING`; scripts/train_demo_model.py made it.
 
     >>> train, test = make_splits(WORLDS["rubric"], 400, 200, seed=0, noise=0.1)
     >>> print(train[1].prompt)
