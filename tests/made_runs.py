@@ -15,7 +15,7 @@ from femtune.config import Train
 from femtune.data.problems import save_problems
 from femtune.evaluation.evaluate import estep_metrics, evaluation_metrics
 from femtune.evaluation.selection_bias import kept_by, kept_scores, outcomes
-from femtune.resolve import resolved
+from femtune.run_folder import resolved
 from femtune.runs.run import DRAWS, read_draws
 from femtune.types import DrawKey, Problem, draw_seed
 

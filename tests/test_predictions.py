@@ -24,9 +24,9 @@ from femtune.evaluation.aggregate import prediction
 from femtune.evaluation.calibration import save_calibration
 from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.scored_answers import read_scored
-from femtune.predictions import save_predictions
 from femtune.runs.run import read_draws
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
+from femtune.workflows.predict import save_predictions
 
 ASKED = ("--model", "seedling", "--max-new-tokens", "32", "--draws", "3", "--chunk-size", "2")
 RATING = Frame("rating", ("1", "2", "3", "4", "5"), "item")

@@ -21,8 +21,8 @@ from femtune.data.tasks.schemas import SCHEMAS
 from femtune.data.worlds import SEEDLING
 from femtune.engines.model_files import load_tokenizer
 from femtune.errors import DataError
-from femtune.resolve import fingerprint
 from femtune.rewards.builtin import as_reward
+from femtune.run_folder import fingerprint
 from femtune.types import DrawKey, Problem, draw_seed
 
 from .mangling import (

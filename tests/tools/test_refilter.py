@@ -27,8 +27,9 @@ from femtune.estep.scheduler import Sampler
 from femtune.loop import Steps
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import make_loop_config, read_inputs, resolved
+from femtune.resolve import make_loop_config, read_inputs
 from femtune.rewards.builtin import score
+from femtune.run_folder import resolved
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import star, trice
 from femtune.tools.refilter import Change, notes, open_stored, refilter, replayed

@@ -40,8 +40,9 @@ from femtune.evaluation.selection_bias import (
 from femtune.loop import drawn
 from femtune.model_info import info_of, write_info
 from femtune.mstep.examples import write_examples
-from femtune.resolve import check_new, make_loop_config, read_inputs
+from femtune.resolve import make_loop_config, read_inputs
 from femtune.rewards.builtin import score
+from femtune.run_folder import check_new
 from femtune.runs.hashes import hash_weights
 from femtune.runs.run import by_problem, read_draws, write_draws
 from femtune.schemes.filters import accepted, chain, share

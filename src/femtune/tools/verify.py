@@ -18,7 +18,7 @@ from femtune.data.problems import load_problems
 from femtune.errors import DataError, RunError
 from femtune.estep.journal import journals, read_journal
 from femtune.mstep.disk import free_bytes, sized
-from femtune.resolve import fingerprint
+from femtune.run_folder import fingerprint
 from femtune.runs import manifest
 from femtune.runs.checkpoints import MASTER
 from femtune.runs.run import Run, locked, stored_config
