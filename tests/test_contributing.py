@@ -1,4 +1,4 @@
-"""The skeletons of CONTRIBUTING.md run as they stand there, and the picture of the rooms is of this code."""
+"""The skeletons of CONTRIBUTING.md run as they stand there, and the picture of the rooms is current."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())
 
 
 @Parameter(name="*")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ask:
     """Problems, prompts, reward and engine."""
 
@@ -152,7 +152,7 @@ class Ask:
 
 
 @Parameter(name="*")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample(Ask):
     """An E-step."""
 
@@ -173,7 +173,7 @@ class Sample(Ask):
 
 
 @Parameter(name="*")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Train(Sample):
     """FEM: E-step, M-step, evaluation, repeated."""
 
@@ -207,7 +207,7 @@ class Train(Sample):
 
 
 @Parameter(name="*")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluate(Ask):
     """Asking under the plain prompt, without training."""
 
@@ -229,7 +229,7 @@ class Evaluate(Ask):
 
 
 @Parameter(name="*")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Predict(Evaluate):
     """Answers to new items."""
 
@@ -247,7 +247,7 @@ class Predict(Evaluate):
 
 
 @Parameter(name="*")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Calibrate(Ask):
     """Answers on a validation split, and the map that is fitted to their shares or probabilities."""
 

@@ -42,7 +42,7 @@ Data = str | Path | Sequence[Problem] | Sequence[Mapping[str, Any]] | TaskData
 A = TypeVar("A", bound=Ask)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskInputs(Generic[A]):
     """Problems, how they are asked and graded, and the settings with nothing left open."""
 
@@ -83,9 +83,9 @@ def read_inputs(
         settings = replace(settings, scheme=spelled_out(settings.scheme))
     grade = as_reward(reward or settings.reward or found.reward)
     prompts = Prompts(
-        settings.instruction or "",
-        settings.hint or HINT,
-        found.leaks,
+        instruction=settings.instruction or "",
+        hint=settings.hint or HINT,
+        leaks=found.leaks,
         format=form,
         system_prompt=settings.system_prompt,
     )
@@ -107,7 +107,15 @@ def read_inputs(
         )
     if answers and settings.check_gold:
         check_gold(found.problems, grade, settings.accept_at, prompts)
-    return TaskInputs(found.problems, prompts, grade, settings, found.skipped, found.rounded, demos)
+    return TaskInputs(
+        problems=found.problems,
+        prompts=prompts,
+        reward=grade,
+        settings=settings,
+        skipped=found.skipped,
+        rounded=found.rounded,
+        demos=demos,
+    )
 
 
 def _read(data: Any, settings: Ask, answers: bool) -> TaskData:
@@ -117,7 +125,7 @@ def _read(data: Any, settings: Ask, answers: bool) -> TaskData:
         return read_task(data, settings.task, options, answers=answers)
     given = list(data) if isinstance(data, Iterable) else [data]
     if all(isinstance(each, Problem) for each in given):
-        return TaskData(given)
+        return TaskData(problems=given)
     if all(isinstance(each, Mapping) for each in given):
         return read_places(enumerate(given, 1), "rows", settings.task, options, answers=answers)
     other = next(each for each in given if not isinstance(each, Mapping | Problem))
@@ -225,16 +233,16 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
             "leave one of them out."
         )
     return LoopConfig(
-        replace(scheme, accept_at=_acceptance(settings)),
-        settings.training,
-        Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
-        settings.iterations,
-        settings.start_from,
-        settings.launch,
-        settings.balance,
-        settings.keep_last,
-        settings.bound_draws,
-        settings.bound_problems,
+        scheme=replace(scheme, accept_at=_acceptance(settings)),
+        training=settings.training,
+        evaluation=Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
+        iterations=settings.iterations,
+        start_from=settings.start_from,
+        launch=settings.launch,
+        balance=settings.balance,
+        keep_last=settings.keep_last,
+        bound_draws=settings.bound_draws,
+        bound_problems=settings.bound_problems,
         demo_iterations=settings.demo_iterations,
         force=settings.force_answers,
     )

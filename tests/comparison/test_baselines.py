@@ -64,7 +64,7 @@ SETTINGS = Train(
 
 
 def rating(name: str, answer: str) -> Problem:
-    frame = Frame("rating", tuple("12345"), name)
+    frame = Frame(form="rating", scale=tuple("12345"), item=name)
     return Problem(name, f"Rate {name}.", answer, {"frame": frame.column()})
 
 

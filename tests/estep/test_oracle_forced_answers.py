@@ -339,7 +339,14 @@ def test_the_loop_weighs_by_what_was_sampled_and_trains_what_ends(tmp_path: Path
     world = EndingsWorld.random(seed=9)
     problems = [replace(world.problem, id=f"{i}") for i in range(60)]
     made, scheme = world.sampler(demos=DEMOS), parse_scheme("mixture:2,2+importance")
-    plan = LoopConfig(scheme, Training(), Evaluation(), demos=DEMOS, demo_iterations=0, force=force)
+    plan = LoopConfig(
+        scheme=scheme,
+        training=Training(),
+        evaluation=Evaluation(),
+        demos=DEMOS,
+        demo_iterations=0,
+        force=force,
+    )
     tokenizer: Any = made.tokenizer
     steps = TableSteps(Run(tmp_path), Path("tables/0"), problems, [], plan, made, tokenizer, Quiet())
     steps.e_step(1)

@@ -85,7 +85,16 @@ def made(root: Path, base: Path, iterations: int = 1, **changes: Any) -> Steps:
     config = resolved(settings, data="rows", model=str(base), problems="")
     (root / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     save_problems(asked.problems, root / "problems.parquet")
-    steps = Steps(Run(root), base, asked.problems, [], what, sampler, TOKENIZER, Quiet())
+    steps = Steps(
+        run=Run(root),
+        base=base,
+        problems=asked.problems,
+        eval_problems=[],
+        config=what,
+        sampler=sampler,
+        tokenizer=TOKENIZER,
+        progress=Quiet(),
+    )
     for iteration in range(1, iterations + 1):
         steps.e_step(iteration)
     return steps

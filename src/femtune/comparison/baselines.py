@@ -341,7 +341,16 @@ def _answer_only(
     )
     lenient = replace(builder, prompts=replace(builder.prompts, require_rationale=False))
     with lenient.sampler(Sampling(settings.max_new_tokens)) as sampler:
-        steps = Steps(run, builder.base, train, test, what, sampler, builder.tokenizer, Quiet())
+        steps = Steps(
+            run=run,
+            base=builder.base,
+            problems=train,
+            eval_problems=test,
+            config=what,
+            sampler=sampler,
+            tokenizer=builder.tokenizer,
+            progress=Quiet(),
+        )
         return {"m_step": steps.m_step(1), "evaluation": without_soundness(steps.evaluate(1))}
 
 

@@ -256,10 +256,10 @@ def _grade(stored: Stored, settings: Train) -> Grade:
     """The new reward over the run's prompts, once it was seen to accept the correct answers."""
     prompts = stored.prompts()
     data = TaskData(
-        list(stored.problems.values()),
-        prompts.instruction,
-        prompts.hint,
-        prompts.leaks,
+        problems=list(stored.problems.values()),
+        instruction=prompts.instruction,
+        hint=prompts.hint,
+        leaks=prompts.leaks,
         scale=settings.scale,
     )
     asked = read_inputs(data, settings)

@@ -102,7 +102,14 @@ def evaluate_as_set(
         store_demos(run, builder)
         with builder.sampler(Sampling(settings.max_new_tokens)) as sampler:
             steps = Steps(
-                run, builder.base, [], asked.problems, config, sampler, builder.tokenizer, progress
+                run=run,
+                base=builder.base,
+                problems=[],
+                eval_problems=asked.problems,
+                config=config,
+                sampler=sampler,
+                tokenizer=builder.tokenizer,
+                progress=progress,
             )
             metrics = _measure(steps, builder.demos, how)
         run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})

@@ -30,7 +30,7 @@ from femtune.data.problems import check_lengths
 from femtune.data.rows import json_lines
 from femtune.data.tasks.frames import scale_of
 from femtune.data.tasks.load import read_places
-from femtune.data.tasks.schemas import SCHEMAS
+from femtune.data.tasks.published import SCHEMAS
 from femtune.engines.model_files import base_of_adapter, load_config, local_model
 from femtune.errors import ConfigError, DataError
 from femtune.estep.scheduler import Sampler

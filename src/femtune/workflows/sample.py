@@ -68,7 +68,16 @@ def run_sample(
         store_problems(run, problems)
         store_demos(run, builder)
         with builder.sampler(draws, needs=config.scheme.needs) as sampler:
-            steps = Steps(run, builder.base, problems, [], config, sampler, builder.tokenizer, progress)
+            steps = Steps(
+                run=run,
+                base=builder.base,
+                problems=problems,
+                eval_problems=[],
+                config=config,
+                sampler=sampler,
+                tokenizer=builder.tokenizer,
+                progress=progress,
+            )
             metrics = steps.e_step(1)
         folder = run.iteration(1)
         run.write_json(folder / "metrics.json", {"iteration": 1, "e_step": metrics})
