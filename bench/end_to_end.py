@@ -136,11 +136,9 @@ def run(name: str, settings: dict[str, Any], seed: int, args: argparse.Namespace
     import torch
     from transformers import AutoTokenizer
 
-    from femtune.api import evaluate
+    from femtune import evaluate
     from femtune.comparison.demo import write_world
-    from femtune.config import Evaluate
     from femtune.data.worlds import SEEDLING
-    from femtune.reporting.terminal import Quiet
 
     torch.set_num_threads(1)
     if args.core is not None:
@@ -157,7 +155,7 @@ def run(name: str, settings: dict[str, Any], seed: int, args: argparse.Namespace
                 weights.save_pretrained(place / "model")
                 tokenizer.save_pretrained(place / "model")
                 weights = place / "model"
-            _, found = evaluate(test, str(weights), Evaluate(**ASK), place / "draws", Quiet())
+            found = evaluate(test, weights, output_dir=place / "draws", progress="quiet", **ASK).metrics
             return {key: found[key] for key in ("accuracy", "sound_steps", "mae")}
 
         race = Race(measure, max(args.targets), args.cap)

@@ -43,7 +43,7 @@ def main() -> None:
             for seed in range(args.seeds):
                 place = Path(scratch) / f"{name}-{seed}"
                 settings = common | {"eval_data": str(held_out), "seed": seed} | ENGINES[name]
-                result = train(data, "seedling", output_dir=place, **settings)
+                result = train(data, "seedling", output_dir=place, progress="quiet", **settings)
                 rows[name].append([h["evaluation"]["accuracy"] for h in result.history])
             print(f"{name:14}{time.perf_counter() - begun:6.0f} s", flush=True)
     for name, runs in rows.items():

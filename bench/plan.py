@@ -27,9 +27,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from femtune.api import make_settings, train
+from femtune import train
 from femtune.comparison.demo import write_world
 from femtune.data.worlds import SEEDLING
+from femtune.keywords import train_settings
 from femtune.runs.run import read_draws
 from femtune.tools.estimate.estimate import EstimateOptions, RunEstimate, look_ahead
 
@@ -101,13 +102,13 @@ def compare(case: Case, folder: Path, measure: int) -> None:
     if model in SHAPES:
         model = str(large_model(folder / "model", *SHAPES[model]))
     options = {**case.options, **case.more, "scheme": case.scheme, "eval_data": str(held)}
-    settings = make_settings(**options)
+    settings = train_settings(options)
     plans = {
         "here": look_ahead(data, model, settings),
         "measured": look_ahead(data, model, settings, EstimateOptions(measure=measure)),
     }
     begun = time.perf_counter()
-    result = train(data, model=model, output_dir=folder / "run", **options)
+    result = train(data, model, output_dir=folder / "run", progress="quiet", **options)
     whole_s = time.perf_counter() - begun
     plans["told"] = look_ahead(data, model, settings, told(result.run / "iteration-001" / "draws"))
     steps = [metrics for metrics in result.history if "e_step" in metrics]

@@ -16,7 +16,7 @@ from femtune.data.problems import save_problems
 from femtune.evaluation.evaluate import estep_metrics, evaluation_metrics
 from femtune.evaluation.selection_bias import kept_by, kept_scores, outcomes
 from femtune.reporting.page.record import BASELINES
-from femtune.resolve import resolved
+from femtune.run_folder import resolved
 from femtune.runs.run import DRAWS, FORMAT, read_draws
 from femtune.schemes.named import parse_scheme
 from femtune.schemes.serialization import scheme_to_data

@@ -175,10 +175,19 @@ def table_steps(
 ) -> TableSteps:
     """A run in a folder, of which `e_step(k)` is the real E-step k."""
     engine = TableEngine(thetas)
-    plan = LoopConfig(scheme, Training(), Evaluation())
+    plan = LoopConfig(scheme=scheme, training=Training(), evaluation=Evaluation())
     made = sampler(engine, seed=seed, chunk_size=chunk_size)
     tokenizer: Any = engine.tokenizer
-    return TableSteps(Run(root), Path("tables/0"), problems, [], plan, made, tokenizer, Quiet())
+    return TableSteps(
+        run=Run(root),
+        base=Path("tables/0"),
+        problems=problems,
+        eval_problems=[],
+        config=plan,
+        sampler=made,
+        tokenizer=tokenizer,
+        progress=Quiet(),
+    )
 
 
 # --- completions that end in all ways

@@ -13,27 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.api import make_settings
 from femtune.config import Ask, Evaluate, Sample, Train, check_types
 from femtune.data.worlds import SEEDLING
 from femtune.engines.model_files import find_model, load_config, load_tokenizer
 from femtune.errors import ConfigError, DataError, ModelError, RunError
 from femtune.mstep.config import Training
-from femtune.resolve import (
-    check_new,
-    fingerprint,
-    held_out,
-    make_loop_config,
-    read_inputs,
-    resolved,
-    run_place,
-    sampling,
-)
+from femtune.resolve import held_out, make_loop_config, read_inputs, sampling
 from femtune.rewards.builtin import ordinal
+from femtune.run_folder import check_new, fingerprint, resolved, run_place
 from femtune.sampler import make_sampler_builder
 from femtune.schemes.filters import paper_filter
 from femtune.schemes.named import AUTO, star
 from femtune.types import Problem, Sampling, Scheme, Stage
+from femtune.workflows.keywords import train_settings
 
 PROBLEMS = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(50)]
 
@@ -222,10 +214,10 @@ def test_settings_are_stored_flat_as_plain_values() -> None:
 
 
 def test_keywords_become_settings_and_an_unknown_one_gets_the_nearest() -> None:
-    made = make_settings(iterations=2, lora_r=4)
+    made = train_settings({"iterations": 2, "lora_r": 4})
     assert made == replace(Train(iterations=2), training=Training(lora_r=4))
-    with pytest.raises(ConfigError, match="learning_rat is no setting: did you mean learning_rate"):
-        make_settings(learning_rat=1)
+    with pytest.raises(ConfigError, match=r"learning_rat is no setting\. Did you mean learning_rate"):
+        train_settings({"learning_rat": 1})
 
 
 def test_a_run_is_named_by_its_configuration_but_for_what_may_change(

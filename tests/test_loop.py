@@ -110,8 +110,19 @@ def steps(root: Path, base: Path, fuse: Fuse, **changes: Any) -> Steps:
     """A run of two iterations, as a new process would begin or go on with it."""
     engine = Adder(fuse)
     made = replace(sampler(engine, seed=7, chunk_size=4), sampling=Sampling(64))
-    plan = replace(LoopConfig(star(), TRAINING, Evaluation(), iterations=2), **changes)
-    return Steps(Run(root), base, TRAIN, TEST, plan, made, TOKENIZER, fuse)
+    plan = replace(
+        LoopConfig(scheme=star(), training=TRAINING, evaluation=Evaluation(), iterations=2), **changes
+    )
+    return Steps(
+        run=Run(root),
+        base=base,
+        problems=TRAIN,
+        eval_problems=TEST,
+        config=plan,
+        sampler=made,
+        tokenizer=TOKENIZER,
+        progress=fuse,
+    )
 
 
 def state(root: Path) -> dict[str, Any]:

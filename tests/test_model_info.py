@@ -28,7 +28,7 @@ from femtune.model_info import (
 from femtune.resolve import read_inputs
 
 JUDGE = ModelInfo(
-    "1.0",
+    femtune="1.0",
     task="judge",
     scale="1,5",
     raters="named",
@@ -98,7 +98,7 @@ def test_the_names_that_were_given_are_known(names: dict[str, None]) -> None:
 )
 def test_a_folder_gives_back_what_was_stored(values: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
-        info = ModelInfo("1.0", **values)
+        info = ModelInfo(femtune="1.0", **values)
         assert not is_trained(Path(name)) and read_info(Path(name)) is None
         write_info(Path(name), info)
         assert is_trained(Path(name)) and read_info(Path(name)) == info

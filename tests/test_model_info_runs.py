@@ -10,17 +10,15 @@ from typing import Any
 
 import pytest
 
-from femtune import resolve, train
-from femtune.api import evaluate, fit
+from femtune import evaluate, fit, resolve, train
+from femtune._util import device_memory
 from femtune.cli.main import main
-from femtune.config import Evaluate, Train
+from femtune.config import Train
 from femtune.data.worlds import SEEDLING, WORLDS, make_rows
 from femtune.model_info import FILE, is_trained, read_info
 from femtune.mstep.config import Training
-from femtune.reporting.terminal import Quiet
 from femtune.resolve import choose_peft, needs_peft
 from femtune.runs.hashes import hash_weights
-from femtune.tools.estimate import hardware
 
 SETTINGS: dict[str, Any] = {"task": "judge", "raters": "named", "scale": "1,5", "max_new_tokens": 48}
 
@@ -103,9 +101,9 @@ def test_a_column_that_is_no_answer_is_still_missed(
 
 def test_evaluate_asks_as_the_run_did(folder: Path, tmp_path: Path) -> None:
     data, model = str(folder / "rows.jsonl"), str(folder / "run/best")
-    mapped = Evaluate(columns=("score=human",))
-    _, bare = evaluate(data, model, mapped, tmp_path / "bare", Quiet())
-    _, full = evaluate(data, model, replace(mapped, **SETTINGS), tmp_path / "full", Quiet())
+    mapped = {"columns": ["score=human"]}
+    bare = evaluate(data, model, output_dir=tmp_path / "bare", **mapped).metrics
+    full = evaluate(data, model, output_dir=tmp_path / "full", **mapped, **SETTINGS).metrics
     times = {name for name in bare if name.endswith("_s") or name == "tokens_per_s"}
     assert {k: v for k, v in bare.items() if k not in times} == {
         k: v for k, v in full.items() if k not in times
@@ -114,18 +112,18 @@ def test_evaluate_asks_as_the_run_did(folder: Path, tmp_path: Path) -> None:
 
 def test_fit_says_what_its_examples_run_did(folder: Path, tmp_path: Path) -> None:
     examples = folder / "run/iteration-001/examples.parquet"
-    short = Training(num_train_epochs=0.1, use_cpu=True)
-    fit(examples, "seedling", short, tmp_path / "fitted")
+    short: Any = {"num_train_epochs": 0.1, "use_cpu": True}
+    fit(examples, "seedling", output_dir=tmp_path / "fitted", **short)
     made, run = read_info(tmp_path / "fitted"), read_info(folder / "run/best")
     assert made is not None and run is not None
     assert replace(made, from_task=()) == replace(run, from_task=())
     # of examples from elsewhere nothing but the base is known, or what the base says
     alone = tmp_path / "alone.parquet"
     alone.write_bytes(examples.read_bytes())
-    fit(alone, "seedling", short, tmp_path / "plain")
+    fit(alone, "seedling", output_dir=tmp_path / "plain", **short)
     assert (plain := read_info(tmp_path / "plain")) is not None
     assert (plain.task, plain.base) == (None, "seedling")
-    fit(alone, str(folder / "run/best"), short, tmp_path / "again")
+    fit(alone, folder / "run/best", output_dir=tmp_path / "again", **short)
     assert (again := read_info(tmp_path / "again")) is not None
     assert (again.task, again.base) == ("judge", str(folder / "run/best"))
 
@@ -136,7 +134,7 @@ def test_lora_is_chosen_where_full_fine_tuning_does_not_fit(
     monkeypatch.setattr(logging.getLogger("femtune"), "propagate", True)
     here = Training(use_cpu=True)
     assert not needs_peft(here, SEEDLING) and not caplog.records
-    monkeypatch.setattr(hardware, "_machine_memory", lambda: 1e6)
+    monkeypatch.setattr(device_memory, "_machine_memory", lambda: 1e6)
     assert not needs_peft(here, SEEDLING)  # so small a model is not asked about
     monkeypatch.setattr(resolve, "_ANY_DEVICE", 0)
     assert needs_peft(here, SEEDLING)

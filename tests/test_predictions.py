@@ -24,12 +24,12 @@ from femtune.evaluation.aggregate import prediction
 from femtune.evaluation.calibration import save_calibration
 from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.scored_answers import read_scored
-from femtune.predictions import save_predictions
 from femtune.runs.run import read_draws
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
+from femtune.workflows.predict import save_predictions
 
 ASKED = ("--model", "seedling", "--max-new-tokens", "32", "--draws", "3", "--chunk-size", "2")
-RATING = Frame("rating", ("1", "2", "3", "4", "5"), "item")
+RATING = Frame(form="rating", scale=("1", "2", "3", "4", "5"), item="item")
 SHARPENED = Calibration("temperature", RATING.scale, temperature=0.5, smoothing=1e-9)
 
 
@@ -102,18 +102,18 @@ def test_without_a_scale_the_first_spelling_stands_for_all() -> None:
 
 
 def test_numbers_of_mathematics_are_one_vote_however_written() -> None:
-    made = voted(Frame("math"), "0.5", "2", "1/2")
+    made = voted(Frame(form="math"), "0.5", "2", "1/2")
     assert (made["votes"], made["expected"]) == ({"0.5": 2, "2": 1}, 1.0)
     assert voted(None, "01", "1")["votes"] == {"01": 1, "1": 1}  # of a table: may be two codes
 
 
 def test_numbered_choices_are_read_with_their_text() -> None:
-    made = voted(Frame("choice", ("1", "2", "3")), "3. hen", "(3)", "2", "4")
+    made = voted(Frame(form="choice", scale=("1", "2", "3")), "3. hen", "(3)", "2", "4")
     assert (made["votes"], made["expected"]) == ({"3": 2, "2": 1}, None)
 
 
 def test_labels_are_worth_their_place() -> None:
-    assert voted(Frame("rating", ("bad", "fair", "good")), "good", "Fair")["expected"] == 1.5
+    assert voted(Frame(form="rating", scale=("bad", "fair", "good")), "good", "Fair")["expected"] == 1.5
 
 
 def test_the_rationale_is_the_likeliest_by_token_of_the_winners() -> None:
@@ -141,7 +141,10 @@ def test_a_calibration_makes_shares_probabilities() -> None:
 def orders(
     given: Sequence[str], swapped: Sequence[str], scale: tuple[str, ...] = ("A", "B")
 ) -> list[tuple[Problem, list[Draw]]]:
-    frames = [Frame("pair", scale, "item", 0.0, "pair-1", turn) for turn in (False, True)]
+    frames = [
+        Frame(form="pair", scale=scale, item="item", length=0.0, pair="pair-1", swapped=turn)
+        for turn in (False, True)
+    ]
     return [
         (problem(frames[0], "pair-1"), drawn(*given)),
         (problem(frames[1], "pair-1 (swapped)"), drawn(*swapped)),

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from femtune.data.prompts import ChatTokenizer
 from femtune.data.worlds import SEEDLING, WORLDS
-from femtune.data.worlds.seedling import Recipe, make_model, make_tokenizer, measure, pretrain
+from train_demo_model import Recipe, make_model, make_tokenizer, measure, pretrain  # in scripts
 
 # Loaded once: hypothesis calls a test many times within one function-scoped fixture.
 TOKENIZER = AutoTokenizer.from_pretrained(SEEDLING)

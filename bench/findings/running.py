@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from femtune._util.atomic_files import replacing
-from femtune.api import make_settings
 from femtune.comparison.compare import Job, compare, jobs
 from femtune.comparison.rl import RL_BASELINES
 from femtune.config import RL, Train
 from femtune.data.worlds import WORLDS, make_rows
 from femtune.errors import ConfigError, NothingKept, RunError
+from femtune.keywords import train_settings
 from findings.experiments import BASELINES, COMMON, SEEDLINGS, WORLD_SETTINGS, Experiment
 
 # Columns -> where their number is in an iteration's metrics.json; the first place that has one counts.
@@ -56,7 +56,7 @@ class Part:
     @property
     def settings(self) -> Train:
         """Raises ConfigError where one of them is none."""
-        return make_settings(**self.given)
+        return train_settings(self.given)
 
     def jobs(self) -> list[Job]:
         """Baselines first. Raises ConfigError for a bad scheme."""
@@ -196,8 +196,7 @@ def _make_seedling(folder: Path, tell: Callable[[str], None]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         argv = [
             sys.executable,
-            "-m",
-            "femtune.data.worlds.seedling",
+            str(Path(__file__).parents[2] / "scripts/train_demo_model.py"),
             "--out",
             str(folder),
             "--threads",

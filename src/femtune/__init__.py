@@ -1,115 +1,179 @@
-"""femtune: learn to reason from questions and correct answers alone, by filtered EM.
+"""Learn to reason from questions and correct answers alone, by filtered expectation maximization.
 
-    from femtune import train, pps
-    result = train("judge.jsonl", model="Qwen/Qwen3-1.7B", scheme=pps(), task="judge", scale="1,5")
+    from femtune import train
 
-The files, in the order of the data; each imports only from those above it:
+    result = train("judge.jsonl", "Qwen/Qwen3-1.7B", task="judge", scale="1,5")
+    result.best  # an ordinary Hugging Face folder
 
-    types       the nouns: problem, request, completion, score, draw, example
-    errors      the error tree                    words      what messages share
-    formats     JSON, YAML and Parquet as others wrote them   markdown   text that can't break it
-    keys        none in settings or messages      trust      what of a model's folder is read
-    files       whole or not there                stopping   Ctrl-C once, and twice
-    headers     of safetensors                    manifest   checksums of a run's files
-    prompts     plain and hinted prompts, their tokens, parsing of completions
-    reading     files and rows                    problems   load, check, split
-    answers     text, numbers, scales             expressions   when two of mathematics are the same
-    user_rewards  a user's own function           rewards    the built-in ones, and grading
-    tasks/      judge, summarize, choice, math: from published rows to problems
-    served      whether an engine serves the weights it was given
-    engines/    who writes completions: transformers, vllm, openai, fake
-    weigh, posterior, answer_rules   what a draw counts for
-    schemes     rejection, star, pps, and what is added
-    provenance  versions, hardware, git state     run        the run directory
-    journal     draws of a chunk that is open
-    chunks      which request comes next          estep, overlap   the driver
-    answer_probs, answer_scoring   how likely answers are after a rationale
-    tries       what rules are given: draws, remembered ones, log-probabilities
-    examples    draws as the M-step reads them
-    training    the M-step's settings             trainer, mstep   examples -> weights
-    retention   which models are kept
-    processes   of an M-step                      launch     what starts them
-    worlds/     rubric, tldr, sums, quiz, and the seedling
-    intervals   the bootstrap                     metrics    measures of judges
-    calibration what a share of votes is worth
-    evaluate    what is measured                  bias       what was kept, by group, and balance
-    luck        what guesses would keep           advice     warnings, and what to do
-    bound       how likely right answers are, and what hints give away
-    loop        E, M, evaluate, K times           pool       E-steps on many workers
-    trackers    one experiment a run
-    config      settings                          prepare, builder   what they are made into
-    cards       of models and rationales
-    costs/      what a run will take
-    predictions answers to new items, by vote     commands   each verb as a function
-    push        to the Hub
-    stored      a run, read back                  refilter   what another filter keeps
-    checkup     what is damaged                   replay     a stored draw, drawn again
-    probes      what a judge is biased by
-    latro, policy_gradient, rl   reinforcement learning, through TRL
-    regression, baselines   what schemes are held against
-    progress    how a run is shown                report/    what a run learnt, on one page
-    view/       a local page over stored draws    compare, watch, check, check_model, demo
-    verbs, looking, cli
+Public is what `__all__` lists, and the command line. Everything else may change in any version.
+The rooms below import one way, each from those after it:
+
+    cli, api         commands, and the same as functions; keywords: their typed settings
+    comparison       schemes beside each other and beside baselines
+    workflows        what each command does, from settings to files
+    tools            check, verify, estimate, refilter, replay: look at data, models and runs
+    reporting        terminal, report, browser, model cards, trackers, Hub
+    loop             E-step, M-step, evaluation, K times; reads as the paper
+    estep, mstep     draw and grade; fine-tune          evaluation   measure, calibrate
+    engines          transformers, vLLM, servers        rewards      grade answers
+    data, schemes    problems, prompts, answers, tasks; where rationales come from
+    runs, types      files of a run; the nouns
 """
 
-from femtune.api import Result, train
-from femtune.data.problems import load_problems
-from femtune.errors import (
-    ConfigError,
-    DataError,
-    EngineError,
-    FemtuneError,
-    ModelError,
-    NothingKept,
-    RewardError,
-    RunError,
-)
-from femtune.mstep_schedule import MStepSchedule
-from femtune.predictions import predict
-from femtune.rewards.builtin import choice, exact, math, number, ordinal, regex
-from femtune.schemes.contrib.answers import expected, reasons
-from femtune.schemes.contrib.memory import every, gain, memo
-from femtune.schemes.contrib.reweighting import doubt, hard, resample
-from femtune.schemes.named import (
-    base,
-    chain,
-    importance,
-    mixture,
-    parse_scheme,
-    pps,
-    rejection,
-    restart,
-    settle,
-    star,
-    trice,
-    wake,
-)
-from femtune.schemes.serialization import scheme_from_data, scheme_to_data
-from femtune.types import Draw, Example, Problem, Scheme, Stage
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from femtune.api import (
+        AskSettings,
+        CalibrateResult,
+        CalibrateSettings,
+        CheckResult,
+        CompareResult,
+        CompareSettings,
+        EvaluateResult,
+        EvaluateSettings,
+        FitResult,
+        PredictResult,
+        PredictSettings,
+        SampleResult,
+        SampleSettings,
+        TrainingSettings,
+        TrainResult,
+        TrainSettings,
+        calibrate,
+        check,
+        compare,
+        evaluate,
+        fit,
+        predict,
+        sample,
+        train,
+    )
+    from femtune.data.problems import load_problems
+    from femtune.errors import (
+        ConfigError,
+        DataError,
+        EngineError,
+        FemtuneError,
+        ModelError,
+        NothingKept,
+        RewardError,
+        RunError,
+    )
+    from femtune.mstep_schedule import MStepSchedule
+    from femtune.rewards.builtin import as_reward, choice, exact, math, number, ordinal, regex
+    from femtune.schemes.contrib.answers import expected, reasons
+    from femtune.schemes.contrib.memory import every, gain, memo
+    from femtune.schemes.contrib.reweighting import doubt, hard, resample
+    from femtune.schemes.named import (
+        base,
+        chain,
+        importance,
+        mixture,
+        parse_scheme,
+        pps,
+        rejection,
+        restart,
+        settle,
+        star,
+        trice,
+        wake,
+    )
+    from femtune.schemes.serialization import scheme_from_data, scheme_to_data
+    from femtune.types import Draw, Example, Problem, Scheme, Stage
+
+    __version__: str
+else:
+    # names are imported as they are used, so that `import femtune` takes no second
+    _HOMES = {
+        "femtune.api": (
+            "calibrate check compare evaluate fit predict sample train "
+            "CalibrateResult CheckResult CompareResult EvaluateResult FitResult PredictResult "
+            "SampleResult TrainResult AskSettings CalibrateSettings CompareSettings EvaluateSettings "
+            "PredictSettings SampleSettings TrainSettings TrainingSettings"
+        ),
+        "femtune.data.problems": "load_problems",
+        "femtune.errors": (
+            "ConfigError DataError EngineError FemtuneError ModelError NothingKept RewardError RunError"
+        ),
+        "femtune.rewards.builtin": "as_reward choice exact math number ordinal regex",
+        "femtune.schemes.contrib.answers": "expected reasons",
+        "femtune.schemes.contrib.memory": "every gain memo",
+        "femtune.schemes.contrib.reweighting": "doubt hard resample",
+        "femtune.schemes.named": (
+            "base chain importance mixture parse_scheme pps rejection restart settle star trice wake"
+        ),
+        "femtune.schemes.serialization": "scheme_from_data scheme_to_data",
+        "femtune.mstep_schedule": "MStepSchedule",
+        "femtune.types": "Draw Example Problem Scheme Stage",
+    }
+
+    def __getattr__(name: str):
+        """Import a public name, or find the installed version."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("femtune")
+        for home, names in _HOMES.items():
+            if name in names.split():
+                from importlib import import_module
+
+                found = globals()[name] = getattr(import_module(home), name)
+                return found
+        raise AttributeError(f"module 'femtune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return [*__all__, "__version__"]
+
 
 __all__ = [
+    "AskSettings",
+    "CalibrateResult",
+    "CalibrateSettings",
+    "CheckResult",
+    "CompareResult",
+    "CompareSettings",
     "ConfigError",
     "DataError",
     "Draw",
     "EngineError",
+    "EvaluateResult",
+    "EvaluateSettings",
     "Example",
     "FemtuneError",
+    "FitResult",
     "MStepSchedule",
     "ModelError",
     "NothingKept",
+    "PredictResult",
+    "PredictSettings",
     "Problem",
-    "Result",
     "RewardError",
     "RunError",
+    "SampleResult",
+    "SampleSettings",
     "Scheme",
     "Stage",
+    "TrainResult",
+    "TrainSettings",
+    "TrainingSettings",
+    "as_reward",
     "base",
+    "calibrate",
     "chain",
+    "check",
     "choice",
+    "compare",
     "doubt",
+    "evaluate",
     "every",
     "exact",
     "expected",
+    "fit",
     "gain",
     "hard",
     "importance",
@@ -127,6 +191,7 @@ __all__ = [
     "rejection",
     "resample",
     "restart",
+    "sample",
     "scheme_from_data",
     "scheme_to_data",
     "settle",

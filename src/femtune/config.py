@@ -31,7 +31,7 @@ Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())
 
 
 @Parameter(name="*")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ask:
     """Problems, prompts, reward and engine."""
 
@@ -152,7 +152,7 @@ class Ask:
 
 
 @Parameter(name="*")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample(Ask):
     """An E-step."""
 
@@ -173,7 +173,7 @@ class Sample(Ask):
 
 
 @Parameter(name="*")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Train(Sample):
     """FEM: E-step, M-step, evaluation, repeated."""
 
@@ -210,7 +210,7 @@ class Train(Sample):
 
 
 @Parameter(name="*")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluate(Ask):
     """Asking under the plain prompt, without training."""
 
@@ -232,7 +232,7 @@ class Evaluate(Ask):
 
 
 @Parameter(name="*")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Predict(Evaluate):
     """Answers to new items."""
 
@@ -250,7 +250,7 @@ class Predict(Evaluate):
 
 
 @Parameter(name="*")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Calibrate(Ask):
     """Answers on a validation split, and the map that is fitted to their shares or probabilities."""
 

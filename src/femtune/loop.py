@@ -75,7 +75,7 @@ class Evaluation:
     every: int = 1  # iterations; the base and the last are always evaluated; 0: never
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """A run of FEM, all but the data and the engine."""
 
@@ -131,7 +131,17 @@ def fem(
     `info` is stored in each model's folder. Raises NothingKept where an E-step keeps no draw, and
     whatever its parts raise.
     """
-    steps = Steps(run, base, problems, eval_problems, config, sampler, tokenizer, progress, info)
+    steps = Steps(
+        run=run,
+        base=base,
+        problems=problems,
+        eval_problems=eval_problems,
+        config=config,
+        sampler=sampler,
+        tokenizer=tokenizer,
+        progress=progress,
+        info=info,
+    )
     history = steps.iterate()
     # at the end: so the base is loaded once
     worth = read_all(steps, config.reader_problems)
@@ -141,7 +151,7 @@ def fem(
     ]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Steps:
     """The steps of a run, each going on from what is stored of it."""
 

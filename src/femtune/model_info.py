@@ -42,7 +42,7 @@ _FILLED_BY = ("task", "scale", "raters", "attributes", "answer_format")
 A = TypeVar("A", bound=Ask)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """How a trained model was asked, and what it was trained from; None where it is not known."""
 
@@ -91,7 +91,7 @@ def info_of(
         asked["reward"] = None
     filled = [name for name in _FILLED if not getattr(settings, name) and asked[name] is not None]
     return ModelInfo(
-        femtune_version(),
+        femtune=femtune_version(),
         base=base,
         base_sha256=base_sha256,
         **asked,

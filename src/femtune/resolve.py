@@ -5,56 +5,45 @@ Whatever can be wrong is found here, in the first second, before a model is load
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from femtune._util.device_memory import training_device_memory
 from femtune._util.parsing import named_pairs
 from femtune._util.safetensors_header import num_parameters
-from femtune.config import CHANGEABLE, Ask, Sample, Train, check_draws
+from femtune.config import Ask, Sample, Train, check_draws
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import parse_scale
 from femtune.data.demos import load_demos
-from femtune.data.problems import check_disjoint, check_gold, save_problems, split
+from femtune.data.problems import check_disjoint, check_gold, split
 from femtune.data.prompts import HINT, Prompts
 from femtune.data.tasks.frames import frame
-from femtune.data.tasks.load import Options, TaskData, read_task, trained_on
+from femtune.data.tasks.load import Options, TaskData, read_places, read_task, trained_on
 from femtune.data.tasks.wording import text_or_file
-from femtune.engines.model_files import adapter_base, base_of_adapter, local_model
-from femtune.errors import ConfigError, DataError, ModelError, RunError
+from femtune.engines.model_files import adapter_base
+from femtune.errors import ConfigError, DataError, ModelError
 from femtune.loop import Evaluation, LoopConfig
-from femtune.model_info import (
-    is_base,
-)
 from femtune.mstep.config import Training
 from femtune.mstep.disk import sized
 from femtune.rewards.builtin import as_reward
-from femtune.rewards.custom import UserReward
-from femtune.rewards.source import reward_code, reward_columns
-from femtune.runs.hashes import hash_config, hash_tokenizer, hash_value, hash_weights, template_source
-from femtune.runs.run import Run, check_run, stored_config
+from femtune.runs.run import stored_config
 from femtune.schemes.acceptance import SoftAcceptance
 from femtune.schemes.named import parse_scheme, spelled_out
-from femtune.schemes.serialization import scheme_to_data
 from femtune.types import Demos, Problem, Request, Reward, Sampling, Scheme
 
 log = logging.getLogger("femtune")
 
-# a file, the id of a data set on the Hub, problems, or what `read_task` gives
-Data = str | Path | Sequence[Problem] | TaskData
+# a file, the id of a data set on the Hub, problems, rows, or what `read_task` gives
+Data = str | Path | Sequence[Problem] | Sequence[Mapping[str, Any]] | TaskData
 
 
 A = TypeVar("A", bound=Ask)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskInputs(Generic[A]):
     """Problems, how they are asked and graded, and the settings with nothing left open."""
 
@@ -95,9 +84,9 @@ def read_inputs(
         settings = replace(settings, scheme=spelled_out(settings.scheme))
     grade = as_reward(reward or settings.reward or found.reward)
     prompts = Prompts(
-        settings.instruction or "",
-        settings.hint or HINT,
-        found.leaks,
+        instruction=settings.instruction or "",
+        hint=settings.hint or HINT,
+        leaks=found.leaks,
         format=form,
         system_prompt=settings.system_prompt,
     )
@@ -119,13 +108,33 @@ def read_inputs(
         )
     if answers and settings.check_gold:
         check_gold(found.problems, grade, settings.accept_at, prompts)
-    return TaskInputs(found.problems, prompts, grade, settings, found.skipped, found.rounded, demos)
+    return TaskInputs(
+        problems=found.problems,
+        prompts=prompts,
+        reward=grade,
+        settings=settings,
+        skipped=found.skipped,
+        rounded=found.rounded,
+        demos=demos,
+    )
 
 
-def _read(data: str | Path | Sequence[Problem], settings: Ask, answers: bool) -> TaskData:
-    if not isinstance(data, (str, Path)):
-        return TaskData(list(data))
-    return read_task(data, settings.task, task_options(settings), answers=answers)
+def _read(data: Any, settings: Ask, answers: bool) -> TaskData:
+    """Read a file, a data set of the Hub, or rows; problems are taken as they are. Raises DataError."""
+    options = task_options(settings)
+    if isinstance(data, (str, Path)):
+        return read_task(data, settings.task, options, answers=answers)
+    given = list(data) if isinstance(data, Iterable) else [data]
+    if all(isinstance(each, Problem) for each in given):
+        return TaskData(problems=given)
+    if all(isinstance(each, Mapping) for each in given):
+        return read_places(enumerate(given, 1), "rows", settings.task, options, answers=answers)
+    other = next(each for each in given if not isinstance(each, Mapping | Problem))
+    raise DataError(
+        f"data is a {type(data).__name__} of {type(other).__name__}. Give a path, the id of a data set "
+        "on the Hub, rows as dicts, or problems. A DataFrame gives rows by .to_dict('records'), a Table "
+        "by .to_pylist()."
+    )
 
 
 def task_options(settings: Ask) -> Options:
@@ -227,13 +236,13 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
             'fsdp is of several processes: set launch, to "torchrun --nproc-per-node 8" say.'
         )
     return LoopConfig(
-        replace(
+        scheme=replace(
             scheme,
             accept_at=_acceptance(settings),
             m_steps=scheme.m_steps.starting(settings.start_from),
         ),
-        settings.training,
-        Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
+        training=settings.training,
+        evaluation=Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
         iterations=settings.iterations,
         launch=settings.launch,
         balance=settings.balance,
@@ -324,15 +333,6 @@ def _acceptance(settings: Train) -> float | Callable[[Request], float]:
     return SoftAcceptance(settings.soft_accept, span, settings.soft_decay)
 
 
-def resolved(settings: Any, **more: Any) -> dict[str, Any]:
-    """Settings as they are stored: flat, plain values, tuples as lists."""
-    values = {**more, **asdict(settings)}
-    values.update(values.pop("training", {}))
-    if values.get("epochs_factor") == 1:  # no setting of a user's
-        del values["epochs_factor"]
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-
-
 def choose_peft(settings: Train, base: Path, place: Path | None = None) -> Train:
     """Decide for or against LoRA where it was left open: LoRA where full fine-tuning does not fit.
 
@@ -381,119 +381,3 @@ def needs_peft(training: Training, base: Path, device: str | None = None) -> boo
         *(sized(needed), sized(memory)),
     )
     return True
-
-
-def check_new(place: Path, flag: str = "--output-dir") -> None:
-    """Refuse a place that is taken or can't be written, before any work is done for it.
-
-    Raises RunError.
-    """
-    if place.exists():
-        raise RunError(f"{place} exists already: choose another {flag}.")
-    there = next(parent for parent in place.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "not writable" if there.is_dir() else "no folder"
-        raise RunError(f"{place} can't be written ({there} is {why}): choose another {flag}.")
-
-
-def fingerprint(*groups: Sequence[Problem]) -> str:
-    """A hash of problems, by which a run knows its data again."""
-    digest = hashlib.blake2b(digest_size=12)
-    for group in groups:
-        for problem in group:
-            digest.update(repr((problem.id, problem.prompt, problem.answer)).encode())
-        digest.update(b"\x00")
-    return digest.hexdigest()
-
-
-def store_problems(run: Run, problems: Sequence[Problem], test: Sequence[Problem] = ()) -> None:
-    """Store what a run asks, in E-steps and evaluations, so that its draws can be read with it."""
-    for name, group in (("problems", problems), ("eval", test)):
-        path = run.root / f"{name}.parquet"
-        if group and not path.exists():
-            save_problems(group, path)
-            run.record(path)
-
-
-def run_place(
-    output_dir: str | Path | None,
-    verb: str,
-    data: Data,
-    model: str,
-    settings: Any,
-    *groups: Sequence[Problem],
-    reward: Callable[..., Any] | None = None,
-    demos: Demos = (),
-    scheme: Scheme | None = None,
-) -> tuple[Path, dict[str, Any]]:
-    """A run's directory and resolved configuration; refused at once where it holds another run.
-
-    As told, else named by the configuration, so that the same command finds its run again. `reward` is
-    what the draws are graded by, where they are: its code and columns are among what the run relies on.
-    `scheme` is stored as data, from which it is made again by whatever reads the run. Raises ConfigError
-    if it can't be stored.
-    """
-    given = data.problems if isinstance(data, TaskData) else data
-    shown = str(given) if isinstance(given, (str, Path)) else f"{len(given)} problems"
-    config = resolved(settings, data=shown, model=model, problems=fingerprint(*groups))
-    if scheme is not None:
-        config["scheme_data"] = scheme_to_data(scheme)
-    base = local_model(model)
-    config["relies_on"] = relied_on(
-        base,
-        base=base_of_adapter(base),
-        template_args=settings.template_args,
-        spec=settings.reward,
-        reward=reward,
-        problems=[problem for group in groups for problem in group],
-        # only those that are shown: a model that femtune trained is not shown the task's own
-        demos=[asdict(each) for each in demos if settings.demos != "auto" or is_base(model)],
-    )
-    if output_dir is None:
-        # not by what it relies on: where that changed, the same command finds its run and refuses it
-        free = {*CHANGEABLE, "relies_on"}
-        fixed = {key: value for key, value in config.items() if key not in free}
-        digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
-        spec = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
-        parts = [verb, Path(shown).stem, spec, digest.hexdigest()]
-        output_dir = Path("runs") / "-".join(filter(None, parts))
-    check_run(Path(output_dir), config, CHANGEABLE)
-    return Path(output_dir), config
-
-
-def relied_on(
-    folder: Path,
-    *,
-    base: Path | None = None,
-    template_args: Sequence[str] = (),
-    spec: str | None = None,
-    reward: Callable[..., Any] | None = None,
-    problems: Sequence[Problem] = (),
-    demos: Any = None,
-) -> dict[str, str]:
-    """Return the hash of each thing that a run relies on; those that do not apply are left out.
-
-    The chat template is hashed as source, with its arguments, and not as rendered: a template that
-    writes today's date renders differently tomorrow, and is the same template (see `warn_of_date`).
-    `spec` is the reward's name as the settings have it, `reward` what is called.
-    Raises ModelError where the model's files can't be read.
-    """
-    template = template_source(folder)
-    try:
-        found = {
-            "weights": hash_weights(folder, base),
-            "model_config": hash_config(folder),
-            "tokenizer": hash_tokenizer(folder),
-            "chat_template": hash_value([template, sorted(template_args)]),
-        }
-    except OSError as error:
-        raise ModelError(
-            f"{error.filename or folder} can't be read: {error.strerror or error}."
-        ) from error
-    if demos:
-        found["demos"] = hash_value(demos)
-    if code := reward_code(spec or "", reward):
-        found["reward"] = hashlib.sha256(code).hexdigest()
-    if isinstance(reward, UserReward) and (columns := reward_columns(reward, problems)):
-        found["reward_columns"] = hash_value(columns)
-    return found

@@ -36,7 +36,7 @@ from femtune.types import SCORED, Demo, Demos, DrawKey, Engine, Need, Problem, R
 _log = logging.getLogger("femtune")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplerBuilder:
     """How problems are asked of a model, as far as its weights are not needed."""
 
@@ -310,7 +310,14 @@ def make_sampler_builder(
     shown = replace(shown, opening=tokenizer.opening)
     in_prompt = settings.demos_in_prompt
     prompts = shown if in_prompt else replace(shown, demos=asked.prompts.demos)
-    return SamplerBuilder(base, tokenizer, prompts, asked.reward, settings, () if in_prompt else demos)
+    return SamplerBuilder(
+        base=base,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        reward=asked.reward,
+        settings=settings,
+        demos=() if in_prompt else demos,
+    )
 
 
 def trained_from(model: str) -> Path:

@@ -610,8 +610,8 @@ def test_a_reader_that_has_had_enough_makes_no_traceback(
     """More is printed than a pipe holds, 64 KiB."""
     argv = {"predict": "x --model y", "--help": "", "world": f"rubric --output-dir {tmp_path}"}[command]
     code = (
-        "import sys, femtune.comparison.demo, femtune.predictions\n"
-        "femtune.predictions.predict = lambda *args: ({'item': i} for i in range(100_000))\n"
+        "import sys, femtune.comparison.demo, femtune.workflows.predict\n"
+        "femtune.workflows.predict.predict = lambda *args: ({'item': i} for i in range(100_000))\n"
         "write = femtune.comparison.demo.write_world\n"
         f"femtune.comparison.demo.write_world = lambda *args: write(*args)[:1] * 10_000\n{CLI}"
     )

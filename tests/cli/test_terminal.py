@@ -204,7 +204,7 @@ def shown_calls() -> list[tuple[str, ast.Call]]:
 def test_texts_and_frames_are_made_in_one_place() -> None:
     made = {"Text", "Panel", "Console", "Text.from_markup", "Text.assemble", "Text.from_ansi"}
     found = {place for place, call in shown_calls() if ast.unparse(call.func) in made}
-    assert found == {"progress.py"}
+    assert found == {"reporting/terminal.py"}
     appended = [
         place
         for place, call in shown_calls()
@@ -227,12 +227,12 @@ def test_what_is_printed_was_made_there_or_is_json() -> None:
         (place, ast.unparse(call.args[0]))
         for place, call in shown_calls()
         if call.args
-        if ast.unparse(call.func) == "print" and place != "worlds/seedling.py"  # which makes the model
+        if ast.unparse(call.func) == "print"
     }
     assert {text for _, text in plainly if not text.startswith("json.dumps(")} == {
         "stored.read_text()",  # compare.json
         "visible(line) if console.is_terminal else line",
-        "checkup.as_json(found)",
+        "verify.as_json(found)",
     }
 
 

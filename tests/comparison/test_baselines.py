@@ -27,7 +27,7 @@ from femtune.comparison.baselines import (
     most_frequent,
     run_baseline,
 )
-from femtune.comparison.compare import Job, _histories, compare, jobs, notes, rows, save, table
+from femtune.comparison.compare import Job, _histories, compare, jobs
 from femtune.comparison.demo import write_world
 from femtune.comparison.regression import (
     PENALTIES,
@@ -40,6 +40,7 @@ from femtune.comparison.regression import (
     predictions,
     value_metrics,
 )
+from femtune.comparison.table import notes, rows, save, table
 from femtune.config import Train
 from femtune.data.tasks.frames import Frame
 from femtune.data.worlds import WORLDS, make_splits
@@ -63,7 +64,7 @@ SETTINGS = Train(
 
 
 def rating(name: str, answer: str) -> Problem:
-    frame = Frame("rating", tuple("12345"), name)
+    frame = Frame(form="rating", scale=tuple("12345"), item=name)
     return Problem(name, f"Rate {name}.", answer, {"frame": frame.column()})
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from femtune.comparison.compare import Job, State, compare, jobs, rows, save, state, table, telling
-from femtune.comparison.demo import changes, write_world
+from femtune.comparison.compare import Job, State, compare, jobs, state
+from femtune.comparison.demo import changes, telling, write_world
+from femtune.comparison.table import rows, save, table
 from femtune.config import Train
 from femtune.data.worlds import WORLDS, make_splits
 from femtune.errors import ConfigError, NothingKept, RunError

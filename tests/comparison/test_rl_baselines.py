@@ -13,8 +13,9 @@ import pytest
 
 from femtune.comparison import rl
 from femtune.comparison.baselines import Reinforced, baseline_settings, chosen, run_baseline
-from femtune.comparison.compare import jobs, rows
+from femtune.comparison.compare import jobs
 from femtune.comparison.demo import write_world
+from femtune.comparison.table import rows
 from femtune.config import RL, Train
 from femtune.data.prompts import ChatTokenizer, Prompts
 from femtune.engines.hf.engine import read_tokenizer

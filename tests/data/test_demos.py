@@ -159,7 +159,7 @@ def test_none_and_a_plain_table_have_no_examples() -> None:
 def from_file(tmp_path: Path, *rows: Any, task: str = "math", scale: str | None = None) -> Any:
     file = tmp_path / "demos.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = TaskData([THREE], reward="exact" if scale is None else f'ordinal("{scale}")')
+    data = TaskData(problems=[THREE], reward="exact" if scale is None else f'ordinal("{scale}")')
     reward = as_reward(data.reward)
     return load_demos(str(file), task, Options(scale=scale), data.prompts, reward, data.problems)
 

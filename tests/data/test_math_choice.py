@@ -326,7 +326,7 @@ def drawn(problem: Problem, *answers: str) -> list[Draw]:
 
 def test_mathematics_is_measured_by_majority_and_by_pass_at_k() -> None:
     """Of 4 draws 2 are right: of two drawn, none is with probability 1/6. As one vote they win."""
-    problem = Problem("p", "x", "1/2", {"frame": Frame("math").column()})
+    problem = Problem("p", "x", "1/2", {"frame": Frame(form="math").column()})
     draws = drawn(problem, "3", "0.5", "1/2", "7")
     assert as_item(problem, draws).votes == ("3", "1/2", "1/2", "7")
     metrics = evaluation_metrics({"p": problem}, [(draws, {"engine_s": 0.0, "total_s": 0.0})])

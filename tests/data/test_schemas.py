@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from femtune.data.rows import BadRow
 from femtune.data.tasks.forms import boxed
-from femtune.data.tasks.schemas import SCHEMAS, Schema, find_schema, read_rows
+from femtune.data.tasks.published import SCHEMAS, Schema
+from femtune.data.tasks.schemas import find_schema, read_rows
 from femtune.errors import ConfigError, DataError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -234,7 +234,7 @@ def test_attributes_are_chosen_and_an_unknown_one_gets_the_nearest() -> None:
 def test_a_frame_says_what_was_judged() -> None:
     (problem,) = made([RATED | {"response": "It is so.", "mine": [1]}], scale="1,5").problems
     assert known(problem) == Frame(
-        "rating", ("1", "2", "3", "4", "5"), item_name("Why?", "It is so."), 3
+        form="rating", scale=("1", "2", "3", "4", "5"), item=item_name("Why?", "It is so."), length=3
     )
     assert problem.columns["mine"] == [1]
     assert not problem.columns.keys() & {"prompt", "response", "score", "id", "item"}
@@ -583,7 +583,7 @@ def test_an_unknown_task_is_refused_with_those_there_are() -> None:
 def test_a_table_is_what_it_was(tmp_path: Path) -> None:
     file = file_of(tmp_path / "table.jsonl", [{"prompt": "2 + 2?", "answer": 4}])
     found = read_task(file, "table")
-    assert found == TaskData(load_problems(file))
+    assert found == TaskData(problems=load_problems(file))
     assert frame(found.problems[0]) is None
 
 
@@ -605,8 +605,10 @@ def test_pairs_have_no_scale_but_their_own(scale: str) -> None:
     [{"form": "essay"}, {"scale": 5}, {"scale": [1, 2]}, {"item": None}, {"swapped": 1}, {"more": 1}],
 )
 def test_a_column_that_only_is_called_frame_is_no_tasks(change: Row) -> None:
-    column = Frame("rating", ("1", "2"), "a", 2.0).column()
-    assert frame(Problem("a", "x", "2", {"frame": column})) == Frame("rating", ("1", "2"), "a", 2.0)
+    column = Frame(form="rating", scale=("1", "2"), item="a", length=2.0).column()
+    assert frame(Problem("a", "x", "2", {"frame": column})) == Frame(
+        form="rating", scale=("1", "2"), item="a", length=2.0
+    )
     assert frame(Problem("a", "x", "2", {"frame": column | change})) is None
     assert frame(Problem("a", "x", "3", {"frame": column})) is None  # off the scale
     assert frame(Problem("a", "x", "2", {"frame": {"form": "rating"}})) is None

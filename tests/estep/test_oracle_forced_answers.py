@@ -339,9 +339,25 @@ def test_the_loop_weighs_by_what_was_sampled_and_trains_what_ends(tmp_path: Path
     world = EndingsWorld.random(seed=9)
     problems = [replace(world.problem, id=f"{i}") for i in range(60)]
     made, scheme = world.sampler(demos=DEMOS), parse_scheme("mixture:2,2+importance")
-    plan = LoopConfig(scheme, Training(), Evaluation(), demos=DEMOS, demo_iterations=0, force=force)
+    plan = LoopConfig(
+        scheme=scheme,
+        training=Training(),
+        evaluation=Evaluation(),
+        demos=DEMOS,
+        demo_iterations=0,
+        force=force,
+    )
     tokenizer: Any = made.tokenizer
-    steps = TableSteps(Run(tmp_path), Path("tables/0"), problems, [], plan, made, tokenizer, Quiet())
+    steps = TableSteps(
+        run=Run(tmp_path),
+        base=Path("tables/0"),
+        problems=problems,
+        eval_problems=[],
+        config=plan,
+        sampler=made,
+        tokenizer=tokenizer,
+        progress=Quiet(),
+    )
     steps.e_step(1)
     [(draws, _)] = read_draws(steps.run.iteration(1) / "draws")
     assert not any(draw.demos for draw in draws)  # of no iteration, by the plan

@@ -173,8 +173,17 @@ def test_a_run_warns_once_of_each_kind(tmp_path: Path, monkeypatch: pytest.Monke
     problems = [Problem(f"p{n}", f"{n}?", str(n % 2)) for n in range(8)]
     engine = FakeEngine(lambda prompt, seed: "So.\nAnswer: 0" if prompt.startswith("0?") else "Hm hm.")
     made = replace(sampler(engine), sampling=Sampling(64))
-    plan = LoopConfig(rejection(2), Training(), Evaluation())
-    steps = Steps(Run(tmp_path), tmp_path, problems, problems, plan, made, engine.tokenizer, Quiet())
+    plan = LoopConfig(scheme=rejection(2), training=Training(), evaluation=Evaluation())
+    steps = Steps(
+        run=Run(tmp_path),
+        base=tmp_path,
+        problems=problems,
+        eval_problems=problems,
+        config=plan,
+        sampler=made,
+        tokenizer=engine.tokenizer,
+        progress=Quiet(),
+    )
     steps.serving = tmp_path  # as an engine that needs no weights
     monkeypatch.setattr(steps, "weights", lambda iteration: tmp_path)
     said: list[str] = []
@@ -194,8 +203,17 @@ def test_what_keeps_nothing_says_so_in_a_run(tmp_path: Path) -> None:
     engine = FakeEngine(lambda prompt, seed: "Hm " * 100)
     made = replace(sampler(engine), sampling=Sampling(64))
     problems = [Problem("p", "0?", "0")]
-    plan = LoopConfig(rejection(2), Training(), Evaluation())
-    steps = Steps(Run(tmp_path), tmp_path, problems, [], plan, made, engine.tokenizer, Quiet())
+    plan = LoopConfig(scheme=rejection(2), training=Training(), evaluation=Evaluation())
+    steps = Steps(
+        run=Run(tmp_path),
+        base=tmp_path,
+        problems=problems,
+        eval_problems=[],
+        config=plan,
+        sampler=made,
+        tokenizer=engine.tokenizer,
+        progress=Quiet(),
+    )
     steps.serving = tmp_path
     with pytest.raises(NothingKept, match=r"2 plain draws: truncated.*raise --max-new-tokens"):
         steps.e_step(1)

@@ -31,7 +31,7 @@ WHOLE = Sampling(64)  # no rationale of the world is truncated
 def closed_world(seed: int, **changes: torch.Tensor) -> EndingsWorld:
     """A world of three rationales whose answers are a closed set."""
     world = EndingsWorld.random(seed, num_z=3)
-    asked = replace(world.problem, columns={"frame": Frame("choice", ANSWERS).column()})
+    asked = replace(world.problem, columns={"frame": Frame(form="choice", scale=ANSWERS).column()})
     ends = world.plain.ends.clone()
     ends[:, 3] = 0.0  # after "z0, and so on" no answer is possible
     changes = {"ends": ends / ends.sum(-1, keepdim=True), **changes}
@@ -111,7 +111,9 @@ def draw(problem_id: str, index: int, answer: str) -> Draw:
 
 
 def rated(nats: list[list[float]], answers: list[str], **options: Any) -> dict[str, Any]:
-    problem = Problem("p", "Rate it.", "2", {"frame": Frame("rating", RATING, "item").column()})
+    problem = Problem(
+        "p", "Rate it.", "2", {"frame": Frame(form="rating", scale=RATING, item="item").column()}
+    )
     scored = {("p", index): AnswerNats(RATING, tuple(each)) for index, each in enumerate(nats)}
     draws = [draw("p", index, answer) for index, answer in enumerate(answers)]
     return prediction([(problem, draws)], scored=scored, **options)
@@ -158,7 +160,7 @@ def pair(
 ) -> dict[str, Any]:
     orders, scored = [], {}
     for drawn, swapped, name in ((shown, False, "p"), (other, True, "p (swapped)")):
-        frame = Frame("pair", ("A", "B"), "item", 0.0, "p", swapped)
+        frame = Frame(form="pair", scale=("A", "B"), item="item", length=0.0, pair="p", swapped=swapped)
         problem = Problem(name, "Which?", "", {"frame": frame.column()})
         orders.append((problem, [draw(name, index, answer) for index, (_, answer) in enumerate(drawn)]))
         scored |= {(name, i): AnswerNats(("A", "B"), tuple(nats)) for i, (nats, _) in enumerate(drawn)}
@@ -193,7 +195,7 @@ def test_each_order_of_a_pair_counts_alike_and_a_liking_for_a_place_cancels_out(
 
 
 def test_measures_by_hand() -> None:
-    frame = {"frame": Frame("rating", ("1", "2"), "").column()}
+    frame = {"frame": Frame(form="rating", scale=("1", "2"), item="").column()}
     problems = {
         name: Problem(name, "Rate it.", truth, frame) for name, truth in (("a", "1"), ("b", "2"))
     }
@@ -222,7 +224,9 @@ def test_measures_by_hand() -> None:
 
 def test_choices_of_several_sizes_are_measured_together_and_an_impossible_truth_is_told() -> None:
     sets = {"a": ("A", "B"), "b": ("A", "B", "C")}
-    problems = [Problem(n, "?", "B", {"frame": Frame("choice", s).column()}) for n, s in sets.items()]
+    problems = [
+        Problem(n, "?", "B", {"frame": Frame(form="choice", scale=s).column()}) for n, s in sets.items()
+    ]
     found = [AnswerNats(s, tuple(-float(i) for i in range(len(s)))) for s in sets.values()]
     expected = [math.log(math.exp(-1) / (1 + math.exp(-1))), math.log(math.exp(-1) / 1.5032147)]
     metrics = direct_metrics(problems, found)

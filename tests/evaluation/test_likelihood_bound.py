@@ -220,10 +220,26 @@ def test_the_same_problems_are_asked_each_time_and_fewer_are_the_first_of_more()
 def steps(root: Path, engine: FakeEngine, draws: int = 4, **changes: Any) -> Steps:
     """Measuring the base on 9 problems, in chunks of 4."""
     problems = [problem(f"{x}{y}", x, y) for x, y in CELLS]
-    plan = LoopConfig(rejection(1), Training(), Evaluation(), iterations=0, bound_draws=draws, **changes)
+    plan = LoopConfig(
+        scheme=rejection(1),
+        training=Training(),
+        evaluation=Evaluation(),
+        iterations=0,
+        bound_draws=draws,
+        **changes,
+    )
     root.mkdir(exist_ok=True)
     made = sampler(engine, seed=2, chunk_size=4)
-    return Steps(Run(root), root / "base", [], problems, plan, made, engine.tokenizer, Quiet())  # type: ignore[arg-type]
+    return Steps(
+        run=Run(root),
+        base=root / "base",
+        problems=[],
+        eval_problems=problems,
+        config=plan,
+        sampler=made,
+        tokenizer=engine.tokenizer,
+        progress=Quiet(),
+    )  # type: ignore[arg-type]
 
 
 def a_world() -> FakeEngine:

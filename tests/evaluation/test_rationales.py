@@ -70,10 +70,24 @@ def steps(root: Path, worlds: Sequence[EndingsWorld], num: int = 40) -> TableSte
     """Evaluate the base and a model after it on problems that are alike, in chunks of 16."""
     problems = [replace(worlds[0].problem, id=f"{number:02}") for number in range(num)]
     made = replace(worlds[0].sampler(), engine=Swapped(worlds), chunk_size=16)
-    plan = LoopConfig(rejection(1), Training(), Evaluation(draws=2, temperature=1.0), force="never")
+    plan = LoopConfig(
+        scheme=rejection(1),
+        training=Training(),
+        evaluation=Evaluation(draws=2, temperature=1.0),
+        force="never",
+    )
     root.mkdir(exist_ok=True)
     tokenizer: Any = made.tokenizer
-    return TableSteps(Run(root), Path("tables/0"), [], problems, plan, made, tokenizer, Quiet())
+    return TableSteps(
+        run=Run(root),
+        base=Path("tables/0"),
+        problems=[],
+        eval_problems=problems,
+        config=plan,
+        sampler=made,
+        tokenizer=tokenizer,
+        progress=Quiet(),
+    )
 
 
 def exact_gain(draw: Draw, world: EndingsWorld) -> float:
@@ -120,7 +134,7 @@ def test_among_the_answers_of_a_closed_set_only_what_speaks_for_one_of_them_coun
 ) -> None:
     """The base answers at once in a fifth of all cases; among y0 and y1 that has no part."""
     base, trained = a_world(3), a_world(4)
-    scale = {"frame": Frame("rating", ("y0", "y1")).column()}
+    scale = {"frame": Frame(form="rating", scale=("y0", "y1")).column()}
     base = replace(base, problem=replace(base.problem, columns=scale))
     made = steps(tmp_path, [base, trained])
     made.evaluate(1)

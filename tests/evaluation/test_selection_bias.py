@@ -41,12 +41,12 @@ SCALE = ("1", "2", "3", "4", "5")
 
 
 def rated(name: str, answer: str, length: float = 1.0, **columns: Any) -> Problem:
-    frame = Frame("rating", SCALE, item=name, length=length).column()
+    frame = Frame(form="rating", scale=SCALE, item=name, length=length).column()
     return Problem(name, "Rate it.", answer, columns | {"frame": frame})
 
 
 def pair(name: str, answer: str, length: float) -> Problem:
-    frame = Frame("pair", ("A", "B", "tie"), item=name, length=length, pair=name).column()
+    frame = Frame(form="pair", scale=("A", "B", "tie"), item=name, length=length, pair=name).column()
     return Problem(name, "Which?", answer, {"frame": frame})
 
 
@@ -232,10 +232,19 @@ def expected(tmp_path: Path, balance: Balance) -> tuple[dict[str, Any], list[flo
     """An E-step's metrics, and the weights and answers of its examples as the M-step reads them."""
     problems = [plain_problem(f"p{i}", 0, i % 3) for i in range(60)]
     made = sampler(FakeEngine(biased), chunk_size=16)
-    plan = LoopConfig(pps(), Training(), Evaluation(), balance=balance)
+    plan = LoopConfig(scheme=pps(), training=Training(), evaluation=Evaluation(), balance=balance)
     tmp_path.mkdir(exist_ok=True)
     run, tokenizer = Run(tmp_path), ChatTokenizer(byte_tokenizer())
-    metrics = Steps(run, tmp_path, problems, [], plan, made, tokenizer, Quiet()).e_step(1)
+    metrics = Steps(
+        run=run,
+        base=tmp_path,
+        problems=problems,
+        eval_problems=[],
+        config=plan,
+        sampler=made,
+        tokenizer=tokenizer,
+        progress=Quiet(),
+    ).e_step(1)
     data = read_examples(run.iteration(1) / "examples.parquet", tokenizer, 1024)
     texts = [made.tokenizer.decode(completion) for completion in data.completions]
     return metrics, list(data.weights), [text.partition("Answer: ")[2] for text in texts]

@@ -27,11 +27,11 @@ from femtune.errors import FemtuneError
 from femtune.evaluation.calibration import load_calibration
 from femtune.evaluation.calibration_map import Calibration, apply
 from femtune.mstep import examples
-from femtune.predictions import check_calibration
 from femtune.runs import run as stored_run
 from femtune.runs.run import check_run
 from femtune.tools.estimate.shapes import read_shape
 from femtune.tools.refilter import Change, refilter
+from femtune.workflows.predict import check_calibration
 
 from .mangling import (
     File,

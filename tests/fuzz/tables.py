@@ -17,12 +17,12 @@ from femtune.data.rows import JSON_COLUMNS
 from femtune.data.tasks import load
 from femtune.data.tasks.judge import Raters
 from femtune.data.tasks.load import Options, TaskData
-from femtune.data.tasks.schemas import SCHEMAS
+from femtune.data.tasks.published import SCHEMAS
 from femtune.data.worlds import SEEDLING
 from femtune.engines.model_files import load_tokenizer
 from femtune.errors import DataError
-from femtune.resolve import fingerprint
 from femtune.rewards.builtin import as_reward
+from femtune.run_folder import fingerprint
 from femtune.types import DrawKey, Problem, draw_seed
 
 from .mangling import (

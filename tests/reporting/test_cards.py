@@ -18,10 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from femtune import sample, train
 from femtune._util import markdown
-from femtune.api import sample, train
 from femtune.comparison.demo import write_world
-from femtune.config import Sample
 from femtune.data.problems import load_problems
 from femtune.data.tasks.load import read_task
 from femtune.data.worlds import WORLDS
@@ -36,7 +35,6 @@ from femtune.reporting.cards import (
     write_data_card,
     write_model_card,
 )
-from femtune.reporting.terminal import Quiet
 from femtune.schemes.named import star, trice, wake
 from femtune.types import Scheme
 
@@ -217,8 +215,17 @@ def test_an_adapters_card_uses_peft_and_stands_in_place_of_pefts_own(tmp_path: P
 
 def test_a_data_card_counts_and_loads(tmp_path: Path) -> None:
     data, _ = write_world("rubric", tmp_path / "world", 40, 3)
-    settings = Sample(task="judge", raters="named", scale="1,5", scheme="star", max_new_tokens=40)
-    folder, metrics = sample(str(data), "seedling", settings, tmp_path / "drawn", Quiet())
+    made = sample(
+        data,
+        "seedling",
+        output_dir=tmp_path / "drawn",
+        task="judge",
+        raters="named",
+        scale="1,5",
+        scheme="star",
+        max_new_tokens=40,
+    )
+    folder, metrics = made.examples.parent, made.metrics
     head, body = head_and_body(folder / "README.md")
     assert [each["config_name"] for each in head["configs"]] == ["examples", "draws"]
     assert head["size_categories"] == "n<1K"

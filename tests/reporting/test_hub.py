@@ -18,13 +18,11 @@ import pytest
 import yaml
 from huggingface_hub import HfApi, constants
 
-from femtune.api import sample, train
+from femtune import sample, train
 from femtune.cli.main import main
 from femtune.comparison.demo import write_world
-from femtune.config import Sample
 from femtune.errors import ConfigError, FemtuneError, RunError
 from femtune.reporting.hub import pack, send
-from femtune.reporting.terminal import Quiet
 
 JUDGE: dict[str, Any] = {"task": "judge", "raters": "named", "scale": "1,5", "max_new_tokens": 40}
 
@@ -36,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     data, test = write_world("rubric", folder / "world", 24, 6)
     options = JUDGE | {"iterations": 1, "eval_data": str(test), "use_peft": True, "lora_r": 4}
     trained = train(str(data), "seedling", output_dir=folder / "trained", **options).run
-    drawn, _ = sample(str(data), "seedling", Sample(**JUDGE), folder / "drawn", Quiet())
+    drawn = sample(str(data), "seedling", output_dir=folder / "drawn", **JUDGE).run / "iteration-001"
     return {"trained": trained, "drawn": drawn.parent}
 
 

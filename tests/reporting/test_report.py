@@ -441,7 +441,9 @@ def test_what_is_left_out_is_told(runs: Path, tmp_path: Path) -> None:
     for shard in hinted.glob("iteration-*/draws/*.parquet"):
         table = pq.read_table(shard)
         column = pa.array(["hinted"] * table.num_rows)
-        pq.write_table(table.set_column(table.schema.get_field_index("prompt_kind"), "prompt_kind", column), shard)
+        pq.write_table(
+            table.set_column(table.schema.get_field_index("prompt_kind"), "prompt_kind", column), shard
+        )
     assert "Kept shares by difficulty are left out" in check_page(render(find([hinted]))).text
 
 

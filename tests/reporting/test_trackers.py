@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from femtune.api import fit, train
+from femtune import fit, train
 from femtune.cli.main import main
 from femtune.comparison.demo import write_world
 from femtune.errors import ConfigError
@@ -222,7 +222,7 @@ def test_a_tracker_that_fails_ends_alone(
     options = JUDGE | {"iterations": 1, "eval_every": 0, "report_to": ("tensorboard",)}
     with caplog.at_level("WARNING", logger="femtune"):
         result = train(str(world[0]), "seedling", output_dir=tmp_path / "run", progress=heard, **options)
-    assert (result.model / "model.safetensors").exists() and len(heard.losses) > 1
+    assert (result.last / "model.safetensors").exists() and len(heard.losses) > 1
     assert [record.message for record in caplog.records].count(
         "tensorboard failed, and is told no more of this run: ConnectionError('gone')"
     ) == 1
@@ -233,8 +233,8 @@ def test_the_m_step_alone_is_told_too(followed: Followed, tmp_path: Path) -> Non
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out = tmp_path / "fitted"
-    training = Training(learning_rate=3e-4, report_to=("tensorboard",))
-    fit(followed.root / "iteration-001" / "examples.parquet", "seedling", training, out)
+    examples = followed.root / "iteration-001" / "examples.parquet"
+    fit(examples, "seedling", output_dir=out, learning_rate=3e-4, report_to=["tensorboard"])
     events = EventAccumulator(str(tmp_path / "fitted.trackers" / "tensorboard"))
     events.Reload()
     assert (

@@ -363,7 +363,7 @@ def test_a_page_shows_what_a_draw_was_drawn_under(look: Look, tmp_path: Path) ->
 
 def test_prompts_are_those_that_the_run_asked(look: Look, real: Path) -> None:
     config = yaml.safe_load((real / "config.yaml").read_text())
-    prompts = Prompts(config["instruction"], config["hint"])
+    prompts = Prompts(instruction=config["instruction"], hint=config["hint"])
     client = look(real)
     draws = [draw for chunk, _ in read_draws(real / "iteration-001" / "draws") for draw in chunk]
     assert {draw.prompt_kind for draw in draws} == {"plain", "hinted"}

@@ -16,8 +16,8 @@ import yaml
 from femtune.config import CHANGEABLE, Train
 from femtune.data.worlds import SEEDLING
 from femtune.errors import RunError
-from femtune.resolve import relied_on, run_place
 from femtune.rewards.builtin import as_reward
+from femtune.run_folder import relied_on, run_place
 from femtune.runs import hashes
 from femtune.runs.hashes import hash_weights, warn_of_date
 from femtune.runs.run import open_run

@@ -366,7 +366,7 @@ def test_answers_are_compared_over_the_closed_set_or_what_draws_gave() -> None:
     assert set(answer_scoring._compared(draws, {"p": world.problem})["p"]) == {"y1", "y0", "y12"}
     other = replace(draws[0], score=replace(draws[0].score, answer="Y1", reason=""))  # right, too
     assert answer_scoring._compared([other], {"p": world.problem})["p"] == ("y1",)
-    rated = Problem("p", "x0", "3", {"frame": Frame("rating", ("1", "2", "3")).column()})
+    rated = Problem("p", "x0", "3", {"frame": Frame(form="rating", scale=("1", "2", "3")).column()})
     assert answer_scoring._compared(draws, {"p": rated})["p"] == ("1", "2", "3")
 
 
@@ -412,9 +412,20 @@ SPECS = [
 def steps(folder: Path, spec: str, world: EndingsWorld, num: int = 40) -> TableSteps:
     problems = [replace(world.problem, id=f"{number:02}") for number in range(num)]
     made = replace(world.sampler(), chunk_size=16)
-    what = LoopConfig(parse_scheme(spec), Training(), Evaluation(), force="never")
+    what = LoopConfig(
+        scheme=parse_scheme(spec), training=Training(), evaluation=Evaluation(), force="never"
+    )
     tokenizer: Any = made.tokenizer
-    return TableSteps(Run(folder), Path("tables/0"), problems, [], what, made, tokenizer, Quiet())
+    return TableSteps(
+        run=Run(folder),
+        base=Path("tables/0"),
+        problems=problems,
+        eval_problems=[],
+        config=what,
+        sampler=made,
+        tokenizer=tokenizer,
+        progress=Quiet(),
+    )
 
 
 @pytest.mark.parametrize("spec", SPECS)

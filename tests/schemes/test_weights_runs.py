@@ -13,17 +13,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from femtune.api import fit
 from femtune.cli.main import main
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.model_files import local_model
 from femtune.estep.scoring import read_nats
+from femtune.reporting.terminal import Quiet
 from femtune.runs.run import read_draws, read_shard
 from femtune.schemes.named import parse_scheme
 from femtune.tools.refilter import Change, refilter
 from femtune.tools.replay import name_of, replay
 from femtune.tools.stored_run import open_stored
 from femtune.types import Draw, DrawKey
+from femtune.workflows.fit import run_fit
 
 from ..demo_runs import make_world, train_command
 
@@ -147,9 +148,8 @@ def test_signed_and_weighted_examples_train(run: Path) -> None:
 def test_a_restart_trains_the_base_for_longer(run: Path, tmp_path: Path) -> None:
     stored, out = open_stored(run, 2), tmp_path / "model"
     training = replace(stored.settings.training, num_train_epochs=2.0)  # 2 times 1
-    again = fit(
-        run / "iteration-002/examples.parquet", "seedling", training, out, stored.settings.seed + 2
-    )
+    examples = run / "iteration-002/examples.parquet"
+    again = run_fit(examples, "seedling", training, out, stored.settings.seed + 2, Quiet()).metrics
     assert again["num_steps"] == metrics(run, 2)["m_step"]["num_steps"]
     weights = [folder / "model.safetensors" for folder in (out, run / "iteration-002/model")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -163,7 +163,7 @@ def test_once_settled_m_steps_go_on_from_the_previous_weights(run: Path, tmp_pat
         start = "seedling" if iteration == 1 else str(run / "iteration-001/model")
         assert stored.start() == Path(local_model(start))
         examples = run / f"iteration-00{iteration}/examples.parquet"
-        fit(examples, start, training, out, stored.settings.seed + iteration)
+        run_fit(examples, start, training, out, stored.settings.seed + iteration, Quiet())
         weights = [f / "model.safetensors" for f in (out, run / f"iteration-00{iteration}/model")]
         assert weights[0].read_bytes() == weights[1].read_bytes()
         report = refilter(

@@ -62,17 +62,19 @@ LAYER = {
     "mlp.down_proj": (4096, 14336),
 }
 LLAMA = Shape(
-    8_030_261_248,
-    8_030_261_248 - 2 * HEAD,
-    HEAD,
-    HEAD,
-    {f"model.layers.{layer}.{name}": size for layer in range(32) for name, size in LAYER.items()},
-    32,
-    4096,
-    4096,
-    1024,
-    128_256,
-    "bfloat16",
+    parameters=8_030_261_248,
+    active=8_030_261_248 - 2 * HEAD,
+    head=HEAD,
+    embedding=HEAD,
+    adapter={
+        f"model.layers.{layer}.{name}": size for layer in range(32) for name, size in LAYER.items()
+    },
+    layers=32,
+    width=4096,
+    attention_width=4096,
+    kv_width=1024,
+    vocabulary=128_256,
+    dtype="bfloat16",
 )
 JOB = Job(
     problems=1000,
@@ -210,7 +212,7 @@ def test_scoring_by_hand() -> None:
 def test_what_is_remembered_takes_of_the_disk() -> None:
     few, more = (
         at_most(
-            LoopConfig(scheme, Training(), Evaluation(every=0), iterations=4),
+            LoopConfig(scheme=scheme, training=Training(), evaluation=Evaluation(every=0), iterations=4),
             SEEDLING,
             10,
             0,
@@ -243,8 +245,20 @@ def test_rounds_write_all_draws_and_never_too_many(
 
 def test_an_e_step_by_hand() -> None:
     """100 problems at once, one draw of 10 tokens each after 90 of prompt, on a round device."""
-    even = Hardware("even", {"float32": 1e12}, 1e12, 1e12)
-    shape = Shape(1100, 1000, 100, 0, {}, 2, 10, 10, 5, 10, "float32")
+    even = Hardware(name="even", peaks={"float32": 1e12}, bandwidth=1e12, memory=1e12)
+    shape = Shape(
+        parameters=1100,
+        active=1000,
+        head=100,
+        embedding=0,
+        adapter={},
+        layers=2,
+        width=10,
+        attention_width=10,
+        kv_width=5,
+        vocabulary=10,
+        dtype="float32",
+    )
     once = asking(pps().stages, {"hinted": 1.0})
     job = replace(
         JOB,
@@ -401,7 +415,7 @@ def test_what_does_not_fit_is_told_with_what_would() -> None:
 def test_rows_are_those_that_the_engine_takes() -> None:
     config = AutoConfig.from_pretrained(SEEDLING)
     shape, job = read_shape(SEEDLING), replace(JOB, engine="transformers", engine_dtype="float32")
-    cpu = Hardware("cpu", {"float32": 1e11}, 1e10, 64e9, is_gpu=False)
+    cpu = Hardware(name="cpu", peaks={"float32": 1e11}, bandwidth=1e10, memory=64e9, is_gpu=False)
     assert batch_rows(shape, job, cpu) == default_max_batch(config, torch.device("cpu"))
 
 
@@ -471,7 +485,7 @@ SETTINGS = Train(task="judge", raters="named", scale="1,5", max_new_tokens=48, i
 def test_a_plan_is_made_of_its_data_and_its_scheme(world: tuple[Path, Path]) -> None:
     settings = replace(SETTINGS, eval_data=str(world[1]), scheme="star", eval_every=2)
     found = look_ahead(
-        world[0], "seedling", settings, EstimateOptions("h100", right=0.25, tokens_per_draw=20)
+        world[0], "seedling", settings, EstimateOptions(hardware="h100", right=0.25, tokens_per_draw=20)
     )
     assert found.each["E-step"].draws == pytest.approx(40 * 1.75)
     assert found.each["E-step"].tokens == pytest.approx(40 * 1.75 * 20)
@@ -493,7 +507,11 @@ def test_a_plan_is_made_of_its_data_and_its_scheme(world: tuple[Path, Path]) -> 
 def test_m_steps_are_planned_with_the_epochs_of_their_restarts(world: tuple[Path, Path]) -> None:
     def trained(scheme: str) -> float:
         settings = replace(SETTINGS, scheme=scheme)
-        return look_ahead(world[0], "seedling", settings, EstimateOptions("l4")).whole["M-step"].tokens
+        return (
+            look_ahead(world[0], "seedling", settings, EstimateOptions(hardware="l4"))
+            .whole["M-step"]
+            .tokens
+        )
 
     usual = trained("rejection:4")
     assert trained("rejection:4+restart:3") == pytest.approx(3 * usual)
@@ -503,7 +521,11 @@ def test_m_steps_are_planned_with_the_epochs_of_their_restarts(world: tuple[Path
 def test_a_scheme_of_ones_own_is_planned_by_its_stages(world: tuple[Path, Path]) -> None:
     mine = Scheme("mine", (Stage("plain", 3, ask="all"),), weigh=Chain(Accepted()))
     found = look_ahead(
-        world[0], "seedling", replace(SETTINGS, eval_share=0), EstimateOptions("l4", right=0.5), mine
+        world[0],
+        "seedling",
+        replace(SETTINGS, eval_share=0),
+        EstimateOptions(hardware="l4", right=0.5),
+        mine,
     )
     assert found.each["E-step"].draws == 120 and found.job.asking.examples == 1.5
     assert found.whole["evaluation"].draws == 0
@@ -511,12 +533,12 @@ def test_a_scheme_of_ones_own_is_planned_by_its_stages(world: tuple[Path, Path])
 
 def test_a_run_without_the_bound_is_planned_without_it(world: tuple[Path, Path]) -> None:
     settings = replace(SETTINGS, eval_data=str(world[1]), bound_draws=0)
-    found = look_ahead(world[0], "seedling", settings, EstimateOptions("l4"))
+    found = look_ahead(world[0], "seedling", settings, EstimateOptions(hardware="l4"))
     assert "bound" not in found.each and found.disk.draws > 0
 
 
 def test_devices_that_nothing_is_set_for_are_told_of(world: tuple[Path, Path]) -> None:
-    wish = EstimateOptions("a100", num_devices=4)
+    wish = EstimateOptions(hardware="a100", num_devices=4)
     idle = look_ahead(world[0], "seedling", SETTINGS, wish).advice
     assert any("set --ray-workers 4" in said for said in idle)
     assert any("set --launch" in said for said in idle)
@@ -526,17 +548,17 @@ def test_devices_that_nothing_is_set_for_are_told_of(world: tuple[Path, Path]) -
 
 
 def test_several_devices_that_stand_idle_are_told_of(world: tuple[Path, Path]) -> None:
-    found = look_ahead(world[0], "seedling", SETTINGS, EstimateOptions("a100", num_devices=4))
+    found = look_ahead(world[0], "seedling", SETTINGS, EstimateOptions(hardware="a100", num_devices=4))
     assert any("Set --chunk-size" in line for line in found.advice)
     assert found.device_hours == pytest.approx(4 * found.seconds / 3600)
 
 
 def test_an_engine_that_is_not_here_is_planned_elsewhere(world: tuple[Path, Path]) -> None:
     there = replace(SETTINGS, engine="vllm", engine_args=("tensor_parallel_size=2",), device="cuda:1")
-    found = look_ahead(world[0], "seedling", there, EstimateOptions("b200", num_devices=2))
+    found = look_ahead(world[0], "seedling", there, EstimateOptions(hardware="b200", num_devices=2))
     assert found.job.tensor_parallel == 2 and found.job.engine == "vllm"
     with pytest.raises(ConfigError, match="Set --num-devices 2 or more"):
-        look_ahead(world[0], "seedling", there, EstimateOptions("b200"))
+        look_ahead(world[0], "seedling", there, EstimateOptions(hardware="b200"))
 
 
 @pytest.mark.parametrize(
@@ -556,7 +578,7 @@ def test_what_makes_no_sense_is_refused(wish: dict[str, Any], said: str) -> None
 
 def test_a_model_on_the_hub_that_is_out_of_reach_is_told_of(world: tuple[Path, Path]) -> None:
     with pytest.raises(ModelError, match="can't be had from the Hub"):
-        look_ahead(world[0], "nobody/nothing", SETTINGS, EstimateOptions("h100"))
+        look_ahead(world[0], "nobody/nothing", SETTINGS, EstimateOptions(hardware="h100"))
 
 
 def test_a_trial_measures_what_else_is_assumed(world: tuple[Path, Path]) -> None:
@@ -587,7 +609,7 @@ def test_on_the_command_line(world: tuple[Path, Path], capsys: pytest.CaptureFix
 
 
 def test_notes_do_without_a_price(world: tuple[Path, Path]) -> None:
-    found = look_ahead(world[0], "seedling", SETTINGS, EstimateOptions("h200"))
+    found = look_ahead(world[0], "seedling", SETTINGS, EstimateOptions(hardware="h200"))
     assert "--price" in next(notes(found)) and found.price is None
 
 

@@ -99,7 +99,7 @@ def test_either_side_of_a_pair_is_altered_in_the_order_that_is_presented(tmp_pat
 
 
 def rated(name: str, answer: str, length: float) -> Problem:
-    known = Frame("rating", ("1", "2", "3", "4", "5"), item=name, length=length)
+    known = Frame(form="rating", scale=("1", "2", "3", "4", "5"), item=name, length=length)
     return Problem(name, "Rate it.", answer, {"frame": known.column()})
 
 
@@ -136,7 +136,15 @@ def test_a_judge_of_ratings_that_never_answers_has_no_biases() -> None:
 
 
 def pair(name: str, answer: str, length: float, *, swapped: bool, presented: bool) -> Problem:
-    known = Frame("pair", ("A", "B"), name, length, name, swapped, presented)
+    known = Frame(
+        form="pair",
+        scale=("A", "B"),
+        item=name,
+        length=length,
+        pair=name,
+        swapped=swapped,
+        presented=presented,
+    )
     own = f"{name}'" if swapped else name
     return Problem(own, "Which?", answer, {"frame": known.column()})
 

@@ -29,8 +29,9 @@ from femtune.loop import Steps
 from femtune.mstep.config import Training
 from femtune.mstep_schedule import MStepSchedule
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import make_loop_config, named_scheme, read_inputs, resolved
+from femtune.resolve import make_loop_config, named_scheme, read_inputs
 from femtune.rewards.builtin import score
+from femtune.run_folder import resolved
 from femtune.runs.run import FORMAT, Run, read_draws, read_shard
 from femtune.schemes.contrib.memory import memo
 from femtune.schemes.contrib.reweighting import doubt
@@ -90,7 +91,16 @@ def made(root: Path, base: Path, iterations: int = 1, **changes: Any) -> Steps:
     config |= {"format": FORMAT, "scheme_data": scheme_to_data(named_scheme(settings))}
     (root / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     save_problems(asked.problems, root / "problems.parquet")
-    steps = Steps(Run(root), base, asked.problems, [], what, sampler, TOKENIZER, Quiet())
+    steps = Steps(
+        run=Run(root),
+        base=base,
+        problems=asked.problems,
+        eval_problems=[],
+        config=what,
+        sampler=sampler,
+        tokenizer=TOKENIZER,
+        progress=Quiet(),
+    )
     for iteration in range(1, iterations + 1):
         steps.e_step(iteration)
     return steps

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import RenderableType
-from rich.text import Text
 
 from femtune.cli.train import Model, Output, app, tell
 from femtune.config import Evaluate, Flat, Train
-from femtune.errors import ConfigError, DataError, RunError
+from femtune.errors import ConfigError, RunError
 from femtune.reporting.terminal import (
     Show,
     console,
@@ -22,7 +20,6 @@ from femtune.reporting.terminal import (
     plain_table,
     showing,
 )
-from femtune.schemes.named import parse_scheme
 from femtune.tools.estimate.estimate import EstimateOptions
 from femtune.tools.refilter import Change
 
@@ -44,7 +41,10 @@ def check(
     for --draws completions of each prompt how many have an answer, are truncated, or are right.
     --no-try leaves the model out. --show json prints one JSON object and nothing else.
     """
-    _check_data(data, model, settings or Train(), row, draws, try_, show)
+    from femtune.tools.check_run import run_check
+
+    chosen = settings or Train()
+    run_check(data, model, chosen, row=row, num_draws=draws, tries=try_, show=show)
 
 
 @app.command
@@ -67,47 +67,6 @@ def verify(
             f"{runs} holds no run. Give the folder of a run; `femtune check` is for a data set."
         )
     _check_runs(found, repair, show)
-
-
-def _check_data(
-    data: str, model: str, settings: Train, row: int, num_draws: int, tries: bool, show: Show
-) -> None:
-    """Check data, then the model unless `tries` is False. Raises what train would raise."""
-    from femtune.tools import check as checks
-    from femtune.tools import check_model as model_checks
-    from femtune.tools import check_report
-
-    if num_draws < 1:
-        raise ConfigError(f"--draws must be at least 1, got {num_draws}. --no-try draws none.")
-    builder, problems, findings = checks.examine(data, model, settings)
-    if not 1 <= row <= len(problems):
-        raise DataError(f"--row {row}: {data} has rows 1 to {len(problems)}.")
-    problem = problems[row - 1]
-    if show in ("auto", "lines"):  # all that is cheap, before the model is loaded
-        _print(check_report.data_lines(findings, builder, problem))
-    tried = None
-    if tries:
-        planned = model_checks.plan_trials(builder, settings, len(problems), num_draws)
-        if show in ("auto", "lines"):
-            _print(check_report.planned_lines(planned, settings.max_new_tokens))
-        with check_report.counting(planned, show) as on_draws:
-            tried = model_checks.try_model(
-                builder, problems, settings, num_draws, row=problem, on_draws=on_draws
-            )
-    if show == "json":
-        print(json.dumps(check_report.as_json(findings, tried, builder, problems, problem)))
-    elif show != "quiet":
-        _print(
-            check_report.model_lines(
-                findings, tried, builder, problems, problem, parse_scheme(settings.scheme)
-            ),
-        )
-
-
-def _print(lines: Iterable[RenderableType]) -> None:
-    """Print texts unwrapped, and tables and frames as wide as the terminal."""
-    for line in lines:
-        console.print(line, soft_wrap=isinstance(line, Text))
 
 
 def _check_runs(runs: Sequence[Path], repair: bool, show: Show) -> None:
@@ -287,7 +246,7 @@ def demos(
     prompt stands in the data is refused there.
     """
     from femtune.data.demos import save_demos
-    from femtune.resolve import check_new
+    from femtune.run_folder import check_new
     from femtune.tools.own_demos import own_demos
 
     check_new(output, "--output")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -23,6 +23,9 @@ from femtune.reporting.terminal import (
     showing,
     summary,
 )
+
+if TYPE_CHECKING:
+    from femtune.comparison.experiment import CompareResult
 
 app = App(
     name="femtune",
@@ -41,6 +44,7 @@ Baselines = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, n
 def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
     """The paper's comparison, offline, in minutes: four schemes, the rubric world, the seedling."""
     from femtune.comparison.demo import SETTINGS, changes, write_world
+    from femtune.comparison.experiment import run_compare
 
     train_data, eval_data = write_world("rubric", output_dir / "data")
     settings = replace(SETTINGS, eval_data=str(eval_data))
@@ -50,8 +54,9 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
         "reasons but does not know this rater learns to reason its way to the scores, in four ways.\n"
     )
     console.print(literal(said))
-    histories = _compare(str(train_data), "seedling", schemes, 1, settings, output_dir, None, show)
-    for panel in changes(histories):
+    result = run_compare(str(train_data), "seedling", schemes, 1, settings, output_dir, show)
+    _show_comparison(result, show)
+    for panel in changes(result.histories):
         console.print(panel)
     write_report(output_dir, show)
     tell("read all draws", f"femtune view {output_dir}")
@@ -79,14 +84,15 @@ def train(
     DATA has columns `prompt` and `answer` (.jsonl, .json, .csv, .tsv, .parquet). The same command goes
     on with a run that was stopped.
     """
-    from femtune.api import run_train
+    from femtune.workflows.train import run_train
 
     with showing(show) as progress:
         result = run_train(data, model, settings or Train(), output_dir, progress)
     if show in ("auto", "lines"):
         for line in summary(result.history):
             console.print(literal(line), soft_wrap=True)
-        tell("model", result.model)
+        tell(f"best model (iteration {result.best_iteration})", result.best)
+        tell("last model", result.last)
         tell("draws, examples, metrics", result.run)
     write_report(result.run, show)
 
@@ -113,42 +119,37 @@ def compare(
     --baseline-draws rationales of each problem. Reinforcement learning where it is asked for:
     --baselines grpo rloo latro. With several seeds each number has its 95% interval.
     """
-    place = output_dir or Path("runs") / f"compare-{Path(data).stem}"
-    own = settings or Train()
-    _compare(data, model, schemes, seeds, own, place, workers, show, baselines, baseline_draws, rl)
+    from femtune.comparison.experiment import run_compare
+
+    result = run_compare(
+        data,
+        model,
+        schemes,
+        seeds,
+        settings or Train(),
+        output_dir,
+        show,
+        baselines=baselines,
+        draws=baseline_draws,
+        rl=rl,
+        workers=workers,
+    )
+    _show_comparison(result, show)
     if show in ("auto", "lines"):
-        tell("runs and compare.json", place)
-    write_report(place, show)
+        tell("runs and compare.json", result.folder)
+    write_report(result.folder, show)
 
 
-def _compare(
-    data: str,
-    model: str,
-    schemes: Sequence[str],
-    seeds: int,
-    settings: Train,
-    place: Path,
-    workers: int | None,
-    show: Show,
-    baselines: Sequence[str] | None = (),
-    draws: int = 16,
-    rl: RL | None = None,
-) -> Any:
-    from femtune.comparison import compare as runs
-    from femtune.comparison.baselines import chosen
-    from femtune.comparison.live_table import Watch
+def _show_comparison(result: CompareResult, show: Show) -> None:
+    """Print the table of a comparison and its notes."""
+    from femtune.comparison.table import rows, table
 
-    todo = runs.jobs(schemes, seeds, settings, place, chosen(baselines, settings), draws, rl)
-    with Watch(show) as watch:
-        histories = runs.compare(data, model, todo, workers=workers, watch=watch)
-    stored = runs.save(place, histories)
     if show == "json":
-        print(stored.read_text(), end="")
+        print(result.stored.read_text(), end="")
     elif show != "quiet":
-        console.print(plain_table(*runs.table(runs.rows(histories))))
-        for note in runs.notes(histories):
+        console.print(plain_table(*table(rows(result.histories))))
+        for note in result.notes:
             console.print(literal(note), soft_wrap=True)
-    return histories
 
 
 @app.command
@@ -161,16 +162,17 @@ def sample(
     show: Show = "auto",
 ) -> None:
     """The E-step alone: rationales that lead to the correct answers, as a data set for any trainer."""
-    from femtune.api import sample as run
+    from femtune.workflows.sample import run_sample
 
     with showing(show) as progress:
-        folder, metrics = run(data, model, settings or Sample(), output_dir, progress)
+        result = run_sample(data, model, settings or Sample(), output_dir, progress)
     of_groups = ("kept_by", "kept_scores") if show != "json" else ()
-    show_metrics({name: value for name, value in metrics.items() if name not in of_groups}, show)
+    shown = {name: value for name, value in result.metrics.items() if name not in of_groups}
+    show_metrics(shown, show)
     if show in ("auto", "lines"):
-        tell("examples (prompt, completion, weight)", folder / "examples.parquet")
-        tell("all draws, kept or not", folder / "draws")
-        tell("what was kept, by group", f"femtune refilter {folder.parent}")
+        tell("examples (prompt, completion, weight)", result.examples)
+        tell("all draws, kept or not", result.draws)
+        tell("what was kept, by group", f"femtune refilter {result.run}")
 
 
 @app.command
@@ -187,14 +189,13 @@ def fit(
 
     On several GPUs: accelerate launch -m femtune fit, or torchrun --nproc-per-node 8 -m femtune fit.
     """
-    from femtune.api import fit as run
+    from femtune.workflows.fit import run_fit
 
     if int(os.environ.get("RANK", "0")):  # one process of a job tells what all do
         show = "quiet"
     with showing(show) as progress:
-        progress.phase("M-step", 1, 0)
-        metrics = run(examples, model, training or Training(), output_dir, seed, progress.step)
-    show_metrics(metrics, show)
+        result = run_fit(examples, model, training or Training(), output_dir, seed, progress)
+    show_metrics(result.metrics, show)
     if show in ("auto", "lines"):
         tell("model", output_dir)
 
@@ -209,19 +210,19 @@ def evaluate(
     output_dir: Output = None,
     show: Show = "auto",
 ) -> None:
-    """How well a model answers held-out problems, with intervals.
+    """Measure how well a model answers held-out problems, with intervals.
 
     With --reader-problems N the base that the model was trained from reads the rationales of N problems:
     how much they help it to the correct answer, and how much of them is copied from the prompt.
     """
-    from femtune.api import evaluate as run
+    from femtune.workflows.evaluate import run_evaluate
 
     with showing(show) as progress:
         chosen = settings or Evaluate()
-        folder, metrics = run(data, model, chosen, output_dir, progress, reader_problems)
-    show_metrics(metrics, show)
+        result = run_evaluate(data, model, chosen, output_dir, progress, reader_problems=reader_problems)
+    show_metrics(result.metrics, show)
     if show in ("auto", "lines"):
-        tell("draws", folder / "eval")
+        tell("draws", result.draws)
 
 
 @app.command
@@ -240,17 +241,16 @@ def predict(
     consistent, rationale. With --output the draws and probabilities are stored beside it, and the same
     command goes on where it was stopped.
     """
-    from femtune.predictions import as_line, predict_into
-    from femtune.predictions import predict as run
+    from femtune.workflows.predict import as_line, predict_into, predictions
 
     chosen = settings or Predict()
     if output is not None:
-        draws = predict_into(data, model, chosen, output)
-        tell("predictions", output)
-        if draws is not None:
-            tell("their draws", draws)
+        result = predict_into(data, model, chosen, output)
+        tell("predictions", result.output)
+        if result.draws is not None:
+            tell("their draws", result.draws)
         return
-    for item in run(data, model, chosen):
+    for item in predictions(data, model, chosen):
         line = as_line(item)
         print(visible(line) if console.is_terminal else line, flush=True)
 
@@ -270,11 +270,11 @@ def calibrate(
     DATA is a validation split: neither trained on nor tested on. The measures after are cross-fitted:
     of each fifth of the items under a map of the others. What is stored is the map of all items.
     """
-    from femtune.api import calibrate as run
+    from femtune.workflows.calibrate import run_calibrate
 
     with showing(show) as progress:
-        metrics = run(data, model, settings or Calibrate(), output, output_dir, progress)
-    show_metrics(metrics, show)
+        result = run_calibrate(data, model, settings or Calibrate(), output, output_dir, progress)
+    show_metrics(result.metrics, show)
     if show in ("auto", "lines"):
         tell("calibration", output)
 

@@ -28,7 +28,6 @@ import numpy as np
 
 from femtune._util.atomic_files import replacing
 from femtune._util.text import near
-from femtune.api import beside
 from femtune.comparison.direct import direct_answers, direct_metrics, expected_score
 from femtune.comparison.regression import Features, features, predictions, with_values
 from femtune.comparison.rl import RL_BASELINES, check_reinforced, reinforce
@@ -43,12 +42,14 @@ from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metr
 from femtune.loop import Steps
 from femtune.mstep.examples import write_examples
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs, run_place
+from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs
 from femtune.rewards.builtin import score
+from femtune.run_folder import run_place
 from femtune.runs.run import Run, open_run, read_draws, write_draws
 from femtune.sampler import SamplerBuilder, make_sampler_builder
 from femtune.schemes.filters import Chain
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
+from femtune.workflows.worked_examples import without_held_out
 
 History = list[dict[str, Any]]
 
@@ -139,7 +140,7 @@ def check(
     """Refuse at once what `run_baseline` would refuse. Raises DataError, ConfigError, RunError."""
     own = _own(asked, settings)
     train, test = held_out(own, data)
-    own = beside(own, test)
+    own = without_held_out(own, test)
     _place(own, data, model, output_dir, train, test)
     if not test:
         raise DataError(
@@ -174,7 +175,7 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
     """
     asked = _own(read_inputs(data, settings), settings)
     train, test = held_out(asked, data)
-    asked = beside(asked, test)
+    asked = without_held_out(asked, test)
     place, config = _place(asked, data, model, output_dir, train, test)
     with open_run(place, config, CHANGEABLE) as run:
         if isinstance(settings, Reinforced):
@@ -339,7 +340,16 @@ def _answer_only(
     what = make_loop_config(own)
     lenient = replace(builder, prompts=replace(builder.prompts, require_rationale=False))
     with lenient.sampler(Sampling(settings.max_new_tokens)) as sampler:
-        steps = Steps(run, builder.base, train, test, what, sampler, builder.tokenizer, Quiet())
+        steps = Steps(
+            run=run,
+            base=builder.base,
+            problems=train,
+            eval_problems=test,
+            config=what,
+            sampler=sampler,
+            tokenizer=builder.tokenizer,
+            progress=Quiet(),
+        )
         return {"m_step": steps.m_step(1), "evaluation": without_soundness(steps.evaluate(1))}
 
 

@@ -7,8 +7,6 @@ by as many processes as the machine has room for. What is stored is not done aga
 
 from __future__ import annotations
 
-import json
-import math
 import multiprocessing
 import os
 import re
@@ -21,12 +19,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 from femtune._util import interrupts
-from femtune._util.atomic_files import replacing
-from femtune.api import beside, run_train
 from femtune.comparison.baselines import (
     ONCE,
     Baseline,
@@ -39,14 +33,14 @@ from femtune.comparison.baselines import (
 from femtune.config import RL, Train
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
-from femtune.evaluation.bootstrap import half_width
-from femtune.evaluation.evaluate import sound_steps
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import Data, choose_peft, held_out, make_loop_config, read_inputs, run_place
+from femtune.resolve import Data, choose_peft, held_out, make_loop_config, read_inputs
+from femtune.run_folder import run_place
 from femtune.runs.run import read_log
 from femtune.sampler import make_sampler_builder
 from femtune.schemes.named import spelled_out
-from femtune.types import Problem
+from femtune.workflows.train import run_train
+from femtune.workflows.worked_examples import without_held_out
 
 PHASES = (
     "E-step",
@@ -83,14 +77,6 @@ class State:
     iteration: int = 0
     doing: str = "waiting"  # the phase that is on; "" between two
     accuracy: tuple[float, ...] = ()  # by evaluation
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: means over seeds, with half-widths of 95% intervals (nan for one seed)."""
-
-    name: str
-    values: dict[str, tuple[float, float]]
 
 
 def jobs(
@@ -251,7 +237,7 @@ def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
         own = replace(own, settings=choose_peft(own.settings, local_model(model), job.output_dir))
         make_loop_config(own.settings)
         groups = held_out(own, data)
-        place, demos = job.output_dir, beside(own, groups[1]).demos
+        place, demos = job.output_dir, without_held_out(own, groups[1]).demos
         run_place(place, "train", data, model, own.settings, *groups, reward=own.reward, demos=demos)
     make_sampler_builder(model, asked, *held_out(asked, data))
 
@@ -279,165 +265,6 @@ def _histories(futures: dict[Job, Future[History]]) -> dict[Job, History]:
         job: [{"nothing_kept": str(errors[job])}] if errors[job] else future.result()
         for job, future in futures.items()
     }
-
-
-def rows(histories: dict[Job, History]) -> list[Row]:
-    """The base, the baselines, and each scheme, in the order of the jobs.
-
-    A scheme that kept nothing in a seed has no numbers: a mean over the other seeds would flatter it.
-    """
-    by_name: dict[bool, dict[str, list[dict[str, float]]]] = {True: {}, False: {}}
-    bases: dict[int, dict[str, float]] = {}
-    for job, history in histories.items():
-        for name, own in _lines(job, history):
-            by_name[job.is_baseline].setdefault(name, []).append(_measures(own))
-        if not job.is_baseline and "nothing_kept" not in history[-1]:
-            bases.setdefault(job.seed, _measures(history[:1]))
-    base = [Row("base", _mean([*bases.values()]))] if bases else []
-    groups = [*by_name[True].items(), *by_name[False].items()]
-    return base + [Row(name, _mean(group)) for name, group in groups]
-
-
-def _lines(job: Job, history: History) -> list[tuple[str, History]]:
-    """The rows of a run, of which regressions have several: name and history."""
-    kinds = history[-1].get("evaluations")
-    if kinds is None:
-        return [(job.scheme, history)]
-    return [(name, [history[-1] | {"evaluation": metrics}]) for name, metrics in kinds.items()]
-
-
-def _last(history: History) -> dict[str, Any]:
-    """The last evaluation, {} if there is none."""
-    return next((each["evaluation"] for each in reversed(history) if "evaluation" in each), {})
-
-
-def _measures(history: History) -> dict[str, float]:
-    """The numbers of a run: of its last evaluation, and summed over its iterations."""
-    last = _last(history)
-    measures = {name: last[name] for name in MEASURED if last.get(name) is not None}
-    if bounds := [each["posterior"]["bound"] for each in history if "posterior" in each]:
-        measures["bound"] = bounds[-1]
-    e_steps = [each["e_step"] for each in history if "e_step" in each]
-    m_steps = [each["m_step"] for each in history if "m_step" in each]
-    if e_steps:
-        for name in ("kept_share", "covered_share"):
-            if shares := [each[name] for each in e_steps if each.get(name) is not None]:
-                measures[name] = fmean(shares)
-        measures["generated_tokens"] = sum(each["generated_tokens"] for each in e_steps)
-    if e_steps or m_steps:
-        drawing_s = sum(each["total_s"] for each in e_steps)
-        measures["seconds"] = drawing_s + sum(each["seconds"] for each in m_steps)
-    return measures
-
-
-def _mean(runs: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
-    return {
-        name: (fmean(run[name] for run in runs), half_width([run[name] for run in runs]))
-        for name in runs[0]
-        if all(name in run for run in runs)  # no sound steps, say, where nothing could be parsed
-    }
-
-
-def notes(histories: dict[Job, History]) -> list[str]:
-    """Why the table has dashes: a line for each run that kept nothing, and each undefined measure.
-
-    "Spearman is undefined for majority: all predictions are the same."
-    """
-    empty = [
-        f"{job.scheme}, seed {job.seed}, has no numbers: {history[-1]['nothing_kept']}"
-        for job, history in histories.items()
-        if "nothing_kept" in history[-1]
-    ]
-    found: dict[tuple[str, str], list[str]] = {}  # by measure and reason, whose it is
-    for job, history in histories.items():
-        bases = [] if job.is_baseline else [("base", history[:1])]
-        for name, own in (*bases, *_lines(job, history)):
-            for measure, why in _last(own).get("undefined", {}).items():
-                if measure in MEASURED:
-                    names = found.setdefault((measure, why), [])
-                    names += [name] if name not in names else []
-    return empty + [
-        f"{TITLES[measure]} is undefined for {', '.join(names)}: {why}."
-        for (measure, why), names in found.items()
-    ]
-
-
-TITLES = {
-    "accuracy": "accuracy",
-    "spearman": "Spearman",
-    "mae": "MAE",
-    "position_consistency": "consistency",
-    "sound_steps": "sound steps",
-    "bound": "bound",
-    "kept_share": "kept",
-    "covered_share": "covered",
-    "generated_tokens": "tokens drawn",
-    "seconds": "seconds",
-    "tokens_per_draw": "rationale tokens",
-}
-# of the last evaluation; the others are of all iterations
-MEASURED = (
-    *("accuracy", "spearman", "mae", "position_consistency"),
-    *("sound_steps", "tokens_per_draw"),
-)
-
-
-def table(lines: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Titles and cells, as text: numbers with their half-width where there are several seeds."""
-    names = [name for name in TITLES if any(name in line.values for line in lines)]
-    cells = [[line.name, *(_cell(name, line.values.get(name)) for name in names)] for line in lines]
-    return ["", *(TITLES[name] for name in names)], cells
-
-
-def _cell(name: str, value: tuple[float, float] | None) -> str:
-    if value is None:
-        return "–"
-    digits = {"generated_tokens": 0, "seconds": 0, "tokens_per_draw": 1, "mae": 2, "bound": 2}.get(
-        name, 3
-    )
-    mean, half = value
-    bare = math.isnan(half) or name in ("seconds", "tokens_per_draw")  # else the table is too wide
-    return f"{mean:,.{digits}f}" + ("" if bare else f" ±{half:,.{digits}f}")
-
-
-def save(output_dir: Path, histories: dict[Job, History]) -> Path:
-    """Store the table, and each run's numbers by seed, as compare.json."""
-    path = output_dir / "compare.json"
-    value = {
-        "table": {row.name: {k: v[0] for k, v in row.values.items()} for row in rows(histories)},
-        "runs": [stored for job, history in histories.items() for stored in _stored(job, history)],
-        "notes": notes(histories),
-    }
-    with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=2) + "\n")
-    return path
-
-
-def _stored(job: Job, history: History) -> list[dict[str, Any]]:
-    """A run as compare.json has it, by row."""
-    base = {} if job.is_baseline else {"base": _measures(history[:1])}
-    why = {"nothing_kept": history[-1]["nothing_kept"]} if "nothing_kept" in history[-1] else {}
-    return [
-        {"scheme": name, "seed": job.seed, **base, **_measures(own), **why}
-        for name, own in _lines(job, history)
-    ]
-
-
-def telling(
-    problems: Sequence[Problem], before: Sequence[Any], after: Sequence[Any], num: int
-) -> list[Any]:
-    """Problems whose draws show the change best: wrong before, right after, sound, of many steps."""
-    old = {draw.key.problem_id: draw for draw in before}
-    new = {draw.key.problem_id: draw for draw in after}
-
-    def merit(problem: Problem) -> tuple[bool, bool, int]:
-        draw = new[problem.id]
-        steps = sound_steps(draw, problem)
-        mended = draw.accepted and not old[problem.id].accepted
-        return mended, steps is None or all(steps), len(steps or ())
-
-    chosen = sorted(problems, key=merit, reverse=True)[:num]
-    return [(problem, old[problem.id], new[problem.id]) for problem in chosen]
 
 
 def state(folder: Path) -> State:

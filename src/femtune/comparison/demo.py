@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,18 @@ from rich.console import Group
 from rich.panel import Panel
 
 from femtune._util.atomic_files import replacing
-from femtune.comparison.compare import Job, telling
+from femtune.comparison.compare import Job
 from femtune.config import Train
 from femtune.data.problems import load_problems
 from femtune.data.prompts import prompt_text
 from femtune.data.worlds import WORLDS, make_rows
 from femtune.errors import ConfigError, RunError
+from femtune.evaluation.evaluate import sound_steps
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import framed, literal
-from femtune.resolve import check_new
+from femtune.run_folder import check_new
 from femtune.runs.run import read_draws
-from femtune.types import Draw
+from femtune.types import Draw, Problem
 
 # What suits a model of 1M parameters; a real one wants the defaults.
 SETTINGS = Train(
@@ -90,3 +91,20 @@ def changes(histories: dict[Job, list[dict[str, Any]]], num: int = 3) -> Iterato
 def _panel(title: str, draw: Draw) -> Panel:
     verdict = "right" if draw.accepted else "wrong"
     return framed(literal(draw.completion.text), f"{title}: {verdict}")
+
+
+def telling(
+    problems: Sequence[Problem], before: Sequence[Any], after: Sequence[Any], num: int
+) -> list[Any]:
+    """Problems whose draws show the change best: wrong before, right after, sound, of many steps."""
+    old = {draw.key.problem_id: draw for draw in before}
+    new = {draw.key.problem_id: draw for draw in after}
+
+    def merit(problem: Problem) -> tuple[bool, bool, int]:
+        draw = new[problem.id]
+        steps = sound_steps(draw, problem)
+        mended = draw.accepted and not old[problem.id].accepted
+        return mended, steps is None or all(steps), len(steps or ())
+
+    chosen = sorted(problems, key=merit, reverse=True)[:num]
+    return [(problem, old[problem.id], new[problem.id]) for problem in chosen]

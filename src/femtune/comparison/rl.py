@@ -62,7 +62,16 @@ def reinforce(
         replace(settings, soft_accept=None), Scheme(settings.scheme, (), weigh=Chain())
     )
     with builder.sampler(sampling(settings, what.scheme), probed=train) as sampler:
-        steps = Steps(run, builder.base, train, test, what, sampler, builder.tokenizer, Quiet())
+        steps = Steps(
+            run=run,
+            base=builder.base,
+            problems=train,
+            eval_problems=test,
+            config=what,
+            sampler=sampler,
+            tokenizer=builder.tokenizer,
+            progress=Quiet(),
+        )
         return _passes(settings.scheme, steps, rl)
 
 

@@ -68,7 +68,7 @@ _SIGNS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prompts:
     """The wording of both prompts and the reading of completions; every part can be replaced.
 

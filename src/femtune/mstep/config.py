@@ -32,7 +32,7 @@ class Schedule:
     learning_rate: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """The M-step's settings, under the names that transformers, TRL and PEFT give them."""
 

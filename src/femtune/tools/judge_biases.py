@@ -39,7 +39,8 @@ from femtune.evaluation.metrics import (
 )
 from femtune.loop import Progress, drawn
 from femtune.model_info import as_trained
-from femtune.resolve import read_inputs, run_place, task_options
+from femtune.resolve import read_inputs, task_options
+from femtune.run_folder import run_place
 from femtune.runs.run import Run, by_problem, open_run
 from femtune.sampler import make_sampler_builder
 from femtune.types import Problem, Sampling

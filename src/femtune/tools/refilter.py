@@ -43,8 +43,9 @@ from femtune.evaluation.selection_bias import (
 from femtune.loop import drawn
 from femtune.model_info import info_of, write_info
 from femtune.mstep.examples import write_examples
-from femtune.resolve import check_new, make_loop_config, read_inputs
+from femtune.resolve import make_loop_config, read_inputs
 from femtune.rewards.builtin import score
+from femtune.run_folder import check_new
 from femtune.runs.hashes import hash_weights
 from femtune.runs.run import by_problem, read_draws, write_draws
 from femtune.schemes.answer_rules import gain
@@ -253,10 +254,10 @@ def _grade(stored: Stored, settings: Train) -> Grade:
     """The new reward over the run's prompts, once it was seen to accept the correct answers."""
     prompts = stored.prompts()
     data = TaskData(
-        list(stored.problems.values()),
-        prompts.instruction,
-        prompts.hint,
-        prompts.leaks,
+        problems=list(stored.problems.values()),
+        instruction=prompts.instruction,
+        hint=prompts.hint,
+        leaks=prompts.leaks,
         scale=settings.scale,
     )
     asked = read_inputs(data, settings)

@@ -117,7 +117,13 @@ def replay(
     weights = base if from_base else _weights(root, draws[0].key.iteration, kind, base)
     tokenizer = load_tokenizer(base, settings.template_args)
     prompts, demos = fitted_prompts(root, settings, problems, tokenizer)
-    builder = SamplerBuilder(base, tokenizer, prompts, as_reward(settings.reward or "exact"), settings)
+    builder = SamplerBuilder(
+        base=base,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        reward=as_reward(settings.reward or "exact"),
+        settings=settings,
+    )
     forced: Force = "ended" if settings.force_answers == "always" else "never"
     sampler = replace(builder.open_sampler(_sampling(config, settings, kind)), demos=demos)
     if kind == "draws":

@@ -147,9 +147,9 @@ def prompts_of(settings: Train, problems: Mapping[str, Problem]) -> Prompts:
     judged = known is not None and known.form in ("rating", "pair")
     hint = settings.hint or HINT
     return Prompts(
-        settings.instruction or "",
-        hint,
-        JUDGE_LEAKS if judged else LEAKS,
+        instruction=settings.instruction or "",
+        hint=hint,
+        leaks=JUDGE_LEAKS if judged else LEAKS,
         format=parse_format(settings.answer_format),
         system_prompt=settings.system_prompt,
     )

@@ -18,7 +18,7 @@ from femtune.data.problems import load_problems
 from femtune.errors import DataError, RunError
 from femtune.estep.journal import journals, read_journal
 from femtune.mstep.disk import free_bytes, sized
-from femtune.resolve import fingerprint
+from femtune.run_folder import fingerprint
 from femtune.runs import manifest
 from femtune.runs.checkpoints import MASTER
 from femtune.runs.run import Run, locked, stored_config
@@ -36,7 +36,7 @@ class Fault:
     remedy: str  # how it is made again; "" where it can't be
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunCondition:
     """What was found in a run's directory."""
 
@@ -68,13 +68,15 @@ def check_up(root: Path) -> RunCondition:
     bad = {path for path, what in found.items() if what}
     faults = [Fault(path, found[path], _remedy(root, path, bad)) for path in sorted(bad)]
     return RunCondition(
-        root,
-        len(found),
-        sum(path.stat().st_size for path in root.rglob("*") if path.is_file() and not path.is_symlink()),
-        free_bytes(root),
-        faults,
-        sorted([*root.rglob(".*.part"), *root.rglob(".*.launch-*")]),
-        _state(root),
+        root=root,
+        num_files=len(found),
+        num_bytes=sum(
+            path.stat().st_size for path in root.rglob("*") if path.is_file() and not path.is_symlink()
+        ),
+        free=free_bytes(root),
+        faults=faults,
+        leftovers=sorted([*root.rglob(".*.part"), *root.rglob(".*.launch-*")]),
+        state=_state(root),
     )
 
 

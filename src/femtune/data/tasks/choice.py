@@ -30,7 +30,9 @@ def problem(row: Mapping[str, Any], default_id: str) -> Problem | BadRow:
         return BadRow("two choices are the same text")
     question = row["question"]
     lines = _lines(row)
-    frame = Frame("choice", tuple(labels), item_name(prompt_text(question).strip(), *choices))
+    frame = Frame(
+        form="choice", scale=tuple(labels), item=item_name(prompt_text(question).strip(), *choices)
+    )
     kept = ("subject", "level", *KEPT)
     others = {key: row[key] for key in kept if row.get(key) is not None}
     return Problem(

@@ -17,7 +17,7 @@ from femtune.types import Problem
 Form = Literal["rating", "pair", "choice", "math"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
     """The column `frame` of a task's problem."""
 

@@ -234,7 +234,7 @@ def _rating(row: Row, scale: Scale, wording: Wording, named: bool, asking: Askin
         return BadRow("no `rater` to name: leave out --raters named")
     known = (str(row.get(key) or "") for _, key in wording.given)
     item = item_name(*known, text)
-    frame = Frame("rating", scale.answers, item, length=float(len(text.split())))
+    frame = Frame(form="rating", scale=scale.answers, item=item, length=float(len(text.split())))
     try:
         prompt = write_rating(row, scale, wording, rater if named else "", asking)
     except BadRow as fault:
@@ -326,12 +326,12 @@ def _pair(row: Row, wording: Wording, named: bool, tie: bool, asking: Asking) ->
     problems: list[Problem | BadRow] = []
     for swapped in (False, True):
         frame = Frame(
-            "pair",
-            scale,
-            item,
-            float(-longer if swapped else longer),
-            name,
-            swapped,
+            form="pair",
+            scale=scale,
+            item=item,
+            length=float(-longer if swapped else longer),
+            pair=name,
+            swapped=swapped,
             presented=swapped == shown_swapped,
         )
         whose = rater if named else ""

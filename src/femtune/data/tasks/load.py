@@ -25,7 +25,8 @@ from femtune.data.rows import BadRow, Faults, file_unit, problems_of_rows
 from femtune.data.tasks import choice, judge, math
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.judge import JUDGE, Raters
-from femtune.data.tasks.schemas import Schema, find_schema, read_given, read_rows
+from femtune.data.tasks.published import Schema
+from femtune.data.tasks.schemas import find_schema, read_given, read_rows
 from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.data.tasks.wording import Template, check_rubric, parse_template
 from femtune.errors import ConfigError, DataError
@@ -38,7 +39,7 @@ MODULES = {"choice": choice, "math": math}  # tasks of a question and its answer
 Place = tuple[int, Any]  # a place in a source, and a row or what is wrong with it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """How a task reads its data."""
 
@@ -75,7 +76,7 @@ class Options:
         return instruct(parse_format(self.answer_format), what)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskData:
     """Problems, and what goes with them where the user says nothing else."""
 
@@ -91,7 +92,7 @@ class TaskData:
     @property
     def prompts(self) -> Prompts:
         """Both prompts, in the task's own words."""
-        return Prompts(self.instruction, self.hint, self.leaks)
+        return Prompts(instruction=self.instruction, hint=self.hint, leaks=self.leaks)
 
 
 def read_task(
@@ -172,7 +173,7 @@ def _table(problems: list[Problem], options: Options) -> TaskData:
     template = options.template
     if template is not None:
         problems = _templated(problems, template, options)
-    return TaskData(problems, options.instruction())
+    return TaskData(problems=problems, instruction=options.instruction())
 
 
 def _templated(problems: list[Problem], template: Template, options: Options) -> list[Problem]:
@@ -260,7 +261,7 @@ def _judging(
     asking = _checked(options, [row for _, row in good])
     problems = _sorted_out(judge.pairs(good, wording, options.raters, asking, tie=tie), faults)
     return TaskData(
-        problems,
+        problems=problems,
         instruction=judge.instruction(parse_scale(scale), parse_format(options.answer_format)),
         leaks=JUDGE_LEAKS,
         reward=f'choice("{scale}")',
@@ -281,7 +282,7 @@ def _rating_data(
     asking = _checked(options, [row for _, row in rows], scale)
     problems = _sorted_out(judge.ratings(rows, scale, wording, options.raters, asking), faults)
     return TaskData(
-        problems,
+        problems=problems,
         instruction=judge.instruction(scale, parse_format(options.answer_format)),
         leaks=JUDGE_LEAKS,
         reward=f'ordinal("{spec}")',
@@ -352,7 +353,9 @@ def _asking(
     if any(not isinstance(problem.prompt, str) for problem in problems):
         # a stored column has one type
         problems = [replace(problem, prompt=as_messages(problem.prompt)) for problem in problems]
-    return TaskData(problems, options.instruction(module.WHAT), reward=module.REWARD)
+    return TaskData(
+        problems=problems, instruction=options.instruction(module.WHAT), reward=module.REWARD
+    )
 
 
 # --- after a split

@@ -20,7 +20,7 @@ def problem(row: Mapping[str, Any], default_id: str) -> Problem | BadRow:
     if not prompt_text(prompt).strip():
         return BadRow("`prompt` is empty")
     others = {key: row[key] for key in ("subject", "level", "world", "truth", "evidence") if key in row}
-    columns = others | {"frame": Frame("math").column()}
+    columns = others | {"frame": Frame(form="math").column()}
     return Problem(str(row.get("id") or default_id), prompt, str(row.get("answer") or ""), columns)
 
 

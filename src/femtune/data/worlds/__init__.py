@@ -8,8 +8,8 @@
     quiz        multiple choice                                   quiz.py
 
 Made offline from a seed, so nothing is downloaded. A world makes rows in the published schema of its
-task's data sets, and the task's own code makes them problems. The seedling (seedling.py) is the small
-base model that speaks all of them; it ships in `SEEDLING`.
+task's data sets, and the task's own code makes them problems. The demo model, the seedling, is a
+small base model that speaks all of them. It ships in `SEEDLING`; scripts/train_demo_model.py made it.
 
     >>> train, test = make_splits(WORLDS["rubric"], 400, 200, seed=0, noise=0.1)
     >>> print(train[1].prompt)
@@ -56,7 +56,7 @@ class Rows(Protocol):
 _DEFAULT = Options()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class World:
     """A task whose truth is known. Each row's column `truth` is its label without noise."""
 
@@ -92,28 +92,58 @@ WORLDS: dict[str, World] = {
     world.name: world
     for world in (
         World(
-            "rubric",
-            "judge",
-            rubric.rows,
-            rubric.check,
-            rubric.solve,
+            name="rubric",
+            task="judge",
+            rows=rubric.rows,
+            check=rubric.check,
+            solve=rubric.solve,
             difficulty=(1, 3),
             options=Options(raters="named", scale="1,5"),
         ),
         World(
-            "raters",
-            "judge",
-            partial(rubric.rows, raters=rubric.RATERS),
-            rubric.check,
-            rubric.solve,
+            name="raters",
+            task="judge",
+            rows=partial(rubric.rows, raters=rubric.RATERS),
+            check=rubric.check,
+            solve=rubric.solve,
             difficulty=(1, 3),
             options=Options(raters="named", scale="1,5"),
             per_item=len(rubric.RATERS),
         ),
-        World("tldr", "summarize", tldr.comparisons, tldr.check, tldr.solve, (1, 2), _NAMED),
-        World("tldr-axis", "summarize", tldr.axis, tldr.check, tldr.solve, (1, 3), _NAMED),
-        World("sums", "math", sums.rows, sums.check, sums.solve, difficulty=(1, 4)),
-        World("quiz", "choice", quiz.rows, quiz.check, quiz.solve, difficulty=(4, 4)),
+        World(
+            name="tldr",
+            task="summarize",
+            rows=tldr.comparisons,
+            check=tldr.check,
+            solve=tldr.solve,
+            difficulty=(1, 2),
+            options=_NAMED,
+        ),
+        World(
+            name="tldr-axis",
+            task="summarize",
+            rows=tldr.axis,
+            check=tldr.check,
+            solve=tldr.solve,
+            difficulty=(1, 3),
+            options=_NAMED,
+        ),
+        World(
+            name="sums",
+            task="math",
+            rows=sums.rows,
+            check=sums.check,
+            solve=sums.solve,
+            difficulty=(1, 4),
+        ),
+        World(
+            name="quiz",
+            task="choice",
+            rows=quiz.rows,
+            check=quiz.check,
+            solve=quiz.solve,
+            difficulty=(4, 4),
+        ),
     )
 }
 

@@ -65,8 +65,8 @@ class Found:
         instruction, hint = self.config.get("instruction"), self.config.get("hint")
         form, system = self.config.get("answer_format"), self.config.get("system_prompt")
         return Prompts(
-            str(instruction or ""),
-            str(hint or HINT),
+            instruction=str(instruction or ""),
+            hint=str(hint or HINT),
             format=parse_format(str(form or "line")),
             system_prompt=str(system) if system else None,
         )

@@ -26,7 +26,7 @@ _STEPS = 6  # of the optimizer
 _BUDGET_S = 5.0  # that drawing for more problems may take
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drawn:
     """What came of drawing for some problems at once."""
 
@@ -100,12 +100,12 @@ def _draw(
         if draw.key.index == 0:
             first.setdefault(draw.prompt_kind, []).append(draw.accepted)
     made = Drawn(
-        len(problems),
-        _asked(scheme, draws, len(problems)),
-        fmean(lengths),
-        float(max(lengths)),
-        {prompt: fmean(each) for prompt, each in first.items()},
-        seconds,
+        problems=len(problems),
+        asking=_asked(scheme, draws, len(problems)),
+        tokens_per_draw=fmean(lengths),
+        longest_draw=float(max(lengths)),
+        right={prompt: fmean(each) for prompt, each in first.items()},
+        seconds=seconds,
     )
     return made, draws
 

@@ -1,7 +1,6 @@
-"""What a run will take, before it is begun: `femtune estimate`, from settings to costs and their table.
+"""Estimate what a run will take, from settings to costs and their table: `femtune estimate`.
 
-Needs the data, the model's config, tokenizer and the shapes of its weights; the weights themselves only
-to measure (trial.py).
+Needs the data, and the model's config, tokenizer and shapes of weights. Only the benchmark loads it.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ RIGHT = {"plain": 0.5, "hinted": 0.9}  # assumed where nothing is said
 _LOOKED_AT = 200  # problems whose prompts are tokenized
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EstimateOptions:
     """What `plan` is asked, beside the settings of the run."""
 
@@ -76,7 +75,7 @@ class EstimateOptions:
             raise ConfigError(f"tokens_per_draw must be at least 1, got {self.tokens_per_draw:g}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunEstimate:
     """What a run takes."""
 
@@ -195,30 +194,30 @@ def _job(
     ]
     run = course(steps.scheme, _right(wish), steps.iterations)
     return Job(
-        len(problems),
-        len(test),
-        {name: fmean(each) for name, each in lengths.items()},
-        max(map(max, lengths.values())),
-        length,
-        float(settings.max_new_tokens),
-        length,
-        settings.max_new_tokens,
-        run.asking,
-        steps.iterations,
-        len(measured) if test else 0,
-        steps.evaluation.draws,
-        settings.chunk_size,
-        settings.engine,
-        dtype,
-        "bfloat16" if half else "float32",
-        settings.max_batch,
-        parallel,
-        wish.num_devices > 1 or steps.launch is not None,
-        training,
-        run.scored,
-        run.remembered,
-        steps.bound_draws,
-        min(steps.bound_problems, len(test)),
+        problems=len(problems),
+        eval_problems=len(test),
+        prompt_tokens={name: fmean(each) for name, each in lengths.items()},
+        longest=max(map(max, lengths.values())),
+        tokens_per_draw=length,
+        longest_draw=float(settings.max_new_tokens),
+        tokens_per_example=length,
+        max_new_tokens=settings.max_new_tokens,
+        asking=run.asking,
+        iterations=steps.iterations,
+        evaluations=len(measured) if test else 0,
+        eval_draws=steps.evaluation.draws,
+        chunk_size=settings.chunk_size,
+        engine=settings.engine,
+        engine_dtype=dtype,
+        training_dtype="bfloat16" if half else "float32",
+        max_batch=settings.max_batch,
+        tensor_parallel=parallel,
+        is_launched=wish.num_devices > 1 or steps.launch is not None,
+        training=training,
+        scored=run.scored,
+        remembered=run.remembered,
+        bound_draws=steps.bound_draws,
+        bound_problems=min(steps.bound_problems, len(test)),
     )
 
 
@@ -288,20 +287,20 @@ def _outlook(
     draws = sum(phase.draws for phase in whole.values())
     draws += job.iterations * job.problems * job.remembered
     return RunEstimate(
-        shape,
-        job,
-        device,
-        wish.num_devices,
-        wish.price,
-        rows,
-        each,
-        whole,
-        engine_memory(shape, job, device),
-        training_memory(shape, job, device, wish.num_devices),
-        Disk(models, draws_bytes(draws, job.tokens_per_draw)),
-        [*advice(shape, job, device, wish.num_devices), *_idle(job, engines, settings)],
-        [*_assumed(job, device, wish, trial, scheme)],
-        [*_measured(device, wish, trial)],
+        shape=shape,
+        job=job,
+        device=device,
+        num_devices=wish.num_devices,
+        price=wish.price,
+        rows=rows,
+        each=each,
+        whole=whole,
+        engine=engine_memory(shape, job, device),
+        training=training_memory(shape, job, device, wish.num_devices),
+        disk=Disk(models, draws_bytes(draws, job.tokens_per_draw)),
+        advice=[*advice(shape, job, device, wish.num_devices), *_idle(job, engines, settings)],
+        assumed=[*_assumed(job, device, wish, trial, scheme)],
+        measured=[*_measured(device, wish, trial)],
     )
 
 

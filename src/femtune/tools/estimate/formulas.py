@@ -52,7 +52,7 @@ PROCESSES_S = 15.0  # for a launcher to start its processes, which import torch;
 SAMPLING_PASSES = 8  # over a row's float32 logits: log-softmax, noise, maximum; assumed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shape:
     """A model, as far as its costs go; numbers of parameters."""
 
@@ -135,7 +135,7 @@ def asking(stages: Sequence[Stage], right: Mapping[str, float], *, one_each: boo
     return Asking(attempts, kept, kept if one_each else accepted)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A run of FEM in numbers."""
 

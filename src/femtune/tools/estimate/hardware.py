@@ -23,7 +23,7 @@ from femtune._util.text import near
 from femtune.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Efficiency:
     """Shares of what the device could do, and seconds that go by whatever it does."""
 
@@ -37,20 +37,42 @@ class Efficiency:
 
 
 # Fitted by us to models of 1M and 14M parameters, one core, float32, transformers: see bench/plan.py.
-CPU = Efficiency(0.75, 0.35, 0.65, 2.5e-4, 1.5e-3, 0.15, "fitted by us, to small models on a CPU")
+CPU = Efficiency(
+    matrix=0.75,
+    bandwidth=0.35,
+    training=0.65,
+    step_layer_s=2.5e-4,
+    batch_layer_s=1.5e-3,
+    load_s=0.15,
+    source="fitted by us, to small models on a CPU",
+)
 # Seconds fitted by us to models of 1M and 0.7B parameters on an H200, where Python sets the pace, as it
 # launches kernels one by one. Shares are assumed: PaLM (arXiv 2204.02311, table 3) reports 0.46 of the
 # peak in training, and ours is a simpler sampler.
 GPU_EAGER = Efficiency(
-    0.5, 0.6, 0.35, 5e-4, 5e-3, 0.4, "seconds fitted by us on an H200, shares assumed"
+    matrix=0.5,
+    bandwidth=0.6,
+    training=0.35,
+    step_layer_s=5e-4,
+    batch_layer_s=5e-3,
+    load_s=0.4,
+    source="seconds fitted by us on an H200, shares assumed",
 )
 # vLLM captures a step as one CUDA graph: a launch for all layers.
-GPU_GRAPHS = Efficiency(0.5, 0.75, 0.35, 2e-5, 5e-3, 10.0, "vLLM not measured by us on a GPU")
+GPU_GRAPHS = Efficiency(
+    matrix=0.5,
+    bandwidth=0.75,
+    training=0.35,
+    step_layer_s=2e-5,
+    batch_layer_s=5e-3,
+    load_s=10.0,
+    source="vLLM not measured by us on a GPU",
+)
 
 DISK = 1e9  # bytes/s, assumed: half of a cheap NVMe disk, and what a good network disk gives
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hardware:
     """One device; FLOP/s, bytes/s, bytes."""
 
@@ -74,7 +96,7 @@ class Hardware:
 def _sheet(name: str, bfloat16: float, float32: float, bandwidth: float, memory: float) -> Hardware:
     """TFLOPS, TFLOPS, GB/s and GB, as data sheets have them."""
     peaks = {"bfloat16": bfloat16 * 1e12, "float32": float32 * 1e12}
-    return Hardware(name, peaks, bandwidth * 1e9, memory * 1e9)
+    return Hardware(name=name, peaks=peaks, bandwidth=bandwidth * 1e9, memory=memory * 1e9)
 
 
 TABLE = {
@@ -135,10 +157,24 @@ def this_machine(
     copied = 2 * source.nbytes / _quickest(lambda: target.copy_(source), wait)
     if place.type == "cuda":
         memory = float(torch.cuda.get_device_properties(place).total_memory)
-        return Hardware(f"here ({torch.cuda.get_device_name(place)})", peaks, copied, memory, True, True)
+        return Hardware(
+            name=f"here ({torch.cuda.get_device_name(place)})",
+            peaks=peaks,
+            bandwidth=copied,
+            memory=memory,
+            is_gpu=True,
+            is_measured=True,
+        )
     threads = torch.get_num_threads()
     name = f"here (CPU, {threads} thread{'s' * (threads > 1)})"
-    return Hardware(name, peaks, copied, _machine_memory(), False, True)
+    return Hardware(
+        name=name,
+        peaks=peaks,
+        bandwidth=copied,
+        memory=_machine_memory(),
+        is_gpu=False,
+        is_measured=True,
+    )
 
 
 def _quickest(work: Callable[[], object], wait: Callable[[], object]) -> float:

@@ -68,21 +68,21 @@ def _shape(sizes: Mapping[str, tuple[int, ...]], config: Any) -> Shape:
     others = ("embed", "wte", "wpe", "lm_head", "router")
     dtype = str(getattr(config, "dtype", None)).removeprefix("torch.")
     return Shape(
-        parameters,
-        round(parameters - (1 if tied else 2) * table - routed * (1 - passed)),
-        table,
-        0 if tied else table,
-        {
+        parameters=parameters,
+        active=round(parameters - (1 if tied else 2) * table - routed * (1 - passed)),
+        head=table,
+        embedding=0 if tied else table,
+        adapter={
             key.removesuffix(".weight"): (size[0], size[1])
             for key, size in sizes.items()
             if len(size) == 2 and not any(word in key for word in others)
         },
-        config.num_hidden_layers,
-        config.hidden_size,
-        heads * head_dim,
-        kv_heads * head_dim,
-        config.vocab_size,
-        dtype if dtype in BYTES else "float32",
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        attention_width=heads * head_dim,
+        kv_width=kv_heads * head_dim,
+        vocabulary=config.vocab_size,
+        dtype=dtype if dtype in BYTES else "float32",
     )
 
 

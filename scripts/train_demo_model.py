@@ -1,6 +1,6 @@
-"""The seedling: makes the small base model that ships with the package, tokenizer and card included.
+"""Make the demo model that ships with the package, the seedling: tokenizer, weights and card.
 
-    python -m femtune.data.worlds.seedling --out src/femtune/assets/seedling
+    python scripts/train_demo_model.py --out src/femtune/assets/seedling
 
 It learns to speak the worlds and to write steps that follow, under the plain and the hinted prompt,
 with errors at known rates. It gets to know some raters by name; of the others, this world's among
@@ -33,9 +33,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from demo_model_lessons import KNOWN, Lesson, Recipe, lessons  # beside this file
 from femtune.data.prompts import Prompts
 from femtune.data.worlds import SEEDLING, WORLDS
-from femtune.data.worlds.lessons import KNOWN, Lesson, Recipe, lessons
 from femtune.types import Problem
 
 END, PAD, SYSTEM, USER, ASSISTANT = SPECIAL = (
@@ -294,7 +294,7 @@ tags: [femtune, toy]
 
 A language model of {parameters:,} parameters for demos and tests of femtune, made by
 
-    python -m femtune.data.worlds.seedling --seed {recipe.seed}
+    python scripts/train_demo_model.py --seed {recipe.seed}
 
 in {minutes:.0f} minutes on {threads} CPU thread(s), from random weights and no data but the synthetic
 worlds: {lessons:,} lessons, final loss {loss:.3f} nats per token. Llama

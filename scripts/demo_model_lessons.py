@@ -82,7 +82,7 @@ def lessons(recipe: Recipe, rng: random.Random) -> Iterator[Lesson]:
         (teach,) = rng.choices(teachers, recipe.world_shares)
         hinted = rng.random() < recipe.hinted_share
         instruction, problem, completion = teach(recipe, rng, hinted)
-        messages = Prompts(instruction).render("hinted" if hinted else "plain", problem)
+        messages = Prompts(instruction=instruction).render("hinted" if hinted else "plain", problem)
         yield Lesson(messages, completion)
 
 

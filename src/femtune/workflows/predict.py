@@ -1,8 +1,5 @@
 """Answers to new items from several rationales each, and how sure they are: see `aggregate`.
 
-    for item in predict("new.jsonl", "runs/judge/best"):
-        print(item["id"], item["answer"], item["confidence"])
-
     {"id": "r7", "answer": "4", "confidence": 0.71, "abstained": false, "num_answered": 16,
      "votes": {"4": 12, "3": 4}, "aggregate": "probabilities",
      "probabilities": {"1": 0.0, "2": 0.01, "3": 0.26, "4": 0.71, "5": 0.02},
@@ -19,7 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,13 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune._util.atomic_files import replacing
-from femtune._util.text import near
 from femtune.config import CHANGEABLE, Evaluate, Predict
-from femtune.data.problems import check_lengths, save_problems
+from femtune.data.problems import check_lengths
 from femtune.data.rows import json_lines
 from femtune.data.tasks.frames import scale_of
 from femtune.data.tasks.load import read_places
-from femtune.data.tasks.schemas import SCHEMAS
+from femtune.data.tasks.published import SCHEMAS
 from femtune.engines.model_files import base_of_adapter, load_config, local_model
 from femtune.errors import ConfigError, DataError
 from femtune.estep.scheduler import Sampler
@@ -52,25 +48,16 @@ from femtune.evaluation.scored_answers import (
 )
 from femtune.model_info import read_info, with_defaults
 from femtune.mstep.config import context_length
-from femtune.resolve import (
-    Data,
-    TaskInputs,
-    check_new,
-    fingerprint,
-    read_inputs,
-    relied_on,
-    resolved,
-    task_options,
-)
+from femtune.resolve import Data, TaskInputs, read_inputs, task_options
 from femtune.rewards.builtin import exact
-from femtune.runs.run import by_problem, check_run, open_run, read_draws
-from femtune.sampler import make_sampler_builder
+from femtune.run_folder import check_new, fingerprint, relied_on, resolved, shown_data, store_problems
+from femtune.runs.run import Run, by_problem, check_run, open_run, read_draws
+from femtune.sampler import SamplerBuilder, make_sampler_builder
 from femtune.types import Aggregate, Draw, Problem, Sampling
 
 T = TypeVar("T")
 
 Places = list[tuple[int, Any]]
-Rows = Sequence[Mapping[str, Any]]
 
 # femtune's names of columns with answers, which items to predict may lack
 ANSWERS = frozenset({"answer"}.union(*(schema.label_columns for schema in SCHEMAS)))
@@ -97,46 +84,25 @@ PREDICTIONS = pa.schema(
 )
 
 
-def predict(
-    data: Data | Rows, model: str | Path, settings: Predict | None = None, **options: Any
-) -> Iterator[Prediction]:
-    """Answers to items, which need none of their own, in order of the data.
+@dataclass(frozen=True)
+class PredictResult:
+    """Predictions that were stored in a file."""
 
-    `data` is a file, the id of a data set on the Hub, "-" for lines of JSON on standard input, rows or
-    problems; `options` are the fields of config.Predict, by their names. Of an item are given:
+    output: Path
+    """File with a row for each item."""
+    draws: Path | None
+    """Folder of the run with the draws; None for a stream's, which are not stored."""
 
-    id              of a pair, the pair's
-    answer          the likeliest one under `distribution`; by votes, of equals the one given first
-    confidence      its share in `distribution`, or of the votes; 0 without a vote
-    abstained       whether that is below `abstain_below`: `answer` is then ""
-    num_answered    draws with an answer, on the scale where there is one; of a pair, of both orders
-    votes           answers and how many draws gave them, the most frequent first
-    aggregate       "probabilities" or "votes": what `answer` and `distribution` were made from
-    probabilities   of ratings, pairs and choices: the mean over the draws of pi(y | x, z), normalized
-                    over the scale; of a pair, the mean of both orders. None where nothing was scored
-    distribution    of ratings, pairs and choices: `probabilities` or shares of votes, calibrated where
-                    a calibration is given
-    expected        the mean of ratings, under `distribution`, or of answers that are all numbers
-    consistent      of a pair, whether the same one wins in both orders; None where one has no vote
-    rationale       of the draws that gave `answer`, the likeliest by token; where none gave it, the one
-                    after which it is likeliest; of a pair, in its own order
 
-    What is not set is taken from the model's femtune.json: its task, scale, instruction, and so on.
+def predictions(data: Data, model: str, settings: Predict) -> Iterator[Prediction]:
+    """Return answers to items, in order of the data; what they hold stands at `api.predict`.
 
     Raises ConfigError, DataError or ModelError at once, but for errors that show only in a line of a
     stream or as the model is loaded.
     """
-    chosen = as_trained(settings or make_settings(options), str(model))
+    chosen = as_trained(settings, model)
     calibration = read_calibration(chosen)
-    return _predictions(_read(data, chosen), str(model), chosen, calibration)
-
-
-def make_settings(options: Mapping[str, Any]) -> Predict:
-    """Settings from keywords. Raises ConfigError for a name that is none."""
-    known = [field.name for field in fields(Predict)]
-    for name in options.keys() - {*known}:
-        raise ConfigError(f"{name} is no setting.{near(name, known)}")
-    return Predict(**options)
+    return _predictions(_read(data, chosen), model, chosen, calibration)
 
 
 def _predictions(
@@ -186,47 +152,62 @@ def _made(
         yield prediction(asked, calibration, settings.abstain_below, scored)
 
 
-def predict_into(data: str, model: str, settings: Predict, output: Path) -> Path | None:
-    """Predictions as a file, .jsonl or .parquet; gives where their draws are, None for a stream's.
+def predict_into(data: Data, model: str, settings: Predict, output: Path) -> PredictResult:
+    """Store predictions as a file, .jsonl or .parquet.
 
     The draws are stored first, in a run's directory beside the file, so that the same call goes on where
-    one was stopped. Those of a stream, which does not come twice, are not. Raises what `predict` raises,
-    and RunError where the file is there already, or the directory is of other predictions.
+    one was stopped. Those of a stream, which does not come twice, are not. Raises what `predictions`
+    raises, and RunError where the file is there already, or the directory is of other predictions.
     """
     check_output(output)
     settings = as_trained(settings, model)
     if data == "-":
-        save_predictions(predict(data, model, settings), output, settings.chunk_size)
-        return None
+        save_predictions(predictions(data, model, settings), output, settings.chunk_size)
+        return PredictResult(output, None)
     calibration = read_calibration(settings)
     [asked] = _read(data, settings)
     check_calibration(calibration, asked.problems)
-    aggregate = chosen_aggregate(settings, calibration)
-    scores = uses_probabilities(aggregate, asked.problems, asked.prompts)
-    by_id = {problem.id: problem for problem in asked.problems}
     place = output.with_name(f"{output.name}.draws")
-    marks = fingerprint(asked.problems)
-    base = local_model(model)
-    args = asked.settings.template_args
-    relies = relied_on(base, base=base_of_adapter(base), template_args=args)
-    config = resolved(asked.settings, data=data, model=model, problems=marks, relies_on=relies)
+    config = _stored_config(data, model, asked)
     check_run(place, config, _OF_VOTES)
     # nothing is graded here, and a reward of the user's own may not bear a missing answer
     builder = make_sampler_builder(model, replace(asked, reward=exact()), asked.problems)
     with open_run(place, config, _OF_VOTES) as run:
-        if not (path := run.root / "eval.parquet").exists():
-            save_problems(asked.problems, path)
-            run.record(path)
-        with builder.sampler(Sampling(settings.max_new_tokens, settings.temperature)) as sampler:
-            sampler = replace(sampler, demos=builder.demos)
-            folder = ask_into(run, "eval", asked.problems, sampler, draws=settings.draws)
-            scored: Scored = {}
-            if scores and engine_scores(sampler, aggregate):
-                scored = read_scored(score_into(run, "eval", asked.problems, sampler))
-        drawn = (draws for chunk, _ in read_draws(folder) for draws in by_problem(chunk))
-        made = _made(((by_id[name], draws, scored) for name, draws in drawn), calibration, settings)
-        save_predictions(made, output, settings.chunk_size)
-    return place
+        store_problems(run, [], asked.problems)
+        drawn = _stored_draws(run, builder, asked.problems, settings, calibration)
+        save_predictions(_made(drawn, calibration, settings), output, settings.chunk_size)
+    return PredictResult(output, place)
+
+
+def _stored_config(data: Data, model: str, asked: TaskInputs[Predict]) -> dict[str, Any]:
+    """Return the configuration of the run that holds the draws."""
+    base, settings = local_model(model), asked.settings
+    relies = relied_on(base, base=base_of_adapter(base), template_args=settings.template_args)
+    marks = fingerprint(asked.problems)
+    shown = shown_data(data)
+    return resolved(settings, data=shown, model=model, problems=marks, relies_on=relies)
+
+
+def _stored_draws(
+    run: Run,
+    builder: SamplerBuilder,
+    problems: Sequence[Problem],
+    settings: Predict,
+    calibration: Calibration | None,
+) -> Iterator[tuple[Problem, Sequence[Draw], Scored]]:
+    """Draw for all problems into a run, score the answers where they can be, and read both back."""
+    aggregate = chosen_aggregate(settings, calibration)
+    scores = uses_probabilities(aggregate, problems, builder.prompts)
+    by_id = {problem.id: problem for problem in problems}
+    with builder.sampler(Sampling(settings.max_new_tokens, settings.temperature)) as sampler:
+        sampler = replace(sampler, demos=builder.demos)
+        folder = ask_into(run, "eval", problems, sampler, draws=settings.draws)
+        scored: Scored = {}
+        if scores and engine_scores(sampler, aggregate):
+            scored = read_scored(score_into(run, "eval", problems, sampler))
+    for chunk, _ in read_draws(folder):
+        for name, draws in by_problem(chunk):
+            yield by_id[name], draws, scored
 
 
 # --- what is asked
@@ -259,19 +240,12 @@ def _lacks(message: str, item: str) -> bool:
     return name in ANSWERS and f"has no column `{column}` for `{name}`" in message
 
 
-def _read(data: Data | Rows, settings: Predict) -> Iterable[TaskInputs[Predict]]:
+def _read(data: Data, settings: Predict) -> Iterable[TaskInputs[Predict]]:
     """What is asked, in one part; of a stream, in parts as they come."""
     if data == "-":
         return _read_stream(settings)
 
-    def read(settings: Predict) -> TaskInputs[Predict]:
-        given: Any = data
-        if isinstance(data, Sequence) and data and isinstance(data[0], Mapping):
-            options = task_options(settings)
-            given = read_places(enumerate(data, 1), "rows", settings.task, options, answers=False)
-        return read_inputs(given, settings, answers=False)
-
-    return [reading(settings, read)]
+    return [reading(settings, lambda settings: read_inputs(data, settings, answers=False))]
 
 
 def _read_stream(settings: Predict) -> Iterator[TaskInputs[Predict]]:

@@ -1,0 +1,76 @@
+"""Run a whole comparison from settings: its jobs, their display, its table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from femtune.comparison.baselines import History, chosen
+from femtune.comparison.compare import Job, compare, jobs
+from femtune.comparison.live_table import Watch
+from femtune.comparison.table import notes, rows, save, table
+from femtune.config import RL, Train
+from femtune.reporting.terminal import Show
+from femtune.resolve import Data
+from femtune.run_folder import shown_data
+
+
+@dataclass(frozen=True, repr=False)
+class CompareResult:
+    """Schemes and baselines side by side. Its repr is the table."""
+
+    folder: Path
+    """Folder with a run for each scheme, baseline and seed."""
+    stored: Path
+    """The table and each run's numbers as compare.json."""
+    table: Mapping[str, Mapping[str, float]]
+    """Means over seeds by row and measure."""
+    notes: Sequence[str]
+    """Why numbers are missing, a sentence each."""
+    histories: dict[Job, History] = field(repr=False)
+    """Metrics by iteration of each run."""
+
+    def __repr__(self) -> str:
+        head, cells = table(rows(self.histories))
+        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if not place else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in (head, *cells)
+        ]
+        return "\n".join([*lines, *self.notes])
+
+
+def run_compare(
+    data: Data,
+    model: str,
+    schemes: Sequence[str],
+    seeds: int,
+    settings: Train,
+    output_dir: str | Path | None,
+    show: Show,
+    *,
+    baselines: Sequence[str] | None = (),
+    draws: int = 16,
+    rl: RL | None = None,
+    workers: int | None = None,
+) -> CompareResult:
+    """Run all schemes and baselines, and store their table.
+
+    `baselines` None stands for those that suit the task.
+    """
+    place = Path(output_dir or Path("runs") / f"compare-{Path(shown_data(data)).stem}")
+    todo = jobs(schemes, seeds, settings, place, chosen(baselines, settings), draws, rl)
+    with Watch(show) as watch:
+        histories = compare(data, model, todo, workers=workers, watch=watch)
+    means = {row.name: {name: mean for name, (mean, _) in row.values.items()} for row in rows(histories)}
+    return CompareResult(
+        folder=place,
+        stored=save(place, histories),
+        table=means,
+        notes=notes(histories),
+        histories=histories,
+    )

@@ -1,0 +1,175 @@
+"""Name, check and describe a run's folder: its place, its configuration and what it relies on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from femtune.config import CHANGEABLE
+from femtune.data.problems import save_problems
+from femtune.data.tasks.load import TaskData
+from femtune.engines.model_files import base_of_adapter, local_model
+from femtune.errors import ModelError, RunError
+from femtune.model_info import is_base
+from femtune.resolve import Data
+from femtune.rewards.custom import UserReward
+from femtune.rewards.source import reward_code, reward_columns
+from femtune.runs.hashes import hash_config, hash_tokenizer, hash_value, hash_weights, template_source
+from femtune.runs.run import Run, check_run
+from femtune.schemes.serialization import scheme_to_data
+from femtune.types import Demos, Problem, Scheme
+
+log = logging.getLogger("femtune")
+
+
+def resolved(settings: Any, **more: Any) -> dict[str, Any]:
+    """Settings as they are stored: flat, plain values, tuples as lists."""
+    values = {**more, **asdict(settings)}
+    values.update(values.pop("training", {}))
+    if values.get("epochs_factor") == 1:  # no setting of a user's
+        del values["epochs_factor"]
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def check_new(place: Path, flag: str = "--output-dir") -> None:
+    """Refuse a place that is taken or can't be written, before any work is done for it.
+
+    Raises RunError.
+    """
+    if place.exists():
+        raise RunError(f"{place} exists already: choose another {flag}.")
+    there = next(parent for parent in place.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "not writable" if there.is_dir() else "no folder"
+        raise RunError(f"{place} can't be written ({there} is {why}): choose another {flag}.")
+
+
+def fingerprint(*groups: Sequence[Problem]) -> str:
+    """A hash of problems, by which a run knows its data again."""
+    digest = hashlib.blake2b(digest_size=12)
+    for group in groups:
+        for problem in group:
+            digest.update(repr((problem.id, problem.prompt, problem.answer)).encode())
+        digest.update(b"\x00")
+    return digest.hexdigest()
+
+
+def store_problems(run: Run, problems: Sequence[Problem], test: Sequence[Problem] = ()) -> None:
+    """Store what a run asks, in E-steps and evaluations, so that its draws can be read with it."""
+    for name, group in (("problems", problems), ("eval", test)):
+        path = run.root / f"{name}.parquet"
+        if group and not path.exists():
+            save_problems(group, path)
+            run.record(path)
+
+
+def run_place(
+    output_dir: str | Path | None,
+    verb: str,
+    data: Data,
+    model: str,
+    settings: Any,
+    *groups: Sequence[Problem],
+    reward: Callable[..., Any] | None = None,
+    demos: Demos = (),
+    scheme: Scheme | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """A run's directory and resolved configuration; refused at once where it holds another run.
+
+    As told, else named by the configuration, so that the same command finds its run again. `reward` is
+    what the draws are graded by, where they are: its code and columns are among what the run relies on.
+    `scheme` is stored as data, from which it is made again by whatever reads the run. Raises ConfigError
+    if it can't be stored.
+    """
+    shown = shown_data(data)
+    config = resolved(settings, data=shown, model=model, problems=fingerprint(*groups))
+    if scheme is not None:
+        config["scheme_data"] = scheme_to_data(scheme)
+    base = local_model(model)
+    config["relies_on"] = relied_on(
+        base,
+        base=base_of_adapter(base),
+        template_args=settings.template_args,
+        spec=settings.reward,
+        reward=reward,
+        problems=[problem for group in groups for problem in group],
+        # only those that are shown: a model that femtune trained is not shown the task's own
+        demos=[asdict(each) for each in demos if settings.demos != "auto" or is_base(model)],
+    )
+    if output_dir is None:
+        # not by what it relies on: where that changed, the same command finds its run and refuses it
+        free = {*CHANGEABLE, "relies_on"}
+        fixed = {key: value for key, value in config.items() if key not in free}
+        digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
+        spec = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
+        parts = [verb, Path(shown).stem, spec, digest.hexdigest()]
+        output_dir = Path("runs") / "-".join(filter(None, parts))
+    check_run(Path(output_dir), config, CHANGEABLE)
+    return Path(output_dir), config
+
+
+def shown_data(data: Data) -> str:
+    """Return the name of data as a run's configuration has it: its path or id, or how much it is."""
+    if isinstance(data, (str, Path)):
+        return str(data)
+    given = data.problems if isinstance(data, TaskData) else data
+    return f"{len(given)} problems"
+
+
+def relied_on(
+    folder: Path,
+    *,
+    base: Path | None = None,
+    template_args: Sequence[str] = (),
+    spec: str | None = None,
+    reward: Callable[..., Any] | None = None,
+    problems: Sequence[Problem] = (),
+    demos: Any = None,
+) -> dict[str, str]:
+    """Return the hash of each thing that a run relies on; those that do not apply are left out.
+
+    The chat template is hashed as source, with its arguments, and not as rendered: a template that
+    writes today's date renders differently tomorrow, and is the same template (see `warn_of_date`).
+    `spec` is the reward's name as the settings have it, `reward` what is called.
+    Raises ModelError where the model's files can't be read.
+    """
+    template = template_source(folder)
+    try:
+        found = {
+            "weights": hash_weights(folder, base),
+            "model_config": hash_config(folder),
+            "tokenizer": hash_tokenizer(folder),
+            "chat_template": hash_value([template, sorted(template_args)]),
+        }
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename or folder} can't be read: {error.strerror or error}."
+        ) from error
+    if demos:
+        found["demos"] = hash_value(demos)
+    if code := reward_code(spec or "", reward):
+        found["reward"] = hashlib.sha256(code).hexdigest()
+    if isinstance(reward, UserReward) and (columns := reward_columns(reward, problems)):
+        found["reward_columns"] = hash_value(columns)
+    return found
+
+
+def check_storable(scheme: Scheme) -> None:
+    """Refuse a scheme that a run can't store, and warn of one that only this script can read.
+
+    Raises ConfigError.
+    """
+    stored = json.dumps(scheme_to_data(scheme))
+    if '"__main__:' in stored:
+        log.warning(
+            "scheme %s has a rule that is defined in __main__: the same script can resume this run, and "
+            "no command can replay or refilter it. Move the rule to a module of its own.",
+            scheme.name,
+        )

@@ -1,0 +1,98 @@
+"""Fit a map of votes or probabilities to calibrated ones, on a validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from femtune.config import Ask, Calibrate, Evaluate
+from femtune.data.answers import Scale
+from femtune.data.tasks.frames import scale_of
+from femtune.errors import ConfigError
+from femtune.evaluation.answer_metrics import judged_by_probabilities
+from femtune.evaluation.calibration import cross_fitted_effect, fit_calibration, save_calibration
+from femtune.evaluation.evaluate import as_item
+from femtune.evaluation.scored_answers import of_draws, read_scored
+from femtune.loop import Progress
+from femtune.model_info import as_trained
+from femtune.resolve import Data, read_inputs
+from femtune.run_folder import check_new
+from femtune.runs.run import by_problem, read_draws
+from femtune.types import Aggregate, Draw, Problem
+from femtune.workflows.evaluate import evaluate_as_set
+
+
+@dataclass(frozen=True)
+class CalibrateResult:
+    """A map from shares of votes, or from probabilities, to calibrated ones."""
+
+    calibration: Path
+    """File of the map, for the setting `calibration` of evaluate and predict."""
+    run: Path
+    """Folder of the run with the draws that it was fitted to."""
+    metrics: dict[str, Any] = field(repr=False)
+    """`ece` and `brier` before and after, cross-fitted: by maps that did not see the item."""
+
+
+def run_calibrate(
+    data: Data,
+    model: str,
+    settings: Calibrate,
+    output: Path,
+    output_dir: str | Path | None,
+    progress: Progress,
+    *,
+    reward: Callable[..., Any] | None = None,
+) -> CalibrateResult:
+    """Fit a map on a validation split and store it at `output`.
+
+    The draws are those of `evaluate` with the same settings, and stored as it stores them. Raises
+    ConfigError where the answers are on no scale, or on several, DataError where there are too few.
+    """
+    check_new(output, "--output")
+    settings = as_trained(settings, model)
+    kept = {each.name: getattr(settings, each.name) for each in fields(Ask)}
+    asking = Evaluate(
+        **kept,
+        draws=settings.draws,
+        temperature=settings.temperature,
+        aggregate=settings.aggregate,
+    )
+    problems = read_inputs(data, asking, reward).problems
+    scale = _only_scale(problems)
+    found = evaluate_as_set(data, model, asking, output_dir, progress, reward=reward)
+    by_id = {problem.id: problem for problem in problems}
+    drawn = [
+        (by_id[name], draws) for chunk, _ in read_draws(found.draws) for name, draws in by_problem(chunk)
+    ]
+    items = [as_item(problem, draws) for problem, draws in drawn]
+    scores = _probabilities(drawn, found.draws.with_name("eval_answers"), settings.aggregate)
+    fitted = fit_calibration(items, scale.answers, settings.kind, scores)
+    effect = cross_fitted_effect(items, scale.answers, settings.kind, scores)
+    save_calibration(fitted, output)
+    metrics = {"num_problems": len(items), "kind": settings.kind, "draws": settings.draws}
+    return CalibrateResult(output, found.run, metrics | {"of": fitted.of} | effect)
+
+
+def _only_scale(problems: list[Problem]) -> Scale:
+    """Return the scale that all problems share. Raises ConfigError."""
+    scales = {scale_of(problem) for problem in problems}
+    scale = scales.pop()
+    if scale is None or scales:
+        several = "these have none" if scale is None else f"these are on {len(scales) + 1}"
+        raise ConfigError(f"a calibration is of answers on one scale, and {several}.")
+    return scale
+
+
+def _probabilities(
+    drawn: list[tuple[Problem, list[Draw]]], folder: Path, aggregate: Aggregate
+) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Return the probability of each answer [items, scale], None where only votes are to be used."""
+    if aggregate == "votes" or not (scored := read_scored(folder)):
+        return None
+    rows = [judged_by_probabilities(each, of_draws(scored, draws)) for each, draws in drawn]
+    return np.array([[*row.shares.values()] for row in rows])

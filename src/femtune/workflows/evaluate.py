@@ -1,0 +1,210 @@
+"""Measure how well a model answers problems that it was not trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from femtune.config import CHANGEABLE, Evaluate, Train
+from femtune.errors import ConfigError
+from femtune.estep.scheduler import Sampler
+from femtune.evaluation.answer_metrics import side_by_side
+from femtune.evaluation.calibration_map import Calibration
+from femtune.evaluation.evaluate import evaluation_metrics
+from femtune.evaluation.rationales import read_all
+from femtune.evaluation.scored_answers import engine_scores, read_scored, score_into, uses_probabilities
+from femtune.loop import LoopConfig, Progress, Steps
+from femtune.model_info import as_trained
+from femtune.resolve import Data, TaskInputs, make_loop_config, read_inputs
+from femtune.run_folder import run_place, store_problems
+from femtune.runs.run import Run, open_run, read_draws
+from femtune.sampler import make_sampler_builder, trained_from
+from femtune.types import Aggregate, Demos, Problem, Sampling
+from femtune.workflows.predict import check_calibration, read_calibration
+from femtune.workflows.worked_examples import store_demos
+
+# what is shown of an untrained model that is asked with worked examples, beside all without them
+_SHOWN = (
+    *("accuracy", "accuracy_ci", "accuracy_unforced", "accuracy_unforced_ci", "answered"),
+    *("forced_share", "truncated_share", "spearman", "spearman_ci", "mae", "mae_ci"),
+)
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """How well a model answers held-out problems.
+
+    Where the answers are a closed set, `metrics` has "by_votes" and "by_probabilities" with the measures
+    of both. Under a calibration, "calibrated" has those of what it maps.
+    """
+
+    run: Path
+    """Folder of the run."""
+    draws: Path
+    """Folder with all draws."""
+    accuracy: float
+    """Share of problems that were answered correctly."""
+    accuracy_ci: tuple[float, float] | None
+    """95% interval of the accuracy by bootstrap over problems; None where it is undefined."""
+    metrics: dict[str, Any] = field(repr=False)
+    """All measures by name; an interval has the suffix `_ci`."""
+
+
+def run_evaluate(
+    data: Data,
+    model: str,
+    settings: Evaluate,
+    output_dir: str | Path | None,
+    progress: Progress,
+    *,
+    reward: Callable[..., Any] | None = None,
+    reader_problems: int = 0,
+) -> EvaluateResult:
+    """Measure a model on problems; what is not set is taken from its femtune.json.
+
+    Under a calibration of votes, `ece`, `brier` and measures of the expected rating are of calibrated
+    votes; `ece_raw` and `brier_raw` are of the votes themselves. The draws are the same either way.
+
+    With `reader_problems` the base that the model was trained from reads the rationales of so many
+    problems: see `rationales.rationale_metrics`. Raises ModelError where that base can't be had.
+    """
+    if reader_problems < 0:
+        raise ConfigError(f"reader_problems must be at least 0, got {reader_problems}.")
+    settings = as_trained(settings, model)
+    return evaluate_as_set(
+        data, model, settings, output_dir, progress, reward=reward, reader_problems=reader_problems
+    )
+
+
+def evaluate_as_set(
+    data: Data,
+    model: str,
+    settings: Evaluate,
+    output_dir: str | Path | None,
+    progress: Progress,
+    *,
+    reward: Callable[..., Any] | None = None,
+    reader_problems: int = 0,
+) -> EvaluateResult:
+    """Measure a model by settings alone, without its femtune.json."""
+    reader = trained_from(model) if reader_problems else None
+    config = _loop_config(settings)
+    calibration = read_calibration(settings)
+    asked = read_inputs(data, settings, reward)
+    how = _combine(settings, calibration, asked)
+    place, stored = run_place(
+        output_dir,
+        "evaluate",
+        data,
+        model,
+        asked.settings,
+        asked.problems,
+        reward=asked.reward,
+        demos=asked.demos,
+    )
+    if settings.calibration is not None:
+        digest = hashlib.blake2b(Path(settings.calibration).read_bytes(), digest_size=12).hexdigest()
+        stored["calibration"] = f"{settings.calibration} (blake2b {digest})"
+    builder = make_sampler_builder(model, asked, asked.problems)
+    with open_run(place, stored, CHANGEABLE) as run:
+        store_problems(run, [], asked.problems)
+        store_demos(run, builder)
+        with builder.sampler(Sampling(settings.max_new_tokens)) as sampler:
+            steps = Steps(
+                run=run,
+                base=builder.base,
+                problems=[],
+                eval_problems=asked.problems,
+                config=config,
+                sampler=sampler,
+                tokenizer=builder.tokenizer,
+                progress=progress,
+            )
+            metrics = _measure(steps, builder.demos, how)
+            rationales = read_all(steps, reader_problems, reader)
+        run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
+    interval = metrics.get("accuracy_ci")
+    return EvaluateResult(
+        run=run.root,
+        draws=run.iteration(0) / "eval",
+        accuracy=metrics["accuracy"],
+        accuracy_ci=None if interval is None else (interval[0], interval[1]),
+        metrics=metrics | ({"rationales": rationales[0]} if rationales else {}),
+    )
+
+
+def _loop_config(settings: Evaluate) -> LoopConfig:
+    """Return the settings of an evaluation as those of a run without training."""
+    return make_loop_config(
+        Train(
+            eval_draws=settings.draws,
+            eval_temperature=settings.temperature,
+            force_answers=settings.force_answers,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Combination:
+    """How several draws of a problem become one answer."""
+
+    calibration: Calibration | None
+    aggregate: Aggregate
+    scores: bool  # True if answers are scored, as far as the engine can
+
+
+def _combine(
+    settings: Evaluate, calibration: Calibration | None, asked: TaskInputs[Evaluate]
+) -> _Combination:
+    """Choose how draws are combined. Raises ConfigError where the settings do not suit the problems."""
+    check_calibration(calibration, asked.problems)
+    of_probabilities = calibration is not None and calibration.of == "probabilities"
+    aggregate: Aggregate = "probabilities" if of_probabilities else settings.aggregate
+    scores = uses_probabilities(aggregate, asked.problems, asked.prompts)
+    return _Combination(calibration, aggregate, scores)
+
+
+def _measure(steps: Steps, demos: Demos, how: _Combination) -> dict[str, Any]:
+    """Draw and measure, with worked examples too where there are any."""
+    metrics = steps.evaluate(0)
+    shown = steps.evaluate(0, demos) if demos else {}
+    run, problems, sampler = steps.run, steps.eval_problems, steps.sampler
+    both = {}
+    if how.scores and engine_scores(sampler, how.aggregate):
+        both = _both_ways(run, "eval", problems, sampler, how.calibration)
+        if demos:
+            own = replace(sampler, demos=demos)
+            made = _both_ways(run, "eval_demos", problems, own, None)
+            both |= {f"{name}_with_examples": each for name, each in made.items()}
+    metrics |= {f"{name}_with_examples": shown[name] for name in _SHOWN if name in shown}
+    if how.calibration is not None and how.calibration.of == "votes":
+        metrics = _calibrated(metrics, problems, run.iteration(0) / "eval", how.calibration)
+    return metrics | both
+
+
+def _both_ways(
+    run: Run,
+    kind: str,
+    problems: Sequence[Problem],
+    sampler: Sampler,
+    calibration: Calibration | None,
+) -> dict[str, Any]:
+    """Measure the stored draws of a kind by votes and by probabilities, which are scored first."""
+    folder = score_into(run, kind, problems, sampler)
+    by_id = {problem.id: problem for problem in problems}
+    scored, stored = read_scored(folder), read_draws(run.iteration(0) / kind)
+    return side_by_side(by_id, stored, scored, calibration)
+
+
+def _calibrated(
+    raw: dict[str, Any], problems: Sequence[Problem], draws: Path, calibration: Calibration
+) -> dict[str, Any]:
+    """Return the measures under a calibration of votes, and the raw ones that it changes."""
+    by_id = {problem.id: problem for problem in problems}
+    metrics = evaluation_metrics(by_id, read_draws(draws), calibration)
+    kept = {"ece": "ece_raw", "ece_ci": "ece_raw_ci", "brier": "brier_raw", "brier_ci": "brier_raw_ci"}
+    same = {"truncated_share": raw["truncated_share"]}
+    return raw | metrics | same | {name: raw[own] for own, name in kept.items() if own in raw}
