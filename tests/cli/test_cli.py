@@ -149,7 +149,11 @@ BAD = {
     ),
     "a task's column is missing": Bad(
         "train bad.jsonl {} []",
-        ("holds no rows for task judge", "Nearest is judge ratings", "--columns score=<its name>"),
+        (
+            "holds no rows for task judge",
+            "The nearest schema is judge ratings",
+            "--columns score=<its name>",
+        ),
         changed(1, "rated.jsonl", score=None),
     ),
     "ratings are no table of prompts and answers": Bad(

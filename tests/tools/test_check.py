@@ -216,7 +216,7 @@ def test_pieces_of_tokens_are_the_text_in_every_script(builder: SamplerBuilder, 
 def test_a_refused_example_is_said_to_be_one(builder: SamplerBuilder) -> None:
     draw = replace(_draw(builder), score=Score(0.0, "", "parse_error"))
     assert str(show_tokens(builder, TRAIN[0], draw).title).startswith(
-        "refused (unparsable), shown as an ex"
+        "refused (parse_error), shown as an ex"
     )
 
 
