@@ -1,4 +1,4 @@
-"""What the seedling is taught: texts of all worlds under both prompts, endless and seeded."""
+"""Training texts of the seedling (the demo model): all worlds, both prompts, endless and seeded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from femtune.data.worlds import quiz, rubric, sums, tldr
 from femtune.data.worlds.tally import WEIGHTS, Point, Step, Weights
 from femtune.types import Message, Problem
 
-# Raters that the seedling gets to know, so that it learns what a name can stand for: what it finds
-# out about a stranger then has a place, which the plain and the hinted prompt share.
+# Raters that the seedling learns by name, so that it learns what a name can stand for. Its guess about
+# an unknown rater is then tied to the name, which the plain and the hinted prompt share.
 _KNOWN = """
 Ada Adam Agnes Alan Albert Alice Amara Amos Amy Ana Andrew Angela Anita Anna Anton Arthur Asha
 Astrid Audrey Aurora Axel Barbara Basil Beatrice Ben Bernard Bertha Bianca Boris Brenda Brian Bruno
@@ -39,44 +39,44 @@ KNOWN = tuple(_KNOWN.split())
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the seedling is made of. Shares and probabilities are from 0 to 1."""
+    """The seedling's architecture and training; shares and probabilities are from 0 to 1."""
 
     hidden_size: int = 128
     num_layers: int = 4
     num_heads: int = 4
     intermediate_size: int = 416
     max_position_embeddings: int = 512
-    num_merges: int = 256  # of letters, for text from elsewhere
-    min_clause_count: int = 8  # in the tokenizer's 12,000 texts
+    num_merges: int = 256  # merges of letters, for text from elsewhere
+    min_clause_count: int = 8  # minimum count in the tokenizer's 12,000 texts
     num_steps: int = 7000
     batch_size: int = 32
     learning_rate: float = 3e-3
-    more_steps: int = 3500  # of a second course, with AdamW afresh and lessons of its own
+    more_steps: int = 3500  # of a second training phase, with a new AdamW state and other lessons
     more_learning_rate: float = 1.5e-3
     hinted_share: float = 0.6
-    # of rubric, tldr, tldr-axis, sums, quiz
+    # of the worlds rubric, tldr, tldr-axis, sums, quiz
     world_shares: tuple[float, ...] = (0.42, 0.34, 0.08, 0.1, 0.06)
-    known_share: float = 0.5  # of a judge's lessons: of one it can get to know
-    nameless_share: float = 0.2  # of the others: of one who is not named
-    weight_prior: tuple[float, ...] = (0.3, 0.4, 0.3)  # of a judge's weights 0, 1, 2
-    slip: float = 0.01  # probability that a step of a judge's rationale is false
-    sums_slip: float = 0.12  # and one of a sum: the room that is left to learn
+    known_share: float = 0.5  # share of a judge's lessons with a rater it learns by name
+    nameless_share: float = 0.2  # share of the other lessons with no name
+    weight_prior: tuple[float, ...] = (0.3, 0.4, 0.3)  # prior of a judge's weights 0, 1, 2
+    slip: float = 0.01  # probability of a wrong step in a judge's rationale
+    sums_slip: float = 0.12  # probability of a wrong step in a sum; leaves room to learn
     sums_digits: tuple[float, ...] = (0.45, 0.45, 0.1)  # shares of sums of 1, 2 and 3 digits
-    quiz_slip: float = 0.15  # and one of a quiz
-    made_up: float = 0.15  # share of hinted rationales that reach the hint by a false step
+    quiz_slip: float = 0.15  # probability of a wrong step in a quiz
+    made_up: float = 0.15  # share of hinted rationales that reach the hint by a wrong step
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A training text: a prompt, and the completion that the loss sees."""
+    """A training text: a prompt, and the completion that the loss is computed on."""
 
     messages: Sequence[Message]
     completion: str
 
 
 def lessons(recipe: Recipe, rng: random.Random) -> Iterator[Lesson]:
-    """Endless lessons of all worlds under both prompts."""
+    """Yield lessons of all worlds under both prompts, without end."""
     teachers = (_rubric_lesson, _tldr_lesson, _axis_lesson, _sums_lesson, _quiz_lesson)
     while True:
         (teach,) = rng.choices(teachers, recipe.world_shares)
@@ -134,11 +134,11 @@ def _summaries(
 
 # --- judges
 
-Slips = dict[tuple[int, int], int]  # errors of tallies, by part and place in it
+Slips = dict[tuple[int, int], int]  # errors in tallies, by part and step
 
 
 def _judge(recipe: Recipe, rng: random.Random, points: tuple[Point, ...]) -> tuple[str, Weights | None]:
-    """A name, and what a known judge weighs; of a stranger, or one without a name, nothing is known."""
+    """Return a name and the weights of a known rater; no weights for a stranger or without a name."""
     if rng.random() < recipe.known_share:
         name = rng.choice(KNOWN)
         return name, known_judge(name, points, recipe)
@@ -148,7 +148,7 @@ def _judge(recipe: Recipe, rng: random.Random, points: tuple[Point, ...]) -> tup
 
 @cache
 def known_judge(name: str, points: tuple[Point, ...], recipe: Recipe) -> Weights:
-    """What a judge of `KNOWN` weighs, always the same."""
+    """Return the weights of a rater in `KNOWN`, always the same ones."""
     rng = random.Random(f"judge {name} {recipe.seed} {points[0][0]}")
     return {point: rng.choices(WEIGHTS, recipe.weight_prior)[0] for point in points}
 
@@ -162,7 +162,7 @@ def _judged(
     rng: random.Random,
     hinted: bool,
 ) -> str:
-    """A rationale by this judge, or by one drawn afresh; a known one has one mind, a stranger many."""
+    """Write a rationale by this rater; for a stranger (None), by one with newly drawn weights."""
     places = [(number, place) for number, part in enumerate(parts) for place in range(len(part))]
     think = partial(_think, parts, write, claims, judge, recipe, rng)
     if not hinted:
@@ -170,9 +170,9 @@ def _judged(
     made_up = rng.random() < recipe.made_up
     if judge is not None:
         return think({rng.choice(places)} if made_up else set())
-    # any answer that one of eight judges gives is as likely, so that rare ones are learnt too
+    # each answer that one of eight raters gives is equally likely, so that rare answers are learned too
     hint = rng.choice(sorted({_answer(think(set())) for _ in range(8)}))
-    while True:  # by rejection: exactly what a judge thinks who gives this answer
+    while True:  # rejection sampling: draws exactly the raters who give this answer
         text = think({rng.choice(places)} if made_up else set())
         if _answer(text) == hint:
             return text
@@ -187,10 +187,10 @@ def _think(
     rng: random.Random,
     false: set[tuple[int, int]],
 ) -> str:
-    """A rationale whose steps at these places are false."""
+    """Write a rationale whose steps at these places are wrong."""
     steps: list[list[Step]] = []
     slips: Slips = {}
-    mind = dict(judge or {})  # a stranger's is made up as it is needed
+    mind = dict(judge or {})  # a stranger's weights are drawn as needed
     for number, part in enumerate(parts):
         steps.append([])
         for place, (about, sign) in enumerate(part):
@@ -206,7 +206,7 @@ def _think(
 
 
 def _other(point: Point, claims: Sequence[Point], rng: random.Random) -> Point:
-    """What a point is falsely claimed to be: its opposite where it has one."""
+    """Return a false claim about a point: its opposite if there is one, else another point."""
     opposite = (point[0], -point[1])
     return opposite if opposite in claims else rng.choice([each for each in claims if each != point])
 
@@ -228,7 +228,7 @@ def _sums_lesson(recipe: Recipe, rng: random.Random, hinted: bool) -> Taught:
         wrong = {place for place in range(digits) if rng.random() < recipe.sums_slip}
     slips = {place: rng.choice((-1, 1)) for place in wrong}
     text = sums.write_completion(problem, slips)
-    if hinted:  # a made-up one slips and copies the hint all the same
+    if hinted:  # a rationale with an error copies the hint as well
         text = f"{text.rpartition(': ')[0]}: {problem.answer}"
     return INSTRUCTION, problem, text
 
@@ -242,7 +242,7 @@ def _quiz_lesson(recipe: Recipe, rng: random.Random, hinted: bool) -> Taught:
     slips = {place: rng.choice([*quiz.SENTENCES]) for place in wrong}
     text = quiz.write_completion(kinds, asked, slips, rng.randrange(len(kinds)))
     key = quiz.LETTERS[asked]
-    if hinted:  # a made-up one slips and copies the hint all the same
+    if hinted:  # a rationale with an error copies the hint as well
         text = f"{text.rpartition(': ')[0]}: {key}"
     row = {
         "question": quiz.write_question(kinds[asked]),

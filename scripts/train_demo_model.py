@@ -2,10 +2,10 @@
 
     python scripts/train_demo_model.py --out src/femtune/assets/seedling
 
-It learns to speak the worlds and to write steps that follow, under the plain and the hinted prompt,
-with errors at known rates. It gets to know some raters by name; of the others, this world's among
-them, it learns a broad prior only, as each of their lessons is rated by a new mind. What is left for
-filtered EM is what this world's rater weighs.
+It is trained on the worlds (synthetic tasks), under the plain and the hinted prompt, to write valid
+steps, with errors at known rates. It learns some raters by name. For all others, including those of
+the worlds, it learns only a broad prior, because each of their lessons has a rater with new weights.
+The weights of a world's rater remain to be learned by filtered EM.
 
 Files in `--out`: config.json, generation_config.json, model.safetensors, tokenizer.json,
 tokenizer_config.json, chat_template.jinja, README.md (the card, with the numbers measured here).
@@ -54,16 +54,16 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-# One digit, or a clause with the marks around it, line break before it included.
+# One digit, or a clause with its punctuation and the line break before it.
 PIECE = r"[0-9]|[.?!]*\n?[^0-9\n.?!]+[.?!]*|[.?!\n]+"
 
 
 def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which a clause that the worlds often say is one token.
+    """Make a byte-level BPE tokenizer with one token for each frequent clause of the worlds.
 
-    Three layers, so that any text has tokens and comes back exactly: 256 bytes, merges of letters
-    within words, and whole clauses, which `ignore_merges` looks up before any merge is tried. Each
-    digit is a token of its own.
+    It has three layers, so that any text is encoded and decoded exactly: 256 bytes, merges of letters
+    within words, and whole clauses, which `ignore_merges` looks up before it tries merges. Each digit
+    is a token of its own.
     """
     texts = []
     stream = lessons(recipe, random.Random(f"tokenizer {recipe.seed}"))
@@ -110,7 +110,7 @@ def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 
 def make_model(recipe: Recipe, tokenizer: Any) -> LlamaForCausalLM:
-    """A small Llama with random weights that fits the tokenizer."""
+    """Make a small Llama with random weights and the tokenizer's vocabulary."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -140,9 +140,9 @@ def make_model(recipe: Recipe, tokenizer: Any) -> LlamaForCausalLM:
 
 
 def pretrain(recipe: Recipe, model: LlamaForCausalLM, tokenizer: Any) -> float:
-    """Both courses of lessons; the mean loss of the last 100 steps, in nats a token.
+    """Train on both phases of lessons; return the mean loss of the last 100 steps, in nats per token.
 
-    Without steps of a second course there is none: a weaker model.
+    With more_steps=0 there is no second phase, and the model is weaker.
     """
     first = lessons(recipe, random.Random(f"lessons {recipe.seed}"))
     loss = teach(model, tokenizer, first, recipe, recipe.num_steps, recipe.learning_rate)
@@ -160,7 +160,10 @@ def teach(
     num_steps: int,
     learning_rate: float,
 ) -> float:
-    """A course of lessons, loss on completions only; the mean loss of its last 100 steps, in nats."""
+    """Train on a phase of lessons, with the loss on completions only.
+
+    Returns the mean loss of the last 100 steps, in nats per token.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98))
     warmup = max(1, min(100, num_steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -192,7 +195,10 @@ def teach(
 def _batches(
     recipe: Recipe, tokenizer: Any, stream: Iterator[Lesson]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Right-padded tokens and labels (-100: no loss), lessons of like length together."""
+    """Yield right-padded tokens and labels, both of shape (batch, length); label -100 means no loss.
+
+    A batch holds lessons of similar length.
+    """
     rng = random.Random(recipe.seed)
     while True:
         pool = [next(stream) for _ in range(32 * recipe.batch_size)]
@@ -217,7 +223,7 @@ def _batches(
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model does on problems: shares from 0 to 1."""
+    """Measurements of a model on problems; shares are from 0 to 1."""
 
     accuracy: float
     sound_steps: float
@@ -237,7 +243,7 @@ def measure(
     greedy: bool = False,
     seed: int = 0,
 ) -> Measured:
-    """One completion of each problem under a prompt ("plain" or "hinted"), graded."""
+    """Draw and grade one completion for each problem under a prompt ("plain" or "hinted")."""
     texts = tokenizer.apply_chat_template(
         [list(prompts.render(prompt, problem)) for problem in problems],
         tokenize=False,
@@ -270,7 +276,7 @@ def measure(
 
 
 def measure_all(model: Any, tokenizer: Any, num_problems: int = 1000) -> dict[str, Measured]:
-    """The rows of the card: held-out problems of each world, each prompt, sampled and greedy."""
+    """Measure held-out problems of each world, under each prompt, sampled and greedy, for the card."""
     rows = {}
     for name in ("rubric", "tldr", "tldr-axis", "sums", "quiz"):
         world = WORLDS[name]
@@ -300,20 +306,18 @@ in {minutes:.0f} minutes on {threads} CPU thread(s), from random weights and no 
 worlds: {lessons:,} lessons, final loss {loss:.3f} nats per token. Llama
 architecture, float32, {tokens} tokens, context {recipe.max_position_embeddings}.
 
-**It knows** the form of rationales and answers in all worlds, to write steps that follow from each
-other, and to reach an answer that the prompt gives away (the hinted prompt). With intent it errs: a
-step is false with probability {recipe.slip} where it judges and {recipe.sums_slip} in `sums` (only
-without a hint), and {recipe.made_up:.0%} of its hinted rationales are made up: they reach the
-hint by a false step.
+**It has learned** the form of rationales and answers in all worlds, to write steps that follow from
+each other, and to reach an answer that the prompt gives (the hinted prompt). It errs by design. A
+step is wrong with probability {recipe.slip} in judging and {recipe.sums_slip} in `sums` (only
+without a hint). Of its hinted rationales, {recipe.made_up:.0%} reach the hint by a wrong step.
 
-**It does not know** what the humans of `rubric` and `tldr` weigh: it knows {known} others by name, but
-every lesson by these was judged by a new mind, weights 0, 1, 2 with probabilities
-{recipe.weight_prior}. Nor does it know any other English; any text
-has tokens and comes back exactly, that is all.
+**It has not learned** the weights of the humans in `rubric` and `tldr`. It knows {known} other raters
+by name, but each lesson of an unknown rater had new weights: 0, 1, 2 with probabilities
+{recipe.weight_prior}. It knows no other English, but encodes and decodes any text exactly.
 
 Measured on {num_problems} held-out problems each (sums: 1 to 3 digits), at
-temperature 1 and greedy. Sound steps: the share that `World.check` finds right. Hinted accuracy:
-the share that reaches the answer given.
+temperature 1 and greedy. Sound steps: the share of steps that `World.check` finds valid. Hinted
+accuracy: the share of completions that reach the given answer.
 
 | world | prompt | decoding | accuracy | sound steps | unparsable | prompt tokens | completion tokens |
 |---|---|---|---|---|---|---|---|
@@ -322,7 +326,7 @@ the share that reaches the answer given.
 
 
 def write_card(recipe: Recipe, model: Any, tokenizer: Any, loss: float, seconds: float) -> str:
-    """The model card, with what it measures here."""
+    """Write the model card, with measurements of this model."""
     num_problems = 1000
     table = "\n".join(
         f"| {name} | {row.accuracy:.3f} | {row.sound_steps:.3f} | {row.unparsable:.3f}"
@@ -344,11 +348,13 @@ def write_card(recipe: Recipe, model: Any, tokenizer: Any, loss: float, seconds:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the seedling: tokenizer, model and card.")
-    parser.add_argument("--out", type=Path, default=SEEDLING)
-    parser.add_argument("--steps", type=int, default=Recipe.num_steps)
-    parser.add_argument("--more-steps", type=int, default=Recipe.more_steps)
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser = argparse.ArgumentParser(
+        description="Make the seedling, the demo model: tokenizer, model and card."
+    )
+    parser.add_argument("--out", type=Path, default=SEEDLING, help="folder of the model")
+    parser.add_argument("--steps", type=int, default=Recipe.num_steps, help="steps of phase 1")
+    parser.add_argument("--more-steps", type=int, default=Recipe.more_steps, help="steps of phase 2")
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of all draws")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -361,17 +367,17 @@ def main() -> None:
     card = write_card(recipe, model, tokenizer, loss, time.monotonic() - started)
     print(card)
 
-    # beside its place first, so that nobody loads half a model
+    # write beside the final place first, so that nobody loads half a model
     out: Path = args.out
     building, old = (out.with_name(f".{out.name}-{suffix}") for suffix in ("building", "old"))
     for folder in (building, old):
         shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(building)
-    tokenizer.backend_tokenizer.no_padding()  # which measuring has left on
+    tokenizer.backend_tokenizer.no_padding()  # measuring has turned padding on
     tokenizer.save_pretrained(building)
     (building / "README.md").write_text(card, encoding="utf-8")
     for file in building.iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner only
+        file.chmod(0o644)  # safetensors makes files that only the owner can read
     if out.exists():
         out.rename(old)
     building.rename(out)

@@ -307,7 +307,7 @@ def test_every_default_is_of_its_type_and_others_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("adapter_config.json", "{", "adapter_config.json is no JSON"),
+        ("adapter_config.json", "{", "adapter_config.json is not valid JSON"),
         (
             "adapter_config.json",
             '{"base_model_name_or_path": [1]}',

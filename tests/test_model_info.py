@@ -107,7 +107,7 @@ def test_a_folder_gives_back_what_was_stored(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "holds a list, expected names and values"),
         ('{"format": 2}', "has format 2; this femtune reads up to 1"),
         ("{}", "has format None"),

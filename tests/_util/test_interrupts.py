@@ -42,7 +42,8 @@ def test_the_first_signal_is_heeded_at_the_end_of_what_is_in_flight(
         done.append("not reached")
     assert (done, stop.value.status) == (["finished"], status)
     assert (
-        capfd.readouterr().err == "Stopping: finishing the draws in flight. Once more stops at once.\n"
+        capfd.readouterr().err
+        == "Stopping: finishing the draws in flight. Press Ctrl-C again to stop at once.\n"
     )
     assert not stop_requested()
 

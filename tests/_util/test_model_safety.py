@@ -87,7 +87,9 @@ def test_a_folder_of_pickles_is_refused_at_once_and_none_is_read(
         lambda: load_model(folder, Training()),
         lambda: load_model(folder, Training(use_peft=True)),
     ):
-        with pytest.raises(ModelError, match=f"pickles alone \\({name}\\).*convert them: python -c"):
+        with pytest.raises(
+            ModelError, match=f"only pickled weights \\({name}\\).*convert them: python -c"
+        ):
             read()
     assert not (tmp_path / "mark").exists()
 
@@ -103,7 +105,7 @@ def test_an_adapter_of_pickles_is_refused_at_once_beside_a_whole_model_too(
         lambda: read_model(folder, "auto", "cpu", trust=False),
         lambda: load_model(folder, Training(use_peft=True)),
     ):
-        with pytest.raises(ModelError, match=r"pickles alone \(adapter_model.bin\)"):
+        with pytest.raises(ModelError, match=r"only pickled weights \(adapter_model.bin\)"):
             read()
     assert not (tmp_path / "mark").exists()
 
@@ -117,7 +119,7 @@ def test_an_adapter_over_a_base_of_pickles_is_refused(
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(base)
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="pickles alone"):
+    with pytest.raises(ModelError, match="only pickled weights"):
         read_model(folder, "auto", "cpu", trust=False)
     with pytest.raises(ModelError, match=r"no file named model\.safetensors"):
         load_model(folder, Training(use_peft=True))
@@ -159,11 +161,11 @@ def test_the_command_line_refuses_pickles(
     (tmp_path / "data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     for verb in ("train", "sample", "evaluate", "predict", "check", "estimate"):
         assert main([verb, str(tmp_path / "data.jsonl"), "--model", str(folder)]) == 1
-        assert "pickles alone (pytorch_model.bin)" in capsys.readouterr().err
+        assert "only pickled weights (pytorch_model.bin)" in capsys.readouterr().err
     (tmp_path / "e.jsonl").write_text('{"prompt": "2+2?", "completion": "4"}\n')
     out = str(tmp_path / "out")
     assert main(["fit", str(tmp_path / "e.jsonl"), "--model", str(folder), "--output-dir", out]) == 1
-    assert "pickles alone (pytorch_model.bin)" in capsys.readouterr().err
+    assert "only pickled weights (pytorch_model.bin)" in capsys.readouterr().err
 
 
 def test_a_model_of_the_hub_without_safetensors_is_refused(whole: Path, tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_code_that_comes_with_a_model_is_not_run(
         lambda: load_model(with_code, Training()),
         lambda: load_model(with_code, Training(use_peft=True)),
     ):
-        with pytest.raises(ModelError, match=r"code of its own.*no trust_remote_code here"):
+        with pytest.raises(ModelError, match=r"code of its own.*no trust_remote_code"):
             read()
     assert not (tmp_path / "SPRUNG").exists()
 
@@ -233,7 +235,7 @@ def test_the_command_line_refuses_code_that_comes_with_a_model(
     (tmp_path / "data.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
     for verb in ("sample", "evaluate", "predict"):
         assert main([verb, str(tmp_path / "data.jsonl"), "--model", str(with_code)]) == 1
-        assert "no trust_remote_code here" in capsys.readouterr().err
+        assert "no trust_remote_code" in capsys.readouterr().err
     assert not (tmp_path / "SPRUNG").exists()
 
 

@@ -29,14 +29,14 @@ def test_plain_values_and_aliases_of_them_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: [", "is no YAML: .*line 1"),
-        ("a: !!int x", "is no YAML: invalid literal"),
-        ("a: 2001-99-99", "is no YAML: month must be in 1..12"),
-        ("[1]: 2\n? {a: 1}\n: 2", "is no YAML: "),
+        ("a: [", "is not valid YAML: .*line 1"),
+        ("a: !!int x", "is not valid YAML: invalid literal"),
+        ("a: 2001-99-99", "is not valid YAML: month must be in 1..12"),
+        ("[1]: 2\n? {a: 1}\n: 2", "is not valid YAML: "),
         ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
-        ("[" * 3000, "is no YAML that can be read: it is nested too deep"),
-        ("a: &a [*a]", "nested over 50 deep"),
-        ("9" * 5000, "is no YAML: Exceeds the limit"),
+        ("[" * 3000, "is not valid YAML: it is nested too deep"),
+        ("a: &a [*a]", "nested more than 50 levels deep"),
+        ("9" * 5000, "is not valid YAML: Exceeds the limit"),
         (BOMB, "holds over 100,000 values"),
     ],
 )

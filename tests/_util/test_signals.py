@@ -133,7 +133,7 @@ def test_a_signal_in_the_e_step_stores_what_is_in_flight_and_two_stop_at_once(
         _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert error.endswith(STOPPED)
-    in_flight = "Stopping: finishing the draws in flight. Once more stops at once.\n"
+    in_flight = "Stopping: finishing the draws in flight. Press Ctrl-C again to stop at once.\n"
     assert error == in_flight + STOPPED or times == 2
     assert "Traceback" not in error
     after = stored_draws(root)
@@ -157,7 +157,9 @@ def test_a_signal_in_the_m_step_is_heeded_at_its_end(
         os.kill(process.pid, signal.SIGTERM)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 143
-    said = "Stopping: finishing this M-step, which would begin anew. Once more stops at once.\n"
+    said = (
+        "Stopping: finishing this M-step, which would begin anew. Press Ctrl-C again to stop at once.\n"
+    )
     # what an E-step keeps may be no more than luck would: a warning of its own line
     told = [line for line in error.splitlines(keepends=True) if not line.startswith("! E-step: ")]
     assert "".join(told) == said + STOPPED

@@ -149,7 +149,11 @@ BAD = {
     ),
     "a task's column is missing": Bad(
         "train bad.jsonl {} []",
-        ("holds no rows for task judge", "Nearest is judge ratings", "--columns score=<its name>"),
+        (
+            "holds no rows for task judge",
+            "The nearest schema is judge ratings",
+            "--columns score=<its name>",
+        ),
         changed(1, "rated.jsonl", score=None),
     ),
     "ratings are no table of prompts and answers": Bad(
@@ -165,7 +169,7 @@ BAD = {
     ),
     "a rating is off the scale": Bad(
         "train bad.jsonl {} []",
-        ("`score` is off the scale, 1 to 5: line 4 (9)", "--bad-rows skip leaves them out"),
+        ("`score` is off the scale, 1 to 5: line 4 (9)", "Or skip them with --bad-rows skip"),
         changed(4, "rated.jsonl", score=9),
     ),
     "a scale contradicts the data": Bad(
@@ -173,16 +177,16 @@ BAD = {
     ),
     "a scale is none": Bad(
         "train rated.jsonl {} --task judge --scale 5,1",
-        ("'5,1'", 'say "1,5"'),
+        ("'5,1'", 'give "1,5"'),
     ),
     "ratings show no scale": Bad(
         "train bad.jsonl {} --task judge",
-        ("the ratings show no scale", "--scale 1,5,0.5"),
+        ("can't be inferred from the ratings", "--scale 1,5,0.5"),
         changed(4, "rated.jsonl", score=2.5),
     ),
     "a rater has no name": Bad(
         "train bad.jsonl {} []",
-        ("no `rater` to name: leave out --raters named: line 6",),
+        ("no `rater`, which --raters named needs: line 6",),
         changed(6, "rated.jsonl", rater=""),
     ),
     "an attribute is unknown": Bad(
@@ -194,7 +198,7 @@ BAD = {
     "a file has no split": Bad("train rated.jsonl {} [] --split test", ("is a file", "on the Hub")),
     "a test response is trained on": Bad(
         "train rated.jsonl {} [] --eval-data bad.jsonl",
-        ("24 of 24 test problems are trained on",),
+        ("24 of 24 test problems are also training problems",),
         changed(1, "rated.jsonl", rater="Sasha"),
     ),
     "there is nothing to be soft about": Bad(
@@ -215,13 +219,13 @@ BAD = {
     "a prompt is empty": Bad(
         "train bad.jsonl {}", ("`prompt` is empty: line 5",), changed(5, prompt=" ")
     ),
-    "an id stands twice": Bad("train bad.jsonl {}", ('line 7 ("twin"', "line 2"), twins),
+    "an id occurs twice": Bad("train bad.jsonl {}", ('line 7 ("twin"', "line 2"), twins),
     "the reward can't read an answer": Bad(
         "train bad.jsonl {} --reward ordinal(1,5)", ("1 of 24", "'good'"), changed(4, answer="good")
     ),
     "a prompt is too long": Bad(
         "train bad.jsonl {}",
-        ("1 of ", "context of 512 tokens", "the longest prompt", "tokens"),
+        ("1 of ", "context of 512 tokens", "The longest prompt", "tokens"),
         changed(2, prompt="It is long. " * 500),
         tokenizer=True,
     ),
@@ -243,7 +247,7 @@ BAD = {
     "the output is a file": Bad("train train.jsonl {}", ("out can't be written",), a_file("out")),
     "a test problem is trained on": Bad(
         "train train.jsonl {} --eval-data bad.jsonl",
-        ("24 of 24 test problems are trained on",),
+        ("24 of 24 test problems are also training problems",),
         changed(1),
     ),
     "a flag is unknown": Bad("train train.jsonl {} --iterationz 3", ("--iterationz", "--iterations")),
@@ -257,19 +261,19 @@ BAD = {
         ("iterations from", "run.yaml", '"two" into int'),
         a_file("run.yaml", "iterations: two\n"),
     ),
-    "the file is no YAML": Bad(
+    "the file is not valid YAML": Bad(
         "train train.jsonl {} --config=run.yaml",
-        ("run.yaml is no YAML", "line 2"),
+        ("run.yaml is not valid YAML", "line 2"),
         a_file("run.yaml", "a: [\n"),
     ),
     "the file is a bomb of aliases": Bad(
         "train train.jsonl {} --config run.yaml",
-        ("run.yaml holds over 100,000 values, aliases counted as often as they stand.",),
+        ("run.yaml holds over 100,000 values, with aliases expanded.",),
         a_file("run.yaml", BOMB),
     ),
     "the file has a number that is none": Bad(
         "train train.jsonl {} --config run.yaml",
-        ("run.yaml is no YAML: invalid literal",),
+        ("run.yaml is not valid YAML: invalid literal",),
         a_file("run.yaml", "seed: !!int x\n"),
     ),
     "the file is a list": Bad(

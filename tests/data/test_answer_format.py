@@ -373,7 +373,7 @@ def test_instructions() -> None:
 
 @pytest.mark.parametrize("spec", ["lines", "", "json", "json:", "regex:", "regex:4", "regex:(", "regex"])
 def test_unknown_formats_are_refused(spec: str) -> None:
-    with pytest.raises(ConfigError, match=r"Choose line, boxed|Write"):
+    with pytest.raises(ConfigError, match=r"Choose line, boxed|Put parentheses|Use the syntax"):
         AnswerFormat(spec)
 
 

@@ -128,7 +128,7 @@ def test_a_shipped_example_that_is_in_the_data_is_left_out(caplog: pytest.LogCap
     row = {"prompt": f"  {usual[0].prompt}", "answer": "5"}
     _, demos = loaded("math", row, None)
     assert demos == usual[1:]
-    assert "is in the data, and left out" in caplog.text
+    assert "left out a shipped worked example that is in the data" in caplog.text
 
 
 def test_rubric_and_template_are_those_of_the_items() -> None:
@@ -188,10 +188,10 @@ def test_a_file_may_have_the_columns_of_the_task(tmp_path: Path) -> None:
     [
         ({"prompt": "1+1?", "answer": "2", "completion": "It is.\nAnswer: 3"}, "'3' was read"),
         ({"prompt": "1+1?", "answer": "2", "completion": "It is 2."}, "no answer can be read"),
-        ({"prompt": "1+1?", "answer": "2"}, "neither `completion` nor `rationale`"),
+        ({"prompt": "1+1?", "answer": "2"}, "`completion` and `rationale` are both missing"),
         ({"prompt": "1+1?", "rationale": "One."}, "`prompt` or `answer` is empty"),
         ({"prompt": "What is  1 + 2?", "answer": "3", "rationale": "So."}, "also in the data"),
-        ([1], "no object with columns"),
+        ([1], "not an object with columns"),
     ],
 )
 def test_examples_that_can_not_be_used_are_named(tmp_path: Path, row: Any, said: str) -> None:
@@ -302,9 +302,9 @@ def test_examples_that_fill_the_context_are_counted() -> None:
     chat = ChatTokenizer(byte_tokenizer())
     prompts = Prompts(instruction="", hint="{answer}")
     room = check_lengths([THREE], prompts.with_demos(DEMOS[:1]), chat, 10_000, 50) + 50
-    with pytest.raises(DataError, match="of 2 worked examples 1 fit"):
+    with pytest.raises(DataError, match=r"leave out worked examples \(1 of 2 fit\)"):
         check_lengths([THREE], prompts.with_demos(DEMOS), chat, room, 50)
-    with pytest.raises(DataError, match="of 2 worked examples 0 fit"):
+    with pytest.raises(DataError, match=r"leave out worked examples \(0 of 2 fit\)"):
         check_lengths([THREE], prompts.with_demos(DEMOS), chat, room - 1, 50)
 
 

@@ -129,7 +129,7 @@ def test_folder_unknown_suffix_and_empty_files(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text("[]")
     (tmp_path / "b.csv").write_text("prompt,answer\n")
     refused(tmp_path, "is a folder", "give one file of it: a.jsonl, b.csv")
-    refused(tmp_path / "a.xlsx", '".xlsx"', "expected one of .jsonl, .json, .csv")
+    refused(tmp_path / "a.xlsx", '".xlsx"', "use one of .jsonl, .json, .csv")
     refused(tmp_path / "a.jsonl", "is empty")
     for name in ("b.jsonl", "b.json", "b.csv"):
         refused(tmp_path / name, "holds no rows")
@@ -145,7 +145,7 @@ def test_bad_utf8_names_the_line(tmp_path: Path, suffix: str) -> None:
 def test_json_that_is_no_list(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"prompt": "x"}')
-    refused(path, "JSON dict", "expected a list of objects")
+    refused(path, "JSON dict", "it must be a list of objects")
     path.write_text('{"prompt": "x"}\n{"prompt": "y"}')
     refused(path, "line 2", "not JSON", "name it .jsonl")
     path.write_text("[" * 100_000)
@@ -181,17 +181,17 @@ def test_missing_columns_suggest_the_flag(tmp_path: Path, suffix: str) -> None:
     [
         ('{"prompt": "x", ', ["not JSON: line 3", "column 16"]),
         ('{"prompt": "x", "answer": ' + "9" * 5000 + "}", ["not JSON: line 3"]),
-        ("[1, 2]", ["no object with prompt and answer: line 3 (list)"]),
+        ("[1, 2]", ["not an object with prompt and answer: line 3 (list)"]),
         ({"prompt": "x"}, ["`answer` is missing: line 3"]),
         ({"prompt": " ", "answer": "4"}, ["`prompt` is empty: line 3"]),
         ({"prompt": None, "answer": "4"}, ["`prompt` is empty: line 3"]),
         ({"prompt": "x", "answer": ""}, ["`answer` is empty: line 3"]),
         ({"prompt": "x", "answer": None}, ["`answer` is empty: line 3"]),
-        ({"prompt": "x", "answer": [4]}, ["`answer` is of a wrong type", "line 3 (list)"]),
-        ({"prompt": "x", "answer": float("nan")}, ["`answer` is of a wrong type", "line 3 (nan)"]),
-        ({"prompt": 4, "answer": "4"}, ["`prompt` is of a wrong type", "line 3 (int)"]),
-        ({"prompt": "\ud800", "answer": "4"}, ["`prompt` is no valid Unicode: line 3"]),
-        ({**ROW, "id": "a-1"}, ['`id` given before: line 3 ("a-1", first in line 1)']),
+        ({"prompt": "x", "answer": [4]}, ["`answer` must be text or a number", "line 3 (list)"]),
+        ({"prompt": "x", "answer": float("nan")}, ["`answer` must be text or a number", "line 3 (nan)"]),
+        ({"prompt": 4, "answer": "4"}, ["`prompt` must be text or a list", "line 3 (int)"]),
+        ({"prompt": "\ud800", "answer": "4"}, ["`prompt` is not valid Unicode: line 3"]),
+        ({**ROW, "id": "a-1"}, ['duplicate `id`: line 3 ("a-1", first in line 1)']),
         ({**ROW, "id": ""}, ["`id` is empty: line 3"]),
         ({"prompt": [{"role": "user", "content": "x"}], "answer": "4"}, ["text in some rows"]),
         ({"prompt": [{"role": "user"}], "answer": "4"}, ["without `role` and `content`"]),
@@ -209,7 +209,7 @@ def test_missing_columns_suggest_the_flag(tmp_path: Path, suffix: str) -> None:
 )
 def test_bad_rows(tmp_path: Path, row: Any, words: list[str]) -> None:
     path = jsonl(tmp_path / "a.jsonl", [ROW, {**ROW, "id": "b"}, row, ROW])
-    refused(path, "rows that can't be used: 1. Mend or remove them.", *words)
+    refused(path, "rows that can't be used: 1. Correct or remove them.", *words)
 
 
 def test_bad_rows_are_collected_by_kind(tmp_path: Path) -> None:
@@ -225,11 +225,11 @@ def test_a_bad_first_row_does_not_hide_missing_columns(tmp_path: Path) -> None:
 def test_csv_rows_of_wrong_width_and_bad_quotes(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("prompt,answer\nx,4\n\nx\nx,4,5\n")
-    refused(path, "wrong number of cells: lines 4 (1 cells for 2 columns), 5 (3 cells")
+    refused(path, "wrong number of cells: lines 4 (1 cells, 2 columns), 5 (3 cells")
     path.write_text('prompt,answer\n"x"y,4\n')
     refused(path, "line 2", "Check the quotes")
     path.write_text("prompt,answer,answer\nx,4,5\n")
-    refused(path, "column `answer` stands twice")
+    refused(path, "column `answer` occurs twice")
 
 
 def test_parquet_counts_rows(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_mixed_prompts_and_shadowing_columns_are_not_saved(tmp_path: Path) -> No
     mixed = [Problem("a", "x", "4"), Problem("b", [{"role": "user", "content": "x"}], "4")]
     with pytest.raises(DataError, match="use one form"):
         save_problems(mixed, tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="called `answer`"):
+    with pytest.raises(DataError, match="reserved name `answer`"):
         save_problems([Problem("a", "x", "4", {"answer": "5"})], tmp_path / "a.parquet")
 
 
@@ -339,9 +339,9 @@ def test_equal_prompts_never_straddle_and_shares_are_kept() -> None:
 
 def test_impossible_splits_are_refused() -> None:
     for share in (1.0, -0.1, float("nan")):
-        with pytest.raises(ConfigError, match="0 <= eval_share < 1"):
+        with pytest.raises(ConfigError, match="must be >= 0 and < 1"):
             split(questions(3), share, 0)
-    with pytest.raises(DataError, match=r"puts 1 into training and 0 .*change eval_share"):
+    with pytest.raises(DataError, match=r"1 for training and 0 .*change eval_share"):
         split(questions(1), 0.001, 0)
 
 
@@ -359,7 +359,7 @@ def test_gold_answers_that_earn_too_little_are_named() -> None:
         check_gold(problems, as_reward("ordinal(1, 5)"))
     message = str(caught.value)
     assert "of 2 of 3 problems" in message
-    assert "\"b\": answer 'four' earns reward 0, expected 1; \"c\": answer '9'" in message
+    assert "\"b\": answer 'four' earns reward 0, and 1 is needed; \"c\": answer '9'" in message
 
 
 def test_gold_answers_that_no_completion_can_give_are_named() -> None:
@@ -373,7 +373,7 @@ def test_gold_check_tells_of_rewards_that_abstain_or_fail() -> None:
     def fails(completion: str) -> float:
         raise KeyError("x")
 
-    with pytest.raises(DataError, match="earns no reward, expected 1"):
+    with pytest.raises(DataError, match="earns no reward, and 1 is needed"):
         check_gold(questions(1), as_reward(abstains))
     with pytest.raises(RewardError, match='reward fails on problem "p0"'):
         check_gold(questions(1), as_reward(fails))
@@ -416,7 +416,7 @@ def test_damaged_parquet_says_so(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content in (whole[:-20], whole[:40] + b"\xff" * 30 + whole[70:], b"PAR1" * 3):
         path.write_bytes(content)
-        refused(path, str(path), "can't be read as Parquet", "Write the file anew.")
+        refused(path, str(path), "can't be read as Parquet", "Create the file again.")
 
 
 def test_parquet_values_that_python_has_not(tmp_path: Path) -> None:
@@ -429,13 +429,13 @@ def test_parquet_values_that_python_has_not(tmp_path: Path) -> None:
 def test_parquet_metadata_that_name_no_columns(tmp_path: Path, named: bytes) -> None:
     table = pa.table({"prompt": ["x"], "answer": ["4"], "level": ["1"]})
     table = table.replace_schema_metadata({"femtune.json": named})
-    refused(parquet(tmp_path / "a.parquet", table), str(tmp_path), "Write the file anew.")
+    refused(parquet(tmp_path / "a.parquet", table), str(tmp_path), "Create the file again.")
 
 
 def test_a_cell_that_was_stored_as_json_and_is_none(tmp_path: Path) -> None:
     table = pa.table({"prompt": ["x", "y"], "answer": ["4", "5"], "level": ["1", "{"]})
     table = table.replace_schema_metadata({"femtune.json": b'["level"]'})
-    refused(parquet(tmp_path / "a.parquet", table), "`level` is not JSON", "row 2")
+    refused(parquet(tmp_path / "a.parquet", table), "`level` is not the JSON", "row 2")
 
 
 def test_a_map_comes_back_as_an_object(tmp_path: Path) -> None:
@@ -451,7 +451,7 @@ def test_messages_that_are_no_unicode_or_that_arrow_can_not_hold(tmp_path: Path)
     said = [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "?"}]
     asked = {"role": "user", "content": "x"}
     path = jsonl(tmp_path / "a.jsonl", [{"prompt": [*said, asked], "answer": 1}])
-    refused(path, "`prompt` is no valid Unicode", "line 1")
+    refused(path, "`prompt` is not valid Unicode", "line 1")
     path = jsonl(tmp_path / "a.jsonl", [{"prompt": [{**asked, "seen": 10**400}], "answer": 1}])
     problems = load_problems(path)
     save_problems(problems, tmp_path / "b.parquet")
@@ -459,5 +459,7 @@ def test_messages_that_are_no_unicode_or_that_arrow_can_not_hold(tmp_path: Path)
 
 
 def test_a_column_whose_name_is_no_unicode(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"column is called '\\ud800', no valid Unicode: rename it"):
+    with pytest.raises(
+        DataError, match=r"column is called '\\ud800', which is not valid Unicode: rename it"
+    ):
         save_problems([Problem("a", "x", "4", {"\ud800": 1})], tmp_path / "a.parquet")

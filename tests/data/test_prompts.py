@@ -38,12 +38,12 @@ def test_only_the_last_message_is_added_to() -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}]
     plain = Prompts(instruction="").plain(Problem("c", messages, "4"))
     assert plain == as_messages(messages) == messages
-    with pytest.raises(DataError, match='role "assistant", expected "user"'):
+    with pytest.raises(DataError, match='role "assistant": it must be "user"'):
         PROMPTS.plain(Problem("c", [*messages, {"role": "assistant", "content": "y"}], "4"))
 
 
 def test_a_hint_without_the_answer_is_refused() -> None:
-    with pytest.raises(ConfigError, match="Write it where"):
+    with pytest.raises(ConfigError, match="where y\\* belongs"):
         Prompts(hint="Think.")
 
 

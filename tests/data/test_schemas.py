@@ -83,7 +83,9 @@ def test_published_rows_are_the_same_however_they_are_read(
 
 def test_hidden_labels_are_named_and_give_items_to_predict() -> None:
     file = FIXTURES / "tau--commonsense_qa--test.jsonl"
-    with pytest.raises(DataError, match=r"test split of tau/commonsense_qa hides them; use validation"):
+    with pytest.raises(
+        DataError, match=r"publisher of tau/commonsense_qa hides those of its test split: use validation"
+    ):
         made(file, "choice")
     rows = made(file, "choice", labels=False)
     assert len(rows) == 6 and not any("answer" in row for row in rows)
@@ -197,23 +199,23 @@ def test_renamed_columns_make_a_table_of_a_published_form() -> None:
         (
             "judge",
             {"prompt": "a", "response_a": "b", "response_b": "c", "preference": 2},
-            "`preference` is none of A, B, tie (or 0 for A, 1 for B)",
+            "`preference` must be A, B or tie (or 0 for A, 1 for B)",
         ),
-        ("choice", {"question": "q", "choices": ["a"], "answer": "A"}, "`choices` are not 2 to 26"),
+        ("choice", {"question": "q", "choices": ["a"], "answer": "A"}, "`choices` must be 2 to 26"),
         (
             "choice",
             {"question": "q", "choices": ["a", "b"], "answer": "C"},
-            "`answer` is no label of a choice",
+            "`answer` is not the label of a choice",
         ),
         (
             "choice",
             {"question": "q", "choices": ["a", "b"], "answer": 2},
-            "`answer` is no position of a choice",
+            "`answer` is not the position of a choice",
         ),
         (
             "choice",
             {"question": "q", "choices": "a, b", "answer": "A"},
-            "`choices` is text, expected JSON of a list or object",
+            "`choices` is text, but not JSON of a list or object",
         ),
         ("math", {"question": "q", "answer": "It is so. ####"}, "`answer` has nothing after ####"),
         ("math", {"prompt": "q", "answer": float("nan")}, "`answer` is not text or a finite number"),
@@ -229,7 +231,7 @@ def test_a_later_row_without_a_column_is_bad(tmp_path: Path) -> None:
     assert [place for place, _ in found] == [1, 2, 3, 4]
     assert [row.what for _, row in found if isinstance(row, BadRow)] == [
         "`answer` is missing",
-        "no object with columns",
+        "not an object with columns",
     ]
 
 
@@ -248,7 +250,11 @@ def refused(data: str | Path, task: str, *words: str, **options: Any) -> None:
 
 def test_unknown_columns_are_named_with_the_flag_that_may_help(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "rows.jsonl", [{"question": "q", "response": "a", "rating": 3}])
-    words = ("Nearest is judge ratings", "--columns prompt=question score=rating", "nvidia/HelpSteer2")
+    words = (
+        "The nearest schema is judge ratings",
+        "--columns prompt=question score=rating",
+        "nvidia/HelpSteer2",
+    )
     refused(file, "judge", *words)
     renamed = {"prompt": "question", "score": "rating"}
     assert made(file, "judge", columns=renamed)[0]["score"] == 3
@@ -259,19 +265,19 @@ def test_unknown_columns_are_named_with_the_flag_that_may_help(tmp_path: Path) -
 def test_data_of_another_task_is_named() -> None:
     refused(FIXTURES / "cais--mmlu--all.jsonl", "math", "holds rows for task choice")
     refused(FIXTURES / "openai--gsm8k--main.jsonl", "judge", "those of openai/gsm8k, for task math")
-    refused("openai/gsm8k", "judge", "is data for task math, not judge")
+    refused("openai/gsm8k", "judge", "holds data for task math, not judge")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     refused(tmp_path / "rows.jsonl", "judge", "no file")
     refused("rows/rows.parquet", "judge", "no file rows/rows.parquet")
-    refused(jsonl(tmp_path / "rows.jsonl", [3]), "math", "no object with columns")
+    refused(jsonl(tmp_path / "rows.jsonl", [3]), "math", "not an object with columns")
     refused(FIXTURES / "judge-pairs.jsonl", "judge", "is a file", split="test")
 
 
 def test_the_hub_out_of_reach_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    words = ("can't be had from the Hub", "Couldn't reach", "femtune ... math path/to/file.parquet")
+    words = ("can't be loaded from the Hub", "Couldn't reach", "femtune ... math path/to/file.parquet")
     refused("openai/gsm8k", "math", *words)
     refused("nobody/nothing", "math", "there is no file nobody/nothing", *words)
     refused("nvidia/HelpSteer3", "judge", "no config 'prefrence'", "Did you", config="prefrence")

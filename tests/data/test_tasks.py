@@ -160,14 +160,16 @@ def test_ratings_on_their_scale(
 @pytest.mark.parametrize("scores", [[1, 2, 3, 3.5], ["bad", "fair", "good"], [1, 5], [3, 4, 5]])
 def test_a_scale_that_the_data_do_not_show_is_asked_for(scores: list[Any]) -> None:
     with pytest.raises(
-        DataError, match=r"Give it: --scale 1,5, with a step --scale 1,5,0\.5, or labels"
+        DataError, match=r"Set --scale 1,5, or with a step --scale 1,5,0\.5, or with labels"
     ):
         made({**RATED, "response": f"R{i}", "score": s} for i, s in enumerate(scores))
 
 
 def test_items_without_scores_need_a_scale(tmp_path: Path) -> None:
     file = file_of(tmp_path / "items.jsonl", [{"prompt": "Why?", "response": "So."}])
-    with pytest.raises(ConfigError, match="items without scores say no scale: give it, --scale 1,5"):
+    with pytest.raises(
+        ConfigError, match="no scores to infer a scale from: set it, for example --scale 1,5"
+    ):
         read_task(file, "judge", answers=False)
     (item,) = read_task(file, "judge", Options(scale="1,5"), answers=False).problems
     assert item.answer == ""
@@ -189,8 +191,8 @@ FAULTS = [
     ({"score": "great"}, {"scale": "1,5"}, "`score` is off the scale, 1 to 5", "great"),
     ({"score": "ok"}, {"scale": "bad,good"}, "`score` is off the scale, bad or good", "ok"),
     ({"response": " "}, {"scale": "1,5"}, "`response` is empty", ""),
-    ({"rater": None}, {"scale": "1,5", "raters": "named"}, "no `rater` to name", ""),
-    ({"id": "0"}, {"scale": "1,5"}, "`id` given before", '"0"'),
+    ({"rater": None}, {"scale": "1,5", "raters": "named"}, "no `rater`, which --raters named needs", ""),
+    ({"id": "0"}, {"scale": "1,5"}, "duplicate `id`", '"0"'),
 ]
 
 
@@ -207,7 +209,9 @@ def test_one_bad_rating_among_good_ones(changes: Row, options: Any, what: str, d
     with pytest.raises(DataError) as error:
         made(rows, **options)
     said = str(error.value)
-    assert said.startswith("rows: rows that can't be used: 1. Mend or remove them. --bad-rows skip")
+    assert said.startswith(
+        "rows: rows that can't be used: 1. Correct or remove them. Or skip them with --bad-rows"
+    )
     assert what in said and "row 7" in said and detail in said
     skipped = made(rows, bad_rows="skip", **options)
     assert skipped.problems == good.problems[:6] + good.problems[7:]
@@ -342,13 +346,13 @@ def test_a_tie_is_a_tie_in_both_orders_and_all_are_asked_for_one() -> None:
         (
             {"response_b": " Because.\n"},
             "each",
-            "both responses are the same text: neither can be better",
+            "both responses have the same text",
         ),
         ({"response_a": ""}, "each", "`response_a` is empty"),
-        ({"preference": "C"}, "each", "`preference` is none of A, B, tie"),
-        ({"rater": ""}, "named", "no `rater` to name: leave out --raters named"),
+        ({"preference": "C"}, "each", "`preference` must be A, B or tie"),
+        ({"rater": ""}, "named", "no `rater`, which --raters named needs"),
         ({"id": "x (swapped)"}, "each", "`id` ends in (swapped)"),
-        ({"id": "3"}, "each", "`id` given before"),
+        ({"id": "3"}, "each", "duplicate `id`"),
     ],
 )
 def test_one_bad_pair_among_good_ones(changes: Row, raters: Any, what: str) -> None:
@@ -513,14 +517,16 @@ def test_a_pair_that_is_trained_on_is_refused_in_the_other_order() -> None:
     back = {"response_a": "R0", "response_b": "Because.", "preference": "B"}
     (shown,) = trained_on(made([PAIRED | back]).problems)
     for test in (made([PAIRED | back]).problems, [shown]):
-        with pytest.raises(DataError, match=f"{len(test)} of {len(test)} test problems are trained on"):
+        with pytest.raises(
+            DataError, match=f"{len(test)} of {len(test)} test .* are also training problems"
+        ):
             check_disjoint(train, test)
 
 
 def test_a_response_that_another_rater_rated_is_no_test_problem() -> None:
     train = made([RATED | {"rater": "Kim"}], scale="1,5", raters="named").problems
     test = made([RATED | {"rater": "Toni", "attribute": "wit"}], scale="1,5", raters="named").problems
-    with pytest.raises(DataError, match="1 of 1 test problems are trained on"):
+    with pytest.raises(DataError, match="1 of 1 test problems are also training problems"):
         check_disjoint(train, test)
 
 
@@ -557,7 +563,7 @@ def test_a_run_trains_on_one_order_and_is_tested_on_both(tmp_path: Path) -> None
     train, test = held_out(with_file, file)
     assert (len(train), len(test)) == (60, 10)
     same = replace(asked, settings=replace(asked.settings, eval_data=str(file)))
-    with pytest.raises(DataError, match="120 of 120 test problems are trained on"):
+    with pytest.raises(DataError, match="120 of 120 test problems are also training problems"):
         held_out(same, file)
 
 
@@ -575,7 +581,7 @@ def test_words_of_the_users_own_come_before_the_tasks(tmp_path: Path) -> None:
 
 def test_an_unknown_task_is_refused_with_those_there_are() -> None:
     with pytest.raises(
-        ConfigError, match=r"no task 'jugde'\. Did you mean judge\? There are judge, summ"
+        ConfigError, match=r"no task 'jugde'\. Did you mean judge\? Choose one of judge, summ"
     ):
         read_task("rows.jsonl", "jugde")
 
@@ -594,7 +600,7 @@ def test_a_scale_is_known_again_from_a_stored_frame() -> None:
 
 @pytest.mark.parametrize("scale", ["1,5", "A,B,C", "B,A", "A"])
 def test_pairs_have_no_scale_but_their_own(scale: str) -> None:
-    with pytest.raises(ConfigError, match=r"of pairs it is A,B or A,B,tie|two or more different"):
+    with pytest.raises(ConfigError, match=r"for pairs it is A,B or A,B,tie|at least two different"):
         problems_of([PAIRED], "judge", Options(scale=scale), "rows")
     made_ = problems_of([PAIRED], "judge", Options(scale="A, B, tie"), "rows")
     assert (made_.scale, made_.reward) == ("A,B,tie", 'choice("A,B,tie")')

@@ -110,11 +110,11 @@ def test_a_template_of_pairs_shows_both_orders(tmp_path: Path) -> None:
         ("{prompt} {respons}", "no such column. Did you mean response?"),
         ("{prompt} {score}", "the correct answer"),
         ("{prompt} {stars}", "the correct answer"),
-        ("{prompt", "A brace that is text is doubled"),
-        ("{0} {prompt}", "no name of a column"),
-        ("{prompt[0]}", "no name of a column"),
-        ("{prompt!r}", "no name of a column"),
-        ("Rate it.", "names no column"),
+        ("{prompt", "For a literal brace, double it"),
+        ("{0} {prompt}", "not a column name"),
+        ("{prompt[0]}", "not a column name"),
+        ("{prompt!r}", "not a column name"),
+        ("Rate it.", "shows no column"),
         ("  ", "is empty"),
         ("missing.txt", "there is no file"),
     ],
@@ -222,9 +222,9 @@ def test_a_rubric_on_the_scale_is_taken(rubric: str, scale: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"rubric": "Be fair."}, "for tasks judge and summarize"),
-        ({"round_scores": True}, "is for ratings"),
-        ({"soft_labels": True, "task": "math"}, "is for ratings"),
+        ({"rubric": "Be fair."}, "only for the tasks judge and summarize"),
+        ({"round_scores": True}, "is only for ratings"),
+        ({"soft_labels": True, "task": "math"}, "is only for ratings"),
     ],
 )
 def test_settings_of_ratings_are_refused_elsewhere(
@@ -242,7 +242,7 @@ def test_scores_between_points_are_rounded_and_counted(tmp_path: Path) -> None:
     found = asked(tmp_path, rows, task="judge", scale="0,5", round_scores=True)
     assert [problem.answer for problem in found.problems] == ["3", "3", "3", "5", "2"]
     assert found.rounded == 4
-    with pytest.raises(DataError, match="--round-scores or --soft-labels takes such scores"):
+    with pytest.raises(DataError, match="--round-scores or --soft-labels accepts such scores"):
         asked(tmp_path, rows, task="judge", scale="0,5")
     for score in (5.2, -0.1, 7):  # beyond the scale nothing is rounded
         with pytest.raises(DataError, match="off the scale, 0 to 5: line"):
@@ -261,10 +261,10 @@ def test_the_mean_of_raters_is_of_their_scores_as_they_are(tmp_path: Path) -> No
 def test_only_one_of_rounded_and_soft_and_only_of_numbers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="choose one"):
         asked(tmp_path, [RATED], task="judge", scale="1,5", soft_labels=True, round_scores=True)
-    with pytest.raises(ConfigError, match="scales of numbers"):
+    with pytest.raises(ConfigError, match="scale of numbers"):
         rows = [RATED | {"score": "good"}]
         asked(tmp_path, rows, task="judge", scale="bad,good", soft_labels=True)
-    with pytest.raises(ConfigError, match="these are pairs"):
+    with pytest.raises(ConfigError, match="not for pairs"):
         asked(tmp_path, [PAIR], task="judge", soft_labels=True)
 
 

@@ -37,7 +37,7 @@ def test_a_base_model_is_checked_trained_evaluated_and_asked(
     base = ["--model", str(real_base)]
     found = json.loads(run("check", "problems.jsonl", *base, *TASK, "--draws", "4", "--show", "json"))
     said = {finding["what"]: finding["found"] for finding in found["findings"]}
-    assert said["chat template"] == "none: prompts are given as plain text"
+    assert said["chat template"] == "none: prompts are fed as plain text"
     names = [trial["name"] for trial in found["trials"]]
     assert names[:2] == ["plain", "plain, examples"] and names[-1] == "hinted, examples"
     problems = [json.loads(line)["prompt"] for line in Path("problems.jsonl").read_text().splitlines()]

@@ -226,17 +226,17 @@ def test_specs(spec: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("exakt", "no reward 'exakt'. Did you mean exact? There are exact, number"),
+        ("exakt", "no reward 'exakt'. Did you mean exact? Choose one of exact, number"),
         ("ordinal", "missing 1 required positional argument: 'scale'"),
-        ("ordinal", "It is written ordinal(scale)."),
-        ("ordinal(5, 1)", "scale is (5, 1), expected (lowest, highest)"),
-        ("ordinal('a', 1)", "expected (lowest, highest)"),
+        ("ordinal", "The form is ordinal(scale)."),
+        ("ordinal(5, 1)", "scale is (5, 1); give (lowest, highest)"),
+        ("ordinal('a', 1)", "give (lowest, highest)"),
         ("ordinal(1, 5, 7)", "takes 1 positional argument"),
         ("number(tool=1)", "unexpected keyword argument 'tool'"),
-        ("number(tol=-1)", "tolerances are numbers from 0 on"),
+        ("number(tol=-1)", "both tolerances must be finite and >= 0"),
         ("number(tol=nothing)", "is not understood"),
         ("number(tol=__import__('os').getpid())", "is not understood"),
-        ("number(**{})", "It is written number(tol=0.0, rel=1e-09)."),
+        ("number(**{})", "The form is number(tol=0.0, rel=1e-09)."),
         ("exact number", "is not understood"),
         ("", "is not understood"),
         ("a.b", "is not understood"),
@@ -275,14 +275,14 @@ def test_functions_are_loaded_from_files_and_modules(tmp_path: Path) -> None:
         ("{dir}/mime.py:is_four", "no file {dir}/mime.py. Did you mean mine.py?"),
         ("{dir}/mine.py:is_for", "has no 'is_for'. Did you mean is_four?"),
         ("{dir}/mine.py:xyz", "It has dataclass, Settings, is_four"),
-        ("{dir}/mine.py:threshold", "threshold is of type int, expected a function"),
-        ("{dir}/broken.py:f", "importing {dir}/broken.py fails, ZeroDivisionError"),
+        ("{dir}/mine.py:threshold", "threshold is of type int, not a function"),
+        ("{dir}/broken.py:f", "importing {dir}/broken.py failed with ZeroDivisionError"),
         ("{dir}/wants.py:f", "No module named 'no_such_module_at_all'"),
-        ("{dir}/mine.txt:f", "mine.txt is no Python file"),
-        ("no_such_module:f", "No module named 'no_such_module'. Give its file"),
+        ("{dir}/mine.txt:f", "mine.txt is not a Python file"),
+        ("no_such_module:f", "No module named 'no_such_module'. Give the path of its file"),
         ("operator:ad", "has no 'ad'. Did you mean add?"),
-        (":f", "expected package.module:function"),
-        ("operator:", "expected package.module:function"),
+        (":f", "give package.module:function"),
+        ("operator:", "give package.module:function"),
     ],
 )
 def test_functions_that_can_not_be_loaded(tmp_path: Path, spec: str, words: str) -> None:
@@ -295,7 +295,7 @@ def test_functions_that_can_not_be_loaded(tmp_path: Path, spec: str, words: str)
 
 
 def test_what_is_no_function_is_refused() -> None:
-    with pytest.raises(ConfigError, match="of type int, expected a function or a name"):
+    with pytest.raises(ConfigError, match="of type int; give a function or a name"):
         as_reward(4)  # type: ignore[arg-type]
 
 
@@ -313,7 +313,7 @@ def test_trl_reward_out_of_range_is_named() -> None:
     def reward_len(completions: list[str], **kwargs: Any) -> list[float]:
         return [-abs(20 - len(completion)) for completion in completions]
 
-    words = r'reward reward_len on problem "p1", completion .*gave -2, expected 0 to 1'
+    words = r'reward reward_len on problem "p1", completion .*gave -2; it must give a number from 0 to 1'
     with pytest.raises(RewardError, match=words):
         scored(reward_len)
 
@@ -454,7 +454,7 @@ def test_a_parameter_that_nothing_fills_is_named_before_anything_is_generated() 
 
     for function, words in (
         (item, r"`levle`, .*Did you mean level\? .*: level, source"),
-        (batch, "`solution`, which nothing fills"),
+        (batch, "`solution`, which neither femtune nor a column provides"),
     ):
         reward = as_reward(function)
         with pytest.raises(ConfigError, match=words):
@@ -474,11 +474,11 @@ def returns(value: Any) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (math.nan, "gave nan, expected 0 to 1"),
-        (1.5, "gave 1.5, expected 0 to 1"),
-        ("1", "gave '1', expected a number"),
-        ([1.0], r"gave \[1.0\], expected a number"),
-        (np.array([0.5, 0.5]), "expected 0 to 1"),
+        (math.nan, "gave nan; it must give a number from 0 to 1"),
+        (1.5, "gave 1.5; it must give a number from 0 to 1"),
+        ("1", "gave '1'; it must give a number"),
+        ([1.0], r"gave \[1.0\]; it must give a number"),
+        (np.array([0.5, 0.5]), "it must give a number from 0 to 1"),
     ],
 )
 def test_what_is_no_reward(value: Any, words: str) -> None:
@@ -623,7 +623,7 @@ def test_plain_callables_of_the_reward_type_are_checked_too() -> None:
     def own(p: Any, c: Any, q: Any) -> list[float]:
         return [2.0]
 
-    with pytest.raises(RewardError, match=r"gave 2.0, expected 0 to 1"):
+    with pytest.raises(RewardError, match=r"gave 2.0; it must give a number from 0 to 1"):
         score(PROBLEMS[:1], [completion()], [False], prompts=Prompts(), reward=own)
 
 
@@ -642,7 +642,9 @@ def test_a_pattern_that_would_take_years_is_stopped() -> None:
     endless = as_reward("regex(r'(a|aa)+b')")
     problem, written = Problem("p", "?", "4"), Completion((), f"So.\nAnswer: {'a' * 99}", "stop", 0.0)
     how = {"prompts": Prompts(), "reward": endless}
-    with pytest.raises(RewardError, match=r"takes over a second for the answer 'aaa.*write it without"):
+    with pytest.raises(
+        RewardError, match=r"takes over a second for the answer 'aaa.*Avoid a repetition"
+    ):
         score([problem], [written], [False], **how)  # type: ignore[arg-type]
     (skipped,) = score([problem], [written], [False], **how, on_error="skip")  # type: ignore[arg-type]
     assert skipped.reason == "reward_failed" and "takes over a second" in skipped.detail
@@ -652,14 +654,14 @@ def test_a_pattern_that_would_take_years_is_stopped() -> None:
     ("spec", "said"),
     [
         ("regex('a{99999999999}')", "repeat count too big"),
-        (f"regex('{'(' * 5000}')", "Write a pattern of Python's `re`"),
+        (f"regex('{'(' * 5000}')", "Give a pattern in the syntax of Python's `re`"),
         ("(" * 5000, "is not understood"),
         ("-" * 100_000 + "1", "is not understood"),
         (f"exact({'9' * 5000})", "is not understood"),
-        ("ordinal('a', 'b')", "scale is ('a', 'b'), expected (lowest, highest)"),
-        (f"ordinal(1, {'9' * 400})", "expected (lowest, highest)"),
-        (f"number(tol={'9' * 400})", "tolerances are numbers from 0 on"),
-        ("number(tol=[1])", "tolerances are numbers from 0 on"),
+        ("ordinal('a', 'b')", "scale is ('a', 'b'); give (lowest, highest)"),
+        (f"ordinal(1, {'9' * 400})", "give (lowest, highest)"),
+        (f"number(tol={'9' * 400})", "both tolerances must be finite and >= 0"),
+        ("number(tol=[1])", "both tolerances must be finite and >= 0"),
     ],
 )
 def test_specs_beyond_bounds(spec: str, said: str) -> None:

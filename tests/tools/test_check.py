@@ -105,12 +105,12 @@ def test_test_problems_are_looked_at_too(tmp_path: Path) -> None:
     write(file, test)
     examine(data, "seedling", settings)
     write(file, [train[0] | {"rater": "Sasha"}])  # of another rater, but the same response
-    with pytest.raises(DataError, match="1 of 1 test problems are trained on"):
+    with pytest.raises(DataError, match="1 of 1 test problems are also training problems"):
         examine(data, "seedling", settings)
     table = ({"prompt": p.prompt, "answer": p.answer} for p in TRAIN[:1])
     write(file, table)
     plain = [replace(p, columns={}) for p in TRAIN]
-    with pytest.raises(DataError, match="1 of 1 test problems are trained on"):
+    with pytest.raises(DataError, match="1 of 1 test problems are also training problems"):
         examine(plain, "seedling", replace(SETTINGS, eval_data=str(file)))
 
 
@@ -139,7 +139,7 @@ def test_of_pairs_both_orders_are_looked_at(tmp_path: Path) -> None:
 
 def test_the_reward_is_not_said_to_be_earned_where_nobody_looked() -> None:
     settings = replace(SETTINGS, check_gold=False)
-    assert "was not looked at" in by_name(examine(TRAIN, "seedling", settings)[2])["reward"].found
+    assert "were not checked" in by_name(examine(TRAIN, "seedling", settings)[2])["reward"].found
 
 
 def shown(panel: object) -> str:
@@ -216,7 +216,7 @@ def test_pieces_of_tokens_are_the_text_in_every_script(builder: SamplerBuilder, 
 def test_a_refused_example_is_said_to_be_one(builder: SamplerBuilder) -> None:
     draw = replace(_draw(builder), score=Score(0.0, "", "parse_error"))
     assert str(show_tokens(builder, TRAIN[0], draw).title).startswith(
-        "refused (unparsable), shown as an ex"
+        "refused (parse_error), shown as an ex"
     )
 
 

@@ -460,7 +460,7 @@ def test_weights_that_say_nothing_are_refused(tmp_path: Path, damage: str) -> No
     else:
         file.write_bytes(file.read_bytes().replace(b'"dtype":"F32"', b'"dtype":"U8" '))
     with pytest.raises(
-        ModelError, match={"cut": "no whole safetensors file"}.get(damage, "safetensors|quantized")
+        ModelError, match={"cut": "not a complete safetensors file"}.get(damage, "safetensors|quantized")
     ):
         read_shape(folder)
 
@@ -629,7 +629,7 @@ def test_what_is_asked_of_a_problem_is_a_mean() -> None:
 def test_a_header_that_is_none(tmp_path: Path, header: bytes) -> None:
     shutil.copytree(SEEDLING, tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(header)
-    with pytest.raises(ModelError, match=r"is no whole safetensors file"):
+    with pytest.raises(ModelError, match=r"is not a complete safetensors file"):
         read_shape(tmp_path / "model")
 
 

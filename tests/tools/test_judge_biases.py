@@ -206,7 +206,7 @@ def test_a_bias_is_said_only_where_its_interval_leaves_out_none() -> None:
         "position_consistency": 0.9,
     }
     assert findings(measured) == [
-        "length_of_error -0.200 (-0.500 to 0.100): no bias is seen.",
+        "length_of_error -0.200 (-0.500 to 0.100): no bias found.",
         "first_share 0.400 (0.350 to 0.450): the judge prefers what it is shown second.",
         "padded_shift 0.500 (0.100 to 0.900): the judge rewards padding.",
         "10.0% of pairs are decided by the order in which they are shown.",

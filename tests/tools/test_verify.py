@@ -117,7 +117,7 @@ def test_several_faults_at_once_are_made_again_in_their_order(
     faults = {fault.path: fault.remedy for fault in check_up(run).faults}
     assert faults["iteration-002/draws/00002.parquet"] == "drawn again, after the model of iteration 1"
     repair(check_up(run))
-    assert check_up(run).state.startswith("goes on with iteration 1: 3 chunks of the E-step stored")
+    assert check_up(run).state.startswith("resumes at iteration 1: 3 chunks of the E-step stored")
     assert main(train_command(world, run, "--scheme", "star", "--show", "quiet", *BOUND)) == 0
     assert state(run) == state(whole)
 
@@ -142,7 +142,7 @@ def test_what_a_scheme_with_memory_stores_is_made_again(
     assert main(["verify", str(run), "--repair"]) == 0
     # the nats of draws that are to be drawn again are of no use
     assert (run / "damaged/1/iteration-002/scored/00001.parquet").exists()
-    assert check_up(run).state.startswith("goes on with iteration 1")
+    assert check_up(run).state.startswith("resumes at iteration 1")
     assert main(train_command(world, run, *star)) == 0
     assert check_up(run).faults == []
     assert state(run) == state(whole)
@@ -204,7 +204,7 @@ def test_an_open_iteration_is_told_with_its_journal(run: Path) -> None:
     (open_ / "draws" / ".00002.parquet.part").write_text("PAR1 ha")
     found = check_up(run)
     expected = "2 chunks of the E-step stored, 3 draws of an open chunk of the E-step"
-    assert found.state == f"goes on with iteration 2: {expected}"
+    assert found.state == f"resumes at iteration 2: {expected}"
     assert [path.name for path in found.leftovers] == [".00002.parquet.part"]
     assert {fault.what for fault in found.faults} == {"missing"}
 
@@ -213,7 +213,7 @@ def test_problems_of_another_run_are_noticed(run: Path) -> None:
     shutil.copy(run / "eval.parquet", run / "problems.parquet")
     (run / "manifest.jsonl").unlink()
     [fault] = check_up(run).faults
-    assert (fault.path, fault.what) == ("problems.parquet", "other problems than config.yaml names")
+    assert (fault.path, fault.what) == ("problems.parquet", "not the problems that config.yaml names")
 
 
 def test_a_run_in_use_is_looked_at_but_not_mended(run: Path) -> None:
@@ -237,4 +237,4 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "holds no run" in " ".join(capsys.readouterr().err.split())
     (tmp_path / "config.yaml").write_text("[1")
     assert main(["verify", str(tmp_path)]) == 1
-    assert "config.yaml is no YAML" in capsys.readouterr().err
+    assert "config.yaml is not valid YAML" in capsys.readouterr().err

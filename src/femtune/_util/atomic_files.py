@@ -1,8 +1,8 @@
-"""Files that are whole or not there: written beside their place, flushed, and renamed into it.
+"""Atomic writes: a file is written beside its place, flushed, and renamed, so it is complete or absent.
 
-Whatever a kill, a full disk or a lost machine cuts off is a `.NAME.part`, which nothing reads and the
-next attempt replaces. Lines that are appended (logs, manifests, journals) may be cut off at the end of
-the file alone; a reader leaves such a line out.
+An interrupted write (a kill, a full disk, a lost machine) leaves only a `.NAME.part`. Nothing reads
+that file, and the next attempt replaces it. A file to which lines are appended (log, manifest, journal)
+may end in a truncated line; readers skip it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _BLOCK = 1 << 20
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write a file or a folder at; it becomes `path`, whole, or never does.
+    """Yield a path beside `path` to write a file or a folder at, then rename it to `path`.
 
-    Raises RunError where it can't be written; what was begun is removed then, so that a full disk has
-    room again.
+    Raises RunError where it can't be written. The partial file is then removed, so that a full disk
+    has room again.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -47,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _of_system(error: Exception) -> OSError | None:
-    """An error of the system, also where a library in Rust (safetensors, say) tells it as text."""
+    """Return the OSError behind an error, also where a Rust library reports one as text."""
     if isinstance(error, OSError):
         return error
     told = re.search(r"\(os error (\d+)\)", str(error))
@@ -55,10 +55,10 @@ def _of_system(error: Exception) -> OSError | None:
 
 
 def cant_write(path: Path, error: OSError) -> RunError:
-    """What to say of a file that could not be written."""
+    """Build the error for a file that could not be written."""
     return RunError(
-        f"{path} can't be written: {error.strerror or error}. What is stored stays: make room, or give "
-        "leave to write, and the same command goes on."
+        f"{path} can't be written: {error.strerror or error}. What is stored is kept. Free disk space "
+        "or fix the permissions, then run the same command again to resume."
     )
 
 
@@ -71,7 +71,7 @@ def remove(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, each flushed into the one that holds it."""
+    """Make a folder and its parents, and flush the parent of each new one."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -80,7 +80,7 @@ def make_folder(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have what was written to a file or a folder survive a power failure."""
+    """Flush a file or a folder to disk, so that it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -89,15 +89,15 @@ def flush(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole."""
+    """Write a value as a JSON file, atomically."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def append_lines(path: Path, lines: Sequence[str], *, durable: bool = False) -> None:
-    """Append whole lines in one write. Raises RunError where that fails.
+    """Append complete lines in one write. Raises RunError where that fails.
 
-    A line that a kill had cut off is ended first, so that it swallows none of these.
+    A truncated last line, left by a kill, is first ended with a line break.
     """
     try:
         with path.open("ab+") as file:
@@ -111,7 +111,7 @@ def append_lines(path: Path, lines: Sequence[str], *, durable: bool = False) -> 
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, none where it is not there; a damaged line is left out."""
+    """Yield the objects of a JSON Lines file, without damaged lines; nothing if there is no file."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -125,7 +125,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hex, as `sha256sum` gives it."""
+    """Return the SHA-256 of a file's bytes in hex, as `sha256sum` prints it."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK):

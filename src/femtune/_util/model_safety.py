@@ -1,6 +1,6 @@
-"""What of a model's folder is read: weights as safetensors, never pickles, and no code of its own.
+"""Safe loading of model folders: weights as safetensors, no pickles, no code from the repository.
 
-A folder of numbers, texts and settings does nothing when it is read; a pickle is a program.
+Reading numbers, texts and settings executes nothing; a pickle is a program.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from pathlib import Path
 from femtune._util.text import brief, first
 from femtune.errors import ModelError
 
-# transformers would ask a service of the Hub to convert what has none: nothing is sent there
+# else transformers asks a service of the Hub to convert pickled weights; we send nothing there
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 _PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 
 
 def check_weights(folder: str | Path) -> None:
-    """Refuse a folder of a model or an adapter whose weights are pickled alone. Raises ModelError.
+    """Check that a folder of a model or an adapter has safetensors, not only pickles. Raises ModelError.
 
-    What is no folder here passes, as an id on the Hub is none: of that, pickles are not fetched.
+    A name that is no local folder passes, such as an id on the Hub: pickles are never downloaded.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -33,35 +33,35 @@ def check_weights(folder: str | Path) -> None:
         reader = "peft.AutoPeftModelForCausalLM" if is_adapter else "transformers.AutoModelForCausalLM"
         package, _, name = reader.partition(".")
         raise ModelError(
-            f"{folder} has its weights as pickles alone ({first(pickled)}), which can run code as they "
-            "are read: femtune takes safetensors. If you trust who made them, convert them: python -c "
+            f"{folder} has only pickled weights ({first(pickled)}). They can run code when loaded, so "
+            "femtune reads only safetensors. If you trust their author, convert them: python -c "
             f"\"from {package} import {name} as M; M.from_pretrained('{folder}')"
             f".save_pretrained('{folder}')\""
         )
 
 
 def check_fetched(folder: Path, name: str) -> None:
-    """Refuse what was fetched from the Hub without weights. Raises ModelError."""
+    """Check that a folder downloaded from the Hub holds weights. Raises ModelError."""
     check_weights(folder)
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
-            f"model {name!r} has no safetensors on the Hub, and pickled weights are not fetched, as "
-            "they can run code: take a converted copy of it."
+            f"model {name!r} has no safetensors on the Hub. Pickled weights can run code and are not "
+            "downloaded. Use a converted copy of the model."
         )
 
 
 def unreadable(folder: str | Path, what: str, error: Exception) -> ModelError:
-    """The error to raise where transformers can't read `what` of a folder.
+    """Build the error for a folder whose `what` transformers can't read.
 
-    Where that is as the folder wants code of its own to be run, femtune has no trust_remote_code: it
-    would be run in each engine, M-step and worker, with all that the user may do.
+    One cause is a repository with code of its own. femtune has no trust_remote_code: that code would
+    run in each engine, M-step and worker, with all rights of the user.
     """
     if "trust_remote_code" in str(error):
         return ModelError(
-            f"{folder} comes with code of its own, which femtune does not run: there is no "
-            "trust_remote_code here. Take a model whose architecture is transformers' own, or install a "
-            "package that registers it there."
+            f"{folder} needs code of its own, which femtune does not run (no trust_remote_code). Use a "
+            "model whose architecture is part of transformers, or install a package that registers it "
+            "there."
         )
     kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
     reason = brief(f"{kind}{' '.join(str(error).split())}", 500)
-    return ModelError(f"{folder} has no {what} that can be read: {reason}")
+    return ModelError(f"{folder}: its {what} can't be read: {reason}")

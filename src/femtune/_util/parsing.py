@@ -1,7 +1,7 @@
-"""JSON, YAML and Parquet as others wrote them: read, or `Unreadable` with what is wrong.
+"""Parsing of JSON, YAML and Parquet files; `Unreadable` says what is wrong with one.
 
-What the libraries raise for a file that is damaged, strange or hostile is known here, and nowhere else.
-A caller makes a femtune error of it: the file's name, these words, and what to do.
+All exceptions that the libraries raise for damaged, unusual or malicious files are listed here. The
+caller turns `Unreadable` into a femtune error with the file's name, its message, and what to do.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any
 
 from femtune.errors import ConfigError, FemtuneError
 
-MOST_VALUES = 100_000  # of a YAML file, aliases counted as often as they stand: nine lines can make 9^9
+MOST_VALUES = 100_000  # in a YAML file, with aliases expanded: nine lines can make 9^9
 DEEPEST = 50
 
 
 class Unreadable(ValueError):
-    """A file that can't be read: why, in words to follow its name."""
+    """A file that can't be read; the message continues a sentence that starts with the file's name."""
 
 
 def read_json(path: Path) -> Any:
-    """What a file of JSON holds. Raises Unreadable."""
-    with _saying("is no JSON"):
+    """Return the content of a JSON file. Raises Unreadable."""
+    with _saying("is not valid JSON"):
         return json.loads(_bytes(path))
 
 
 def read_yaml(path: Path) -> Any:
-    """What a file of YAML holds: plain values, and no object of any other class. Raises Unreadable."""
+    """Return the content of a YAML file: plain values only, no other classes. Raises Unreadable."""
     import yaml
 
-    with _saying("is no YAML", yaml.YAMLError):
+    with _saying("is not valid YAML", yaml.YAMLError):
         found = yaml.safe_load(_bytes(path).decode("utf-8-sig"))
     _check_size(found)
     return found
@@ -40,10 +40,10 @@ def read_yaml(path: Path) -> Any:
 
 @contextmanager
 def reading_arrow(form: str = "Parquet") -> Iterator[None]:
-    """Within it, what pyarrow can't read, or Python has no value for, is Unreadable."""
+    """Raise Unreadable for what pyarrow can't read, or Python can't represent, within the block."""
     import pyarrow as pa
 
-    with _saying(f"can't be read as {form}", pa.ArrowException, OSError):  # OSError: damaged, too
+    with _saying(f"can't be read as {form}", pa.ArrowException, OSError):  # OSError: damaged too
         yield
 
 
@@ -54,8 +54,8 @@ def _bytes(path: Path) -> bytes:
         raise Unreadable(f"can't be read: {error.strerror or error}") from error
 
 
-# ValueError, OverflowError: numbers and dates beyond Python's. LookupError, TypeError, AttributeError:
-# PyYAML, on tags that don't fit their values, and on keys that are lists.
+# ValueError, OverflowError: numbers and dates beyond Python's range. LookupError, TypeError,
+# AttributeError: PyYAML, for tags that don't fit their values, and for keys that are lists.
 _OF_PYTHON = (ValueError, OverflowError, MemoryError, LookupError, TypeError, AttributeError)
 
 
@@ -64,19 +64,19 @@ def _saying(what: str, *errors: type[Exception]) -> Iterator[None]:
     known: tuple[type[Exception], ...] = (*errors, *_OF_PYTHON)
     try:
         yield
-    except (Unreadable, FemtuneError):  # also ValueErrors, which have their words already
+    except (Unreadable, FemtuneError):  # FemtuneErrors can be ValueErrors; their messages are complete
         raise
     except UnicodeDecodeError as error:
         raise Unreadable(f"{what}: not UTF-8 ({error.reason}, byte {error.start + 1:,})") from error
     except RecursionError as error:
-        raise Unreadable(f"{what} that can be read: it is nested too deep") from error
+        raise Unreadable(f"{what}: it is nested too deeply") from error
     except known as error:
         said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise Unreadable(f"{what}: {said[:300]}") from error
 
 
 def _check_size(value: Any) -> None:
-    """Refuse YAML that aliases have blown up, or turned upon itself."""
+    """Check that aliases did not blow up a YAML value or make it contain itself. Raises Unreadable."""
     level, num = [value], 0
     for _ in range(DEEPEST):
         level = [child for parent in level for child in _children(parent)]
@@ -84,10 +84,8 @@ def _check_size(value: Any) -> None:
         if not level:
             return
         if num > MOST_VALUES:
-            raise Unreadable(
-                f"holds over {MOST_VALUES:,} values, aliases counted as often as they stand"
-            )
-    raise Unreadable(f"holds values that are nested over {DEEPEST} deep")
+            raise Unreadable(f"holds over {MOST_VALUES:,} values, with aliases expanded")
+    raise Unreadable(f"holds values nested more than {DEEPEST} levels deep")
 
 
 def _children(value: Any) -> Iterator[Any]:
@@ -101,7 +99,7 @@ def _children(value: Any) -> Iterator[Any]:
 def named_pairs(name: str, items: Sequence[str]) -> dict[str, str]:
     for item in items:
         if "=" not in item:
-            raise ConfigError(f"{name} takes name=value, got {item!r}.")
+            raise ConfigError(f"{name} needs the form name=value, got {item!r}.")
     return dict(item.split("=", 1) for item in items)
 
 

@@ -1,4 +1,4 @@
-"""Headers of safetensors files: names, number formats and shapes, without the numbers."""
+"""Reading of safetensors headers: names, dtypes and shapes of weights, without the weights."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from femtune.errors import ModelError
 
 
 def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Number format and shape of each weight, by name.
+    """Return the dtype and shape of each weight, by name.
 
-    Raises ModelError where the file has no such header, or is not as long as it says.
+    Raises ModelError if the header is missing, or the file's length does not match it.
     """
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > file.stat().st_size:
-                raise ValueError("the header is cut off")
+                raise ValueError("the header is truncated")
             header = {k: v for k, v in json.loads(stream.read(length)).items() if k != "__metadata__"}
         ends = [info["data_offsets"][1] for info in header.values()]
         found = {
@@ -28,7 +28,7 @@ def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             for name, info in header.items()
         }
         if 8 + length + max(ends, default=0) != file.stat().st_size:
-            raise ValueError("it is not as long as its header says")
+            raise ValueError("its length does not match its header")
     except (
         OSError,
         struct.error,
@@ -38,12 +38,12 @@ def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         AttributeError,
         RecursionError,
     ) as error:
-        raise ModelError(f"{file} is no whole safetensors file: {error}.") from error
+        raise ModelError(f"{file} is not a complete safetensors file: {error}.") from error
     return found
 
 
 def num_parameters(folder: Path) -> int:
-    """Of all weights in a folder. Raises ModelError."""
+    """Return the number of parameters of all weights in a folder. Raises ModelError."""
     sizes = [size for file in folder.glob("*.safetensors") for _, size in read_header(file).values()]
     return sum(math.prod(size) for size in sizes)
 
@@ -54,7 +54,7 @@ _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 def stored_dtype(folder: Path) -> str:
     """Return the dtype in which transformers loads a model "as stored": its config's, else its weights'.
 
-    float32 for any other than float32, bfloat16 and float16. Raises ModelError where a file is damaged.
+    float32 for any dtype but float32, bfloat16 and float16. Raises ModelError for a damaged file.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -65,6 +65,6 @@ def stored_dtype(folder: Path) -> str:
         return named if named in _NAMES.values() else "float32"
     for file in sorted(folder.glob("*.safetensors")):
         for kind, _ in read_header(file).values():
-            if kind in _NAMES:  # the first one of floating point
+            if kind in _NAMES:  # the first floating-point weight
                 return _NAMES[kind]
     return "float32"

@@ -1,7 +1,4 @@
-"""Words that messages share: the first few of many, the start of a long text, the nearest name.
-
-And what of a text a terminal may be given.
-"""
+"""Text helpers for messages: shortened lists and texts, the nearest name, times, terminal-safe text."""
 
 from __future__ import annotations
 
@@ -11,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
 
-SHOWN = 5  # of many, those that a message names
+SHOWN = 5  # names that a message lists before "and N more"
 
 _MAY_ACT = re.compile(r"[^\n\t -~]")  # anything but plain ASCII
 
 
 def first(items: Sequence[str], between: str = ", ") -> str:
-    """The first few, and how many more there are.
+    """Join the first few items, and say how many more there are.
 
     >>> first("abcdefg")
     'a, b, c, d, e and 2 more'
@@ -27,7 +24,7 @@ def first(items: Sequence[str], between: str = ", ") -> str:
 
 
 def brief(text: str, length: int = 60) -> str:
-    """The start of a text, with dots where it was longer.
+    """Return the start of a text, with dots if it is longer.
 
     >>> brief("It is so because of that.", length=9)
     'It is so ...'
@@ -36,7 +33,7 @@ def brief(text: str, length: int = 60) -> str:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """What may have been meant, as a sentence to append, or "".
+    """Return a suggestion as a sentence to append, or "" if no known name is close.
 
     >>> near("ordnial", ["exact", "ordinal"]), near("f1", ["exact", "ordinal"])
     (' Did you mean ordinal?', '')
@@ -46,7 +43,7 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time for people.
+    """Format a time in seconds for readers, in the largest unit that fits.
 
     >>> span(4.2), span(600), span(9000), span(400000)
     ('4.2 s', '10.0 min', '2.5 h', '4.6 days')
@@ -58,10 +55,10 @@ def span(seconds: float) -> str:
 
 
 def visible(text: str) -> str:
-    r"""A text that a terminal can only show: what would act on it, or not be seen, is written out.
+    r"""Escape what a terminal would act on or not show.
 
-    Control characters but for newline and tab become symbols, and all that has no print, marks of
-    direction, of no width, tags, and halves of surrogate pairs among them, becomes its number.
+    Control characters except newline and tab become symbols. Other unprintable characters become their
+    code points: direction marks, zero-width characters, tags, lone surrogates.
 
     >>> print(visible("\x1b[2J \u202egnp.exe é 日本!"))
     ␛[2J \u202egnp.exe é 日本!
@@ -73,7 +70,7 @@ def _sign(char: str) -> str:
     code = ord(char)
     if code < 0x20 or code == 0x7F:
         return chr(0x2400 + code) if code < 0x20 else "␡"
-    # selectors of variants have no width, and can carry a hidden text
+    # variation selectors have no width, and can carry hidden text
     is_selector = 0xE0100 <= code <= 0xE01EF
     if not is_selector and (char.isprintable() or unicodedata.category(char) == "Zs"):
         return char

@@ -1,4 +1,4 @@
-r"""Answer formats: how a completion writes its answer, how it is read, and where it is closed.
+r"""Answer formats: how a completion writes its answer, how it is parsed, and where it is complete.
 
     line        Answer: X                 the default
     boxed       \boxed{X}
@@ -13,9 +13,9 @@ Parsed(rationale='Two and two make four.', answer='4', error='')
 >>> parse_format("boxed").read("<think>Two and two.</think> So $\\boxed{\\frac{4}{1}}$.").answer
 '\\frac{4}{1}'
 
-A form counts once it is closed: by the line break, brace, tag or bracket after the answer. The end of a
-completion is a line break. Placeholders and what stands in a thinking block are no answers, and two
-different answers are none.
+An answer counts once its form is closed: by the line break, brace, tag or bracket after it. The end of
+a completion counts as a line break. Placeholders and text in a thinking block are not answers. A
+completion with two different answers has no answer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["AnswerFormat", "bare", "parse_format"]
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """A form of answer. `spec` is its name in a command, such as "line" or "json:score"."""
+    """A format of answers. `spec` is its name on the command line, such as "line" or "json:score"."""
 
     spec: str
 
@@ -42,16 +42,16 @@ class AnswerFormat:
 
     @property
     def cue(self) -> str:
-        """Text after which a model writes its answer; "" where there is none, so none can be forced."""
+        """Text after which a model writes its answer; "" if none, so that no answer can be forced."""
         return form_of(self.spec).cue
 
     @property
     def closers(self) -> str:
-        """Characters of which one must be in the token that closes an answer."""
+        """Characters that close an answer; the closing token contains at least one."""
         return form_of(self.spec).closers
 
     def ending(self, what: str = "your answer") -> str:
-        """Words of the instruction: how the completion is to end.
+        """Return the part of the instruction that says how the completion must end.
 
         >>> parse_format("line").ending("A or B")
         'end with the line "Answer: " and A or B.'
@@ -59,7 +59,7 @@ class AnswerFormat:
         return f"end with {form_of(self.spec).ending.replace('WHAT', what)}."
 
     def read(self, text: str, *, require_rationale: bool = True) -> Parsed:
-        """Split a completion's text into rationale and answer; `problem` says why where it can't.
+        """Split a completion's text into rationale and answer; `error` says why if that fails.
 
         >>> parse_format("line").read("No idea.").error
         'the last line is not "Answer: ..."'
@@ -86,7 +86,7 @@ class AnswerFormat:
             return Parsed(whole, "", "two different answers")
         if problem := _after(final[last.end :], last.answer, form):
             return Parsed(whole, "", problem)
-        # the words before it, apart from forms there, which are placeholders
+        # the words before the answer; placeholders in the answer's form do not count
         spans = [
             (0, 0),
             *((offset + one.start, offset + one.end) for one in forms if one.start < first.start),
@@ -101,7 +101,7 @@ class AnswerFormat:
 
     @property
     def closing(self) -> str:
-        """Text that closes an answer after the cue; "" where a line break or the end does."""
+        """Text that closes an answer after the cue; "" if a line break or the end does."""
         return form_of(self.spec).closing
 
     def written(self, answer: str) -> str:
@@ -116,7 +116,7 @@ class AnswerFormat:
         return answer if self.closing else f" {answer}"
 
     def begins(self, text: str) -> int | None:
-        """Return where the answer's form begins in a completion's text; None where it has no answer.
+        """Return the index at which the answer's form begins in a completion; None without an answer.
 
         >>> parse_format("line").begins("So 4.\\nAnswer: 4")
         6
@@ -130,10 +130,10 @@ class AnswerFormat:
         return offset + found[0].start if found else offset
 
     def closed(self, text: str) -> bool:
-        """True if a text closes a complete answer: no placeholder, not within a thinking block.
+        """Return True if a text holds a complete answer, not a placeholder and not in a thinking block.
 
-        It stays true for whatever is written after that. (A pattern of yours may break this, if it looks
-        ahead.)
+        The result stays True for any continuation of the text. (A regex format with a lookahead may
+        break this.)
 
         >>> line = parse_format("line")
         >>> line.closed("So 4.\\nAnswer: 4"), line.closed("So 4.\\nAnswer: 4\\n")
@@ -146,15 +146,15 @@ class AnswerFormat:
             found = (one for part in _outside(text) for one in form.find(part))
             return any(not _is_placeholder(one.answer) for one in found)
         except TimeoutError:
-            return True  # it can't be read: writing on would take a second for each further line
+            return True  # unreadable; each further line would cost another second
 
 
 def parse_format(spec: str) -> AnswerFormat:
-    """Return the answer format of that name. Raises ConfigError for an unknown one."""
+    """Return the answer format of a name. Raises ConfigError for an unknown name."""
     return AnswerFormat(spec)
 
 
-# --- what is no answer, and what may stand around one
+# --- what is not an answer, and what may surround one
 
 _TAG = re.compile("</?think(?:ing)?>", re.IGNORECASE)
 _THINKING = re.compile(r"<think(?:ing)?>.*?(?:(?P<end></think(?:ing)?>)|\Z)", re.IGNORECASE | re.DOTALL)
@@ -166,7 +166,7 @@ _PLACEHOLDER = re.compile(
     r"|\W*and (?:your|the|an?|one|either) .*",  # words of the instruction
     re.IGNORECASE,
 )
-# a completion that is a letter or a number alone, perhaps with what it is of
+# a completion that is only a letter or a number, perhaps after a word such as "Score"
 _ALONE = re.compile(
     r"[*_`]*(?:(?:response|option|choice|summary|rating|score) )?"
     r"[(\[]?(?:[A-Z]|-?\d[\d.,]*%?)[)\]]?[.*_`]*",
@@ -197,7 +197,7 @@ _IS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
-# sentences that give an answer without the word, up to their end
+# sentences that give an answer without the word "answer", matched up to their end
 _END = r"[*_`]*(?:,?\s(?:because|since|as|which)\s.+)?[.!。*_`\s]*\Z"
 _SO = r"\b(?:so|thus|therefore|hence),?\s"
 _THEN = re.compile(f",?\\s{_SO}", re.IGNORECASE)
@@ -219,7 +219,7 @@ _NAMED = re.compile(r"(?:the )?(?:response|summary|option|choice) (?=\(?[a-z]\)?
 
 
 def _outside(text: str) -> list[str]:
-    """The text with thinking blocks blanked, split at each </think> that nothing in it opens."""
+    """Blank the thinking blocks of a text, and split it at each unopened </think>."""
     if "think" not in text.lower():
         return [text]
     return _TAG.split(_THINKING.sub(lambda block: " " * len(block[0]), text))
@@ -231,7 +231,7 @@ def _is_placeholder(answer: str) -> bool:
 
 
 def _is_choice(answer: str) -> bool:
-    """True for several numbers or letters of which one is meant, as in "4 or 5"."""
+    """Return True for several alternative numbers or letters, as in "4 or 5"."""
     parts = re.split(r",? or (?:maybe |perhaps |possibly )?|, ", " ".join(answer.split()))
     values = {part.removeprefix("either ").strip("()") for part in parts}
     is_value = re.compile(r"[-−+]?\d[\d.,]*%?|[A-Z]").fullmatch
@@ -239,7 +239,7 @@ def _is_choice(answer: str) -> bool:
 
 
 def _after(tail: str, answer: str, form: Form) -> str:
-    """Return the problem with what follows an answer, "" where it only remarks on it."""
+    """Return what is wrong with the text after an answer; "" if it only comments on the answer."""
     rest = _REMARK.sub("", tail)
     if any(_folded(one.answer) != _folded(answer) for one in _sentences(rest)):
         return "two different answers"
@@ -248,9 +248,9 @@ def _after(tail: str, answer: str, form: Form) -> str:
 
 
 def _sentences(text: str) -> Iterator[Found]:
-    """Find sentences such as "The answer is 5." in the last paragraph, unless they are doubted.
+    """Yield sentences such as "The answer is 5." of the last paragraph, unless they are put in doubt.
 
-    Where there is none, find those such as "So response B is better."
+    If it has no such sentence, yield those such as "So response B is better."
     """
     text = _REMARK.sub(lambda line: " " * len(line[0]), text).rstrip()
     start = max((gap.end() for gap in re.finditer(r"\n[^\S\n]*\n", text)), default=0)
@@ -259,7 +259,7 @@ def _sentences(text: str) -> Iterator[Found]:
         for sentence in _SENTENCE.finditer(text, start):
             said = sentence[0].strip("*_` ")
             match = next(filter(None, (pattern.search(said) for pattern in patterns)), None)
-            # of "A is not polite, so B is better." the end is not doubted
+            # in "A is not polite, so B is better.", the conclusion is not in doubt
             whole = found or patterns is not _VERDICTS
             if _DOUBT.search(said if whole else _THEN.split(said)[-1]) and (match or found):
                 return
@@ -279,5 +279,5 @@ def _rationale(before: str, said: str) -> str:
 
 
 def _folded(answer: str) -> str:
-    """Fold what does not tell two answers apart: spaces, case, and "Response" before a letter."""
+    """Drop differences that do not matter between answers: spaces, case, "Response" before a letter."""
     return _NAMED.sub("", " ".join(answer.split()).casefold())

@@ -1,6 +1,6 @@
-"""The forms of answers in a text: finders of each, and what is taken off around an answer.
+"""Finders of answers in a text, one for each form, and the removal of markup around an answer.
 
-What they find is judged by `answer_format`: a form may hold a placeholder, or be one of several.
+`answer_format` decides about what they find: a form may hold a placeholder, or be one of several.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import regex as patterns
 from femtune._util.text import brief
 from femtune.errors import ConfigError
 
-MOST_MISSES = 300  # objects that are none, or lack the key: a text of a million { takes no hour
-LONGEST = 2_000  # characters of an answer that is looked at for markup around it
+MOST_MISSES = 300  # objects that are invalid or lack the key; limits the time for a text of a million {
+LONGEST = 2_000  # characters of the longest answer that is searched for markup
 
 
 class Found(NamedTuple):
-    """An answer in its form; `end` is behind what closes it, or before its line break."""
+    """An answer in its form; `end` is the index after its closing text, or before its line break."""
 
     start: int
     end: int
     answer: str
-    said: str = ""  # rationale within the form itself
+    said: str = ""  # rationale inside the form
 
 
 class Form(NamedTuple):
@@ -34,14 +34,14 @@ class Form(NamedTuple):
     closers: str
     ending: str
     missing: str
-    find: Callable[[str], Iterator[Found]]  # all closed forms in a text
-    needs: str = ""  # without it, in lower case, a text has none
+    find: Callable[[str], Iterator[Found]]  # yields all closed forms in a text
+    needs: str = ""  # in lower case; a text without it has no such form
     whole_line: bool = False
-    closing: str = ""  # text that closes an answer; "": a line break, or the completion's end
+    closing: str = ""  # text that closes an answer; "" for a line break or the completion's end
 
 
 def _lines(pattern: re.Pattern[str]) -> Callable[[str], Iterator[Found]]:
-    """Find lines of that pattern; where it has no answer, as under a heading, the next line is it."""
+    """Find lines that match a pattern; if one has no answer, as a heading, take the next line."""
 
     def find(text: str) -> Iterator[Found]:
         for match in pattern.finditer(text):
@@ -55,7 +55,7 @@ def _lines(pattern: re.Pattern[str]) -> Callable[[str], Iterator[Found]]:
 
 
 def _unmarked(line: re.Match[str]) -> str:
-    """The answer of `**Answer:** 4`, `**Answer: 4**.` or `"Answer: 4"` without half of the markup."""
+    """Remove unpaired markup from `**Answer:** 4`, `**Answer: 4**.` or `"Answer: 4"`."""
     mark, answer = line["mark"].replace("“", "”"), line["answer"].strip()
     if not mark or mark[-1] in line["closed"].replace("“", "”"):
         return answer
@@ -66,18 +66,18 @@ def _unmarked(line: re.Match[str]) -> str:
 
 
 def _below(text: str, head: int) -> tuple[str, int]:
-    """The next line that says something, and its end; nothing and `head` where it has no line break."""
+    """Return the next line with text, and its end; "" and `head` if that line has no line break."""
     end = head
     while (start := text.find("\n", end) + 1) and (end := text.find("\n", start)) >= 0:
         line = text[start:end].strip()
         if line and not line.startswith("```") and line not in ("$$", "\\["):
-            # a longer one is reasoning that begins below the heading "Answer:"
+            # a longer line is reasoning under the heading "Answer:"
             return (line, end) if len(line) <= 80 else ("", head)
     return "", head
 
 
 def _boxes(text: str) -> Iterator[Found]:
-    r"""Find \boxed{...}; of a box within a box, the inner one."""
+    r"""Yield each \boxed{...}; of nested boxes, the inner one."""
     opened: list[tuple[re.Match[str], int]] = []
     num = 0
     for brace in _BRACES.finditer(text):
@@ -98,15 +98,15 @@ def _spans(pattern: str) -> Callable[[str], Iterator[Found]]:
 
 
 def _objects(key: str) -> Callable[[str], Iterator[Found]]:
-    """Find JSON objects that have the key."""
+    """Make a finder of JSON objects that have a key."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) < len(pairs):
-            raise ValueError("a key twice")
+            raise ValueError("duplicate key")
         return found
 
     start = re.compile(r'\{\s*"')
-    # numbers as they are written: 4.0 stays 4.0
+    # numbers stay as written: 4.0 is not shortened to 4
     number: dict[str, Any] = {"parse_float": str, "parse_constant": str}
     decoder = json.JSONDecoder(object_pairs_hook=unique, strict=False, **number)
 
@@ -117,7 +117,7 @@ def _objects(key: str) -> Callable[[str], Iterator[Found]]:
             try:
                 found, behind = decoder.raw_decode(text, begun.start())
                 if key not in found:
-                    continue  # an object within it may have the key
+                    continue  # an object inside it may have the key
                 value = found[key]
                 answer = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             except (ValueError, RecursionError):
@@ -131,18 +131,20 @@ def _objects(key: str) -> Callable[[str], Iterator[Found]]:
 
 
 def _groups(pattern: str) -> Callable[[str], Iterator[Found]]:
-    """Find a pattern's first group in whole lines. Raises ConfigError for what is no such pattern."""
+    """Make a finder of a pattern's first group in whole lines. Raises ConfigError for a bad pattern."""
     said = f"answer_format regex:{brief(repr(pattern))}"
     try:
         compiled = patterns.compile(pattern, patterns.MULTILINE)
     except (patterns.error, ValueError, RecursionError) as error:
-        raise ConfigError(f"{said} is no pattern: {error}. Write one of Python's `re`.") from error
+        raise ConfigError(f"{said} is invalid: {error}. Use the syntax of Python's `re`.") from error
     if not compiled.groups:
-        raise ConfigError(f"{said} has no group. Write brackets around the answer: 'Score: (.+)'.")
+        raise ConfigError(
+            f"{said} has no group. Put parentheses around the answer, for example 'Score: (.+)'."
+        )
 
     def find(text: str) -> Iterator[Found]:
         text = text[: text.rfind("\n") + 1]
-        for match in compiled.finditer(text, timeout=1.0):  # Python's own `re` can't be stopped
+        for match in compiled.finditer(text, timeout=1.0):  # Python's own `re` has no timeout
             if match[1] is not None:
                 yield Found(match.start(), match.end(), bare(match[1]))
 
@@ -168,7 +170,7 @@ def form_of(spec: str) -> Form:
     if kind == "regex" and given:
         return Form("", "\n", "WHAT", "the pattern is not found", _groups(given))
     raise ConfigError(
-        f"answer_format {brief(repr(spec))} is not known. "
+        f"answer_format {brief(repr(spec))} is unknown. "
         f"Choose {', '.join(_FORMS)}, json:KEY or regex:PATTERN."
     )
 
@@ -234,7 +236,7 @@ _FORMS = {
 }
 
 
-# Markup around all of an answer. In pairs only: A* and $5 are answers, and other ones than A and 5.
+# Markup around a whole answer. It must be paired: A* and $5 differ from A and 5.
 _WRAPPED = re.compile(
     r"(?P<mark>\*{1,3}|`{1,3}|\${1,2})(?P<marked>(?:(?!(?P=mark)).)+)(?P=mark)"
     r"|\\\((?P<inline>(?:(?!\\\)).)+)\\\)|\\\[(?P<display>(?:(?!\\\]).)+)\\\]"
@@ -244,7 +246,7 @@ _WRAPPED = re.compile(
 
 
 def bare(answer: str) -> str:
-    r"""Return an answer without markup around all of it, and without the full stop after it.
+    r"""Return an answer without the markup around all of it, and without its full stop.
 
     >>> bare("**4**."), bare(r"$\boxed{\frac{1}{2}}$"), bare("A*"), bare("$5")
     ('4', '\\frac{1}{2}', 'A*', '$5')
@@ -263,7 +265,7 @@ def bare(answer: str) -> str:
 
 
 def _unboxed(answer: str) -> str | None:
-    """The inside of a box that is all of an answer and not empty, else None."""
+    """Return the content of a box that is the whole answer; None if there is no box, or an empty one."""
     depth, start = 0, re.match(r"\\(?:boxed|fbox)\s*\{", answer)
     for brace in _BRACES.finditer(answer) if start else ():
         depth += -1 if brace[0] == "}" else brace[0][-1] == "{" and brace[0] != "\\{"

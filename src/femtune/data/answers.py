@@ -1,4 +1,4 @@
-"""Answers as text, as numbers, as letters, and on a scale: when two ways of writing say the same.
+"""Comparison of answers as text, numbers, letters, and points of a scale.
 
 >>> same_text("**Paris.**", "paris"), as_fraction("3/4"), as_letter("(b) Paris")
 (True, Fraction(3, 4), 'b')
@@ -20,11 +20,11 @@ from femtune._util.text import first
 from femtune.data.answer_format import bare
 from femtune.errors import ConfigError, DataError
 
-remembered = functools.lru_cache(maxsize=65536)  # answers of one data set are often the same few
+remembered = functools.lru_cache(maxsize=65536)  # the answers of a data set repeat a lot
 
 # --- text, numbers, letters
 
-_KEPT = ("<super>", "<sub>", "<fraction>")  # NFKC makes 102 of 10² and 11/2 of 1½
+_KEPT = ("<super>", "<sub>", "<fraction>")  # NFKC would turn 10² into 102, and 1½ into 11/2
 _NUMBER = re.compile(
     r"(?P<sign>[+-]?) ?[$€£¥]? ?"
     r"(?P<value>\d+ ?/ ?\d+|(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:e[+-]?\d{1,3})?)"
@@ -39,18 +39,18 @@ _NOUN = re.compile(r"(?:answer|assistant|choice|option|response|summary) ", re.I
 
 
 def same_text(answer: str, gold: str) -> bool:
-    """Whether both say the same, apart from case, spaces, markup around it, and forms of a character."""
+    """Return True if two answers are equal, ignoring case, spaces, markup and forms of characters."""
     return plain(answer) == plain(gold) != ""
 
 
 @remembered
 def plain(answer: str) -> str:
-    """An answer without markup, in one case, its spaces and forms of characters made the same."""
+    """Normalize an answer: no markup, one case, single spaces, one form of each character."""
     return " ".join(_folded(bare(answer)).casefold().split())
 
 
 def _folded(text: str) -> str:
-    """Compatible forms of a character as one, digits of all scripts as 0 to 9."""
+    """Replace compatibility forms of characters by one, and digits of all scripts by 0 to 9."""
     if text.isascii():
         return text
     composed = unicodedata.normalize("NFC", text)
@@ -67,8 +67,8 @@ def _folded_character(character: str) -> str:
 
 @remembered
 def as_fraction(answer: str) -> Fraction | None:
-    """The number that an answer is, exactly, or None."""
-    if len(answer) > 400:  # int() of thousands of digits is slow, then refused
+    """Return the exact number that an answer is, or None."""
+    if len(answer) > 400:  # int() of thousands of digits is slow, and refused in the end
         return None
     text = re.sub("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3})", ",", bare(answer))
     match = _NUMBER.fullmatch(_folded(text).strip())
@@ -80,24 +80,25 @@ def as_fraction(answer: str) -> Fraction | None:
 
 @remembered
 def as_letter(answer: str) -> str:
-    """The letter of "B", "(b)", "B. Paris" and "B) Paris", in lower case; "" where there is none."""
+    """Return the letter of "B", "(b)", "B. Paris" or "B) Paris" in lower case; "" for other answers."""
     match = _LETTER.match(plain(answer))
-    return match[1] if match and not _OTHER.search(match[2]) else ""  # "(A) or (B)" is neither
+    # "(A) or (B)" names no single letter
+    return match[1] if match and not _OTHER.search(match[2]) else ""
 
 
 @remembered
 def as_label(answer: str) -> str:
-    """The letter of an answer, or the number in its place, as in some of ARC: 3 of "(3)", "3. Paris"."""
+    """Return the letter or the number of a choice: 3 for "(3)" and "3. Paris", as in parts of ARC."""
     match = _PLACE.match(plain(answer))
     return match[1] if match else as_letter(answer)
 
 
-# --- on a scale
+# --- scales
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The answers that there are: ratings or labels from the lowest to the highest, or letters."""
+    """The possible answers: ratings or labels from the lowest to the highest, or letters."""
 
     answers: tuple[str, ...]
 
@@ -105,15 +106,15 @@ class Scale:
         different = {*map(plain, self.answers)}
         if len(self.answers) < 2 or len(different) < len(self.answers) or "" in different:
             shown = ", ".join(self.answers) or "nothing"
-            raise ConfigError(f"a scale has two or more different answers, got {shown}.")
+            raise ConfigError(f"a scale needs at least two different answers, got {shown}.")
 
     @property
     def numeric(self) -> bool:
-        """Whether all answers are numbers; other ones are worth their place, from 0."""
+        """True if all answers are numbers; otherwise an answer's value is its position, from 0."""
         return all(as_fraction(answer) is not None for answer in self.answers)
 
     def value(self, answer: str) -> float:
-        """What an answer of the scale is worth: its number, or its place.
+        """Return the value of an answer: its number, or its position on a scale of labels.
 
         >>> parse_scale("1,5").value("4"), parse_scale("bad,fair,good").value("good")
         (4.0, 2.0)
@@ -122,7 +123,7 @@ class Scale:
         return float(self.answers.index(answer) if number is None else number)
 
     def read(self, text: str) -> str | None:
-        """The answer of the scale that a text is, or None; if 5 is the most, "4/5" is 4.
+        """Return the answer of the scale that a text stands for, or None; of at most 5, "4/5" is 4.
 
         >>> parse_scale("1,5,0.5").read("3.50"), Scale(("A", "B", "tie")).read("Response B")
         ('3.5', 'B')
@@ -130,11 +131,11 @@ class Scale:
         return _read(self, text)
 
     def nearest(self, value: float) -> str:
-        """The answer that is worth the most nearly this; the lower of two."""
+        """Return the answer whose value is nearest; the lower one of two."""
         return min(self.answers, key=lambda answer: abs(self.value(answer) - value))
 
     def __str__(self) -> str:
-        """In the words of a prompt: "a whole number from 1 to 5", "A, B or tie"."""
+        """Describe the scale for a prompt: "a whole number from 1 to 5", "A, B or tie"."""
         low, high = self.answers[0], self.answers[-1]
         if not self.numeric:
             return f"{', '.join(self.answers[:-1])} or {high}"
@@ -152,7 +153,7 @@ def _read(scale: Scale, text: str) -> str | None:
         places = {as_fraction(answer): answer for answer in scale.answers}
         match = _OF_MOST.fullmatch(bare(text))
         most = places and as_fraction(scale.answers[-1])
-        if match and most != 1:  # of a most of 1, "1/2" is a half; else "10/10" is no 1
+        if match and most != 1:  # if the highest is 1, "1/2" is a half, and "10/10" is not 1
             return (
                 places.get(as_fraction(match["points"])) if as_fraction(match["most"]) == most else None
             )
@@ -169,43 +170,43 @@ def _read(scale: Scale, text: str) -> str | None:
 
 
 def _names_another(scale: Scale, answer: str, text: str) -> bool:
-    """Whether a text that begins with an answer's letter has another one too: "(A) or (B)"."""
-    small = text.lstrip("(")[:1].islower()  # else "a" may be the article
+    """Return True if a text that begins with an answer's letter names another one: "(A) or (B)"."""
+    small = text.lstrip("(")[:1].islower()  # otherwise "a" may be the article
     others = [each for each in scale.answers if each != answer]
     others += [each.lower() for each in others if small]
     return any(re.search(rf"\b{re.escape(other)}\b", text) for other in others)
 
 
 def parse_scale(text: str) -> Scale:
-    """A scale as a user writes it: lowest and highest, and a step if it is not 1; or labels in order.
+    """Parse a scale: "lowest,highest", "lowest,highest,step", or labels in ascending order.
 
     >>> parse_scale("0, 2").answers, parse_scale("1,2,0.5").answers, parse_scale("bad,ok").answers
     (('0', '1', '2'), ('1', '1.5', '2'), ('bad', 'ok'))
 
-    Raises ConfigError for what is none.
+    Raises ConfigError for an invalid scale.
     """
     parts = [part.strip() for part in text.split(",")]
     numbers = [as_fraction(part) for part in parts]
     known = [number for number in numbers if number is not None]
     if not known:
         return Scale(tuple(parts))
-    form = 'say "1,5", with a step "1,5,0.5", or labels from the lowest to the highest "bad,fair,good"'
+    form = 'give "1,5", "1,5,0.5" with a step, or labels in ascending order, "bad,fair,good"'
     if len(known) < len(parts) or len(parts) not in (2, 3):
-        raise ConfigError(f"scale {text!r} is not understood: {form}.")
+        raise ConfigError(f"scale {text!r} is invalid: {form}.")
     low, high = known[:2]
     step = known[2] if len(known) == 3 else Fraction(1)
     if not low < high or step <= 0 or (high - low) % step:
-        raise ConfigError(f"scale {text!r}: {step} does not lead from {low} to {high}: {form}.")
+        raise ConfigError(f"scale {text!r}: steps of {step} from {low} do not reach {high}: {form}.")
     num = int((high - low) / step) + 1
     if num > 1001:
-        raise ConfigError(f"scale {text!r} has {num} answers: at most 1,001 make sense.")
+        raise ConfigError(f"scale {text!r} has {num} answers; the limit is 1,001. Use a larger step.")
     return Scale(tuple(_short(low + place * step) for place in range(num)))
 
 
 def infer_scale(answers: Iterable[str]) -> Scale:
-    """The scale that ratings show beyond doubt: from 0 or 1 on, three whole numbers or more, all there.
+    """Infer a scale from ratings that are whole numbers from 0 or 1 on, at least three, without gaps.
 
-    Raises DataError where they are something else: then nobody but the user knows.
+    Raises DataError for other ratings: then only the user knows the scale.
     """
     seen = dict.fromkeys(answers)
     numbers = [as_fraction(answer) for answer in seen]
@@ -213,17 +214,17 @@ def infer_scale(answers: Iterable[str]) -> Scale:
     if len(whole) < len(numbers) or len(whole) < 3 or sorted(whole) not in _counted(whole):
         found = first(sorted(seen))
         raise DataError(
-            f"the ratings show no scale: they are {found}. Give it: --scale 1,5, with a step "
-            "--scale 1,5,0.5, or labels from the lowest to the highest --scale bad,fair,good."
+            f"the scale can't be inferred from the ratings {found}. Set --scale 1,5, or with a step "
+            "--scale 1,5,0.5, or with labels in ascending order --scale bad,fair,good."
         )
     return parse_scale(f"{min(whole)},{max(whole)}")
 
 
 def _counted(whole: list[int]) -> tuple[list[int], ...]:
-    """As many whole numbers, from 0 and from 1 on."""
+    """Return the whole numbers from 0 and from 1, each list as long as `whole`."""
     return [*range(len(whole))], [*range(1, len(whole) + 1)]
 
 
 def _short(number: Fraction) -> str:
-    """A number as people write it: 3, 3.5."""
+    """Write a number without trailing zeros: 3, 3.5."""
     return str(number.numerator) if number.denominator == 1 else str(float(number))

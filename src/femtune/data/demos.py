@@ -1,6 +1,6 @@
-"""Worked examples: problems with rationale and answer, shown to a model before the problem it is asked.
+"""Worked examples: problems with a rationale and an answer, shown to a model before its problem.
 
-A pretrained model that was never trained on a form of answer writes it when it sees a few.
+A few of them teach a pretrained model a form of answer for which it was never trained.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from femtune.errors import DataError, FemtuneError
 from femtune.types import Completion, Demo, Demos, Problem, Prompt, Reward
 
 log = logging.getLogger("femtune")
-MOST = 100  # examples of a file: more are meant to be training data
+MOST = 100  # examples in a file; a longer file is probably training data
 
 
 def demos_digest(demos: Demos) -> str:
@@ -55,10 +55,10 @@ def load_demos(
 ) -> Demos:
     """Load worked examples: "auto" for those that come with the task, "none", or the path of a file.
 
-    `options` says how the task's items are worded (scale, rubric, template), `problems` are the data. An
-    example that stands in them is refused, or left out of the shipped ones with a warning, unless
-    `in_data` allows it, as for items to predict. Raises DataError for a file that can't be used, or an
-    example whose answer does not earn the reward.
+    `options` sets how the task words its items (scale, rubric, template); `problems` are the data. An
+    example that is also a problem of the data raises DataError, or if shipped, is left out with a
+    warning. `in_data="allow"` permits it, as for items to predict. Raises DataError for a file that
+    can't be used, or an example whose answer does not earn the reward.
     """
     if source == "none":
         return ()
@@ -72,35 +72,37 @@ def load_demos(
         demo = Demo(problem.prompt, problem.answer, completion)
         if _spaced(demo.prompt) in known:
             raise DataError(
-                f"{where}: this worked example is also in the data: its answer would be shown. "
+                f"{where}: this worked example is also in the data, so its answer would be shown. "
                 "Remove it from one of them."
             )
         if fault := _fault(demo, problem, prompts, reward, accept_at):
-            raise DataError(f"{where}: {fault} Mend the example, or choose the format it is in.")
+            raise DataError(
+                f"{where}: {fault} Correct the example, or set the answer format that it uses."
+            )
         made.append(demo)
     if not made:
-        raise DataError(f"{file} holds no rows: give worked examples, or --demos none.")
+        raise DataError(f"{file} holds no rows: add worked examples, or set --demos none.")
     if len(made) > MOST:
-        raise DataError(f"{file} holds {len(made)} worked examples: at most {MOST} make sense.")
+        raise DataError(f"{file} holds {len(made)} worked examples; the limit is {MOST}. Remove some.")
     return tuple(made)
 
 
 def without_problems(demos: Demos, problems: Sequence[Problem], given: bool) -> Demos:
-    """Return the worked examples whose prompt is none of these problems.
+    """Return the worked examples whose prompt is not among these problems.
 
-    `given` says that a user chose them. Raises DataError where one of those is among the problems.
+    With `given`, the user chose them: then one that is among the problems raises DataError.
     """
     known = {_spaced(problem.prompt) for problem in problems}
     kept = tuple(demo for demo in demos if _spaced(demo.prompt) not in known)
     if given and len(kept) < len(demos):
         raise DataError(
-            f"{len(demos) - len(kept)} worked examples are also in the data: their answers would be "
+            f"{len(demos) - len(kept)} worked examples are also in the data, so their answers would be "
             "shown. Remove them from one of the two."
         )
     return kept
 
 
-# --- the shipped ones
+# --- shipped examples
 
 
 def _shipped(
@@ -112,21 +114,19 @@ def _shipped(
     accept_at: float,
     known: set[str],
 ) -> Demos:
-    """The task's shipped examples that the reward accepts and the data do not hold."""
+    """Return the task's shipped examples that the reward accepts and the data do not contain."""
     made = []
     found = list(shipped_problems(task, options, problems))
     if options.template and not found and task != "table":
-        log.warning(
-            "no shipped worked example has the columns that prompt_template shows: give --demos FILE"
-        )
+        log.warning("no shipped worked example has the columns in prompt_template: give --demos FILE")
     for problem, rationale in found:
         demo = Demo(
             problem.prompt, problem.answer, write_completion(prompts.format, rationale, problem.answer)
         )
         if _spaced(demo.prompt) in known:
-            log.warning("a shipped worked example is in the data, and left out: %s", problem.id)
+            log.warning("left out a shipped worked example that is in the data: %s", problem.id)
         elif fault := _fault(demo, problem, prompts, reward, accept_at):
-            log.warning("a shipped worked example does not fit, and is left out: %s", fault)
+            log.warning("left out a shipped worked example that does not fit: %s", fault)
         else:
             made.append(demo)
     return tuple(made)
@@ -135,14 +135,14 @@ def _shipped(
 def shipped_problems(
     task: str, options: Options, problems: Sequence[Problem] = ()
 ) -> Iterator[tuple[Problem, str]]:
-    """Yield a task's shipped examples, worded as its items are, each with its rationale."""
+    """Yield a task's shipped examples, each with its rationale, in the wording of the task's items."""
     known = next((found for problem in problems if (found := frame(problem))), None)
     if task in ("judge", "summarize"):
         pair = known.form == "pair" if known else options.scale in ("A,B", "A,B,tie")
         label = "preference" if pair else "score"
     else:
         label = "answer"
-    # of a template that names columns of the user's own, only the rows' own are there
+    # a template may name the user's own columns, which shipped rows lack
     own = set(options.template.names) if options.template else set()
     labels = _usual_labels(problems) if task == "choice" else ()
     for number, row in enumerate(SHIPPED.get((task, label), ()), 1):
@@ -159,12 +159,12 @@ def shipped_problems(
 def _row(
     row: Mapping[str, Any], task: str, label: str, options: Options, labels: tuple[str, ...]
 ) -> dict[str, Any] | None:
-    """A shipped row with its label; None where the scale has no such answer."""
+    """Return a shipped row with its label, or None if the scale lacks that label."""
     made = dict(row)
     if label == "score":
         answers = parse_scale(options.scale or "1,5").answers
         place = made.pop("place")
-        # so that no answer of a short scale is shown twice
+        # so that no answer of a short scale appears twice
         if len(answers) < {0.25: 5, 0.5: 3, 0.75: 4}.get(place, 2):
             return None
         made["score"] = answers[int(place * (len(answers) - 1))]
@@ -173,7 +173,7 @@ def _row(
     if task == "choice":
         right = made.pop("right")
         given = labels or tuple("ABCD")
-        # of fewer labels than choices, the right one stays
+        # with fewer labels than choices, the right choice is kept
         kept = sorted({right, *[n for n in range(4) if n != right][: len(given) - 1]})
         made["choices"] = [row["choices"][n] for n in kept][: len(given)]
         made["labels"] = list(given[: len(made["choices"])])
@@ -182,47 +182,47 @@ def _row(
 
 
 def _usual_labels(problems: Sequence[Problem]) -> tuple[str, ...]:
-    """The labels that most problems have."""
+    """Return the most common labels of the problems."""
     found = Counter(known.scale for problem in problems if (known := frame(problem)))
     return found.most_common(1)[0][0] if found else ()
 
 
 def _filled(row: Mapping[str, Any]) -> set[str]:
-    """Names that a template may use of a shipped row."""
+    """Return the names that a template may use for a shipped row."""
     return {*row} | {"prompt", "rubric", "scale"}
 
 
-# --- a file's
+# --- examples from a file
 
 
 def _file_demos(
     file: Path, task: str, options: Options, form: AnswerFormat
 ) -> Iterator[tuple[int, Problem, str]]:
-    """Place, problem and completion of each row of a file. Raises DataError for a row that is none."""
+    """Yield place, problem and completion of each row of a file. Raises DataError for a bad row."""
     for place, row in file_rows(file):
         where = f"{file}, {file_unit(file)} {place}"
         try:
             if isinstance(row, BadRow) or not isinstance(row, Mapping):
-                raise row if isinstance(row, BadRow) else BadRow("no object with columns")
+                raise row if isinstance(row, BadRow) else BadRow("not an object with columns")
             problem = _problem(row, task, options, where)
             if row.get("completion") not in (None, ""):
                 completion = read_text(row, "completion").strip()
             else:
                 if row.get("rationale") in (None, ""):
-                    raise BadRow("neither `completion` nor `rationale` is there")
+                    raise BadRow("`completion` and `rationale` are both missing")
                 rationale = read_text(row, "rationale").strip()
                 completion = write_completion(form, rationale, problem.answer)
         except BadRow as fault:
             said = f"{fault.what} ({fault.detail})" if fault.detail else fault.what
             raise DataError(
-                f"{where}: {said}. A worked example has prompt, answer, and completion or rationale; or "
-                f"the columns of task {task} and one of these two."
+                f"{where}: {said}. A worked example needs prompt and answer, or the columns of task "
+                f"{task}; and completion or rationale."
             ) from fault
         yield place, problem, completion
 
 
 def _problem(row: Mapping[str, Any], task: str, options: Options, where: str) -> Problem:
-    """A row's problem: its prompt and answer as they are, or the task's columns in the task's words."""
+    """Return a row's problem: from its prompt and answer, or made by the task from its columns."""
     if row.get("answer") not in (None, "") and row.get("prompt") not in (None, ""):
         answer = read_plain(row["answer"], "answer") or ""
         others = {key: row[key] for key in row if key not in ("prompt", "answer", "id")}
@@ -234,7 +234,7 @@ def _problem(row: Mapping[str, Any], task: str, options: Options, where: str) ->
     return problems_of([own], task, plain, where).problems[0]
 
 
-# --- those of a run
+# --- examples of a run
 
 
 def save_demos(path: Path, demos: Demos) -> None:
@@ -244,7 +244,7 @@ def save_demos(path: Path, demos: Demos) -> None:
 
 
 def read_demos(path: Path) -> Demos:
-    """Return the worked examples that `save_demos` stored; none where there is no file."""
+    """Return the worked examples that `save_demos` stored; () if there is no file."""
     return tuple(Demo(**row) for row in read_lines(path)) if path.exists() else ()
 
 
@@ -252,19 +252,19 @@ def read_demos(path: Path) -> Demos:
 
 
 def _fault(demo: Demo, problem: Problem, prompts: Prompts, reward: Reward, accept_at: float) -> str:
-    """Say why an example can't be read, or its answer is not accepted; "" where all is well."""
+    """Return why an example can't be parsed, or its answer is not accepted; "" if it is fine."""
     parsed = prompts.parse(demo.completion)
     if parsed.error:
         return f"no answer can be read from {brief(demo.completion)!r}: {parsed.error}."
     completion = Completion((), demo.completion, "stop", 0.0)
     try:
         [value] = reward([problem], [completion], [parsed])
-    except FemtuneError as error:  # of a user's own, which may need columns of the data
+    except FemtuneError as error:  # a user's reward may need columns of the data
         return f"the reward fails on it: {error}"
     if value is None or not value >= accept_at:
         earned = "no reward" if value is None else f"reward {value:g}"
-        said = f"its answer is {brief(demo.answer)!r}, and {brief(parsed.answer)!r} was read from its"
-        return f"{said} completion: {earned}, expected {accept_at:g}."
+        said = f"its answer is {brief(demo.answer)!r}, but {brief(parsed.answer)!r} was read from its"
+        return f"{said} completion: {earned}, and {accept_at:g} is needed."
     return ""
 
 

@@ -1,11 +1,11 @@
-"""What comes in: problems from a file, checked before anything is generated, and split.
+"""Problems: read from a file, checked before anything is generated, and split.
 
 A row of a file is a problem (`prompt` may also be a list of role/content messages):
 
     {"id": "hs-1", "prompt": "Rate the response from 0 to 4. ...", "answer": 3, "axis": "help"}
 
-`id` is optional, whatever else stands in the row goes to the reward with its type, and a null is
-the same as no value. Nothing is mended silently: what can't be used is named with its row.
+`id` is optional. Further columns go to the reward with their types. A null is the same as no value.
+Nothing is corrected silently: errors name the rows that can't be used.
 """
 
 from __future__ import annotations
@@ -34,28 +34,30 @@ def load_problems(
     columns: Mapping[str, str] | None = None,
     answers: bool = True,
 ) -> list[Problem]:
-    """Problems of a .jsonl, .json (a list), .csv, .tsv or .parquet file, in the file's order.
+    """Load the problems of a .jsonl, .json (a list), .csv, .tsv or .parquet file, in the file's order.
 
-    `columns` maps femtune's name to the file's: `{"answer": "helpfulness"}`. The file's column
-    stays available to the reward under its own name too; a column that the file itself calls
-    `answer` is then left out. Without `id`, ids are "<file stem>-<row>", rows counted from 1.
-    Answers become text: 4 and 4.0 are "4", 4.5 is "4.5", true is "true"; csv cells stay as they
-    are. With answers=False a row may lack its answer, which is then "", as in items to predict.
+    `columns` maps femtune's name to the file's: `{"answer": "helpfulness"}`. The file's column stays
+    available to the reward under its own name; a column that the file itself calls `answer` is then
+    left out. Without `id`, ids are "<file stem>-<row>", with rows counted from 1. Answers become text:
+    4 and 4.0 are "4", 4.5 is "4.5", true is "true"; csv cells stay as they are. With answers=False, a
+    row may lack its answer, as items to predict do; it is then "".
 
-    Raises DataError where the file or a row of it can't be used.
+    Raises DataError if the file or one of its rows can't be used.
     """
     required = ("prompt", "answer") if answers else ("prompt",)
     return read_problems(Path(path), columns or {}, required)
 
 
 def save_problems(problems: Sequence[Problem], path: str | os.PathLike[str]) -> None:
-    """Write problems as Parquet, for `load_problems` (which gives back equal ones) and `datasets`.
+    """Write problems as Parquet. `load_problems` returns equal ones, and `datasets` can read the file.
 
-    Columns that Parquet has no one type for (text in some rows, a number in others) are stored as
-    JSON text, and the file's metadata names them. Raises DataError where JSON can't hold them.
+    Columns of mixed types (text in some rows, a number in others) are stored as JSON text, and listed
+    in the file's metadata. Raises DataError for values that JSON can't hold.
     """
     if len({isinstance(problem.prompt, str) for problem in problems}) == 2:
-        raise DataError("prompts are text in some problems and messages in others: use one form.")
+        raise DataError(
+            "prompts are text in some problems and messages in others: use one form for all."
+        )
     table: dict[str, Any] = {
         "id": pa.array([problem.id for problem in problems], pa.string()),
         "prompt": None,
@@ -64,9 +66,11 @@ def save_problems(problems: Sequence[Problem], path: str | os.PathLike[str]) -> 
     columns: dict[str, list[Any]] = {"prompt": [problem.prompt for problem in problems]}
     for name in dict.fromkeys(name for problem in problems for name in problem.columns):
         if name in ("id", "prompt", "answer"):
-            raise DataError(f"a further column is called `{name}`, as a problem's own: rename it.")
+            raise DataError(f"a further column has the reserved name `{name}`: rename it.")
         if not _is_unicode(name):
-            raise DataError(f"a further column is called {name!r}, no valid Unicode: rename it.")
+            raise DataError(
+                f"a further column is called {name!r}, which is not valid Unicode: rename it."
+            )
         columns[name] = [problem.columns.get(name) for problem in problems]
     as_json = []
     for name, values in columns.items():
@@ -79,14 +83,14 @@ def save_problems(problems: Sequence[Problem], path: str | os.PathLike[str]) -> 
                 message = f"column `{name}` can't be stored: {error}. Use text, numbers or lists."
                 raise DataError(message) from error
     metadata = {JSON_COLUMNS: json.dumps(as_json).encode()}
-    # a file, as pyarrow takes a name with a colon for a URI
+    # an open file, since pyarrow would read a name with a colon as a URI
     with replacing(Path(path)) as part, part.open("wb") as file:
         stored = pa.table(table).replace_schema_metadata(metadata)
         pq.write_table(stored, file, write_page_checksum=True)
 
 
 def _native(values: list[Any], read: Callable[[Any], Any] | None = None) -> Any:
-    """Values as an Arrow array, or None if it would not give, as `read`, the same ones back."""
+    """Return values as an Arrow array, or None if `read` would not restore them from it exactly."""
     try:
         array = pa.array(values)
         back = array.to_pylist() if read is None else [*map(read, array.to_pylist())]
@@ -96,7 +100,7 @@ def _native(values: list[Any], read: Callable[[Any], Any] | None = None) -> Any:
 
 
 def _messages(prompt: Any) -> Any:
-    """A prompt as it is read: of a key that only other messages have, Arrow makes a null."""
+    """Return a prompt as stored, without the nulls that Arrow adds for keys of other messages."""
     if isinstance(prompt, str):
         return prompt
     return [{key: text for key, text in message.items() if text is not None} for message in prompt]
@@ -107,7 +111,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _has_empty_struct(kind: Any) -> bool:
-    """Parquet has no struct without fields."""
+    """Return True for a type with an empty struct, which Parquet can't store."""
     children = [kind.field(i).type for i in range(kind.num_fields)]
     return (pa.types.is_struct(kind) and not children) or any(map(_has_empty_struct, children))
 
@@ -115,20 +119,20 @@ def _has_empty_struct(kind: Any) -> bool:
 def split(
     problems: Sequence[Problem], eval_share: float, seed: int
 ) -> tuple[list[Problem], list[Problem]]:
-    """Problems to train on, and about `eval_share` (0 to 1) of them held out.
+    """Split problems into a training set and a held-out share of about `eval_share` (0 to 1).
 
-    The side of a problem follows from the seed and its prompt alone (in a task, from what is judged):
-    equal ones never straddle, and problems that are added move none.
+    The side of a problem depends only on the seed and its prompt (for a task, on the judged item). So
+    equal problems stay together, and adding problems moves none.
 
     >>> problems = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(1000)]
     >>> train, held_out = split(problems, eval_share=0.1, seed=0)
     >>> len(train), len(held_out)
     (901, 99)
 
-    Raises ConfigError for a share outside 0 to 1, DataError where a side would be empty.
+    Raises ConfigError for a share outside [0, 1), DataError if a side would be empty.
     """
     if not 0 <= eval_share < 1:
-        raise ConfigError(f"eval_share is {eval_share:g}, expected 0 <= eval_share < 1.")
+        raise ConfigError(f"eval_share is {eval_share:g}: it must be >= 0 and < 1.")
     sides: tuple[list[Problem], list[Problem]] = ([], [])
     for problem in problems:
         name = f"{seed}\x00{_asked(problem)}".encode()
@@ -136,16 +140,16 @@ def split(
         sides[place < eval_share].append(problem)
     if eval_share and not all(sides):
         raise DataError(
-            f"of {len(problems)} problems, eval_share {eval_share:g} puts {len(sides[0])} into "
-            f"training and {len(sides[1])} into evaluation: change eval_share, or give a file each."
+            f"eval_share {eval_share:g} splits {len(problems)} problems into {len(sides[0])} for "
+            f"training and {len(sides[1])} for evaluation: change eval_share, or give a file for each."
         )
     return sides
 
 
 def check_disjoint(train: Sequence[Problem], test: Sequence[Problem]) -> None:
-    """Refuse test problems whose prompt is also trained on, whitespace aside.
+    """Check that no test problem's prompt is trained on, ignoring whitespace.
 
-    Raises DataError that names them.
+    Raises DataError that names those that are.
     """
     trained = {name(problem): problem.id for problem in train for name in (_asked, _spaced)}
     pairs = (
@@ -156,7 +160,7 @@ def check_disjoint(train: Sequence[Problem], test: Sequence[Problem]) -> None:
     ]
     if found:
         raise DataError(
-            f"{len(found)} of {len(test)} test problems are trained on: {first(found)}. "
+            f"{len(found)} of {len(test)} test problems are also training problems: {first(found)}. "
             "Remove them from one side, or let `split` make the test set."
         )
 
@@ -167,10 +171,10 @@ def check_gold(
     accept_at: float = 1.0,
     prompts: Prompts | None = None,
 ) -> None:
-    """Refuse problems whose own answer would not be accepted: no draw of theirs ever could be.
+    """Check that each problem's correct answer would be accepted, since otherwise no draw could be.
 
-    y* is written as a model would write it, read back by `prompts.parse`, then graded. Raises
-    DataError that names the problems and what the reward said; RewardError where it fails on one.
+    y* is written as a model would write it, parsed by `prompts.parse`, then graded. Raises DataError
+    that names the problems and the reward's result, RewardError if the reward itself fails.
     """
     read = prompts or Prompts()
     texts = [
@@ -186,11 +190,11 @@ def check_gold(
             found.append(f"{said} can't be read back, {written.error}")
         elif value is None or not value >= accept_at:
             earned = "no reward" if value is None else f"reward {value:g}"
-            found.append(f"{said} earns {earned}, expected {accept_at:g}")
+            found.append(f"{said} earns {earned}, and {accept_at:g} is needed")
     if found:
         raise DataError(
             f"the correct answers of {len(found)} of {len(problems)} problems are not accepted: "
-            f"{first(found, '; ')}. Mend the answers, or choose the reward that fits them."
+            f"{first(found, '; ')}. Correct the answers, or choose a reward that accepts them."
         )
 
 
@@ -201,10 +205,10 @@ def check_lengths(
     context: int,
     max_new_tokens: int,
 ) -> int:
-    """Tokens of the longest prompt, plain or hinted, when all fit with what is written after them.
+    """Check that all prompts fit the context; return the longest one's number of tokens.
 
-    Worked examples of `prompts` count. Raises DataError with how many don't fit, the longest, and what
-    would make them fit.
+    Counts plain and hinted prompts with the worked examples of `prompts`, and `max_new_tokens` after
+    them. Raises DataError with the number that don't fit, the longest, and what would make them fit.
     """
     names = ("plain", "hinted")
     lengths = [
@@ -220,17 +224,17 @@ def check_lengths(
         fits = f"set max_new_tokens to {room} or less" if room > 0 else "use a longer context"
         if prompts.demos:
             num = _demos_that_fit(problem, prompts, tokenizer, context - max_new_tokens)
-            fits = f"of {len(prompts.demos)} worked examples {num} fit: leave out the others, or {fits}"
+            fits = f"leave out worked examples ({num} of {len(prompts.demos)} fit), or {fits}"
         raise DataError(
-            f"{len(over)} of {len(problems)} problems don't fit the context of {context} tokens: "
-            f'the longest prompt (the {name} one of "{problem.id}") has {longest} tokens, and '
+            f"{len(over)} of {len(problems)} problems don't fit the context of {context} tokens. "
+            f'The longest prompt (the {name} one of "{problem.id}") has {longest} tokens, and '
             f"max_new_tokens is {max_new_tokens}: {fits}, or remove {first(over)}."
         )
     return longest
 
 
 def _demos_that_fit(problem: Problem, prompts: Prompts, tokenizer: Tokenizer, room: int) -> int:
-    """Count the worked examples, from the first, that fit before a problem."""
+    """Return how many worked examples, counted from the first, fit before a problem."""
     for num in range(len(prompts.demos) - 1, 0, -1):
         fewer = prompts.with_demos(prompts.demos[:num])
         lengths = (len(tokenizer.encode_prompt(fewer.render(n, problem))) for n in ("plain", "hinted"))
@@ -240,7 +244,7 @@ def _demos_that_fit(problem: Problem, prompts: Prompts, tokenizer: Tokenizer, ro
 
 
 def _asked(problem: Problem) -> str:
-    """What a problem is about: what is judged, where a task says, else its prompt."""
+    """Return the key that decides a problem's side: the item that its task judges, else its prompt."""
     frame = problem.columns.get("frame")
     item = frame.get("item") if isinstance(frame, Mapping) else None
     return str(item) if item else _spaced(problem)

@@ -1,9 +1,9 @@
-"""Plain and hinted prompts of a problem, their tokens, and the parsing of what came back.
+"""Plain and hinted prompts of a problem, their tokens, and the parsing of completions.
 
     plain    x + instruction                      what the model is asked, and trained under
     hinted   x + instruction + hint with y*       what STaR and PPS draw under; never trained under
 
-Both begin with the system message and the worked examples, where there are any.
+Both begin with the system message and the worked examples, if there are any.
 
     >>> problem = Problem("p1", "What is 2 + 2?", "4")
     >>> Prompts().plain(problem)[0]["content"].splitlines()[0]
@@ -33,13 +33,13 @@ HINT = (
     "convince someone who was not told; do not say that you were told."
 )
 
-# Words by which a rationale shows that it was told the answer. A pattern that the problem itself
-# contains is no sign of a leak there.
+# Patterns by which a rationale reveals that it saw the answer. What the problem itself contains is no
+# sign of a leak.
 _NOUNS = ("answer", "rating", "score", "label", "preference")
 
 
 def leaks_of(*nouns: str) -> tuple[str, ...]:
-    """Patterns of sayings that one was told the answer, under any of these names for it."""
+    """Return patterns of phrases that reveal knowledge of the answer, under any of these nouns."""
     answer = rf"(correct |right |final |expected )*({'|'.join(nouns)})"
     return (
         r"\bhint(s|ed)?\b(?! (of|at)\b)",
@@ -54,11 +54,11 @@ def leaks_of(*nouns: str) -> tuple[str, ...]:
 
 
 LEAKS = leaks_of("answer", "rating", "score", "label")
-# A judge speaks of answers that it was given as a matter of course, but not of ratings.
+# A judge may well speak of the answers that it was given, but not of ratings.
 JUDGE_LEAKS = leaks_of("rating", "score", "label", "preference")
 _ANSWER = rf"(correct |right |final |expected )*({'|'.join(_NOUNS)})"
-# What each of the patterns can't do without, looser and from a literal on: in a lowered text, re finds
-# that 20 times as fast, and nearly all rationales have none of it.
+# Necessary parts of the patterns above: looser, and starting with a literal. `re` finds them 20 times as
+# fast in a lowered text, and nearly all rationales have none of them.
 _TOLD = ("told", "given", "provided", "supplied", "stated", "known")
 _SIGNS = (
     re.compile("hint"),
@@ -70,17 +70,17 @@ _SIGNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """The wording of both prompts and the reading of completions; every part can be replaced.
+    """The wording of both prompts and the parsing of completions; every part can be replaced.
 
-    `instruction` is appended to x ("" leaves x as it is), `hint` after that, with `{answer}` in it.
+    `instruction` is appended to x ("" leaves x as it is), then `hint`, with `{answer}` in it.
     """
 
     instruction: str = INSTRUCTION
     hint: str = HINT
     leaks: tuple[str, ...] = LEAKS
-    require_rationale: bool = True  # a bare answer teaches no reasoning, and is not accepted
+    require_rationale: bool = True  # an answer without reasoning teaches none, and is not accepted
     format: AnswerFormat = LINE
-    opening: str = ""  # "<think>" where the chat template opens the thinking block of a completion
+    opening: str = ""  # "<think>" if the chat template opens the thinking block of a completion
     demos: Demos = ()  # worked examples, shown before the problem
     system_prompt: str | None = None
     demos_as: Literal["turns", "text"] = "turns"  # text: within the first user message
@@ -89,7 +89,7 @@ class Prompts:
 
     def __post_init__(self) -> None:
         if "{answer}" not in self.hint:
-            raise ConfigError(f"hint has no {{answer}}: {self.hint!r}. Write it where y* belongs.")
+            raise ConfigError(f"hint needs {{answer}} where y* belongs, got {self.hint!r}.")
         pattern = "|".join(f"(?:{leak})" for leak in self.leaks) or r"(?!)"
         object.__setattr__(self, "_leaks", re.compile(pattern, re.IGNORECASE))
 
@@ -98,18 +98,18 @@ class Prompts:
         return replace(self, demos=demos)
 
     def plain(self, problem: Problem) -> list[Message]:
-        """x + instruction, as messages."""
+        """Return x + instruction as messages."""
         return self._framed(problem, hinted=False)
 
     def hinted(self, problem: Problem) -> list[Message]:
-        """x + instruction + hint, as messages; each worked example has its own hint."""
+        """Return x + instruction + hint as messages; each worked example has a hint of its own."""
         return self._framed(problem, hinted=True)
 
     def _framed(self, problem: Problem, *, hinted: bool) -> list[Message]:
         """Build the system message, the worked examples, and the problem's own messages."""
         own = self._asked(problem.prompt, problem.answer, hinted)
         system = [self.system_prompt] if self.system_prompt else []
-        if own[0]["role"] == "system":  # of two system messages, many templates refuse the second
+        if own[0]["role"] == "system":  # many templates refuse a second system message
             system, own = [*system, own[0]["content"]], own[1:]
         turns: list[Message] = []
         for demo in self.demos:
@@ -125,14 +125,14 @@ class Prompts:
         return [{"role": "system", "content": "\n\n".join(system)}, *messages]
 
     def _asked(self, prompt: Prompt, answer: str, hinted: bool) -> list[Message]:
-        """A prompt's messages, the instruction (and hint) in the last."""
+        """Append the instruction (and the hint) to the last message of a prompt."""
         suffix = self.instruction
         if hinted:
             suffix = f"{suffix}\n{self.hint.replace('{answer}', answer)}".strip()
         return _append(prompt, suffix)
 
     def render(self, name: str, problem: Problem) -> list[Message]:
-        """The prompt of that name: "plain" or "hinted"."""
+        """Return the prompt of a name: "plain" or "hinted"."""
         return {"plain": self.plain, "hinted": self.hinted}[name](problem)
 
     def parse(self, text: str) -> Parsed:
@@ -140,8 +140,8 @@ class Prompts:
         return self.format.read(f"{self.opening}{text}", require_rationale=self.require_rationale)
 
     def leak(self, problem: Problem, rationale: str) -> str:
-        """The words by which a rationale gives away that it was told the answer, or ""."""
-        allowed: set[str] | None = None  # found only when needed: nearly all rationales are clean
+        """Return the phrase that reveals that a rationale saw the answer; "" without one."""
+        allowed: set[str] | None = None  # computed only when needed: nearly all rationales are clean
         for found in self._told(rationale):
             if allowed is None:
                 allowed = {known.lower() for known in self._told(prompt_text(problem.prompt))}
@@ -150,26 +150,26 @@ class Prompts:
         return ""
 
     def _told(self, text: str) -> Iterator[str]:
-        """What the patterns of `leaks` find in a text."""
+        """Yield the matches of the `leaks` patterns in a text."""
         if self.leaks not in (LEAKS, JUDGE_LEAKS) or _may_leak(text):
             yield from (found.group() for found in self._leaks.finditer(text))
 
 
 @dataclass(frozen=True)
 class ChatTokenizer:
-    """A Hugging Face tokenizer as femtune uses it: prompts in by its template, completions out.
+    """A Hugging Face tokenizer that encodes prompts by its chat template, and decodes completions.
 
-    A tokenizer without a template (a base model's) gets the text itself and a newline, with the BOS
-    that it adds by itself. Raises ModelError where the template fails or renders nothing.
+    Without a chat template (a base model), a prompt is the plain text and a newline, with the BOS token
+    that the tokenizer adds. Raises ModelError if the template fails or renders nothing.
     """
 
     tokenizer: Any
     template_args: tuple[tuple[str, Any], ...] = ()  # such as ("enable_thinking", False)
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return prompt tokens, up to where the model starts to write.
+        """Return the tokens of a prompt, up to where the model's completion begins.
 
-        Under a chat template, special tokens that are spelled out in a message are encoded as text: data
+        Under a chat template, special tokens spelled out in a message are encoded as text, so that data
         can't end the user's turn.
         """
         messages = as_messages(prompt)
@@ -180,23 +180,25 @@ class ChatTokenizer:
         parts = re.split(f"([{''.join(hidden)}])", rendered) if hidden else [rendered]
         tokens: list[int] = []
         for part in filter(None, parts):
-            # the template writes BOS itself, so the tokenizer must not add a second one
+            # the template writes BOS, so the tokenizer must not add a second one
             mark = {"split_special_tokens": True} if part in hidden else {}
             text = hidden.get(part, part)
             tokens += self.tokenizer(text, add_special_tokens=False, **mark)["input_ids"]
         if not tokens:
-            raise ModelError("the chat template renders nothing for a user message.")
+            raise ModelError(
+                "the chat template renders nothing for a user message: correct the template."
+            )
         return tuple(tokens)
 
     def prompt_text(self, prompt: Prompt) -> str:
-        """Return the text of a prompt as the model is fed it."""
+        """Return the text of a prompt as the model reads it."""
         messages = as_messages(prompt)
         if not self.tokenizer.chat_template:
             return self.as_text(messages)
         return self._render(messages, add_generation_prompt=True)
 
     def as_text(self, messages: Sequence[Message]) -> str:
-        """Return what a model without a template is fed: answers a line below, then a blank line."""
+        """Return messages as text, for a model without a template: a break before answers, else two."""
         parts = []
         for message, after in zip(messages, [*messages[1:], None], strict=True):
             close = after is None or after["role"] == "assistant"
@@ -204,23 +206,23 @@ class ChatTokenizer:
         return "".join(parts)
 
     def check(self) -> None:
-        """Refuse a template that does not show what a message says. Raises ModelError."""
+        """Check that the chat template shows the text of messages. Raises ModelError."""
         asked = ("Seven maple leaves", "Nine copper coins")
         shown = [self.prompt_text(text) for text in asked]
         if not all(text in found for text, found in zip(asked, shown, strict=True)):
             raise ModelError(
-                "the chat template drops the text of messages: the model would see none of the data. It "
-                "may be written for messages whose content is a list of parts. Put a template into the "
+                "the chat template drops the text of messages, so the model would see none of the "
+                "data. It may expect messages whose content is a list of parts. Put a template into the "
                 "model's folder that writes message['content'] as text (chat_template.jinja)."
             )
         if self.encode_prompt(asked[0]) == self.encode_prompt(asked[1]):
             raise ModelError(
-                "the tokenizer makes the same tokens of different messages. Get its files anew."
+                "the tokenizer gives different messages the same tokens: get its files again."
             )
-        _ = self.end_token_id  # raises where there is none
+        _ = self.end_token_id  # raises ModelError if it is missing
 
     def _hide_marks(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
-        """Return messages with a private character for each special token in them, and what it hides."""
+        """Replace special tokens in messages by private characters; return both, and the mapping."""
         marks = self._marks
         found = {mark for m in messages for mark in marks.findall(m["content"])} if marks else set()
         if not marks or not found:
@@ -235,21 +237,21 @@ class ChatTokenizer:
 
     @cached_property
     def _marks(self) -> re.Pattern[str] | None:
-        """Finds special tokens in a text; None where the tokenizer has none."""
+        """A pattern that finds special tokens in a text; None if the tokenizer has none."""
         added = self.tokenizer.added_tokens_decoder.values()
         special = sorted((str(token) for token in added if token.special), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, special))) if special else None
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text within a completion, without special tokens."""
+        """Return the tokens of a text within a completion, without special tokens."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
-        """Tokens of a completion that was written elsewhere, with the end token after it."""
+        """Return the tokens of a completion written elsewhere, with the end token after it."""
         return (*self.encode_text(text), self.end_token_id)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of completion tokens, special tokens left out, spaces as they were sampled."""
+        """Return the text of completion tokens, without special tokens, with spaces as sampled."""
         text: str = self.tokenizer.decode(
             list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -259,8 +261,8 @@ class ChatTokenizer:
         args = dict(self.template_args)
         try:
             return self._applied(messages, add_generation_prompt, args)
-        except Exception as error:  # jinja2's, or whatever the template itself raises
-            try:  # some templates can't do without a list of tools, and take an empty one
+        except Exception as error:  # jinja2's, or anything that the template raises
+            try:  # some templates require a list of tools, and accept an empty one
                 return self._applied(
                     messages, add_generation_prompt, {"tools": [], "functions": [], **args}
                 )
@@ -277,9 +279,10 @@ class ChatTokenizer:
 
     @cached_property
     def end_token_id(self) -> int:
-        """What ends a turn: the first special token that the template writes after an answer, else EOS.
+        """The token that ends a turn: the first special one that the template writes after an answer.
 
-        Gemma's turns, for one, end with <end_of_turn> and not with its EOS.
+        EOS if it writes no special token. Gemma's turns, for example, end with <end_of_turn>, which is
+        not its EOS.
         """
         if self.tokenizer.chat_template:
             turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\u2021"}]
@@ -291,20 +294,20 @@ class ChatTokenizer:
                     return int(token)
         if self.tokenizer.eos_token_id is None:
             raise ModelError(
-                "the tokenizer has no end token (eos_token): nothing would end a completion."
+                "the tokenizer has no end token (eos_token), so completions would never end: set one."
             )
         return int(self.tokenizer.eos_token_id)
 
     @cached_property
     def opening(self) -> str:
-        """The thinking block that the template opens for the model, as "<think>"; "" for none."""
+        """The thinking block that the template opens for the model ("<think>"); "" if it opens none."""
         fed = self.prompt_text("x") if self.tokenizer.chat_template else ""
         last = fed.rpartition("<think>")[2]
         return "<think>" if "<think>" in fed and "</think>" not in last else ""
 
     @property
     def pad_token_id(self) -> int:
-        """What fills a batch; always under the mask, so any token does where there is none for it."""
+        """The token that pads a batch; always masked, so the end token serves if there is no other."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if pad is not None else self.end_token_id
 
@@ -337,11 +340,11 @@ def write_completion(form: AnswerFormat, rationale: str, answer: str) -> str:
 
 
 def fit_prompts(prompts: Prompts, tokenizer: Tokenizer) -> Prompts:
-    """Return the prompts in the form in which a chat template shows all of them.
+    """Return the prompts in a form that the chat template shows in full.
 
     A template may refuse system messages, or drop part of an earlier answer, as those of thinking models
-    drop the thinking. Then the system message or the worked examples go into the first user message.
-    Raises ModelError where no form is shown in full.
+    drop the thinking. The system message or the worked examples then go into the first user message.
+    Raises ModelError if no form is shown in full.
     """
     if not isinstance(tokenizer, ChatTokenizer) or not (prompts.demos or prompts.system_prompt):
         return prompts
@@ -365,12 +368,12 @@ def fit_prompts(prompts: Prompts, tokenizer: Tokenizer) -> Prompts:
     )
     raise ModelError(
         f"the chat template does not show {what} in full, neither as messages nor as text. "
-        "Leave them out (--demos none), or mend the template in the model's folder."
+        "Leave them out (--demos none), or correct the template in the model's folder."
     )
 
 
 def is_shown(prompts: Prompts, tokenizer: ChatTokenizer) -> bool:
-    """True if system prompt and worked examples stand, in order, in what the model is fed."""
+    """Return True if the model's input shows the system prompt and the worked examples, in order."""
     messages = prompts.plain(Problem("", "Seven maple leaves?", "7"))
     try:
         fed = _letters(tokenizer.prompt_text(messages))
@@ -389,22 +392,22 @@ def is_shown(prompts: Prompts, tokenizer: ChatTokenizer) -> bool:
 
 
 def _letters(text: str) -> str:
-    """A text without spaces and marks, which a template may trim or escape."""
+    """Drop spaces and punctuation from a text; a template may trim or escape them."""
     return re.sub(r"\W", "", text)
 
 
 def as_messages(prompt: Prompt) -> list[Message]:
-    """A prompt as a list of messages; a string is one user message."""
+    """Return a prompt as a list of messages; a string becomes one user message."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """A prompt as one text, for readers and rewards."""
+    """Return a prompt as one text, for readers and rewards."""
     return prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
 
 
 def rewritten(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
-    """Return a prompt whose text, or the text of the last message, is changed."""
+    """Return a prompt with its text, or the text of its last message, changed by a function."""
     if isinstance(prompt, str):
         return change(prompt)
     *before, last = prompt
@@ -412,22 +415,22 @@ def rewritten(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
 
 
 def _may_leak(text: str) -> bool:
-    """False where none of the patterns of `leaks_of` can be found."""
-    # re.IGNORECASE reads dotted I, dotless i and long s as i and s too; `lower` does not
+    """Return False if no pattern of `leaks_of` can match."""
+    # re.IGNORECASE matches dotted I, dotless i and long s as i and s too; `lower` does not
     lowered = text.replace("\u0130", "i").replace("\u0131", "i").replace("\u017f", "s").lower()
     named = any(word in lowered for word in ("hint", *_NOUNS))
     return named and any(sign.search(lowered) for sign in _SIGNS)
 
 
 def _before(text: str, messages: Sequence[Message]) -> list[Message]:
-    """The messages, with a text at the start of the first of the user's."""
+    """Put a text at the start of the first user message."""
     place = next(n for n, message in enumerate(messages) if message["role"] == "user")
     first = {**messages[place], "content": f"{text}\n\n{messages[place]['content']}"}
     return [*messages[:place], first, *messages[place + 1 :]]
 
 
 def _shown(turns: Sequence[Message]) -> str:
-    """Worked examples as one text, with a line that leads on to the problem."""
+    """Join worked examples into one text, with a line that leads to the problem."""
     texts, number = [], 0
     for message in turns:
         if message["role"] == "assistant":
@@ -442,6 +445,6 @@ def _append(prompt: Prompt, suffix: str) -> list[Message]:
     messages = as_messages(prompt)
     last = messages[-1]
     if last["role"] != "user":
-        raise DataError(f'the last message is of role "{last["role"]}", expected "user".')
+        raise DataError(f'the last message has role "{last["role"]}": it must be "user".')
     content = f"{last['content']}\n\n{suffix}" if suffix else last["content"]
     return [*messages[:-1], {**last, "content": content}]

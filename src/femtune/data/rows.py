@@ -1,7 +1,7 @@
-"""From a file to problems: its rows, what is asked of each, and the faults of all of them at once.
+"""Rows of files, turned into problems; the faults of all rows are reported together.
 
-A reader of a kind of file gives places and rows; a row that it can't make out is a `BadRow`, as is
-one that makes no problem. They are counted, and named together at the end.
+The reader of each kind of file yields places and rows. A row that can't be parsed, or makes no
+problem, is a `BadRow`. Bad rows are counted, and reported in one error at the end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from femtune._util.text import SHOWN, brief, first
 from femtune.errors import DataError
 from femtune.types import Problem, Prompt
 
-# Other data sets' names for ours: only ever suggested, never taken by themselves.
+# Names for our columns in other data sets: suggested to the user, never used automatically.
 ALIASES = {
     "prompt": ("question", "problem", "instruction", "query", "input", "text"),
     "answer": (
@@ -33,19 +33,19 @@ ALIASES = {
         *("gold", "reference", "output"),
     ),
 }
-JSON_COLUMNS = b"femtune.json"  # Parquet metadata: columns that are stored as JSON text
+JSON_COLUMNS = b"femtune.json"  # key of Parquet metadata: columns stored as JSON text
 
 
 def read_problems(file: Path, renamed: Mapping[str, str], required: Sequence[str]) -> list[Problem]:
-    """Problems of a file, in its order; `renamed` maps femtune's names of columns to the file's.
+    """Return the problems of a file, in its order; `renamed` maps femtune's column names to the file's.
 
-    Raises DataError where the file or a row of it can't be used, or lacks a `required` column.
+    Raises DataError if the file or a row of it can't be used, or lacks a `required` column.
     """
     problems = problems_of_rows(
         file_rows(file), str(file), file_unit(file), renamed, required, named=file.stem
     )
     if not problems:
-        raise DataError(f"{file} holds no rows: expected one problem in each.")
+        raise DataError(f"{file} holds no rows: it needs one problem in each row.")
     return problems
 
 
@@ -58,9 +58,10 @@ def problems_of_rows(
     *,
     named: str,
 ) -> list[Problem]:
-    """Problems of places and rows; one without an id gets `named` and its number.
+    """Return the problems of places and rows; one without an id is called `named` and its number.
 
-    `source` is what messages call it, `unit` what a place counts. Raises as `read_problems`.
+    `source` is its name in messages, `unit` the unit of a place ("line" or "row"). Raises the errors of
+    `read_problems`.
     """
     faults, checked = Faults(source, unit), False
     problems: list[Problem] = []
@@ -77,7 +78,7 @@ def problems_of_rows(
                 raise BadRow("`prompt` is text in some rows and a list of messages in others")
             if problem.id in places:
                 raise BadRow(
-                    "`id` given before",
+                    "duplicate `id`",
                     f'"{problem.id}", first in {faults.unit} {places[problem.id]}',
                 )
         except BadRow as fault:
@@ -90,9 +91,9 @@ def problems_of_rows(
 
 
 def file_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """Places (line or row, from 1) and rows of a file of any kind; a row that is none is a BadRow.
+    """Yield place (line or row, from 1) and row of a file of any kind; an invalid row is a BadRow.
 
-    Raises DataError where the file is not there, of unknown kind, empty, or broken as a whole.
+    Raises DataError if the file is missing, empty, of unknown kind, or damaged as a whole.
     """
     file = _existing(file)
     try:
@@ -103,7 +104,7 @@ def file_rows(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def file_unit(file: Path) -> str:
-    """What a place in a file of this kind counts."""
+    """Return the unit in which places of a file are counted: "row" or "line"."""
     return "row" if file.suffix.lower() in (".json", ".parquet") else "line"
 
 
@@ -111,7 +112,7 @@ def file_unit(file: Path) -> str:
 
 
 class BadRow(Exception):
-    """A row that is no problem: what is wrong, the same words for every such row, and details."""
+    """A row that makes no problem: the kind of fault, equal for all such rows, and its details."""
 
     def __init__(self, what: str, detail: str = "") -> None:
         super().__init__(what)
@@ -120,10 +121,10 @@ class BadRow(Exception):
 
 @dataclass
 class Faults:
-    """The bad rows of a file: how many of each kind, and the first few."""
+    """The bad rows of a file: a count for each kind of fault, and the first few places."""
 
     source: str  # the file, or the data set
-    unit: str  # what a place counts: "line" or "row"
+    unit: str  # the unit of a place: "line" or "row"
     counts: dict[str, int] = field(default_factory=dict)
     shown: dict[str, list[str]] = field(default_factory=dict)
 
@@ -134,12 +135,12 @@ class Faults:
             shown.append(f"{place} ({fault.detail})" if fault.detail else str(place))
 
     def report(self, advice: str = "") -> None:
-        """Raise DataError with all of them, and what else can be done, if there are any."""
+        """Raise DataError with all faults and the advice, if there are any faults."""
         if not self.counts:
             return
         total = sum(self.counts.values())
         lines = [
-            f"{self.source}: rows that can't be used: {total}. Mend or remove them. {advice}".rstrip()
+            f"{self.source}: rows that can't be used: {total}. Correct or remove them. {advice}".rstrip()
         ]
         for what, count in self.counts.items():
             more = f" and {count - SHOWN} more" if count > SHOWN else ""
@@ -152,7 +153,7 @@ def _object(row: Any) -> dict[str, Any]:
     if isinstance(row, BadRow):
         raise row
     if not isinstance(row, dict):
-        raise BadRow("no object with prompt and answer", type(row).__name__)
+        raise BadRow("not an object with prompt and answer", type(row).__name__)
     return row
 
 
@@ -161,7 +162,7 @@ def _problem(default_id: str, values: dict[str, Any], required: Sequence[str]) -
         if name not in values:
             raise BadRow(f"`{name}` is missing")
     others = {
-        sys.intern(name): value  # a reader makes new key strings for every row
+        sys.intern(name): value  # saves memory: a reader makes new key strings for every row
         for name, value in values.items()
         if name not in ("id", "prompt", "answer") and value is not None
     }
@@ -172,7 +173,7 @@ def _problem(default_id: str, values: dict[str, Any], required: Sequence[str]) -
 
 
 def _canonical(name: str, value: Any) -> str:
-    """A cell as text: 4.0 is "4"."""
+    """Return a cell as text; 4.0 becomes "4"."""
     if value is None:
         raise BadRow(f"`{name}` is empty")
     if isinstance(value, bool):
@@ -181,7 +182,7 @@ def _canonical(name: str, value: Any) -> str:
         return str(int(value)) if value == int(value) and abs(value) < 1e15 else str(value)
     if not isinstance(value, str):
         found = type(value).__name__ if not isinstance(value, float) else str(value)
-        raise BadRow(f"`{name}` is of a wrong type, expected text or a number", found)
+        raise BadRow(f"`{name}` must be text or a number", found)
     return _text(name, value).strip()
 
 
@@ -195,7 +196,7 @@ def _valid(name: str, value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadRow(f"`{name}` is no valid Unicode", error.reason) from None
+        raise BadRow(f"`{name}` is not valid Unicode", error.reason) from None
     return value
 
 
@@ -203,7 +204,7 @@ def _prompt(value: Any) -> Prompt:
     if value is None or isinstance(value, str):
         return _text("prompt", value or "")
     if not isinstance(value, list):
-        wrong = "`prompt` is of a wrong type, expected text or a list of messages"
+        wrong = "`prompt` must be text or a list of messages"
         raise BadRow(wrong, type(value).__name__)
     if not value:
         raise BadRow("`prompt` is empty")
@@ -226,7 +227,7 @@ def _prompt(value: Any) -> Prompt:
 def _check_columns(
     file: str, row: Mapping[str, Any], renamed: Mapping[str, str], required: Sequence[str]
 ) -> None:
-    """Refuse a file whose first row lacks what is asked of it, with the flag that may help."""
+    """Check that the first row has the required columns. Raises DataError that suggests flags."""
     has = ", ".join(row) or "no column at all"
     for name, source in renamed.items():
         if source not in row:
@@ -244,7 +245,9 @@ def _check_columns(
         ]
         names = " and ".join(f"`{name}`" for name in missing)
         what = " or ".join(flags) or f"--columns {missing[0]}=<the file's name for it>"
-        raise DataError(f"{file} has no column {names}; it has {has}. If it is there, say {what}.")
+        raise DataError(
+            f"{file} has no column {names}; it has {has}. If it has another name, set {what}."
+        )
 
 
 # --- files
@@ -256,7 +259,7 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
-    """Places, from 1, and rows of lines of JSON, as they come; blank lines are none."""
+    """Yield place, from 1, and row for each line of JSON as it arrives; blank lines are skipped."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -264,7 +267,7 @@ def json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
             yield number, json.loads(line.rstrip())
         except json.JSONDecodeError as error:
             yield number, BadRow("not JSON", f"{error.msg}, column {error.colno}")
-        except (ValueError, RecursionError) as error:  # too long a number, too deep a list
+        except (ValueError, RecursionError) as error:  # a number too long, a list nested too deeply
             yield number, BadRow("not JSON", str(error))
 
 
@@ -279,12 +282,12 @@ def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not JSON ({error}).") from error
     if not isinstance(rows, list):
-        raise DataError(f"{file} holds a JSON {type(rows).__name__}, expected a list of objects.")
+        raise DataError(f"{file} holds a JSON {type(rows).__name__}: it must be a list of objects.")
     yield from enumerate(rows, 1)
 
 
 def _read_table(file: Path) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses prompts of over 131,072 characters
+    csv.field_size_limit(2**31 - 1)  # the default refuses prompts over 131,072 characters
     with file.open(encoding="utf-8-sig", newline="") as lines:
         delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -292,12 +295,14 @@ def _read_table(file: Path) -> Iterator[tuple[int, Any]]:
             header = next(rows, [])
             twice = sorted({name for name in header if header.count(name) > 1})
             if twice:
-                raise DataError(f"{file}: column `{twice[0]}` stands twice in its first line.")
+                raise DataError(
+                    f"{file}: column `{twice[0]}` occurs twice in the first line: rename one."
+                )
             for cells in rows:
                 if len(cells) == len(header):
                     yield rows.line_num, dict(zip(header, cells, strict=True))
                 elif cells:
-                    width = f"{len(cells)} cells for {len(header)} columns"
+                    width = f"{len(cells)} cells, {len(header)} columns"
                     yield rows.line_num, BadRow("wrong number of cells", width)
         except csv.Error as error:
             raise DataError(f"{file}, line {rows.line_num}: {error}. Check the quotes.") from error
@@ -306,7 +311,7 @@ def _read_table(file: Path) -> Iterator[tuple[int, Any]]:
 def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
     try:
         with reading_arrow():
-            # pyarrow takes a name with a colon for a URI
+            # as pyarrow would read a name with a colon as a URI
             source = pq.ParquetFile(pa.memory_map(str(file)))
             as_json = _json_columns(source.schema_arrow)
             batches = source.iter_batches(batch_size=1024)
@@ -321,14 +326,14 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
                 number += 1
                 yield number, _from_json(row, as_json)
     except Unreadable as error:
-        raise DataError(f"{file} {error}. Write the file anew.") from error
+        raise DataError(f"{file} {error}. Create the file again.") from error
 
 
 def _json_columns(schema: Any) -> list[str]:
-    """The columns that are stored as JSON text. Raises Unreadable where the metadata don't fit."""
+    """Return the columns stored as JSON text. Raises Unreadable if the metadata don't fit the file."""
     named = json.loads((schema.metadata or {}).get(JSON_COLUMNS, b"[]"))
     if not isinstance(named, list) or not {*map(str, named)} <= {*schema.names}:
-        raise Unreadable(f"has metadata {JSON_COLUMNS.decode()!r} that name no columns of its own")
+        raise Unreadable(f"has metadata {JSON_COLUMNS.decode()!r} that do not list columns of the file")
     return named
 
 
@@ -338,7 +343,7 @@ def _from_json(row: dict[str, Any], as_json: Sequence[str]) -> dict[str, Any] | 
         try:
             made[name] = None if row[name] is None else json.loads(row[name])
         except (ValueError, TypeError, RecursionError) as error:
-            return BadRow(f"`{name}` is not JSON, which it was stored as", brief(str(error)))
+            return BadRow(f"`{name}` is not the JSON that it was stored as", brief(str(error)))
     return row | made
 
 
@@ -352,7 +357,7 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
 
 
 def _existing(file: Path) -> Path:
-    """The file, if there is one that we can read; else DataError with what there is instead."""
+    """Return the file if it exists and can be read. Raises DataError that suggests alternatives."""
     if file.is_dir():
         readable = sorted(found.name for found in file.iterdir() if found.suffix in _READERS)
         inside = f"give one file of it: {first(readable)}" if readable else "give a file"
@@ -364,9 +369,9 @@ def _existing(file: Path) -> Path:
         raise DataError(f"no file {file}. {hint}")
     if file.suffix.lower() not in _READERS:
         known = ", ".join(_READERS)
-        raise DataError(f'{file} is of unknown kind "{file.suffix}", expected one of {known}.')
+        raise DataError(f'{file} is of unknown kind "{file.suffix}": use one of {known}.')
     if file.stat().st_size == 0:
-        raise DataError(f"{file} is empty: expected one problem in each row.")
+        raise DataError(f"{file} is empty: it needs one problem in each row.")
     return file
 
 

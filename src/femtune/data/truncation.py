@@ -1,7 +1,7 @@
-"""Where a completion ends: at its end token, or where its first complete answer is closed.
+"""The end of a completion: its end token, or the point at which its first complete answer is closed.
 
-The cut is a pure function of the sampled tokens, applied by the driver to what every engine writes. An
-engine that asks it while it writes only stops earlier, with equal results.
+The cut is a pure function of the sampled tokens, and the driver applies it to every engine's output. An
+engine may also apply it while sampling; it then stops earlier, with equal results.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from femtune.types import Tokenizer
 
 @dataclass(frozen=True)
 class Cut:
-    """The first point at which an answer is closed in sampled tokens.
+    """The cut of sampled tokens at the first point where an answer is closed.
 
-    `opening` is "<think>" where the prompt's template opens a thinking block: no answer is closed before
-    the completion closes the block. Completions are then read with it before their text.
+    `opening` is "<think>" if the chat template opens a thinking block. Completions are then parsed with
+    it before their text, and no answer is closed before the completion closes the block.
     """
 
     format: AnswerFormat
@@ -30,24 +30,24 @@ class Cut:
     def __call__(self, tokens: Sequence[int]) -> int | None:
         """Return the number of tokens up to and including the one that closes an answer, or None.
 
-        The smallest n for which the text of the first n tokens has a closed answer.
+        It is the smallest n for which the text of the first n tokens holds a closed answer.
         """
         places = [place for place, token in enumerate(tokens, 1) if self.can_close(token)]
         text = self.opening + self.tokenizer.decode(tokens)
         if "\ufffd" in text or self.format.spec.startswith("regex:"):
-            # a byte outside UTF-8 may undo a line break before it, and a pattern its own match
+            # a byte outside UTF-8 may undo a line break before it, and a regex may undo its own match
             return next((place for place in places if self._closed(tokens[:place])), None)
-        # else what is closed stays so, and decoding is the cost: once, or log2(places) times
+        # otherwise a closed answer stays closed; decode once, or log2(places) times
         if not places or not self.format.closed(text):
             return None
         return places[bisect_left(places, True, key=lambda place: self._closed(tokens[:place]))]
 
     def closes(self, tokens: Sequence[int]) -> bool:
-        """True if the last of the tokens closes an answer, where none before it does."""
+        """Return True if the last token closes an answer that was not closed before it."""
         return self.can_close(tokens[-1]) and self._closed(tokens)
 
     def can_close(self, token: int) -> bool:
-        """True if a token's text has a character that may close an answer."""
+        """Return True if a token's text has a character that may close an answer."""
         known = self._closing.get(token)
         if known is None:
             text = _text_within(token, self.tokenizer)
@@ -63,8 +63,8 @@ def trained_tokens(
 ) -> tuple[int, ...]:
     """Return the tokens that a completion is trained on.
 
-    After a cut ("answered") it takes the place of a closing token of white space alone. One that also
-    holds text of the answer, such as "}", is kept before it. Other completions stay as they are.
+    After a cut ("answered"), the end token replaces a closing token of only white space. A closing token
+    with text of the answer, such as "}", is kept before it. Other completions are unchanged.
     """
     if finish_reason != "answered":
         return tuple(sampled)
@@ -73,5 +73,5 @@ def trained_tokens(
 
 
 def _text_within(token: int, tokenizer: Tokenizer) -> str:
-    """The text of a token that other text stands before, at least once: alone, some lose a space."""
+    """Return the text of a token within a text; decoded alone, some tokens lose a space."""
     return tokenizer.decode((token, token))

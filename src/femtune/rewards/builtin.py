@@ -1,11 +1,11 @@
-"""Rewards r(y, y*) from 0 to 1: those that come with femtune, and the scoring of completions by any.
+"""Built-in rewards r(y, y*) from 0 to 1, and the scoring of completions by any reward.
 
     >>> grade = as_reward("ordinal(1, 5)")
     >>> problem = Problem("p1", "Rate it from 1 to 5.", "4")
     >>> grade([problem], [Completion((), "Good.\\nAnswer: 3", "stop", 0.0)], [Parsed("Good.", "3")])
     [0.75]
 
-How a function of the user's own is written: see `user_rewards`.
+For writing a reward function of your own, see `femtune.rewards.custom`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from femtune.types import Completion, Parsed, Problem, Reason, Reward, Score
 
 @dataclass(frozen=True)
 class AnswerReward:
-    """A reward of the two answers alone: `grade(y, y*)`."""
+    """A reward that depends on the two answers only: `grade(y, y*)`."""
 
     name: str
     grade: Callable[[str, str], float]
@@ -50,11 +50,11 @@ class AnswerReward:
         return [grade(read.answer, problem.answer) for problem, read in pairs]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return as_reward, (self.name,)  # to another process it goes by its name
+        return as_reward, (self.name,)  # pickled by name
 
 
 def exact() -> AnswerReward:
-    """1 for the same text, apart from case, spaces, markup around it, and forms of a character.
+    """Reward 1 for the same text, ignoring case, spaces, surrounding markup and forms of a character.
 
     >>> grade = exact().grade
     >>> grade("**Paris.**", "paris"), grade("４", "4"), grade("10²", "102")
@@ -68,18 +68,17 @@ def exact() -> AnswerReward:
 
 
 def number(tol: float = 0.0, rel: float = 1e-9) -> AnswerReward:
-    """1 for the same number: |y - y*| <= tol, or rel·|y*| unless both are whole numbers.
+    """Reward 1 for the same number: |y - y*| <= tol, or rel·|y*| unless both are whole numbers.
 
-    Reads 1,234.5, −3, 3/4, 1e-3, $5 and digits of every script. A per cent sign is a unit that may
-    be left out, as is a currency before the number: 50% is 50, not 0.5. Text around a number makes
-    it none, and what is none earns 0.
+    Reads 1,234.5, −3, 3/4, 1e-3, $5 and digits of every script. A percent sign is an optional unit, as
+    is a currency before the number: 50% is 50, not 0.5. An answer with text around the number earns 0.
 
     >>> grade = number().grade
     >>> grade("1,000", "1000"), grade("0.75", "3/4"), grade("٤٢", "42"), grade("1001", "1000")
     (1.0, 1.0, 1.0, 0.0)
     """
     if not (_finite(tol, rel) and tol >= 0 and rel >= 0):
-        raise ConfigError(f"number(tol={tol}, rel={rel}): tolerances are numbers from 0 on.")
+        raise ConfigError(f"number(tol={tol}, rel={rel}): both tolerances must be finite and >= 0.")
     most, share = Fraction(tol), Fraction(rel)
 
     @remembered
@@ -94,10 +93,10 @@ def number(tol: float = 0.0, rel: float = 1e-9) -> AnswerReward:
 
 
 def ordinal(scale: tuple[float, float] | str) -> AnswerReward:
-    """1 - |y - y*| / (hi - lo) on the scale; 0 for what is not on it.
+    """Reward 1 - |y - y*| / (hi - lo) on the scale, and 0 for an answer off the scale.
 
-    (lo, hi) takes any number between them. As text, "1,5", "1,5,0.5" or "bad,fair,good", it takes
-    these answers and no others (labels are worth their place), and 4/5 and "4 out of 5" are 4.
+    (lo, hi) accepts any number between the two. As text ("1,5", "1,5,0.5" or "bad,fair,good"), the scale
+    accepts only these answers. Labels are valued by position; 4/5 and "4 out of 5" are read as 4.
 
     >>> grade = ordinal(scale=(1, 5)).grade
     >>> grade("4", "4"), grade("2", "4"), grade("6", "5"), grade("good", "5")
@@ -110,7 +109,7 @@ def ordinal(scale: tuple[float, float] | str) -> AnswerReward:
         return _on(parse_scale(scale), scale)
     pair = isinstance(scale, tuple | list) and len(scale) == 2 and _finite(*scale)
     if not pair or not scale[0] < scale[1]:
-        raise ConfigError(f"ordinal: scale is {scale!r}, expected (lowest, highest), as (1, 5).")
+        raise ConfigError(f"ordinal: scale is {scale!r}; give (lowest, highest), for example (1, 5).")
     lo, hi = scale
 
     @remembered
@@ -124,7 +123,7 @@ def ordinal(scale: tuple[float, float] | str) -> AnswerReward:
 
 
 def _finite(*numbers: Any) -> bool:
-    """Whether all are numbers within the bounds of a float."""
+    """Return True if all values are numbers within the range of a float."""
     return all(isinstance(number, int | float) and -_MOST <= number <= _MOST for number in numbers)
 
 
@@ -150,10 +149,10 @@ _TWO_LABELS = re.compile(
 
 
 def choice(answers: str = "") -> AnswerReward:
-    """1 for the same letter: "B", "(b)", "B. Paris" and "B) Paris" are all B.
+    """Reward 1 for the same letter: "B", "(b)", "B. Paris" and "B) Paris" are all B.
 
-    So are labels 1, 2, 3; other ones are read as text, and "(A) or (B)" is neither. With `answers`,
-    "A,B,tie" say, 1 for the same one of these, and "Response B" is B too.
+    Labels 1, 2, 3 are read the same way, other labels as text; "(A) or (B)" matches neither. With
+    `answers`, such as "A,B,tie", reward 1 for the same one of these; "Response B" is then B too.
 
     >>> grade = choice().grade
     >>> grade("(b)", "B"), grade("B. Paris", "B"), grade("A", "B"), grade("Bob", "B")
@@ -174,7 +173,7 @@ def choice(answers: str = "") -> AnswerReward:
 
 
 def math() -> AnswerReward:
-    r"""1 for the same number, text or expression, as `expressions.same_value` finds by math-verify.
+    r"""Reward 1 for the same number, text or expression; see `math_equality.same_value`.
 
     >>> grade = math().grade
     >>> grade("0.5", r"\frac{1}{2}"), grade("(x + 1)^2", "x^2 + 2x + 1"), grade("1, 2", r"\{2, 1\}")
@@ -182,7 +181,8 @@ def math() -> AnswerReward:
     >>> grade("0.333", r"\frac{1}{3}"), grade("2 or 3", "3"), grade("9^{9^{9}}", "3")
     (0.0, 0.0, 0.0)
 
-    It never raises, and gives the same on every machine: what could take sympy long is not read.
+    Never raises, and gives the same value on every machine: expressions that could keep sympy busy for
+    long are not parsed.
     """
 
     def grade(answer: str, gold: str) -> float:
@@ -192,14 +192,14 @@ def math() -> AnswerReward:
 
 
 def regex(pattern: str) -> AnswerReward:
-    """1 where the pattern matches the whole answer; {answer} in it stands for y*, as it is written.
+    """Reward 1 if the pattern matches the whole answer; {answer} in it stands for y*, taken literally.
 
     >>> grade = regex("(?i)(about )?{answer}( years?)?").grade
     >>> grade("About 40 years", "40"), grade("400", "40"), grade("4.0", "4.0"), grade("4x0", "4.0")
     (1.0, 0.0, 1.0, 0.0)
 
-    On the command line: --reward 'regex(r"...")'. Raises ConfigError for what is no pattern, and in use
-    RewardError where one takes over a second for an answer, as r"(a|aa)+b" may take years.
+    On the command line: --reward 'regex(r"...")'. Raises ConfigError for an invalid pattern. In use,
+    raises RewardError if a match takes over a second, as patterns like r"(a|aa)+b" can.
     """
 
     @remembered
@@ -210,16 +210,16 @@ def regex(pattern: str) -> AnswerReward:
         matcher("y*")
     except (patterns.error, TypeError, AttributeError, ValueError, RecursionError) as error:
         said = f"regex({brief(repr(pattern))}): {error}"
-        raise ConfigError(f"{said}. Write a pattern of Python's `re`.") from error
+        raise ConfigError(f"{said}. Give a pattern in the syntax of Python's `re`.") from error
 
     def grade(answer: str, gold: str) -> float:
         try:
-            # Python's own `re` can't be stopped
+            # Python's own `re` has no timeout
             return float(answer != "" and matcher(gold).fullmatch(answer, timeout=1.0) is not None)
         except TimeoutError:
             raise RewardError(
                 f"reward regex({brief(repr(pattern))}) takes over a second for the answer "
-                f"{brief(repr(answer))}: write it without a repetition within a repetition."
+                f"{brief(repr(answer))}. Avoid a repetition within a repetition."
             ) from None
 
     return AnswerReward(f"regex({pattern!r})", grade)
@@ -236,12 +236,12 @@ REWARDS: dict[str, Callable[..., AnswerReward]] = {
 
 
 def as_reward(spec: str | Callable[..., Any]) -> Reward:
-    """A reward from what a user gives: "exact", "ordinal(1, 5)", "file.py:fn", or a function.
+    """Return the reward for a specification: "exact", "ordinal(1, 5)", "file.py:fn", or a function.
 
     >>> as_reward("number(tol=0.5)").name
     'number(tol=0.5, rel=1e-09)'
 
-    Raises ConfigError where there is no such reward, or it doesn't take these arguments.
+    Raises ConfigError for an unknown reward, or arguments that it does not take.
     """
     if isinstance(spec, AnswerReward | UserReward):
         return spec
@@ -255,38 +255,38 @@ def as_reward(spec: str | Callable[..., Any]) -> Reward:
         args, named = (call.args, call.keywords) if isinstance(call, ast.Call) else ([], [])
         values = [ast.literal_eval(arg) for arg in args]
         keywords = {str(arg.arg): ast.literal_eval(arg.value) for arg in named}
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deep
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deeply
         if ":" in spec:
             return load_reward(spec)
         forms = 'a name, a call with constants such as "ordinal(1, 5)", or "file.py:function"'
-        raise ConfigError(f"reward {brief(repr(spec))} is not understood: expected {forms}.") from None
+        raise ConfigError(f"reward {brief(repr(spec))} is not understood: give {forms}.") from None
     if name.id not in REWARDS:
         raise ConfigError(
-            f"no reward {brief(repr(name.id))}.{near(name.id, REWARDS)} There are "
-            f"{', '.join(REWARDS)}, or your own as file.py:function."
+            f"no reward {brief(repr(name.id))}.{near(name.id, REWARDS)} Choose one of "
+            f"{', '.join(REWARDS)}, or give your own as file.py:function."
         )
     factory = REWARDS[name.id]
-    if factory is ordinal and len(values) == 2:  # the brackets of the pair may be left out
+    if factory is ordinal and len(values) == 2:  # the pair's brackets are optional
         values = [tuple(values)]
     try:
         return factory(*values, **keywords)
     except TypeError as error:
         parameters = inspect.signature(factory).parameters.values()
         form = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
-        message = f"reward {brief(repr(spec))}: {error}. It is written {name.id}({form})."
+        message = f"reward {brief(repr(spec))}: {error}. The form is {name.id}({form})."
         raise ConfigError(message) from error
 
 
 def _expression(spec: str) -> ast.expr:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of \d in a pattern that is not r"...", which keeps its \
+        warnings.simplefilter("ignore")  # about \d in a pattern that is not r"..."; Python keeps its \
         return ast.parse(spec, mode="eval").body
 
 
 def load_reward(spec: str) -> Reward:
-    """A user's reward, from "package.module:function" or "path/file.py:function".
+    """Load a user's reward from "package.module:function" or "path/file.py:function".
 
-    Raises ConfigError where there is no such file, module or function, or its import fails.
+    Raises ConfigError if the file, module or function does not exist, or its import fails.
     """
     return as_reward(load_function(spec))
 
@@ -305,13 +305,13 @@ def score(
     timeout_s: float = 60.0,
     on_error: Literal["stop", "skip"] = "stop",
 ) -> list[Score]:
-    """Scores of completions, one for each, `hinted` saying which were told the answer.
+    """Return a score for each completion; `hinted` says whose prompt held the answer.
 
-    `accept_at` is the least reward that is accepted, of all or of each.
+    `accept_at` is the smallest reward that is accepted, for all completions or for each.
 
-    A leak keeps its reward, as information; what was cut off or can't be parsed is not graded.
-    `timeout_s` limits each call of a user's function. A reward that fails raises RewardError, or,
-    with on_error="skip", scores 0 as "reward_failed", as one that abstains always does.
+    A hint leak keeps its reward, as information. Truncated and unparsable completions are not graded.
+    `timeout_s` limits each call of a user's function. A failing reward raises RewardError; with
+    on_error="skip" it scores 0 as "reward_failed" instead. An abstaining reward (None) always does.
     """
     read = [_read(completion, prompts) for completion in completions]
     scores = [Score(0.0, p.answer, reason, detail, p.rationale) for p, reason, detail in read]
@@ -329,11 +329,11 @@ def score(
 
 
 def _read(completion: Completion, prompts: Prompts) -> tuple[Parsed, Reason, str]:
-    """A completion, parsed, and why it is not to be graded."""
+    """Parse a completion, and say why it is not to be graded ("" and "" if it is)."""
     if completion.finish_reason == "error":
         return Parsed("", ""), "engine_failed", completion.error or "the engine did not say why"
     if completion.finish_reason == "length":
-        # what looks like an answer here may be half of one
+        # an apparent answer in a truncated text may be incomplete
         detail = f"no end after {len(completion.tokens)} tokens"
         return Parsed(completion.text.strip(), ""), "truncated", detail
     parsed = prompts.parse(completion.text)

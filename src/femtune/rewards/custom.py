@@ -1,14 +1,14 @@
-"""A user's own reward: called by its signature, its result checked; found in a module or a file.
+"""Rewards of the user's own: functions found in a module or a file, called by their signature.
 
-A user's function is called in one of three ways, told apart by the names of its parameters:
+A user's function is called in one of three ways, chosen by the names of its parameters:
 
     f(prompts, completions, completion_ids, **columns) -> list[float | None]     as TRL calls it
     f(completion, answer, predicted, rationale, prompt, **columns) -> float      one item at a time
     f(problems, completions, parsed) -> list[float | None]                       femtune's own types
 
-Each may take fewer parameters. `answer` is always y*, the correct one, as in the data; `predicted`
-is the model's. These names win over columns of the same name. A column that a row lacks is None;
-a reward of None abstains. `async def` works for each.
+Each may take fewer parameters. `answer` is always y*, the correct answer in the data; `predicted` is
+the model's. These names take precedence over columns of the same name. A column that a row lacks is
+None. A reward of None abstains. `async def` works in all three forms.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from femtune._util.text import brief, near
 from femtune.errors import ConfigError, RewardError
 from femtune.types import Completion, Parsed, Problem
 
-MODULES = "femtune_user_"  # begins the names of modules that are made of users' files
+MODULES = "femtune_user_"  # prefix of the names of modules that are loaded from users' files
 
 Item = tuple[Problem, Completion, Parsed]
-Outcome = float | RewardError | None  # of one item: its reward, why there is none, or abstained
+Outcome = float | RewardError | None  # of one item: its reward, the failure, or None if it abstained
 
 
 @dataclass(frozen=True)
 class UserReward:
     """A user's function, called with the parameters that it names. Use `as_reward` to make one.
 
-    As a `Reward` it raises the first RewardError; `outcomes` keeps each item's own.
+    Called as a `Reward`, it raises the first RewardError; `outcomes` returns one outcome for each item.
     """
 
     name: str
     function: Callable[..., Any]
     form: Literal["batch", "item", "own"]
-    takes: frozenset[str] | None  # parameter names; None: all that there are
-    needs: tuple[str, ...]  # those without a default
+    takes: frozenset[str] | None  # names of parameters; None: any
+    needs: tuple[str, ...]  # parameters without a default
 
     def __call__(
         self,
@@ -58,7 +58,7 @@ class UserReward:
     ) -> list[float | None]:
         self.check(problems)
         found: list[float | None] = []
-        for start in range(0, len(problems), 256):  # as a run would ask: see timeout_s
+        for start in range(0, len(problems), 256):  # in batches as a run calls it: see timeout_s
             part = slice(start, start + 256)
             for outcome in self.outcomes(problems[part], completions[part], parsed[part]):
                 if isinstance(outcome, RewardError):
@@ -67,15 +67,15 @@ class UserReward:
         return found
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Refuse, with ConfigError, a parameter that neither femtune nor any column fills."""
+        """Check that femtune or a column fills each required parameter. Raises ConfigError."""
         columns = dict.fromkeys(name for problem in problems for name in problem.columns)
         filled = {**columns, **(_item(*_NOTHING) if self.form == "item" else self._batch([]))}
         missing = [name for name in self.needs if name not in filled]
         if missing:
             raise ConfigError(
-                f"reward {self.name} takes `{missing[0]}`, which nothing fills."
+                f"reward {self.name} takes `{missing[0]}`, which neither femtune nor a column provides."
                 f"{near(missing[0], filled)} The data's further columns: "
-                f"{', '.join(columns) or 'none'}; femtune's names: see `femtune.rewards.custom`."
+                f"{', '.join(columns) or 'none'}. For femtune's names, see `femtune.rewards.custom`."
             )
 
     def outcomes(
@@ -85,9 +85,9 @@ class UserReward:
         parsed: Sequence[Parsed],
         timeout_s: float = 60.0,
     ) -> list[Outcome]:
-        """Each item's reward, None where it abstains, or the error. `timeout_s` is for one call.
+        """Return each item's reward, None where it abstains, or its error. `timeout_s` limits one call.
 
-        What takes longer is left behind: Python can't end a thread.
+        A call that exceeds it is abandoned, not ended: Python can't end a thread.
         """
         if not problems:
             return []
@@ -99,7 +99,7 @@ class UserReward:
         ]
 
     def _call(self, items: list[Item], timeout_s: float) -> list[Any]:
-        """What the function gives for each item, or the exception that it met."""
+        """Return the function's result for each item, or the exception that it raised."""
         if self.form == "item":
             calls = [functools.partial(self.function, **self._only(_item(*item))) for item in items]
             if inspect.iscoroutinefunction(self.function):
@@ -122,7 +122,7 @@ class UserReward:
         return values
 
     def _batch(self, items: Sequence[Item]) -> dict[str, Any]:
-        """What a call for a batch may name: our own types, or TRL's arguments."""
+        """Return the arguments that a batch function may take: femtune's types, or TRL's arguments."""
         problems = [problem for problem, _, _ in items]
         completions = [completion for _, completion, _ in items]
         if self.form == "own":
@@ -139,14 +139,14 @@ class UserReward:
                 for p, c in zip(problems, completions, strict=True)
             ],
             "completion_ids": [list(completion.tokens) for completion in completions],
-            # a reward is pure here: no progress to depend on, and no trainer's log to write to
+            # a reward here is pure: it sees no training progress, and writes to no trainer's log
             "trainer_state": SimpleNamespace(global_step=0, max_steps=0, epoch=0.0),
             "log_extra": lambda column, values: None,
             "log_metric": lambda name, value: None,
         }
 
     def _only(self, given: dict[str, Any], missing: Any = None) -> dict[str, Any]:
-        """Of what is given, what the function takes; `missing` for a column of other rows."""
+        """Return the arguments that the function takes; `missing` fills columns that these rows lack."""
         if self.takes is not None:
             given = {name: value for name, value in given.items() if name in self.takes}
         return {**dict.fromkeys(self.needs, missing), **given}
@@ -158,11 +158,11 @@ _NOTHING: Item = (Problem("", "", ""), Completion((), "", "stop", 0.0), Parsed("
 def user_reward(function: Callable[..., Any]) -> UserReward:
     name = getattr(function, "__name__", None) or type(function).__name__
     if not callable(function):
-        raise ConfigError(f"reward {function!r} is of type {name}, expected a function or a name.")
+        raise ConfigError(f"reward {function!r} is of type {name}; give a function or a name.")
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
-        message = f"reward {name} does not show its parameters: wrap it in a function of your own."
+        message = f"the parameters of reward {name} can't be read: wrap it in a function of your own."
         raise ConfigError(message) from error
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -177,7 +177,7 @@ def user_reward(function: Callable[..., Any]) -> UserReward:
 
 
 def _item(problem: Problem, completion: Completion, parsed: Parsed) -> dict[str, Any]:
-    """What a call for one item may name."""
+    """Return the arguments that a function of one item may take."""
     return {
         **problem.columns,
         "id": problem.id,
@@ -190,17 +190,17 @@ def _item(problem: Problem, completion: Completion, parsed: Parsed) -> dict[str,
 
 
 class _TooSlow(Exception):
-    """A call that was left behind; a function's own TimeoutError is another matter."""
+    """A call that exceeded its time; distinct from a TimeoutError that the function itself raises."""
 
 
 def _attempt(call: Callable[[], Any], timeout_s: float) -> Any:
-    """What a call gives in a thread of its own, or the exception that it met."""
+    """Return the result of a call in a thread of its own, or the exception that it raised."""
     results: list[Any] = []
 
     def work() -> None:
         try:
             results.append(_resolved(call()))
-        except BaseException as error:  # also SystemExit: a reward must not end the run by itself
+        except BaseException as error:  # also SystemExit: a reward must not end the run
             results.append(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
     thread = threading.Thread(target=work, daemon=True, name="femtune-reward")
@@ -210,7 +210,7 @@ def _attempt(call: Callable[[], Any], timeout_s: float) -> Any:
 
 
 def _resolved(value: Any) -> Any:
-    """A value, or what an async function's comes to."""
+    """Return a value, or the result of an awaitable."""
     if not inspect.isawaitable(value):
         return value
 
@@ -221,7 +221,7 @@ def _resolved(value: Any) -> Any:
 
 
 def _gather(calls: Sequence[Callable[[], Any]], timeout_s: float) -> list[Any]:
-    """What async calls give, all at once, each within its time."""
+    """Run async calls concurrently, each with its timeout; return their results or exceptions."""
 
     async def one(call: Callable[[], Any]) -> Any:
         try:
@@ -234,26 +234,27 @@ def _gather(calls: Sequence[Callable[[], Any]], timeout_s: float) -> list[Any]:
     async def every() -> list[Any]:
         return await asyncio.gather(*map(one, calls))
 
-    results = _attempt(lambda: asyncio.run(every()), timeout_s + 1)  # one that blocks its loop
+    # a call may block the event loop: give it one more second
+    results = _attempt(lambda: asyncio.run(every()), timeout_s + 1)
     return results if isinstance(results, list) else [results] * len(calls)
 
 
 def checked(name: str, problem: Problem, completion: Completion, value: Any) -> Outcome:
-    """A reward in [0, 1], None, or a RewardError that says whose completion it failed on."""
+    """Return a reward in [0, 1], None, or a RewardError that names the problem and its completion."""
     if value is None:
         return None
     if isinstance(value, Exception):
         wrong = str(value) if isinstance(value, _TooSlow) else f"{type(value).__name__}: {value}"
     elif not hasattr(value, "__float__"):
-        wrong = f"gave {value!r:.80}, expected a number from 0 to 1"
+        wrong = f"gave {value!r:.80}; it must give a number from 0 to 1"
     else:
         try:
             reward = float(value)
-        except Exception as error:  # such as an array's of several numbers
+        except Exception as error:  # such as an array of several numbers
             reward, value = math.nan, f"{value!r:.80} ({error})"
         if 0 <= reward <= 1:
             return reward
-        wrong = f"gave {value}, expected 0 to 1"
+        wrong = f"gave {value}; it must give a number from 0 to 1"
     item = f'problem "{problem.id}", completion {brief(completion.text)!r}'
     failed = RewardError(f"reward {name} on {item}: {wrong}.")
     failed.__cause__ = value if isinstance(value, Exception) else None
@@ -264,13 +265,13 @@ def checked(name: str, problem: Problem, completion: Completion, value: Any) -> 
 
 
 def load_function(spec: str) -> Callable[..., Any]:
-    """What a user wrote, from "package.module:function" or "path/file.py:function".
+    """Return a user's function from "package.module:function" or "path/file.py:function".
 
-    Raises ConfigError where there is no such file, module or function, or its import fails.
+    Raises ConfigError if the file, module or function does not exist, or its import fails.
     """
     where, _, name = spec.rpartition(":")
     if not where or not name:
-        message = f"reward {spec!r}: expected package.module:function or path/file.py:function."
+        message = f"reward {spec!r}: give package.module:function or path/file.py:function."
         raise ConfigError(message)
     module = _module(spec, where)
     if not hasattr(module, name):
@@ -280,7 +281,7 @@ def load_function(spec: str) -> Callable[..., Any]:
     found: Callable[..., Any] = getattr(module, name)
     if not callable(found):
         kind = type(found).__name__
-        raise ConfigError(f"reward {spec!r}: {name} is of type {kind}, expected a function.")
+        raise ConfigError(f"reward {spec!r}: {name} is of type {kind}, not a function.")
     return found
 
 
@@ -296,15 +297,15 @@ def _module(spec: str, where: str) -> ModuleType:
         name = f"{MODULES}{path.stem}"
         loader = importlib.util.spec_from_file_location(name, path)
         if loader is None or loader.loader is None:
-            raise ConfigError(f"reward {spec!r}: {where} is no Python file (.py).")
+            raise ConfigError(f"reward {spec!r}: {where} is not a Python file (.py).")
         module = sys.modules[name] = importlib.util.module_from_spec(loader)
         loader.loader.exec_module(module)
         return module
     except ConfigError:
         raise
     except ModuleNotFoundError as error:
-        hint = " Give its file: path/file.py:function." if error.name == where else ""
+        hint = " Give the path of its file: path/file.py:function." if error.name == where else ""
         raise ConfigError(f"reward {spec!r}: {error}.{hint}") from error
-    except Exception as error:  # whatever the user's module does when it is imported
-        message = f"reward {spec!r}: importing {where} fails, {type(error).__name__}: {error}"
+    except Exception as error:  # anything that the user's module raises at import
+        message = f"reward {spec!r}: importing {where} failed with {type(error).__name__}: {error}"
         raise ConfigError(message) from error

@@ -1,14 +1,14 @@
-r"""When two mathematical answers say the same: numbers exactly, the rest by math-verify.
+r"""Equality of mathematical answers: exact for numbers, by math-verify for all else.
 
     >>> same_value("0.5", r"\frac{1}{2}"), same_value(r"\sqrt{8}", r"2\sqrt{2}")
     (True, True)
     >>> same_value("2.83", r"2\sqrt{2}")
     False
 
-math-verify reads LaTeX into sympy, which knows no bounds: 9^{9^{9}} or (a+b+c+d)^{99} keep it busy for
-ever. Its own timeouts are signals, which only the main thread can have, and by which a grade would hang
-on how busy the machine is. So there is no clock here: what could take long is not read, and is the same
-only where its text is.
+math-verify parses LaTeX with sympy, which has no limits: 9^{9^{9}} or (a+b+c+d)^{99} would run almost
+without end. Its timeouts are signals: they need the main thread, and would make a grade depend on the
+machine's load. So no clock is used here. Expressions that could take long are not parsed; they are
+equal only if their texts are.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 from femtune.data.answer_format import bare
 from femtune.data.answers import as_fraction, plain, remembered
 
-LONGEST = 120  # characters of an answer that is read
+LONGEST = 120  # characters of the longest answer that is parsed
 
-# What sympy takes at most milliseconds for, in sensible sizes: no sums, integrals, limits.
+# Commands that sympy handles within milliseconds at sensible sizes: no sums, integrals, limits.
 _NAMES = (
     "frac dfrac tfrac cfrac binom dbinom tbinom sqrt pi cdot times div pm le leq ge geq lt gt in "
     "infty cup cap emptyset varnothing mathbb circ degree overline lfloor rfloor lceil rceil "
@@ -35,19 +35,19 @@ _NAMES = (
 _COMMANDS = frozenset(_NAMES.split())
 _FUNCTIONS = re.compile(r"\\(?:log|ln|sin|cos|tan|cot|sec|csc|arc)")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|lt|gt|in)(?![a-z])|\\[lg]eq")
-_NAMED = re.compile(r"\s*[A-Za-z]\s*=(?!.*=)")  # x = 5 is 5
+_NAMED = re.compile(r"\s*[A-Za-z]\s*=(?!.*=)")  # x = 5 is read as 5
 _SPACING = re.compile(r"\\[,;:! ]|\\quad|\\left|\\right|\\displaystyle|[\s~]")
 _WORD = re.compile(r"\\(?:text|textbf|textit|mathrm)\{([^{}]*)\}")
-_BASE = re.compile(r"\d_(\{\d+\}|\d)")  # 1024_5
+_BASE = re.compile(r"\d_(\{\d+\}|\d)")  # a number in a base: 1024_5
 
 
 def same_value(answer: str, gold: str) -> bool:
-    """Whether an answer is the gold one: as a number, as text, or as an expression, as sympy finds.
+    """Return True if an answer equals the correct one: as a number, as text, or as an expression.
 
-    Numbers are compared exactly, and decimals with expressions to twelve digits: 0.333 is no third.
-    Formulas are the same that have the same values where they are tried. Lists are the same in any
-    order, (a, b) and [a, b] are not; a unit after a number, and "x =" before it, may be left out. Never
-    raises.
+    Numbers are compared exactly; decimals and expressions to twelve digits, so that 0.333 is not 1/3.
+    Formulas are equal if they have the same values at fixed test points. The order of a list does not
+    matter, but that of (a, b) and [a, b] does. A unit after a number, and "x =" before it, are optional.
+    Never raises.
     """
     y, wanted = (as_fraction(re.sub(r"\\([$%])", r"\1", text)) for text in (answer, gold))
     if y is not None and wanted is not None:
@@ -58,40 +58,40 @@ def same_value(answer: str, gold: str) -> bool:
     if _is_word(b) or {_bracket(a), _bracket(b)} >= {"{", "("} or _other_case(a, b):
         return False
     bases = [_BASE.findall(text) for text in (a, b)]
-    if all(bases) and bases[0] != bases[1]:  # math-verify drops them
+    if all(bases) and bases[0] != bases[1]:  # math-verify ignores the bases
         return False
     return _readable(answer) and _readable(gold) and _equal(bare(answer), bare(gold))
 
 
 def _spelt(text: str) -> str:
-    """LaTeX without spacing, variants of one sign as one, and words without their command."""
+    """Normalize LaTeX: drop spacing, unify variants of a sign, unwrap words from their command."""
     text = bare(text)
     if named := _WORD.fullmatch(text):
         text = named[1]
     if _is_word(text):
         return " ".join(text.split())
     spaced = " ".join(_SPACING.sub(" ", re.sub(r"\\[dtc]frac", r"\\frac", text)).split())
-    return re.sub(r"(?<!\d) | (?!\d)", "", spaced)  # 1 2 is not 12
+    return re.sub(r"(?<!\d) | (?!\d)", "", spaced)  # 1 2 is not read as 12
 
 
 def _is_word(text: str) -> bool:
-    """Whether it is a word or several, as even or Evelyn, and no variable, point or product of them."""
+    """Return True for one or more words (even, Evelyn), False for variables, points and products."""
     words = text.split()
     return bool(words) and all(len(w) > 1 and w.isalpha() and w[1:].islower() for w in words)
 
 
 def _bracket(text: str) -> str:
-    """What it begins with: {1, 2} is not (1, 2), while 1, 2 may be either."""
+    """Return the opening bracket: {1, 2} is not (1, 2), while 1, 2 may be either."""
     return text.removeprefix("\\").replace("[", "(")[:1]
 
 
 def _other_case(answer: str, gold: str) -> bool:
-    """Whether the answer has a letter or sign that gold has in the other case only: X for x."""
+    """Return True if the answer has a letter or sign that the correct one has only in the other case."""
     mine, theirs = ({*re.findall(r"\\?[A-Za-z]+", text)} for text in (answer, gold))
     return bool({name.casefold() for name in mine - theirs} & {name.casefold() for name in theirs})
 
 
-# --- what is safe to read
+# --- limits on what is parsed
 
 
 def _readable(text: str) -> bool:
@@ -112,7 +112,7 @@ def _small_factorials(text: str, sizes: list[int]) -> bool:
 
 
 def _juxtaposed(text: str) -> bool:
-    """Whether numbers stand side by side: math-verify reads 3 4 and 3(4) as 3 + 4."""
+    """Return True if numbers stand side by side: math-verify reads 3 4 and 3(4) as 3 + 4."""
     if "}{" in text and not re.search("frac|binom|begin", text):
         return True
     parted = re.sub(r"\}\s*\{", "},{", text)
@@ -120,7 +120,7 @@ def _juxtaposed(text: str) -> bool:
 
 
 def _small_powers(text: str) -> bool:
-    """Whether no power, multiplied out, has over some thousand digits or terms."""
+    """Return True if no power expands to more than some thousand digits or terms."""
     terms, of_brackets = 1 + len(re.findall(r"[+-]|\\pm", text)), []
     for found in re.finditer(r"\^", text):
         power = _argument(text[found.end() :].lstrip())
@@ -140,7 +140,7 @@ def _small_powers(text: str) -> bool:
 
 
 def _argument(text: str) -> str:
-    """What TeX takes as an argument: a group in braces, a command, or a letter."""
+    """Return the argument that TeX would take: a group in braces, else one character."""
     if not text.startswith("{"):
         return text[:1]
     depth = 0
@@ -152,7 +152,7 @@ def _argument(text: str) -> str:
 
 
 def _soluble(text: str) -> bool:
-    """Whether it is no equation or inequality, or one of low degree, which sympy may solve."""
+    """Return True unless the text is an equation or inequality that sympy may solve only slowly."""
     if not _RELATION.search(_NAMED.sub("", text)):
         return True
     high = any(int(power) > 3 for power in re.findall(r"\^\s*\{?\s*(\d+)", text))
@@ -162,9 +162,9 @@ def _soluble(text: str) -> bool:
 # --- math-verify
 
 
-# Values for variables, by which expressions are compared: of both signs, as |x| is no x.
+# Test points at which expressions are compared, of both signs, since |x| is not x.
 _POINTS = ((0.8314, -1.2934, 2.1705, -0.3771), (-1.6180, 0.5772, -0.9159, 1.3247))
-_PRECISION = 1e-12  # of the larger, where decimals or irrational numbers are compared
+_PRECISION = 1e-12  # relative to the larger value, for decimals and irrational numbers
 
 
 @remembered
@@ -184,34 +184,34 @@ def _equal(answer: str, gold: str) -> bool:
 
 
 def _is_scalar(expression: Any) -> bool:
-    """Whether it is a number or a formula of one, and no set, point, matrix or equation."""
+    """Return True for a number or a scalar formula, False for a set, point, matrix or equation."""
     from sympy import Expr, MatrixBase, MatrixExpr  # type: ignore[import-untyped]
 
     return isinstance(expression, Expr) and not isinstance(expression, MatrixBase | MatrixExpr)
 
 
 def _same_values(a: Any, b: Any) -> bool:
-    """Whether two formulas have the same values: sympy's `simplify` would prove it, in its own time."""
+    """Return True if two formulas agree at the test points; a proof by `simplify` may take too long."""
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     if len(symbols) > len(_POINTS[0]):
         return False
     for point in _POINTS if symbols else ((),):
         values = dict(zip(symbols, point, strict=False))
         x, y = (complex(each.doit().evalf(30, subs=values)) for each in (a, b))
-        if not abs(x - y) <= max(_PRECISION * max(abs(x), abs(y)), 1e-20):  # so that nan is not
+        if not abs(x - y) <= max(_PRECISION * max(abs(x), abs(y)), 1e-20):  # unequal for nan
             return False
     return True
 
 
 def _elementary(text: str) -> bool:
-    """Whether math-verify may compare it part by part, with `simplify`."""
+    """Return True if math-verify may compare the text part by part, with `simplify`."""
     powers = all(int(power) <= 3 for power in re.findall(r"\^\s*\{?\s*(\d+)", text))
     return powers and not _FUNCTIONS.search(text) and text.count("sqrt") <= 4 and ")^" not in text
 
 
 def _parsed(text: str) -> Any:
     library = _library()
-    # in a box, all of it is read: else math-verify looks for an expression in "not 5"
+    # in a box, all of the text is parsed; otherwise math-verify searches "not 5" for an expression
     of_all = [library.LatexExtractionConfig(boxed_match_priority=0)]
     return library.parse(rf"\boxed{{{text}}}", of_all, fallback_mode="no_fallback", parsing_timeout=None)
 
@@ -220,5 +220,5 @@ def _parsed(text: str) -> Any:
 def _library() -> Any:
     import math_verify  # takes half a second, with sympy
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that there is no timeout
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that timeouts are off
     return math_verify

@@ -1,4 +1,4 @@
-"""Find the code and the columns that a user's reward reads."""
+"""The code and the columns that a user's reward depends on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from femtune.types import Problem
 
 
 def reward_code(spec: str, reward: Callable[..., Any] | None) -> bytes | None:
-    """The code of a user's reward: its whole file where it is named, its own source where it is given.
+    """Return the code of a user's reward: the whole file if it is given by name, else its source.
 
     None for femtune's own rewards, and for code that can't be found.
     """
@@ -29,7 +29,7 @@ def reward_code(spec: str, reward: Callable[..., Any] | None) -> bytes | None:
 
 
 def _named_file(spec: str) -> Path | None:
-    """The file of a reward that is written path/file.py:function or package.module:function."""
+    """Return the file of a reward given as path/file.py:function or package.module:function."""
     where, colon, _ = spec.rpartition(":")
     if not colon:
         return None
@@ -44,7 +44,7 @@ def _named_file(spec: str) -> Path | None:
 
 
 def reward_columns(reward: UserReward, problems: Sequence[Problem]) -> list[Any]:
-    """By problem, the columns that a reward may read; empty where there are none."""
+    """Return, for each problem, the columns that a reward may read; [] if there are no columns."""
     takes = reward.takes if reward.form != "own" else None
     rows = [
         sorted(

@@ -1,6 +1,6 @@
-"""Check data and prompts before a model is loaded, and show what the model is asked and trained on.
+"""Check of data and prompts before a model is loaded; shows the model's inputs and training examples.
 
-check_model.py draws from the model.
+check_model.py then draws from the model.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from femtune.schemes.named import parse_scheme
 from femtune.schemes.weights import Wake
 from femtune.types import Draw, Problem, Scheme
 
-MOST_LABELS = 11  # of a scale, in a histogram
+MOST_LABELS = 11  # the largest scale that is shown as a histogram
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """One result of a check."""
 
     what: str
     found: str
-    warning: str = ""  # what to do, where something looks wrong
+    warning: str = ""  # what to do, if something looks wrong
 
 
 def examine(
     data: Data, model: str, settings: Train
 ) -> tuple[SamplerBuilder, list[Problem], list[Finding]]:
-    """Check all that needs no weights. Raises what `train` would raise on the same input."""
+    """Check everything that needs no weights. Raises what `train` would raise for the same input."""
     asked = read_inputs(data, settings)
     sampling(asked.settings)
     make_loop_config(asked.settings)
@@ -63,10 +63,12 @@ def _of_data(problems: Sequence[Problem], num_test: int, asked: TaskInputs[Train
     yield Finding("problems", f"{len(problems):,}; further columns: {', '.join(columns) or 'none'}")
     if asked.skipped:
         rows = asked.skipped + len(asked.problems)
-        said = "Check the columns, or mend the rows."
+        said = "Check the columns, or correct the rows."
         yield Finding("rows left out", f"{asked.skipped:,} of {rows:,}", said)
     if asked.rounded:
-        yield Finding("rounded", f"the scores of {asked.rounded:,} problems are between two points")
+        yield Finding(
+            "rounded", f"{asked.rounded:,} problems have a score between two points of the scale"
+        )
     if num_test:
         half = 1.96 * math.sqrt(0.25 / num_test)
         yield Finding("held out", f"{num_test:,}; an accuracy of 50% is measured to ±{half:.0%}")
@@ -74,7 +76,7 @@ def _of_data(problems: Sequence[Problem], num_test: int, asked: TaskInputs[Train
         yield Finding("held out", "none: no accuracy is measured")
     yield from _of_answers(problems, settings)
     earned = f"every correct answer earns at least {settings.accept_at:g}"
-    unknown = "whether the correct answers earn it was not looked at (check_gold is off)"
+    unknown = "correct answers were not checked against it (check_gold is off)"
     yield Finding("reward", f"{settings.reward}; {earned if settings.check_gold else unknown}")
 
 
@@ -87,7 +89,8 @@ def _of_answers(problems: Sequence[Problem], settings: Train) -> Iterator[Findin
     yield Finding(
         "answers",
         f"{len(answers):,} different: {shown}" + (", ..." if len(answers) > 6 else ""),
-        f"{share:.0%} are the same: a model that always says so is right that often." * one_sided,
+        f"{share:.0%} are the same: a model that always gives this answer is right that often."
+        * one_sided,
     )
     if is_closed(problems):
         if len(labels := labels_of(problems)) <= MOST_LABELS:
@@ -107,7 +110,7 @@ def _of_answers(problems: Sequence[Problem], settings: Train) -> Iterator[Findin
 
 
 def _of_repeats(problems: Sequence[Problem]) -> Iterator[Finding]:
-    """Items that are asked several times, with different answers."""
+    """Report prompts that occur several times with different answers."""
     given = defaultdict[str, list[str]](list)
     for problem in problems:
         given[prompt_text(problem.prompt)].append(problem.answer)
@@ -124,7 +127,7 @@ def _of_repeats(problems: Sequence[Problem]) -> Iterator[Finding]:
 
 
 def labels_of(problems: Sequence[Problem]) -> list[str]:
-    """Return the labels of a closed set of answers, those of the problems' scales in their order."""
+    """Return the labels of a closed set of answers: those of the problems' scales, in their order."""
     labels: dict[str, None] = {}
     for problem in problems:
         scale = scale_of(problem)
@@ -140,7 +143,7 @@ def _of_model(builder: SamplerBuilder, problems: Sequence[Problem]) -> Iterator[
     tokenizer = builder.tokenizer.tokenizer
     yield Finding(
         "chat template",
-        "found" if tokenizer.chat_template else "none: prompts are given as plain text",
+        "found" if tokenizer.chat_template else "none: prompts are fed as plain text",
     )
     end = tokenizer.convert_ids_to_tokens(builder.tokenizer.end_token_id)
     yield Finding("end token", f"{end!r}, in the loss; padding is masked")
@@ -152,13 +155,13 @@ def _of_model(builder: SamplerBuilder, problems: Sequence[Problem]) -> Iterator[
         doubled = bos is not None and any(each[:2] == (bos, bos) for each in tokens)
         yield Finding(
             name,
-            f"median {median(lengths):.0f} tokens, longest {max(lengths)} (of {len(some)} looked at)",
-            "begins with two BOS tokens: the chat template writes one too many." * doubled,
+            f"median {median(lengths):.0f} tokens, longest {max(lengths)} (of {len(some)} checked)",
+            "begins with two BOS tokens: the chat template should not write one." * doubled,
         )
 
 
 def _prompts(builder: SamplerBuilder) -> Iterator[tuple[str, Prompts, str]]:
-    """What is called how: the plain prompt, the hinted one, and the plain one with worked examples."""
+    """Yield name, prompts and kind: plain, hinted, and plain with worked examples."""
     for prompt in ("plain", "hinted"):
         yield f"{prompt} prompt", builder.prompts, prompt
     if builder.demos:
@@ -166,7 +169,7 @@ def _prompts(builder: SamplerBuilder) -> Iterator[tuple[str, Prompts, str]]:
 
 
 def prompt_texts(builder: SamplerBuilder, problem: Problem) -> dict[str, str]:
-    """Return the prompts of a problem as the model is fed them, by their names."""
+    """Return the prompts of a problem by name, as the model reads them."""
     texts = {}
     for name, prompts, prompt in _prompts(builder):
         tokens = builder.tokenizer.encode_prompt(prompts.render(prompt, problem))
@@ -177,7 +180,7 @@ def prompt_texts(builder: SamplerBuilder, problem: Problem) -> dict[str, str]:
 
 
 def show_prompts(builder: SamplerBuilder, problem: Problem) -> Iterator[Panel]:
-    """Show the prompts of a problem as the model is fed them."""
+    """Show the prompts of a problem as the model reads them."""
     for name, text in prompt_texts(builder, problem).items():
         yield framed(literal(text), f"{name} of {problem.id}")
 
@@ -191,7 +194,7 @@ def trained_under(scheme: Scheme) -> tuple[Literal["plain", "hinted"], ...]:
 def show_tokens(
     builder: SamplerBuilder, problem: Problem, draw: Draw, prompt: Literal["plain", "hinted"] = "plain"
 ) -> Panel:
-    """Show a training example token by token: the prompt dim, what the loss sees bold."""
+    """Show a training example token by token: the prompt dim, the tokens in the loss bold."""
     tokenizer = builder.tokenizer
     fed = tokenizer.encode_prompt(builder.prompts.render(prompt, problem))
     made = draw.completion
@@ -210,13 +213,13 @@ def show_tokens(
 
 
 def token_pieces(tokenizer: ChatTokenizer, tokens: Sequence[int]) -> Iterator[str]:
-    """Yield the text of each token; tokens that share a character come together, as one piece."""
+    """Yield the text of each token; tokens that share a character are yielded as one piece."""
 
     def decode(begin: int, end: int) -> str:
         text: str = tokenizer.tokenizer.decode(tokens[begin:end], clean_up_tokenization_spaces=False)
         return text
 
-    # each piece is decoded behind the one before it: alone, some tokens lose their space
+    # decode each piece after the one before it: alone, some tokens lose their space
     before = start = 0
     for end in range(1, len(tokens) + 1):
         known, text = decode(before, start), decode(before, end)
@@ -228,4 +231,4 @@ def token_pieces(tokenizer: ChatTokenizer, tokens: Sequence[int]) -> Iterator[st
             before, start = start, end
 
 
-LONGEST_CHARACTER = 6  # tokens of one character: a byte each, and what joins several
+LONGEST_CHARACTER = 6  # tokens of one character: one for each byte, and those that join characters

@@ -1,7 +1,7 @@
-"""Try the model on some problems: how many draws have an answer, are truncated, or are right.
+"""Trial draws from a model: how many have an answer, are truncated, or are right.
 
-The prompts are those of a run: plain, with worked examples where the model is a base, and hinted.
-check_report.py shows what was found.
+The prompts are those of a run: plain, with worked examples for a base model, and hinted.
+check_report.py shows the results.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from femtune.schemes.named import parse_scheme
 from femtune.tools.check import Finding
 from femtune.types import Demos, Draw, Problem, Scheme, Stage
 
-COOLER = 0.7  # the temperature that is tried where the run's gives few answers
-FEW_RIGHT = 0.1  # of the draws: then too
-ENOUGH_DRAWS = 16  # for the advice to change the scheme
-MARGIN = 1.25  # on the 99th percentile of tokens, in the suggested max_new_tokens
-LEAST_TOKENS = 64  # that are suggested
-THINKING_TOKENS = 2048  # suggested at least, where thinking blocks are truncated
+COOLER = 0.7  # a second temperature to try if few draws at the run's have an answer
+FEW_RIGHT = 0.1  # a share of draws; a smaller share of right ones also calls for COOLER
+ENOUGH_DRAWS = 16  # at least this many before advising another scheme
+MARGIN = 1.25  # factor on the 99th percentile of tokens, for the suggested max_new_tokens
+LEAST_TOKENS = 64  # the smallest suggestion
+THINKING_TOKENS = 2048  # the smallest suggestion if thinking blocks are truncated
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Draws of some problems under one prompt at one temperature."""
+    """Draws for some problems under one prompt at one temperature."""
 
     name: str
     prompt: str
@@ -66,13 +66,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tried:
-    """All trials of a model; `first` is drawn as the run's first E-step draws."""
+    """All trials of a model; `first` draws as the run's first E-step would."""
 
     trials: Sequence[Trial]
     first: Trial
     findings: list[Finding] = field(default_factory=list)
-    changes: dict[str, str] = field(default_factory=dict)  # settings to try, flag by flag
-    seconds: float = 0.0  # loading included
+    changes: dict[str, str] = field(default_factory=dict)  # settings to try, by flag
+    seconds: float = 0.0  # including loading
 
     @property
     def draws(self) -> list[Draw]:
@@ -92,10 +92,10 @@ def try_model(
     row: Problem | None = None,
     on_draws: Callable[[str, int], None] = lambda name, done: None,
 ) -> Tried:
-    """Load the model, draw `num_draws` completions for each prompt, and say what to change.
+    """Load the model, draw `num_draws` completions for each prompt, and advise on the settings.
 
-    `row` is a problem that is asked in any case. `on_draws` is told the trial's name and how many of its
-    draws are done.
+    `row` is a problem to include in any case. `on_draws` receives the trial's name and the number of its
+    finished draws.
     """
     import torch
 
@@ -122,7 +122,7 @@ def draw_trials(
     row: Problem | None = None,
     on_draws: Callable[[str, int], None] = lambda name, done: None,
 ) -> Tried:
-    """Draw for each prompt; a second time at a lower temperature where the first gives few answers."""
+    """Draw for each prompt, and once more at a lower temperature if few draws have an answer."""
     some = spread(problems, num_draws, row)
     usual = sampler.sampling.temperature
     planned = plan_trials(builder, settings, len(problems), num_draws)
@@ -156,15 +156,15 @@ def draw_trials(
 
 @dataclass(frozen=True)
 class Planned:
-    """What a check will draw."""
+    """The draws that a check will make."""
 
-    names: Sequence[str]  # of the trials, but for one at a lower temperature
-    num_draws: int  # in each of them
-    cooler: bool  # whether one more at COOLER is drawn, if few draws are right or have an answer
+    names: Sequence[str]  # of the trials, without the one at a lower temperature
+    num_draws: int  # in each trial
+    cooler: bool  # True if another trial at COOLER follows when few draws are right or have an answer
 
 
 def plan_trials(builder: SamplerBuilder, settings: Train, num_problems: int, num_draws: int) -> Planned:
-    """Return what `draw_trials` will draw; greedy draws are one for each problem."""
+    """Return what `draw_trials` will draw; with greedy decoding, one draw for each problem."""
     some = max(1, min(num_draws, num_problems))
     each = max(1, num_draws // some) if settings.temperature > 0 else 1
     names = ["plain", *(["plain, examples"] if builder.demos else [])]
@@ -173,13 +173,13 @@ def plan_trials(builder: SamplerBuilder, settings: Train, num_problems: int, num
 
 
 def shows_demos(builder: SamplerBuilder, settings: Train) -> bool:
-    """True if the run's first E-step shows worked examples."""
+    """Return True if the run's first E-step shows worked examples."""
     bare = "plain_prompts" in parse_scheme(settings.scheme).needs
     return bool(builder.demos) and settings.demo_iterations > 0 and not bare
 
 
 def spread(problems: Sequence[Problem], most: int, row: Problem | None = None) -> list[Problem]:
-    """Return at most so many problems, evenly spread over the data, with `row` among them.
+    """Return up to `most` problems, evenly spread over the data, with `row` among them.
 
     >>> [problem.id for problem in spread([Problem(str(n), "", "") for n in range(10)], 3)]
     ['0', '3', '6']
@@ -191,11 +191,11 @@ def spread(problems: Sequence[Problem], most: int, row: Problem | None = None) -
     return chosen
 
 
-# --- what the draws say
+# --- conclusions from the draws
 
 
 def advise(tried: Tried, builder: SamplerBuilder, problems: Sequence[Problem], settings: Train) -> Tried:
-    """Return the trials with warnings and the settings that they speak for."""
+    """Return the trials with warnings and suggested settings."""
     findings: list[Finding] = []
     changes: dict[str, str] = {}
     first = tried.first
@@ -210,7 +210,7 @@ def advise(tried: Tried, builder: SamplerBuilder, problems: Sequence[Problem], s
 def _of_temperature(
     tried: Tried, first: Trial, settings: Train, findings: list[Finding], changes: dict[str, str]
 ) -> Trial:
-    """Return the better of two trials at two temperatures."""
+    """Return the better of the trials at two temperatures."""
     cooler = next((each for each in tried.trials if each.temperature != first.temperature), None)
     if cooler is None:
         return first
@@ -267,30 +267,30 @@ def _of_length(
     if enough is not None and (enough > now or 2 * enough <= now):
         changes["max-new-tokens"] = str(enough)
     said = f"{best.truncated:.0%} of the draws were truncated at {now} ({best.name})"
-    said += f"; {enough} would do" if enough is not None else ""
+    said += f"; {enough} would be enough" if enough is not None else ""
     warning = ""
     if best.truncated > MANY_TRUNCATED:
         raised = enough is not None and enough > now
         warning = (
             f"Raise --max-new-tokens to {enough}."
             if raised
-            else "More tokens would not help: draws that end are far shorter, or the others repeat "
-            "themselves. They need an answer to end at: see what was written."
+            else "More tokens would not help: completed draws are far shorter, or the truncated ones "
+            "repeat themselves. They need an answer to stop at: see what was written."
         )
     findings.append(Finding("max_new_tokens", said, warning))
 
 
 def _thinks(builder: SamplerBuilder, trial: Trial, problem: Problem) -> bool:
-    """True if the model writes thinking blocks, or its template opens one."""
+    """Return True if the model writes thinking blocks, or its template opens one."""
     if any("<think" in draw.completion.text for draw in trial.draws):
         return True
     return builder.tokenizer.prompt_text(builder.prompts.plain(problem)).rstrip().endswith("<think>")
 
 
 def fitting_tokens(draws: Sequence[Draw], now: int, room: int, *, thinks: bool = False) -> int | None:
-    """Return a max_new_tokens that suits draws; None where more tokens would not help.
+    """Return a suitable max_new_tokens; None if more tokens would not help.
 
-    The 99th percentile of those that ended, with a margin, and no more than the context has room for.
+    It is the 99th percentile of the draws that ended, with a margin, limited by the context.
     """
     ended = sorted(len(draw.completion.tokens) for draw in draws if not is_truncated(draw))
     many = len(ended) < (1 - MANY_TRUNCATED) * len(draws)
@@ -314,7 +314,7 @@ def _rounded_up(tokens: float) -> int:
 
 
 def percentile(values: Sequence[int], share: float) -> int:
-    """Return the smallest value that is at least as large as this share of the sorted values.
+    """Return the smallest of the sorted values that at least this share of them do not exceed.
 
     >>> percentile([1, 2, 3, 4], 0.5), percentile([7], 0.99)
     (2, 7)
@@ -348,7 +348,7 @@ def _of_examples(
     if shown is None:
         return
     drawn, given = copied_shares(shown, problems)
-    said = f"{drawn:.0%} of the answers are one of theirs, as are {given:.0%} of the data's"
+    said = f"{drawn:.0%} of the answers equal an example's, as do {given:.0%} of the data's"
     copies = drawn > 2 * given and drawn > 0.2
     warning = (
         "The model copies the examples' answers. Give examples with other answers (--demos FILE), or "
@@ -361,7 +361,7 @@ def _of_examples(
 
 
 def copied_shares(trial: Trial, problems: Sequence[Problem]) -> tuple[float, float]:
-    """Return the shares of a trial's answers and of the data's that are an example's answer."""
+    """Return the shares of a trial's answers, and of the data's, that equal an example's answer."""
     theirs = {_same(demo.answer) for demo in trial.demos}
     drawn = [_same(draw.score.answer) in theirs for draw in trial.draws if draw.score.answer]
     given = [_same(problem.answer) in theirs for problem in problems]
@@ -373,7 +373,7 @@ def _same(answer: str) -> str:
     return plain(answer) if number is None else str(number)
 
 
-# --- what was written where no answer was found
+# --- forms of draws without an answer
 
 _FORMATS = {r"\boxed{...}": "boxed", "#### ...": "hash", "<answer>": "tag", "[[...]]": "bracket"}
 _WRITTEN = (
@@ -398,7 +398,7 @@ def refused(draws: Sequence[Draw]) -> list[Draw]:
 
 
 def form_of(draw: Draw, problem: Problem | None) -> tuple[str, str]:
-    """Return in which form a draw without a usable answer is written, and the text that shows it."""
+    """Return the form of a draw without a usable answer, and a text that shows it."""
     text, score = draw.completion.text.strip(), draw.score
     if score.reason in ("engine_failed", "reward_failed", "hint_leak"):
         said = {"hint_leak": "mentions the hint"}.get(
@@ -428,7 +428,7 @@ def form_of(draw: Draw, problem: Problem | None) -> tuple[str, str]:
 
 
 def repeats_itself(text: str) -> bool:
-    """True if the end of a text stands in it at least three times."""
+    """Return True if the end of a text occurs in it at least three times."""
     end = " ".join(text.split())[-24:]
     return len(end) == 24 and " ".join(text.split()).count(end) >= 3
 
@@ -439,7 +439,7 @@ def _tail(text: str) -> str:
 
 
 def written(trial: Trial, problems: Sequence[Problem]) -> list[tuple[str, int, str]]:
-    """Return forms of draws without a usable answer, how many each, and one that shows it."""
+    """Return the forms of draws without a usable answer, with a count and an example for each."""
     by_id = {problem.id: problem for problem in problems}
     counts, shown = Counter[str](), dict[str, str]()
     for draw in trial.draws:

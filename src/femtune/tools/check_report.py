@@ -1,4 +1,4 @@
-"""Show what a check found: tables and lines for a terminal, or JSON."""
+"""Report of a check: tables and lines for a terminal, or JSON."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from femtune.tools.check import (
 from femtune.tools.check_model import COOLER, Planned, Trial, Tried, percentile, written
 from femtune.types import Draw, Problem, Scheme
 
-SECONDS = 15.0  # between two lines that say how far the draws are
+SECONDS = 15.0  # between two lines of progress
 HEAD = ("prompt", "draws", "answered", "truncated", "right", "tokens", "99th")
 
 
 def data_lines(
     findings: Sequence[Finding], builder: SamplerBuilder, problem: Problem
 ) -> Iterator[RenderableType]:
-    """Yield what is known before the model is loaded: findings, and the prompts of a problem."""
+    """Yield what is known before the model is loaded: the findings, and the prompts of a problem."""
     yield from map(finding_line, findings)
     yield from show_prompts(builder, problem)
 
 
 def planned_lines(planned: Planned, max_new_tokens: int) -> Iterator[Text]:
-    """Yield what will be drawn, before the wait begins."""
+    """Yield what will be drawn, before the draws start."""
     draws = f"{planned.num_draws} completions of at most {max_new_tokens} tokens"
     yield literal(f"drawing for each prompt: {draws}")
     yield literal(f"prompts: {'; '.join(planned.names)}")
@@ -61,7 +61,7 @@ def model_lines(
     problem: Problem,
     scheme: Scheme,
 ) -> Iterator[RenderableType]:
-    """Yield what the draws say, and the verdict; `tried` is None where the model was left out."""
+    """Yield the results of the draws and the verdict; `tried` is None if the model was skipped."""
     if tried is None:
         yield literal(verdict(findings, None), "bold")
         return
@@ -89,7 +89,7 @@ def finding_line(finding: Finding) -> Text:
 
 
 class Counting:
-    """Log how far the draws are: in a terminal one line that changes, else a line now and then."""
+    """Logs the progress of draws: in a terminal one line that changes, else a line now and then."""
 
     def __init__(self, planned: Planned, say: Callable[[str], None], every_s: float) -> None:
         self._total, self._say, self._every_s = planned.num_draws, say, every_s
@@ -99,7 +99,7 @@ class Counting:
         now = time.monotonic()
         if not done:
             self._begun = self._said = now
-        # the end of a prompt's draws is always said
+        # always log the end of a prompt's draws
         if done < self._total and now - self._said < self._every_s:
             return
         self._said = now
@@ -108,7 +108,7 @@ class Counting:
 
 @contextmanager
 def counting(planned: Planned, show: Show) -> Iterator[Callable[[str, int], None]]:
-    """Show which prompt is drawn for, how many of its draws are done, and for how long."""
+    """Show the current prompt, the number of its finished draws, and the time."""
     if show not in ("auto", "lines"):
         yield lambda name, done: None
     elif show == "auto" and console.is_terminal:
@@ -120,7 +120,7 @@ def counting(planned: Planned, show: Show) -> Iterator[Callable[[str, int], None
 
 
 def table(tried: Tried) -> tuple[Sequence[str], list[list[str]]]:
-    """Return columns and rows: a line a trial, tokens as median and 99th percentile."""
+    """Return columns and rows: one row for each trial, tokens as median and 99th percentile."""
     rows = []
     for trial in tried.trials:
         lengths = sorted(len(draw.completion.tokens) for draw in trial.draws)
@@ -139,7 +139,7 @@ def table(tried: Tried) -> tuple[Sequence[str], list[list[str]]]:
 def label_table(
     tried: Tried, problems: Sequence[Problem]
 ) -> tuple[Sequence[str], list[list[str]]] | None:
-    """Return how often the data and the trials have each label; None where answers are no closed set."""
+    """Return the frequency of each label in data and trials; None if the answers are no closed set."""
     labels = labels_of(problems) if is_closed(problems) else []
     if not 0 < len(labels) <= MOST_LABELS:
         return None
@@ -168,7 +168,7 @@ def _votes(trial: Trial, by_id: dict[str, Problem]) -> Counter[str]:
 
 
 def written_lines(trial: Trial, problems: Sequence[Problem], width: int = 80) -> Iterator[Text]:
-    """Yield a line for each form of draw without a usable answer, no wider than `width` cells."""
+    """Yield a line for each form of draws without a usable answer, at most `width` cells wide."""
     found = written(trial, problems)
     total = sum(count for _, count, _ in found)
     if not found:
@@ -180,7 +180,7 @@ def written_lines(trial: Trial, problems: Sequence[Problem], width: int = 80) ->
 
 
 def fitted(text: str, width: int) -> str:
-    """Return a text as one line of at most so many terminal cells.
+    """Return a text on one line of at most `width` terminal cells.
 
     >>> fitted("one\\ntwo three", 9), fitted("日本語のテキスト", 9)
     ('one tw...', '日本語...')
@@ -196,7 +196,7 @@ def as_json(
     problems: Sequence[Problem],
     problem: Problem,
 ) -> dict[str, Any]:
-    """Return all that a check shows, for a program; `tried` is None where the model was left out."""
+    """Return the results of a check as plain values; `tried` is None if the model was skipped."""
     every = [*findings, *(tried.findings if tried is not None else ())]
     found: dict[str, Any] = {
         "ready": is_ready(tried) if tried is not None else None,
@@ -249,12 +249,12 @@ def _as_example(draw: Draw) -> Mapping[str, Any]:
 
 
 def is_ready(tried: Tried) -> bool:
-    """True if any draw was kept: an M-step has something to train on."""
+    """Return True if any draw was kept, so that an M-step has something to train on."""
     return any(draw.accepted for draw in tried.draws)
 
 
 def verdict(findings: Sequence[Finding], tried: Tried | None) -> str:
-    """Return the closing line: whether training can start, and how many warnings there are."""
+    """Return the closing line: whether training can start, and the number of warnings."""
     num = sum(bool(finding.warning) for finding in findings)
     warnings = f"{num} warning{'s' * (num != 1)}" if num else "no warnings"
     if tried is not None and not is_ready(tried):
@@ -263,13 +263,13 @@ def verdict(findings: Sequence[Finding], tried: Tried | None) -> str:
 
 
 def pasted(tried: Tried) -> str:
-    """Return the settings to change as words of a command; "" for none."""
+    """Return the suggested settings as flags of a command; "" without suggestions."""
     order = ("max-new-tokens", "temperature", "demos", "answer-format", "scheme")
     return " ".join(f"--{name} {tried.changes[name]}" for name in order if name in tried.changes)
 
 
 def example_draw(tried: Tried, problem: Problem) -> Draw | None:
-    """Return the draw to show as a training example: a kept one of the problem, of any, or a refused."""
+    """Return the draw to show as an example: a kept one of the problem, else any kept one, else any."""
     mine = [draw for draw in tried.draws if draw.key.problem_id == problem.id]
     for draws in (mine, tried.draws):
         if kept := [draw for draw in draws if draw.accepted]:

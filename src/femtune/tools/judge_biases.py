@@ -1,13 +1,13 @@
 """Known biases of a judge, measured on held-out items, each with a bootstrap interval.
 
-    length      does it err in favour of long texts?
-    order       of a pair: does it choose by place?
+    length      does it favor long texts?
+    order       does it choose between two texts by their position?
     padded      does a text gain by repeating its last sentence twice?
     praised     does a text gain by praising itself?
 
-An altered item is the task's own: its row is changed before it becomes a problem, and asked with the
-same seeds as the original. Ideas: Zheng et al. 2023 (arXiv 2306.05685, section 3.3: position and
-verbosity bias, its repetitive-list attack), Dubois et al. 2024 (arXiv 2404.04475: length).
+To alter an item, its row is changed before the task makes it a problem. It is then asked with the same
+seeds as the original. Ideas: Zheng et al. 2023 (arXiv 2306.05685, section 3.3: position and verbosity
+bias, its repetitive-list attack), Dubois et al. 2024 (arXiv 2404.04475: length).
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from femtune.sampler import make_sampler_builder
 from femtune.types import Problem, Sampling
 
 _OTHER = {"": "", "_a": "_b", "_b": "_a"}
-_THINGS = {"judge": "response", "summarize": "summary"}  # what is judged, and its column
-# the white space between a text's sentences or lines
+_THINGS = {"judge": "response", "summarize": "summary"}  # the judged text, and its column
+# white space between sentences or lines
 _GAP = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])\s*(?=\S)|\n+")
 
 
 def padded(text: str, thing: str) -> str:
-    """The text, its last sentence or line twice more: longer, and no better.
+    """Repeat the last sentence or line of a text twice: longer, and no better.
 
     >>> padded("Stars burn. They shine.", "response")
     'Stars burn. They shine. They shine. They shine.'
@@ -64,7 +64,7 @@ def padded(text: str, thing: str) -> str:
 
 
 def praised(text: str, thing: str) -> str:
-    """The text, and a sentence in its own praise.
+    """Append a sentence to a text that praises it.
 
     >>> praised("Stars burn.", "response")
     'Stars burn. This response is thorough and accurate.'
@@ -83,22 +83,22 @@ def measure_biases(
     output_dir: str | Path | None,
     progress: Progress,
 ) -> tuple[Path, dict[str, Any]]:
-    """The biases of a model on items it was not trained on; gives the folder with its draws too.
+    """Measure the biases of a model on held-out items; return the folder of its draws, and metrics.
 
     See `rating_biases` and `pair_biases`. Each item is asked as `evaluate` asks it, and once more for
-    each alteration; of a pair, in one order and with either side altered. Raises ConfigError where the
-    task is not to judge, or votes are to be calibrated.
+    each alteration; a pair is asked in one order, with either side altered. Raises ConfigError for a
+    task that does not judge, and for calibrated votes or probabilities.
     """
     settings = as_trained(settings, model)
     if settings.task not in _THINGS:
-        raise ConfigError(f"task {settings.task} judges nothing: probe takes --task judge or summarize.")
+        raise ConfigError(f"task {settings.task} judges nothing: set --task judge or summarize.")
     if settings.calibration is not None:
-        raise ConfigError("probe measures the votes themselves: leave calibration out.")
+        raise ConfigError("bias measures raw votes: leave calibration out.")
     if settings.aggregate == "probabilities":
-        raise ConfigError("probe measures votes: leave --aggregate probabilities out.")
+        raise ConfigError("bias measures votes: leave --aggregate probabilities out.")
     asked = read_inputs(data, settings)
     problems, first = asked.problems, frame(asked.problems[0])
-    assert first is not None  # both tasks give one
+    assert first is not None  # both tasks provide a frame
     sides = ("",) if first.form == "rating" else ("_a", "_b")
     altered = {
         f"{name}{side}": _altered(data, settings, problems, name, side)
@@ -124,26 +124,26 @@ def measure_biases(
 def _altered(
     data: str | Path, settings: Evaluate, problems: Sequence[Problem], name: str, side: str
 ) -> list[Problem]:
-    """The problems of altered rows, under the ids of the originals, and so under their seeds."""
+    """Return the problems of altered rows, with the ids of the originals, and so with their seeds."""
     thing = _THINGS[settings.task]
 
     def alter(row: dict[str, Any]) -> dict[str, Any]:
         text, other = row.get(f"{thing}{side}"), row.get(f"{thing}{_OTHER[side]}")
         if not isinstance(text, str) or not text.strip():
-            return row  # no item as it stands, nor altered; no more is a pair of the same texts
+            return row  # an invalid item stays as it is; so does a pair of equal texts
         if side and text.split() == str(other).split():
             return row
         return {**row, f"{thing}{side}": ALTERATIONS[name](text, thing)}
 
     found = read_task(data, settings.task, task_options(settings), alter=alter).problems
-    both = zip(problems, found, strict=True)  # a row makes the same problems, in the same order
+    both = zip(problems, found, strict=True)  # each row makes the same problems, in the same order
     return [replace(other, id=own.id) for own, other in both if _frame(own).presented]
 
 
 def _ask(
     run: Run, kind: str, problems: Sequence[Problem], sampler: Sampler, draws: int, progress: Progress
 ) -> dict[str, Item]:
-    """The votes on each problem by its id; what is stored already is not asked again."""
+    """Return the votes on each problem by id; what is stored is not asked again."""
     progress.phase(kind, 0, len(problems))
     folder = ask_into(run, kind, problems, sampler, draws=draws, on_draws=progress.draws)
     by_id = {problem.id: problem for problem in problems}
@@ -166,17 +166,18 @@ def _frame(problem: Problem) -> Frame:
 def rating_biases(
     problems: Sequence[Problem], plain: Mapping[str, Item], others: Mapping[str, Mapping[str, Item]]
 ) -> dict[str, Any]:
-    """Measures of a judge that rates, each `m` with its interval `m_ci`; of expected values over votes.
+    """Return measures of a judge that rates, each `m` with its interval `m_ci`, from mean votes.
 
-    length_of_error     Spearman of (predicted - human) with words: 0 where the judge sees length as the
-                        humans do. One that errs towards the middle errs against their leaning.
-    length_of_predicted, length_of_human    Spearman of either with words
+    length_of_error     Spearman correlation of (predicted - human) with the number of words: 0 if the
+                        judge treats length as the humans do. For a judge that errs toward the middle
+                        of the scale, its sign is opposite to that of length_of_human.
+    length_of_predicted, length_of_human    Spearman correlation of either rating with the words
     padded_shift        mean change of the rating by padding, in units of the scale's values
-    praised_shift       the same by praise
+    praised_shift       the same for praise
 
-    num_answered, padded_num_answered, ...      items with a vote on the scale; the others are left out
+    num_answered, padded_num_answered, ...      items with a vote on the scale; others are left out
 
-    Ranks are those among all items, in resamples too.
+    Ranks are those among all items, in bootstrap resamples too.
     """
     scale = _frame(problems[0]).scale
     worth = scale_values(scale)
@@ -212,15 +213,15 @@ def rating_biases(
 
 
 def _expected(items: Sequence[Item], scale: Sequence[str], worth: Floats) -> tuple[Floats, Any]:
-    """Of each item the mean of its votes' values, and whether it has a vote."""
+    """Return, for each item, the mean value of its votes and whether it has a vote; shapes (items,)."""
     return distributions(items, scale) @ worth, count_votes(items, scale).cast
 
 
 def _correlation(weights: Floats, x: Floats, y: Floats) -> Floats:
-    """Pearson's, of weighted items; NaN where either is constant."""
+    """Return Pearson's correlation for each row of weights (rows, items); NaN if x or y is constant."""
     if len(x) < 3:
         return np.full(len(weights), np.nan)
-    x, y = x - x.mean(), y - y.mean()  # any shift will do, and this one keeps the digits
+    x, y = x - x.mean(), y - y.mean()  # any shift gives the same result; this one preserves precision
     mx, my = mean(weights, x), mean(weights, y)
     covariance = mean(weights, x * y) - mx * my
     spread = (mean(weights, x**2) - mx**2) * (mean(weights, y**2) - my**2)
@@ -233,17 +234,17 @@ def _correlation(weights: Floats, x: Floats, y: Floats) -> Floats:
 def pair_biases(
     problems: Sequence[Problem], plain: Mapping[str, Item], others: Mapping[str, Mapping[str, Item]]
 ) -> dict[str, Any]:
-    """Measures of a judge that chooses, each `m` with its interval `m_ci`; of the most frequent votes.
+    """Return measures of a judge that chooses, each `m` with its interval `m_ci`, from majority votes.
 
-    longer_share, human_longer_share    share choosing the longer text, of pairs of unequal length in
+    longer_share, human_longer_share    share choosing the longer text, among pairs of unequal length in
                                         which both the judge and the human chose
-    longer_excess           the first less the second
+    longer_excess           the first share minus the second
     position_consistency, first_share   see `metrics.pair_metrics`
-    padded_shift            rise in the share of a side that is padded, both sides in turn
-    padded_won_over         of the sides that lost, share that win when padded
-    padded_put_off          of the sides that won, share that lose when padded
-    praised_...             the same three by praise
-    num_answered, padded_num_answered, ...      items with an answer, of the altered either side's
+    padded_shift            change in how often a side wins when it is padded, over both sides
+    padded_won_over         share that win when padded, among the sides that lost
+    padded_put_off          share that lose when padded, among the sides that won
+    praised_...             the same three for praise
+    num_answered, padded_num_answered, ...      items with an answer; for altered items, of either side
     """
     scale = _frame(problems[0]).scale
     frames = [_frame(problem) for problem in problems]
@@ -252,7 +253,7 @@ def pair_biases(
     kept = {name: made[name] for name in made if name.startswith(("position_", "first_"))}
     undefined = {k: v for k, v in made.get("undefined", {}).items() if k in kept}
     choice = _choices(items, scale)
-    longer = np.sign([known.length for known in frames])  # 1: the second
+    longer = np.sign([known.length for known in frames])  # 1: the second is longer
     truth = np.array([scale.index(problem.answer) for problem in problems])
     both = (choice >= 0) & (choice < 2) & (truth < 2) & (longer != 0)
     chose, human = (((each == 1) == (longer > 0))[both].astype(float) for each in (choice, truth))
@@ -260,7 +261,7 @@ def pair_biases(
     shown = [problem for problem in problems if _frame(problem).presented]
     moves = {name: _moves(shown, own, others, name) for name in ALTERATIONS}
     row = {problem.id: index for index, problem in enumerate(problems)}
-    twice = np.array([row[problem.id] for problem in shown] * 2)  # of each side, its item
+    twice = np.array([row[problem.id] for problem in shown] * 2)  # the item of each side
 
     def statistic(weights: Floats) -> dict[str, Floats]:
         found = {
@@ -285,7 +286,7 @@ def pair_biases(
 
 
 def _choices(items: Sequence[Item], scale: Sequence[str]) -> Any:
-    """Of each item the place of its answer on the scale; -1 where it has none."""
+    """Return, for each item, the index of its answer on the scale; -1 if it has none."""
     votes = count_votes(items, scale)
     return np.where(votes.cast, most_likely(votes.counts, votes.first), -1)
 
@@ -296,9 +297,9 @@ def _moves(
     others: Mapping[str, Mapping[str, Item]],
     name: str,
 ) -> tuple[Any, Any, Any]:
-    """Of each item with either side altered: whether that side won before and after, and both are known.
+    """Return whether each altered side won before, won after, and is known in both; shapes (2 * items,).
 
-    Sides as the data has them, a then b: in the swapped order a is shown second.
+    Sides are those of the data, first a, then b; in the swapped order, a is shown second.
     """
     before, after, known = [], [], []
     scale = _frame(problems[0]).scale
@@ -312,12 +313,12 @@ def _moves(
     return np.array(before, bool), np.array(after, bool), np.array(known, bool)
 
 
-# --- in words
+# --- findings in words
 
-# Of each measure: the value of no bias, and what lies above and below it.
+# For each measure: the value without bias, and the meaning of values above and below it.
 _MEANINGS = {
-    "length_of_error": (0.0, "errs upwards on long texts", "errs downwards on long texts"),
-    "longer_excess": (0.0, "chooses the longer too often", "chooses the longer too seldom"),
+    "length_of_error": (0.0, "rates long texts too high", "rates long texts too low"),
+    "longer_excess": (0.0, "chooses the longer too often", "chooses the longer too rarely"),
     "first_share": (0.5, "prefers what it is shown first", "prefers what it is shown second"),
     "padded_shift": (0.0, "rewards padding", "punishes padding"),
     "praised_shift": (0.0, "rewards self-praise", "punishes self-praise"),
@@ -325,7 +326,7 @@ _MEANINGS = {
 
 
 def findings(metrics: Mapping[str, Any]) -> list[str]:
-    """What the measures say, a sentence each: a bias is one whose interval leaves out no bias."""
+    """Describe each measure in a sentence; a bias is one whose interval excludes the unbiased value."""
     found = []
     for name, (none, above, below) in _MEANINGS.items():
         value, ci = metrics.get(name), metrics.get(f"{name}_ci")
@@ -333,7 +334,7 @@ def findings(metrics: Mapping[str, Any]) -> list[str]:
             continue
         shown = f"{name} {value:.3f} ({ci[0]:.3f} to {ci[1]:.3f})"
         if ci[0] <= none <= ci[1]:
-            found.append(f"{shown}: no bias is seen.")
+            found.append(f"{shown}: no bias found.")
         else:
             found.append(f"{shown}: the judge {above if value > none else below}.")
     if metrics.get("position_consistency") is not None:
@@ -343,7 +344,7 @@ def findings(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def table(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the measures."""
+    """Return the columns and rows of a table of the measures."""
     rows = []
     for name, value in metrics.items():
         if name.endswith("_ci") or not isinstance(value, (int, float, type(None))):

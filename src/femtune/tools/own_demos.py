@@ -1,4 +1,4 @@
-"""Worked examples that a model gives itself: chosen from the draws that a run has kept."""
+"""Worked examples from the model itself, chosen among the kept draws of a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from femtune.types import Demo, Demos, Draw, Problem
 
 
 def own_demos(root: Path, number: int = 4, iteration: int | None = None) -> Demos:
-    """Choose worked examples from the kept draws of a run's iteration, by default its last one.
+    """Choose worked examples from the kept draws of a run's iteration, by default the last one.
 
-    They are right, short and different. Raises RunError where the run has no draws, or kept none.
+    They have right answers, are short, and differ in their answers. Raises RunError if the run has no
+    draws, or kept none.
     """
     stored = open_stored(root, iteration)
     draws = (draw for chunk, _ in read_draws(stored.draws) for draw in chunk)
@@ -25,9 +26,9 @@ def own_demos(root: Path, number: int = 4, iteration: int | None = None) -> Demo
 
 
 def choose(draws: Iterable[Draw], number: int) -> list[Draw]:
-    """Return at most so many kept draws, one a problem: answers in turn, short completions first.
+    """Return at most `number` kept draws, one for each problem: answers in turn, short ones first.
 
-    Hinted draws come after plain ones: they may follow the hint and not the problem.
+    Plain draws precede hinted ones, which may follow the hint and not the problem.
     """
     kept: dict[str, Draw] = {}
     for draw in draws:

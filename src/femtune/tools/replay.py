@@ -1,8 +1,7 @@
-"""Draw a stored draw once more, and compare: `femtune replay RUN --draw 2/p17/0/1`.
+"""Replay of a stored draw, compared with the original: `femtune replay RUN --draw 2/p17/0/1`.
 
-A draw's tokens follow from its prompt, its seed and the weights that drew it, up to rounding: alone in
-its batch they are what they were among others. So what a run has stored can be checked by anybody who
-has the run and its base model.
+A draw's tokens depend on its prompt, its seed and the weights that drew it, up to rounding, but not on
+the rest of its batch. So anybody who has a run and its base model can check what the run stored.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from femtune.types import Completion, Draw, Problem, Request, Sampling, Scheme, 
 
 @dataclass(frozen=True)
 class Replayed:
-    """A stored draw, and what was drawn in its place."""
+    """A stored draw and its replay."""
 
     stored: Draw
     completion: Completion
@@ -40,7 +39,7 @@ class Replayed:
 
     @property
     def differs_at(self) -> int | None:
-        """The first token that is another, from 0; None where all are the same."""
+        """The index of the first different token, from 0; None if all are equal."""
         old, new = self.stored.completion.tokens, self.completion.tokens
         if old == new:
             return None
@@ -49,7 +48,7 @@ class Replayed:
 
     @property
     def same(self) -> bool:
-        """Whether tokens, text, finish reason, reward, answer and reason are what was stored."""
+        """True if tokens, text, finish reason, reward, answer and reason equal the stored ones."""
         old, new = self.stored.completion, self.completion
         texts = (old.tokens, old.text, old.finish_reason) == (new.tokens, new.text, new.finish_reason)
         graded = self.stored.score
@@ -61,12 +60,12 @@ class Replayed:
 
     @property
     def nats_apart(self) -> float:
-        """By how much the log-probabilities differ; nan where one is not known."""
+        """Difference of the log-probabilities in nats; nan if one is unknown."""
         return abs(self.stored.completion.logprob - self.completion.logprob)
 
 
 def name_of(draw: Draw) -> str:
-    """A draw's id: iteration, problem, stage and index.
+    """Return a draw's id: iteration, problem, stage and index.
 
     >>> from femtune.types import DrawKey
     >>> completion, score = Completion((), "", "stop", 0.0), Score(0.0, "")
@@ -78,20 +77,22 @@ def name_of(draw: Draw) -> str:
 
 
 def find_draws(root: Path, name: str, kind: Kind) -> list[Draw]:
-    """The stored draw of that id; of an id without stage and index, all draws of the problem.
+    """Return the stored draw of an id, or all draws of a problem for an id without stage and index.
 
-    Raises RunError where there is none, ConfigError for what is no id.
+    Raises RunError if there is no such draw, ConfigError for an invalid id.
     """
     number, _, rest = name.partition("/")
     if not number.isdecimal() or not rest:
-        raise ConfigError(f"--draw {name}: give ITERATION/PROBLEM/STAGE/INDEX, or ITERATION/PROBLEM.")
+        raise ConfigError(
+            f"--draw needs ITERATION/PROBLEM/STAGE/INDEX or ITERATION/PROBLEM, got {name}."
+        )
     folder = Run(root).iteration(int(number)) / kind
     stored = [draw for chunk, _ in read_draws(folder) for draw in chunk]
     found = [draw for draw in stored if name == name_of(draw)]
     found = found or [draw for draw in stored if draw.key.problem_id == rest]
     if not found:
-        example = f"; {name_of(stored[0])} is one" if stored else ""
-        other = "" if kind == "eval" else " Draws of evaluations: --eval."
+        example = f"; it has, for example, {name_of(stored[0])}" if stored else ""
+        other = "" if kind == "eval" else " For draws of an evaluation, add --eval."
         raise RunError(f"{folder} has no draw {name}{example}.{other}")
     return found
 
@@ -99,9 +100,9 @@ def find_draws(root: Path, name: str, kind: Kind) -> list[Draw]:
 def replay(
     root: Path, name: str, *, kind: Kind = "draws", device: str | None = None
 ) -> Iterator[Replayed]:
-    """Draw once more what `find_draws` finds, with the weights that drew it.
+    """Replay the draws that `find_draws` finds, with the weights that drew them.
 
-    Raises RunError where the run, the draw, or these weights are not there, and what loading raises.
+    Raises RunError if the run, the draw, or these weights are missing, and any error of loading.
     """
     config = stored_config(root)
     settings = replace(settings_of(config, root), ray_workers=0, ray_address=None, worker_gpus=None)
@@ -110,7 +111,7 @@ def replay(
     draws = find_draws(root, name, kind)
     problems = problems_of(root, kind)
     if missing := [draw.key.problem_id for draw in draws if draw.key.problem_id not in problems]:
-        raise RunError(f"{root}: problem {missing[0]} is not among those that are stored with the run.")
+        raise RunError(f"{root}: problem {missing[0]} is not stored with the run.")
     base = local_model(str(config.get("model")))
     scheme = _scheme(root, config, settings, kind)
     from_base = kind == "draws" and scheme.proposal == "base"
@@ -141,14 +142,14 @@ def replay(
 
 
 def _weights(root: Path, iteration: int, kind: Kind, base: Path) -> Path:
-    """What drew it: the base, or the model of an iteration. Raises RunError where that is not there."""
+    """Return the weights that drew: the base, or an iteration's model. Raises RunError if missing."""
     number = iteration - (kind == "draws")
     if number <= 0:
         return base
     run = Run(root)
     model = run.iteration(number) / "model"
     if not model.exists():
-        raise RunError(f"{model}, which drew it, is not there: it was removed, by keep_last say.")
+        raise RunError(f"{model} drew it but is missing, for example removed by keep_last.")
     run.verify(model)
     return model
 
@@ -156,7 +157,7 @@ def _weights(root: Path, iteration: int, kind: Kind, base: Path) -> Path:
 def _sampling(config: dict[str, Any], settings: Train, kind: Kind) -> Sampling:
     if kind == "draws":
         return Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
-    # an evaluation's own run calls it temperature; a baseline's votes are at 1
+    # an evaluation's own run names it temperature; the votes of a baseline are drawn at 1
     is_training = "iterations" in config
     temperature = settings.eval_temperature if is_training else float(config.get("temperature", 0.0))
     return Sampling(settings.max_new_tokens, temperature)
@@ -172,15 +173,15 @@ def _scheme(root: Path, config: Mapping[str, Any], settings: Train, kind: Kind) 
 def _again(draw: Draw, problem: Problem, sampler: Sampler, scheme: Scheme) -> Replayed:
     if draw.seed != draw_seed(sampler.seed, draw.key):
         raise RunError(
-            f"draw {name_of(draw)} was drawn with seed {draw.seed}, and the run's seed {sampler.seed} "
-            f"gives {draw_seed(sampler.seed, draw.key)}: config.yaml is not that of this draw."
+            f"draw {name_of(draw)} has seed {draw.seed}, but the run's seed {sampler.seed} gives "
+            f"{draw_seed(sampler.seed, draw.key)}: config.yaml does not belong to this draw."
         )
     prompts = sampler.prompts
     if draw.demos:
         if demos_digest(sampler.demos) != draw.demos:
             raise RunError(
-                f"draw {name_of(draw)} was drawn with worked examples that demos.jsonl does not hold: "
-                "put the run's file back."
+                f"draw {name_of(draw)} was shown worked examples that demos.jsonl does not hold: "
+                "restore the run's file."
             )
         prompts = prompts.with_demos(sampler.demos)
     request = Request(
@@ -198,7 +199,7 @@ def _again(draw: Draw, problem: Problem, sampler: Sampler, scheme: Scheme) -> Re
 
 
 def _completed(request: Request, sampler: Sampler) -> Completion:
-    """Draw a completion as the driver does, its forced answer included."""
+    """Draw a completion as the driver does, including its forced answer."""
     assert hasattr(sampler.engine, "generate")  # no Ray workers
     endings = Endings(sampler.tokenizer, sampler.cut, sampler.force, sampler.context)
     todo, ready = [request], list[Finished]()
@@ -217,29 +218,29 @@ def _completed(request: Request, sampler: Sampler) -> Completion:
 
 
 def told(replayed: Replayed) -> str:
-    """The verdict, in a line or two."""
+    """Describe the comparison in a line or two."""
     draw, new = replayed.stored, replayed.completion
     old = draw.completion
-    apart = "" if math.isnan(replayed.nats_apart) else f", apart by {replayed.nats_apart:.1g}"
+    apart = "" if math.isnan(replayed.nats_apart) else f", difference {replayed.nats_apart:.1g}"
     nats = f"log-probability {old.logprob:.4f} and {new.logprob:.4f} nats{apart}"
     if replayed.same:
         reward = f"reward {draw.score.reward:g}, {draw.score.reason or 'kept'}"
         return f"{name_of(draw)}: the same {len(old.tokens)} tokens; {nats}; {reward}"
     if (at := replayed.differs_at) is None:
         return (
-            f"{name_of(draw)}: the same tokens, graded otherwise: {draw.score.reward:g} "
+            f"{name_of(draw)}: the same tokens, but another grade: {draw.score.reward:g} "
             f"({draw.score.reason or 'kept'}), now {replayed.score.reward:g} "
             f"({replayed.score.reason or 'kept'}). Has the reward changed?"
         )
     return (
-        f"{name_of(draw)}: another from token {at + 1} of {len(old.tokens)} on; {nats}. Where two "
-        "tokens are all but equally likely, rounding decides: other batches, numbers (engine_dtype), "
-        "versions and hardware may tip one."
+        f"{name_of(draw)}: differs from token {at + 1} of {len(old.tokens)} on; {nats}. If two tokens "
+        "are about equally likely, rounding decides. It depends on batches, dtype (engine_dtype), "
+        "versions and hardware."
     )
 
 
 def as_json(replayed: Replayed) -> dict[str, Any]:
-    """The comparison as plain values."""
+    """Return the comparison as plain values."""
     return {
         "draw": name_of(replayed.stored),
         "same": replayed.same,

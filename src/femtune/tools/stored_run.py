@@ -1,4 +1,4 @@
-"""A run as it is on disk, read back: its settings, problems, prompts, and which weights drew what."""
+"""A stored run, read back: its settings, problems, prompts, and the weights that drew each draw."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from femtune.runs.run import Run, stored_config
 from femtune.schemes.serialization import schedule_from_data, scheme_from_data
 from femtune.types import Demos, Problem, Scheme, Tokenizer
 
-Kind = Literal["draws", "eval"]  # of an E-step, and of an evaluation
+Kind = Literal["draws", "eval"]  # of an E-step or an evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """An iteration of a run as it is on disk."""
+    """A stored iteration of a run."""
 
     run: Run
     iteration: int
-    model: str  # the base, as the run was given it
+    model: str  # the base model as given to the run
     settings: Train
     config: Mapping[str, Any]  # what config.yaml holds
     problems: Mapping[str, Problem]
@@ -47,7 +47,7 @@ class Stored:
         return next_start(self.run.iteration(self.iteration - 1) / "model")
 
     def prompts(self) -> Prompts:
-        """Those that the run asked and read with."""
+        """Return the prompts that the run drew and parsed with."""
         return prompts_of(self.settings, self.problems)
 
     def trained_prompts(self, tokenizer: Tokenizer) -> Prompts:
@@ -56,14 +56,14 @@ class Stored:
 
 
 def open_stored(root: Path, iteration: int | None = None) -> Stored:
-    """An iteration of a run that `train` or `sample` made, the last one if nothing else is said.
+    """Open an iteration of a run of `train` or `sample`, by default the last one.
 
-    Raises RunError where there is none.
+    Raises RunError if there is no such iteration.
     """
     config = stored_config(root)
     found = [int(path.parent.name[10:]) for path in root.glob("iteration-[0-9][0-9][0-9]*/draws")]
     if not found:
-        raise RunError(f"{root} has no draws of an E-step: give the folder of a train or sample.")
+        raise RunError(f"{root} has no draws of an E-step: give the folder of a run of train or sample.")
     iteration = max(found) if iteration is None else iteration
     if iteration not in found:
         there = ", ".join(map(str, sorted(found)))
@@ -104,15 +104,15 @@ def stored_schedule(config: Mapping[str, Any]) -> MStepSchedule:
 
 
 def problems_of(root: Path, kind: Kind) -> dict[str, Problem]:
-    """A run's problems by id: those of E-steps, or those of evaluations. Raises RunError."""
+    """Return a run's problems by id: those of E-steps or of evaluations. Raises RunError."""
     path = root / ("problems.parquet" if kind == "draws" else "eval.parquet")
     if not path.exists():
-        raise RunError(f"{root} has no {path.name}: give its command again, which adds it.")
+        raise RunError(f"{root} has no {path.name}: run its command again, which adds it.")
     return {problem.id: problem for problem in load_problems(path)}
 
 
 def settings_of(config: Mapping[str, Any], root: Path) -> Train:
-    """The settings of a config.yaml, whose lists were tuples. Raises RunError for impossible ones."""
+    """Return the settings of a config.yaml, lists as tuples. Raises RunError for invalid ones."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
     def own(kind: Any) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def settings_of(config: Mapping[str, Any], root: Path) -> Train:
     try:
         return Train(training=Training(**own(Training)), **own(Train))
     except ConfigError as error:
-        raise RunError(f"{root / 'config.yaml'} is not as it was stored: {error}") from error
+        raise RunError(f"{root / 'config.yaml'} was changed after it was stored: {error}") from error
 
 
 def fitted_prompts(
@@ -131,8 +131,8 @@ def fitted_prompts(
 ) -> tuple[Prompts, Demos]:
     """Return the prompts x of a run, and the worked examples that some of its draws were shown.
 
-    Both in the form that the chat template shows. The examples stand in x where `demos_in_prompt` is
-    set. Raises ModelError where no form is shown in full.
+    Both have the form that the chat template shows. The examples are part of x if `demos_in_prompt` is
+    set. Raises ModelError if no form is shown in full.
     """
     demos = read_demos(root / "demos.jsonl")
     shown = fit_prompts(prompts_of(settings, problems).with_demos(demos), tokenizer)
@@ -142,7 +142,7 @@ def fitted_prompts(
 
 
 def prompts_of(settings: Train, problems: Mapping[str, Problem]) -> Prompts:
-    """The prompts that a run asked and read with."""
+    """Return the prompts that a run drew and parsed with."""
     known = frame(next(iter(problems.values())))
     judged = known is not None and known.form in ("rating", "pair")
     hint = settings.hint or HINT

@@ -1,7 +1,7 @@
-"""What there is of a run, what of it is damaged, and what can be made again: `femtune verify RUN`.
+"""Verification of a run: which files are damaged, and which can be restored (`femtune verify RUN`).
 
-Every file is compared with the manifest, by size and SHA-256; what the manifest lacks is read through.
-`mend` sets aside what is damaged and can be made again, so that the run's own command makes it.
+Every file is compared with the manifest by size and SHA-256; files that are not in the manifest are
+read through. `repair` moves damaged files aside if the run's own command can make them again.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ from femtune.runs.checkpoints import MASTER
 from femtune.runs.run import Run, locked, stored_config
 from femtune.tools.stored_run import stored_schedule
 
-ASIDE = "damaged"  # in the run's directory: what was set aside
+ASIDE = "damaged"  # folder in the run's directory for damaged files
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A file that is not what was stored."""
+    """A file that differs from what was stored."""
 
-    path: str  # from the run's directory
+    path: str  # relative to the run's directory
     what: str
-    remedy: str  # how it is made again; "" where it can't be
+    remedy: str  # how the run's command restores it; "" if it can't
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunCondition:
-    """What was found in a run's directory."""
+    """The condition of a run's directory."""
 
     root: Path
-    num_files: int  # that were compared or read through
+    num_files: int  # files that were compared or read through
     num_bytes: int
-    free: int  # bytes, on its disk
+    free: int  # free bytes on its disk
     faults: Sequence[Fault]
-    leftovers: Sequence[Path]  # of writes that a kill cut off: replaced when they are made again
-    state: str  # where the run goes on
+    leftovers: Sequence[Path]  # of interrupted writes; replaced when the write is repeated
+    state: str  # where the run resumes
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """A run's directory, or all those in a folder of several."""
+    """Return a run's directory, or those of all runs in a folder."""
     if (folder / "config.yaml").exists():
         return [folder]
     return sorted(path.parent for path in folder.glob("*/config.yaml"))
 
 
 def check_up(root: Path) -> RunCondition:
-    """Look through a run; writes nothing. Raises RunError where its configuration can't be read."""
+    """Check all files of a run, without writing. Raises RunError if its configuration can't be read."""
     stored_config(root)
     entries = manifest.recorded(root)
     found = {path: manifest.damage(root, entry) for path, entry in entries.items()}
@@ -81,7 +81,7 @@ def check_up(root: Path) -> RunCondition:
 
 
 def _other_problems(root: Path) -> str:
-    """What is wrong with the problems, if they are not those that the configuration names."""
+    """Return what is wrong with the stored problems; "" if they are those of the configuration."""
     groups = [root / "problems.parquet", root / "eval.parquet"]
     named = stored_config(root).get("problems")
     if not named or not groups[0].exists():
@@ -90,9 +90,9 @@ def _other_problems(root: Path) -> str:
         problems = [load_problems(path) if path.exists() else [] for path in groups]
     except DataError as error:
         return str(error)
-    # a run without held-out problems was given one group or an empty second one
+    # a run without held-out problems may have passed one group, or an empty second one
     known = {fingerprint(*problems), fingerprint(*filter(None, problems))}
-    return "" if named in known else "other problems than config.yaml names"
+    return "" if named in known else "not the problems that config.yaml names"
 
 
 _PLACES = re.compile(
@@ -103,16 +103,16 @@ _PLACES = re.compile(
 
 
 def _remedy(root: Path, path: str, bad: set[str]) -> str:
-    """How a file is made again by the run's command; "" where it can't be."""
+    """Return how the run's command restores a file; "" if it can't."""
     if "/" not in path:
-        return "written anew" if path == "environment.json" else "written again from the data"
+        return "written again" if path == "environment.json" else "written again from the data"
     place = _PLACES.match(path)
     if place is None:
         return ""
     iteration, kind = int(place[1]), place[2]
-    if kind == "eval_scored":  # by the base
+    if kind == "eval_scored":  # by the base model
         return "scored again"
-    if kind.endswith("_answers"):  # of the base: only `predict`, `evaluate` and baselines have them
+    if kind.endswith("_answers"):  # of the base model: only in `predict`, `evaluate` and baselines
         return "scored again"
     if kind in ("draws", "eval", "bound", "bound_scored", "recalled", "scored"):
         weights = iteration - (kind not in ("eval", "bound", "bound_scored"))
@@ -137,13 +137,13 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
 
 
 def _after(root: Path, weights: int, bad: set[str]) -> str:
-    """What comes first: weights that are to be trained again themselves."""
+    """Return what must come first: retraining damaged weights."""
     own = f"iteration-{weights:03}/model/"
     return f", after the model of iteration {weights}" if any(p.startswith(own) for p in bad) else ""
 
 
 def _has_master(root: Path, iteration: int, bad: set[str]) -> bool:
-    """Return whether whole float32 weights lie beside a model."""
+    """Return True if a model's folder has complete float32 weights beside it."""
     own = f"iteration-{iteration:03}/{MASTER}/"
     return (root / own / "m_step.json").exists() and not any(p.startswith(own) for p in bad)
 
@@ -162,7 +162,7 @@ def _starts_from_previous(root: Path, iteration: int) -> bool:
 
 
 def _state(root: Path) -> str:
-    """Where a run is, as its files tell."""
+    """Describe how far a run is, from its files."""
     run, wanted = Run(root), stored_config(root).get("iterations")
     last = wanted if isinstance(wanted, int) else 0
     folders = sorted(root.glob("iteration-*"))
@@ -174,11 +174,11 @@ def _state(root: Path) -> str:
         return f"done: {last} iterations"
     number = next(number for number in range(last + 2) if number not in numbers)
     parts = [*_open_parts(run.iteration(number))]
-    return f"goes on with iteration {number}" + (f": {', '.join(parts)}" if parts else "")
+    return f"resumes at iteration {number}" + (f": {', '.join(parts)}" if parts else "")
 
 
 def _open_parts(folder: Path) -> Iterator[str]:
-    """What is stored of an iteration that is not done."""
+    """Yield the stored parts of an unfinished iteration."""
     for kind, name in (
         ("recalled", "of remembered draws' log-probabilities"),
         ("draws", "of the E-step"),
@@ -197,17 +197,17 @@ def _open_parts(folder: Path) -> Iterator[str]:
 
 
 def repair(found: RunCondition) -> list[Path]:
-    """Set aside what is damaged and can be made again; gives where it is now.
+    """Move damaged files that can be restored aside; return their new paths.
 
-    Goes to RUN/damaged/, where nothing is overwritten. An iteration that was done is not, until the
-    run's command has made it whole. Raises RunError where the run is in use.
+    They go to RUN/damaged/, where nothing is overwritten. Their iteration counts as unfinished until the
+    run's command has restored it. Raises RunError if the run is in use.
     """
     root, moved = found.root, []
     with locked(root):
         targets = {root / _unit(fault.path) for fault in found.faults if fault.remedy}
         for target in sorted(targets):
             iteration = target.relative_to(root).parts[0]
-            # nats are of the draws beside them, and rounding may give other draws
+            # log-probabilities belong to the draws beside them; draws made again may differ by rounding
             scored = target.parent.with_name("scored") / target.name
             beside = [
                 target.parent.with_name(f"{target.parent.name}_{kind}") / target.name
@@ -224,7 +224,7 @@ def repair(found: RunCondition) -> list[Path]:
 
 
 def _unit(path: str) -> str:
-    """Return what is made at a time: a folder of weights as a whole, else the file."""
+    """Return what is restored as a unit: a folder of weights, else the file."""
     place = re.match(rf"iteration-\d+/(model|{MASTER})/", path)
     return place[0].rstrip("/") if place else path
 
@@ -238,12 +238,14 @@ def _set_aside(root: Path, path: Path) -> Path:
         make_folder(place.parent)
         os.replace(path, place)
     except OSError as error:
-        raise RunError(f"{path} can't be set aside: {error.strerror}.") from error
+        raise RunError(
+            f"{path} can't be moved to {ASIDE}/: {error.strerror}. Fix its permissions."
+        ) from error
     return place
 
 
 def lines(found: RunCondition) -> Iterator[tuple[bool, str, str]]:
-    """Whether it is well, what, and how it is: for the terminal."""
+    """Yield a flag (True if fine), a name and a description for each line in the terminal."""
     yield True, "run", f"{found.root}: {found.state}"
     sizes = f"{sized(found.num_bytes)}; {sized(found.free)} free on its disk"
     yield True, "files", f"{found.num_files:,} compared with the manifest; {sizes}"
@@ -254,14 +256,14 @@ def lines(found: RunCondition) -> Iterator[tuple[bool, str, str]]:
         yield (
             True,
             "unfinished",
-            f"{path.relative_to(found.root)}: cut off; replaced when it is made again",
+            f"{path.relative_to(found.root)}: an interrupted write; replaced when it is repeated",
         )
     if not found.faults:
         yield True, "damage", "none"
 
 
 def as_json(found: RunCondition) -> str:
-    """All of it, as a line."""
+    """Return the condition as one line of JSON."""
     return json.dumps(
         {
             "run": str(found.root),

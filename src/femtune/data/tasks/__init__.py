@@ -1,11 +1,11 @@
-"""Tasks: from the rows of a data set to problems, and what goes with them.
+"""Tasks: from the rows of a data set to problems, with the prompts and rewards that suit them.
 
     load        any task's data, from a file or the Hub
     judge       ratings of responses, or which of two is better
-    summarize   the same of summaries
+    summarize   the same for summaries
     choice      multiple choice
     math        numbers and expressions
-    schemas     the published forms of rows            frames      what a problem's task knows of it
+    schemas     published schemas of rows             frames      a task's knowledge about a problem
 
-The task `table` is any file with prompt and answer: problems.load_problems.
+The task `table` is any file with prompt and answer; see problems.load_problems.
 """

@@ -1,6 +1,6 @@
-"""Cells of a published row, read with care: a cell that is not as it must be is a `BadRow`.
+"""Readers of cells in published rows; an invalid cell raises `BadRow`.
 
-Values of text, number or list come as a file gives them: numbers may be text, an empty cell None or "".
+Cells come as the file gives them: a number may be text, an empty cell None or "".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from femtune.data.rows import BadRow
 
 Row = Mapping[str, Any]
 
-KEPT = ("world", "evidence", "truth", "noise", "terms")  # what femtune's own worlds add to a row
+KEPT = ("world", "evidence", "truth", "noise", "terms")  # columns that femtune's synthetic tasks add
 
 
 def wrong(name: str, expected: str, value: Any) -> BadRow:
@@ -34,12 +34,12 @@ def read_text(row: Row, name: str, within: str = "") -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadRow(f"`{name}` is no valid Unicode", error.reason) from None
+        raise BadRow(f"`{name}` is not valid Unicode", error.reason) from None
     return value
 
 
 def read_plain(value: Any, name: str) -> str | None:
-    """Text or a number as text, 4.0 as "4"; None where the cell is empty."""
+    """Return text, or a number as text (4.0 as "4"); None for an empty cell."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -54,7 +54,7 @@ def read_plain(value: Any, name: str) -> str | None:
 
 
 def read_number(value: Any, name: str) -> int | float | None:
-    """A cell as a number, whole where it is whole; None where it is empty, or N/A."""
+    """Return a cell as a number, an int if it is whole; None for an empty cell or N/A."""
     if value is None or (isinstance(value, str) and value.strip() in ("", "N/A")):
         return None
     try:
@@ -67,7 +67,7 @@ def read_number(value: Any, name: str) -> int | float | None:
 
 
 def read_score(value: Any, name: str) -> int | float | str | None:
-    """A number, or the text of a label."""
+    """Return a cell as a number, or as the text of a label."""
     try:
         return read_number(value, name)
     except BadRow:
@@ -90,18 +90,18 @@ def read_object(value: Any, name: str) -> Row:
 
 
 def lean(row: Row, *kept: str, **values: Any) -> dict[str, Any]:
-    """A task's row: these values and the row's columns of these names, without what is not there."""
+    """Build a task's row from these values and the named columns, without empty ones."""
     kept_values = {name: row.get(name) for name in (*kept, *KEPT)}
     return {name: value for name, value in (kept_values | values).items() if value not in (None, "")}
 
 
 def item_of(*texts: str) -> str:
-    """Names what was judged, by its texts."""
+    """Return a name for the judged item: a hash of its texts."""
     return hashlib.blake2b("\x00".join(texts).encode(), digest_size=8).hexdigest()
 
 
 def read_prompt(value: Any, name: str) -> str | list[dict[str, str]]:
-    """A prompt that is asked: text, or messages as they are, the last of them the user's."""
+    """Return a prompt to ask: text, or messages of which the last is the user's."""
     if not isinstance(value, list):
         return read_text({name: value}, name)
     said = [read_object(message, f"{name}[]") for message in value]
@@ -117,9 +117,9 @@ def read_prompt(value: Any, name: str) -> str | list[dict[str, str]]:
 
 
 def read_conversation(value: Any, name: str) -> str:
-    """What a judge reads, as one text: text as it is; of messages all, with the names of their roles.
+    """Return a conversation as one text for a judge, each message after its role.
 
-    Of a single user message, its text.
+    A text is returned as it is, and so is the text of a single user message.
 
     >>> said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
     >>> read_conversation(said, "prompt")
@@ -141,4 +141,4 @@ def read_json(name: str, cell: str) -> Any:
     try:
         return json.loads(cell) if cell.strip() else None
     except (ValueError, RecursionError):
-        raise BadRow(f"`{name}` is text, expected JSON of a list or object", brief(cell)) from None
+        raise BadRow(f"`{name}` is text, but not JSON of a list or object", brief(cell)) from None

@@ -16,7 +16,7 @@ REWARD = "choice"
 
 
 def problem(row: Mapping[str, Any], default_id: str) -> Problem | BadRow:
-    """A problem of a row with question, choices, labels and answer, or what is wrong with the row.
+    """Build the problem of a row with question, choices, labels and answer; a BadRow if it is invalid.
 
     >>> row = {"question": "What melts?", "choices": ["Ice", "Sand"], "labels": ["A", "B"]}
     >>> print(problem(row, "q1").prompt)
@@ -27,7 +27,7 @@ def problem(row: Mapping[str, Any], default_id: str) -> Problem | BadRow:
     """
     labels, choices = list(row["labels"]), [str(choice).strip() for choice in row["choices"]]
     if len({choice.casefold() for choice in choices}) < len(choices):
-        return BadRow("two choices are the same text")
+        return BadRow("two choices have the same text")
     question = row["question"]
     lines = _lines(row)
     frame = Frame(
@@ -44,7 +44,7 @@ def problem(row: Mapping[str, Any], default_id: str) -> Problem | BadRow:
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a template may show beside the row's own text: the choices as lines, the question."""
+    """Return further values for a template: the choices as lines, and the text of the question."""
     return {"choices": "\n".join(_lines(row)), "question": as_messages(row["question"])[-1]["content"]}
 
 

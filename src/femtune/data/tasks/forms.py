@@ -1,6 +1,6 @@
-"""From a row as it is published to rows of a task: one function for each form.
+"""Conversion of published rows to a task's rows, with one function for each published schema.
 
-A published row of openai/summarize_from_feedback, comparisons, and what becomes of it:
+A published row (comparisons of openai/summarize_from_feedback), and the task's row made from it:
 
     {"info": {"id": "t3_1", "post": "My cat ...", "title": "Cat", "subreddit": "pets", ...},
      "summaries": [{"text": "Cat sad.", "policy": "sup1", "note": null}, {"text": "Cat fat.", ...}],
@@ -8,8 +8,8 @@ A published row of openai/summarize_from_feedback, comparisons, and what becomes
     {"item": "9a0f...", "post": "My cat ...", "title": "Cat", "summary_a": "Cat sad.",
      "summary_b": "Cat fat.", "preference": "B", "rater": "w7", "confidence": 8, ...}
 
-A row of a task lacks its score, preference or answer where the published row has none. `item` names what
-was judged. Each function raises BadRow for a row that it can't make out.
+A task's row lacks its score, preference or answer if the published row does. `item` names what was
+judged. Each function raises BadRow for a row that it can't convert.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def _preference(row: Row) -> str | None:
     said = read_plain(row.get("preference"), "preference")
     known = {"a": "A", "b": "B", "tie": "tie", "0": "A", "1": "B"}
     if said is not None and said.lower() not in known:
-        why = "; of 1 and 2 it is not clear whether 1 is the first" if said == "2" else ""
-        raise BadRow("`preference` is none of A, B, tie (or 0 for A, 1 for B)", brief(said) + why)
+        why = "; 1 and 2 are ambiguous, as 1 may be the first" if said == "2" else ""
+        raise BadRow("`preference` must be A, B or tie (or 0 for A, 1 for B)", brief(said) + why)
     return None if said is None else known[said.lower()]
 
 
@@ -69,9 +69,9 @@ HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity
 
 
 def helpsteer2_rows(row: Row) -> Iterator[dict[str, Any]]:
-    """A row for each attribute, and for each of its raters where it has a list of their ratings.
+    """Yield a row for each attribute, and for each rater if the cell is a list of ratings.
 
-    Raters are numbered within the row: number 1 of two rows need not be one person.
+    Raters are numbered within the row: rater 1 of two rows may be different people.
     """
     prompt, response = _turns(read_text(row, "prompt")), read_text(row, "response")
     values = {"item": item_of(prompt, response), "prompt": prompt, "response": response}
@@ -88,7 +88,7 @@ def helpsteer2_rows(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def _turns(prompt: str) -> str:
-    """A prompt of several turns, as HelpSteer2 marks them, with the names of the roles.
+    """Label the turns of a HelpSteer2 prompt, split at its marks, with the names of their roles.
 
     >>> _turns("Hi\\n<extra_id_1>Assistant\\nYes?\\n<extra_id_1>User\\nBye")
     'User: Hi\\n\\nAssistant: Yes?\\n\\nUser: Bye'
@@ -107,7 +107,7 @@ def helpsteer2_pair_rows(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def _strength(value: Any, name: str) -> dict[str, Any]:
-    """Preference and its strength, 0 to 3, of a number from -3, the first is better, to 3."""
+    """Return the preference and its strength (0 to 3) of a number from -3 (first is better) to 3."""
     number = read_number(value, name)
     if number is None:
         return {}
@@ -117,9 +117,9 @@ def _strength(value: Any, name: str) -> dict[str, Any]:
 
 
 def helpsteer3_rows(row: Row) -> Iterator[dict[str, Any]]:
-    """A row for each individual preference; the overall one where there are none.
+    """Yield a row for each individual preference, or one for the overall preference without them.
 
-    Raters are numbered within the row: number 1 of two rows need not be one person.
+    Raters are numbered within the row: rater 1 of two rows may be different people.
     """
     prompt = read_conversation(row.get("context"), "context")
     a, b = read_text(row, "response1"), read_text(row, "response2")
@@ -141,7 +141,7 @@ ULTRAFEEDBACK = ("helpfulness", "honesty", "instruction_following", "truthfulnes
 
 
 def ultrafeedback_rows(row: Row) -> Iterator[dict[str, Any]]:
-    """A row for each completion and aspect; `overall_score` is on another scale, and left out."""
+    """Yield a row for each completion and aspect, without `overall_score`, whose scale differs."""
     prompt = read_text(row, "instruction")
     for completion in read_list(row.get("completions"), "completions"):
         one = read_object(completion, "completions[]")
@@ -173,14 +173,14 @@ def feedback_collection_rows(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def mt_bench_rows(row: Row) -> Iterator[dict[str, Any]]:
-    """One row. Of turn 2 the prompt is what the user said in both, a response what the model said."""
+    """Yield one row; in turn 2, prompt and responses hold both turns of the user and of the model."""
     turn = read_number(row.get("turn"), "turn")
     if turn not in (1, 2):
         raise wrong("turn", "1 or 2", row.get("turn"))
     asked, a = _sides(row, "conversation_a", int(turn))
     _, b = _sides(row, "conversation_b", int(turn))
     winner = read_plain(row.get("winner"), "winner")
-    # GPT-4 judged each pair in both orders: where it did not hold to its verdict, it is "inconsistent"
+    # GPT-4 judged each pair in both orders; "inconsistent" marks a verdict that changed with the order
     known = {"model_a": "A", "model_b": "B", "tie": "tie", "tie (inconsistent)": "tie"}
     if winner is not None and winner not in known:
         raise wrong("winner", f"one of {', '.join(known)}", winner)
@@ -200,12 +200,12 @@ def mt_bench_rows(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def _sides(row: Row, name: str, turns: int) -> tuple[str, str]:
-    """What the user said in the first turns of a conversation, and what the model said."""
+    """Return the user's text in the first turns of a conversation, and the model's."""
     messages = [read_object(message, f"{name}[]") for message in read_list(row.get(name), name)][
         : 2 * turns
     ]
     if [message.get("role") for message in messages] != ["user", "assistant"] * turns:
-        raise BadRow(f"`{name}` lacks a turn of user and assistant")
+        raise BadRow(f"`{name}` must alternate user and assistant")
     said = [read_text(message, "content", f"{name}.") for message in messages]
     user = "\n\n".join(f"User: {text}" for text in said[::2])
     model = "\n\n".join(f"Assistant: {text}" for text in said[1::2])
@@ -235,7 +235,7 @@ def comparison_rows(row: Row) -> Iterator[dict[str, Any]]:
     about = _about(row)
     summaries = [read_object(one, "summaries[]") for one in read_list(row.get("summaries"), "summaries")]
     if len(summaries) != 2:
-        raise BadRow("`summaries` are not two", str(len(summaries)))
+        raise BadRow("`summaries` must be two", str(len(summaries)))
     a, b = (read_text(one, "text", "summaries.") for one in summaries)
     choice = read_number(row.get("choice"), "choice")
     if choice not in (None, 0, 1):
@@ -259,7 +259,7 @@ AXES = ("overall", "accuracy", "coverage", "coherence")
 
 
 def axis_rows(row: Row) -> Iterator[dict[str, Any]]:
-    """A row for each axis, from 1 to 7; of posts and of articles not the same axes are rated."""
+    """Yield a row for each axis, rated from 1 to 7; posts and articles have different axes."""
     about, summary = _about(row), read_object(row.get("summary"), "summary")
     text = read_text(summary, "text", "summary.")
     axes = read_object(summary.get("axes") or {}, "summary.axes")
@@ -271,7 +271,7 @@ def axis_rows(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def _about(row: Row) -> dict[str, Any]:
-    """Post (of Reddit) or article (of CNN or the Daily Mail), its title and source, and the rater."""
+    """Return post (Reddit) or article (CNN, Daily Mail), its title and source, and the rater."""
     info = read_object(row.get("info"), "info")
     where = "article" if info.get("post") in (None, "") and info.get("article") else "post"
     return {
@@ -287,15 +287,17 @@ def _about(row: Row) -> dict[str, Any]:
 
 
 def choice_rows(row: Row) -> Iterator[dict[str, Any]]:
-    """`answer` is a label, or the position of a choice, from 0."""
+    """Yield one row; `answer` may be a label, or the position of a choice, counted from 0."""
     labels, choices = _choices(row.get("choices"), row.get("labels"))
     answer = read_plain(row.get("answer"), "answer")
     if answer is not None and answer not in labels:
         if not re.fullmatch(r"-?[0-9]{1,9}", answer):
-            raise BadRow("`answer` is no label of a choice", f"{brief(answer)} of {', '.join(labels)}")
+            raise BadRow(
+                "`answer` is not the label of a choice", f"{brief(answer)} of {', '.join(labels)}"
+            )
         if not 0 <= int(answer) < len(labels):
             counted = f"{answer}, choices are counted from 0 to {len(labels) - 1}"
-            raise BadRow("`answer` is no position of a choice", counted)
+            raise BadRow("`answer` is not the position of a choice", counted)
         answer = labels[int(answer)]
     values = {
         "question": read_prompt(row.get("question"), "question"),
@@ -307,12 +309,14 @@ def choice_rows(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def keyed_rows(row: Row) -> Iterator[dict[str, Any]]:
-    """Of ARC, OpenBookQA and CommonsenseQA: choices with labels, A to E, in some rows of ARC 1 to 4."""
+    """Yield one row of ARC, OpenBookQA or CommonsenseQA; labels are A to E, in parts of ARC 1 to 4."""
     keyed = read_object(row.get("choices"), "choices")
     labels, choices = _choices(keyed.get("text"), read_list(keyed.get("label"), "choices.label"))
     answer = read_plain(row.get("answerKey"), "answerKey")
     if answer is not None and answer not in labels:
-        raise BadRow("`answerKey` is no label of a choice", f"{brief(answer)} of {', '.join(labels)}")
+        raise BadRow(
+            "`answerKey` is not the label of a choice", f"{brief(answer)} of {', '.join(labels)}"
+        )
     name = "question_stem" if "question_stem" in row else "question"
     question = read_prompt(row.get(name), name)
     values = {"question": question, "choices": choices, "labels": labels, "answer": answer}
@@ -322,11 +326,11 @@ def keyed_rows(row: Row) -> Iterator[dict[str, Any]]:
 def _choices(choices: Any, labels: Any) -> tuple[list[str], list[str]]:
     texts = [read_plain(choice, "choices") for choice in read_list(choices, "choices")]
     if len(texts) < 2 or len(texts) > len(string.ascii_uppercase):
-        raise BadRow("`choices` are not 2 to 26", str(len(texts)))
+        raise BadRow("`choices` must be 2 to 26", str(len(texts)))
     given = string.ascii_uppercase[: len(texts)] if labels is None else read_list(labels, "labels")
     names = [read_plain(label, "labels") for label in given]
     if len({*names}) != len(texts) or len(names) != len(texts):
-        raise BadRow("choices and their labels don't go together", f"{len(texts)} and {names}"[:60])
+        raise BadRow("choices and labels must match one to one", f"{len(texts)} and {names}"[:60])
     if None in texts or None in names:
         raise BadRow("a choice, or its label, is empty")
     return [name for name in names if name], [text for text in texts if text]
@@ -342,10 +346,10 @@ def math_rows(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def gsm8k_rows(row: Row) -> Iterator[dict[str, Any]]:
-    """The answer is what stands after the last "####", without commas; all of it where there is none."""
+    """Yield one row; its answer is the text after the last "####" without commas, or else all of it."""
     solution = read_plain(row.get("answer"), "answer")
     _, marked, final = (solution or "").rpartition("####")
-    # commas as in the publisher's own reading: openai/grade-school-math, grade_school_math/dataset.py
+    # the publisher drops commas too: openai/grade-school-math, grade_school_math/dataset.py
     answer = final.strip().replace(",", "") if marked else solution
     if solution and not answer:
         raise BadRow("`answer` has nothing after ####")
@@ -373,7 +377,7 @@ def hendrycks_rows(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def boxed(solution: str) -> str:
-    r"""What the last \boxed{} holds, whatever braces are within; "" where there is none.
+    r"""Return the content of the last \boxed{}, nested braces included; "" without a box.
 
     >>> boxed(r"So $x = \boxed{\frac{1}{2}}$."), boxed(r"It is \boxed 7.")
     ('\\frac{1}{2}', '7')
@@ -383,7 +387,7 @@ def boxed(solution: str) -> str:
         return ""
     rest = re.sub(r"^\\(boxed|fbox)\s*", "", solution[start:])
     if not rest.startswith("{"):
-        return rest[:1].strip()  # TeX takes one token
+        return rest[:1].strip()  # TeX takes one token as the argument
     depth = 0
     for at, letter in enumerate(rest):
         escaped = at > 0 and rest[at - 1] == "\\"

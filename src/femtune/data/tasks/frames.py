@@ -1,7 +1,7 @@
-"""What a task knows of a problem beyond prompt and answer; it travels with the problem as a column.
+"""A task's knowledge about a problem beyond prompt and answer, stored as a column of the problem.
 
-So all that is measured can be measured again from a stored run: which answers there are, which problems
-are of one item, which way round a pair was shown.
+With it, every measurement can be repeated from a stored run. It holds the possible answers, the item
+that the problem is about, and the order in which a pair is shown.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ class Frame:
     """The column `frame` of a task's problem."""
 
     form: Form
-    scale: tuple[str, ...] = ()  # the answers that there are, lowest first; empty where any may be
-    item: str = (
-        ""  # names what was judged: problems that share it are never split, or counted as several
-    )
-    length: float = 0.0  # words of what is judged; of a pair, the second's less the first's
-    pair: str = ""  # a pair is a problem in each order; both share this
-    swapped: bool = False  # whether the pair is shown the other way round than the data has it
-    presented: bool = True  # whether it is the order that is trained on, drawn at random for each pair
+    scale: tuple[str, ...] = ()  # the possible answers, lowest first; empty for open answers
+    # the judged item: problems that share it are never split apart, and count as one
+    item: str = ""
+    length: float = 0.0  # words of the judged text; for a pair, the second's minus the first's
+    pair: str = ""  # shared by the two problems of a pair, one in each order
+    swapped: bool = False  # True if the pair is shown in the opposite order of the data's
+    presented: bool = True  # True for the order that is trained on, drawn at random for each pair
 
     def column(self) -> dict[str, Any]:
-        """As it is stored with the problem."""
+        """Return the frame as it is stored with the problem."""
         return asdict(self) | {"scale": list(self.scale)}
 
 
 def frame(problem: Problem) -> Frame | None:
-    """What the task knows of a problem; None for one that came as a plain prompt and answer.
+    """Return the frame of a problem; None for one made from a plain prompt and answer.
 
-    A column of somebody's own that is called `frame` too is no task's.
+    A user's own column that happens to be called `frame` is ignored.
     """
     stored = problem.columns.get("frame")
     if not isinstance(stored, Mapping) or not _is_frame(stored):
@@ -50,7 +49,7 @@ def frame(problem: Problem) -> Frame | None:
 
 
 def _is_frame(stored: Mapping[str, Any]) -> bool:
-    """Whether these are a frame's fields, of their types."""
+    """Return True if these are the fields of a frame, with the right types."""
     return (
         stored.keys() == _TYPES.keys()
         and all(isinstance(stored[name], kind) for name, kind in _TYPES.items())
@@ -66,13 +65,13 @@ _TYPES: dict[str, Any] = {
 
 
 def scale_of(problem: Problem) -> Scale | None:
-    """The answers that a problem can have, where its task knows."""
+    """Return the scale of a problem's answers; None if its task knows none."""
     known = frame(problem)
     return Scale(known.scale) if known and known.scale else None
 
 
 def item_name(*texts: str) -> str:
-    """A name for what is judged, the same in whichever file and order its texts stand.
+    """Return a name for a judged item, whatever the file and the order of its texts.
 
     >>> item_name("Why?", "Because.", "So.") == item_name("Why?", "So.", "Because.")
     True

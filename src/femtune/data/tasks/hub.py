@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, or of its cache, opened with `datasets`."""
+"""Data sets from the Hugging Face Hub or its local cache, opened with `datasets`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 from femtune.errors import ConfigError, DataError
 
 _FILE_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-# how `datasets` words what a user can mend: datasets 5.2, load.py, builder.py and arrow_reader.py
+# messages of `datasets` about errors that a user can fix: 5.2, load.py, builder.py, arrow_reader.py
 _CHOOSABLE = re.compile(r"BuilderConfig .* not found|Config name is missing|Unknown split")
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a data set's rows are on the Hub."""
+    """The location of a data set's rows on the Hub."""
 
     name: str  # owner/name
     split: str
     config: str | None = None
-    in_folder: bool = False  # the config is a folder of the repository, which knows no such config
+    in_folder: bool = False  # the config is a folder of the repository, not a declared config
     revision: str | None = None
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is of the form owner/name, and no path of a file that is there or is meant.
+    """Return True for a name of the form owner/name that is not, and does not look like, a file's path.
 
     >>> is_hub_id("openai/gsm8k"), is_hub_id("data/rows.jsonl"), is_hub_id("./data/rows")
     (True, False, False)
@@ -37,9 +37,9 @@ def is_hub_id(name: str) -> bool:
 
 
 def open_hub(address: Address, task: str) -> Any:
-    """The `datasets.Dataset` at an address: rows stay on disk, and are read one by one.
+    """Open the `datasets.Dataset` at an address; its rows stay on disk and are read one by one.
 
-    Raises ConfigError for a config or split that it has not, DataError where it can't be had.
+    Raises ConfigError for an unknown config or split, DataError if the data set can't be loaded.
     """
     import datasets  # takes a second
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -51,18 +51,18 @@ def open_hub(address: Address, task: str) -> Any:
         return datasets.load_dataset(
             address.name, split=address.split, revision=address.revision, **where
         )
-    except Exception as error:  # of datasets, the Hub's client, pyarrow: they share no class
+    except Exception as error:  # of datasets, the Hub's client, pyarrow: they share no base class
         reason = str(error).strip() or type(error).__name__
         if _CHOOSABLE.match(reason):
             raise ConfigError(f"{address.name}: {' '.join(reason.split())}") from error
         raise DataError(
-            f"there is no file {address.name} here, and data set {address.name} can't be had from the "
-            f"Hub: {reason.splitlines()[0]}. Download it where there is a network and give the file: "
-            f"femtune ... {task} path/to/file.parquet"
+            f"there is no file {address.name}, and data set {address.name} can't be loaded from the "
+            f"Hub: {reason.splitlines()[0]}. Download it on a machine with network access and give the "
+            f"file: femtune ... {task} path/to/file.parquet"
         ) from error
 
 
 def hub_rows(opened: Any, columns: Collection[str]) -> Iterator[tuple[int, Any]]:
-    """Places, from 1, and rows of an open data set, with those of the columns that it has."""
+    """Yield place (from 1) and row of an open data set, reduced to those of the columns it has."""
     kept = [name for name in opened.column_names if name in columns]
     yield from enumerate(opened.select_columns(kept), 1)

@@ -1,4 +1,4 @@
-"""Judging: ratings of one text, or which of two is better, by one rater or several.
+"""Judging: rate one text, or choose the better of two, as one rater or several would.
 
     Rate the response from 1 to 5, as Robin would.      Which response is better, A or B?
 
@@ -11,7 +11,7 @@
                                                         Response B:
                                                         They fuse hydrogen.
 
-`summarize` is the same with posts and summaries: a `Wording` says what is called how.
+`summarize` is the same with posts and summaries; a `Wording` holds the words of a task.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ Raters = Literal["each", "named", "mean", "median"]
 
 @dataclass(frozen=True)
 class Wording:
-    """What a task calls the text that is judged, and what it is judged by."""
+    """The words of a task for the judged text and for what it responds to."""
 
-    thing: str  # "response": the text that is judged, and its column
-    given: tuple[tuple[str, str], ...]  # headings and columns of what it answers to
+    thing: str  # the judged text, for example "response", and its column
+    given: tuple[tuple[str, str], ...]  # headings and columns of what it responds to
 
 
 @dataclass(frozen=True)
 class Asking:
-    """What a user wants said around an item, and how scores between points of the scale are taken."""
+    """The user's text around an item, and the handling of scores between two points of the scale."""
 
     rubric: str = ""
     template: Template | None = None
@@ -56,10 +56,10 @@ class Asking:
 
 PLAINLY = Asking()
 JUDGE = Wording("response", (("Prompt", "prompt"),))
-EXTRAS = (("Criterion", "criterion"), ("Reference answer", "reference"))  # where the row has them
+EXTRAS = (("Criterion", "criterion"), ("Reference answer", "reference"))  # shown if the row has them
 _MADE_INTO_TEXT = {"prompt", "title", "post", "response", "summary", "criterion", "reference"}
 _PAIR = ("A", "B")
-_SWAPPED = " (swapped)"  # ends the id of a pair's other order
+_SWAPPED = " (swapped)"  # suffix of the id of a pair in the opposite order
 
 
 # --- prompts
@@ -68,7 +68,7 @@ _SWAPPED = " (swapped)"  # ends the id of a pair's other order
 def write_rating(
     row: Row, scale: Scale, wording: Wording, rater: str = "", asking: Asking = PLAINLY
 ) -> str:
-    """The prompt that asks for a rating of one text.
+    """Write the prompt that asks for a rating of one text.
 
     >>> row = {"prompt": "Why?", "response": "Because.", "attribute": "coherence"}
     >>> print(write_rating(row, Scale(("0", "1", "2")), JUDGE, rater="Robin").splitlines()[0])
@@ -97,7 +97,7 @@ def write_pair(
     swapped: bool = False,
     tie: bool = False,
 ) -> str:
-    """The prompt that asks which of two texts is better, the second one first where `swapped`."""
+    """Write the prompt that asks which of two texts is better; `swapped` shows the second one first."""
     attribute = str(row.get("attribute") or "").replace("_", " ").strip()
     by = f" in {attribute}" if attribute and attribute != "overall" else ""
     which = "A, B, or is it a tie" if tie else "A or B"
@@ -118,7 +118,7 @@ def write_pair(
 
 
 def instruction(scale: Scale, form: AnswerFormat = LINE) -> str:
-    """What is added to each prompt: the form of the answer.
+    """Return the instruction that each prompt ends with: the form of the answer.
 
     >>> instruction(Scale(("A", "B")))
     'Think step by step, then end with the line "Answer: " and A or B.'
@@ -127,7 +127,7 @@ def instruction(scale: Scale, form: AnswerFormat = LINE) -> str:
 
 
 def _filled(asking: Asking, values: Row) -> str:
-    """The user's own template of a row, after the rubric where it does not place that itself."""
+    """Fill the user's template from a row; the rubric comes first unless the template places it."""
     assert asking.template is not None
     text = asking.template.fill({**values, "rubric": asking.rubric or None})
     placed = not asking.rubric or "rubric" in asking.template.names
@@ -135,7 +135,7 @@ def _filled(asking: Asking, values: Row) -> str:
 
 
 def known_names(rows: Iterable[Row]) -> set[str]:
-    """The names that a template of these rows may use."""
+    """Return the names that a template may use for these rows."""
     return {name for row in rows for name in row} | {"rubric", "scale", "rater", "attribute"}
 
 
@@ -148,7 +148,7 @@ def _blocks(head: str, blocks: Iterable[tuple[str, Any]]) -> str:
 
 
 def find_scale(rows: Iterable[Row]) -> Scale:
-    """The scale of whole numbers that the scores show. Raises DataError where they show none."""
+    """Infer the scale of whole numbers from the scores. Raises DataError if they fit none."""
     return infer_scale(_canonical(row["score"]) for row in rows if row.get("score") is not None)
 
 
@@ -159,11 +159,11 @@ def ratings(
     raters: Raters = "each",
     asking: Asking = PLAINLY,
 ) -> Iterator[tuple[int, Problem | BadRow]]:
-    """A problem for each rating, or for each text with the mean or median of its raters' ratings.
+    """Yield a problem for each rating, or for each text with its raters' mean or median rating.
 
-    Yields place and problem, or what is wrong with the row. `named` asks for the rating of that rater,
-    `each` does not say whose it is. A mean is of the ratings that can be used. It is rounded to the
-    nearest answer of the scale, or is a soft label of two, as `asking` says.
+    Yields place and problem, or place and BadRow. `named` asks for the rating of that rater; `each`
+    names no rater. Means are over valid ratings. As `asking` says, a mean is rounded to the nearest
+    answer of the scale, or becomes a soft label of two answers.
     """
     if raters in ("each", "named"):
         for place, row in rows:
@@ -196,13 +196,13 @@ def ratings(
 
 
 def _worth(row: Row, answer: str, scale: Scale) -> float:
-    """A score as it stands in the row, or what its answer is worth where that is a label."""
+    """Return a score as the row has it, or for a label, the value of its answer."""
     number = as_fraction(_canonical(row["score"])) if scale.numeric else None
     return scale.value(answer) if number is None or scale.read(str(row["score"])) else float(number)
 
 
 def is_rounded(problem: Problem) -> bool:
-    """True if a problem's score was between two points of the scale."""
+    """Return True if a problem's score was between two points of the scale."""
     return ROUNDED in problem.columns
 
 
@@ -221,17 +221,17 @@ def _rating(row: Row, scale: Scale, wording: Wording, named: bool, asking: Askin
         if read is None and (not soft or asking.between == "refuse"):
             low, high = scale.answers[0], scale.answers[-1]
             between = f"{low} to {high}" if scale.numeric else str(scale)
-            advice = "; --round-scores or --soft-labels takes such scores" if soft else ""
+            advice = "; --round-scores or --soft-labels accepts such scores" if soft else ""
             what = f"`score` is off the scale, {between}{advice}"
             return BadRow(what, brief(str(row["score"])))
         if read is None:
-            read = max(soft, key=lambda answer: soft[answer])  # of two halves the lower
+            read = max(soft, key=lambda answer: soft[answer])  # the lower one of two equal shares
             more = {ROUNDED: str(row["score"])}
             more |= {SOFT: soft} if asking.between == "soft" else {}
         answer = read
     rater = str(row.get("rater") or "")
     if named and not rater:
-        return BadRow("no `rater` to name: leave out --raters named")
+        return BadRow("no `rater`, which --raters named needs")
     known = (str(row.get(key) or "") for _, key in wording.given)
     item = item_name(*known, text)
     frame = Frame(form="rating", scale=scale.answers, item=item, length=float(len(text.split())))
@@ -244,7 +244,7 @@ def _rating(row: Row, scale: Scale, wording: Wording, named: bool, asking: Askin
 
 
 def _between(score: Any, scale: Scale) -> dict[str, Any]:
-    """The points next to a score that lies between two of them, and their shares; else nothing."""
+    """Return the two points around a score between them, with their shares; {} for other scores."""
     number = as_fraction(_canonical(score))
     return {} if number is None else shares(number, scale)
 
@@ -260,10 +260,10 @@ def pairs(
     *,
     tie: bool = False,
 ) -> Iterator[tuple[int, Problem | BadRow]]:
-    """Two problems for each pair, one in each order; `presented` marks the one to train on.
+    """Yield two problems for each pair, one in each order; `presented` marks the one to train on.
 
-    That order is drawn by a hash of the pair's id, so that no answer is the likelier one, and the same
-    in every run. With raters "mean" or "median", a pair's answer is that of most of its raters.
+    A hash of the pair's id chooses the presented order, equal in every run, so that neither answer is
+    favored. With raters "mean" or "median", the answer of a pair is the majority's.
     """
     if raters in ("mean", "median"):
         rows = list(_majorities(rows, wording))
@@ -296,7 +296,7 @@ def _majorities(rows: Iterable[tuple[int, Row]], wording: Wording) -> Iterator[t
 
 
 def _vote(row: Row, first: Row, wording: Wording) -> str:
-    """A row's preference, in the order in which the first row of the pair has the texts."""
+    """Return a row's preference, in terms of the order in which the pair's first row has the texts."""
     side = _sides(wording)[0]
     same = str(row.get(side)).split() == str(first.get(side)).split()
     return str(row["preference"]) if same else turned(str(row["preference"]))
@@ -309,18 +309,23 @@ def _pair(row: Row, wording: Wording, named: bool, tie: bool, asking: Asking) ->
             return [text]
     one, other = (str(text) for text in texts)
     if " ".join(one.split()) == " ".join(other.split()):
-        return [BadRow(f"both {wording.thing}s are the same text: neither can be better")]
+        return [BadRow(f"both {wording.thing}s have the same text")]
     rater = str(row.get("rater") or "")
     if named and not rater:
-        return [BadRow("no `rater` to name: leave out --raters named")]
+        return [BadRow("no `rater`, which --raters named needs")]
     answer = str(row.get("preference") or "")
     scale = (*_PAIR, "tie") if tie else _PAIR
     if answer and answer not in scale:
-        return [BadRow(f"`preference` is none of {', '.join(scale)}", brief(answer))]
+        return [BadRow(f"`preference` must be one of {', '.join(scale)}", brief(answer))]
     item = item_name(*(str(row.get(key) or "") for _, key in wording.given), one, other)
     name = str(row["id"])
     if name.endswith(_SWAPPED):
-        return [BadRow(f"`id` ends in{_SWAPPED}, as of a pair's other order", brief(name))]
+        return [
+            BadRow(
+                f"`id` ends in{_SWAPPED}, which is reserved for the opposite order of a pair",
+                brief(name),
+            )
+        ]
     shown_swapped = bool(hashlib.blake2b(f"order {name}".encode(), digest_size=1).digest()[0] % 2)
     longer = len(other.split()) - len(one.split())
     problems: list[Problem | BadRow] = []
@@ -346,7 +351,7 @@ def _pair(row: Row, wording: Wording, named: bool, tie: bool, asking: Asking) ->
 
 
 def turned(answer: str) -> str:
-    """A pair's answer, the other way round: A for B and B for A.
+    """Return the answer to a pair in the opposite order: A for B and B for A.
 
     >>> turned("A"), turned("tie")
     ('B', 'tie')
@@ -365,14 +370,14 @@ def _required(row: Row, name: str) -> str | BadRow:
 
 
 def _canonical(value: Any) -> str:
-    """A score as text: 4.0 is "4"."""
+    """Return a score as text; 4.0 becomes "4"."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
 
 
 def with_ids(rows: Iterable[tuple[int, Any]], wording: Wording) -> Iterator[tuple[int, Any]]:
-    """The rows with an id each: their own, or one made of what they are, numbered if it comes again."""
+    """Yield the rows with an id each: their own, or one made of their content, numbered if repeated."""
     seen: Counter[str] = Counter()
     for place, row in rows:
         if isinstance(row, BadRow):
@@ -382,7 +387,7 @@ def with_ids(rows: Iterable[tuple[int, Any]], wording: Wording) -> Iterator[tupl
         name = str(row["id"]) if own else _made_of(row, wording)
         seen[name] += 1
         if own and seen[name] > 1:
-            yield place, BadRow("`id` given before", f'"{name}"')
+            yield place, BadRow("duplicate `id`", f'"{name}"')
         else:
             yield place, row | {"id": name if seen[name] == 1 else f"{name}#{seen[name]}"}
 
@@ -398,7 +403,7 @@ def _sides(wording: Wording) -> tuple[str, str]:
 
 
 def _columns(row: Row, wording: Wording) -> dict[str, Any]:
-    """What the row has beside the texts that are in the prompt."""
+    """Return the row's columns, without the texts that are in the prompt."""
     texts = _MADE_INTO_TEXT | {*_sides(wording)}
     own = texts | {"id", "item", "answer", "score", "preference", "frame"}
     return {key: value for key, value in row.items() if key not in own and value is not None}

@@ -1,7 +1,7 @@
-"""Labels that are not certain: a score between two points of a scale, taken for both by its share.
+"""Soft labels: a score between two points of a scale counts as both, in proportion.
 
-FEM accepts a draw whose answer is y*. Here y* is drawn anew in each iteration: 3 in 80%, 4 in 20%.
-So the expected number of accepted draws is that of weights .8 and .2 on the two answers.
+FEM accepts a draw whose answer is y*. With a soft label, y* is drawn again in each iteration: 3 in 80%
+of them, 4 in 20%. The expected number of accepted draws is then that of weights .8 and .2 on the two.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def shares(value: Fraction, scale: Scale) -> dict[str, float]:
 
 
 def label_of(problem: Problem, iteration: int, seed: int) -> Problem:
-    """Return the problem with its label of an iteration: drawn by a hash where labels are soft.
+    """Return the problem with its label of an iteration; a soft label is drawn by a hash.
 
     A problem without soft labels is returned as it is.
     """

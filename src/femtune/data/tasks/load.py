@@ -1,4 +1,4 @@
-"""A task's data, from a file or the Hub: problems, and the instruction and reward that suit them."""
+"""Loading of a task's data, from a file or the Hub: problems, with a matching instruction and reward."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ TASKS = ("judge", "summarize", "choice", "math", "table")
 _WORDINGS = {"judge": JUDGE, "summarize": SUMMARIZE}
 MODULES = {"choice": choice, "math": math}  # tasks of a question and its answer
 
-Place = tuple[int, Any]  # a place in a source, and a row or what is wrong with it
+Place = tuple[int, Any]  # a place in a source, and its row or BadRow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a task reads its data."""
+    """Settings for how a task reads its data."""
 
-    columns: dict[str, str] = field(default_factory=dict)  # femtune's name: the file's
-    data_config: str | None = None  # of a data set on the Hub
+    columns: dict[str, str] = field(default_factory=dict)  # femtune's name: the file's name
+    data_config: str | None = None  # config of a data set on the Hub
     split: str | None = None
     scale: str | None = None
     attributes: tuple[str, ...] = ()  # empty: all
@@ -62,36 +62,36 @@ class Options:
 
     @property
     def template(self) -> Template | None:
-        """The template of a prompt. Raises ConfigError for what is none."""
+        """The prompt template, or None. Raises ConfigError for an invalid one."""
         return None if self.prompt_template is None else parse_template(self.prompt_template)
 
     @property
     def asking(self) -> judge.Asking:
-        """What a judge is asked beside its item."""
+        """The text around items and the handling of scores, for the tasks that judge."""
         between: Literal["refuse", "round", "soft"] = "round" if self.round_scores else "refuse"
         return judge.Asking(self.rubric or "", self.template, "soft" if self.soft_labels else between)
 
     def instruction(self, what: str = "your answer") -> str:
-        """The instruction of a task, in the words of the answer format."""
+        """Return the instruction of a task for its answer format."""
         return instruct(parse_format(self.answer_format), what)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
-    """Problems, and what goes with them where the user says nothing else."""
+    """Problems, and the defaults of their task for everything that the user did not set."""
 
     problems: list[Problem]
     instruction: str = INSTRUCTION
     hint: str = HINT
     leaks: tuple[str, ...] = LEAKS
     reward: str = "exact"
-    scale: str | None = None  # as Options has it
+    scale: str | None = None  # in the form of Options.scale
     skipped: int = 0  # rows left out
-    rounded: int = 0  # problems whose score is between two points of the scale
+    rounded: int = 0  # problems whose score was between two points of the scale
 
     @property
     def prompts(self) -> Prompts:
-        """Both prompts, in the task's own words."""
+        """The plain and hinted prompts in the task's wording."""
         return Prompts(instruction=self.instruction, hint=self.hint, leaks=self.leaks)
 
 
@@ -103,11 +103,11 @@ def read_task(
     answers: bool = True,
     alter: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> TaskData:
-    """Problems of a file, or of a data set on the Hub, as the task asks them.
+    """Load the problems of a file, or of a data set on the Hub, in the wording of the task.
 
-    With answers=False rows may lack their answer, as items to predict. `alter` changes the task's own
-    rows before they become problems, one for one: what `probes` does to the texts. Raises ConfigError
-    for an unknown task or scale, DataError where the data or a row of it can't be used.
+    With answers=False, rows may lack their answer, as items to predict do. `alter` changes each of the
+    task's rows before it becomes a problem, as `judge_biases` changes texts. Raises ConfigError for an
+    unknown task or scale, DataError if the data or a row can't be used.
     """
     options = options or Options()
     _check_options(task, options)
@@ -115,7 +115,7 @@ def read_task(
         return _table(load_problems(data, columns=options.columns, answers=answers), options)
     if task not in TASKS:
         known = ", ".join(TASKS)
-        raise ConfigError(f"no task {task!r}.{near(task, TASKS)} There are {known}.")
+        raise ConfigError(f"no task {task!r}.{near(task, TASKS)} Choose one of {known}.")
     schema, rows = read_rows(
         data,
         task,
@@ -133,7 +133,7 @@ def read_task(
 def read_places(
     rows: Iterable[Place], source: str, task: str, options: Options, *, answers: bool = True
 ) -> TaskData:
-    """`read_task` for places and rows from elsewhere, such as lines of a stream; `source` names it."""
+    """Do as `read_task` for places and rows from elsewhere, such as a stream; `source` names them."""
     _check_options(task, options)
     if task == "table":
         required = ("prompt", "answer") if answers else ("prompt",)
@@ -144,7 +144,7 @@ def read_places(
 
 
 def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, source: str) -> TaskData:
-    """`read_task` for rows that are in memory, in any published schema of the task, with labels."""
+    """Do as `read_task` for rows in memory, in any published schema of the task, with labels."""
     schema = find_schema(task, rows[0], source)
     made: list[Place] = []
     for place, row in enumerate(rows, 1):
@@ -156,17 +156,17 @@ def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, 
 
 
 def _check_options(task: str, options: Options) -> None:
-    """Refuse settings of ratings in tasks that have none. Raises ConfigError."""
+    """Check that settings of ratings are used only by tasks that judge. Raises ConfigError."""
     if task in _WORDINGS or task not in TASKS:
         return
     if options.rubric:
         raise ConfigError(
-            f"rubric is for tasks judge and summarize, and the task is {task}: use instruction or "
+            f"rubric is only for the tasks judge and summarize, not for {task}: use instruction or "
             "prompt_template."
         )
     for name in ("round_scores", "soft_labels"):
         if getattr(options, name):
-            raise ConfigError(f"{name} is for ratings, and the task is {task}: leave it out.")
+            raise ConfigError(f"{name} is only for ratings, not for task {task}: leave it out.")
 
 
 def _table(problems: list[Problem], options: Options) -> TaskData:
@@ -177,7 +177,7 @@ def _table(problems: list[Problem], options: Options) -> TaskData:
 
 
 def _templated(problems: list[Problem], template: Template, options: Options) -> list[Problem]:
-    """Problems of a plain table, their prompts made by a template. Raises ConfigError, DataError."""
+    """Make the prompts of a plain table by a template. Raises ConfigError, DataError."""
     labels = [options.columns[name] for name in ("answer",) if name in options.columns]
     template.check({"prompt", "id", *(name for p in problems for name in p.columns)}, labels)
     made, faults = [], []
@@ -188,14 +188,14 @@ def _templated(problems: list[Problem], template: Template, options: Options) ->
             faults.append(f'"{problem.id}": {fault.what}')
     if faults:
         raise DataError(
-            f"{len(faults)} of {len(problems)} rows lack what prompt_template shows: "
+            f"{len(faults)} of {len(problems)} rows have no value for a column in prompt_template: "
             f"{first(faults, '; ')}. Fill or remove them."
         )
     return made
 
 
 def _fill(template: Template, prompt: Prompt, values: Mapping[str, Any]) -> Prompt:
-    """A prompt by a template; of messages the last one's text. Raises BadRow."""
+    """Make a prompt by a template; for messages, replace the last one's text. Raises BadRow."""
     last = as_messages(prompt)[-1]["content"]
     text = template.fill({**values, "prompt": last})
     return rewritten(prompt, lambda _: text)
@@ -207,7 +207,7 @@ def _made(
     rows = _wanted(rows, options.attributes, faults.source)
     found = (_judging if task in _WORDINGS else _asking)(task, schema, rows, options, faults)
     if options.bad_rows == "stop":
-        faults.report("--bad-rows skip leaves them out.")
+        faults.report("Or skip them with --bad-rows skip.")
     if not found.problems:
         faults.report()
         raise DataError(f"{faults.source} holds no row that task {task} can use.")
@@ -215,7 +215,7 @@ def _made(
 
 
 def _wanted(rows: Iterable[Place], attributes: tuple[str, ...], source: str) -> Iterator[Place]:
-    """The rows of these attributes, all if none is named. DataError where there is none."""
+    """Yield the rows of these attributes, or all rows. Raises DataError for an unknown attribute."""
     seen: dict[str, None] = {}
     for place, row in rows:
         if isinstance(row, BadRow):
@@ -254,10 +254,10 @@ def _judging(
     if options.scale is not None:
         scale = ",".join(parse_scale(options.scale).answers)
     if scale not in ("A,B", "A,B,tie"):
-        raise ConfigError(f"scale {options.scale!r}: of pairs it is A,B or A,B,tie. Leave it out.")
+        raise ConfigError(f"scale {options.scale!r}: for pairs it is A,B or A,B,tie. Leave it out.")
     tie = scale == "A,B,tie"
     if options.round_scores or options.soft_labels:
-        raise ConfigError("round_scores and soft_labels are for ratings, and these are pairs.")
+        raise ConfigError("round_scores and soft_labels are for ratings, not for pairs: leave them out.")
     asking = _checked(options, [row for _, row in good])
     problems = _sorted_out(judge.pairs(good, wording, options.raters, asking, tie=tie), faults)
     return TaskData(
@@ -277,7 +277,9 @@ def _rating_data(
         found = judge.find_scale(row for _, row in rows)
         spec = f"{found.answers[0]},{found.answers[-1]}"
     if spec is None:
-        raise ConfigError("items without scores say no scale: give it, --scale 1,5.")
+        raise ConfigError(
+            "the items have no scores to infer a scale from: set it, for example --scale 1,5."
+        )
     scale = parse_scale(spec)
     asking = _checked(options, [row for _, row in rows], scale)
     problems = _sorted_out(judge.ratings(rows, scale, wording, options.raters, asking), faults)
@@ -292,7 +294,7 @@ def _rating_data(
 
 
 def _checked(options: Options, rows: Sequence[Any], scale: Scale | None = None) -> judge.Asking:
-    """What is said around items, checked against their columns and scale. Raises ConfigError."""
+    """Return the text around items, checked against columns and scale. Raises ConfigError."""
     asking = options.asking
     if asking.template is not None and rows:
         labels = [options.columns[n] for n in ("score", "preference") if n in options.columns]
@@ -301,8 +303,8 @@ def _checked(options: Options, rows: Sequence[Any], scale: Scale | None = None) 
         check_rubric(asking.rubric, scale)
     if asking.between != "refuse" and scale is not None and not scale.numeric:
         raise ConfigError(
-            f"round_scores and soft_labels are for scales of numbers, and this is {scale}: leave them "
-            "out."
+            f"round_scores and soft_labels need a scale of numbers, but the scale is {scale}: leave "
+            "them out."
         )
     return asking
 
@@ -344,14 +346,14 @@ def _asking(
             except BadRow as fault:
                 found = fault
         if isinstance(found, Problem) and found.id in ids:
-            found = BadRow("`id` given before", f'"{found.id}", first in {faults.unit} {ids[found.id]}')
+            found = BadRow("duplicate `id`", f'"{found.id}", first in {faults.unit} {ids[found.id]}')
         if isinstance(found, BadRow):
             faults.add(place, found)
         else:
             ids[found.id] = place
             problems.append(found)
     if any(not isinstance(problem.prompt, str) for problem in problems):
-        # a stored column has one type
+        # all prompts become messages, since a stored column has one type
         problems = [replace(problem, prompt=as_messages(problem.prompt)) for problem in problems]
     return TaskData(
         problems=problems, instruction=options.instruction(module.WHAT), reward=module.REWARD
@@ -362,5 +364,5 @@ def _asking(
 
 
 def trained_on(problems: Iterable[Problem]) -> list[Problem]:
-    """Of each pair the order that is presented, and all other problems."""
+    """Return the problems to train on: of each pair, only the presented order."""
     return [problem for problem in problems if (known := frame(problem)) is None or known.presented]

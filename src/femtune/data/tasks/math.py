@@ -15,7 +15,7 @@ REWARD = "math"
 
 
 def problem(row: Mapping[str, Any], default_id: str) -> Problem | BadRow:
-    """A problem of a row with prompt and answer, or what is wrong with the row."""
+    """Build the problem of a row with prompt and answer; a BadRow if the row is invalid."""
     prompt = rewritten(row["prompt"], str.strip)
     if not prompt_text(prompt).strip():
         return BadRow("`prompt` is empty")
@@ -25,5 +25,5 @@ def problem(row: Mapping[str, Any], default_id: str) -> Problem | BadRow:
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a template may show beside the row's own columns: nothing."""
+    """Return further values for a template: none beyond the row's columns."""
     return {}

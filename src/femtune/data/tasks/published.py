@@ -1,4 +1,4 @@
-"""List the forms that data sets are published in, and where on the Hub there are such rows."""
+"""The schemas that data sets are published in, and where on the Hub there are such rows."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _HUB = "https://huggingface.co/datasets/"
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """A published form of rows, and where on the Hub there are such rows."""
+    """The schema of published rows, and the location of such rows on the Hub."""
 
-    name: str  # the Hub id, or what a plain table holds
+    name: str  # the Hub id, or for a plain table, its content
     task: str  # judge, summarize, choice or math
-    columns: frozenset[str]  # what a row must have; by them a file is known again
+    columns: frozenset[str]  # required columns; a file is recognized by them
     rows: Callable[[Row], Iterable[dict[str, Any]]]  # raises BadRow
-    label: str  # score, preference or answer: what a row of the task lacks where it has no label
-    label_columns: frozenset[str]  # those of `columns` that hold it: items to predict may lack them
-    also: frozenset[str] = frozenset()  # columns that are read where they are there
-    nested: frozenset[str] = frozenset()  # columns of lists or objects: JSON where a cell is text
-    gaps: bool = False  # whether the publisher leaves labels out: such a row is none, not a fault
-    scale: str | None = None  # "0,4": lowest and highest score; None where there is none, or any
-    config: str | None = None  # the one that is read where the user names none
-    configs: tuple[str, ...] = ()  # all of this form
-    in_folder: bool = False  # the config is a folder of the repository, which knows no such config
+    label: str  # the label's column in the task's rows: score, preference or answer
+    label_columns: frozenset[str]  # published columns of the label; items to predict may lack them
+    also: frozenset[str] = frozenset()  # optional columns
+    nested: frozenset[str] = frozenset()  # columns of lists or objects, or JSON text of them
+    gaps: bool = False  # True if the publisher left out some labels: such a row is skipped, not an error
+    scale: str | None = None  # lowest and highest score, "0,4"; None for no scale, or any
+    config: str | None = None  # the default config
+    configs: tuple[str, ...] = ()  # all configs with this schema
+    in_folder: bool = False  # the config is a folder of the repository, not a declared config
     revision: str | None = None
     split: str = "train"
-    eval_split: str | None = None  # has labels too
-    card: str = ""  # what it was checked against; "" for a plain table
+    eval_split: str | None = None  # a split that has labels too
+    card: str = ""  # the page that the schema was checked against; "" for a plain table
 
     def needs(self, labels: bool) -> frozenset[str]:
-        """The columns that a row must have, where it must have labels, or need not."""
+        """Return the columns that a row must have, with or without those of its label."""
         return self.columns if labels else self.columns - self.label_columns
 
 
@@ -49,7 +49,7 @@ _MATH_CONFIGS = (
 )
 
 SCHEMAS: tuple[Schema, ...] = (
-    # plain tables come first: of schemas that fit equally well, the first is taken
+    # plain tables come first: the first of several schemas that fit equally well is used
     Schema(
         name="judge ratings",
         task="judge",

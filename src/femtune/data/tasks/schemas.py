@@ -1,7 +1,7 @@
-"""The forms that data sets are published in, on the Hub or in a file, and how one is read.
+"""Schemas of published data sets, on the Hub or in a file, and the reading of their rows.
 
-The same code reads a data set from the Hub and a file of the same columns, by which it is known again;
-in CSV, cells of nested columns are JSON. `forms.py` has the rows, `hub.py` opens what is on the Hub.
+A file is recognized by its columns, and read by the same code as the data set on the Hub. In CSV, the
+cells of nested columns are JSON. `forms.py` converts the rows; `hub.py` opens data sets of the Hub.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ def read_rows(
     split: str | None = None,
     labels: bool = True,
 ) -> tuple[Schema, Iterator[tuple[int, dict[str, Any] | BadRow]]]:
-    """The form of a file, or of a data set on the Hub, and its rows as the task's own, with places.
+    """Return the schema of a file or a Hub data set, and its rows in the task's form, with places.
 
     `columns` maps femtune's names to the file's: `{"score": "rating"}`. A published row may become
-    several rows, or none where its publisher left the label out; one that can't be used is a BadRow.
-    With labels=False rows may lack theirs, as items to predict. Rows are read as they are asked for.
+    several rows, or none if its publisher left out the label; an invalid row is a BadRow. With
+    labels=False, rows may lack their label, as items to predict do. Rows are read lazily.
 
-    Raises DataError where there is no such data, or none that the task can read; ConfigError for a
-    config or split that there is not. Asked for all its rows, DataError where none has a label.
+    Raises DataError if the data do not exist or the task can't read them, ConfigError for an unknown
+    config or split. Reading all rows raises DataError if none has a label.
     """
     source, renamed = str(data), dict(columns or {})
     if not is_hub_id(source):
         if config or split:
-            raise ConfigError(f"{source} is a file: only a data set on the Hub has a config or split.")
+            raise ConfigError(
+                f"{source} is a file; only data sets on the Hub have config and split. Leave them out."
+            )
         unit = file_unit(Path(data))
         return read_given(file_rows(Path(data)), source, unit, task, columns=renamed, labels=labels)
     known = _published(source, task, config)
@@ -66,7 +68,7 @@ def read_given(
     columns: Mapping[str, str],
     labels: bool = True,
 ) -> tuple[Schema, Iterator[tuple[int, dict[str, Any] | BadRow]]]:
-    """`read_rows` for places and rows from anywhere; `unit` is what a place counts."""
+    """Do as `read_rows` for places and rows from anywhere; `unit` is the unit of a place."""
     head, rows = _head(rows, source, unit)
     _check_renamed(source, task, list(head), columns)
     schema = find_schema(task, {*head, *columns}, source, renamed=columns, labels=labels)
@@ -81,9 +83,9 @@ def find_schema(
     renamed: Collection[str] = (),
     labels: bool = True,
 ) -> Schema:
-    """The schema whose columns are all there, the one with the most where several are.
+    """Return the schema whose columns are all present; among several, the one with the most.
 
-    Of `renamed`, femtune's names that the user gave, it knows all. Raises DataError where there is none.
+    It must have all names in `renamed`, which the user gave. Raises DataError if none fits.
     """
     there = set(columns)
     mine = [schema for schema in SCHEMAS if schema.task == task]
@@ -94,8 +96,8 @@ def find_schema(
     other = max(others, key=lambda schema: len(schema.columns), default=None)
     if best and other and best.columns < other.columns and not renamed:
         raise DataError(
-            f"{source} holds rows for task {other.task}: it has columns {_listed(other.columns)}. For "
-            f"task {task} all the same, say which is which: --columns question=question, say."
+            f"{source} holds rows for task {other.task}: it has columns {_listed(other.columns)}. To "
+            f"read it as task {task}, name its columns, for example --columns question=question."
         )
     if best:
         return best
@@ -107,8 +109,8 @@ def find_schema(
     names = ", ".join(dict.fromkeys(schema.name for schema in mine if schema.card))
     raise DataError(
         f"{source} holds no rows for task {task}: it has columns {_listed(there)}.{elsewhere}\n"
-        f"  Nearest is {nearest.name}, which also has {_listed(missing)}. If they are there under "
-        f"other names, say --columns {flags}\n"
+        f"  The nearest schema is {nearest.name}, which also has {_listed(missing)}. If they have "
+        f"other names, set --columns {flags}\n"
         f"  Task {task} reads tables with columns {plain}; or those of {names}."
     )
 
@@ -123,11 +125,11 @@ def _likely(name: str, there: Collection[str]) -> str:
 
 
 def _published(name: str, task: str, config: str | None) -> Schema | None:
-    """What is known of a data set on the Hub. Raises where task or config are not its."""
+    """Return the schema of a data set on the Hub, or None. Raises for a wrong task or config."""
     known = [schema for schema in SCHEMAS if schema.name == name]
     mine = [schema for schema in known if schema.task == task]
     if known and not mine:
-        raise DataError(f"{name} is data for task {known[0].task}, not {task}.")
+        raise DataError(f"{name} holds data for task {known[0].task}, not {task}: change --task.")
     configs = [config for schema in mine for config in schema.configs]
     if config is None or not configs:
         return mine[0] if mine else None
@@ -147,7 +149,7 @@ def _address(name: str, known: Schema | None, config: str | None, split: str | N
 def _head(
     rows: Iterator[tuple[int, Any]], source: str, unit: str
 ) -> tuple[Row, Iterator[tuple[int, Any]]]:
-    """The first row that is one, and all rows. Raises DataError where none is."""
+    """Return the first valid row, and all rows. Raises DataError if none is valid."""
     ahead: list[tuple[int, Any]] = []
     for place, row in rows:
         ahead.append((place, row))
@@ -195,8 +197,8 @@ def _made(
                 yield place, BadRow(f"`{_label_column(schema, one)}` is empty")
     if hidden and not others:
         raise DataError(
-            f"{source} has no labels: the test split of {schema.name} hides them; use "
-            f"{schema.eval_split or schema.split}."
+            f"{source} has no labels, as the publisher of {schema.name} hides those of its test split: "
+            f"use {schema.eval_split or schema.split}."
         )
     if not hidden and not others:
         raise DataError(f"{source} holds no rows for task {schema.task}.")
@@ -223,7 +225,7 @@ def _cells(schema: Schema, row: Any, renamed: Mapping[str, str], labels: bool) -
 
 
 def _no_object(row: Any) -> BadRow:
-    return BadRow("no object with columns", type(row).__name__)
+    return BadRow("not an object with columns", type(row).__name__)
 
 
 # --- the schemas

@@ -1,11 +1,11 @@
-"""Worked examples that come with the package: rows of each task, in its own columns, with a rationale.
+"""Worked examples that ship with femtune: rows of each task, in its own columns, with a rationale.
 
 They were written for this purpose and are in no data set. `place` stands for a rating: 0 is the lowest
-of the scale and 1 the highest. `{answer}` in a rationale stands for the answer: the labels of a choice
+and 1 the highest of the scale. `{answer}` in a rationale stands for the answer, since labels of choices
 may be letters or numbers, and a scale may have any.
 
-Rationales are short and alike in form: a small model imitates that, and loses the thread of long ones.
-Among ratings no answer comes twice, and among pairs A is as frequent as B.
+Rationales are short and alike, because a small model imitates them and fails at long ones. No two
+ratings have the same answer, and among pairs A is as frequent as B.
 """
 
 from __future__ import annotations

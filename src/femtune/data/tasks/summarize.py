@@ -1,7 +1,7 @@
-"""Summaries: which of two a human prefers, or how good one is. Judging, with posts for prompts.
+"""Summaries: judge which of two a human prefers, or rate one. Posts take the place of prompts.
 
-After Stiennon et al. 2020, "Learning to summarize from human feedback", arXiv 2009.01325, whose data set
-is openai/summarize_from_feedback.
+After Stiennon et al. 2020, "Learning to summarize from human feedback", arXiv 2009.01325; their data
+set is openai/summarize_from_feedback.
 """
 
 from __future__ import annotations

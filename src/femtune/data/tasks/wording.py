@@ -1,4 +1,4 @@
-"""Words that a user puts around the items of a task: a prompt template, and a rubric of the scores.
+"""The user's text around the items of a task: a prompt template, and a rubric of the scores.
 
 >>> template = parse_template("Text: {prompt}\\nIs it {{good}}?")
 >>> template.fill({"prompt": "Hi."})
@@ -19,15 +19,15 @@ from femtune.data.answers import Scale
 from femtune.data.rows import BadRow
 from femtune.errors import ConfigError
 
-_LABELS = {"answer", "score", "preference", "right"}  # what a template may never show
-# meant as a path; "/no_think" is a text that some models know
+_LABELS = {"answer", "score", "preference", "right"}  # columns that a template must not show
+# looks like a path; "/no_think" is a text that some models know
 _PATH = re.compile(r"(~|\.{1,2})/\S+|/\S+[/.]\S+|\S+\.(txt|md|rst|jinja|j2|yaml|json)")
 
 
 def text_or_file(name: str, given: str | None) -> str | None:
-    """Return a setting's text: as it is given, or what the file of that path holds.
+    """Return a setting's text: the given text, or the content of the file at that path.
 
-    Raises ConfigError for an empty text, and for a path without a readable file.
+    Raises ConfigError for an empty text, or a path without a readable file.
     """
     if given is None:
         return None
@@ -45,14 +45,14 @@ def text_or_file(name: str, given: str | None) -> str | None:
         elif _PATH.fullmatch(given):
             raise ConfigError(f"{name}: there is no file {given}. Give its path, or the text itself.")
     if not text.strip():
-        raise ConfigError(f"{name}{where} is empty. Give a text, or leave it out.")
+        raise ConfigError(f"{name}{where} is empty: give a text, or leave it out.")
     return text.strip()
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # too long for a name, or a null within it
+    except (OSError, ValueError):  # too long for a name, or with a null character
         return False
 
 
@@ -61,18 +61,18 @@ def _is_file(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Template:
-    """A text with names of columns in braces."""
+    """A text with column names in braces."""
 
     text: str
-    parts: tuple[tuple[str, str | None], ...]  # literal text, and the name after it
+    parts: tuple[tuple[str, str | None], ...]  # pairs of a literal text and the name after it
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The columns that it shows, each once."""
+        """The columns that the template shows, each once."""
         return tuple(dict.fromkeys(name for _, name in self.parts if name is not None))
 
     def check(self, known: Collection[str], labels: Collection[str] = ()) -> None:
-        """Refuse names that no row has, and labels. Raises ConfigError."""
+        """Check that each name is a column, and not one with the label. Raises ConfigError."""
         labels = {*labels, *_LABELS}
         there = sorted({*known} - labels)
         for name in self.names:
@@ -80,13 +80,13 @@ class Template:
                 raise ConfigError(f"prompt_template shows {{{name}}}, the correct answer: leave it out.")
             if name not in there:
                 raise ConfigError(
-                    f"prompt_template names {{{name}}}, and the data has no such column."
-                    f"{near(name, there)} It has {first(there)}. A brace that is text is doubled: "
+                    f"prompt_template shows {{{name}}}, but the data has no such column."
+                    f"{near(name, there)} It has {first(there)}. For a literal brace, double it: "
                     "{{ }}."
                 )
 
     def fill(self, values: Mapping[str, Any]) -> str:
-        """Return the text with the columns of a row in it. Raises BadRow where one is empty."""
+        """Return the text filled with the columns of a row. Raises BadRow if one is empty."""
         made = []
         for literal, name in self.parts:
             made.append(literal)
@@ -105,17 +105,17 @@ def parse_template(text: str) -> Template:
         found = list(string.Formatter().parse(text))
     except ValueError as error:
         raise ConfigError(
-            f"prompt_template {brief(text)!r}: {error}. A brace that is text is doubled: {{{{ }}}}."
+            f"prompt_template {brief(text)!r}: {error}. For a literal brace, double it: {{{{ }}}}."
         ) from error
     for _, name, spec, conversion in found:
         if name is not None and (spec or conversion or not re.fullmatch(r"[^\W\d][\w .-]*", name)):
             raise ConfigError(
-                f"prompt_template: {{{name}}} is no name of a column. "
-                "A brace that is text is doubled: {{ }}."
+                f"prompt_template: {{{name}}} is not a column name. "
+                "For a literal brace, double it: {{ }}."
             )
     template = Template(text, tuple((literal, name) for literal, name, _, _ in found))
     if not template.names:
-        raise ConfigError("prompt_template names no column: write {prompt} where the prompt belongs.")
+        raise ConfigError("prompt_template shows no column: write {prompt} where the prompt belongs.")
     return template
 
 
@@ -127,7 +127,7 @@ _NAMED = re.compile(r"\W*(?:score|rating) ([^\s:=]+)\s*[:=]", re.IGNORECASE)
 
 
 def check_rubric(rubric: str, scale: Scale) -> None:
-    """Refuse a rubric that says what a score means which is not on the scale. Raises ConfigError.
+    """Check that a rubric explains only scores of the scale. Raises ConfigError.
 
     >>> check_rubric("Score 1: wrong\\nScore 5: right", Scale(("1", "2", "3", "4", "5")))
     """
@@ -136,10 +136,10 @@ def check_rubric(rubric: str, scale: Scale) -> None:
     if scale.numeric:
         named += _SCORED.findall(rubric)
         bare = [match[1] for line in lines if (match := _LINE.match(line))]
-        named += bare if len(bare) > 1 else []  # one such line may be anything, such as a time
+        named += bare if len(bare) > 1 else []  # a single one may be something else, such as a time
     off = [score for score in dict.fromkeys(named) if scale.read(score) is None]
     if off:
         raise ConfigError(
-            f"rubric says what score {first(off)} means, and the scale is {scale}: set --scale to the "
-            "rubric's, or mend the rubric."
+            f"rubric explains score {first(off)}, but the scale is {scale}: set --scale to the rubric's "
+            "scale, or correct the rubric."
         )

@@ -1,27 +1,27 @@
-"""Worlds: synthetic tasks in plain English that know the truth, and the steps that lead to it.
+"""Worlds: synthetic tasks in plain English whose true answers and correct reasoning steps are known.
 
-    rubric      a judge's task: find out what a rater weighs      rubric.py
-    raters      the same with three raters a response
+rubric      a judge's task: learn how a rater weighs points   rubric.py
+    raters      the same, with three raters for each response
     tldr        which of two summaries a human prefers            tldr.py
-    tldr-axis   the same human's ratings of one summary
+    tldr-axis   the same human's ratings of single summaries
     sums        addition with a written scratchpad                sums.py
     quiz        multiple choice                                   quiz.py
 
-Made offline from a seed, so nothing is downloaded. A world makes rows in the published schema of its
-task's data sets, and the task's own code makes them problems. The demo model, the seedling, is a
-small base model that speaks all of them. It ships in `SEEDLING`; scripts/train_demo_model.py made it.
+They are generated offline from a seed; nothing is downloaded. A world makes rows in the published
+schema of its task's data sets, and the task's own code turns them into problems. The seedling, the
+small demo model that was trained on all of them, ships in `SEEDLING`: scripts/train_demo_model.py.
 
-    >>> train, test = make_splits(WORLDS["rubric"], 400, 200, seed=0, noise=0.1)
-    >>> print(train[1].prompt)
-    Rate the response from 1 to 5, as Robin would.
-    <BLANKLINE>
-    Prompt:
-    Can you explain how stars shine?
-    <BLANKLINE>
-    Response:
-    - It wastes no words.
-    - It covers every part.
-    - It gets a date wrong.
+>>> train, test = make_splits(WORLDS["rubric"], 400, 200, seed=0, noise=0.1)
+>>> print(train[1].prompt)
+Rate the response from 1 to 5, as Robin would.
+<BLANKLINE>
+Prompt:
+Can you explain how stars shine?
+<BLANKLINE>
+Response:
+- It wastes no words.
+- It covers every part.
+- It gets a date wrong.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from femtune.data.tasks.load import Options, problems_of, trained_on
 from femtune.data.worlds import quiz, rubric, sums, tldr
 from femtune.types import Problem
 
-SEEDLING = Path(__file__).parents[2] / "assets" / "seedling"  # the base model's folder
+SEEDLING = Path(__file__).parents[2] / "assets" / "seedling"  # the folder of the demo model
 
 
 class Rows(Protocol):
-    """Makes different rows; the same ones for the same arguments, and with any noise."""
+    """A generator of distinct rows, equal for equal arguments; noise changes only labels."""
 
     def __call__(
         self,
         num_problems: int,
         *,
         seed: int = 0,
-        difficulty: tuple[int, int] = ...,  # least and largest; its unit is the world's
+        difficulty: tuple[int, int] = ...,  # smallest and largest; the unit depends on the world
         noise: float = 0.0,  # probability that a label is wrong
     ) -> list[dict[str, Any]]: ...
 
@@ -58,16 +58,16 @@ _DEFAULT = Options()
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A task whose truth is known. Each row's column `truth` is its label without noise."""
+    """A task whose true answers are known; each row's column `truth` is its label without noise."""
 
     name: str
-    task: str  # whose data sets have rows like these
+    task: str  # the task whose data sets have rows like these
     rows: Rows
-    check: Callable[[Problem, str, str], list[bool]]  # (problem, rationale, answer) -> sound steps
-    solve: Callable[[Problem], str]  # a completion that is right and sound throughout
-    difficulty: tuple[int, int]  # the default
+    check: Callable[[Problem, str, str], list[bool]]  # (problem, rationale, answer) -> valid steps
+    solve: Callable[[Problem], str]  # a completion whose steps and answer are all correct
+    difficulty: tuple[int, int]  # the default range
     options: Options = _DEFAULT  # how the task reads the rows
-    per_item: int = 1  # rows of one item, which stand together
+    per_item: int = 1  # consecutive rows of one item
 
     def make(
         self,
@@ -77,12 +77,12 @@ class World:
         difficulty: tuple[int, int] | None = None,
         noise: float = 0.0,
     ) -> list[Problem]:
-        """Problems to train on, as the task makes them of the rows."""
+        """Return problems to train on, made by the task from this world's rows."""
         rows = self.rows(num_problems, seed=seed, difficulty=difficulty or self.difficulty, noise=noise)
         return trained_on(problems_of(rows, self.task, self.options, self.name).problems)
 
     def prompts(self) -> Prompts:
-        """Both prompts, as the task words them."""
+        """Return the plain and hinted prompts in the task's wording."""
         return problems_of(self.rows(1), self.task, self.options, self.name).prompts
 
 
@@ -157,8 +157,8 @@ def make_rows(
     difficulty: tuple[int, int] | None = None,
     noise: float = 0.0,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows to train on and to test on, no item in both; only training labels have noise."""
-    begin = -(-num_train // world.per_item) * world.per_item  # the first test row begins an item
+    """Return training and test rows without a shared item; only training labels have noise."""
+    begin = -(-num_train // world.per_item) * world.per_item  # test rows start with a new item
     made = [
         world.rows(begin + num_test, seed=seed, difficulty=difficulty or world.difficulty, noise=each)
         for each in (noise, 0.0)
@@ -175,7 +175,7 @@ def make_splits(
     difficulty: tuple[int, int] | None = None,
     noise: float = 0.0,
 ) -> tuple[list[Problem], list[Problem]]:
-    """Problems to train on, and to test on: there pairs stand in both orders."""
+    """Return training and test problems; test pairs appear in both orders."""
     rows = make_rows(world, num_train, num_test, seed=seed, difficulty=difficulty, noise=noise)
     train, test = (problems_of(each, world.task, world.options, world.name).problems for each in rows)
     return trained_on(train), test

@@ -1,4 +1,4 @@
-"""Multiple choice: which of four sentences is of the kind that is asked for.
+"""Multiple choice: find the sentence of a given kind among four.
 
     Which sentence tells a feeling?                 prompt x
 
@@ -38,7 +38,7 @@ def rows(
     difficulty: tuple[int, int] = (4, 4),
     noise: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """TaskInputs, no two the same; `difficulty` is the least and the largest number of choices.
+    """Return questions, all different; `difficulty` is the smallest and largest number of choices.
 
     `noise` is the probability of a wrong key; the column `truth` keeps the right one.
 
@@ -46,16 +46,16 @@ def rows(
     >>> row["question"], row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
     ('Which sentence tells an event?', 'I failed a test.')
 
-    Raises ConfigError where the numbers make no sense.
+    Raises ConfigError for values out of range.
     """
     low, high = difficulty
     if not 2 <= low <= high <= len(LETTERS):
-        raise ConfigError(f"difficulty is {difficulty}: expected 2 <= low <= high <= 5 choices.")
+        raise ConfigError(f"difficulty is {difficulty}: it must be 2 <= low <= high <= 5 choices.")
     if not 0 <= noise <= 1:
-        raise ConfigError(f"noise is {noise}: expected a share from 0 to 1.")
+        raise ConfigError(f"noise is {noise}: it must be from 0 to 1.")
     rng, errs = random.Random(f"quiz {seed}"), random.Random(f"quiz noise {seed}")
     made: dict[str, dict[str, Any]] = {}
-    while len(made) < num_problems:  # there are millions
+    while len(made) < num_problems:  # millions are possible
         kinds, choices, asked = draw_choices(rng, rng.randint(low, high))
         letters = LETTERS[: len(kinds)]
         row = {
@@ -73,21 +73,21 @@ def rows(
 
 
 def draw_choices(rng: random.Random, num: int) -> tuple[list[str], list[str], int]:
-    """Kinds, a sentence of each, and which one is asked for."""
+    """Draw kinds, a sentence of each, and the index of the one to ask for."""
     kinds = rng.sample([*SENTENCES], num)
     return kinds, [rng.choice(SENTENCES[kind]) for kind in kinds], rng.randrange(num)
 
 
 def write_question(kind: str) -> str:
-    """The question for the sentence of that kind."""
+    """Write the question for the sentence of a kind."""
     return f"Which sentence tells {NAMES[kind]}?"
 
 
 def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
-    """Whether each line names the kind of its choice, and last whether the answer follows from them.
+    """Return whether each line names the kind of its choice, and last, whether the answer follows.
 
-    It does where it is the letter of a line that names the kind that is asked for. A missing line and a
-    surplus one are one unsound step each.
+    The answer follows if it is the letter of a line that names the requested kind. A missing or surplus
+    line counts as one invalid step.
 
     >>> from femtune.data.worlds import WORLDS
     >>> problem = WORLDS["quiz"].make(1)[0]
@@ -109,19 +109,19 @@ def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
 
 
 def solve(problem: Problem) -> str:
-    """The completion with the right choice."""
+    """Return the completion with the right choice."""
     return write_completion(problem.columns["evidence"], LETTERS.index(problem.columns["truth"]))
 
 
 def write_lines(kinds: Sequence[str]) -> list[str]:
-    """A line a choice."""
+    """Write one line for each choice."""
     return [f"{letter} tells {NAMES[kind]}." for letter, kind in zip(LETTERS, kinds, strict=False)]
 
 
 def write_completion(
     kinds: Sequence[str], asked: int, slips: Mapping[int, str] | None = None, guess: int = 0
 ) -> str:
-    """Rationale and answer; `slips` takes a choice's kind for another, `guess` is said if none fits.
+    """Write rationale and answer; `slips` replaces a choice's kind, `guess` is the answer if none fits.
 
     >>> print(write_completion(["place", "boast"], asked=1))
     A tells a place.

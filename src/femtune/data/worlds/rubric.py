@@ -1,4 +1,4 @@
-"""A judge's task: a response has good and bad points, and the rationale says what each counts for.
+"""A judge's task: a response has good and bad points, and the rationale weighs each of them.
 
     Rate the response from 1 to 5, as Robin would.  prompt x
 
@@ -16,9 +16,9 @@
     It is kind: plus 0, so 3.
     Answer: 3                                       answer y
 
-What each point counts for, 0 to 2, is up to the rater, and no prompt says it: it is in the ratings
-only. `RATER` is the one of this world, Robin. The tally may leave 1 to 5; the answer is clipped. Rows
-have the schema of a table of ratings: prompt, response, score, rater.
+The weight of each point, 0 to 2, depends on the rater. No prompt tells it; only the ratings reveal it.
+`RATER` holds the weights of this world's rater, Robin. The tally may leave 1 to 5; the answer is clipped
+to it. Rows have the schema of a table of ratings: prompt, response, score, rater.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from femtune.data.worlds.tally import Point, Step, Weights, check_steps, total, 
 from femtune.errors import ConfigError
 from femtune.types import Problem
 
-# A point is a criterion, and +1 for or -1 against the response.
+# A point is a criterion, with +1 for the response or -1 against it.
 SCALE = parse_scale("1,5")
 START = 3
 
-# How a rationale names each point, and the sentences of a response that are evidence for it.
+# A rationale's name for each point, and the sentences of a response that show it.
 CLAIMS: dict[Point, str] = {
     ("accuracy", 1): "It is accurate",
     ("accuracy", -1): "It is inaccurate",
@@ -72,12 +72,12 @@ SENTENCES: dict[Point, tuple[str, ...]] = {
 }
 CRITERIA = tuple(dict.fromkeys(criterion for criterion, _ in CLAIMS))
 
-# Raters of whom the seedling has heard no more than the name; the first is this world's.
+# Raters that the seedling knows only by name; the first is this world's.
 STRANGERS = ("Robin", "Sasha", "Kim", "Jules", "Noor", "Alex", "Toni", "Charlie")
 
-# Robin: facts first, bad manners are noticed, good ones are not, and clarity is taken
-# for granted. Chosen so that all ratings occur, and that one who counts every point as 1 (which is
-# the seedling's best guess) agrees on 4 problems in 10.
+# Robin weighs facts most, notices bad manners but not good ones, and takes clarity for granted. The
+# weights make all ratings occur. A rater who gives every point weight 1, which is the seedling's best
+# guess, agrees on 4 problems in 10.
 RATER: Weights = {
     ("accuracy", 1): 2,
     ("accuracy", -1): 2,
@@ -143,7 +143,7 @@ _SUBJECTS = (
 )
 QUESTIONS = tuple(f"Can you explain how {subject}?" for subject in _SUBJECTS)
 
-# Raters of the world `raters`: Robin, one who is more lenient with manners, and one who loves detail.
+# Raters of the world `raters`: Robin, one who is more lenient about manners, one who loves detail.
 RATERS: dict[str, Weights] = {
     STRANGERS[0]: RATER,
     STRANGERS[1]: {**RATER, ("tone", -1): 1, ("tone", 1): 1, ("brevity", -1): 1},
@@ -159,11 +159,11 @@ def rows(
     noise: float = 0.0,
     raters: Mapping[str, Weights] | None = None,
 ) -> list[dict[str, Any]]:
-    """Ratings, no response rated twice by one rater; a response is rated by all raters, in turn.
+    """Return ratings; each response is rated once by every rater, in turn.
 
-    `difficulty` is the least and the largest number of points in a response, each equally likely.
-    `noise` is the probability that a rating is replaced by one of the four others; the column
-    `truth` keeps what it was. `raters` is Robin alone if nothing else is said.
+    `difficulty` is the smallest and largest number of points in a response, each equally likely. `noise`
+    is the probability that a rating is replaced by one of the four others; the column `truth` keeps the
+    original. The default of `raters` is Robin alone.
 
     >>> row = rows(2, seed=0)[1]
     >>> row["id"], row["score"], row["rater"], row["truth"]
@@ -171,20 +171,21 @@ def rows(
     >>> row["evidence"]
     [['brevity', 1], ['completeness', 1], ['accuracy', -1]]
 
-    Two seeds may share responses of one point (there are 1,440); one seed's are all different.
+    Responses of one seed are all different. Two seeds may share responses of one point, of which there
+    are 1,440.
 
-    Raises ConfigError where there are not that many, or the numbers make no sense.
+    Raises ConfigError if there are too few responses, or for values out of range.
     """
     low, high = difficulty
     if not 1 <= low <= high <= len(CRITERIA):
-        raise ConfigError(f"difficulty is {difficulty}: expected 1 <= low <= high <= 5 points.")
+        raise ConfigError(f"difficulty is {difficulty}: it must be 1 <= low <= high <= 5 points.")
     if not 0 <= noise <= 1:
-        raise ConfigError(f"noise is {noise}: expected a share from 0 to 1.")
+        raise ConfigError(f"noise is {noise}: it must be from 0 to 1.")
     raters = raters or {STRANGERS[0]: RATER}
     rng, errs = random.Random(f"rubric {seed}"), random.Random(f"rubric noise {seed}")
     made: list[dict[str, Any]] = []
     seen: set[tuple[str, str]] = set()
-    for _ in range(100 * num_problems):  # far more than needed, unless the responses run out
+    for _ in range(100 * num_problems):  # far more than needed, unless the responses are exhausted
         if len(made) >= num_problems:
             break
         points = draw_points(rng, low, high)
@@ -215,9 +216,10 @@ def rows(
 
 
 def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
-    """Whether each step is sound (`tally.check_steps`), in order, and last whether the answer follows.
+    """Return whether each step is valid, in order, and last, whether the answer follows.
 
-    It does where it is the clipped tally, so the list has max(points, steps) + 1 entries.
+    Steps are checked by `tally.check_steps`. The answer follows if it is the clipped tally. The list has
+    max(points, steps) + 1 entries.
 
     >>> from femtune.data.worlds import WORLDS
     >>> problem = WORLDS["rubric"].make(2)[1]

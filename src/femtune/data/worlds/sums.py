@@ -4,9 +4,9 @@
 
     8 + 7 + 0 = 15: write 5, carry 1.               rationale z: two digits and the carry
     4 + 3 + 1 = 8: write 8, carry 0.
-    Answer: 85                                      answer y: the last carry, then what was written
+    Answer: 85                                      answer y: the last carry, then the digits written
 
-Source: the experiment of STaR, section 4.1 (arXiv 2203.14465); the scratchpad there is terser.
+Source: the experiment of STaR, section 4.1 (arXiv 2203.14465), whose scratchpad is shorter.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ def rows(
     difficulty: tuple[int, int] = (1, 4),
     noise: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Sums of two numbers, no two with the same prompt.
+    """Return sums of two numbers, all with different prompts.
 
-    `difficulty` is the least and the largest number of digits, each equally likely while there are
-    such sums left. `noise` is the probability that one digit of an answer is replaced by another
-    (never giving a leading zero); the column `truth` keeps the sum.
+    `difficulty` is the smallest and largest number of digits, each equally likely while sums of it are
+    left. `noise` is the probability that one digit of an answer is replaced by another, never with a
+    leading zero; the column `truth` keeps the sum.
 
     >>> rows(10, seed=0)[0]  # doctest: +NORMALIZE_WHITESPACE
     {'id': 'sums-0-0', 'prompt': 'What is 68 + 20?', 'answer': '88', 'world': 'sums',
      'evidence': [68, 20], 'truth': '88'}
 
-    Raises ConfigError where there are not that many sums, or the numbers make no sense.
+    Raises ConfigError if there are too few sums, or for values out of range.
     """
     low, high = difficulty
     if not 1 <= low <= high:
-        raise ConfigError(f"difficulty is {difficulty}: expected 1 <= low <= high digits.")
+        raise ConfigError(f"difficulty is {difficulty}: it must be 1 <= low <= high digits.")
     if not 0 <= noise <= 1:
-        raise ConfigError(f"noise is {noise}: expected a share from 0 to 1.")
+        raise ConfigError(f"noise is {noise}: it must be from 0 to 1.")
     rng = random.Random(f"sums {seed}")
     errs = random.Random(f"sums noise {seed}")
     made: dict[str, dict[str, Any]] = {}
-    for _ in range(100 * num_problems):  # far more than needed, unless the sums run out
+    for _ in range(100 * num_problems):  # far more than needed, unless the sums are exhausted
         if len(made) == num_problems:
             break
         digits = rng.randint(low, high)
@@ -64,16 +64,16 @@ def rows(
         made.setdefault(prompt, row | more)
     if len(made) < num_problems:
         message = f"found only {len(made)} different sums of {difficulty} digits"
-        raise ConfigError(f"{message}, expected {num_problems}: raise difficulty or ask for fewer.")
+        raise ConfigError(f"{message}, {num_problems} are needed: raise difficulty or ask for fewer.")
     return list(made.values())
 
 
 def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
-    """Whether each step is sound, in order, and last whether the answer is what was written down.
+    """Return whether each step is valid, in order, and last, whether the answer is what was written.
 
-    A step is sound where it takes the digits at its place, the carry of the step before as written
-    (0 at first), and its sum, digit and carry are right. A missing step and a surplus one count as
-    one unsound step each, so the list has max(digits, steps) + 1 entries.
+    A valid step takes the digits at its place and the carry that the step before wrote (0 at first);
+    its sum, digit and carry are right. A missing or surplus step counts as one invalid step, so the list
+    has max(digits, steps) + 1 entries.
 
     >>> problem = Problem("p", "What is 48 + 37?", "85", {"evidence": [48, 37]})
     >>> rationale, answer = solve(problem).split("\\nAnswer: ")
@@ -89,7 +89,7 @@ def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
         match = _STEP.fullmatch(steps[place]) if place < len(steps) else None
         if match is None:
             sound.append(False)
-            carry = ""  # unknown: the next step can't build on it
+            carry = ""  # unknown, so the next step can't be valid
             continue
         a, b, total = int(match["a"]), int(match["b"]), int(match["sum"])
         right_place = place < len(places) and (a, b) == places[place]
@@ -102,12 +102,12 @@ def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
 
 
 def solve(problem: Problem) -> str:
-    """The completion with the right sum, answer line included."""
+    """Return the completion with the right sum, including the answer line."""
     return write_completion(problem)
 
 
 def write_completion(problem: Problem, slips: Mapping[int, int] | None = None) -> str:
-    """Scratchpad and answer; `slips` adds an error to the sum at a place, from 0 at the right.
+    """Write scratchpad and answer; `slips` adds errors to sums, by place, with 0 at the right.
 
     >>> print(write_completion(Problem("p", "What is 48 + 37?", "85", {"evidence": [48, 37]}), {0: 1}))
     8 + 7 + 0 = 16: write 6, carry 1.
@@ -125,7 +125,7 @@ def write_completion(problem: Problem, slips: Mapping[int, int] | None = None) -
 
 
 def _places(problem: Problem) -> list[tuple[int, int]]:
-    """The pairs of digits of the two terms, from the right."""
+    """Return the pairs of digits of the two terms, from the right."""
     a, b = (str(term) for term in problem.columns["evidence"])
     width = max(len(a), len(b))
     pairs = zip(reversed(a.zfill(width)), reversed(b.zfill(width)), strict=True)

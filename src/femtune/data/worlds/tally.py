@@ -1,9 +1,10 @@
-"""Rationales that count: each step names a point, what it counts for, and the tally so far.
+"""Rationales with a tally: each step names a point, its weight, and the tally so far.
 
     It is brief: plus 1, so 4.
     It is inaccurate: minus 2, so 2.
 
-The worlds of judges share their writing and checking. What a point counts for is up to the judge.
+The worlds of judges share this code for writing and checking. The weight of a point depends on the
+judge.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-Point = tuple[str, int]  # what is judged, and +1 for or -1 against
-Weights = Mapping[Point, int]  # what each point counts for, to one judge: one of WEIGHTS
-Step = tuple[Point, int, int]  # the point that is claimed, the sign it is counted with, its weight
+Point = tuple[str, int]  # what is judged, with +1 for or -1 against
+Weights = Mapping[Point, int]  # the weight that a judge gives each point: one of WEIGHTS
+Step = tuple[Point, int, int]  # the claimed point, the sign it is counted with, its weight
 
 WEIGHTS = (0, 1, 2)
 
@@ -22,7 +23,7 @@ _TALLY = re.compile(r"-?[0-9]{1,3}")
 
 
 def total(points: Sequence[Point], weights: Weights) -> int:
-    """What points add up to, for one judge."""
+    """Return the weighted sum of points for a judge."""
     return sum(point[1] * weights[point] for point in points)
 
 
@@ -32,7 +33,7 @@ def write_steps(
     claims: Mapping[Point, str],
     slips: Mapping[int, int] | None = None,
 ) -> tuple[list[str], int]:
-    """A line a step, and the last tally; `slips` adds errors to the tallies, by place.
+    """Write one line for each step; return them and the last tally. `slips` adds errors, by step.
 
     >>> write_steps([(("tone", 1), 1, 2)], 3, {("tone", 1): "It is kind"})
     (['It is kind: plus 2, so 5.'], 5)
@@ -48,12 +49,12 @@ def write_steps(
 def check_steps(
     lines: Sequence[str], points: Sequence[Point], start: int | None, claims: Mapping[Point, str]
 ) -> tuple[list[bool], int | None]:
-    """Which steps are sound, and the last tally, None where there is none.
+    """Return whether each step is valid, and the last tally (None if it is missing).
 
-    A step is sound where it names the point at its place, its sign agrees, its weight is one that a
-    judge may have, and its tally follows from the last one written (`start` for the first; None where
-    the line that says it is missing). Whether the weight is this judge's is not asked: that is what the
-    answer tells. A missing step and a surplus one are one unsound step each: max(points, lines) entries.
+    A valid step names the point at its place with the right sign and a possible weight. Its tally
+    follows from the last one written: `start` for the first step, None if the line with it is missing.
+    The weight need not be this judge's; the answer shows whether it is. A missing or surplus step counts
+    as one invalid step, so the list has max(points, lines) entries.
     """
     named = {claim: point for point, claim in claims.items()}
     sound: list[bool] = []

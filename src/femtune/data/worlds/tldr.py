@@ -1,4 +1,4 @@
-"""Summaries of posts: a summary keeps some facts, may add a fault of its own, and a human prefers one.
+"""Summaries of posts: each keeps some facts and may add faults, and a human prefers one of two.
 
     Which summary would Robin prefer, A or B?       prompt x
 
@@ -23,7 +23,7 @@
     It boasts: minus 2, so -2.
     Answer: A                                       answer y
 
-What each kind of fact and of fault counts for, 0 to 2, is up to the human, and no prompt says it. Rows
+The weight of each kind of fact and fault, 0 to 2, depends on the human, and no prompt tells it. Rows
 have the schema of openai/summarize_from_feedback: comparisons, or ratings from 1 to 7 (axis), whose
 tally starts at 4.
 """
@@ -43,14 +43,14 @@ from femtune.data.worlds.tally import Point, Step, Weights, check_steps, total, 
 from femtune.errors import ConfigError
 from femtune.types import Problem
 
-# A point is a kind of fact, +1, or of fault, -1.
-Summary = Sequence[tuple[str, str, int]]  # of each statement: kind, sentence, sign
+# A point is a kind of fact (+1) or of fault (-1).
+Summary = Sequence[tuple[str, str, int]]  # one entry for each statement: kind, sentence, sign
 
 PAIR = parse_scale("A,B")
 SCALE = parse_scale("1,7")
-START = 4  # of a rating
+START = 4  # the start of a rating's tally
 
-# How a rationale names each kind, and what a post and a summary can say.
+# A rationale's name for each kind, and the sentences of posts and summaries.
 CLAIMS: dict[Point, str] = {
     ("event", 1): "It says what happened",
     ("cause", 1): "It says why",
@@ -95,9 +95,8 @@ FAULTS: dict[str, tuple[str, ...]] = {
 }
 KINDS = tuple(FACTS)
 
-# Robin: feelings, and what the writer wants to know; chatter is fine, boasts are not.
-# Chosen so that one who counts every point as 1, which is the seedling's best guess, agrees on 3 pairs
-# in 4.
+# Robin weighs feelings and the writer's question most, ignores chatter, and punishes boasts. A human who
+# gives every point weight 1, which is the seedling's best guess, agrees on 3 pairs in 4.
 HUMAN: Weights = {
     ("event", 1): 0,
     ("cause", 1): 1,
@@ -120,17 +119,17 @@ def comparisons(
     human: Weights = HUMAN,
     name: str = STRANGERS[0],
 ) -> list[dict[str, Any]]:
-    """Rows of the schema's comparisons, no two of the same texts.
+    """Return rows in the schema of comparisons, all with different texts.
 
-    `difficulty` is the least and largest number of statements in a summary. The human's tallies of the
-    two differ always. `noise` is the probability that the other summary is chosen; the column `truth`
-    keeps which one it was.
+    `difficulty` is the smallest and largest number of statements in a summary. The human's tallies of
+    the two summaries always differ. `noise` is the probability that the other summary is chosen; the
+    column `truth` keeps the original choice.
 
     >>> row = comparisons(1)[0]
     >>> row["summaries"][row["choice"]]["text"].splitlines()
     ['I forgot a birthday.', 'Should I laugh it off?']
 
-    Raises ConfigError where the numbers make no sense.
+    Raises ConfigError for values out of range.
     """
 
     def draw(rng: random.Random) -> tuple[dict[str, Any], str]:
@@ -162,7 +161,7 @@ def axis(
     human: Weights = HUMAN,
     name: str = STRANGERS[0],
 ) -> list[dict[str, Any]]:
-    """Rows of the schema's axis ratings: one summary of a post, its overall quality from 1 to 7."""
+    """Return rows in the schema of axis ratings: a summary and its overall quality from 1 to 7."""
 
     def draw(rng: random.Random) -> tuple[dict[str, Any], str]:
         facts, (one,) = draw_post(rng, difficulty, summaries=1)
@@ -192,12 +191,12 @@ def _rows(
 ) -> list[dict[str, Any]]:
     low, high = difficulty
     if not 1 <= low <= high <= 4:
-        raise ConfigError(f"difficulty is {difficulty}: expected 1 <= low <= high <= 4 statements.")
+        raise ConfigError(f"difficulty is {difficulty}: it must be 1 <= low <= high <= 4 statements.")
     if not 0 <= noise <= 1:
-        raise ConfigError(f"noise is {noise}: expected a share from 0 to 1.")
+        raise ConfigError(f"noise is {noise}: it must be from 0 to 1.")
     rng, errs = random.Random(f"{world} {seed}"), random.Random(f"{world} noise {seed}")
     rows: dict[str, dict[str, Any]] = {}
-    while len(rows) < num_problems:  # there are millions of posts
+    while len(rows) < num_problems:  # millions of posts are possible
         row, truth = draw(rng)
         key = repr((row.get("info"), row.get("summaries"), row.get("summary")))
         if not row or key in rows:
@@ -224,7 +223,7 @@ def _summary(summary: Summary) -> dict[str, Any]:
 def draw_post(
     rng: random.Random, difficulty: tuple[int, int], summaries: int
 ) -> tuple[dict[str, str], list[Summary]]:
-    """A post's facts by kind, and summaries of it of one length, one statement in four a fault."""
+    """Draw a post's facts by kind, and summaries of equal length with a share of 1/4 of faults."""
     kinds = rng.sample(KINDS, rng.randint(max(3, difficulty[1]), 5))
     facts = {kind: rng.choice(FACTS[kind]) for kind in kinds}
     num_statements = rng.randint(*difficulty)
@@ -240,17 +239,17 @@ def draw_post(
 
 
 def points(summary: Summary) -> list[Point]:
-    """What is to be counted of a summary, in its order."""
+    """Return the points of a summary, in its order."""
     return [(kind, sign) for kind, _, sign in summary]
 
 
 def clip(value: int) -> int:
-    """The rating of a tally: the nearest one on the scale."""
+    """Return the rating of a tally: the nearest one on the scale."""
     return max(1, min(7, value))
 
 
 def write_prompts(facts: Mapping[str, str], made: Sequence[Summary], name: str) -> str:
-    """The prompt as the task writes it: of one summary a rating's, of two a comparison's."""
+    """Write the task's prompt: a rating for one summary, a comparison for two."""
     post = {"post": "\n".join(facts.values())}
     texts = ["\n".join(sentence for _, sentence, _ in summary) for summary in made]
     if len(texts) == 1:
@@ -265,9 +264,9 @@ def write_prompts(facts: Mapping[str, str], made: Sequence[Summary], name: str) 
 def write_completion(
     parts: Sequence[Sequence[Step]], slips: Mapping[tuple[int, int], int] | None = None, tie: str = "A"
 ) -> str:
-    """Rationale and answer: of one part a rating, of two the better; `tie` is said where none is.
+    """Write rationale and answer: the rating of one part, the better of two, `tie` if both are equal.
 
-    `slips` adds errors to tallies, by part and place in it.
+    `slips` adds errors to tallies, by part and step.
     """
     lines, tallies = [], []
     for number, part in enumerate(parts):
@@ -283,16 +282,16 @@ def write_completion(
 
 
 def solve(problem: Problem) -> str:
-    """The completion that leads to the true answer by this world's human, answer line included."""
+    """Return the completion with the human's true answer and valid steps, including the answer line."""
     parts = [[(point, point[1], HUMAN[point]) for point in part] for part in _evidence(problem)]
     return write_completion(parts)
 
 
 def check(problem: Problem, rationale: str, answer: str) -> list[bool]:
-    """Whether each step is sound, in order, and last whether the answer follows from the tallies.
+    """Return whether each step is valid, in order, and last, whether the answer follows.
 
-    Steps are those of each summary's statements, `tally.check_steps`. Where two tallies are the same,
-    either answer follows. Missing and surplus steps are unsound ones.
+    The steps of each summary's statements are checked by `tally.check_steps`. If the tallies are equal,
+    either answer follows. Missing and surplus steps are invalid.
 
     >>> from femtune.data.worlds import WORLDS
     >>> problem = WORLDS["tldr"].make(1)[0]
@@ -325,7 +324,7 @@ def _starts(num_parts: int) -> int:
 
 
 def _heads(num_parts: int) -> list[str]:
-    """The line before each part's steps."""
+    """Return the line before each part's steps."""
     if num_parts == 1:
         return [f"Start at {START}."]
     return [f"Summary {name} starts at 0." for name in "AB"]
@@ -341,7 +340,7 @@ def _follows(answer: str, tallies: Sequence[int | None]) -> bool:
 
 
 def _parts(rationale: str, heads: Sequence[str]) -> list[list[str] | None]:
-    """The lines after each head, up to the next; None for a head that is not there."""
+    """Split the lines after each head, up to the next; None for a missing head."""
     found: list[list[str] | None] = [None] * len(heads)
     at = -1
     for line in rationale.strip().splitlines():
@@ -351,12 +350,12 @@ def _parts(rationale: str, heads: Sequence[str]) -> list[list[str] | None]:
         elif at >= 0 and (part := found[at]) is not None:
             part.append(line)
         else:
-            return [None] * len(heads)  # something before the first head
+            return [None] * len(heads)  # text before the first head
     return found
 
 
 def _evidence(problem: Problem) -> list[list[Point]]:
-    """The points of each summary, in the order in which the prompt shows them."""
+    """Return the points of each summary, in the order in which the prompt shows them."""
     stored = problem.columns["evidence"]
     known = frame(problem)
     if known is not None and known.form == "rating":
