@@ -1,6 +1,6 @@
 """Estimate what a run will take, from settings to costs and their table: `femtune estimate`.
 
-Needs the data, the model's config, tokenizer and the shapes of its weights. The benchmark alone loads these.
+Needs the data, the model's config, tokenizer and the shapes of its weights. Only a benchmark loads them.
 """
 
 from __future__ import annotations
