@@ -173,8 +173,8 @@ def python_names() -> str:
         thing = getattr(femtune, name)
         if inspect.isclass(thing):
             return "Errors" if issubclass(thing, Exception) else "Types"
-        module = thing.__module__.rpartition(".")[2]
-        return {"schemes": "Schemes", "rewards": "Rewards"}.get(module, "Functions")
+        room = thing.__module__.split(".")[1]
+        return {"schemes": "Schemes", "rewards": "Rewards"}.get(room, "Functions")
 
     groups: dict[str, list[str]] = {
         "Functions": [],

@@ -109,7 +109,7 @@ def run_place(
         fixed = {key: value for key, value in config.items() if key not in free}
         digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
         spec = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
-        parts = [verb, Path(shown).stem, spec, digest.hexdigest()]
+        parts = [verb, Path(shown).stem.replace(" ", "-"), spec, digest.hexdigest()]
         output_dir = Path("runs") / "-".join(filter(None, parts))
     check_run(Path(output_dir), config, CHANGEABLE)
     return Path(output_dir), config

@@ -62,7 +62,7 @@ def run_compare(
 
     `baselines` None stands for those that suit the task.
     """
-    place = Path(output_dir or Path("runs") / f"compare-{Path(shown_data(data)).stem}")
+    place = Path(output_dir or Path("runs") / f"compare-{Path(shown_data(data)).stem.replace(' ', '-')}")
     todo = jobs(schemes, seeds, settings, place, chosen(baselines, settings), draws, rl)
     with Watch(show) as watch:
         histories = compare(data, model, todo, workers=workers, watch=watch)
