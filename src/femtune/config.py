@@ -6,7 +6,7 @@
     Train     Sample + Fit + the loop and its evaluation
     RL        what baselines by reinforcement learning have beside it
 
-The library's functions take arguments, never these: what they are made into is in prepare.py.
+The library's functions take arguments, never these: what they are made into is in resolve.py.
 """
 
 from __future__ import annotations

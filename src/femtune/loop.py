@@ -85,7 +85,7 @@ class LoopConfig:
     _: KW_ONLY
     iterations: int = 5
     launch: str | None = None  # a launcher's command: M-steps on several processes
-    balance: Balance = "none"  # of examples, by human answer: see bias.balance_factors
+    balance: Balance = "none"  # of examples, by human answer: see selection_bias.balance_factors
     keep_last: int = 0  # models that are kept, beside the best one; 0: all
     bound_draws: int = 0  # of a held-out problem, for the bound: half plain, half hinted; 0: none
     bound_problems: int = 100  # at most, of those that are held out

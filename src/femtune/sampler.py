@@ -242,7 +242,7 @@ def _lora_dtype(training: Training, base: Path) -> str:
 
 
 def _rounding(settings: Ask, base: Path) -> float:
-    """Return the tolerance between log-probabilities of the engine and the M-step: see served.py."""
+    """Return the tolerance of log-probabilities between engine and M-step: see weight_check.py."""
     training = getattr(settings, "training", None)
     dtypes = {_numbers(settings, base)}
     if training is not None and training.fsdp and training.bf16 is not False:

@@ -42,7 +42,7 @@ class Problem:
 
 
 class Ending(Protocol):
-    """Where a completion's answer is closed: see cut.Cut."""
+    """Where a completion's answer is closed: see truncation.Cut."""
 
     def __call__(self, tokens: Sequence[int]) -> int | None:
         """Return the number of tokens up to and including the one that closes an answer, or None."""
@@ -159,12 +159,12 @@ class Draw:
     completion: Completion
     score: Score
     # nats of the completion by theta_{k-1}: log pi(z, y | x) under the plain prompt, log q(z, y | x, y*)
-    # under the hinted one; None where the scheme does not need them: see tries.py
+    # under the hinted one; None where the scheme does not need them: see scoring.py
     log_pi: float | None = None
     log_q: float | None = None
     demos: str = ""  # digest of the worked examples that stood in its prompt; "" for none
     temperature: float = 1.0  # that it was sampled at
-    # nats of drawing it by all ways that lead to it, where an answer may be forced; see tries.py
+    # nats of drawing it by all ways that lead to it, where an answer may be forced; see scoring.py
     log_drawn: float | None = None
     # nats by theta_{k-1} under the plain prompt, closing included; see answer_scoring.py
     log_answer: float | None = None  # log pi(y* | x, z), after this draw's rationale

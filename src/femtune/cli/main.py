@@ -44,7 +44,7 @@ class _Warn(logging.Handler):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit status: 1 for what femtune refuses, 130 for Ctrl-C.
 
-    After the first Ctrl-C, or a SIGTERM, what is in flight is finished and stored: see stopping.py.
+    After the first Ctrl-C, or a SIGTERM, what is in flight is finished and stored: see interrupts.py.
     """
     log = logging.getLogger("femtune")
     if not any(isinstance(handler, _Warn) for handler in log.handlers):

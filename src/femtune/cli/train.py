@@ -1,4 +1,4 @@
-"""The verbs that make something: runs, models, predictions, worlds. looking.py has the others."""
+"""The verbs that make something: runs, models, predictions, worlds. inspect.py has the others."""
 
 from __future__ import annotations
 

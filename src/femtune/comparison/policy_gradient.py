@@ -242,7 +242,7 @@ class _Seen(TrainerCallback):  # type: ignore[misc]
         self.before = completion_nats(self.model, self.probed, range(len(rows)))
 
     def probe(self, network: Any) -> Probe:
-        """By which an engine shows that it serves what was trained: see served.py."""
+        """By which an engine shows that it serves what was trained: see weight_check.py."""
         after = completion_nats(network, self.probed, range(len(self.probed)))
         if not all(map(math.isfinite, after)):
             raise FemtuneError("the last step left weights that are no numbers: lower rl_learning_rate.")

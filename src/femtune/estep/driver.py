@@ -42,7 +42,7 @@ def e_step(
     `place(index)` says where a chunk is stored: one that is there already is left out, another is there
     before it is given. `on_draws` sees draws as they are graded, for progress; of several workers, a
     chunk at a time. Holds one chunk's draws, with overlap a few. Chunks come in their order. Raises what
-    the engine or the grading raises, and Stopped where that is wished: see stopping.py.
+    the engine or the grading raises, and Stopped where that is wished: see interrupts.py.
     """
     leases = missing(problems, scheme, sampler, iteration, place, choose)
     if not isinstance(sampler.engine, Engine):

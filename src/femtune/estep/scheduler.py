@@ -50,7 +50,7 @@ class Grade(Protocol):
 
 
 class EnginePool(Protocol):
-    """Several engines in processes of their own, that work off whole chunks: see pool.py."""
+    """Several engines in processes of their own, that work off whole chunks: see ray_pool.py."""
 
     def load(self, weights: Path) -> None:
         """Serve these weights from now on."""
@@ -88,10 +88,10 @@ class Sampler:
     sampling: Sampling
     seed: int = 0  # of the run; each draw's own seed follows from it and its key
     chunk_size: int = 1024  # problems
-    # nats a token by which the engine's log-probabilities and the M-step's may differ: see served.py
+    # nats a token by which log-probabilities of engine and M-step may differ: see weight_check.py
     rounding: float = ROUNDING["float32"]
     base_probe: Probe | None = None  # what the base gives some completions
-    overlap: bool = False  # draw on while the last chunk is graded and stored: see overlap.py
+    overlap: bool = False  # draw on while the last chunk is graded and stored: see pipeline.py
     resume: Resume = "draws"
     cut: Cut | None = None  # where completions end beside their end token
     context: int | None = None  # tokens that the model takes

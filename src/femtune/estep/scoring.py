@@ -1,7 +1,7 @@
 """What a scheme's rules are given: an iteration's draws and those that are remembered, with their nats.
 
     recalled/00000.parquet   of the draws remembered from iteration k-1: log pi, log q by theta_{k-1}
-    draws/00000.parquet      the iteration's own draws: see estep.py
+    draws/00000.parquet      the iteration's own draws: see driver.py
     scored/00000.parquet     of these: log pi, log q, and what answer_scoring.py says of their answers
     memory/00000.parquet     the draws that iteration k leaves to the next
 
@@ -271,7 +271,7 @@ def drawn_nats(draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: 
 
     (the balance heuristic, Veach and Guibas 1995): a weight by one of the two alone would count such a
     completion twice. The first term is left out of a completion that is too long to be written freely.
-    Draws are at temperature 1 (see prepare._check_law) and under the prompt with the worked examples
+    Draws are at temperature 1 (see resolve._check_law) and under the prompt with the worked examples
     that they were drawn with. Raises EngineError where the engine can't score.
     """
     endings = Endings(sampler.tokenizer, sampler.cut, "ended", sampler.context)

@@ -88,7 +88,7 @@ def evaluation_metrics(
     majority_accuracy   of the most frequent answer, where there are several draws
     pass_at_k           of math: that one of k draws is right; k is 2, 4, 8 ... and all draws
     answered            share of draws with an answer, forced ones included
-    forced_share        share of draws whose answer was forced: see endings.py
+    forced_share        share of draws whose answer was forced: see forced_answers.py
     answered_unforced   share of draws with an answer that was not forced, if there are forced ones
     accuracy_unforced   accuracy where forced answers count as wrong, if there are any
     truncated_share     share of draws that ended at max_new_tokens; with `max_new_tokens` given, also

@@ -235,7 +235,7 @@ def asked_text(prompts: Prompts, problem: Problem) -> str:
 
 
 def scored(draws: Path, scores: Path) -> Iterator[list[Draw]]:
-    """Yield the draws of each shard of an E-step that were scored, with their nats: see tries.py."""
+    """Yield the draws of each shard of an E-step that were scored, with their nats: see scoring.py."""
     for place in sorted(scores.glob("*.parquet")):
         nats = read_nats(place)
         found, _ = read_shard(draws / place.name)

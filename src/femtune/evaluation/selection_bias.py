@@ -148,7 +148,7 @@ def kept_scores(asked: Sequence[Outcome]) -> dict[str, Any]:
     mean_shift, sd_shift, mode_shift    kept less all: a falling spread and a rising mode are a drift to
                                         the middle
 
-    Each with its bootstrap interval by item (see `intervals.bootstrap`).
+    Each with its bootstrap interval by item (see `bootstrap.bootstrap`).
     """
     frames = [frame(problem) for problem, _ in asked]
     if not asked or not all(known and known.form == "rating" for known in frames):

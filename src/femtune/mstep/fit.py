@@ -97,8 +97,8 @@ def m_step(
     """Fine-tune the weights in `start` on a file of examples and save them to `out`.
 
     `out` becomes an ordinary Hugging Face folder, or with LoRA a PEFT one, whole or not at all, with a
-    probe of its weights (see served.py). `on_step` gets step, steps and the loss. Where each process of
-    a job calls this, all work at the same steps, the first one saves, and all return the same.
+    probe of its weights (see weight_check.py). `on_step` gets step, steps and the loss. Where each
+    process of a job calls this, all work at the same steps, the first one saves, and all return the same.
 
     Full fine-tuning trains in float32. With `dtype` bfloat16 or float16, what `out` holds is rounded to
     it stochastically, seeded by `seed` (see rounding.py), and `master`, if given, becomes a folder with

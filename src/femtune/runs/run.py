@@ -7,7 +7,7 @@
         draws/00000.parquet  one shard a chunk: every draw, kept or not
         draws/00001.open.jsonl   the draws of a chunk that is still open: see journal.py
         eval/00000.parquet   the same of the evaluation
-        bound/, bound_scored/    and of what bounds the likelihood: see bound.py
+        bound/, bound_scored/    and of what bounds the likelihood: see likelihood_bound.py
         eval_scored/, rationales.json   what rationales are worth to the base: see rationales.py
         examples.parquet     what the M-step trains on; also TRL's prompt / completion columns
         model/               an ordinary Hugging Face folder

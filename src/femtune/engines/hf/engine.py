@@ -51,7 +51,7 @@ class TransformersEngine:
 
     `max_batch` rows are written at once, by default as many as `default_max_batch` says; the batch is
     refilled when a sixteenth of it is free, as a pass over several prompts costs little more than one
-    over one. Raises ModelError where the model can't be read or served (see `causal.read_served`), or
+    over one. Raises ModelError where the model can't be read or served (see `model.read_served`), or
     has no end token.
     """
 
@@ -179,7 +179,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """Return the nats of each continuation after its prefix, in two passes a batch: see tree.py.
+        """Return the nats of each continuation after its prefix, in two passes: see answer_tree.py.
 
         Where memory runs out, passes are halved from then on. Raises EngineError for a continuation
         that is too long, and where memory is short for a single prefix.
@@ -259,7 +259,7 @@ class TransformersEngine:
 
 
 def default_max_batch(config: Any, device: torch.device) -> int:
-    """`rows.usual_rows` of a model of this shape on a device."""
+    """`batch_size.usual_rows` of a model of this shape on a device."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     number_bytes = torch.tensor([], dtype=config.dtype or torch.float32).element_size()

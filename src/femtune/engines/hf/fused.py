@@ -3,7 +3,7 @@
 The queries', keys' and values' projections are one product, and so are the MLP's gate and up; a pass
 that only fills slots stops once the last layer's keys and values are stored. On a GPU a step attends by
 two products where heads share keys, which are then not copied for each. Sums round in another order than
-in the model, so `causal.quickest` compares logits before it takes this for the model.
+in the model, so `model.quickest` compares logits before it takes this for the model.
 """
 
 from __future__ import annotations

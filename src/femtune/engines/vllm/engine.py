@@ -8,7 +8,7 @@
 vLLM batches by itself, in a process of its own; this file keeps its queue filled, and its weights right:
 
     adapter        a LoRA request under a new name, so that nothing cached under an old one is used
-    full folder    vLLM's reload in place, then what that leaves stale (see vllm_worker.py)
+    full folder    vLLM's reload in place, then what that leaves stale (see worker.py)
     probe failed   the engine ended, and started on the folder
 
 vLLM starts its processes by `spawn`: a script that makes this engine needs `if __name__ == "__main__":`.

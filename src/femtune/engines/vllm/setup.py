@@ -131,7 +131,7 @@ def adapter_rank(adapter: Mapping[str, Any]) -> int:
 def read_end_tokens(
     model: str | Path, tokenizer: ChatTokenizer, trust_remote_code: bool = False
 ) -> frozenset[int]:
-    """All ids that end a completion, of a folder or Hub id; see `transformers.end_tokens`."""
+    """All ids that end a completion, of a folder or Hub id; see `engine.end_tokens`."""
     try:
         generation = transformers.GenerationConfig.from_pretrained(model)
     except OSError:  # it has none: a model takes its defaults from its configuration

@@ -72,7 +72,7 @@ ANSWERS = (
 LOSS = Measure(
     "loss", "loss of the M-step, nats a token", is_share=False, low_is_good=True, most=math.inf
 )
-# of the bound: see bound.py
+# of the bound: see likelihood_bound.py
 POSTERIOR = (
     Measure(
         "bound", "bound on the log-likelihood, nats", is_share=False, least=-math.inf, most=math.inf

@@ -7,9 +7,9 @@ hinted; u is the share of problems that are unsolved when it is asked, first 1, 
     all, n draws                n draws
     kept                        1 - u after the last
 
-which is schemes.py's: rejection(M) (1 - (1 - p)^M) / p draws, star 2 - p, pps 1. All problems are taken
+which is named.py's: rejection(M) (1 - (1 - p)^M) / p draws, star 2 - p, pps 1. All problems are taken
 to be equally hard; where they are not, rejection draws more and keeps less. Schemes that remember, or
-begin otherwise than they go on: course.py. Completions that are scored are read as prompts are.
+begin otherwise than they go on: schedule.py. Completions that are scored are read as prompts are.
 
 **FLOPs** a token, N parameters without the table of embeddings (MoE: those that a token passes), L
 layers, d = heads x head_dim, s tokens of context (Kaplan et al. 2020, arXiv 2001.08361, section 2.1;
@@ -28,12 +28,12 @@ other, and of sampling, which goes over the logits some times:
 
     max(r 2 N / peak, weights / bandwidth) + max(r 4 L d s / peak, r s KV / bandwidth) + L x overhead
 
-Rows come as in chunks.py: at most B at a time, retries first, a chunk's last rows ever fewer (`rounds`);
+Rows come as in scheduler.py: at most B at a time, retries first, fewer at a chunk's end (`rounds`);
 at its end the longest draw is written alone. The M-step: FLOPs / (peak x share) + micro-batches x L x
 overhead + optimizer steps x 28 N / bandwidth (AdamW reads weight, gradient and two moments, and writes
 all but the gradient, in float32).
 
-**Memory** of a device: footprint.py. **Shares and overheads**: hardware.py.
+**Memory** of a device: memory.py. **Shares and overheads**: hardware.py.
 """
 
 from __future__ import annotations
