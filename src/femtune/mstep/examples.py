@@ -61,8 +61,8 @@ def write_examples(
     """Weigh stored draws, problem by problem, and store the examples; gives how many there are.
 
     `factors` multiply the weights of examples by their problem's answer y*: see
-    `selection_bias.balance_factors`. Prompts are rendered here, plain, so that no hint gets into the M-step unless an example says that it
-    is of a wake phase. Holds one chunk at a time.
+    `selection_bias.balance_factors`. Prompts are rendered here, plain, so that no hint gets into the
+    M-step unless an example says that it is of a wake phase. Holds one chunk at a time.
     """
     num = 0
     # a file, as pyarrow takes a name with a colon for a URI

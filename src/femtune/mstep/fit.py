@@ -98,7 +98,7 @@ def m_step(
 
     `out` becomes an ordinary Hugging Face folder, or with LoRA a PEFT one, whole or not at all, with a
     probe of its weights (see weight_check.py). `on_step` gets step, steps and the loss. Where each
-    process of a job calls this, all work at the same steps, the first one saves, and all return the same.
+    process of a job calls this, all take the same steps, the first one saves, and all return the same.
 
     Full fine-tuning trains in float32. With `dtype` bfloat16 or float16, what `out` holds is rounded to
     it stochastically, seeded by `seed` (see rounding.py), and `master`, if given, becomes a folder with
