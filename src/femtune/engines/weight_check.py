@@ -41,7 +41,7 @@ class Probe:
 
     @property
     def num_tokens(self) -> int:
-        """Of the completions."""
+        """Number of tokens of all completions together."""
         return sum(map(len, self.completions))
 
 

@@ -63,7 +63,7 @@ def closed_set(problem: Problem) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Writing:
-    """How each answer is written after the cue, in tokens.
+    """Return the tokens of each answer after the cue.
 
     `ways[i]` are the continuations that all write answer i: one, or one for each way of closing it.
     """

@@ -83,7 +83,7 @@ def overlapped(
 
 
 class _Stream:
-    """What the threads share: queues, and chunks that only the engine's thread touches."""
+    """State shared by the threads: queues, and chunks that only the engine's thread changes."""
 
     def __init__(
         self,

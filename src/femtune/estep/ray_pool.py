@@ -47,7 +47,7 @@ STOPPED = "stopped"  # what a worker gives for a lease that it did not work off 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """How many workers there are to be, and what each needs."""
+    """Number of workers, and the CPUs and GPUs of each."""
 
     workers: int
     address: str | None = None  # of a Ray cluster; None: one is started here, and ended
@@ -89,7 +89,7 @@ class Task:
 
 
 class Worker:
-    """What runs in an actor. Its errors go to the driver as they are."""
+    """Code that runs in an actor. Its errors reach the driver unchanged."""
 
     def start(self, make_engine: Callable[[], Sampler]) -> str:
         """Load the engine; gives the name of the machine."""
@@ -281,7 +281,7 @@ class Pool:
         return [awaited[doing] for doing in ended]
 
     def _result(self, worker: _WorkerHandle) -> Any:
-        """What a worker gives, or None if it died; it is free then. Raises what it raised."""
+        """Return the result of a worker, or None if it died, and free it. Raises its error."""
         starting, doing = worker.order is None, worker.doing
         worker.doing = worker.order = None
         try:
@@ -295,7 +295,7 @@ class Pool:
         return True if value is None else value
 
     def _stored(self, work: Work, result: Any) -> Any:
-        """What came of work; a chunk with its draws, read back where the worker stored them."""
+        """Return the result of a task; for a chunk, its draws, read back from where they were stored."""
         if not isinstance(work, Lease) or work.place is None:
             return result
         for _ in range(50):  # a network's file system may show a new file late
@@ -319,7 +319,7 @@ class Pool:
 
 
 def _stop_file(place: Path) -> Path:
-    """What tells workers that the run is to stop, beside the shards that they store."""
+    """Return the file that tells workers to stop, beside the shards that they store."""
     return place.with_name(".stopping")
 
 
@@ -386,7 +386,7 @@ def _on_loopback() -> Iterator[None]:
 
 
 def _local_cpus(posts: WorkerSpec) -> int:
-    """What Ray is told this machine has: workers share its cores if they are fewer."""
+    """Return the number of CPUs to declare to Ray: workers share the cores if they are fewer."""
     return max(os.cpu_count() or 1, -int(-posts.cpus * posts.workers // 1))
 
 
@@ -413,7 +413,7 @@ def _too_many(order: Task | None) -> str:
 
 
 def _cause(error: Any) -> BaseException:
-    """What a worker raised."""
+    """Return the error that a worker raised."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, FemtuneError):
         return cause

@@ -79,7 +79,7 @@ class EnginePool(Protocol):
 
 @dataclass(frozen=True)
 class Sampler:
-    """What draws come from and how they are graded, apart from problems and scheme."""
+    """Engine, prompts, grading and sampling: all that draws depend on, but problems and scheme."""
 
     engine: Engine | EnginePool
     tokenizer: Tokenizer
@@ -117,7 +117,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What came of one chunk of problems."""
+    """Draws of one chunk of problems, and what they took."""
 
     index: int
     draws: list[Draw]  # in order of problem, then key
@@ -126,7 +126,7 @@ class Chunk:
 
 
 def upcoming(stages: Sequence[Stage], attempts: Sequence[Draw], begin: int = 0) -> list[tuple[int, int]]:
-    """What to ask of a problem next, as (stage, index), once all of `attempts` are graded; [] when done.
+    """Return the next (stage, index) to ask of a problem, given its graded `attempts`; [] when done.
 
     A stage for the unsolved asks one at a time and stops at the first accepted draw, of this stage or an
     earlier one; a stage for all asks its draws together. Stages are numbered from `begin` on.
@@ -147,7 +147,7 @@ def upcoming(stages: Sequence[Stage], attempts: Sequence[Draw], begin: int = 0) 
 
 
 class OpenChunk:
-    """Which request comes next, and what has come back: the state of a chunk that is worked off."""
+    """State of a chunk in work: the requests that come next, and the draws that have come back."""
 
     def __init__(self, lease: Lease, sampler: Sampler) -> None:
         self.lease = lease
@@ -221,7 +221,7 @@ class OpenChunk:
 
     @property
     def is_done(self) -> bool:
-        """Whether every problem has all its draws."""
+        """True if every problem has all its draws."""
         return not self._fresh and not any(self._open.values())
 
     @property
@@ -230,7 +230,7 @@ class OpenChunk:
         return [draw for attempts in self.attempts.values() for draw in attempts]
 
     def asked(self, request: Request) -> bool:
-        """Whether a request is of this chunk."""
+        """Return True if a request belongs to this chunk."""
         return request.key.problem_id in self._problems
 
     def unanswered(self) -> list[str]:

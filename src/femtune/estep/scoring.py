@@ -73,7 +73,7 @@ class ScoredDraws:
 
     @property
     def indices(self) -> range:
-        """Of the chunks."""
+        """Numbers of the chunks."""
         return range(-(-len(self.problems) // self.sampler.chunk_size))
 
     @property
@@ -100,7 +100,7 @@ class ScoredDraws:
     def choose(
         self, index: int, problems: Sequence[Problem]
     ) -> tuple[Sequence[Problem], frozenset[str]]:
-        """Of a chunk's problems those due and worth asking, and the ids of those that are remembered.
+        """Return a chunk's problems that are due and worth asking, and the ids of remembered ones.
 
         No draw can raise the bound log sum_S pi(z, y* | x), over the distinct remembered draws S, by
         more than minus itself, as pi(y* | x) is at most 1.
@@ -111,7 +111,7 @@ class ScoredDraws:
         return [p for p in due if self._worth(by_id.get(p.id, []))], frozenset(by_id)
 
     def is_scored(self, kind: str) -> bool:
-        """Whether the nats of that kind ("recalled" or "scored") are stored, or none are needed."""
+        """Return True if log-probabilities of a kind ("recalled", "scored") are stored or not needed."""
         if not self.scheme.needs & SCORED:
             return True
         if kind == "recalled" and (self.scheme.remember is None or self.iteration == 1):
@@ -155,7 +155,7 @@ class ScoredDraws:
                 self.run.record(path)
 
     def metrics(self) -> dict[str, Any]:
-        """What scoring took, and of schemes that remember, what is known of the problems.
+        """Return the cost of scoring and, for schemes that remember, the measures of what they remember.
 
         covered_share    share of problems with a right draw, remembered or new
         log_mass         mean over these of log sum_S pi(z, y* | x), nats, S the distinct right draws:
@@ -185,7 +185,7 @@ class ScoredDraws:
 
     @cached_property
     def _turns(self) -> Mapping[str, int]:
-        """When of `every` iterations each problem is asked: as many in each, in no order of rows."""
+        """Assign each problem to one of `every` iterations, evenly, whatever the order of rows."""
         shuffled = sorted(self.problems, key=lambda problem: uniform(f"turn {problem.id}"))
         return {problem.id: i % self.scheme.every for i, problem in enumerate(shuffled)}
 

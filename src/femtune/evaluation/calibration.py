@@ -87,7 +87,7 @@ def effect(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What a calibration does to items it was not fitted on.
+    """Measure a calibration on items that it was not fitted on.
 
     `ece_before`, `ece_after`, `brier_before`, `brier_after`, each with its interval, from the same
     resamples; {} of single draws. See metrics.confidence. Raises ConfigError where the calibration is

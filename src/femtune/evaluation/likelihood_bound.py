@@ -86,7 +86,7 @@ def score_right(source: Path, target: Path, problems: Mapping[str, Problem], sam
 
 
 def is_right(draw: Draw) -> bool:
-    """Whether the completion earned the full reward, whatever it says of a hint."""
+    """Return True if the completion earned the full reward, whatever it says of a hint."""
     return draw.score.reward >= 1
 
 

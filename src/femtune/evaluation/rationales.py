@@ -67,7 +67,7 @@ class EvaluatedRun(Protocol):
 
     @property
     def progress(self) -> Phases:
-        """Where phases are shown."""
+        """Progress that shows phases."""
         ...
 
     def place(

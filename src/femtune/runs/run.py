@@ -97,7 +97,7 @@ class Run:
         return self.root / f"iteration-{number:03}"
 
     def shard(self, iteration: int, kind: str, index: int) -> Path:
-        """Where chunk `index` of the draws of that kind ("draws" or "eval") is stored."""
+        """Return where chunk `index` of a kind of draws ("draws" or "eval") is stored."""
         return self.iteration(iteration) / kind / f"{index:05}.parquet"
 
     def log(self, event: str, **fields: Any) -> None:
@@ -295,7 +295,7 @@ def read_log(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def check_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str]) -> None:
-    """Whether `root` can become or already is the run of this configuration; writes nothing.
+    """Check that `root` can become, or is, the run of this configuration; write nothing.
 
     Raises RunError where it can't be written or holds something else.
     """

@@ -127,7 +127,7 @@ class Fused:
         return functional.rms_norm(hidden, hidden.shape[-1:], weight, self._eps)
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """What queries [n, t, Q, D] see, [n, t, Q D], of keys and values [n, K, columns, D]."""
+        """Attend: return [n, t, Q D] for queries [n, t, Q, D] and keys and values [n, K, columns, D]."""
         num, length = query.shape[:2]
         shared = self._num_queries != self._num_keys
         is_prompt, columns = mask is None, keys.shape[2]
@@ -153,7 +153,7 @@ class Fused:
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a layer has the parts that are known, and its projections are no adapter's."""
+    """Return True if a layer has the known parts, and no projection belongs to an adapter."""
     attention, mlp = layer.self_attn, layer.mlp
     projections = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj]
     return {name for name, _ in layer.named_children()} == _PARTS and all(

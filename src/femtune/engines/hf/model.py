@@ -92,7 +92,7 @@ def quickest(model: Any, reference: Reference) -> Any:
 
 
 def stamp_of(folder: Path) -> tuple[Any, ...]:
-    """What tells weights from others: the folder, and its files' names, sizes and times."""
+    """Return what identifies weights: the folder, and its files' names, sizes and times."""
     if not folder.is_dir():  # an id on the Hub
         return (str(folder),)
     files = sorted(folder.glob("*.safetensors"))

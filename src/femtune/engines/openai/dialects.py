@@ -32,7 +32,7 @@ _NO_PENALTIES = {
 
 @dataclass(frozen=True)
 class Dialect:
-    """What one kind of server takes."""
+    """The parameters and replies of one kind of server."""
 
     name: str
     extras: Mapping[str, Any] = field(default_factory=dict)  # sent with every completion
@@ -83,7 +83,7 @@ _OWNERS = {"vllm": VLLM, "sglang": SGLANG, "llamacpp": LLAMACPP}
 
 
 def dialect_of(cards: Sequence[Mapping[str, Any]]) -> Dialect:
-    """Which kind of server serves these models, by who owns them."""
+    """Return the kind of server that serves these models, by their owner."""
     owners = [str(card.get("owned_by", "")).lower() for card in cards]
     return next((_OWNERS[owner] for owner in owners if owner in _OWNERS), PLAIN)
 

@@ -265,7 +265,7 @@ class OpenAIEngine:
         return body | self._named(server)
 
     def _named(self, server: Server) -> dict[str, Any]:
-        """How a server is told what to draw from: the base, or the adapter over it."""
+        """Return the part of a request that names the base, or the adapter over it."""
         if self._adapter and server.dialect is dialects.SGLANG:
             return {"model": server.model, "lora_path": self._adapter}
         return {"model": self._adapter or server.model}

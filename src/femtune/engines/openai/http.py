@@ -40,7 +40,7 @@ _log = logging.getLogger("femtune")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to wait for what, in seconds, and how often to try again."""
+    """Time-outs in seconds, and the number of retries."""
 
     timeout_s: float = 600.0  # one completion
     handshake_s: float = 30.0  # one answer while the server is looked at
@@ -58,12 +58,12 @@ class Failed(Exception):
 
     @property
     def may_pass(self) -> bool:
-        """Whether the same request may be answered at another time."""
+        """True if the same request may succeed later."""
         return self.status < 300 or self.status in _AGAIN
 
     @property
     def is_of_request(self) -> bool:
-        """Whether the server refuses this one request, and may take others."""
+        """True if the server refuses this one request, and may accept others."""
         return self.status in (400, 413, 422)
 
 
@@ -104,11 +104,11 @@ class HttpClient:
         return future
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What a coroutine returns or raises; it ends with the wait for it."""
+        """Run a coroutine and return its result, or raise its error; it ends with the wait."""
         return self.gather([work])[0]
 
     def gather(self, works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-        """What several return; the first that raises ends the others."""
+        """Run several coroutines and return their results; the first error ends the others."""
         futures = [self.start(work) for work in works]
         try:
             return [future.result() for future in futures]
@@ -118,7 +118,7 @@ class HttpClient:
 
     @property
     def is_closed(self) -> bool:
-        """Whether `close` was called."""
+        """True after `close` was called."""
         return not self._thread.is_alive()
 
     def close(self) -> None:
@@ -157,7 +157,7 @@ class HttpClient:
         send: Callable[[str], Awaitable[T]],
         retries: int | None = None,
     ) -> T:
-        """What `send` gives of one of the servers, the idlest that is up; tried again where that helps.
+        """Return what `send` gives for the idlest server that is up; retry where that can help.
 
         Raises Failed where it doesn't, and RetriesExhausted after the last attempt.
         """
@@ -289,7 +289,7 @@ def shown(url: str) -> str:
 
 
 def complaint(error: Failed, url: str) -> str:
-    """What to tell of a failure that concerns all requests: a key, a name or an address is wrong."""
+    """Return a message for a failure that concerns all requests: a wrong key, name or address."""
     if error.status in (401, 403):
         return f"{shown(url)} refuses the key ({error}): set OPENAI_API_KEY to one that it takes."
     return f"{shown(url)} can't be used: {error}."
@@ -304,7 +304,7 @@ def _headers(key: str) -> dict[str, str]:
 
 
 def _words(response: httpx2.Response) -> str:
-    """What a server says of an error, in a line."""
+    """Return a server's own message for an error, in a line."""
     try:
         said = response.json()
     except ValueError:

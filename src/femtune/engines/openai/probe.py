@@ -105,7 +105,7 @@ class _Look:
         )
 
     async def same_tokens(self, server: Server) -> bool:
-        """Whether /tokenize gives the local tokens; False where there is none.
+        """Return True if /tokenize gives the local tokens, False if it differs or is missing.
 
         Raises ModelError where it gives others.
         """
@@ -212,7 +212,7 @@ class _Look:
         return ""
 
     async def _takes_adapters(self, server: Server) -> bool:
-        """Whether there is a way to load one: a request without its name is refused, not unknown."""
+        """Return True if adapters can be loaded: a request without a name is refused, not unknown."""
         try:
             await self._post(adapter_url(server, "load"), {})
         except Failed as error:
@@ -280,7 +280,7 @@ def _context(card: Mapping[str, Any]) -> int | None:
 
 
 def _tempered(cold: Mapping[str, Any], choices: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether log-probabilities are of the distribution at the sampling's temperature.
+    """Return True if log-probabilities are those at the sampling's temperature.
 
     Near temperature 0, the likeliest token then has all but all of the mass: more than it had in the
     draws at temperature 1, or so much that one of those would have shown it.
@@ -302,7 +302,7 @@ def _first_id(choice: Mapping[str, Any]) -> int | None:
 
 
 def _near(some: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether two ways to the same log-probabilities agree up to rounding at 16 bits."""
+    """Return True if two ways to compute log-probabilities agree up to rounding at 16 bits."""
     pairs = zip(some, others, strict=True)
     return all(abs(a - b) <= 0.1 + 0.02 * abs(b) for a, b in pairs)
 

@@ -15,7 +15,7 @@ from femtune.types import Sampling
 
 @dataclass(frozen=True)
 class Abilities:
-    """What a server can do, or all of several."""
+    """What one server can do, or all of several."""
 
     seeds: bool  # the same seed draws the same tokens
     logprobs: bool  # of sampled tokens
@@ -40,7 +40,7 @@ class Server:
 
 
 def all_of(found: Sequence[Abilities]) -> Abilities:
-    """What each of several servers can do."""
+    """Return what all of several servers can do."""
     names = [field.name for field in dataclasses.fields(Abilities)]
     return Abilities(**{name: all(getattr(one, name) for one in found) for name in names})
 
@@ -66,6 +66,6 @@ def request_body(
 
 
 def adapter_url(server: Server, verb: str) -> str:
-    """Where adapters are loaded or unloaded: SGLang has it beside /v1, vLLM under it."""
+    """Return the URL that loads or unloads adapters: SGLang has it beside /v1, vLLM under it."""
     root = server.url.removesuffix("/v1") if server.dialect is dialects.SGLANG else server.url
     return f"{root}/{verb}_lora_adapter"

@@ -280,7 +280,7 @@ class VllmEngine:
                 self._abort(going)
 
     def _jobs(self, index: int, pair: Pair) -> Iterator[_Job]:
-        """What vLLM is asked, to score a pair: the last token after all others, whose nats it adds.
+        """Yield the requests that score a pair: the last token after all others.
 
         Where it has adapters, each token after those before it: it fails at a prompt's log-probabilities
         then, as it has sampled rows alone in mind when it adds an adapter to the logits (0.32).
@@ -381,7 +381,7 @@ class VllmEngine:
     # --- requests and what comes of them
 
     def _params(self, sampling: Sampling) -> Any:
-        """What all requests of a `generate` share; `_seeded` makes each its own."""
+        """Return the parameters that all requests of a `generate` share; `_seeded` adds the seed."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -572,7 +572,7 @@ def _one_token_params(**more: Any) -> Any:
 
 
 def _branches(index: int, prefix: Sequence[int], several: Sequence[Tokens]) -> Iterator[_Branch]:
-    """Where a prefix's continuations part: each text that some of them go on from, with what follows.
+    """Return each text where a prefix's continuations branch, with the tokens that follow.
 
     vLLM scores so many tokens after a text at once: of more, some are in another branch.
     """

@@ -118,7 +118,7 @@ def lora_args(rank: int | None) -> dict[str, Any]:
 
 
 def adapter_config(folder: Path) -> dict[str, Any] | None:
-    """What a PEFT adapter's folder says of it; None for any other folder."""
+    """Return the settings in a PEFT adapter's folder; None for any other folder."""
     path = folder / "adapter_config.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
