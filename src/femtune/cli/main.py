@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as stop:
-        errors.print(literal("Stopped. What is stored stays; the same command goes on from there."))
+        errors.print(literal("Stopped. What is stored stays; the same command resumes from there."))
         return stop.status if isinstance(stop, interrupts.Stopped) else 130
     return 0
 

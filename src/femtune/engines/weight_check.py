@@ -1,4 +1,4 @@
-"""Whether an engine serves the weights that it was told to, by what it gives a few completions.
+"""Check that an engine serves the weights it was given, by the log-probabilities of a few completions.
 
 An M-step leaves a probe in the folder of its weights: some examples, their log-probabilities under the
 new weights, and under those that it started from. An engine that has loaded the folder must give the
@@ -51,7 +51,7 @@ def write_probe(folder: Path, probe: Probe) -> None:
 
 
 def read_probe(folder: Path) -> Probe | None:
-    """The probe beside some weights, or None where there is none."""
+    """Return the probe beside some weights, or None."""
     path = folder / PROBE
     return Probe(**json.loads(path.read_text())) if path.exists() else None
 
@@ -65,7 +65,7 @@ class Loads(Protocol):
 def serve(engine: Loads, weights: Path, rounding: float, base_probe: Probe | None = None) -> None:
     """Load weights and check that they are served, by the probe beside them or, of a base, the given.
 
-    A server that can't score is trusted with a base, and told of, but not with what was learnt. Raises
+    A server that can't score is trusted, with a warning, for a base, but not for what was learnt. Raises
     EngineError where weights are not served, and what `load` raises.
     """
     engine.load(weights)

@@ -141,7 +141,7 @@ def work_off(
 
 
 def open_journal(lease: Lease, sampler: Sampler) -> Journal | nullcontext[None]:
-    """The journal of a chunk that is stored somewhere, unless it is to be drawn anew as a whole."""
+    """Return the journal of a chunk that is stored somewhere, unless the whole chunk is redrawn."""
     if lease.place is None:
         return nullcontext()
     if sampler.resume == "chunks":

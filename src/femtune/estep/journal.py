@@ -79,7 +79,7 @@ def journal_of(shard: Path) -> Path:
 
 
 def remove_journal(shard: Path) -> None:
-    """What was in it is in the shard now, or is to be drawn anew. Raises RunError."""
+    """Remove the journal: its draws are in the shard now, or are redrawn. Raises RunError."""
     path = journal_of(shard)
     try:
         path.unlink(missing_ok=True)

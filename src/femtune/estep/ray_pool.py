@@ -4,7 +4,7 @@
              also in place of those that died, and takes in late ones when the cluster has room
     worker   has an engine of its own; loads the weights that a lease names, draws, grades, stores
 
-Log-probabilities are handed out as slices of the pairs to score, in the same way. A worker that dies
+Log-probabilities are handed out as slices of the pairs to score, in the same way. A worker that crashes
 loses its lease, which goes to another, with the journal of what was drawn: a chunk's
 draws do not depend on who makes them. A run that is to stop leaves a file beside the shards, at whose
 sight workers finish what they have in flight. All machines see the run directory, by which weights
@@ -39,8 +39,8 @@ from femtune.types import Asked, Engine
 log = logging.getLogger("femtune")
 
 MOST_DEATHS = 3  # of workers over one lease, before it is taken to be the cause
-SLICE = 64  # pairs, or prefixes; fixed, so that numbers do not hang on how many workers there are
-AHEAD = 4  # chunks a worker that may be begun before the first of them is done
+SLICE = 64  # pairs, or prefixes; fixed, so that numbers do not depend on the number of workers
+AHEAD = 4  # chunks a worker that may start before the first of them is done
 STARTING = -1  # stands for a lease in the count of deaths
 STOPPED = "stopped"  # what a worker gives for a lease that it did not work off to its end
 
@@ -187,7 +187,7 @@ class Pool:
         """Nats of each completion given its prompt, in order: see `types.Engine`.
 
         Raises what a worker raises, EngineError where a slice ends MOST_DEATHS workers, and Stopped
-        where that is wished, once what workers have begun is done.
+        on request, once workers have finished what they started.
         """
         slices = [
             ScoreBatch(i, pairs[at : at + SLICE]) for i, at in enumerate(range(0, len(pairs), SLICE))
@@ -201,14 +201,14 @@ class Pool:
         return [nats for part in self._deal(slices, []) for nats in part]
 
     def _deal(self, works: Sequence[Work], places: Sequence[Path]) -> Iterator[Any]:
-        """Hand out work; gives what comes of each, in its order. A wish to stop is told at `places`."""
+        """Hand out work; yield the results in order. A request to stop is written at `places`."""
         fresh = deque(works)
         again: deque[Task] = deque()
         deaths: Counter[int] = Counter()
         begun: deque[int] = deque()  # work that is not given yet, in its order
         done: dict[int, Any] = {}
         for worker in self._workers:
-            worker.order = None  # what a caller who stopped has left is of no use
+            worker.order = None  # a caller that stopped has no use for it
         while fresh or begun:
             if interrupts.stop_requested():
                 fresh.clear()

@@ -220,7 +220,7 @@ _KINDS = ("recalled", "scored", "memory")
 
 
 def log_mass(draws: Sequence[Draw]) -> float | None:
-    """log of the sum of pi(z, y | x) over distinct accepted draws, nats; None where there is none.
+    """log of the sum of pi(z, y | x) over distinct accepted draws, nats; None without such draws.
 
     Rounding may lift a sum above 1: such is taken for 1.
     """
@@ -262,7 +262,7 @@ def scored_draws(
 
 
 def drawn_nats(draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: Sampler) -> list[float]:
-    """Log-probability in nats of drawing each completion, freely or by a forced answer.
+    """Return the log-probability (nats) of drawing each completion, freely or by a forced answer.
 
     Where answers are forced, z + cue + y is drawn in two ways: the model writes it, or it ends after z
     and answers the cue. Importance weights divide by the sum of both,
@@ -338,7 +338,7 @@ def logprobs(
 
 
 def write_nats(path: Path, draws: Sequence[Draw], timing: dict[str, float]) -> None:
-    """Store the nats of draws, with seconds and tokens in the file's metadata under "timing"."""
+    """Store log-probabilities of draws, with seconds and tokens in the metadata under "timing"."""
     columns = {
         "iteration": [draw.key.iteration for draw in draws],
         "problem_id": [draw.key.problem_id for draw in draws],

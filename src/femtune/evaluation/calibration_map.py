@@ -50,7 +50,7 @@ def check_scale(calibration: Calibration, scale: Sequence[str]) -> None:
     if tuple(scale) != calibration.scale:
         raise ConfigError(
             f"the calibration is of the scale {list(calibration.scale)}, "
-            f"the answers are on {list(scale)}: fit it anew."
+            f"the answers are on {list(scale)}: fit it again."
         )
 
 

@@ -49,7 +49,7 @@ class Votes:
     """Items as arrays over a scale."""
 
     counts: Floats  # [items, scale]
-    first: Ints  # [items, scale], the index of an answer's first vote; NEVER where there is none
+    first: Ints  # [items, scale], the index of an answer's first vote; NEVER if there is no vote
     truth: Ints  # [items], a position on the scale
     several: bool  # whether an item was drawn more than once
 
@@ -61,7 +61,7 @@ class Votes:
 
     @property
     def shares(self) -> Floats:
-        """Of the votes on the scale, [items, scale]; uniform where there is none."""
+        """Shares of the votes on the scale, [items, scale]; uniform without votes."""
         counts = np.where(self.cast[:, None], self.counts, 1.0)
         shares: Floats = counts / counts.sum(axis=1, keepdims=True)
         return shares

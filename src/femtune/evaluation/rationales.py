@@ -243,6 +243,6 @@ def scored(draws: Path, scores: Path) -> Iterator[list[Draw]]:
 
 
 def read_rationales(folder: Path) -> dict[str, Any]:
-    """Return the stored measures of an iteration's folder; {} where there are none."""
+    """Return the stored measures of an iteration's folder; {} if nothing is stored."""
     path = folder / FILE
     return json.loads(path.read_text()) if path.is_file() else {}

@@ -3,7 +3,7 @@
     iteration-000/eval/00000.parquet           draws
     iteration-000/eval_answers/00000.parquet   problem_id, index, answers, nats: pi(y | x, z) after each
 
-A shard is scored once its draws are stored, and written whole. So a stopped command goes on with the
+A shard is scored once its draws are stored, and written whole. So a stopped command resumes with the
 shards that are missing, and scores nothing twice.
 """
 

@@ -2,7 +2,7 @@
 
 The filter keeps what the model gets right, which is the easy and the middling: a judge that is trained
 on that drifts to the most frequent human score. `kept_by` and `kept_scores` show it, `balance_factors`
-mends the answers' part of it: weights by y*, as in inverse-propensity weighting.
+corrects the answers' part of it: weights by y*, as in inverse-propensity weighting.
 
 A share is of problems with an accepted draw, 0 to 1; its interval is Wilson's of 95%, which takes the
 problems as independent.

@@ -1,4 +1,4 @@
-"""The run directory: what is in each file, each written once, all of it enough to go on from.
+"""The run directory: what is in each file, each written once, all of it enough to resume from.
 
     config.yaml              format number, and the whole resolved configuration
     environment.json         versions, hardware and git state as the run began
@@ -181,7 +181,7 @@ _BEFORE_CONFIG = {".lock", ".config.yaml.part"}
 
 @contextmanager
 def open_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str]) -> Iterator[Run]:
-    """Make a run directory, or go on with the one that holds this very configuration.
+    """Make a run directory, or resume the one that holds this very configuration.
 
     `changeable` names settings that may differ from the stored ones. Raises RunError where the
     directory can't be written, holds something else, or is in use by a living process.
@@ -260,7 +260,7 @@ def _owner(lock: IO[bytes]) -> str:
 
 
 def _tell_environment(run: Run) -> None:
-    """Store what the run was begun with, and log what differs as it goes on."""
+    """Store what the run was started with, and log what differs when it resumes."""
     path, now = run.root / "environment.json", environment()
     if not path.exists():
         write_json(path, now)
@@ -276,7 +276,7 @@ def _tell_environment(run: Run) -> None:
     if versions:
         shown = ", ".join(f"{n.partition('.')[2]} {a} -> {b}" for n, (a, b) in versions.items())
         events.warning(
-            "%s was begun with other versions (%s): what is drawn from now on may differ by rounding "
+            "%s was started with other versions (%s): what is drawn from now on may differ by rounding "
             "from what an unchanged installation would draw.",
             *(run.root, shown),
         )
@@ -348,12 +348,12 @@ def _check_relied_on(root: Path, stored: Any, now: Mapping[str, str]) -> None:
 def stored_config(root: Path) -> dict[str, Any]:
     """Return the configuration of a run, without its format.
 
-    Raises RunError where there is none, where it is damaged, or made by another version of femtune.
+    Raises RunError if it is missing, damaged, or made by another version of femtune.
     """
     path = root / "config.yaml"
     if not path.exists():
         raise RunError(f"{root} is no run: it has no config.yaml. Give the folder of a run.")
-    redo = "Put back what was in it, or begin anew in another --output-dir."
+    redo = "Put back what was in it, or start again in another --output-dir."
     try:
         stored = read_yaml(path)
     except Unreadable as error:
@@ -386,7 +386,7 @@ def _refuse_other(
         raise RunError(
             f"{root} holds a run with another configuration (- stored, + asked for):\n  "
             + "\n  ".join(changed)
-            + "\nGive the same settings to go on with it, or another --output-dir."
+            + "\nGive the same settings to resume it, or another --output-dir."
         )
 
 

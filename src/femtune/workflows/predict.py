@@ -285,7 +285,7 @@ def read_calibration(settings: Evaluate) -> Calibration | None:
     if settings.aggregate not in ("auto", found.of):
         raise ConfigError(
             f"calibration {settings.calibration} is of {found.of}, and aggregate is "
-            f"{settings.aggregate}. Fit it anew with --aggregate {settings.aggregate}."
+            f"{settings.aggregate}. Fit it again with --aggregate {settings.aggregate}."
         )
     if found.of == "votes" and settings.draws == 1:
         raise ConfigError("calibration is of shares of votes: set draws 16 and temperature 1, say.")

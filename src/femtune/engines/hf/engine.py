@@ -179,7 +179,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """Return the nats of each continuation after its prefix, in two passes: see answer_tree.py.
+        """Return log-probabilities (nats) of continuations, in two passes: see answer_tree.py.
 
         Where memory runs out, passes are halved from then on. Raises EngineError for a continuation
         that is too long, and where memory is short for a single prefix.
@@ -198,7 +198,7 @@ class TransformersEngine:
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                if values is None:  # what is left is batched anew
+                if values is None:  # what is left is batched again
                     self._halve_pass(sum(len(each.members) for each in batch), answer_tree.padded(batch))
                     break
                 for index, found in values:
@@ -211,7 +211,7 @@ class TransformersEngine:
         if self.max_batch == 1:
             raise EngineError(f"out of memory while writing a single completion: {_LESS_MEMORY}")
         rows, self.max_batch = self.max_batch, self.max_batch // 2
-        _log.warning("out of memory with %d rows at a time: going on with %d", rows, self.max_batch)
+        _log.warning("out of memory with %d rows at a time: continuing with %d", rows, self.max_batch)
 
     def _halve_pass(self, pairs: int, tokens: int) -> None:
         """After memory ran out in a pass over so many pairs, of so many tokens with padding."""
@@ -220,7 +220,7 @@ class TransformersEngine:
         give_back(self.device)
         self._pass_tokens = tokens // 2
         _log.warning(
-            "out of memory scoring %d tokens at a time: going on with %d", tokens, self._pass_tokens
+            "out of memory scoring %d tokens at a time: continuing with %d", tokens, self._pass_tokens
         )
 
     def _score(self, pairs: Sequence[Pair]) -> Tensor:
@@ -270,7 +270,7 @@ def default_max_batch(config: Any, device: torch.device) -> int:
 
 
 def read_tokenizer(model: str | Path, trust_remote_code: bool = False) -> ChatTokenizer:
-    """The tokenizer of a folder or Hub id. Raises ModelError where there is none."""
+    """The tokenizer of a folder or Hub id. Raises ModelError if it is missing."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             model, trust_remote_code=trust_remote_code

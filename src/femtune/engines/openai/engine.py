@@ -186,13 +186,13 @@ class OpenAIEngine:
             )
         for prompt, completion in pairs:
             self._check_length(len(prompt), len(completion), "a pair to score")
-        # vLLM with adapters on a CPU dies of prompt log-probabilities of several requests in a batch
+        # vLLM with adapters on a CPU crashes on prompt log-probabilities of several requests in a batch
         alone = any(s.abilities.adapters and s.dialect is dialects.VLLM for s in self._servers.values())
         room = asyncio.Semaphore(1 if alone else self.max_batch)
         return self._wire.gather(self._score(prompt, completion, room) for prompt, completion in pairs)
 
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """Return the nats of each continuation after its prefix, by `logprob`: a request for each.
+        """Return log-probabilities (nats) of continuations by `logprob`, a request for each.
 
         A server that caches prefixes passes one once for all continuations of a single token.
         """
@@ -307,13 +307,13 @@ class OpenAIEngine:
         send = partial(self._wire.send, "POST", body=body, timeout_s=timeout_s, in_words=True)
         return await self._wire.ask([url], send, min(retries, self._wire.retry_policy.retries))
 
-    # --- what is told
+    # --- messages
 
     def _warn(self) -> None:
         """Say once what the servers lack, and what that means."""
         lacks = {
             "seeds": "it does not draw the same by the same seed: draws can't be made again",
-            "token_ids": "it does not tell the tokens that it sampled: its text is encoded anew, and "
+            "token_ids": "it does not tell the tokens that it sampled: its text is encoded again, and "
             "the M-step trains on that encoding",
             "logprobs": "it gives no log-probabilities: those of draws are stored as NaN",
         }
@@ -338,14 +338,14 @@ class OpenAIEngine:
         urls = ", ".join(map(shown, self._servers))
         gone = " Does it still serve the model?" if error.status == 404 else ""
         return (
-            f"{complaint(error, urls)}{gone} What is stored stays; the same command goes on from there."
+            f"{complaint(error, urls)}{gone} What is stored stays; the same command resumes from there."
         )
 
     def _given_up(self, error: RetriesExhausted) -> str:
         urls = ", ".join(map(shown, self._servers))
         return (
             f"{urls}: a request {error}; another small one fails too. Look after the server; what is "
-            "stored stays, and the same command goes on from there."
+            "stored stays, and the same command resumes from there."
         )
 
     def _check_open(self) -> None:

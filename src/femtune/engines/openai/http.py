@@ -81,7 +81,7 @@ class HttpClient:
     def __init__(self, key: str, retry_policy: RetryPolicy, most_open: int) -> None:
         self.retry_policy = retry_policy
         self._key = key
-        self.hide = Redactor(key)  # in whatever a server says that is told on
+        self.hide = Redactor(key)  # in every message of a server that is passed on
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=most_open)
         self._client = httpx2.AsyncClient(headers=_headers(key), limits=limits)
         self._going: set[Future[Any]] = set()
@@ -191,7 +191,7 @@ class HttpClient:
         """The JSON of one answer, or its text where it comes `in_words`. Raises Failed."""
         timeout = httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None)
         try:
-            # a server that drips its answer keeps within httpx's time-outs for ever
+            # a server that drips its answer never exceeds httpx's time-outs
             with anyio.fail_after(timeout_s + 1):
                 response = await self._client.request(method, url, json=body, timeout=timeout)
         except httpx2.ConnectTimeout as error:
@@ -223,7 +223,7 @@ class HttpClient:
             raise Failed(f"an answer that is no JSON, but {kind}: {start!r}", status) from error
 
     def _without_key(self, text: str) -> str:
-        """An answer that repeats the key, without it; what is as short as EMPTY is none."""
+        """An answer that repeats the key, without it; one as short as EMPTY counts as empty."""
         return self.hide(text) if len(self._key) >= _SHORTEST_KEY and self._key in text else text
 
     def _choose(self, servers: Sequence[str]) -> str:
@@ -299,7 +299,7 @@ def _headers(key: str) -> dict[str, str]:
     if not key:
         return {}
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigError("OPENAI_API_KEY holds characters that no key has: set it anew.")
+        raise ConfigError("OPENAI_API_KEY holds characters that no key has: set it again.")
     return {"Authorization": f"Bearer {key}"}
 
 

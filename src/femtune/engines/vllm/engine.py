@@ -236,9 +236,9 @@ class VllmEngine:
         return nats
 
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """Return the nats of each continuation after its prefix.
+        """Return the log-probability in nats of each continuation after its prefix.
 
-        Each text that continuations go on from is one request, for all tokens that come next; vLLM keeps
+        Each text that continuations follow is one request, for all tokens that come next; vLLM keeps
         the keys and values of a prefix between them. An older vLLM, which can't give log-probabilities
         of tokens by name, scores pairs. Raises EngineError for a continuation that is too long, and
         where vLLM fails.
@@ -501,7 +501,7 @@ class VllmEngine:
         problem = self._reload(weights)
         if problem:
             _log.warning(
-                "vLLM did not take the weights of %s in place (%s): it is started anew for these "
+                "vLLM did not take the weights of %s in place (%s): it is restarted for these "
                 "and all later ones.",
                 weights,
                 problem,
