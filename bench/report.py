@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from femtune.runs.run import DRAWS
+from femtune.runs.run import DRAWS, FORMAT
 
 ITERATIONS, BUDGET, TOKENS = 5, 8, 120
 CHUNK = 1024  # problems in a shard
@@ -43,7 +43,7 @@ def make_run(root: Path, num_draws: int, seed: int = 0) -> None:
         "scheme": f"rejection:{BUDGET}",
         "iterations": ITERATIONS,
     }
-    (root / "config.yaml").write_text(yaml.safe_dump(settings | {"seed": seed}))
+    (root / "config.yaml").write_text(yaml.safe_dump(settings | {"format": FORMAT, "seed": seed}))
     problems = {"id": ids, "prompt": ["What is it?"] * num_problems, "answer": ["1"] * num_problems}
     pq.write_table(pa.table(problems), root / "problems.parquet")
     made = 0

@@ -34,7 +34,6 @@ SAID = {
     "tools": "check, verify, replay, ...",
     "workflows": "what each command does",
     "run_folder": "where a run lies",
-    "keywords": "typed settings",
     "sampler": "from settings to an engine",
     "resolve": "settings into inputs",
     "reporting": "terminal, report, browser",
@@ -51,6 +50,7 @@ SAID = {
     "runs": "the run directory",
     "_util": "text, files, signals",
     "types": "the nouns",
+    "mstep_schedule": "when M-steps restart",
     "errors": "the error tree",
 }
 

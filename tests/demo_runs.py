@@ -22,5 +22,6 @@ def train_command(world: Path, run: Path, *more: str, iterations: int = 2) -> li
     """`femtune train` over three chunks of problems."""
     data = [str(world / "train.jsonl"), "--eval-data", str(world / "test.jsonl")]
     sizes = ["--iterations", str(iterations), "--chunk-size", "10", "--learning-rate", "3e-4"]
-    bound = [] if "--bound-draws" in more else ["--bound-draws", "0"]
-    return ["train", *data, *SEEDLING, *JUDGE, *sizes, *bound, "--output-dir", str(run), *more]
+    usual = ("--bound-draws", "--reader-problems")
+    off = [part for flag in usual if flag not in more for part in (flag, "0")]
+    return ["train", *data, *SEEDLING, *JUDGE, *sizes, *off, "--output-dir", str(run), *more]

@@ -19,12 +19,12 @@ from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Sampler
 from femtune.rewards.builtin import exact
 from femtune.rewards.builtin import score as graded
-from femtune.schemes.filters import accepted
+from femtune.schemes.filters import Accepted
 from femtune.types import Draw, Problem, Sampling, Scheme, Stage
 
 # the first closes after the first line of a sum, the second where a model writes an answer, if it does
 FORMATS = (r"regex:write (\d), carry \d\.$", "line")
-ONCE = Scheme("once", (Stage("plain", 1, "all"),), accepted())
+ONCE = Scheme("once", (Stage("plain", 1, "all"),), weigh=Accepted())
 
 
 @cache

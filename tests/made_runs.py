@@ -15,8 +15,11 @@ from femtune.config import Train
 from femtune.data.problems import save_problems
 from femtune.evaluation.evaluate import estep_metrics, evaluation_metrics
 from femtune.evaluation.selection_bias import kept_by, kept_scores, outcomes
+from femtune.reporting.page.record import BASELINES
 from femtune.run_folder import resolved
-from femtune.runs.run import DRAWS, read_draws
+from femtune.runs.run import DRAWS, FORMAT, read_draws
+from femtune.schemes.named import parse_scheme
+from femtune.schemes.serialization import scheme_to_data
 from femtune.types import DrawKey, Problem, draw_seed
 
 Row = dict[str, Any]
@@ -29,7 +32,7 @@ def draw(problem_id: str, text: str = "So it is.\nAnswer: 1", **changes: Any) ->
         "problem_id": problem_id,
         "stage": 0,
         "index": 0,
-        "prompt": "plain",
+        "prompt_kind": "plain",
         "tokens": [1, 2, 3],
         "text": text,
         "finish_reason": "stop",
@@ -60,7 +63,11 @@ def write_shard(path: Path, rows: Sequence[Row]) -> None:
 def write_config(root: Path, **changes: Any) -> None:
     root.mkdir(parents=True, exist_ok=True)
     given = {"data": "ratings.jsonl", "model": "seedling", "problems": "0"}
-    config = resolved(Train(scheme="star", iterations=1), **given) | changes
+    settings = Train(scheme="star", iterations=1)
+    spec, own = changes.get("scheme", "star"), dict[str, Any](format=FORMAT)
+    if spec is not None and spec not in BASELINES:
+        own["scheme_data"] = scheme_to_data(parse_scheme(spec))
+    config = resolved(settings, **given) | own | changes
     (root / "config.yaml").write_text(yaml.safe_dump(config))
 
 

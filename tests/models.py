@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -82,3 +83,19 @@ def tiny_model(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+# --- fixtures, for modules that import them
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    """Leave the other cores to other tests."""
+    torch.set_num_threads(1)
+    transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny model."""
+    return tiny_model(tmp_path_factory.mktemp("qwen3"))

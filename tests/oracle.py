@@ -178,7 +178,16 @@ def table_steps(
     plan = LoopConfig(scheme=scheme, training=Training(), evaluation=Evaluation())
     made = sampler(engine, seed=seed, chunk_size=chunk_size)
     tokenizer: Any = engine.tokenizer
-    return TableSteps(Run(root), Path("tables/0"), problems, [], plan, made, tokenizer, Quiet())
+    return TableSteps(
+        run=Run(root),
+        base=Path("tables/0"),
+        problems=problems,
+        eval_problems=[],
+        config=plan,
+        sampler=made,
+        tokenizer=tokenizer,
+        progress=Quiet(),
+    )
 
 
 # --- completions that end in all ways

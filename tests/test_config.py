@@ -17,14 +17,15 @@ from femtune.config import Ask, Evaluate, Sample, Train, check_types
 from femtune.data.worlds import SEEDLING
 from femtune.engines.model_files import find_model, load_config, load_tokenizer
 from femtune.errors import ConfigError, DataError, ModelError, RunError
-from femtune.keywords import train_settings
 from femtune.mstep.config import Training
 from femtune.resolve import held_out, make_loop_config, read_inputs, sampling
 from femtune.rewards.builtin import ordinal
 from femtune.run_folder import check_new, fingerprint, resolved, run_place
 from femtune.sampler import make_sampler_builder
-from femtune.schemes.named import AUTO, paper_filter, star
+from femtune.schemes.filters import paper_filter
+from femtune.schemes.named import AUTO, star
 from femtune.types import Problem, Sampling, Scheme, Stage
+from femtune.workflows.keywords import train_settings
 
 PROBLEMS = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(50)]
 
@@ -117,7 +118,7 @@ TWICE = (Stage("plain", 2),)
         (lambda: sampling(Sample(scheme="rejection:4", temperature=0)), "rejection(4) at temperature 0"),
         (lambda: sampling(Sample(scheme="mixture:1,2", temperature=0)), "every attempt is the same"),
         (
-            lambda: sampling(Sample(temperature=0), Scheme("my own", TWICE, paper_filter)),
+            lambda: sampling(Sample(temperature=0), Scheme("my own", TWICE, weigh=paper_filter)),
             "my own at temperature 0",
         ),
         (
@@ -170,7 +171,7 @@ def test_a_plan_has_every_setting_of_the_loop() -> None:
     )
     made = make_loop_config(settings)
     assert (made.scheme.name, made.scheme.accept_at, made.training) == ("rejection(4)", 0.75, training)
-    assert (made.iterations, made.start_from) == (3, "base")
+    assert (made.iterations, made.scheme.m_steps.start) == (3, "base")
     assert (made.evaluation.draws, made.evaluation.temperature, made.evaluation.every) == (2, 0.5, 2)
     assert (made.bound_draws, made.bound_problems) == (6, 7)
     assert make_loop_config(settings, star()).scheme.name == "star"
@@ -190,7 +191,7 @@ def test_a_scheme_that_restarts_has_more_epochs_from_the_base() -> None:
     assert make_loop_config(replace(own, scheme="star")).m_step(1) == usual
     from_base = make_loop_config(replace(own, scheme="star", start_from="base"))
     assert from_base.m_step(7) == ("base", own.training)
-    with pytest.raises(ConfigError, match="settle goes on from the previous weights"):
+    with pytest.raises(ConfigError, match="drop start_from, or settle"):
         make_loop_config(replace(own, scheme=f"{own.scheme}+settle", start_from="base"))
 
 

@@ -1,23 +1,26 @@
-"""The skeletons of CONTRIBUTING.md run as they stand there, and the picture of the rooms is current."""
+"""The skeletons of CONTRIBUTING.md run as they stand, and the picture of the rooms is of this code."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from femtune.data.prompts import Prompts
 from femtune.data.tasks import load, schemas
 from femtune.estep.driver import e_step
+from femtune.estep.scheduler import Sampler
 from femtune.rewards import builtin
+from femtune.schemes import named
+from femtune.schemes.filters import weigh
 from femtune.schemes.named import rejection
-from femtune.types import Engine, Problem
-
-from .oracle import sampler
+from femtune.types import Completion, Draw, DrawKey, Engine, Example, Problem, Sampling, Score
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 40  # lines
@@ -33,7 +36,8 @@ def skeleton(name: str) -> str:
 
 def run(name: str) -> dict[str, Any]:
     module = ModuleType("skeleton")
-    exec(compile(skeleton(name), f"CONTRIBUTING.md: {name}", "exec"), module.__dict__)
+    code = compile(skeleton(name), f"CONTRIBUTING.md: {name}", "exec", dont_inherit=True)
+    exec(code, module.__dict__)
     return module.__dict__
 
 
@@ -63,14 +67,25 @@ def test_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_an_engine() -> None:
     engine = run("an engine")["EchoEngine"]()
     assert isinstance(engine, Engine)
-    problems = [Problem("a", "Say it again.\n7", "7"), Problem("b", "And this.\n8", "9")]
-    chunks = e_step(problems, rejection(2), sampler(engine), iteration=1)
+    problems = [Problem("a", "Say 7 again.", "7"), Problem("b", "And 8.", "9")]
+    grade = partial(builtin.score, prompts=Prompts(), reward=builtin.exact())
+    sampler = Sampler(engine, engine.tokenizer, Prompts(), grade, Sampling(64))
+    chunks = e_step(problems, rejection(2), sampler, iteration=1)
     draws = [draw for chunk in chunks for draw in chunk.draws]
     assert [(draw.key.problem_id, draw.accepted) for draw in draws] == [
         ("a", True),
         ("b", False),
         ("b", False),
     ]
+
+
+def test_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(named.ADDED, "surprising", run("a scheme")["surprising"])
+    scheme = named.parse_scheme("star+surprising:2")
+    assert scheme.name == "star+surprising(2)" and scheme.needs == {"log_pi"}
+    completion, score = Completion((1,), "", "stop", -3.0), Score(1.0, "1")
+    draw = Draw(DrawKey(1, "a", 0, 0), "plain", 0, completion, score, log_pi=-3.0)
+    assert weigh(scheme.weigh, [draw]) == [Example(draw, weight=9.0)]
 
 
 def test_the_picture_of_the_rooms_is_of_this_code() -> None:

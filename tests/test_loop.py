@@ -24,6 +24,7 @@ from femtune.errors import EngineError, ModelError, NothingKept
 from femtune.estep.scoring import read_nats
 from femtune.loop import Evaluation, LoopConfig, Steps
 from femtune.mstep.config import Training
+from femtune.mstep_schedule import MStepSchedule
 from femtune.reporting.terminal import Quiet
 from femtune.runs import manifest
 from femtune.runs.run import Run, read_draws
@@ -100,6 +101,9 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model") / "base", "llama", tokenizer=byte_tokenizer())
+
+
+FROM_BASE = replace(star(), m_steps=MStepSchedule(start="base"))
 
 
 def steps(root: Path, base: Path, fuse: Fuse, **changes: Any) -> Steps:
@@ -254,7 +258,7 @@ def test_an_m_step_starts_from_the_previous_weights_or_from_the_base(
     shutil.copy(whole.root / "iteration-002" / "examples.parquet", folder)
     with pytest.raises(ModelError):  # those of iteration 1 are not there
         steps(tmp_path, base, Fuse()).m_step(2)
-    steps(tmp_path, base, Fuse(), start_from="base").m_step(2)
+    steps(tmp_path, base, Fuse(), scheme=FROM_BASE).m_step(2)
     assert (folder / "model" / "model.safetensors").exists()
 
 
@@ -360,7 +364,7 @@ def check_manifest(root: Path) -> list[str]:
 
 def test_no_float32_weights_are_kept_where_m_steps_start_from_the_base(tmp_path: Path) -> None:
     base = tiny_model(tmp_path / "base", "llama", tokenizer=byte_tokenizer(), dtype=torch.bfloat16)
-    plan = {"iterations": 1, "start_from": "base", "evaluation": Evaluation(every=0)}
+    plan = {"iterations": 1, "scheme": FROM_BASE, "evaluation": Evaluation(every=0)}
     one = steps(tmp_path / "run", base, Fuse(), **plan)
     one.iterate()
     assert stored_dtype(tmp_path / "run/iteration-001/model") == "bfloat16"

@@ -7,9 +7,9 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import yaml
 from starlette.testclient import TestClient
 
 from femtune.data.problems import load_problems, save_problems
+from femtune.estep.scoring import write_nats
+from femtune.evaluation.readings import Reading, write_readings
 from femtune.reporting.browser.app import make_app
 from femtune.reporting.browser.index import Index
 from femtune.runs.run import Run, write_draws
@@ -53,7 +55,7 @@ def made(
     **changes: Any,
 ) -> Draw:
     score = Score(1.0, "3", "", "", text.rpartition("\n")[0])
-    values = {"prompt": "plain", "seed": 7, "score": score} | changes
+    values = {"prompt_kind": "plain", "seed": 7, "score": score} | changes
     completion = Completion(tuple(range(len(text) % 40)), text, "stop", -2.5)
     values = {"completion": completion} | values
     return Draw(DrawKey(iteration, problem_id, 0, index), **values)
@@ -74,6 +76,24 @@ def at_random(rng: random.Random, iteration: int, problem_id: str, index: int) -
         Completion(tuple(range(rng.randrange(30))), text, finish, logprob),
         Score(reward, answer, reason, f"why {reason}", rationale),
     )
+
+
+def with_scores(draw: Draw) -> Draw:
+    """Give a draw the scores of its rationale; some have one or none, or give y* no chance."""
+    rng = random.Random(str(draw.key))
+    after, without = -rng.random(), rng.choice([-rng.random(), None])
+    return replace(
+        draw, log_answer=rng.choice([after, after, after, -math.inf, None]), log_direct=without
+    )
+
+
+def readings_of(draws: Sequence[Draw]) -> dict[DrawKey, Reading]:
+    """Return what a reader made of draws that have both scores."""
+    return {
+        draw.key: Reading(draw.log_answer, draw.log_direct)
+        for draw in draws
+        if draw.log_answer is not None and draw.log_direct is not None
+    }
 
 
 @dataclass(frozen=True)
@@ -104,6 +124,15 @@ def make_folder(root: Path) -> Folder:
                     for index in range(rng.randrange(4))
                 ]
                 write_draws(run.shard(iteration, kind, number), draws, {"total_s": 0.0})
+                if number == 0:  # the rationales of the others were not scored
+                    draws = [with_scores(draw) for draw in draws]
+                    scored = {"draws": "scored", "eval": "eval_scored"}[kind]
+                    path = run.shard(iteration, scored, number)
+                    path.parent.mkdir()
+                    if kind == "draws":
+                        write_nats(path, [d for d in draws if d.log_answer is not None], {})
+                    else:
+                        write_readings(path, readings_of(draws), {})
                 stored += [Stored(name, kind, draw, known.get(draw.key.problem_id)) for draw in draws]
     return Folder(root, stored)
 

@@ -8,7 +8,7 @@
 Public is what `__all__` lists, and the command line. Everything else may change in any version.
 The rooms below import one way, each from those after it:
 
-    cli, api         commands, and the same as functions; keywords: their typed settings
+    cli, api         commands, and the same as functions
     comparison       schemes beside each other and beside baselines
     workflows        what each command does, from settings to files
     tools            check, verify, estimate, refilter, replay: look at data, models and runs
@@ -62,28 +62,26 @@ if TYPE_CHECKING:
         RewardError,
         RunError,
     )
+    from femtune.mstep_schedule import MStepSchedule
     from femtune.rewards.builtin import as_reward, choice, exact, math, number, ordinal, regex
+    from femtune.schemes.contrib.answers import expected, reasons
+    from femtune.schemes.contrib.memory import every, gain, memo
+    from femtune.schemes.contrib.reweighting import doubt, hard, resample
     from femtune.schemes.named import (
-        chained,
-        doubting,
-        expected,
-        from_base,
-        gaining,
-        harder,
-        memoised,
+        base,
+        chain,
+        importance,
         mixture,
         parse_scheme,
         pps,
-        reasons,
         rejection,
-        resampled,
-        restarting,
-        settling,
+        restart,
+        settle,
         star,
         trice,
-        waking,
-        weighted,
+        wake,
     )
+    from femtune.schemes.serialization import scheme_from_data, scheme_to_data
     from femtune.types import Draw, Example, Problem, Scheme, Stage
 
     __version__: str
@@ -101,11 +99,14 @@ else:
             "ConfigError DataError EngineError FemtuneError ModelError NothingKept RewardError RunError"
         ),
         "femtune.rewards.builtin": "as_reward choice exact math number ordinal regex",
+        "femtune.schemes.contrib.answers": "expected reasons",
+        "femtune.schemes.contrib.memory": "every gain memo",
+        "femtune.schemes.contrib.reweighting": "doubt hard resample",
         "femtune.schemes.named": (
-            "chained doubting expected from_base gaining harder memoised "
-            "mixture parse_scheme pps reasons rejection resampled restarting "
-            "settling star trice waking weighted"
+            "base chain importance mixture parse_scheme pps rejection restart settle star trice wake"
         ),
+        "femtune.schemes.serialization": "scheme_from_data scheme_to_data",
+        "femtune.mstep_schedule": "MStepSchedule",
         "femtune.types": "Draw Example Problem Scheme Stage",
     }
 
@@ -145,6 +146,7 @@ __all__ = [
     "Example",
     "FemtuneError",
     "FitResult",
+    "MStepSchedule",
     "ModelError",
     "NothingKept",
     "PredictResult",
@@ -160,22 +162,24 @@ __all__ = [
     "TrainSettings",
     "TrainingSettings",
     "as_reward",
+    "base",
     "calibrate",
-    "chained",
+    "chain",
     "check",
     "choice",
     "compare",
-    "doubting",
+    "doubt",
     "evaluate",
+    "every",
     "exact",
     "expected",
     "fit",
-    "from_base",
-    "gaining",
-    "harder",
+    "gain",
+    "hard",
+    "importance",
     "load_problems",
     "math",
-    "memoised",
+    "memo",
     "mixture",
     "number",
     "ordinal",
@@ -185,13 +189,14 @@ __all__ = [
     "reasons",
     "regex",
     "rejection",
-    "resampled",
-    "restarting",
+    "resample",
+    "restart",
     "sample",
-    "settling",
+    "scheme_from_data",
+    "scheme_to_data",
+    "settle",
     "star",
     "train",
     "trice",
-    "waking",
-    "weighted",
+    "wake",
 ]

@@ -27,7 +27,16 @@ from femtune.comparison.experiment import CompareResult, run_compare
 from femtune.config import RL, Calibrate, Evaluate, Predict, Sample
 from femtune.errors import ConfigError
 from femtune.evaluation.aggregate import Prediction
-from femtune.keywords import (
+from femtune.loop import Progress
+from femtune.mstep.config import Training
+from femtune.reporting.terminal import Show, showing
+from femtune.resolve import Data
+from femtune.tools.check_run import CheckResult, run_check
+from femtune.types import Scheme
+from femtune.workflows.calibrate import CalibrateResult, run_calibrate
+from femtune.workflows.evaluate import EvaluateResult, run_evaluate
+from femtune.workflows.fit import FitResult, run_fit
+from femtune.workflows.keywords import (
     AskSettings,
     CalibrateSettings,
     CompareSettings,
@@ -40,15 +49,6 @@ from femtune.keywords import (
     names_of,
     train_settings,
 )
-from femtune.loop import Progress
-from femtune.mstep.config import Training
-from femtune.reporting.terminal import Show, showing
-from femtune.resolve import Data
-from femtune.tools.check_run import CheckResult, run_check
-from femtune.types import Scheme
-from femtune.workflows.calibrate import CalibrateResult, run_calibrate
-from femtune.workflows.evaluate import EvaluateResult, run_evaluate
-from femtune.workflows.fit import FitResult, run_fit
 from femtune.workflows.predict import PredictResult, predict_into, predictions
 from femtune.workflows.sample import SampleResult, run_sample
 from femtune.workflows.train import TrainResult, run_train
@@ -179,6 +179,7 @@ def evaluate(
     model: str | Path,
     *,
     reward: Reward | None = None,
+    reader_problems: int = 0,
     output_dir: str | Path | None = None,
     progress: Show | Progress = "auto",
     **settings: Unpack[EvaluateSettings],
@@ -190,10 +191,20 @@ def evaluate(
         result.metrics["spearman"]
 
     What is not set is taken from the model's femtune.json: its task, scale, instruction, and so on.
+    With `reader_problems`, the base reads the rationales of so many problems, and
+    `result.metrics["rationales"]` says how much they help it.
     """
     chosen = make_settings(Evaluate, {**settings, **_named(None, reward)})
     with _shown(progress) as shown:
-        return run_evaluate(data, str(model), chosen, output_dir, shown, reward=_function(reward))
+        return run_evaluate(
+            data,
+            str(model),
+            chosen,
+            output_dir,
+            shown,
+            reward=_function(reward),
+            reader_problems=reader_problems,
+        )
 
 
 @overload

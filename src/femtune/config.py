@@ -203,6 +203,9 @@ class Train(Sample):
     """Draws, half plain and half hinted, that bound a held-out problem's likelihood; 0: none."""
     bound_problems: int = 100
     """The most held-out problems that are asked for this."""
+    reader_problems: int = 100
+    """The most held-out problems whose rationales the base reads, at the end of the run, to measure how
+    much they help a reader who was not trained; 0: none."""
     training: Flat[Training] = field(default_factory=Training)
 
 
@@ -369,6 +372,7 @@ CHANGEABLE = frozenset(
             "keep_last",
             "bound_draws",
             "bound_problems",
+            "reader_problems",
             "overlap",
             "device",
             "engine_args",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -36,6 +36,7 @@ from femtune.evaluation.advice import (
 from femtune.evaluation.chance import plain_attempts
 from femtune.evaluation.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.evaluation.likelihood_bound import mixture_draws, posterior_metrics, score_right, subset
+from femtune.evaluation.rationales import read_all
 from femtune.evaluation.selection_bias import kept_by, kept_scores, made_factors, outcomes
 from femtune.model_info import FILE as MODEL_INFO
 from femtune.model_info import ModelInfo, is_trained, write_info
@@ -81,13 +82,14 @@ class LoopConfig:
     scheme: Scheme
     training: Training
     evaluation: Evaluation
+    _: KW_ONLY
     iterations: int = 5
-    start_from: Literal["previous", "base"] = "previous"  # where an M-step starts
     launch: str | None = None  # a launcher's command: M-steps on several processes
     balance: Balance = "none"  # of examples, by human answer: see bias.balance_factors
     keep_last: int = 0  # models that are kept, beside the best one; 0: all
     bound_draws: int = 0  # of a held-out problem, for the bound: half plain, half hinted; 0: none
     bound_problems: int = 100  # at most, of those that are held out
+    reader_problems: int = 0  # held-out problems whose rationales the base reads: see rationales.py
     # worked examples in the prompts of the first `demo_iterations` E-steps, of draws from the base, and
     # of the base's evaluation; training is without them
     demos: Demos = ()
@@ -100,17 +102,17 @@ class LoopConfig:
         return self.demos if with_them else ()
 
     def m_step(self, iteration: int) -> tuple[Literal["previous", "base"], Training]:
-        """Where the M-step of an iteration starts, and how it trains.
+        """Return where the M-step of an iteration starts, and how it trains.
 
         A restart takes more epochs; once settled, a constant rate falls, so that the last steps of an
         M-step do not stand out in its model.
         """
-        training = self.training
-        if self.scheme.restarts(iteration):
-            return "base", training.longer(self.scheme.restart)
-        if self.scheme.settle and training.lr_scheduler_type == "constant":
+        training, schedule = self.training, self.scheme.m_steps
+        if schedule.restarts(iteration):
+            training = training.longer(schedule.epochs_factor)
+        elif schedule.settles and training.lr_scheduler_type == "constant":
             training = replace(training, lr_scheduler_type="linear")
-        return self.start_from, training
+        return schedule.origin(iteration), training
 
 
 def fem(
@@ -140,7 +142,13 @@ def fem(
         progress=progress,
         info=info,
     )
-    return steps.iterate()
+    history = steps.iterate()
+    # at the end: so the base is loaded once
+    worth = read_all(steps, config.reader_problems)
+    return [
+        each | ({"rationales": worth[each["iteration"]]} if each["iteration"] in worth else {})
+        for each in history
+    ]
 
 
 @dataclass(kw_only=True)
@@ -208,7 +216,7 @@ class Steps:
             scheme,
             sampler,
             iteration=iteration,
-            place=self._place(
+            place=self.place(
                 iteration, "draws", problems, self.base if scheme.proposal == "base" else theta
             ),
             on_draws=self.progress.draws,
@@ -224,8 +232,8 @@ class Steps:
         examples = self.run.iteration(iteration) / "examples.parquet"
         self.run.verify(examples)
         if not examples.exists() and not has_examples(metrics):
-            raise NothingKept(nothing_kept(iteration, metrics))
-        self._warn(e_step_warnings(metrics, sampler.sampling.max_new_tokens))
+            raise NothingKept(nothing_kept(iteration, metrics, scheme))
+        self._warn(e_step_warnings(metrics, sampler.sampling.max_new_tokens, scheme))
         prompts = self.sampler.prompts
         factors = made_factors(lambda: iter(scoring), by_id, scheme.weigh, self.config.balance)
         if not examples.exists():
@@ -305,7 +313,7 @@ class Steps:
             replace(self.sampler, sampling=greedy, demos=demos, force=force),
             draws=asked.draws,
             iteration=iteration,
-            place=self._place(iteration, kind, self.eval_problems, self.weights(iteration)),
+            place=self.place(iteration, kind, self.eval_problems, self.weights(iteration)),
             on_draws=self.progress.draws,
         )
         for chunk in chunks:
@@ -336,13 +344,13 @@ class Steps:
             self.sampler,
             draws=self.config.bound_draws,
             iteration=iteration,
-            place=self._place(iteration, "bound", chosen, theta),
+            place=self.place(iteration, "bound", chosen, theta),
             on_draws=self.progress.draws,
         )
         for chunk in chunks:
             self.run.record(self.run.shard(iteration, "bound", chunk.index))
         by_id = {problem.id: problem for problem in self.eval_problems}
-        scored = self._place(iteration, "bound_scored", chosen, theta)
+        scored = self.place(iteration, "bound_scored", chosen, theta)
         for index in range(-(-len(chosen) // self.sampler.chunk_size)):
             if not scored(index).exists():
                 with interrupts.finishing("the scoring of this chunk"):
@@ -386,10 +394,10 @@ class Steps:
         with interrupts.finishing("the scoring of this chunk"):
             scoring.score(kind)
 
-    def _place(
+    def place(
         self, iteration: int, kind: str, problems: Sequence[Problem], weights: Path
     ) -> Callable[[int], Path]:
-        """Where chunks are stored; the engine gets the weights if one is missing."""
+        """Return where chunks are stored; the engine gets the weights if one is missing."""
         place = partial(self.run.shard, iteration, kind)
         shards = [place(i) for i in range(-(-len(problems) // self.sampler.chunk_size))]
         self.run.verify(*shards)

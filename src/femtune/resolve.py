@@ -30,7 +30,8 @@ from femtune.mstep.config import Training
 from femtune.mstep.disk import sized
 from femtune.rewards.builtin import as_reward
 from femtune.runs.run import stored_config
-from femtune.schemes.named import parse_scheme, soft_acceptance, spelled_out
+from femtune.schemes.acceptance import SoftAcceptance
+from femtune.schemes.named import parse_scheme, spelled_out
 from femtune.types import Demos, Problem, Request, Reward, Sampling, Scheme
 
 log = logging.getLogger("femtune")
@@ -205,7 +206,7 @@ def sampling(settings: Sample, scheme: Scheme | None = None) -> Sampling:
 
 
 def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfig:
-    """What the loop does; `scheme` stands for the one that settings name. Raises ConfigError."""
+    """Return what the loop does; `scheme` replaces the one that settings name. Raises ConfigError."""
     if not 1 <= settings.iterations <= 100_000:
         raise ConfigError(f"iterations must be from 1 to 100,000, got {settings.iterations}.")
     for name in ("eval_every", "keep_last"):
@@ -217,7 +218,14 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
             f"bound_draws {settings.bound_draws}, bound_problems {settings.bound_problems}: half of the "
             "draws are hinted, so an even number of them (0: none), and at least 1 problem."
         )
-    scheme = scheme or parse_scheme(settings.scheme, _num_answers(settings))
+    if settings.reader_problems < 0:
+        raise ConfigError(f"reader_problems must be at least 0, got {settings.reader_problems}.")
+    scheme = scheme or named_scheme(settings)
+    if scheme.accept_at != 1:
+        raise ConfigError(
+            f"Scheme {scheme.name} has an accept_at of its own: leave it out, and give the setting "
+            "accept_at or soft_accept."
+        )
     _check_law(settings, scheme)
     if settings.launch is not None:
         from femtune.mstep.launch import check_launch  # and torch with it
@@ -227,30 +235,30 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
         raise ConfigError(
             'fsdp is of several processes: set launch, to "torchrun --nproc-per-node 8" say.'
         )
-    if scheme.settle and settings.start_from == "base":
-        raise ConfigError(
-            f"scheme {scheme.name}: settle goes on from the previous weights, and start_from is base: "
-            "leave one of them out."
-        )
     return LoopConfig(
-        scheme=replace(scheme, accept_at=_acceptance(settings)),
+        scheme=replace(
+            scheme,
+            accept_at=_acceptance(settings),
+            m_steps=scheme.m_steps.starting(settings.start_from),
+        ),
         training=settings.training,
         evaluation=Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
         iterations=settings.iterations,
-        start_from=settings.start_from,
         launch=settings.launch,
         balance=settings.balance,
         keep_last=settings.keep_last,
         bound_draws=settings.bound_draws,
         bound_problems=settings.bound_problems,
+        reader_problems=settings.reader_problems,
         demo_iterations=settings.demo_iterations,
         force=settings.force_answers,
     )
 
 
-def _num_answers(settings: Train) -> int | None:
-    """How many answers there can be, where they are on a scale."""
-    return len(parse_scale(settings.scale).answers) if settings.scale else None
+def named_scheme(settings: Sample) -> Scheme:
+    """Return the scheme that settings name. Raises ConfigError."""
+    num_answers = len(parse_scale(settings.scale).answers) if settings.scale else None
+    return parse_scheme(settings.scheme, num_answers)
 
 
 def _check_law(settings: Train, scheme: Scheme) -> None:
@@ -322,7 +330,7 @@ def _acceptance(settings: Train) -> float | Callable[[Request], float]:
             "--task judge or summarize, without --reward and --accept-at."
         )
     span = scale.value(scale.answers[-1]) - scale.value(scale.answers[0])
-    return soft_acceptance(settings.soft_accept, span, settings.soft_decay)
+    return SoftAcceptance(settings.soft_accept, span, settings.soft_decay)
 
 
 def choose_peft(settings: Train, base: Path, place: Path | None = None) -> Train:

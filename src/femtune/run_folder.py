@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -22,7 +23,10 @@ from femtune.rewards.custom import UserReward
 from femtune.rewards.source import reward_code, reward_columns
 from femtune.runs.hashes import hash_config, hash_tokenizer, hash_value, hash_weights, template_source
 from femtune.runs.run import Run, check_run
-from femtune.types import Demos, Problem
+from femtune.schemes.serialization import scheme_to_data
+from femtune.types import Demos, Problem, Scheme
+
+log = logging.getLogger("femtune")
 
 
 def resolved(settings: Any, **more: Any) -> dict[str, Any]:
@@ -75,14 +79,19 @@ def run_place(
     *groups: Sequence[Problem],
     reward: Callable[..., Any] | None = None,
     demos: Demos = (),
+    scheme: Scheme | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """A run's directory and resolved configuration; refused at once where it holds another run.
 
     As told, else named by the configuration, so that the same command finds its run again. `reward` is
     what the draws are graded by, where they are: its code and columns are among what the run relies on.
+    `scheme` is stored as data, from which it is made again by whatever reads the run. Raises ConfigError
+    if it can't be stored.
     """
     shown = shown_data(data)
     config = resolved(settings, data=shown, model=model, problems=fingerprint(*groups))
+    if scheme is not None:
+        config["scheme_data"] = scheme_to_data(scheme)
     base = local_model(model)
     config["relies_on"] = relied_on(
         base,
@@ -99,8 +108,8 @@ def run_place(
         free = {*CHANGEABLE, "relies_on"}
         fixed = {key: value for key, value in config.items() if key not in free}
         digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
-        scheme = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
-        parts = [verb, Path(shown).stem.replace(" ", "-"), scheme, digest.hexdigest()]
+        spec = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
+        parts = [verb, Path(shown).stem.replace(" ", "-"), spec, digest.hexdigest()]
         output_dir = Path("runs") / "-".join(filter(None, parts))
     check_run(Path(output_dir), config, CHANGEABLE)
     return Path(output_dir), config
@@ -150,3 +159,17 @@ def relied_on(
     if isinstance(reward, UserReward) and (columns := reward_columns(reward, problems)):
         found["reward_columns"] = hash_value(columns)
     return found
+
+
+def check_storable(scheme: Scheme) -> None:
+    """Refuse a scheme that a run can't store, and warn of one that only this script can read.
+
+    Raises ConfigError.
+    """
+    stored = json.dumps(scheme_to_data(scheme))
+    if '"__main__:' in stored:
+        log.warning(
+            "scheme %s has a rule that is defined in __main__: the same script can resume this run, and "
+            "no command can replay or refilter it. Move the rule to a module of its own.",
+            scheme.name,
+        )

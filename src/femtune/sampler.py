@@ -20,15 +20,17 @@ from femtune.data.problems import check_lengths
 from femtune.data.prompts import ChatTokenizer, Prompts, fit_prompts
 from femtune.data.truncation import Cut
 from femtune.engines.dtypes import usable_dtype
-from femtune.engines.model_files import load_config, load_tokenizer, local_model
+from femtune.engines.model_files import base_of_adapter, load_config, load_tokenizer, local_model
 from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, Probe
 from femtune.errors import ConfigError, DataError, EngineError, ModelError
 from femtune.estep.forced_answers import check_cue
 from femtune.estep.scheduler import EnginePool, Sampler
+from femtune.model_info import FILE as INFO
 from femtune.model_info import is_base, read_info
 from femtune.mstep.config import Training, context_length
 from femtune.resolve import TaskInputs
 from femtune.rewards.builtin import score
+from femtune.runs.hashes import hash_weights
 from femtune.types import SCORED, Demo, Demos, DrawKey, Engine, Need, Problem, Request, Reward, Sampling
 
 _log = logging.getLogger("femtune")
@@ -316,6 +318,29 @@ def make_sampler_builder(
         settings=settings,
         demos=() if in_prompt else demos,
     )
+
+
+def trained_from(model: str) -> Path:
+    """Return the folder of the base that a model was trained from; of a base, its own.
+
+    Raises ModelError where the base is not known, not there, or another one by now.
+    """
+    folder = local_model(model)
+    info = read_info(folder)
+    if info is None:
+        return folder
+    if info.base is None:
+        raise ModelError(
+            f"{folder / INFO} does not name the base of {model}, which is to read its rationales. Leave "
+            "out --reader-problems."
+        )
+    base = local_model(info.base)
+    if hash_weights(base, base_of_adapter(base)) != info.base_sha256:
+        raise ModelError(
+            f"the weights of {info.base} are not those that {model} was trained from. Restore them, or "
+            "leave out --reader-problems."
+        )
+    return base
 
 
 def check_installed(settings: Ask) -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from femtune.errors import ConfigError
+from femtune.mstep_schedule import MStepSchedule
 
 Tokens = tuple[int, ...]
 Asked = tuple[Sequence[int], Sequence[Tokens]]  # a prefix, and continuations to score after it
@@ -202,8 +203,9 @@ class Example:
 
 
 # A rule maps one problem's draws (those that are remembered, then the iteration's, in order of their
-# keys) and the examples made of them so far to new examples. Pure. `chain` in weigh.py makes one rule of
-# several, and `needing` tells what a rule must know of the draws.
+# keys) and the examples made of them so far to new examples. Pure. It is a small frozen dataclass of
+# plain values, so that a run can store it: see schemes/serialization.py. What it must know of the draws
+# stands in its attribute `needs`, a frozenset of `Need`; without one it needs nothing.
 Rule = Callable[[Sequence[Draw], Sequence[Example]], Sequence[Example]]
 
 
@@ -246,12 +248,24 @@ Need = Literal[
 SCORED: frozenset[Need] = frozenset({"log_pi", "log_q", "answers", "ratio", "gain"})
 
 
+def needs_of(rule: Rule | None) -> frozenset[Need]:
+    """Return what a rule must know of draws, nothing if it does not say. Raises ConfigError."""
+    needs: frozenset[Need] = getattr(rule, "needs", frozenset())
+    if not isinstance(needs, frozenset) or needs - frozenset(get_args(Need)):
+        raise ConfigError(
+            f"Rule {type(rule).__name__} has needs {needs!r}. Give a frozenset of some of "
+            f"{', '.join(get_args(Need))}."
+        )
+    return needs
+
+
 @dataclass(frozen=True, slots=True)
 class Scheme:
     """Where rationales come from (stages), what each draw counts for, and what is remembered of them."""
 
     name: str
     stages: tuple[Stage, ...]
+    _: KW_ONLY
     weigh: Rule
     # a draw is accepted where its reward is at least this, or what this says for it
     accept_at: float | Callable[[Request], float] = 1.0
@@ -264,45 +278,32 @@ class Scheme:
     min_gain: float = 0.0
     # iterations from one that asks a problem to the next: a share of the problems in each
     every: int = 1
-    # M-steps start from the base and take this many times the epochs; 0: as `start_from` says
-    restart: float = 0.0
-    # nats that a rationale must add to log pi(y* | x) for its draw to count; None: it need not
-    least_gain: float | None = None
-    # so in the first this many of every three times as many iterations; in the others they go on from
-    # the previous weights, at a rate that falls to 0 in each where it is constant otherwise; 0: in all
-    settle: int = 0
+    m_steps: MStepSchedule = field(default_factory=MStepSchedule)  # M-steps that restart
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise ConfigError(f"scheme {self.name}: every is {self.every}, at least 1.")
-        if not 0 <= self.restart < math.inf:
-            raise ConfigError(f"scheme {self.name}: restart is {self.restart:g}, above 0.")
-        if self.settle < 0 or (self.settle and not self.restart):
-            raise ConfigError(f"scheme {self.name}: settle is of schemes that restart, and at least 1.")
+            raise ConfigError(f"Scheme {self.name}: every must be >= 1, got {self.every}.")
         some = self.min_gain or self.every != 1  # of the problems or iterations
         if some and self.remember is None:
             raise ConfigError(
-                f"scheme {self.name}: min_gain and every are of schemes that remember draws."
+                f"Scheme {self.name} remembers no draws, and min_gain and every need that: add memo or "
+                "chain."
             )
         if "fixed_budget" in self.needs and (some or self.is_adaptive):
             what = "min_gain or every leaves some out" if some else "a stage asks the unsolved alone"
             raise ConfigError(
-                f"scheme {self.name}: its weights are of draws that every problem gets in every "
-                f'iteration, and {what}: choose stages of ask="all", such as those of pps(4).'
+                f"Scheme {self.name}: its weights are of draws that every problem gets in every "
+                f'iteration, and {what}. Choose stages of ask="all", such as those of pps(4).'
             )
         if "current_model" in self.needs and self.proposal == "base":
             raise ConfigError(
-                f"scheme {self.name}: chains, control variates and expected rewards are of draws from "
-                "theta_{k-1}, and these are the base's: leave base out, or choose importance or memo."
+                f"Scheme {self.name}: chains, control variates and expected rewards are of draws from "
+                "theta_{k-1}, and these are the base's. Drop base, or choose importance or memo."
             )
-
-    def restarts(self, iteration: int) -> bool:
-        """Whether the M-step of an iteration, from 1 on, starts from the base, and takes longer."""
-        return self.restart > 0 and not is_settled(self.settle, iteration)
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether how often a problem is asked hangs on what came of it."""
+        """True if the number of draws for a problem depends on their outcomes."""
         return any(
             stage.ask == "unsolved" and (stage.draws > 1 or number > 0)
             for stages in (self.first, self.stages)
@@ -317,18 +318,8 @@ class Scheme:
     @property
     def needs(self) -> frozenset[Need]:
         """What its rules must know of draws, and its choice of problems."""
-        rules = (self.weigh, self.remember)
-        found = frozenset(need for rule in rules for need in getattr(rule, "needs", ()))
+        found = needs_of(self.weigh) | needs_of(self.remember)
         return found | {"log_pi"} if self.min_gain else found
-
-
-def is_settled(settle: int, iteration: int) -> bool:
-    """Whether an iteration, from 1 on, is not of the first `settle` ones of every 3 * settle.
-
-    >>> [is_settled(2, iteration) for iteration in (1, 2, 3, 6, 7)]
-    [False, False, True, True, False]
-    """
-    return settle > 0 and (iteration - 1) % (3 * settle) >= settle
 
 
 # r(answer, y*): pure, from problems and parsed completions to rewards in [0, 1]; None abstains.

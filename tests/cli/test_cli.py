@@ -17,7 +17,7 @@ import yaml
 
 from femtune.cli.main import main
 from femtune.data.tasks.load import Options, read_task
-from femtune.runs.run import read_draws
+from femtune.runs.run import FORMAT, read_draws
 from femtune.schemes.named import AUTO
 
 SEEDLING = ("--model", "seedling", "--max-new-tokens", "48")
@@ -100,7 +100,7 @@ def twins(folder: Path, rows: list[Row]) -> None:
 
 def a_run(folder: Path, rows: list[Row]) -> None:
     (folder / "out").mkdir()
-    (folder / "out" / "config.yaml").write_text("model: seedling\nscheme: star\n")
+    (folder / "out" / "config.yaml").write_text(f"format: {FORMAT}\nmodel: seedling\nscheme: star\n")
 
 
 def a_file(name: str, text: str = "") -> Callable[[Path, list[Row]], object]:
@@ -235,7 +235,7 @@ BAD = {
     "one run of a comparison has another configuration": Bad(
         "compare train.jsonl {} --schemes star pps",
         ("-scheme: rejection:1", "+scheme: pps"),
-        a_file("out/pps-seed0/config.yaml", "scheme: rejection:1\n"),
+        a_file("out/pps-seed0/config.yaml", f"format: {FORMAT}\nscheme: rejection:1\n"),
     ),
     "the output is another folder": Bad(
         "train train.jsonl {}", ("no run directory", "thesis.tex"), a_file("out/thesis.tex")

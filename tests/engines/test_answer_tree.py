@@ -20,18 +20,9 @@ from femtune.errors import EngineError
 from femtune.types import Asked, Engine
 
 from ..models import FAMILIES, tiny_model
+from ..models import folder as folder  # fixtures
+from ..models import one_thread as one_thread
 from .test_hf_engine import NO_MEMORY
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
-    transformers.logging.disable_progress_bar()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("qwen3"))
 
 
 @pytest.fixture

@@ -27,20 +27,11 @@ from femtune.errors import EngineError, ModelError
 from femtune.types import Completion, DrawKey, Engine, Request, Sampling
 
 from ..models import FAMILIES, byte_tokenizer, tiny_model
+from ..models import folder as folder  # fixtures
+from ..models import one_thread as one_thread
 
 GREEDY = Sampling(max_new_tokens=24, temperature=0)
 NORMAL = Sampling(max_new_tokens=24)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
-    transformers.logging.disable_progress_bar()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("qwen3"))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from femtune.errors import RewardError
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Chunk, upcoming
 from femtune.rewards.builtin import ordinal, score
-from femtune.schemes.filters import accepted
+from femtune.schemes.filters import Accepted
 from femtune.schemes.named import pps, rejection, star
 from femtune.types import (
     Completion,
@@ -77,7 +77,7 @@ def test_no_attempt_waits_for_another_problems() -> None:
 
 def test_no_more_is_pulled_than_there_is_room_for() -> None:
     engine = FakeEngine(WORLD.write, room=2)  # it asserts so itself
-    scheme = Scheme("all", (Stage("plain", 5, "all"),), accepted())
+    scheme = Scheme("all", (Stage("plain", 5, "all"),), weigh=Accepted())
     [chunk] = e_step(PROBLEMS, scheme, sampler(engine), iteration=1)
     assert len(chunk.draws) == 5 * 20 == len(engine.asked)
 

@@ -25,14 +25,14 @@ from femtune.estep.forced_answers import FORCED_TOKENS, Endings, check_cue
 from femtune.estep.journal import journal_of, read_journal
 from femtune.estep.scheduler import Chunk, Sampler
 from femtune.runs.run import read_draws, read_shard
-from femtune.schemes.filters import accepted
+from femtune.schemes.filters import Accepted
 from femtune.schemes.named import pps, rejection
 from femtune.types import Completion, Draw, DrawKey, Engine, Request, Sampling, Scheme, Stage, draw_seed
 
 from ..oracle import DEMOS, LINE_CUT, problem, sampler
 
 PROBLEMS = [problem(f"p{i}", i % 3, 0) for i in range(30)]
-ALL = Scheme("all", (Stage("plain", 3, "all"), Stage("hinted", 2)), accepted())
+ALL = Scheme("all", (Stage("plain", 3, "all"), Stage("hinted", 2)), weigh=Accepted())
 BYTES = ByteTokenizer()
 MOST = 30
 USUAL = Sampling(MOST)

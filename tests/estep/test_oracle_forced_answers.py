@@ -30,8 +30,8 @@ from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.filters import weigh
-from femtune.schemes.named import parse_scheme, pps, rejection, weighted
-from femtune.schemes.weights import control_variate, importance, metropolis
+from femtune.schemes.named import importance, parse_scheme, pps, rejection
+from femtune.schemes.weights import ControlVariate, Importance, Metropolis
 from femtune.types import Completion, Draw, DrawKey, Example, Scheme, Score
 
 from ..oracle import (
@@ -43,8 +43,8 @@ from ..oracle import (
 )
 
 worlds = st.integers(0, 2**32).map(EndingsWorld.random)
-PLAIN = weighted(replace(rejection(1), name="plain"))
-HINTED = weighted(pps(1))
+PLAIN = importance(replace(rejection(1), name="plain"))
+HINTED = importance(pps(1))
 few = settings(max_examples=8, deadline=None, phases=[Phase.generate])
 
 
@@ -53,7 +53,7 @@ def weight(draw: Draw) -> float:
     assert draw.log_pi is not None
     key = replace(draw.key, index=-1)  # first in order
     known = replace(draw, key=key, log_drawn=draw.log_pi)
-    a, b = weigh(importance(), [known, draw])
+    a, b = weigh(Importance(), [known, draw])
     return b.weight / a.weight
 
 
@@ -348,7 +348,16 @@ def test_the_loop_weighs_by_what_was_sampled_and_trains_what_ends(tmp_path: Path
         force=force,
     )
     tokenizer: Any = made.tokenizer
-    steps = TableSteps(Run(tmp_path), Path("tables/0"), problems, [], plan, made, tokenizer, Quiet())
+    steps = TableSteps(
+        run=Run(tmp_path),
+        base=Path("tables/0"),
+        problems=problems,
+        eval_problems=[],
+        config=plan,
+        sampler=made,
+        tokenizer=tokenizer,
+        progress=Quiet(),
+    )
     steps.e_step(1)
     [(draws, _)] = read_draws(steps.run.iteration(1) / "draws")
     assert not any(draw.demos for draw in draws)  # of no iteration, by the plan
@@ -400,7 +409,7 @@ def made_draw(**changes: Any) -> Draw:
 
 FORCED = Completion(tuple(b"z0\nAnswer: y1\n"), "z0\nAnswer: y1\n", "answered", -1.0, num_forced=12)
 OFF_POLICY = {
-    "hinted": {"prompt": "hinted"},
+    "hinted": {"prompt_kind": "hinted"},
     "examples": {"demos": "a1b2"},
     "forced": {"completion": FORCED},
     "temperature": {"temperature": 0.7},
@@ -419,13 +428,13 @@ def test_what_does_not_follow_the_model_is_not_taken_for_it(name: str) -> None:
     state = made_draw(key=DrawKey(1, "p", 0, 0), log_pi=-1.0, log_q=-1.0)
     unlikely = {"log_pi": -60.0, "log_q": -1.0}
     examples = [Example(state), Example(replace(draw, **unlikely))]
-    [example] = metropolis()([], examples)
+    [example] = Metropolis()([], examples)
     assert example.draw == state
-    [example] = metropolis()([], [Example(state), Example(made_draw(**unlikely))])
+    [example] = Metropolis()([], [Example(state), Example(made_draw(**unlikely))])
     assert example.draw != state
     # the control variate leaves it out, as its gradient is not zero on average
     other = made_draw(key=DrawKey(2, "p", 0, 1))
-    added = control_variate(0.5)([draw, other], [])
+    added = ControlVariate(0.5)([draw, other], [])
     assert [(e.draw, e.weight) for e in added] == [(other, -0.5)]
 
 
@@ -439,7 +448,7 @@ def test_log_probabilities_are_taken_only_of_the_prompt_that_they_are_of() -> No
         draw = made_draw(**OFF_POLICY[name])
         expected = [-1.0] if known else world.engine().logprob([(b"x0", draw.completion.tokens)])
         assert nats_under("plain", [draw], problems, made) == expected
-    hinted = made_draw(prompt="hinted")
+    hinted = made_draw(prompt_kind="hinted")
     assert nats_under("plain", [hinted], problems, made) == exact
     assert nats_under("hinted", [hinted], problems, made) == [-1.0]
     assert exact != [-1.0]

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from femtune.estep.scoring import log_mass
 from femtune.schemes import weights as module
-from femtune.schemes.filters import accepted, chain, distinct, weigh
-from femtune.schemes.named import memoised, parse_scheme, pps, star, trice, weighted
-from femtune.schemes.weights import doubt, importance, metropolis
-from femtune.schemes.weights import posterior as by_pi
+from femtune.schemes.contrib.memory import memo
+from femtune.schemes.filters import Accepted, Chain, Distinct, weigh
+from femtune.schemes.named import importance, parse_scheme, pps, star, trice
+from femtune.schemes.weights import Doubt, Importance, Metropolis
+from femtune.schemes.weights import Posterior as by_pi
 from femtune.types import Completion, Draw, DrawKey, Example, Problem, Scheme, Score
 
 from ..oracle import HINTED, PLAIN, PROMPTS, Tables, drawn, problem, table_steps, toy
@@ -103,7 +104,7 @@ def test_attempts_to_a_power_climb_their_objective(
 def importance_weight(world: Tables, asked: Problem, z: int) -> float:
     """w of a hinted draw: its share over that of a plain one, whose w is 1."""
     plain = draw(world, asked, 0, prompt="plain")
-    a, b = weigh(importance(), [plain, draw(world, asked, z)])
+    a, b = weigh(Importance(), [plain, draw(world, asked, z)])
     return b.weight / a.weight
 
 
@@ -122,7 +123,7 @@ def test_importance_weights_are_unbiased_for_the_chance_of_the_answer(
 def law_of_importance(num: int) -> torch.Tensor:
     """What is trained on, on average, of `num` hinted draws: over all counts of z0, z1, z2, wrong."""
     asked, world, law = problem("p", 0, 1), toy(), torch.zeros(3, dtype=torch.float64)
-    rule = chain(accepted(), importance())
+    rule = Chain(Accepted(), Importance())
     for counts in product(range(num + 1), repeat=3):
         wrong = num - sum(counts)
         if not 0 <= wrong < num:
@@ -144,7 +145,7 @@ def test_self_normalised_weights_tend_to_the_posterior(num: int, apart: float, t
     assert distance(law) == pytest.approx(apart, abs=0.0005)
 
     problems = [problem(f"{i}", 0, 1) for i in range(600)]
-    steps = table_steps(tmp_path, [toy()], problems, weighted(pps(num)))
+    steps = table_steps(tmp_path, [toy()], problems, importance(pps(num)))
     metrics = steps.e_step(1)
     assert metrics["num_draws"] == num * len(problems)
     rows = steps.examples(1)
@@ -167,7 +168,7 @@ def acceptance(state: Draw, proposal: Draw) -> float:
 
         def takes(number: float) -> bool:
             patch.setattr(module, "uniform", lambda name: number)
-            [example] = weigh(metropolis(), [state, proposal])
+            [example] = weigh(Metropolis(), [state, proposal])
             return example.draw == proposal
 
         if takes(1 - 1e-12):
@@ -376,7 +377,7 @@ def test_an_m_step_on_what_is_remembered_never_lowers_its_bound(
         for (x, y), zs in sets.items():
             asked = problem("p", x, y)
             draws = [draw(world, asked, z, index=i) for i, z in enumerate([*zs, *zs])]  # twice: distinct
-            for example in weigh(chain(accepted(), distinct(), by_pi()), draws):
+            for example in weigh(Chain(Accepted(), Distinct(), by_pi()), draws):
                 mass[x, drawn(example.draw)[0], y] += num[x, y] * example.weight
         world = fitted(world, mass)
         found.append(bound(world, num, sets))
@@ -400,11 +401,11 @@ def test_fem_that_remembers_climbs_its_bound(tmp_path: Path) -> None:
     """Real E-steps, exact M-steps on what they store: of problems covered, iteration by iteration."""
     thetas = [Tables.random(seed=8)]
     problems = [problem(f"{i}", i % 3, i // 3 % 3) for i in range(45)]
-    scheme = memoised(star())
+    scheme = memo(star())
     whole = scheme.remember
     assert whole is not None
     scheme = type(scheme)(
-        "all", scheme.stages, whole, remember=whole
+        "all", scheme.stages, weigh=whole, remember=whole
     )  # unlikely ones are trained on too
     steps, before = table_steps(tmp_path, thetas, problems, scheme, chunk_size=20), {}
     for iteration in range(1, 7):
@@ -436,7 +437,7 @@ def test_what_is_remembered_is_what_the_posterior_likes_best_of_all_that_was_dra
     """Of at most 2 of 4 rationales; while theta stands still a problem's bound never falls."""
     world = Tables.random(seed=8)
     problems = [problem(f"{i}", i % 3, i // 3 % 3) for i in range(30)]
-    steps = table_steps(tmp_path, [world], problems, memoised(pps(2), 2), chunk_size=7)
+    steps = table_steps(tmp_path, [world], problems, memo(pps(2), 2), chunk_size=7)
     seen: dict[str, set[int]] = {each.id: set() for each in problems}
     before: dict[str, float] = {}
     for iteration in range(1, 6):
@@ -480,7 +481,7 @@ def test_doubt_is_the_posterior_of_labels_with_noise(
     exact = (both[label, label] / both[:, label].sum()).item()
     draws = [draw(world, problem("p", x, label), z, index=z) for z in range(4)]
     trust = [
-        doubt(noise, 3)(draws[:num], [Example(draws[0])])[0].weight for num in range(1, len(draws) + 1)
+        Doubt(noise, 3)(draws[:num], [Example(draws[0])])[0].weight for num in range(1, len(draws) + 1)
     ]
     assert trust == sorted(trust)
     assert trust[-1] == pytest.approx(exact)

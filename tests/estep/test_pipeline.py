@@ -18,7 +18,7 @@ from femtune.errors import EngineError, RewardError
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Sampler
 from femtune.runs.run import read_draws
-from femtune.schemes.filters import accepted
+from femtune.schemes.filters import Accepted
 from femtune.schemes.named import pps, rejection, star
 from femtune.types import Completion, Draw, Request, Sampling, Scheme, Stage
 
@@ -26,7 +26,7 @@ from ..oracle import Tables, problem, sampler
 
 WORLD = Tables.random(seed=5)
 PROBLEMS = [problem(f"p{i}", i % 3, 0) for i in range(40)]
-ALL = Scheme("all", (Stage("plain", 3, "all"), Stage("hinted", 2)), accepted())
+ALL = Scheme("all", (Stage("plain", 3, "all"), Stage("hinted", 2)), weigh=Accepted())
 
 
 def overlapping(engine: FakeEngine, chunk_size: int = 7) -> Sampler:

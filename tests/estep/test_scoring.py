@@ -18,23 +18,21 @@ from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, EngineError, NothingKept, RunError
 from femtune.estep.scoring import log_mass, read_nats, read_timing
 from femtune.runs.run import by_problem, read_draws
-from femtune.schemes.filters import accepted, chain, weigh
+from femtune.schemes.contrib.memory import every, gain, memo
+from femtune.schemes.filters import Accepted, Chain, weigh
 from femtune.schemes.named import (
-    chained,
-    every,
-    from_base,
-    gaining,
-    memoised,
+    base,
+    chain,
+    importance,
     mixture,
     parse_scheme,
     pps,
     rejection,
     star,
     trice,
-    waking,
-    weighted,
+    wake,
 )
-from femtune.schemes.weights import control_variate, importance
+from femtune.schemes.weights import ControlVariate, Importance
 from femtune.types import Draw, DrawKey, Scheme, Stage
 
 from ..oracle import PROMPTS, Tables, TableSteps, problem, table_steps
@@ -244,7 +242,7 @@ def test_first_stages_are_of_problems_of_which_nothing_is_remembered(tmp_path: P
 
 
 def test_a_problem_is_asked_in_every_nth_iteration_and_in_between_weighed_anew(tmp_path: Path) -> None:
-    made = steps(tmp_path, every(memoised(pps(2)), 3))
+    made = steps(tmp_path, every(memo(pps(2)), 3))
     whole = {problem.id for problem in PROBLEMS}
     due: list[set[str]] = []
     weights: list[dict[tuple[str, int], float]] = []
@@ -273,11 +271,11 @@ def test_a_chain_of_plain_draws_is_the_newest_right_one_and_needs_no_scoring(tmp
         assert not metrics.keys() & {"log_mass", "scored_tokens"}
         assert not (made.run.iteration(iteration) / "scored").exists()
     assert len({key.iteration for key in newest.values()}) > 1
-    assert gaining(made.config.scheme).needs == {"log_pi"}  # which problems are asked hangs on it
+    assert gain(made.config.scheme).needs == {"log_pi"}  # which problems are asked hangs on it
 
 
 def test_only_problems_that_have_something_to_gain_are_asked(tmp_path: Path) -> None:
-    made = steps(tmp_path, gaining(memoised(pps(2)), 2.0))
+    made = steps(tmp_path, gain(memo(pps(2)), 2.0))
     known: dict[str, float] = {}
     for iteration in range(1, 6):
         made.e_step(iteration)
@@ -292,7 +290,7 @@ def test_only_problems_that_have_something_to_gain_are_asked(tmp_path: Path) -> 
 
 
 def test_a_scheme_from_the_base_draws_from_it_and_is_weighed_by_theta(tmp_path: Path) -> None:
-    made = steps(tmp_path, weighted(from_base(pps(3))))
+    made = steps(tmp_path, importance(base(pps(3))))
     for iteration in (1, 2):
         made.e_step(iteration)
         for draw in draws_of(made, iteration):
@@ -368,27 +366,27 @@ PLAIN, HINTED = Stage("plain", 1, "all"), Stage("hinted", 1, "all")
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: weighted(star()), "a stage asks the unsolved alone"),
-        (lambda: weighted(rejection(2)), "a stage asks the unsolved alone"),
-        (lambda: weighted(trice()), "it remembers draws"),
-        (lambda: weighted(memoised(pps(2))), "it remembers draws"),
-        (lambda: gaining(star()), "min_gain and every are of schemes that remember"),
-        (lambda: every(weighted(pps(2)), 2), "min_gain and every are of schemes that remember"),
-        (lambda: every(memoised(star()), 0), "every is 0, at least 1"),
+        (lambda: importance(star()), "a stage asks the unsolved alone"),
+        (lambda: importance(rejection(2)), "a stage asks the unsolved alone"),
+        (lambda: importance(trice()), "it remembers draws"),
+        (lambda: importance(memo(pps(2))), "it remembers draws"),
+        (lambda: gain(star()), "remembers no draws, and min_gain and every need that"),
+        (lambda: every(importance(pps(2)), 2), "remembers no draws, and min_gain and every need that"),
+        (lambda: every(memo(star()), 0), "every must be >= 1, got 0"),
         (lambda: every(trice(), 2), "min_gain or every leaves some out"),
-        (lambda: gaining(trice()), "min_gain or every leaves some out"),
-        (lambda: from_base(trice()), "and these are the base's"),
-        (lambda: chained(from_base(pps())), "and these are the base's"),
-        (lambda: from_base(chained(pps())), "and these are the base's"),
-        (lambda: memoised(star(), 0), "memo 0: at least 1 draw"),
+        (lambda: gain(trice()), "min_gain or every leaves some out"),
+        (lambda: base(trice()), "and these are the base's"),
+        (lambda: chain(base(pps())), "and these are the base's"),
+        (lambda: base(chain(pps())), "and these are the base's"),
+        (lambda: memo(star(), 0), "memo must be >= 1 draw, got 0"),
         (lambda: mixture(0, 1), "draws are at least 1"),
-        (lambda: trice(2.0), "control_variate 2: from 0 to 1"),
+        (lambda: trice(2.0), r"beta must be in \[0, 1\], got 2"),
         (
-            lambda: Scheme("s", (Stage("plain", 2),), chain(accepted(), importance())),
+            lambda: Scheme("s", (Stage("plain", 2),), weigh=Chain(Accepted(), Importance())),
             "a stage asks the unsolved alone",
         ),
         (
-            lambda: Scheme("s", (PLAIN,), control_variate(), first=(PLAIN, Stage("hinted"))),
+            lambda: Scheme("s", (PLAIN,), weigh=ControlVariate(), first=(PLAIN, Stage("hinted"))),
             "a stage asks the unsolved alone",
         ),
     ],
@@ -400,12 +398,12 @@ def test_schemes_whose_weights_would_not_be_right_are_refused(make: Any, told: s
 
 def test_schemes_that_are_right_are_not_refused() -> None:
     for scheme in (pps(), pps(4), rejection(1), mixture(2, 2)):
-        assert "fixed_budget" in weighted(scheme).needs
+        assert "fixed_budget" in importance(scheme).needs
     assert not Scheme(
-        "s", (Stage("plain"), HINTED), importance()
+        "s", (Stage("plain"), HINTED), weigh=Importance()
     ).is_adaptive  # the first is asked anyway
-    assert every(trice(0), 2).every == 2 and gaining(trice(0)).min_gain == 0.1
-    assert waking(from_base(memoised(star()))).proposal == "base"
+    assert every(trice(0), 2).every == 2 and gain(trice(0)).min_gain == 0.1
+    assert wake(base(memo(star()))).proposal == "base"
 
 
 def test_what_is_known_for_certain_counts_as_covered(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from femtune.loop import Evaluation, LoopConfig, Steps
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run
-from femtune.schemes.named import parse_scheme, rejection
-from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
+from femtune.schemes.filters import paper_filter
+from femtune.schemes.named import parse_scheme, rejection, star
+from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Scheme, Score, Stage
 
 from ..oracle import sampler
 
@@ -37,7 +38,7 @@ FINE: dict[str, Any] = {
 
 
 def kinds(**changes: Any) -> list[str]:
-    return [warned.kind for warned in e_step_warnings(FINE | changes, 160)]
+    return [warned.kind for warned in e_step_warnings(FINE | changes, 160, star())]
 
 
 def test_each_e_step_warning_has_its_limit() -> None:
@@ -57,7 +58,9 @@ def test_a_warning_says_what_to_do() -> None:
     texts = [
         warned.text
         for warned in e_step_warnings(
-            FINE | {"answered": 0.1, "truncated_share": 0.9, "num_kept": 1, "kept_share": 0.01}, 160
+            FINE | {"answered": 0.1, "truncated_share": 0.9, "num_kept": 1, "kept_share": 0.01},
+            160,
+            star(),
         )
     ]
     assert len(texts) == 3 and all("`femtune check`" in text for text in texts)
@@ -81,10 +84,25 @@ def test_a_warning_says_what_to_do() -> None:
 def test_what_keeps_nothing_has_a_cause_and_a_remedy(
     reasons: dict[str, dict[str, int]], remedy: str
 ) -> None:
-    text = nothing_kept(1, {"num_problems": 9, "reasons": reasons})
+    scheme = star() if "hinted" in reasons else rejection(8)
+    text = nothing_kept(1, {"num_problems": 9, "reasons": reasons}, scheme)
     assert text.startswith("iteration 1 kept no draw of 9 problems (") and remedy in text
     assert "`femtune check`" in text
     assert ("Hints may help" in text) == ("hinted" not in reasons and " answers are wrong" in text)
+
+
+def test_remedies_are_of_the_scheme_as_it_is_whatever_its_name() -> None:
+    """A scheme made in Python has hints, or many attempts, whether its name says so or not."""
+    wrong = {"num_problems": 9, "reasons": {"plain": {"wrong": 9}}}
+    eight = Scheme("star", (Stage("plain", 8),), weigh=paper_filter)
+    both = Scheme("mine", (Stage("plain"), Stage("hinted")), weigh=paper_filter)
+    assert "(--scheme rejection:32)" in nothing_kept(1, wrong, eight)
+    assert "Hints may help" in nothing_kept(1, wrong, eight)
+    assert "(--scheme rejection:16)" in nothing_kept(1, wrong, both)
+    assert "Hints may help" not in nothing_kept(1, wrong, both)
+    lucky = FINE | {"luck_share": 0.9}
+    assert "Use fewer attempts" in e_step_warnings(lucky, 160, eight)[0].text
+    assert "fewer attempts" not in e_step_warnings(lucky, 160, both)[0].text
 
 
 # --- luck

@@ -29,7 +29,8 @@ from femtune.mstep.config import Training
 from femtune.mstep.examples import read_examples
 from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run, write_draws
-from femtune.schemes.named import paper_filter, pps
+from femtune.schemes.filters import paper_filter
+from femtune.schemes.named import pps
 from femtune.types import Balance, Completion, Draw, DrawKey, Problem, Reason, Score
 
 from ..models import byte_tokenizer

@@ -17,8 +17,8 @@ from femtune.engines.fake import FakeEngine
 from femtune.errors import DataError
 from femtune.estep.driver import e_step
 from femtune.mstep.examples import EXAMPLES, read_examples, write_examples
-from femtune.schemes.filters import accepted, by_reward, chain, share
-from femtune.schemes.named import paper_filter, star
+from femtune.schemes.filters import Accepted, ByReward, Chain, Share, paper_filter
+from femtune.schemes.named import star
 from femtune.types import Draw, Problem, Rule, Sampling
 
 from ..models import byte_tokenizer
@@ -76,9 +76,9 @@ def test_weights_are_stored_and_read_back(tmp_path: Path) -> None:
         return [replace(example, weight=2 * example.weight) for example in examples]
 
     path = tmp_path / "examples.parquet"
-    assert store(path, chain(accepted(), doubling)) == 6
+    assert store(path, Chain(Accepted(), doubling)) == 6
     assert read_examples(path, TOKENIZER, 256).weights == [2.0] * 6
-    assert store(path, chain(by_reward(), share(), doubling)) == 6
+    assert store(path, Chain(ByReward(), Share(), doubling)) == 6
     assert read_examples(path, TOKENIZER, 256).weights == [2.0] * 6
 
 

@@ -35,7 +35,7 @@ from femtune.reporting.cards import (
     write_data_card,
     write_model_card,
 )
-from femtune.schemes.named import star, trice, waking
+from femtune.schemes.named import star, trice, wake
 from femtune.types import Scheme
 
 PARSER = MarkdownIt("commonmark").enable("table")
@@ -161,7 +161,7 @@ def test_an_owners_card_is_left_alone(judged: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scheme", "said", "trap"),
     [
-        (waking(star()), "rows have the correct answer in their prompt", "trained_under"),
+        (wake(star()), "rows have the correct answer in their prompt", "trained_under"),
         (trice(), "rows have a weight below 0", "weight"),
     ],
 )

@@ -101,7 +101,7 @@ class Seen(HTMLParser):
 
 def shown(page: str, start: str, end: str) -> str:
     """The text of a page between two pieces of its source."""
-    return Seen(f"<div>{render.split(start, 1)[1].split(end, 1)[0]}</div>").text
+    return Seen(f"<div>{page.split(start, 1)[1].split(end, 1)[0]}</div>").text
 
 
 # --- the first screen
@@ -122,7 +122,7 @@ def test_the_sentence_says_the_metrics_of_the_run(runs: Path) -> None:
 
 def test_every_number_of_the_first_figure_is_of_the_metrics(runs: Path) -> None:
     page = render(find([runs]))
-    figure = render.split('<div class="on-wide">')[1].split("</div>")[0]
+    figure = page.split('<div class="on-wide">')[1].split("</div>")[0]
     written = re.findall(r">(\d+\.\d%)<", figure)
     evaluations = [
         metrics(runs / "rejection", 0)["evaluation"],  # the base is that of the first scheme
@@ -192,7 +192,7 @@ def test_lengths_and_difficulty_by_hand(tmp_path: Path, monkeypatch: pytest.Monk
         draw("easy", tokens=[1] * 5),
         *(draw("middling", index=i, tokens=[1] * n, **own) for i, n, own in ((0, 7, wrong), (1, 9, {}))),
         *(draw("hard", index=i, tokens=[1] * 20, **wrong) for i in range(2)),
-        draw("hinted only", prompt="hinted", stage=1),
+        draw("hinted only", prompt_kind="hinted", stage=1),
     ]
     later = [draw("easy"), draw("middling", **wrong), draw("hard"), draw("hinted only"), draw("new")]
     problems = [Problem(name, "x", "1") for name in ("easy", "middling", "hard", "hinted only", "new")]
@@ -290,7 +290,7 @@ def check_page(page: str) -> Seen:
         assert name != "style" or re.fullmatch(r"--share: [\d.]+|color: var\(--\w+\)", value)
         assert "url(" not in value
     assert page == visible(page)
-    assert "default-src 'none'" in render.split("<style>")[0]
+    assert "default-src 'none'" in page.split("<style>")[0]
     assert "script" not in {tag for tag, _ in seen.tags}
     return seen
 
@@ -424,7 +424,7 @@ def test_a_run_that_kept_nothing(tmp_path: Path) -> None:
     write_iteration(tmp_path, 1, one_problem(), rows)
     (tmp_path / "iteration-001" / "metrics.json").unlink()  # NothingKept is raised before it is written
     text = check_page(render(find([tmp_path]))).text
-    assert "0 of 1 (0.0%) draws were accepted; refused: 1 cut off" in text
+    assert "0 of 1 (0.0%) draws were accepted; refused: 1 truncated" in text
 
 
 def test_an_evaluation_alone(tmp_path: Path) -> None:
@@ -441,7 +441,9 @@ def test_what_is_left_out_is_told(runs: Path, tmp_path: Path) -> None:
     for shard in hinted.glob("iteration-*/draws/*.parquet"):
         table = pq.read_table(shard)
         column = pa.array(["hinted"] * table.num_rows)
-        pq.write_table(table.set_column(table.schema.get_field_index("prompt"), "prompt", column), shard)
+        pq.write_table(
+            table.set_column(table.schema.get_field_index("prompt_kind"), "prompt_kind", column), shard
+        )
     assert "Kept shares by difficulty are left out" in check_page(render(find([hinted]))).text
 
 

@@ -23,11 +23,14 @@ from hypothesis import strategies as st
 from femtune.cli.main import main
 from femtune.data.problems import load_problems, save_problems
 from femtune.data.prompts import Prompts
+from femtune.estep.scoring import write_nats
+from femtune.evaluation.readings import Reading, write_readings
 from femtune.reporting.browser.difference import difference
 from femtune.reporting.browser.filters import ORDERS, PAGE, Filter
 from femtune.reporting.browser.index import Index
 from femtune.reporting.browser.store import FACETS, SHOWN_VALUES, Name, Store
 from femtune.runs.run import Run, read_draws, read_shard, write_draws
+from femtune.schemes.answer_rules import gain
 from femtune.types import Completion, Problem, Score
 
 from ..views import (
@@ -157,6 +160,7 @@ def in_order(draws: Sequence[Stored], sort: str) -> list[Stored]:
             "problem": draw.key.problem_id,
             "reward": signed * draw.score.reward,
             "logprob": (math.isnan(logprob), 0 if math.isnan(logprob) else signed * logprob),
+            "gain": ((known := gain(draw)) is None, signed * (known or 0.0)),
             "tokens": signed * len(draw.completion.tokens),
             "stored": 0,
         }[sort.removeprefix("-")]
@@ -288,6 +292,55 @@ def test_a_page_shows_all_of_a_draw(look: Look, folder: Folder) -> None:
             draw.score.detail if not draw.accepted else "",
         ):
             assert wanted in shown
+
+
+def test_by_how_much_a_rationale_helped_is_shown_and_sorted_by_once_it_is_scored(
+    look: Look, tmp_path: Path
+) -> None:
+    run, names = Run(tmp_path / "run"), ["run/eval/1/0/0/p", "run/eval/1/0/0/q", "run/draws/1/0/0/r"]
+    draws = [made(problem_id=each) for each in "pq"]
+    write_draws(run.shard(1, "eval", 0), draws, {})
+    write_draws(run.shard(1, "draws", 0), [made(problem_id="r")], {})
+    client = look(tmp_path)
+    lacks = page(client, "/", sort="-gain").spaced
+    assert "not measured here" in lacks and "--reader-problems" in lacks
+    assert "not measured here" not in page(client, "/").spaced
+    assert not any("rationale adds" in page(client, "/draw", name=name).spaced for name in names)
+
+    among = {draws[0].key: (-1.5, -1.0), draws[1].key: (-0.75, -1.0)}
+    read = {key: Reading(-2.0, -9.0, *nats, True, True) for key, nats in among.items()}
+    (run.iteration(1) / "eval_scored").mkdir()
+    write_readings(run.shard(1, "eval_scored", 0), read, {})
+    assert page(client, "/", sort="-gain").names() == [names[1], names[0], names[2]]
+    least = page(client, "/", sort="gain")
+    assert least.names() == names and "not measured here" not in least.spaced
+    assert "helps −0.50" in least.spaced and "helps +0.25" in least.spaced
+    assert "rationale adds −0.50 nats to the log-probability of the correct answer, by the base" in (
+        page(client, "/draw", name=names[0]).spaced
+    )
+    assert "rationale adds +0.25 nats" in page(client, "/problem", id="q").spaced
+
+    (run.iteration(1) / "scored").mkdir()
+    write_nats(
+        run.shard(1, "scored", 0), [replace(made(problem_id="r"), log_answer=-1.0, log_direct=-3.0)], {}
+    )
+    assert page(client, "/", sort="-gain").names() == [names[2], names[1], names[0]]
+    assert "by the model that drew it" in page(client, "/draw", name=names[2]).spaced
+
+
+def test_scores_that_can_not_be_read_are_named_and_their_draws_stay(look: Look, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    write_draws(run.shard(1, "eval", 0), [made()], {})
+    place = run.shard(1, "eval_scored", 0)
+    place.parent.mkdir()
+    place.write_bytes(b"no Parquet")
+    client = look(tmp_path)
+    shown = page(client, "/", sort="gain")
+    assert shown.names() == ["run/eval/1/0/0/p"]
+    assert "run: iteration-001/eval_scored/00000.parquet" in shown.spaced
+    write_readings(place, {made().key: Reading(-1.0, -3.0)}, {})
+    shown = page(client, "/", sort="gain")
+    assert "helps +2.00" in shown.spaced and "eval_scored/00000" not in shown.spaced
 
 
 def test_a_page_shows_what_a_draw_was_drawn_under(look: Look, tmp_path: Path) -> None:

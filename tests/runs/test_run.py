@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from femtune._util.atomic_files import read_lines, replacing
 from femtune.errors import RunError
 from femtune.runs.run import (
+    FORMAT,
     Run,
     by_problem,
     check_run,
@@ -35,6 +36,7 @@ from femtune.runs.run import (
 from femtune.types import Completion, Draw, DrawKey, FinishReason, Reason, Score
 
 CONFIG: dict[str, Any] = {"model": "m", "scheme": "pps", "iterations": 2, "seed": 0}
+STORED = {"format": FORMAT} | CONFIG
 CHANGEABLE = frozenset({"iterations"})
 
 
@@ -56,7 +58,7 @@ def test_the_same_configuration_goes_on(tmp_path: Path) -> None:
     with opened(run.root) as again:
         assert again == run
         assert (run.root / "log.jsonl").exists()
-    assert yaml.safe_load((run.root / "config.yaml").read_text()) == CONFIG
+    assert yaml.safe_load((run.root / "config.yaml").read_text()) == STORED
     assert "torch" in json.loads((run.root / "environment.json").read_text())["packages"]
 
 
@@ -64,7 +66,7 @@ def test_a_changeable_setting_may_change_and_is_stored(tmp_path: Path) -> None:
     with opened(tmp_path / "run"):
         pass
     with opened(tmp_path / "run", iterations=9) as run:
-        assert yaml.safe_load((run.root / "config.yaml").read_text()) == CONFIG | {"iterations": 9}
+        assert yaml.safe_load((run.root / "config.yaml").read_text()) == STORED | {"iterations": 9}
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
     message = refused(tmp_path, scheme="star", iterations=9, new=1)
     changes = [line.strip() for line in message.splitlines() if line.startswith("  ")]
     assert sorted(changes) == ["+new: 1", "+scheme: star", "-scheme: pps"]
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == STORED
 
 
 values = st.text() | st.floats(allow_nan=False) | st.lists(st.integers()) | st.none()
@@ -86,7 +88,7 @@ def test_any_configuration_is_its_own_after_it_was_stored(
 ) -> None:
     root = tmp_path_factory.mktemp("run")
     (root / "environment.json").write_text("{}")
-    (root / "config.yaml").write_text("{}")
+    (root / "config.yaml").write_text(f"format: {FORMAT}")
     for changeable in (frozenset(config), frozenset[str]()):
         # what it is made with takes long to find out
         with patch("femtune.runs.run.environment", dict), open_run(root, config, changeable):
@@ -103,7 +105,7 @@ def test_a_run_that_was_killed_as_it_began_goes_on(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     (tmp_path / ".config.yaml.part").write_text("mod")
     with opened(tmp_path):
-        assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == STORED
 
 
 def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:

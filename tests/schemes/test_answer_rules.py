@@ -34,19 +34,12 @@ from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import make_loop_config
 from femtune.runs.run import Run, read_draws
-from femtune.schemes.answer_rules import answer_metrics, expected_importance, gain, passes
-from femtune.schemes.filters import accepted, weigh
-from femtune.schemes.named import (
-    expected,
-    memoised,
-    mixture,
-    parse_scheme,
-    pps,
-    reasons,
-    rejection,
-    weighted,
-)
-from femtune.schemes.weights import importance
+from femtune.schemes.answer_rules import ExpectedImportance, answer_metrics, gain, passes
+from femtune.schemes.contrib.answers import expected, reasons
+from femtune.schemes.contrib.memory import memo
+from femtune.schemes.filters import Accepted, weigh
+from femtune.schemes.named import importance, mixture, parse_scheme, pps, rejection
+from femtune.schemes.weights import Importance
 from femtune.types import Completion, Draw, Problem, Scheme
 
 from ..oracle import RATIONALES, Endings, EndingsWorld, TableSteps, every_draw
@@ -204,7 +197,7 @@ def weight(draw: Draw) -> float:
     """pi / q as the rule has it: beside a draw of weight 1."""
     known = replace(draw, key=replace(draw.key, index=-1), log_ratio=0.0, log_answer=0.0)
     known = replace(known, right=known)
-    made = weigh(expected_importance(), [known, draw])
+    made = weigh(ExpectedImportance(), [known, draw])
     return made[1].weight / made[0].weight if len(made) > 1 else 0.0
 
 
@@ -233,11 +226,11 @@ def test_expected_importance_weights_are_unbiased_with_less_variance(
     world: EndingsWorld, prompt: str
 ) -> None:
     made = world.sampler()
-    outcomes = all_draws(world, expected(weighted(pps(2))), made, prompt)
+    outcomes = all_draws(world, expected(importance(pps(2))), made, prompt)
     exact = posterior_mass(world)
     assert mean_weights(outcomes, made) == pytest.approx(exact, rel=1e-9)
     # of the sampled answer: each right draw by pi / q of the whole
-    sampled = all_draws(world, weighted(pps(2)), made, prompt)
+    sampled = all_draws(world, importance(pps(2)), made, prompt)
     square, others = (
         math.fsum(chance * weight_of(draw) ** 2 for draw, chance in drawn)
         for drawn, weight_of in ((outcomes, weight), (sampled, whole_weight))
@@ -250,14 +243,14 @@ def whole_weight(draw: Draw) -> float:
         return 0.0
     assert draw.log_pi is not None
     known = replace(draw, key=replace(draw.key, index=-1), log_drawn=draw.log_pi)
-    first, second = weigh(importance(), [known, draw])
+    first, second = weigh(Importance(), [known, draw])
     return second.weight / first.weight
 
 
 def test_normalised_weights_tend_to_the_posterior() -> None:
     """The mean over all that two or three draws may be is nearer than that of one."""
     world = loose(6)
-    made, scheme = world.sampler(), expected(weighted(pps(2)))
+    made, scheme = world.sampler(), expected(importance(pps(2)))
     outcomes = all_draws(world, scheme, made, "hinted")
     exact = posterior_mass(world)
     total = math.fsum(exact.values())
@@ -272,7 +265,7 @@ def test_normalised_weights_tend_to_the_posterior() -> None:
 def test_a_proposal_that_includes_the_answer_is_biased(monkeypatch: pytest.MonkeyPatch) -> None:
     world = loose(7)
     made = world.sampler()
-    scheme = expected(weighted(pps(2)))
+    scheme = expected(importance(pps(2)))
     ratios = answer_scoring._log_ratios
 
     def whole(draws: Sequence[Draw], rights: Any, *more: Any) -> Mapping[Any, float]:
@@ -394,8 +387,8 @@ def test_reasons_and_expected_go_together() -> None:
 
 
 def test_what_is_remembered_is_filtered_too() -> None:
-    scheme = reasons(memoised(rejection()))
-    assert scheme.remember is not None and "gain" in replace(scheme, weigh=accepted()).needs
+    scheme = reasons(memo(rejection()))
+    assert scheme.remember is not None and "gain" in replace(scheme, weigh=Accepted()).needs
     world = loose(35)
     outcomes = all_draws(world, scheme, world.sampler())
     remembered = weigh(scheme.remember, [draw for draw, _ in outcomes])
@@ -423,7 +416,16 @@ def steps(folder: Path, spec: str, world: EndingsWorld, num: int = 40) -> TableS
         scheme=parse_scheme(spec), training=Training(), evaluation=Evaluation(), force="never"
     )
     tokenizer: Any = made.tokenizer
-    return TableSteps(Run(folder), Path("tables/0"), problems, [], what, made, tokenizer, Quiet())
+    return TableSteps(
+        run=Run(folder),
+        base=Path("tables/0"),
+        problems=problems,
+        eval_problems=[],
+        config=what,
+        sampler=made,
+        tokenizer=tokenizer,
+        progress=Quiet(),
+    )
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -547,8 +549,8 @@ def test_reasons_needs_a_cue_and_takes_any_temperature(change: dict[str, Any]) -
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: memoised(expected(rejection(2))),
-        lambda: weighted(expected(rejection(1))),
+        lambda: memo(expected(rejection(2))),
+        lambda: importance(expected(rejection(1))),
         lambda: expected(expected(rejection(2))),
         lambda: expected(pps(2)),
         lambda: expected(reasons(rejection(2))),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.schemes.filters import accepted, by_reward, chain, distinct, first, share, weigh
+from femtune.schemes.filters import Accepted, ByReward, Chain, Distinct, First, Share, weigh
 from femtune.types import Completion, Draw, DrawKey, Example, Reason, Rule, Score
 
 REASONS: tuple[Reason, ...] = (
@@ -31,46 +31,46 @@ def problems_draws(draw: st.DrawFn) -> list[Draw]:
     return made
 
 
-any_rule = st.sampled_from([accepted(), first(), first(3), distinct(), by_reward(), share()])
+any_rule = st.sampled_from([Accepted(), First(), First(3), Distinct(), ByReward(), Share()])
 
 
 @given(problems_draws(), any_rule, any_rule, any_rule)
 def test_chain_is_associative(draws: list[Draw], a: Rule, b: Rule, c: Rule) -> None:
-    flat = weigh(chain(a, b, c), draws)
-    assert flat == weigh(chain(chain(a, b), c), draws) == weigh(chain(a, chain(b, c)), draws)
+    flat = weigh(Chain(a, b, c), draws)
+    assert flat == weigh(Chain(Chain(a, b), c), draws) == weigh(Chain(a, Chain(b, c)), draws)
     assert flat == c(draws, b(draws, a(draws, [Example(draw) for draw in draws])))
-    assert weigh(chain(), draws) == [Example(draw) for draw in draws]
+    assert weigh(Chain(), draws) == [Example(draw) for draw in draws]
 
 
 @given(problems_draws(), st.randoms(), any_rule, any_rule)
 def test_arrival_changes_nothing(draws: list[Draw], rng: random.Random, a: Rule, b: Rule) -> None:
     arrived = rng.sample(draws, len(draws))
-    assert weigh(chain(a, b), arrived) == weigh(chain(a, b), draws)
+    assert weigh(Chain(a, b), arrived) == weigh(Chain(a, b), draws)
 
 
 @given(problems_draws())
 def test_accepted_keeps_exactly_the_accepted(draws: list[Draw]) -> None:
-    kept = [example.draw for example in weigh(accepted(), draws)]
+    kept = [example.draw for example in weigh(Accepted(), draws)]
     assert kept == [draw for draw in draws if draw.score.reason == ""]
 
 
 @given(problems_draws(), st.randoms(), st.integers(1, 4))
 def test_first_goes_by_key(draws: list[Draw], rng: random.Random, num: int) -> None:
     shuffled = [Example(draw) for draw in rng.sample(draws, len(draws))]
-    assert [example.draw for example in first(num)(draws, shuffled)] == draws[:num]
+    assert [example.draw for example in First(num)(draws, shuffled)] == draws[:num]
 
 
 @given(problems_draws())
 def test_distinct_keeps_the_first_of_the_same_tokens(draws: list[Draw]) -> None:
-    kept = [example.draw for example in weigh(distinct(), draws)]
+    kept = [example.draw for example in weigh(Distinct(), draws)]
     tokens = [draw.completion.tokens for draw in draws]
     assert kept == [draw for i, draw in enumerate(draws) if tokens[i] not in tokens[:i]]
-    assert weigh(chain(distinct(), distinct()), draws) == weigh(distinct(), draws)
+    assert weigh(Chain(Distinct(), Distinct()), draws) == weigh(Distinct(), draws)
 
 
 @given(problems_draws())
 def test_by_reward_weighs_what_ended_and_did_not_leak(draws: list[Draw]) -> None:
-    weights = {e.draw.key: e.weight for e in weigh(by_reward(), draws)}
+    weights = {e.draw.key: e.weight for e in weigh(ByReward(), draws)}
     for draw in draws:
         claim = draw.score.reward if draw.score.reason in ("", "wrong") else 0
         assert weights.get(draw.key, 0) == claim
@@ -79,9 +79,9 @@ def test_by_reward_weighs_what_ended_and_did_not_leak(draws: list[Draw]) -> None
 
 @given(problems_draws())
 def test_share_gives_each_solved_problem_the_same_weight(draws: list[Draw]) -> None:
-    examples = weigh(chain(by_reward(), share()), draws)
+    examples = weigh(Chain(ByReward(), Share()), draws)
     assert not examples or sum(e.weight for e in examples) == pytest.approx(1)
-    before = weigh(by_reward(), draws)
+    before = weigh(ByReward(), draws)
     total = sum(example.weight for example in before)
     assert [e.weight * total for e in examples] == pytest.approx([e.weight for e in before])
 

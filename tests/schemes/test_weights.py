@@ -20,16 +20,16 @@ from scipy.stats import kstest
 
 from femtune.errors import ConfigError, EngineError
 from femtune.schemes import weights as module
-from femtune.schemes.filters import above, accepted, chain, distinct, first, heaviest, share, weigh
+from femtune.schemes.filters import Above, Accepted, Chain, Distinct, First, Heaviest, Share, weigh
 from femtune.schemes.weights import (
-    control_variate,
-    doubt,
-    importance,
-    metropolis,
-    posterior,
-    resample,
+    ControlVariate,
+    Doubt,
+    Importance,
+    Metropolis,
+    Posterior,
+    Resample,
+    Wake,
     uniform,
-    wake,
 )
 from femtune.types import Completion, Draw, DrawKey, Example, Reason, Rule, Score
 
@@ -82,17 +82,17 @@ def drawn(examples: Sequence[Example]) -> list[Draw]:
 
 
 RULES = {
-    "importance": importance(),
-    "posterior": chain(distinct(), posterior()),
-    "metropolis": metropolis(),
-    "control_variate": control_variate(0.5),
-    "resample": chain(share(), resample(3)),
-    "doubt": doubt(0.1, 5),
-    "wake": wake(0.5),
-    "heaviest": chain(posterior(), heaviest(2)),
-    "above": chain(posterior(), above(0.2)),
+    "importance": Importance(),
+    "posterior": Chain(Distinct(), Posterior()),
+    "metropolis": Metropolis(),
+    "control_variate": ControlVariate(0.5),
+    "resample": Chain(Share(), Resample(3)),
+    "doubt": Doubt(0.1, 5),
+    "wake": Wake(0.5),
+    "heaviest": Chain(Posterior(), Heaviest(2)),
+    "above": Chain(Posterior(), Above(0.2)),
 }
-any_rule = st.sampled_from(sorted(RULES)).map(lambda name: chain(accepted(), RULES[name]))
+any_rule = st.sampled_from(sorted(RULES)).map(lambda name: Chain(Accepted(), RULES[name]))
 
 
 # --- all of them
@@ -101,7 +101,7 @@ any_rule = st.sampled_from(sorted(RULES)).map(lambda name: chain(accepted(), RUL
 @given(scoring(), st.randoms(), any_rule, any_rule)
 def test_arrival_changes_nothing(draws: list[Draw], rng: random.Random, a: Rule, b: Rule) -> None:
     arrived = rng.sample(draws, len(draws))
-    assert weigh(chain(a, b), arrived) == weigh(chain(a, b), draws)
+    assert weigh(Chain(a, b), arrived) == weigh(Chain(a, b), draws)
 
 
 @given(scoring(), any_rule)
@@ -124,16 +124,16 @@ def test_only_control_variates_are_not_accepted_and_only_wake_examples_are_hinte
 
 @given(scoring(), st.sampled_from(["importance", "posterior", "metropolis"]))
 def test_a_solved_problem_counts_one_and_another_none(draws: list[Draw], name: str) -> None:
-    examples = weigh(chain(accepted(), RULES[name]), draws)
+    examples = weigh(Chain(Accepted(), RULES[name]), draws)
     assert bool(examples) == any(draw.accepted for draw in draws)
     assert not examples or math.fsum(e.weight for e in examples) == pytest.approx(1)
     assert all(0 < e.weight <= 1 for e in examples)
 
 
 def test_a_chain_needs_what_its_rules_do() -> None:
-    assert chain(accepted(), first()).needs == frozenset()  # type: ignore[attr-defined]
-    both = chain(accepted(), metropolis(), chain(doubt(), control_variate()))
-    assert both.needs == {  # type: ignore[attr-defined]
+    assert Chain(Accepted(), First()).needs == frozenset()
+    both = Chain(Accepted(), Metropolis(), Chain(Doubt(), ControlVariate()))
+    assert both.needs == {
         "log_pi", "log_q", "fixed_budget", "temperature_1", "current_model", "plain_prompts"
     }  # fmt: skip
 
@@ -141,7 +141,7 @@ def test_a_chain_needs_what_its_rules_do() -> None:
 def test_without_log_probabilities_there_are_no_weights() -> None:
     bare = replace(made(DrawKey(1, "p", 1, 0), -1), log_pi=None, log_q=None)
     other = replace(made(DrawKey(1, "p", 1, 1), -1), log_pi=None, log_q=None)
-    for rule in (importance(), posterior(), metropolis(), doubt()):
+    for rule in (Importance(), Posterior(), Metropolis(), Doubt()):
         with pytest.raises(AssertionError, match="was not computed"):
             weigh(rule, [bare, other])
 
@@ -157,20 +157,20 @@ def test_importance_weights_are_as_pi_to_what_the_draw_came_from(draws: list[Dra
         for d in right
     ]
     expected = {d.key: ratio / math.fsum(ratios) for d, ratio in zip(right, ratios, strict=True)}
-    found = weigh(chain(accepted(), importance()), draws)
+    found = weigh(Chain(Accepted(), Importance()), draws)
     assert {e.draw.key: e.weight for e in found} == pytest.approx(expected)
 
 
 @given(scoring())
 def test_posterior_weights_are_as_pi_of_distinct_draws(draws: list[Draw]) -> None:
     masses = {d.completion.tokens: math.exp(d.log_pi) for d in draws if d.log_pi is not None}
-    found = weigh(chain(accepted(), RULES["posterior"]), draws)
+    found = weigh(Chain(Accepted(), RULES["posterior"]), draws)
     total = math.fsum(masses.values())
     expected = {tokens: mass / total for tokens, mass in masses.items()}
     assert {e.draw.completion.tokens: e.weight for e in found} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("rule", [importance(), posterior()])
+@pytest.mark.parametrize("rule", [Importance(), Posterior()])
 def test_nats_of_long_completions_do_not_underflow(rule: Rule) -> None:
     draws = [made(DrawKey(1, "p", 1, i), -5000.0 - i, word=i) for i in range(2)]
     weights = [e.weight for e in weigh(rule, draws)]
@@ -183,7 +183,7 @@ def test_importance_weights_are_not_of_draws_of_unknown_probability() -> None:
     draw = made(DrawKey(1, "p", 1, 3), -1.0)
     mute = replace(draw, completion=replace(draw.completion, logprob=math.nan))
     with pytest.raises(EngineError, match=r"did not say how likely .*index=3"):
-        weigh(chain(accepted(), importance()), [mute])
+        weigh(Chain(Accepted(), Importance()), [mute])
 
 
 # --- metropolis
@@ -209,17 +209,17 @@ def test_the_chain_moves_over_right_draws_in_order_of_their_keys(
             state = draw if uniform(f"metropolis {draw.seed}") < ratio else state
     examples = [Example(draw) for draw in draws if draw.accepted]
     rng.shuffle(examples)
-    assert metropolis()(draws, examples) == ([Example(state)] if state else [])
+    assert Metropolis()(draws, examples) == ([Example(state)] if state else [])
 
 
 def test_the_remembered_draw_is_the_state() -> None:
     old = made(DrawKey(1, "p", 1, 0), -1.0, -1.0, word=1)
     unlikely = made(DrawKey(2, "p", 1, 0), -60.0, -1.0, word=2)
     likely = made(DrawKey(2, "p", 1, 1), -0.5, -1.0, word=3)
-    assert drawn(weigh(metropolis(), [old, unlikely])) == [old]
-    assert drawn(weigh(metropolis(), [old, unlikely, likely])) == [likely]
+    assert drawn(weigh(Metropolis(), [old, unlikely])) == [old]
+    assert drawn(weigh(Metropolis(), [old, unlikely, likely])) == [likely]
     plain = made(DrawKey(2, "p", 0, 0), -60.0, -1.0, word=4)
-    assert drawn(weigh(metropolis(), [old, plain])) == [plain]
+    assert drawn(weigh(Metropolis(), [old, plain])) == [plain]
 
 
 # --- control variate
@@ -227,8 +227,8 @@ def test_the_remembered_draw_is_the_state() -> None:
 
 @given(scoring(), st.floats(0.01, 1))
 def test_all_plain_draws_of_the_iteration_share_minus_beta(draws: list[Draw], beta: float) -> None:
-    before = weigh(accepted(), draws)
-    examples = control_variate(beta)(draws, before)
+    before = weigh(Accepted(), draws)
+    examples = ControlVariate(beta)(draws, before)
     assert list(examples[: len(before)]) == before
     newest = max((draw.key.iteration for draw in draws), default=0)
     wanted = [
@@ -245,13 +245,13 @@ def test_all_plain_draws_of_the_iteration_share_minus_beta(draws: list[Draw], be
 
 @given(scoring())
 def test_a_beta_of_zero_adds_nothing(draws: list[Draw]) -> None:
-    assert weigh(control_variate(0), draws) == [Example(draw) for draw in draws]
+    assert weigh(ControlVariate(0), draws) == [Example(draw) for draw in draws]
 
 
 def test_a_draw_without_tokens_is_no_control() -> None:
     draw = made(DrawKey(1, "p", 0, 0), -1.0, reason="parse_error")
     empty = replace(draw, completion=Completion((), "", "stop", 0.0))
-    assert control_variate(1)([empty], []) == []
+    assert ControlVariate(1)([empty], []) == []
 
 
 # --- resample
@@ -267,7 +267,7 @@ def times(examples: Sequence[Example], total: float, num: int) -> Counter[DrawKe
 @given(weighted(), st.integers(1, 6))
 def test_a_draw_comes_as_often_as_its_share_says_up_to_one(examples: list[Example], num: int) -> None:
     total = math.fsum(e.weight for e in examples)
-    found = resample(num)(drawn(examples), examples)
+    found = Resample(num)(drawn(examples), examples)
     assert math.fsum(e.weight for e in found) == pytest.approx(total)
     counts = times(found, total, num)
     assert counts.total() == (num if examples else 0)
@@ -286,7 +286,7 @@ def test_resampling_gives_the_weights_on_average(examples: list[Example], num: i
     with pytest.MonkeyPatch.context() as patch:
         for low, high in pairwise(cuts):
             patch.setattr(module, "uniform", lambda name, at=(low + high) / 2: at)
-            found = resample(num)(drawn(examples), examples)
+            found = Resample(num)(drawn(examples), examples)
             for key, count in times(found, total, num).items():
                 mean[key] += (high - low) * count  # type: ignore[assignment]
     for example, weight in zip(examples, exact, strict=True):
@@ -295,15 +295,15 @@ def test_resampling_gives_the_weights_on_average(examples: list[Example], num: i
 
 @given(weighted(least=-10))
 def test_resampling_leaves_negative_weights(examples: list[Example]) -> None:
-    found = resample(2)(drawn(examples), examples)
+    found = Resample(2)(drawn(examples), examples)
     assert [e for e in found if e.weight < 0] == [e for e in examples if e.weight < 0]
     positive = [e for e in examples if e.weight > 0]
-    assert [e for e in found if e.weight > 0] == resample(2)(drawn(examples), positive)
+    assert [e for e in found if e.weight > 0] == Resample(2)(drawn(examples), positive)
 
 
 @given(scoring())
 def test_one_draw_of_a_problem_is_resampled_with_all_its_weight(draws: list[Draw]) -> None:
-    examples = weigh(chain(accepted(), importance(), resample(1)), draws)
+    examples = weigh(Chain(Accepted(), Importance(), Resample(1)), draws)
     assert len(examples) == any(draw.accepted for draw in draws)
     assert all(e.weight == pytest.approx(1) for e in examples)
 
@@ -313,7 +313,7 @@ def test_one_draw_of_a_problem_is_resampled_with_all_its_weight(draws: list[Draw
 
 def trust(draws: Sequence[Draw], noise: float, num_answers: int | None) -> float:
     """What is left of a weight of 1."""
-    examples = weigh(chain(accepted(), first(), doubt(noise, num_answers)), draws)
+    examples = weigh(Chain(Accepted(), First(), Doubt(noise, num_answers)), draws)
     return examples[0].weight if examples else 0.0
 
 
@@ -331,7 +331,7 @@ def test_trust_is_bayes_rule_over_distinct_right_draws(
 
 @given(weighted())
 def test_no_doubt_changes_nothing(examples: list[Example]) -> None:
-    assert list(doubt(0.0)(drawn(examples), examples)) == examples
+    assert list(Doubt(0.0)(drawn(examples), examples)) == examples
 
 
 @given(st.floats(0, 0.99), st.integers(2, 100))
@@ -355,8 +355,8 @@ def test_doubt_lessens_with_each_further_rationale_and_with_fewer_errors(
 
 def test_an_answer_of_no_mass_is_dropped_and_a_control_variate_kept() -> None:
     lost = made(DrawKey(1, "p", 0, 0), -9000.0)
-    assert doubt(0.1, 5)([lost], [Example(lost), Example(lost, -0.5)]) == [Example(lost, -0.5)]
-    assert doubt(0.0, 5)([lost], [Example(lost)]) == [Example(lost)]
+    assert Doubt(0.1, 5)([lost], [Example(lost), Example(lost, -0.5)]) == [Example(lost, -0.5)]
+    assert Doubt(0.0, 5)([lost], [Example(lost)]) == [Example(lost)]
 
 
 # --- wake, heaviest, above
@@ -366,7 +366,7 @@ def test_an_answer_of_no_mass_is_dropped_and_a_control_variate_kept() -> None:
 def test_wake_adds_what_is_learnt_once_more_and_says_that_it_is_hinted(
     examples: list[Example], weight: float
 ) -> None:
-    found = list(wake(weight)(drawn(examples), examples))
+    found = list(Wake(weight)(drawn(examples), examples))
     assert found[: len(examples)] == examples
     assert all(e.prompt_kind == "plain" for e in examples)
     positive = [e for e in examples if e.weight > 0]
@@ -377,18 +377,18 @@ def test_wake_adds_what_is_learnt_once_more_and_says_that_it_is_hinted(
 
 @given(weighted(), st.integers(1, 4))
 def test_the_heaviest_are_as_heavy_as_any_that_are_left_out(examples: list[Example], num: int) -> None:
-    kept = heaviest(num)(drawn(examples), examples)
+    kept = Heaviest(num)(drawn(examples), examples)
     assert len(kept) == min(num, len(examples))
     left = [e for e in examples if e not in kept]
     assert all(k.weight >= e.weight for k in kept for e in left)
     equal = [replace(e, weight=1.0) for e in examples]
-    assert list(heaviest(num)(drawn(equal), equal[::-1])) == equal[:num]
+    assert list(Heaviest(num)(drawn(equal), equal[::-1])) == equal[:num]
 
 
 @given(weighted(), st.floats(0, 0.5))
 def test_above_leaves_out_what_has_less_than_that_share(examples: list[Example], least: float) -> None:
     total = sum(e.weight for e in examples)
-    kept = above(least)(drawn(examples), examples)
+    kept = Above(least)(drawn(examples), examples)
     assert kept == [e for e in examples if e.weight / total >= least - 1e-15 and e in kept]
     assert all(e in kept or e.weight / total < least + 1e-12 for e in examples)
     assert bool(kept) == bool(examples) or least > 0.2  # one of at most five has a fifth
@@ -408,10 +408,10 @@ def test_the_number_of_a_name_is_uniform_and_its_own() -> None:
 @pytest.mark.parametrize(
     ("make", "numbers", "told"),
     [
-        (control_variate, [(-0.1,), (1.1,), (math.nan,)], "control_variate .*: from 0 to 1"),
-        (resample, [(0,), (-3,)], "resample .*: at least 1"),
-        (doubt, [(1.0,), (-0.1,), (math.nan,), (0.1, 1)], "doubt .*: from 0 to below 1, among"),
-        (wake, [(0.0,), (-1.0,), (math.inf,), (math.nan,)], "wake .*: above 0"),
+        (ControlVariate, [(-0.1,), (1.1,), (math.nan,)], r"beta must be in \[0, 1\], got "),
+        (Resample, [(0,), (-3,)], "resample must be >= 1, got "),
+        (Doubt, [(1.0,), (-0.1,), (math.nan,), (0.1, 1)], r"doubt must be in \[0, 1\) and among"),
+        (Wake, [(0.0,), (-1.0,), (math.inf,), (math.nan,)], "wake must be > 0 and finite"),
     ],
 )
 def test_numbers_that_are_none_are_refused(

@@ -270,33 +270,32 @@ def test_a_draw_is_kept_from_the_reward_on_that_was_asked_for(builder: SamplerBu
     assert reasons[0.5] == ["" if reason == "wrong" else reason for reason in reasons[0.51]]
 
 
+def check_of_ratings(folder: Path) -> list[str]:
+    """Write 30 rated responses; return the arguments of a check of them."""
+    rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
+    write(file := folder / "rated.jsonl", rows)
+    words = ["--task", "judge", "--raters", "named", "--scale", "1,5", "--max-new-tokens", "48"]
+    return ["check", str(file), "--model", "seedling", *words]
+
+
 @pytest.mark.parametrize("flags", [["--no-try"], ["--draws", "3"]])
 def test_the_command_fits_80_columns_and_ends_with_a_verdict(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "width", 80)
-    rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
-    write(file := tmp_path / "rated.jsonl", rows)
-    words = ["--task", "judge", "--raters", "named", "--scale", "1,5", "--max-new-tokens", "48"]
-    outs = []
-    for verb in ("check",):
-        assert main([verb, str(file), "--model", "seedling", *words, *flags]) == 0
-        outs.append(re.sub(r"[\d.]+ s\b", "", capsys.readouterr().out))
-    assert outs[0] == outs[1]
-    lines = outs[0].splitlines()
+    assert main([*check_of_ratings(tmp_path), *flags]) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
     table = lines[lines.index(next(line for line in lines if "╰" in line)) :]
     assert all(cell_len(line) <= 80 for line in table if not line.startswith(("✓", "!")))
     assert lines[-1].startswith(("Ready, ", "Settings to try: "))
-    assert ("answered  truncated" in outs[0]) == (flags != ["--no-try"])
+    assert ("answered  truncated" in out) == (flags != ["--no-try"])
 
 
 def test_json_has_all_that_is_shown_and_nothing_else_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
-    write(file := tmp_path / "rated.jsonl", rows)
-    words = ["--task", "judge", "--raters", "named", "--scale", "1,5", "--max-new-tokens", "48"]
-    words = ["check", str(file), "--model", "seedling", *words]
+    words = check_of_ratings(tmp_path)
     assert main([*words, "--draws", "3", "--show", "json"]) == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
@@ -325,10 +324,7 @@ def test_json_has_all_that_is_shown_and_nothing_else_is_printed(
 def test_what_will_be_drawn_is_said_first_and_what_is_done_as_it_goes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
-    write(file := tmp_path / "rated.jsonl", rows)
-    words = ["--task", "judge", "--raters", "named", "--scale", "1,5", "--max-new-tokens", "48"]
-    assert main(["check", str(file), "--model", "seedling", *words, "--draws", "3"]) == 0
+    assert main([*check_of_ratings(tmp_path), "--draws", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("drawing for each prompt: 3 completions of at most 48 tokens")
     assert lines[start + 1 : start + 4] == [

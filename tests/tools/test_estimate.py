@@ -23,19 +23,9 @@ from femtune.engines.hf.engine import default_max_batch
 from femtune.errors import ConfigError, ModelError
 from femtune.loop import Evaluation, LoopConfig
 from femtune.mstep.config import Training
-from femtune.schemes.filters import accepted, chain
-from femtune.schemes.named import (
-    every,
-    from_base,
-    memoised,
-    mixture,
-    pps,
-    rejection,
-    star,
-    trice,
-    waking,
-    weighted,
-)
+from femtune.schemes.contrib.memory import every, memo
+from femtune.schemes.filters import Accepted, Chain
+from femtune.schemes.named import base, importance, mixture, pps, rejection, star, trice, wake
 from femtune.tools.estimate.disk import at_most, draws_bytes
 from femtune.tools.estimate.estimate import EstimateOptions, look_ahead, notes
 from femtune.tools.estimate.formulas import (
@@ -157,7 +147,7 @@ def test_a_stage_for_all_asks_the_solved_too_and_reads_its_prompt_once() -> None
     assert found.examples == 0.5 * found.draws  # every right draw
 
 
-SIMPLE = [rejection(4), star(), pps(), pps(3), waking(star()), mixture(2, 1)]
+SIMPLE = [rejection(4), star(), pps(), pps(3), wake(star()), mixture(2, 1)]
 
 
 @pytest.mark.parametrize("scheme", SIMPLE, ids=lambda scheme: scheme.name)
@@ -174,9 +164,9 @@ def test_a_scheme_that_remembers_nothing_is_asked_alike_in_all_iterations(scheme
 def test_weights_cost_a_pass_over_what_the_engine_has_not_told() -> None:
     """pps(4): 3 of 4 hinted draws are right, whose log pi is not known; of a plain one it is."""
     right = {"plain": 0.5, "hinted": 0.75}
-    assert course(weighted(pps(4)), right, 3).scored == {"plain": pytest.approx(3.0)}
-    assert course(weighted(mixture(2, 4)), right, 3).scored == {"plain": pytest.approx(3.0)}
-    assert course(from_base(weighted(mixture(2, 4))), right, 3).scored == {"plain": pytest.approx(4.0)}
+    assert course(importance(pps(4)), right, 3).scored == {"plain": pytest.approx(3.0)}
+    assert course(importance(mixture(2, 4)), right, 3).scored == {"plain": pytest.approx(3.0)}
+    assert course(base(importance(mixture(2, 4))), right, 3).scored == {"plain": pytest.approx(4.0)}
 
 
 def test_memory_by_hand() -> None:
@@ -185,13 +175,13 @@ def test_memory_by_hand() -> None:
     Of these 0.5 are hinted. Remembered are 1, 2, 2 (at most 2), so recalled 0, 1, 2.
     """
     right = {"plain": 0.5, "hinted": 1.0}
-    run = course(memoised(star(), 2), right, 3)
+    run = course(memo(star(), 2), right, 3)
     assert run.asking.draws == pytest.approx(1.5)
     assert run.remembered == pytest.approx((1 + 2 + 2) / 3)
     assert run.scored == {"plain": pytest.approx((0.5 + 1.5 + 2.5) / 3)}
     assert run.asking.examples == pytest.approx((1 + 2 + 2) / 3)
     # one half of the problems is asked in iterations 1 and 3, the other in 2
-    seldom = course(every(memoised(star(), 2), 2), right, 3)
+    seldom = course(every(memo(star(), 2), 2), right, 3)
     assert seldom.asking.draws == pytest.approx((2 * 1.5 + 1.5) / 6)
     assert seldom.scored == {"plain": pytest.approx((0.5 + 1 + 1.5 + 0 + 0.5 + 1) / 6)}
     assert seldom.remembered == pytest.approx((1 + 1 + 2 + 0 + 1 + 1) / 6)
@@ -228,7 +218,7 @@ def test_what_is_remembered_takes_of_the_disk() -> None:
             0,
             Sampling(100),
         )
-        for scheme in (star(), memoised(star(), 8))
+        for scheme in (star(), memo(star(), 8))
     )
     assert few.draws == draws_bytes(4 * 10 * 2, 100)
     assert more.draws == draws_bytes(4 * 10 * (2 + 8), 100)
@@ -529,7 +519,7 @@ def test_m_steps_are_planned_with_the_epochs_of_their_restarts(world: tuple[Path
 
 
 def test_a_scheme_of_ones_own_is_planned_by_its_stages(world: tuple[Path, Path]) -> None:
-    mine = Scheme("mine", (Stage("plain", 3, ask="all"),), chain(accepted()))
+    mine = Scheme("mine", (Stage("plain", 3, ask="all"),), weigh=Chain(Accepted()))
     found = look_ahead(
         world[0],
         "seedling",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,14 +24,19 @@ from femtune.data.tasks.load import Options, problems_of
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, DataError, ModelError, NothingKept, RunError
 from femtune.estep.scheduler import Sampler
+from femtune.estep.scoring import write_nats
 from femtune.loop import Steps
 from femtune.mstep.config import Training
+from femtune.mstep_schedule import MStepSchedule
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import make_loop_config, read_inputs
+from femtune.resolve import make_loop_config, named_scheme, read_inputs
 from femtune.rewards.builtin import score
 from femtune.run_folder import resolved
-from femtune.runs.run import Run, read_draws
-from femtune.schemes.named import star, trice
+from femtune.runs.run import FORMAT, Run, read_draws, read_shard
+from femtune.schemes.contrib.memory import memo
+from femtune.schemes.contrib.reweighting import doubt
+from femtune.schemes.named import settle, star, trice, wake
+from femtune.schemes.serialization import scheme_to_data
 from femtune.tools.refilter import Change, notes, open_stored, refilter, replayed
 from femtune.types import Balance, Completion, Demo, Draw, DrawKey, Reason, Sampling, Score
 
@@ -83,6 +88,7 @@ def made(root: Path, base: Path, iterations: int = 1, **changes: Any) -> Steps:
     )
     root.mkdir()
     config = resolved(settings, data="rows", model=str(base), problems="")
+    config |= {"format": FORMAT, "scheme_data": scheme_to_data(named_scheme(settings))}
     (root / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     save_problems(asked.problems, root / "problems.parquet")
     steps = Steps(
@@ -237,7 +243,7 @@ def test_a_problems_first_stages_are_told_by_its_draws() -> None:
 def test_weights_that_can_not_be_known_are_alike_on_both_sides(run: Path, tmp_path: Path) -> None:
     root = shutil.copytree(run, tmp_path / "run")
     config = yaml.safe_load((root / "config.yaml").read_text())
-    own = config | {"scheme": "star+memo+doubt+wake"}
+    own = config | {"scheme_data": scheme_to_data(wake(doubt(memo(star()))))}
     (root / "config.yaml").write_text(yaml.safe_dump(own))
     plain, alike = refilter(run, Change(accept_at=0.75)), refilter(root, Change(accept_at=0.75))
     assert (plain["alike"], alike["alike"]) == (False, True)
@@ -246,6 +252,33 @@ def test_weights_that_can_not_be_known_are_alike_on_both_sides(run: Path, tmp_pa
     assert alike["refiltered"]["weight_by_answer"] == plain["refiltered"]["weight_by_answer"]
     assert any("remembers" in note for note in notes(alike))
     assert not any("remembers" in note for note in notes(plain))
+
+
+def test_what_kept_rationales_add_is_told_of_those_that_were_scored(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(run, tmp_path / "run")
+    folder, gains = root / "iteration-001", []
+    (folder / "scored").mkdir()
+    for place in sorted((folder / "draws").glob("*.parquet")):
+        kept = [draw for draw in read_shard(place)[0] if draw.accepted]
+        gains += [0.25 * (number % 4) - 0.25 for number, _ in enumerate(kept)]
+        own = zip(kept, gains[-len(kept) :], strict=True)
+        scored = [replace(draw, log_answer=each - 1, log_direct=-1.0) for draw, each in own]
+        write_nats(folder / "scored" / place.name, scored, {})
+    same = refilter(root, Change(), iteration=1)
+    for side in (same["stored"], same["refiltered"]):
+        assert side["num_rationales"] == len(gains) == side["num_kept"]
+        assert side["rationale_gain"] == pytest.approx(sum(gains) / len(gains))
+        assert side["helpful_share"] == pytest.approx(sum(each > 0 for each in gains) / len(gains))
+    laxer = refilter(root, Change(accept_at=0.75), iteration=1)
+    assert laxer["stored"] == same["stored"]
+    assert 0 < laxer["refiltered"]["num_rationales"] < laxer["refiltered"]["num_kept"]
+    assert main(["refilter", str(root), "--iteration", "1", "--accept-at", "0.75"]) == 0
+    shown = capsys.readouterr().out
+    assert "kept rationales that were scored" in shown
+    assert f"{same['stored']['rationale_gain']:.3f}" in shown
+    assert "num_rationales" not in refilter(run, Change(), iteration=1)["stored"]
 
 
 # --- the M-step
@@ -279,12 +312,13 @@ def test_an_m_step_starts_where_the_iterations_did(run: Path, base: Path) -> Non
     one, two = open_stored(run, 1), open_stored(run)
     assert two.iteration == 2
     assert (one.start(), two.start()) == (base, run / "iteration-001" / "model")
-    from_base = replace(two, settings=replace(two.settings, start_from="base"))
+    from_base = replace(two, config={**two.config, "start_from": "base"})
     assert from_base.start() == base
-    restarts = replace(two, settings=replace(two.settings, scheme="own+restart(3)"))
+    anew = replace(star(), m_steps=MStepSchedule(restart_every=1))  # whatever it is called
+    restarts = replace(two, config={**two.config, "scheme_data": scheme_to_data(anew)})
     assert restarts.start() == base
-    settled = replace(two, settings=replace(two.settings, scheme="own+restart(3)+settle(1)"))
-    assert settled.start() == two.start()
+    own = {**two.config, "scheme_data": scheme_to_data(settle(anew, 1))}
+    assert replace(two, config=own).start() == two.start()
     assert two.settings.training == TRAINING
 
 
@@ -314,9 +348,15 @@ def no_draws(root: Path) -> None:
     shutil.rmtree(root / "iteration-002")
 
 
-def own_scheme(root: Path) -> None:
-    config = yaml.safe_load((root / "config.yaml").read_text())
-    (root / "config.yaml").write_text(yaml.safe_dump(config | {"scheme": "mine"}))
+def changed_config(**changes: Any) -> Callable[[Path], object]:
+    def change(root: Path) -> None:
+        config = yaml.safe_load((root / "config.yaml").read_text())
+        (root / "config.yaml").write_text(yaml.safe_dump(config | changes))
+
+    return change
+
+
+LOST = scheme_to_data(star()) | {"weigh": [{"nowhere.rules:Rare": {"power": 2}}]}
 
 
 BAD: dict[str, Any] = {
@@ -324,7 +364,25 @@ BAD: dict[str, Any] = {
     "no draws": (no_draws, {}, RunError, "no draws of an E-step"),
     "no problems": (lambda r: (r / "problems.parquet").unlink(), {}, RunError, "no problems.parquet"),
     "no such iteration": (None, {"iteration": 7}, RunError, "iteration 7: choose one of 1, 2"),
-    "a scheme of the user's": (own_scheme, {}, RunError, "scheme of its own, mine"),
+    "a rule that is gone": (
+        changed_config(scheme_data=LOST),
+        {},
+        RunError,
+        r"run: Rule nowhere.rules:Rare can't be imported \(ModuleNotFoundError: No module named",
+    ),
+    "no scheme": (changed_config(scheme_data=None), {}, RunError, "has no scheme"),
+    "a scheme that was tampered with": (
+        changed_config(scheme_data={"name": "star"}),
+        {},
+        RunError,
+        "is not as it was stored: KeyError",
+    ),
+    "another version": (
+        changed_config(format=0),
+        {},
+        RunError,
+        "another version of femtune: its format",
+    ),
     "no place": (None, {"train": True}, ConfigError, "give --output-dir"),
     "a threshold of 2": (None, {"change": Change(accept_at=2)}, ConfigError, "at most 1, got 2"),
     "an unknown reward": (None, {"change": Change(reward="exat")}, ConfigError, "Did you mean exact"),

@@ -13,6 +13,8 @@ import yaml
 from femtune.cli.main import main
 from femtune.errors import ConfigError, RunError
 from femtune.runs.run import read_draws, write_draws
+from femtune.schemes.named import base, star
+from femtune.schemes.serialization import scheme_to_data
 from femtune.tools.replay import Replayed, find_draws, name_of, replay, told
 from femtune.types import Draw
 
@@ -50,7 +52,9 @@ def test_what_the_base_drew_is_drawn_again_by_the_base(run: Path, tmp_path: Path
     """Its iteration is the second, and the weights of the first are not needed."""
     root = shutil.copytree(run, tmp_path / "run", symlinks=True)
     config = yaml.safe_load((root / "config.yaml").read_text())
-    (root / "config.yaml").write_text(yaml.safe_dump(config | {"scheme": "star+base"}))
+    (root / "config.yaml").write_text(
+        yaml.safe_dump(config | {"scheme_data": scheme_to_data(base(star()))})
+    )
     shutil.rmtree(root / "iteration-001" / "model")
     name = draws_of(run, 2, "draws")[0].key.problem_id
     for again in replay(root, f"2/{name}"):

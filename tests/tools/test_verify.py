@@ -9,11 +9,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from femtune.cli.main import main
 from femtune.errors import RunError
 from femtune.estep.journal import Journal
 from femtune.estep.scoring import read_nats
+from femtune.evaluation.readings import read_readings
 from femtune.runs import manifest
 from femtune.runs.run import Run, read_draws
 from femtune.tools.verify import check_up, repair, runs_in
@@ -21,7 +23,7 @@ from femtune.tools.verify import check_up, repair, runs_in
 from ..demo_runs import make_world, train_command
 from ..test_loop import timeless
 
-BOUND = ("--bound-draws", "2")
+BOUND = ("--bound-draws", "2", "--reader-problems", "6")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,8 @@ def state(root: Path) -> dict[str, Any]:
             made[name] = [chunk for chunk, _ in read_draws(path)]
         elif path.name in ("recalled", "scored", "bound_scored"):
             made[name] = [read_nats(shard) for shard in sorted(path.iterdir())]
+        elif path.name == "eval_scored":
+            made[name] = [read_readings(shard)[0] for shard in sorted(path.iterdir())]
         elif path.name == "examples.parquet":
             made[name] = pq.read_table(path).to_pylist()
         elif path.name == "model":
@@ -74,6 +78,8 @@ DAMAGED = {
     "iteration-001/eval/00000.parquet": "drawn again",
     "iteration-000/bound/00000.parquet": "drawn again",
     "iteration-002/bound_scored/00000.parquet": "scored again",
+    "iteration-001/eval_scored/00000.parquet": "scored again",
+    "iteration-001/rationales.json": "computed again",
     "iteration-002/examples.parquet": "written again from the draws",
     "iteration-001/model/model.safetensors": "trained again from the examples",
     "iteration-000/metrics.json": "computed again",
@@ -147,8 +153,9 @@ def test_what_a_scheme_with_memory_stores_is_made_again(
 
 
 def test_draws_of_the_base_can_be_made_again_without_other_weights(run: Path) -> None:
-    config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("scheme: star", "scheme: star+base"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["scheme_data"]["proposal"] = "base"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "iteration-001/model/config.json").unlink()
     (run / "iteration-002/draws/00002.parquet").unlink()
     faults = {fault.path: fault.remedy for fault in check_up(run).faults}

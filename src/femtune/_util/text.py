@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from difflib import get_close_matches
 
 SHOWN = 5  # of many, those that a message names
@@ -77,3 +78,12 @@ def _sign(char: str) -> str:
     if not is_selector and (char.isprintable() or unicodedata.category(char) == "Zs"):
         return char
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def without_exponent(number: float) -> str:
+    """Return a number as a scheme's name has it, without an exponent.
+
+    >>> without_exponent(0.5), without_exponent(1e-07), without_exponent(100.0)
+    ('0.5', '0.0000001', '100')
+    """
+    return f"{Decimal(repr(number)).normalize():f}"

@@ -112,7 +112,7 @@ def _for_command(settings: Mapping[str, Any], command: Sequence[str]) -> dict[st
         for verb in verbs
     }
     # what a run's own config.yaml has beside settings
-    own = {"--problems", "--relies-on", "--epochs-factor"}
+    own = {"--format", "--problems", "--relies-on", "--epochs-factor", "--scheme-data"}
     others = own.union(*names.values()) - names[command[0]]
     return {key: value for key, value in settings.items() if f"--{key.replace('_', '-')}" not in others}
 

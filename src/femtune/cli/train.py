@@ -206,14 +206,20 @@ def evaluate(
     *,
     model: Model,
     settings: Evaluate | None = None,
+    reader_problems: int = 0,
     output_dir: Output = None,
     show: Show = "auto",
 ) -> None:
-    """How well a model answers held-out problems, with intervals."""
+    """Measure how well a model answers held-out problems, with intervals.
+
+    With --reader-problems N the base that the model was trained from reads the rationales of N problems:
+    how much they help it to the correct answer, and how much of them is copied from the prompt.
+    """
     from femtune.workflows.evaluate import run_evaluate
 
     with showing(show) as progress:
-        result = run_evaluate(data, model, settings or Evaluate(), output_dir, progress)
+        chosen = settings or Evaluate()
+        result = run_evaluate(data, model, chosen, output_dir, progress, reader_problems=reader_problems)
     show_metrics(result.metrics, show)
     if show in ("auto", "lines"):
         tell("draws", result.draws)
@@ -320,6 +326,8 @@ def show_metrics(metrics: Mapping[str, Any], show: Show) -> None:
     if show == "json":
         print(json.dumps(metrics))
     elif show != "quiet":
+        metrics = dict(metrics)
+        worth = metrics.pop("rationales", None)
         why = metrics.get("undefined", {})
         if any(name.endswith(WITH) for name in metrics):
             console.print(literal(f"{'':<22}{'without examples':<28}with examples", "bold"))
@@ -336,6 +344,9 @@ def show_metrics(metrics: Mapping[str, Any], show: Show) -> None:
             }
             if ways:
                 _show_ways(ways, " with examples" if end else "")
+        if worth:
+            console.print(literal("what the rationales are worth to the base", "bold"))
+            show_metrics(worth, show)
 
 
 def _show_ways(ways: Mapping[str, Mapping[str, Any]], end: str) -> None:

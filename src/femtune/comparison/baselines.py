@@ -47,7 +47,7 @@ from femtune.rewards.builtin import score
 from femtune.run_folder import run_place
 from femtune.runs.run import Run, open_run, read_draws, write_draws
 from femtune.sampler import SamplerBuilder, make_sampler_builder
-from femtune.schemes.filters import chain
+from femtune.schemes.filters import Chain
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 from femtune.workflows.worked_examples import without_held_out
 
@@ -336,9 +336,8 @@ def _answer_only(
     examples = run.iteration(1) / "examples.parquet"
     if not examples.exists():
         write_answers(examples, train, builder)
-    what = replace(
-        make_loop_config(replace(settings, scheme="pps", soft_accept=None)), start_from="base"
-    )
+    own = replace(settings, scheme="pps", soft_accept=None, start_from="base")
+    what = make_loop_config(own)
     lenient = replace(builder, prompts=replace(builder.prompts, require_rationale=False))
     with lenient.sampler(Sampling(settings.max_new_tokens)) as sampler:
         steps = Steps(
@@ -363,7 +362,7 @@ def write_answers(path: Path, problems: Sequence[Problem], builder: SamplerBuild
         key = DrawKey(1, problem.id, 0, 0)
         draws.append(Draw(key, "plain", 0, completion, Score(1.0, problem.answer)))
     by_id = {problem.id: problem for problem in problems}
-    write_examples(path, [draws], by_id, chain(), builder.prompts, builder.tokenizer)
+    write_examples(path, [draws], by_id, Chain(), builder.prompts, builder.tokenizer)
 
 
 # --- regression

@@ -33,6 +33,7 @@ SETTINGS = Train(
     max_new_tokens=64,
     iterations=5,
     bound_draws=0,  # a quarter of the time, here
+    reader_problems=0,
     training=Training(learning_rate=3e-4, per_device_train_batch_size=32, num_train_epochs=2),
 )
 

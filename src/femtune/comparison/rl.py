@@ -28,7 +28,7 @@ from femtune.resolve import make_loop_config, sampling
 from femtune.runs.checkpoints import link_models, thin_out
 from femtune.runs.run import Run
 from femtune.sampler import SamplerBuilder
-from femtune.schemes.filters import chain
+from femtune.schemes.filters import Chain
 from femtune.types import Problem, Scheme
 
 RL_BASELINES = ("grpo", "rloo", "latro")
@@ -58,7 +58,9 @@ def reinforce(
     `reward` being the mean one; "m_step" has the seconds of the rest. Passes that are stored are not
     done again. Of the models the best and the last stay.
     """
-    what = make_loop_config(replace(settings, soft_accept=None), Scheme(settings.scheme, (), chain()))
+    what = make_loop_config(
+        replace(settings, soft_accept=None), Scheme(settings.scheme, (), weigh=Chain())
+    )
     with builder.sampler(sampling(settings, what.scheme), probed=train) as sampler:
         steps = Steps(
             run=run,

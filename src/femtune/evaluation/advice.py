@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from femtune.evaluation.chance import binomial_interval
+from femtune.types import Scheme
 
 FEW_ANSWERED = 0.5  # of the draws
 FEW_KEPT = 0.05  # of the problems
@@ -23,8 +24,8 @@ _REMEDIES = {
         "--answer-format to the form that the model writes."
     ),
     "wrong": (
-        "Most answers are wrong: lower --temperature, allow more attempts (--scheme rejection:16), or "
-        "begin with easier problems."
+        "Most answers are wrong: lower --temperature, allow more attempts (--scheme rejection:{more}), "
+        "or begin with easier problems."
     ),
     "hint_leak": (
         "Most rationales mention the hint: change --hint, or draw without hints (--scheme rejection:4)."
@@ -42,7 +43,7 @@ class Warned:
     text: str
 
 
-def e_step_warnings(metrics: Mapping[str, Any], max_new_tokens: int) -> list[Warned]:
+def e_step_warnings(metrics: Mapping[str, Any], max_new_tokens: int, scheme: Scheme) -> list[Warned]:
     """Return the warnings of an E-step from its metrics (`evaluate.estep_metrics`)."""
     if not metrics.get("num_draws"):
         return []
@@ -54,19 +55,22 @@ def e_step_warnings(metrics: Mapping[str, Any], max_new_tokens: int) -> list[War
             Warned(
                 f"{where} kept",
                 f"E-step: {metrics['num_kept']} of {metrics['num_problems']} problems have a kept draw. "
-                f"{remedy(metrics['reasons'])} {_CHECK}",
+                f"{remedy(metrics['reasons'], scheme)} {_CHECK}",
             )
         )
     elif luck is not None and _answered(metrics) >= FEW_ANSWERED:
         num, plain = metrics["num_problems"], metrics["plain_share"]
         low, _ = binomial_interval(round(plain * num), num)
         if low <= luck:
+            fewer = (
+                "Use fewer attempts (--scheme rejection:1) or show" if _attempts(scheme) > 1 else "Show"
+            )
             found.append(
                 Warned(
                     f"{where} luck",
                     f"E-step: plain draws kept {plain:.0%} of the problems, and guesses would keep "
-                    f"{luck:.0%}: what is kept may be right by luck. Use fewer attempts "
-                    f"(--scheme rejection:1) or show worked examples (--demos FILE). {_CHECK}",
+                    f"{luck:.0%}: what is kept may be right by luck. {fewer} worked examples (--demos "
+                    f"FILE). {_CHECK}",
                 )
             )
     return found
@@ -105,10 +109,11 @@ def _answered(metrics: Mapping[str, Any]) -> float:
     return float(metrics.get("answered_unforced", metrics["answered"]))
 
 
-def remedy(reasons: Mapping[str, Mapping[str, int]]) -> str:
+def remedy(reasons: Mapping[str, Mapping[str, int]], scheme: Scheme) -> str:
     """Return what to do about the most frequent reason for refusal, from counts by prompt and reason.
 
-    >>> remedy({"plain": {"wrong": 3, "kept": 9, "truncated": 4}}).partition(":")[0]
+    >>> scheme = Scheme("once", (Stage("plain"),), weigh=paper_filter)
+    >>> remedy({"plain": {"wrong": 3, "kept": 9, "truncated": 4}}, scheme).partition(":")[0]
     'Most draws were truncated'
     """
     total = Counter[str]()
@@ -119,9 +124,15 @@ def remedy(reasons: Mapping[str, Mapping[str, int]]) -> str:
         return ""
     reason, number = total.most_common(1)[0]
     said = _REMEDIES.get(reason, f"The most frequent reason: {reason}.")
-    if reason == "wrong" and "hinted" not in reasons:
+    said = said.format(more=max(16, 4 * _attempts(scheme)))
+    if reason == "wrong" and not any(stage.prompt_kind == "hinted" for stage in scheme.asked):
         said += " Hints may help: --scheme star."
     return said if 2 * number > total.total() else said.replace("Most ", "Many ", 1)
+
+
+def _attempts(scheme: Scheme) -> int:
+    """Return how many plain draws of a problem the scheme makes at most."""
+    return sum(stage.draws for stage in scheme.stages if stage.prompt_kind == "plain")
 
 
 def has_examples(metrics: Mapping[str, Any]) -> bool:
@@ -133,14 +144,14 @@ def has_examples(metrics: Mapping[str, Any]) -> bool:
     return bool(metrics["num_kept"] or metrics.get("covered_share"))
 
 
-def nothing_kept(iteration: int, metrics: Mapping[str, Any]) -> str:
+def nothing_kept(iteration: int, metrics: Mapping[str, Any], scheme: Scheme) -> str:
     """Say why an E-step kept nothing: counts by prompt and reason, the likely cause, the remedy."""
     counts = [
         f"{count} {prompt} draws: {reason.replace('_', ' ')}"
         for prompt, reasons in metrics["reasons"].items()
         for reason, count in reasons.items()
     ]
-    cause = remedy(metrics["reasons"])
+    cause = remedy(metrics["reasons"], scheme)
     if metrics.get("reasons_share") == 0:
         return (
             f"iteration {iteration} kept no draw of {metrics['num_problems']} problems: no rationale of "

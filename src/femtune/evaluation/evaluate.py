@@ -33,7 +33,7 @@ from femtune.evaluation.metrics import (
     rating_metrics,
 )
 from femtune.runs.run import Run, by_problem
-from femtune.schemes.named import paper_filter
+from femtune.schemes.filters import paper_filter
 from femtune.types import Draw, Problem, Scheme, Stage
 
 Stored = Iterable[tuple[Sequence[Draw], Mapping[str, float]]]  # chunks: draws, and their seconds
@@ -49,7 +49,7 @@ def evaluation_draws(
     on_draws: Callable[[Sequence[Draw]], None] = lambda draws: None,
 ) -> Iterator[Chunk]:
     """Ask every problem `draws` times under the plain prompt: not adaptive, so fit for estimates."""
-    scheme = Scheme("evaluate", (Stage("plain", draws=draws, ask="all"),), paper_filter)
+    scheme = Scheme("evaluate", (Stage("plain", draws=draws, ask="all"),), weigh=paper_filter)
     return e_step(problems, scheme, sampler, iteration=iteration, place=place, on_draws=on_draws)
 
 

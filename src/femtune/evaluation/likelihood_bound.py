@@ -13,6 +13,9 @@ by the density of the mixture that all K are from, whichever part gave it (the b
 and Guibas 1995; Owen and Zhou 2000). E[mean w] = p = pi(y* | x) exactly, and no weight is above K / a:
 hinted draws find what plain ones seldom do, and a rationale that only they would give can't mislead.
 "Right" is of the completion alone: a hinted draw that leaks the hint in words is right if its answer is.
+
+The probability of the answer after each rationale (answer_probs.py) would vary less. But its mean is
+that of the canonical answer alone, while p sums over all texts that are read as y*.
 """
 
 from __future__ import annotations

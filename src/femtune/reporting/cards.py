@@ -19,7 +19,6 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -34,8 +33,10 @@ from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.judge import JUDGE, Wording, write_pair, write_rating
 from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.engines.model_files import MODELS, load_tokenizer
+from femtune.evaluation.rationales import read_rationales
 from femtune.mstep.examples import EXAMPLES
-from femtune.schemes.named import adds
+from femtune.runs.run import stored_config
+from femtune.schemes.serialization import describe, schedule_from_data
 from femtune.types import Problem
 
 # where the examples of use load from; `femtune push` puts the repository's name there
@@ -82,7 +83,7 @@ COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunFacts:
     """What a run's files say of one of its iterations."""
 
@@ -91,6 +92,7 @@ class RunFacts:
     problems: Sequence[Problem]
     base: Mapping[str, Any]  # metrics of iteration 0; empty in a run without
     history: Sequence[Mapping[str, Any]]  # metrics of the iterations 1 to this one
+    trains_hinted: bool  # whether some of its examples are trained under the hinted prompt
 
     @property
     def metrics(self) -> Mapping[str, Any]:
@@ -101,16 +103,25 @@ def read_told(root: Path, iteration: int) -> RunFacts:
     """What the run in `root` says of an iteration that is done."""
 
     def metrics(number: int) -> dict[str, Any]:
-        path = root / f"iteration-{number:03}" / "metrics.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        folder = root / f"iteration-{number:03}"
+        path = folder / "metrics.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        return found | {"rationales": read_rationales(folder)}
 
     return RunFacts(
-        yaml.safe_load((root / "config.yaml").read_text()),
-        json.loads((root / "environment.json").read_text()).get("packages", {}),
-        load_problems(root / "problems.parquet"),
-        metrics(0),
-        [metrics(number) for number in range(1, iteration + 1)],
+        config=stored_config(root),
+        packages=json.loads((root / "environment.json").read_text()).get("packages", {}),
+        problems=load_problems(root / "problems.parquet"),
+        base=metrics(0),
+        history=[metrics(number) for number in range(1, iteration + 1)],
+        trains_hinted="hinted" in _trained_under(root / f"iteration-{iteration:03}"),
     )
+
+
+def _trained_under(folder: Path) -> set[str]:
+    """Return the prompts that an iteration's examples are trained under."""
+    table = pq.read_table(folder / "examples.parquet", columns=["trained_under"])
+    return set(pc.unique(table["trained_under"]).to_pylist())
 
 
 def write_model_card(root: Path, iteration: int) -> Path:
@@ -160,8 +171,10 @@ def model_card(told: RunFacts, folder: Path) -> ModelCard:
     )
     template = _templates().get_template("model.md.j2")
     own = {"lora": adapter, "base_id": base}
-    m_steps = {f"{name}s": adds(str(config["scheme"]), name) for name in ("restart", "settle")}
-    body = template.render(_about(told) | _use(told, folder) | own | m_steps)
+    schedule = schedule_from_data(config["scheme_data"])
+    own |= {"restarts": schedule.restart_every > 0, "settles": schedule.settles}
+    own |= {"scheme_text": describe(config["scheme_data"])}
+    body = template.render(_about(told) | _use(told, folder) | own)
     return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{body}")
 
 
@@ -201,12 +214,15 @@ def _about(told: RunFacts) -> dict[str, Any]:
         "e_step": told.metrics["e_step"],
         "m_step": told.metrics.get("m_step"),  # a data card has none
         "any_hinted": any("hinted" in each["e_step"]["reasons"] for each in told.history),
-        "wakes": re.search(r"\+\s*wake\b", str(config.get("scheme"))) is not None,
+        "wakes": told.trains_hinted,
         "covered_share": covered_share(told.metrics["e_step"]),
         "num_draws": sum(each["e_step"]["num_draws"] for each in told.history),
         "num_tokens": sum(each["e_step"]["generated_tokens"] for each in told.history),
         "evaluation": told.metrics.get("evaluation"),
         "measures": compared(told),
+        "worth": compared(told, "rationales", WORTH),
+        "read": told.metrics.get("rationales", {}),
+        "leaked": told.metrics.get("posterior", {}).get("leak_share"),
         "is_world": "sound_steps" in told.metrics["e_step"],
         "by_answer": told.metrics["e_step"].get("kept_by", {}).get("answer", {}),
     }
@@ -218,14 +234,18 @@ def covered_share(e_step: Mapping[str, Any]) -> float:
     return float(e_step["kept_share"] if known is None else known)
 
 
-def compared(told: RunFacts) -> list[dict[str, Any]]:
+def compared(
+    told: RunFacts,
+    part: str = "evaluation",
+    measures: Mapping[str, tuple[str, bool]] = MEASURES,
+) -> list[dict[str, Any]]:
     """Each measure of the base and of this model, and whether their intervals tell them apart.
 
     `verdict` is "better", "worse", "overlap", or "" where there are no two intervals.
     """
-    before, after = told.base.get("evaluation", {}), told.metrics.get("evaluation", {})
+    before, after = told.base.get(part, {}), told.metrics.get(part, {})
     rows = []
-    for name, (title, more) in MEASURES.items():
+    for name, (title, more) in measures.items():
         if not isinstance(after.get(name), float):
             continue
         old, new = before.get(f"{name}_ci"), after.get(f"{name}_ci")
@@ -242,6 +262,21 @@ def compared(told: RunFacts) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+# what a card shows of rationales.json
+WORTH = {
+    "rationale_gain": (
+        "what a rationale adds to the base's log-probability of the correct answer, nats",
+        True,
+    ),
+    "choice_gain": ("the same among the possible answers, nats", True),
+    "helpful_share": ("rationales that help", True),
+    "read_accuracy": ("base right after the rationale", True),
+    "direct_accuracy": ("base right without one", True),
+    "copied_share": ("words of a rationale in passages copied from the prompt", False),
+    "copied_density": ("mean length of these passages, words", False),
+}
 
 
 def _number(value: Any, interval: Sequence[float] | None) -> str:

@@ -1,6 +1,6 @@
 """The run directory: what is in each file, each written once, all of it enough to go on from.
 
-    config.yaml              the whole resolved configuration
+    config.yaml              format number, and the whole resolved configuration
     environment.json         versions, hardware and git state as the run began
     problems.parquet, eval.parquet
     iteration-001/
@@ -8,6 +8,7 @@
         draws/00001.open.jsonl   the draws of a chunk that is still open: see journal.py
         eval/00000.parquet   the same of the evaluation
         bound/, bound_scored/    and of what bounds the likelihood: see bound.py
+        eval_scored/, rationales.json   what rationales are worth to the base: see rationales.py
         examples.parquet     what the M-step trains on; also TRL's prompt / completion columns
         model/               an ordinary Hugging Face folder
         metrics.json         written last: the iteration is done
@@ -54,6 +55,7 @@ events = logging.getLogger("femtune")
 
 LOG_BYTES = 16 << 20  # of log.jsonl, before it is set aside
 OLD_LOGS = 4  # that are kept
+FORMAT = 1  # of a run's files; raised by whatever makes older runs unreadable
 
 DRAWS = pa.schema(
     [
@@ -304,6 +306,7 @@ def check_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str])
         )
     if (root / "config.yaml").exists():
         asked = yaml.safe_load(_as_yaml(config))  # as it would be stored: YAML changes a few characters
+        del asked["format"]
         stored = stored_config(root)
         relied, relies = stored.pop("relies_on", None), asked.pop("relies_on", None)
         _refuse_other(root, stored, asked, changeable)
@@ -343,7 +346,10 @@ def _check_relied_on(root: Path, stored: Any, now: Mapping[str, str]) -> None:
 
 
 def stored_config(root: Path) -> dict[str, Any]:
-    """The configuration of a run. Raises RunError where there is none, or it is damaged."""
+    """Return the configuration of a run, without its format.
+
+    Raises RunError where there is none, where it is damaged, or made by another version of femtune.
+    """
     path = root / "config.yaml"
     if not path.exists():
         raise RunError(f"{root} is no run: it has no config.yaml. Give the folder of a run.")
@@ -354,11 +360,17 @@ def stored_config(root: Path) -> dict[str, Any]:
         raise RunError(f"{path} {error}. {redo}") from error
     if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
         raise RunError(f"{path} holds no names and values. {redo}")
+    if (found := stored.pop("format", None)) != FORMAT:
+        raise RunError(
+            f"{root} was made by another version of femtune: its format is {found}, and this version "
+            f"reads format {FORMAT}. Use the version that its environment.json names, or start again "
+            "in another --output-dir."
+        )
     return stored
 
 
 def _as_yaml(config: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False, allow_unicode=True)
 
 
 def _refuse_other(

@@ -1,8 +1,8 @@
 """Rules by the probability of the correct answer after a rationale, pi(y* | x, z).
 
-expected_first()        rejection sampling with the reward's expectation in place of the reward
-expected_importance()   the posterior, with the answer integrated out of the proposal too
-reasoned(nats)          keeps rationales that raise the probability of the correct answer
+ExpectedFirst()        rejection sampling with the reward's expectation in place of the reward
+ExpectedImportance()   the posterior, with the answer integrated out of the proposal too
+Reasoned(nats)         keeps rationales that raise the probability of the correct answer
 
 A draw's answer is one sample of what its rationale leads to. The first two rules take all of that in:
 each example is rationale, cue and y* (`Draw.right`), weighed by w = pi(y*, closed | x, z), whichever
@@ -18,17 +18,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
-from femtune.schemes.filters import needing
+from femtune.errors import ConfigError
+from femtune.schemes.filters import rules_of
 from femtune.schemes.weights import normalized
-from femtune.types import Draw, Example, Rule, Scheme
+from femtune.types import Draw, Example, Need, Scheme
 
 
-def expected_first() -> Rule:
-    """Weighs attempt m by w_m * prod_{j < m} (1 - w_j), with w = pi(y*, closed | x, z).
+@dataclass(frozen=True)
+class ExpectedFirst:
+    """Weigh attempt m by w_m * prod_{j < m} (1 - w_j), with w = pi(y*, closed | x, z).
 
     Law: that is the probability, given the rationales z_1 .. z_M alone, that attempt m is the first
     right one. So each weight is the conditional expectation of the 0 or 1 that rejection(M) gives the
@@ -40,8 +42,11 @@ def expected_first() -> Rule:
     "Rao-Blackwellisation of sampling schemes", doi 10.1093/biomet/83.1.81.
     """
 
-    @needing("answers", "fixed_budget", "temperature_1", "current_model", "plain_prompts")
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {"answers", "fixed_budget", "temperature_1", "current_model", "plain_prompts"}
+    )
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         weights, unsolved = {}, 1.0
         for draw in sorted(draws, key=lambda draw: draw.key):
             chance = _chance(draw)
@@ -53,25 +58,27 @@ def expected_first() -> Rule:
             if e.draw.right is not None and weights[e.draw.key]
         ]
 
-    return rule
 
-
-def expected_importance() -> Rule:
-    """Weights w / sum w, with w = pi(z, y* | x) / q(z), of total 1 for a problem.
+@dataclass(frozen=True)
+class ExpectedImportance:
+    """Set weights w / sum w, with w = pi(z, y* | x) / q(z), of total 1 for a problem.
 
     q is the probability of rationale and cue alone under the prompt that drew them; for a plain draw it
     is pi(z | x), and w = pi(y* | x, z). The sampled answer has no part in it.
 
     Law: E[w f(z)] = sum over z of pi(z, y* | x) f(z) for every draw, plain or hinted, with "right" as
     above; so sum w f / sum w tends to the mean of f under the posterior as draws grow. It has no weight
-    for rationales that leak the hint. w is the expectation, given z, of `importance`'s weight times the
+    for rationales that leak the hint. w is the expectation, given z, of `Importance`'s weight times the
     indicator of a right answer: an estimate of p from it has no higher variance.
 
-    Source: self-normalised importance sampling (see `posterior.importance`) on the marginal of z.
+    Source: self-normalised importance sampling (see `weights.Importance`) on the marginal of z.
     """
 
-    @needing("answers", "ratio", "fixed_budget", "temperature_1", "current_model", "plain_prompts")
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {"answers", "ratio", "fixed_budget", "temperature_1", "current_model", "plain_prompts"}
+    )
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         made, logs = [], []
         for example in examples:
             draw = example.draw
@@ -81,11 +88,10 @@ def expected_importance() -> Rule:
                 logs.append(draw.log_ratio + draw.log_answer)
         return normalized(made, logs)
 
-    return rule
 
-
-def reasoned(nats: float = 0.0) -> Rule:
-    """Keeps draws whose rationale leads to the correct answer, by the model's own probabilities.
+@dataclass(frozen=True)
+class Reasoned:
+    """Keep draws whose rationale leads to the correct answer, by the model's own probabilities.
 
     A draw passes where log pi(y* | x, z) - log pi(y* | x) >= nats, and y* is the likeliest answer after
     z. An answer that is right by luck, after a rationale that speaks for another one, does not pass.
@@ -100,11 +106,25 @@ def reasoned(nats: float = 0.0) -> Rule:
     pass.
     """
 
-    @needing("gain")
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
-        return [example for example in examples if passes(example.draw, nats)]
+    nats: float = 0.0
 
-    return rule
+    needs: ClassVar[frozenset[Need]] = frozenset({"gain"})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.nats < math.inf:
+            raise ConfigError(f"reasons must be at least 0 nats and finite, got {self.nats:g}.")
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        return [example for example in examples if passes(example.draw, self.nats)]
+
+
+def refuse_expected(scheme: Scheme, added: str) -> None:
+    """Refuse an addition that weighs sampled answers to a scheme with expected. Raises ConfigError."""
+    if "answers" in scheme.needs:
+        raise ConfigError(
+            f"Scheme {scheme.name}: {added} weighs sampled answers, and expected takes their place: "
+            "drop one of them."
+        )
 
 
 def gain(draw: Draw) -> float | None:
@@ -132,7 +152,7 @@ def answer_metrics(chunks: Iterable[Sequence[Draw]], scheme: Scheme) -> dict[str
 
     Of schemes with `reasons`, over the draws that were scored, remembered ones included:
 
-    reasons_share    share that pass: see `reasoned`; None where none was scored
+    reasons_share    share that pass: see `Reasoned`; None where none was scored
     reasons_nats     mean of log pi(y* | x, z) - log pi(y* | x); None where one of them is infinite
     likeliest_share  share after whose rationale y* is the likeliest answer
     """
@@ -143,13 +163,16 @@ def answer_metrics(chunks: Iterable[Sequence[Draw]], scheme: Scheme) -> dict[str
     gains: list[float] = []
     likeliest: list[bool] = []
     passed = 0
+    least = max(
+        (rule.nats for rule in rules_of(scheme.weigh) if isinstance(rule, Reasoned)), default=0.0
+    )
     for draws in chunks:
         chances += [_chance(draw) for draw in draws]
         cued += [draw.right is not None for draw in draws]
         scored = [(draw, nats) for draw in draws if (nats := gain(draw)) is not None]
         gains += [nats for _, nats in scored]
         likeliest += [draw.is_likeliest is True for draw, _ in scored]
-        passed += sum(passes(draw, scheme.least_gain or 0.0) for draw, _ in scored)
+        passed += sum(passes(draw, least) for draw, _ in scored)
     found: dict[str, Any] = {}
     if "answers" in scheme.needs:
         found |= {

@@ -1,109 +1,132 @@
 """Rules: what each draw of a problem counts for in the M-step.
 
 A rule is a pure function of one problem's draws in an iteration (in order of their keys) and of the
-examples made of them so far; it gives new examples. `chain` makes one rule of several, so that the
-filter of the paper reads `chain(accepted(), first())`.
+examples made of them so far; it returns new examples. It is a frozen dataclass, so that a run stores it
+as data. `Chain` makes one rule of several: the filter of the paper is `Chain(Accepted(), First())`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
-from femtune.types import Draw, Example, Need, Rule
+from femtune.types import Draw, Example, Need, Rule, needs_of
 
 
-def chain(*rules: Rule) -> Rule:
-    """One rule that applies these from left to right, and needs what any of them does."""
-    needs: set[Need] = {need for rule in rules for need in getattr(rule, "needs", ())}
+@dataclass(frozen=True, init=False)
+class Chain:
+    """Apply rules from left to right; needs what any of them needs. A chain in a chain is unfolded."""
 
-    @needing(*needs)
-    def chained(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
-        for rule in rules:
+    rules: tuple[Rule, ...]
+
+    def __init__(self, *rules: Rule) -> None:
+        object.__setattr__(self, "rules", tuple(each for rule in rules for each in rules_of(rule)))
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset[Need]().union(*map(needs_of, self.rules))
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        for rule in self.rules:
             examples = rule(draws, examples)
         return examples
 
-    return chained
+
+def rules_of(rule: Rule | None) -> Iterator[Rule]:
+    """Yield the rules that a rule is made of: those of a chain, else the rule itself."""
+    if isinstance(rule, Chain):
+        yield from rule.rules
+    elif rule is not None:
+        yield rule
 
 
-def needing(*needs: Need) -> Callable[[Rule], Rule]:
-    """Says what a rule must know of draws: its attribute `needs`, by which it is seen to."""
+@dataclass(frozen=True)
+class Accepted:
+    """Keep the draws that passed the filter r >= accept_at, did not leak, and ended properly."""
 
-    def marked(rule: Rule) -> Rule:
-        rule.needs = frozenset(needs)  # type: ignore[attr-defined]  # functions take attributes
-        return rule
-
-    return marked
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        return [e for e in examples if e.draw.accepted]
 
 
-def accepted() -> Rule:
-    """Keeps the draws that passed the filter r >= accept_at, did not leak, and ended properly."""
-    return lambda draws, examples: [e for e in examples if e.draw.accepted]
+@dataclass(frozen=True)
+class First:
+    """Keep a problem's first `num` by key, not by arrival: batching must not change a result."""
+
+    num: int = 1
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        return list(islice(sorted(examples, key=lambda e: e.draw.key), self.num))
 
 
-def first(num: int = 1) -> Rule:
-    """Keeps a problem's first `num` by key, not by arrival: batching must not change a result."""
-    return lambda draws, examples: list(islice(sorted(examples, key=lambda e: e.draw.key), num))
+@dataclass(frozen=True)
+class Last:
+    """Keep a problem's last `num` by key: of the newest iteration that gave it any."""
+
+    num: int = 1
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        return sorted(examples, key=lambda e: e.draw.key)[-self.num :]
 
 
-def last(num: int = 1) -> Rule:
-    """Keeps a problem's last `num` by key: of the newest iteration that gave it any."""
-    return lambda draws, examples: sorted(examples, key=lambda e: e.draw.key)[-num:]
+@dataclass(frozen=True)
+class Distinct:
+    """Keep the first of draws with the same tokens."""
 
-
-def distinct() -> Rule:
-    """Keeps the first of draws with the same tokens."""
-
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         seen: dict[tuple[int, ...], Example] = {}
         for example in examples:
             seen.setdefault(example.draw.completion.tokens, example)
         return list(seen.values())
 
-    return rule
 
+@dataclass(frozen=True)
+class ByReward:
+    """Multiply each weight by the draw's reward: r(y, y*) itself in place of the paper's filter.
 
-def by_reward() -> Rule:
-    """Multiplies each weight by the draw's reward: r(y, y*) itself in place of the paper's filter.
-
-    A draw that ended badly or leaked has no claim to its reward and keeps weight 0, which drops it.
+    A draw that ended badly or leaked has no claim to its reward and gets weight 0, which drops it.
     """
 
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         sound = (e for e in examples if e.draw.score.reason in ("", "wrong"))
         weighted = (replace(e, weight=e.weight * e.draw.score.reward) for e in sound)
         return [e for e in weighted if e.weight != 0]
 
-    return rule
+
+@dataclass(frozen=True)
+class Heaviest:
+    """Keep the `num` examples of most weight; of equal ones, those that come first by key."""
+
+    num: int
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        return sorted(examples, key=lambda e: (-e.weight, e.draw.key))[: self.num]
 
 
-def heaviest(num: int) -> Rule:
-    """Keeps the `num` examples of most weight; of equal ones, those that come first by key."""
-    return lambda draws, examples: sorted(examples, key=lambda e: (-e.weight, e.draw.key))[:num]
+@dataclass(frozen=True)
+class Above:
+    """Keep the examples that have at least this share of the problem's weight."""
 
+    least: float
 
-def above(least: float) -> Rule:
-    """Keeps the examples that have at least this share of the problem's weight."""
-
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         total = sum(e.weight for e in examples)
-        return [e for e in examples if e.weight >= least * total]
-
-    return rule
+        return [e for e in examples if e.weight >= self.least * total]
 
 
-def share() -> Rule:
-    """Divides each weight by the problem's total, so that every solved problem counts the same."""
+@dataclass(frozen=True)
+class Share:
+    """Divide each weight by the problem's total, so that every solved problem counts the same."""
 
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         total = sum(e.weight for e in examples)
         return [replace(e, weight=e.weight / total) for e in examples] if total else []
 
-    return rule
+
+paper_filter = Chain(Accepted(), First())
 
 
 def weigh(rule: Rule, draws: Sequence[Draw]) -> list[Example]:
-    """The examples that a rule makes of one problem's draws, each of weight 1 to begin with."""
+    """Return the examples that a rule makes of one problem's draws, each of weight 1 to begin with."""
     ordered = sorted(draws, key=lambda draw: draw.key)
     return list(rule(ordered, [Example(draw) for draw in ordered]))

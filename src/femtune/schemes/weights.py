@@ -4,14 +4,14 @@ log pi   nats of a draw, rationale and answer, under the plain prompt, by theta_
 log q    under the hinted prompt
 as drawn   what the engine said as it drew it, of the prompt and weights that it drew from
 
-importance()         pi / q of each draw: right on average, for draws that every problem gets
-posterior()          pi itself, over distinct draws: those that are remembered, and the new ones
-metropolis()         a chain: the state of a problem is the draw that it remembers
-control_variate(b)   takes from the gradient what is zero on average
-resample(n)          weights -> n draws of equal weight
-hard(power)          problems that took many attempts count more
-doubt(noise, n)      what a problem's answer itself is worth, where some are wrong
-wake()               the hinted prompt learns too
+Importance()         pi / q of each draw: right on average, for draws that every problem gets
+Posterior()          pi itself, over distinct draws: those that are remembered, and the new ones
+Metropolis()         a chain: the state of a problem is the draw that it remembers
+ControlVariate(b)    takes from the gradient what is zero on average
+Resample(n)          weights -> n draws of equal weight
+Hard(power)          problems that took many attempts count more
+Doubt(noise, n)      what a problem's answer itself is worth, where some are wrong
+Wake()               the hinted prompt learns too
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import ClassVar
 
 from femtune.errors import ConfigError, EngineError
-from femtune.schemes.filters import needing
-from femtune.types import Draw, Example, Rule
+from femtune.schemes.filters import Accepted, Chain
+from femtune.types import Draw, Example, Need
 
 
-def importance() -> Rule:
-    """Weights w / sum w, with w = pi(z, y* | x) / q(z, y* | x, hint), of total 1 for a problem.
+@dataclass(frozen=True)
+class Importance:
+    """Set weights w / sum w, with w = pi(z, y* | x) / q(z, y* | x, hint), of total 1 for a problem.
 
     q is the law that the draw was drawn by: prompt, worked examples, temperature, forced answer. w is 1
     for an on-policy one. sum w f / sum w tends to the mean of f under the posterior as draws grow. So
@@ -40,8 +42,9 @@ def importance() -> Rule:
     Raises EngineError for a draw of which the engine did not say how likely it was.
     """
 
-    @needing("log_pi", "fixed_budget", "untruncated")
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+    needs: ClassVar[frozenset[Need]] = frozenset({"log_pi", "fixed_budget", "untruncated"})
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         if mute := [e.draw.key for e in examples if math.isnan(_log_drawn(e.draw))]:
             raise EngineError(
                 f"importance: the engine did not say how likely the draw {mute[0]} was. Choose an "
@@ -50,11 +53,10 @@ def importance() -> Rule:
             )
         return normalized(examples, [_log_pi(e.draw) - _log_drawn(e.draw) for e in examples])
 
-    return rule
 
-
-def posterior() -> Rule:
-    """Weights pi(z, y* | x) / sum over the examples, which must be distinct: of total 1 for a problem.
+@dataclass(frozen=True)
+class Posterior:
+    """Set weights pi(z, y* | x) / their sum; examples must be distinct. A problem's total is 1.
 
     The posterior, cut to a set S of rationales. An M-step on it raises sum_i log sum_S pi(z, y* | x) or
     leaves it (it is EM for a model that can write nothing else), which bounds sum_i log pi(y* | x) from
@@ -64,15 +66,15 @@ def posterior() -> Rule:
     Source: memoised wake-sleep (Hewitt, Le and Tenenbaum 2020, arXiv 2007.03132).
     """
 
-    @needing("log_pi")
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+    needs: ClassVar[frozenset[Need]] = frozenset({"log_pi"})
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         return normalized(examples, [_log_pi(e.draw) for e in examples])
 
-    return rule
 
-
-def metropolis() -> Rule:
-    """Keeps one draw: where the chain of this problem stands after the iteration's draws.
+@dataclass(frozen=True)
+class Metropolis:
+    """Keep one draw: where the chain of this problem stands after the iteration's draws.
 
     The state is the remembered draw, or the first right one. Each right draw z' is a proposal, taken
     with probability min(1, pi(z') q(z) / (pi(z) q(z'))), with q = pi for plain draws: those are always
@@ -82,15 +84,16 @@ def metropolis() -> Rule:
     arXiv 2312.02179).
     """
 
-    @needing("log_pi", "log_q", "temperature_1", "current_model", "plain_prompts")
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {"log_pi", "log_q", "temperature_1", "current_model", "plain_prompts"}
+    )
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         state: Example | None = None
         for example in sorted(examples, key=lambda e: e.draw.key):
             if state is None or _takes(state.draw, example.draw):
                 state = example
         return [state] if state else []
-
-    return rule
 
 
 def _takes(state: Draw, proposal: Draw) -> bool:
@@ -100,8 +103,9 @@ def _takes(state: Draw, proposal: Draw) -> bool:
     return math.log(uniform(f"metropolis {proposal.seed}")) < log_ratio
 
 
-def control_variate(beta: float = 0.5) -> Rule:
-    """Adds every plain draw of the iteration, right or wrong, with weight -beta / their number.
+@dataclass(frozen=True)
+class ControlVariate:
+    """Add every plain draw of the iteration, right or wrong, with weight -beta / their number.
 
     On average they change nothing: E[grad log pi(z, y | x)] = 0 under pi itself. What they take away is
     variance, most where beta is near the chance that a draw is right: then a chain's new state and the
@@ -111,21 +115,27 @@ def control_variate(beta: float = 0.5) -> Rule:
 
     Raises ConfigError for a beta that is not from 0 to 1.
     """
-    if not 0 <= beta <= 1:
-        raise ConfigError(f"control_variate {beta:g}: from 0 to 1.")
 
-    @needing("fixed_budget", "temperature_1", "current_model", "plain_prompts")
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+    beta: float = 0.5
+
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {"fixed_budget", "temperature_1", "current_model", "plain_prompts"}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta <= 1:
+            raise ConfigError(f"The control variate's beta must be in [0, 1], got {self.beta:g}.")
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         newest = max((draw.key.iteration for draw in draws), default=0)
         fresh = [d for d in draws if d.key.iteration == newest and d.on_policy]
         usable = [d for d in fresh if d.completion.tokens and d.score.reason != "engine_failed"]
-        return [*examples, *(Example(draw, -beta / len(usable)) for draw in usable if beta)]
-
-    return rule
+        return [*examples, *(Example(draw, -self.beta / len(usable)) for draw in usable if self.beta)]
 
 
-def resample(num: int = 1) -> Rule:
-    """Turns weights into `num` draws of weight 1 / num times their total, a draw perhaps several times.
+@dataclass(frozen=True)
+class Resample:
+    """Turn weights into `num` draws of weight 1 / num times their total, a draw perhaps several times.
 
     Systematic: a draw of share w comes floor(num w) or ceil(num w) times, num w on average. The one
     random number is of the newest draw's seed, so a problem that is not asked again keeps it. Negative
@@ -135,10 +145,14 @@ def resample(num: int = 1) -> Rule:
 
     Raises ConfigError where `num` is less than 1.
     """
-    if num < 1:
-        raise ConfigError(f"resample {num}: at least 1.")
 
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+    num: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise ConfigError(f"resample must be >= 1, got {self.num}.")
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         # exact, so that the last one ends at num
         total = sum(Fraction(e.weight) for e in examples if e.weight > 0)
         start, below = Fraction(uniform(f"resample {draws[-1].seed}")) if draws else 0, Fraction(0)
@@ -147,18 +161,17 @@ def resample(num: int = 1) -> Rule:
             if example.weight <= 0:
                 made += [example] if example.weight else []
                 continue
-            after = below + num * Fraction(example.weight) / total
+            after = below + self.num * Fraction(example.weight) / total
             times = math.ceil(after - start) - math.ceil(below - start)
             if times:
-                made.append(replace(example, weight=float(times * total / num)))
+                made.append(replace(example, weight=float(times * total / self.num)))
             below = after
         return made
 
-    return rule
 
-
-def hard(power: float = 0.7) -> Rule:
-    """Multiplies the weight of a problem's draw by a^power, a the number of attempts that it took.
+@dataclass(frozen=True)
+class Hard:
+    """Multiply the weight of a problem's draw by a^power, a the number of attempts that it took.
 
     With p = pi(y* | x) and up to M plain attempts until one is right, the gradient is on average that of
 
@@ -176,18 +189,22 @@ def hard(power: float = 0.7) -> Rule:
 
     Raises ConfigError where `power` is not above 0.
     """
-    if not 0 < power < math.inf:
-        raise ConfigError(f"hard {power:g}: above 0.")
 
-    @needing("temperature_1", "plain_prompts")
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
-        return [replace(e, weight=e.weight * (e.draw.key.index + 1) ** power) for e in examples]
+    power: float = 0.7
 
-    return rule
+    needs: ClassVar[frozenset[Need]] = frozenset({"temperature_1", "plain_prompts"})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.power < math.inf:
+            raise ConfigError(f"hard must be > 0 and finite, got {self.power:g}.")
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        return [replace(e, weight=e.weight * (e.draw.key.index + 1) ** self.power) for e in examples]
 
 
-def doubt(noise: float = 0.1, num_answers: int | None = None) -> Rule:
-    """Multiplies a problem's weights by the probability that its answer y* is right, given the draws.
+@dataclass(frozen=True)
+class Doubt:
+    """Multiply a problem's weights by the probability that its answer y* is right, given the draws.
 
     Of answers, a share `noise` is wrong, any of the others alike; so with the mass m = sum over distinct
     right draws of pi(z, y* | x), which stands for pi(y* | x),
@@ -205,24 +222,35 @@ def doubt(noise: float = 0.1, num_answers: int | None = None) -> Rule:
 
     Raises ConfigError for a noise that is none, or fewer than two answers.
     """
-    among = 1000 if num_answers is None else num_answers
-    if not 0 <= noise < 1 or among < 2:
-        raise ConfigError(f"doubt {noise:g} among {among} answers: from 0 to below 1, among at least 2.")
 
-    @needing("log_pi")
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+    noise: float = 0.1
+    num_answers: int | None = None
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"log_pi"})
+
+    @property
+    def _among(self) -> int:
+        return 1000 if self.num_answers is None else self.num_answers
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise < 1 or self._among < 2:
+            raise ConfigError(
+                f"doubt must be in [0, 1) and among at least 2 answers, got {self.noise:g} among "
+                f"{self._among}."
+            )
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         nats = {d.completion.tokens: _log_pi(d) for d in draws if d.accepted}
         mass = min(1.0, math.fsum(math.exp(each) for each in nats.values()))
-        right, wrong = (1 - noise) * mass, noise * (1 - mass) / (among - 1)
+        right, wrong = (1 - self.noise) * mass, self.noise * (1 - mass) / (self._among - 1)
         trust = right / (right + wrong) if right + wrong else 1.0  # 0 / 0: no mass, and no doubt
         weighed = [replace(e, weight=e.weight * trust) if e.weight > 0 else e for e in examples]
         return [e for e in weighed if e.weight != 0]
 
-    return rule
 
-
-def wake(weight: float = 1.0) -> Rule:
-    """Adds each example a second time, under the hinted prompt, with `weight` times its weight.
+@dataclass(frozen=True)
+class Wake:
+    """Add each example a second time, under the hinted prompt, with `weight` times its weight.
 
     So the proposal q(z | x, y*) learns to be the posterior, and the hinted prompt is not forgotten while
     the plain one learns. This is the one rule that has a say in the prompt that is trained.
@@ -231,26 +259,33 @@ def wake(weight: float = 1.0) -> Rule:
 
     Raises ConfigError where `weight` is not above 0.
     """
-    if not 0 < weight < math.inf:
-        raise ConfigError(f"wake {weight:g}: above 0.")
 
-    def rule(draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ConfigError(f"wake must be > 0 and finite, got {self.weight:g}.")
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         hinted = [
-            replace(e, weight=weight * e.weight, prompt_kind="hinted") for e in examples if e.weight > 0
+            replace(e, weight=self.weight * e.weight, prompt_kind="hinted")
+            for e in examples
+            if e.weight > 0
         ]
         return [*examples, *hinted]
 
-    return rule
+
+importance_filter = Chain(Accepted(), Importance())
 
 
 def uniform(name: str) -> float:
-    """A number above 0 and at most 1, the same for the same name."""
+    """Return a number above 0 and at most 1, the same for the same name."""
     number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
     return (number + 1) / 2**64
 
 
 def normalized(examples: Sequence[Example], log_weights: Sequence[float]) -> list[Example]:
-    """Examples with weights exp(log_weights) / their sum."""
+    """Return examples with weights exp(log_weights) / their sum."""
     if not examples:
         return []
     top = max(log_weights)

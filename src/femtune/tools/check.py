@@ -24,8 +24,10 @@ from femtune.mstep.config import context_length
 from femtune.reporting.terminal import framed, literal, sparkline
 from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs, sampling
 from femtune.sampler import SamplerBuilder, make_sampler_builder
-from femtune.schemes.named import adds, parse_scheme
-from femtune.types import Draw, Problem
+from femtune.schemes.filters import rules_of
+from femtune.schemes.named import parse_scheme
+from femtune.schemes.weights import Wake
+from femtune.types import Draw, Problem, Scheme
 
 MOST_LABELS = 11  # of a scale, in a histogram
 
@@ -180,9 +182,10 @@ def show_prompts(builder: SamplerBuilder, problem: Problem) -> Iterator[Panel]:
         yield framed(literal(text), f"{name} of {problem.id}")
 
 
-def trained_under(scheme: str) -> tuple[Literal["plain", "hinted"], ...]:
+def trained_under(scheme: Scheme) -> tuple[Literal["plain", "hinted"], ...]:
     """Return the prompts that a scheme's examples are trained under: with a wake phase, both."""
-    return ("plain", "hinted") if adds(scheme, "wake") else ("plain",)
+    wakes = any(isinstance(rule, Wake) for rule in rules_of(scheme.weigh))
+    return ("plain", "hinted") if wakes else ("plain",)
 
 
 def show_tokens(

@@ -25,7 +25,8 @@ from femtune.model_info import is_base
 from femtune.mstep.config import context_length
 from femtune.resolve import sampling
 from femtune.sampler import SamplerBuilder
-from femtune.schemes.named import paper_filter, parse_scheme
+from femtune.schemes.filters import paper_filter
+from femtune.schemes.named import parse_scheme
 from femtune.tools.check import Finding
 from femtune.types import Demos, Draw, Problem, Scheme, Stage
 
@@ -128,7 +129,7 @@ def draw_trials(
 
     def trial(name: str, prompt: str, demos: Demos, temperature: float = usual) -> Trial:
         stage = Stage("hinted" if prompt == "hinted" else "plain", planned.num_draws // len(some), "all")
-        scheme = Scheme("check", (stage,), paper_filter, settings.accept_at)
+        scheme = Scheme("check", (stage,), weigh=paper_filter, accept_at=settings.accept_at)
         own = replace(sampler.sampling, temperature=temperature)
         done = 0
 

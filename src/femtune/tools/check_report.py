@@ -30,7 +30,7 @@ from femtune.tools.check import (
     trained_under,
 )
 from femtune.tools.check_model import COOLER, Planned, Trial, Tried, percentile, written
-from femtune.types import Draw, Problem
+from femtune.types import Draw, Problem, Scheme
 
 SECONDS = 15.0  # between two lines that say how far the draws are
 HEAD = ("prompt", "draws", "answered", "truncated", "right", "tokens", "99th")
@@ -59,7 +59,7 @@ def model_lines(
     builder: SamplerBuilder,
     problems: Sequence[Problem],
     problem: Problem,
-    scheme: str,
+    scheme: Scheme,
 ) -> Iterator[RenderableType]:
     """Yield what the draws say, and the verdict; `tried` is None where the model was left out."""
     if tried is None:

@@ -15,6 +15,7 @@ from femtune.errors import ConfigError, DataError
 from femtune.reporting.terminal import Show, console
 from femtune.resolve import Data
 from femtune.run_folder import shown_data
+from femtune.schemes.named import parse_scheme
 from femtune.tools import check_model, check_report
 from femtune.tools.check import Finding, examine
 
@@ -71,7 +72,9 @@ def run_check(
         print(json.dumps(details))
     elif shows:
         _print(
-            check_report.model_lines(findings, tried, builder, problems, problem, settings.scheme),
+            check_report.model_lines(
+                findings, tried, builder, problems, problem, parse_scheme(settings.scheme)
+            ),
         )
     every = [*findings, *(tried.findings if tried is not None else ())]
     return CheckResult(

@@ -11,11 +11,13 @@ such a scheme both sides have the iteration's own right draws, alike, each probl
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from femtune._util.atomic_files import write_json
@@ -29,6 +31,7 @@ from femtune.estep.scheduler import Grade, upcoming
 from femtune.evaluation.advice import nothing_kept
 from femtune.evaluation.chance import plain_attempts
 from femtune.evaluation.evaluate import as_number, estep_metrics
+from femtune.evaluation.rationales import scored
 from femtune.evaluation.selection_bias import (
     Factors,
     balance_factors,
@@ -45,9 +48,10 @@ from femtune.rewards.builtin import score
 from femtune.run_folder import check_new
 from femtune.runs.hashes import hash_weights
 from femtune.runs.run import by_problem, read_draws, write_draws
-from femtune.schemes.filters import accepted, chain, share
-from femtune.tools.stored_run import Stored, open_stored
-from femtune.types import SCORED, Balance, Draw, Problem, Request, Scheme, Score
+from femtune.schemes.answer_rules import gain
+from femtune.schemes.filters import Accepted, Chain, Share
+from femtune.tools.stored_run import Stored, open_stored, stored_scheme
+from femtune.types import SCORED, Balance, Draw, DrawKey, Problem, Request, Scheme, Score
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,9 @@ def refilter(
 
     stored, refiltered      `evaluate.estep_metrics` of each, with `kept_by`, `kept_scores`,
                             `num_examples`, `weight_by_answer` (shares, balance included), and
-                            `mean_trained_score`, the mean human score by those
+                            `mean_trained_score`, the mean human score by those; of schemes with
+                            `reasons`, of the kept rationales `num_rationales` that were scored, and
+                            of these `rationale_gain` and `helpful_share`: see `answer_rules.gain`
     problems_by_answer      the share of the problems
     not_asked               problems without a draw: the run was stopped in this E-step
     alike                   whether right draws count alike here, and otherwise in the run
@@ -174,10 +180,12 @@ def refilter(
         raise ConfigError("train needs a place for the model: give --output-dir too.")
     stored = open_stored(root, iteration)
     settings = change.of(stored.settings)
-    old, new = _scheme(root, stored.settings), _scheme(root, settings)
+    own = stored_scheme(stored.config, root)
+    loop = make_loop_config(settings, own)
+    old, new = make_loop_config(stored.settings, own).scheme, loop.scheme
     alike = new.remember is not None or bool(new.needs & SCORED)
     if alike:
-        old, new = (replace(each, weigh=chain(accepted(), share())) for each in (old, new))
+        old, new = (replace(each, weigh=Chain(Accepted(), Share())) for each in (old, new))
     place = _place(stored, model, train) if output_dir else None
     grade = _grade(stored, settings) if change.reward else None
     with tempfile.TemporaryDirectory() as scratch:
@@ -185,6 +193,9 @@ def refilter(
         asked_again, left_out = _write_again(stored, new, grade, again)
         shares, kept, _ = _side(stored.draws, stored.problems, old, stored.settings.balance)
         _, other, factors = _side(again, stored.problems, new, settings.balance)
+        gains = _gains(stored)
+        kept |= _worth(stored.draws, gains)
+        other |= _worth(again, gains)
         report = {
             "iteration": stored.iteration,
             "problems_by_answer": shares,
@@ -200,7 +211,7 @@ def refilter(
         if output_dir is None or place is None:
             return report
         if not other["num_kept"]:
-            raise NothingKept(nothing_kept(stored.iteration, other))
+            raise NothingKept(nothing_kept(stored.iteration, other, new))
         start, tokenizer = place
         rule, prompts = new.weigh, stored.trained_prompts(tokenizer)
         examples = output_dir / "examples.parquet"
@@ -212,7 +223,7 @@ def refilter(
         from femtune.mstep.fit import m_step  # torch is slow to import
 
         seed = settings.seed + stored.iteration  # as in the run
-        _, training = make_loop_config(settings).m_step(stored.iteration)
+        _, training = loop.m_step(stored.iteration)
         out = output_dir / "model"
         done = m_step(examples, start, out, training, tokenizer, seed=seed, on_step=on_step)
         base = local_model(stored.model)
@@ -237,19 +248,6 @@ def _place(stored: Stored, model: str | None, train: bool) -> tuple[Path, ChatTo
             "its kind."
         )
     return start, tokenizer
-
-
-def _scheme(root: Path, settings: Train) -> Scheme:
-    try:
-        scheme = make_loop_config(settings).scheme
-    except ConfigError as error:
-        if "is not known" not in str(error):
-            raise
-        raise RunError(
-            f"{root} was made with a scheme of its own, {settings.scheme}: only runs whose scheme has a "
-            "name in a command, such as star or pps, can be filtered again."
-        ) from error
-    return scheme
 
 
 def _grade(stored: Stored, settings: Train) -> Grade:
@@ -293,6 +291,30 @@ def _side(
     return _shares(found.num_problems), metrics, factors
 
 
+def _gains(stored: Stored) -> dict[DrawKey, float]:
+    """Return by how many nats each scored rationale raises log p(y* | x); {} where none was scored."""
+    return {
+        draw.key: nats
+        for part in scored(stored.draws, stored.draws.with_name("scored"))
+        for draw in part
+        if (nats := gain(draw)) is not None
+    }
+
+
+def _worth(folder: Path, gains: Mapping[DrawKey, float]) -> dict[str, Any]:
+    """Measure the scored ones of a folder's kept rationales."""
+    kept = [draw.key for chunk in drawn(folder) for draw in chunk if draw.accepted]
+    found = [gains[key] for key in kept if key in gains]
+    if not gains:
+        return {}
+    mean = fmean(found) if found else math.nan
+    return {
+        "num_rationales": len(found),
+        "rationale_gain": mean if math.isfinite(mean) else None,
+        "helpful_share": fmean(nats > 0 for nats in found) if found else None,
+    }
+
+
 def _shares(amounts: Mapping[str, float]) -> dict[str, float]:
     total = sum(amounts.values())
     return {name: amount / total for name, amount in amounts.items()} if total else {}
@@ -330,6 +352,18 @@ def _overall(report: Mapping[str, Any]) -> Iterator[list[str]]:
         counts = [side["reasons"].get(prompt, {}) for side in sides]
         for reason in dict.fromkeys((*counts[0], *counts[1])):
             yield [f"{prompt} draws: {reason}", "", *(f"{count.get(reason, 0):,}" for count in counts)]
+    if "num_rationales" in sides[0]:
+        yield [
+            "kept rationales that were scored",
+            "",
+            *(f"{side['num_rationales']:,}" for side in sides),
+        ]
+        for name, title in (
+            ("rationale_gain", "  what they add to log p(y* | x), nats"),
+            ("helpful_share", "  share that adds to it"),
+        ):
+            values = [side[name] for side in sides]
+            yield [title, "", *("-" if value is None else f"{value:.3f}" for value in values)]
     scores = [side["kept_scores"] for side in sides]
     if all(scores):
         for name, shift, title in _MEASURES:

@@ -8,7 +8,7 @@ has the run and its base model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from femtune.resolve import make_loop_config
 from femtune.rewards.builtin import as_reward
 from femtune.runs.run import Run, read_draws, stored_config
 from femtune.sampler import SamplerBuilder
-from femtune.schemes.named import paper_filter
-from femtune.tools.stored_run import Kind, fitted_prompts, problems_of, settings_of
+from femtune.schemes.filters import paper_filter
+from femtune.tools.stored_run import Kind, fitted_prompts, problems_of, settings_of, stored_scheme
 from femtune.types import Completion, Draw, Problem, Request, Sampling, Scheme, Score, Stage, draw_seed
 
 
@@ -112,7 +112,7 @@ def replay(
     if missing := [draw.key.problem_id for draw in draws if draw.key.problem_id not in problems]:
         raise RunError(f"{root}: problem {missing[0]} is not among those that are stored with the run.")
     base = local_model(str(config.get("model")))
-    scheme = _scheme(root, settings, kind)
+    scheme = _scheme(root, config, settings, kind)
     from_base = kind == "draws" and scheme.proposal == "base"
     weights = base if from_base else _weights(root, draws[0].key.iteration, kind, base)
     tokenizer = load_tokenizer(base, settings.template_args)
@@ -162,15 +162,11 @@ def _sampling(config: dict[str, Any], settings: Train, kind: Kind) -> Sampling:
     return Sampling(settings.max_new_tokens, temperature)
 
 
-def _scheme(root: Path, settings: Train, kind: Kind) -> Scheme:
+def _scheme(root: Path, config: Mapping[str, Any], settings: Train, kind: Kind) -> Scheme:
+    """Return the scheme that stored draws were drawn by, with the run's own acceptance."""
     if kind == "eval":
-        return Scheme("evaluate", (Stage("plain", ask="all"),), paper_filter)
-    try:
-        return make_loop_config(settings).scheme
-    except ConfigError as error:
-        raise RunError(
-            f"{root} was made with a scheme of its own, {settings.scheme}: draws can't be graded again."
-        ) from error
+        return Scheme("evaluate", (Stage("plain", ask="all"),), weigh=paper_filter)
+    return make_loop_config(settings, stored_scheme(config, root)).scheme
 
 
 def _again(draw: Draw, problem: Problem, sampler: Sampler, scheme: Scheme) -> Replayed:

@@ -16,15 +16,16 @@ from femtune.data.tasks.frames import frame
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, RunError
 from femtune.mstep.config import Training
+from femtune.mstep_schedule import MStepSchedule
 from femtune.runs.checkpoints import next_start
 from femtune.runs.run import Run, stored_config
-from femtune.schemes.named import restarts
-from femtune.types import Demos, Problem, Tokenizer
+from femtune.schemes.serialization import schedule_from_data, scheme_from_data
+from femtune.types import Demos, Problem, Scheme, Tokenizer
 
 Kind = Literal["draws", "eval"]  # of an E-step, and of an evaluation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stored:
     """An iteration of a run as it is on disk."""
 
@@ -32,6 +33,7 @@ class Stored:
     iteration: int
     model: str  # the base, as the run was given it
     settings: Train
+    config: Mapping[str, Any]  # what config.yaml holds
     problems: Mapping[str, Problem]
 
     @property
@@ -40,8 +42,7 @@ class Stored:
 
     def start(self) -> Path:
         """Return the weights that the M-step started from; rounded ones if only those were kept."""
-        own = self.settings
-        if self.iteration == 1 or own.start_from == "base" or restarts(own.scheme, self.iteration):
+        if self.iteration == 1 or stored_schedule(self.config).origin(self.iteration) == "base":
             return local_model(self.model)
         return next_start(self.run.iteration(self.iteration - 1) / "model")
 
@@ -68,7 +69,38 @@ def open_stored(root: Path, iteration: int | None = None) -> Stored:
         there = ", ".join(map(str, sorted(found)))
         raise RunError(f"{root} has no draws of iteration {iteration}: choose one of {there}.")
     problems = problems_of(root, "draws")
-    return Stored(Run(root), iteration, str(config.get("model")), settings_of(config, root), problems)
+    settings = settings_of(config, root)
+    return Stored(
+        run=Run(root),
+        iteration=iteration,
+        model=str(config.get("model")),
+        settings=settings,
+        config=config,
+        problems=problems,
+    )
+
+
+def stored_scheme(config: Mapping[str, Any], root: Path) -> Scheme:
+    """Return the scheme that a run was made with, from its data in config.yaml.
+
+    Raises RunError where there is none, or where a rule of it can't be imported.
+    """
+    if not isinstance(data := config.get("scheme_data"), Mapping):
+        raise RunError(f"{root} has no scheme: give a run of train or sample.")
+    try:
+        return scheme_from_data(data)
+    except ConfigError as error:
+        raise RunError(f"{root}: {error}") from error
+
+
+def stored_schedule(config: Mapping[str, Any]) -> MStepSchedule:
+    """Return when the M-steps of a run start from the base. Raises RunError if it can't be read."""
+    data = config.get("scheme_data")
+    try:
+        schedule = schedule_from_data(data) if isinstance(data, Mapping) else MStepSchedule()
+        return schedule.starting(config.get("start_from", "previous"))
+    except ConfigError as error:
+        raise RunError(f"config.yaml: {error}") from error
 
 
 def problems_of(root: Path, kind: Kind) -> dict[str, Problem]:

@@ -22,7 +22,7 @@ from femtune.run_folder import fingerprint
 from femtune.runs import manifest
 from femtune.runs.checkpoints import MASTER
 from femtune.runs.run import Run, locked, stored_config
-from femtune.schemes.named import adds, restarts
+from femtune.tools.stored_run import stored_schedule
 
 ASIDE = "damaged"  # in the run's directory: what was set aside
 
@@ -97,7 +97,8 @@ def _other_problems(root: Path) -> str:
 
 _PLACES = re.compile(
     r"iteration-(\d+)/"
-    r"(draws|\w+_answers|eval|bound_scored|bound|recalled|scored|memory|model|master|examples\.parquet|metrics\.json|)"
+    r"(draws|\w+_answers|eval_scored|eval|bound_scored|bound|recalled|scored|memory|model|master"
+    r"|examples\.parquet|metrics\.json|rationales\.json|)"
 )
 
 
@@ -109,6 +110,8 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
     if place is None:
         return ""
     iteration, kind = int(place[1]), place[2]
+    if kind == "eval_scored":  # by the base
+        return "scored again"
     if kind.endswith("_answers"):  # of the base: only `predict`, `evaluate` and baselines have them
         return "scored again"
     if kind in ("draws", "eval", "bound", "bound_scored", "recalled", "scored"):
@@ -130,7 +133,7 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
         if start and not _is_there(root, start) and _starts_from_previous(root, iteration):
             return ""
         return "trained again from the examples" + _after(root, start, bad)
-    return "computed again" if kind == "metrics.json" else ""
+    return "computed again" if kind in ("metrics.json", "rationales.json") else ""
 
 
 def _after(root: Path, weights: int, bad: set[str]) -> str:
@@ -150,13 +153,12 @@ def _is_there(root: Path, iteration: int) -> bool:
 
 
 def _draws_from_base(root: Path) -> bool:
-    return adds(str(stored_config(root).get("scheme", "")), "base")
+    data = stored_config(root).get("scheme_data")
+    return isinstance(data, dict) and data.get("proposal") == "base"
 
 
 def _starts_from_previous(root: Path, iteration: int) -> bool:
-    config = stored_config(root)
-    anew = restarts(str(config.get("scheme", "")), iteration)
-    return config.get("start_from", "previous") == "previous" and not anew
+    return stored_schedule(stored_config(root)).origin(iteration) == "previous"
 
 
 def _state(root: Path) -> str:
@@ -207,9 +209,13 @@ def repair(found: RunCondition) -> list[Path]:
             iteration = target.relative_to(root).parts[0]
             # nats are of the draws beside them, and rounding may give other draws
             scored = target.parent.with_name("scored") / target.name
-            answers = target.parent.with_name(f"{target.parent.name}_answers") / target.name
-            of_draws = [scored] if target.parent.name == "draws" else [answers]
-            for path in (target, *of_draws, root / iteration / "metrics.json"):
+            beside = [
+                target.parent.with_name(f"{target.parent.name}_{kind}") / target.name
+                for kind in ("answers", "scored")
+            ]
+            of_draws = [scored] if target.parent.name == "draws" else beside
+            computed = [root / iteration / name for name in ("metrics.json", "rationales.json")]
+            for path in (target, *of_draws, *computed):
                 if iteration.startswith("iteration-") or path == target:
                     manifest.record_removed(root, path)
                     if path.exists():

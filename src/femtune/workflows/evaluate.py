@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from femtune.config import CHANGEABLE, Evaluate, Train
+from femtune.errors import ConfigError
 from femtune.estep.scheduler import Sampler
 from femtune.evaluation.answer_metrics import side_by_side
 from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.evaluate import evaluation_metrics
+from femtune.evaluation.rationales import read_all
 from femtune.evaluation.scored_answers import engine_scores, read_scored, score_into, uses_probabilities
 from femtune.loop import LoopConfig, Progress, Steps
 from femtune.model_info import as_trained
 from femtune.resolve import Data, TaskInputs, make_loop_config, read_inputs
 from femtune.run_folder import run_place, store_problems
 from femtune.runs.run import Run, open_run, read_draws
-from femtune.sampler import make_sampler_builder
+from femtune.sampler import make_sampler_builder, trained_from
 from femtune.types import Aggregate, Demos, Problem, Sampling
 from femtune.workflows.predict import check_calibration, read_calibration
 from femtune.workflows.worked_examples import store_demos
@@ -59,14 +61,22 @@ def run_evaluate(
     progress: Progress,
     *,
     reward: Callable[..., Any] | None = None,
+    reader_problems: int = 0,
 ) -> EvaluateResult:
     """Measure a model on problems; what is not set is taken from its femtune.json.
 
     Under a calibration of votes, `ece`, `brier` and measures of the expected rating are of calibrated
     votes; `ece_raw` and `brier_raw` are of the votes themselves. The draws are the same either way.
+
+    With `reader_problems` the base that the model was trained from reads the rationales of so many
+    problems: see `rationales.rationale_metrics`. Raises ModelError where that base can't be had.
     """
+    if reader_problems < 0:
+        raise ConfigError(f"reader_problems must be at least 0, got {reader_problems}.")
     settings = as_trained(settings, model)
-    return evaluate_as_set(data, model, settings, output_dir, progress, reward=reward)
+    return evaluate_as_set(
+        data, model, settings, output_dir, progress, reward=reward, reader_problems=reader_problems
+    )
 
 
 def evaluate_as_set(
@@ -77,8 +87,10 @@ def evaluate_as_set(
     progress: Progress,
     *,
     reward: Callable[..., Any] | None = None,
+    reader_problems: int = 0,
 ) -> EvaluateResult:
     """Measure a model by settings alone, without its femtune.json."""
+    reader = trained_from(model) if reader_problems else None
     config = _loop_config(settings)
     calibration = read_calibration(settings)
     asked = read_inputs(data, settings, reward)
@@ -112,6 +124,7 @@ def evaluate_as_set(
                 progress=progress,
             )
             metrics = _measure(steps, builder.demos, how)
+            rationales = read_all(steps, reader_problems, reader)
         run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
     interval = metrics.get("accuracy_ci")
     return EvaluateResult(
@@ -119,7 +132,7 @@ def evaluate_as_set(
         draws=run.iteration(0) / "eval",
         accuracy=metrics["accuracy"],
         accuracy_ci=None if interval is None else (interval[0], interval[1]),
-        metrics=metrics,
+        metrics=metrics | ({"rationales": rationales[0]} if rationales else {}),
     )
 
 

@@ -11,8 +11,16 @@ from femtune.config import CHANGEABLE, Sample, Train
 from femtune.data.tasks.load import trained_on
 from femtune.loop import LoopConfig, Progress, Steps
 from femtune.reporting.cards import write_data_card
-from femtune.resolve import Data, TaskInputs, check_varied, make_loop_config, read_inputs, sampling
-from femtune.run_folder import run_place, store_problems
+from femtune.resolve import (
+    Data,
+    TaskInputs,
+    check_varied,
+    make_loop_config,
+    named_scheme,
+    read_inputs,
+    sampling,
+)
+from femtune.run_folder import check_storable, run_place, store_problems
 from femtune.runs.run import open_run
 from femtune.sampler import make_sampler_builder
 from femtune.types import Problem, Scheme
@@ -50,6 +58,8 @@ def run_sample(
 
     Raises NothingKept where no draw is kept; the draws are stored all the same.
     """
+    if scheme is not None:
+        check_storable(scheme)
     draws = sampling(settings, scheme)
     asked, config, problems = _inputs(data, settings, scheme, reward)
     place, stored = run_place(
@@ -61,6 +71,7 @@ def run_sample(
         problems,
         reward=asked.reward,
         demos=asked.demos,
+        scheme=scheme or named_scheme(asked.settings),
     )
     builder = make_sampler_builder(model, asked, problems)
     config = replace(config, demos=usable_demos(builder.demos, config.scheme))

@@ -23,10 +23,11 @@ from femtune.resolve import (
     choose_peft,
     held_out,
     make_loop_config,
+    named_scheme,
     read_inputs,
     sampling,
 )
-from femtune.run_folder import run_place, store_problems
+from femtune.run_folder import check_storable, run_place, store_problems
 from femtune.runs.checkpoints import best_of
 from femtune.runs.hashes import warn_of_date
 from femtune.runs.run import open_run
@@ -85,6 +86,7 @@ def run_train(
         test,
         reward=asked.reward,
         demos=asked.demos,
+        scheme=scheme or named_scheme(asked.settings),
     )
     warn_of_date(local_model(model), asked.settings.template_args)
     builder = make_sampler_builder(model, asked, problems, test)
@@ -122,6 +124,8 @@ def _check(settings: Train, scheme: Scheme | None) -> None:
             "(LoRA adapters), or take --engine vllm."
         )
     check_trackers(settings.training.trackers)
+    if scheme is not None:
+        check_storable(scheme)
     sampling(settings, scheme)
     make_loop_config(replace(settings, soft_accept=None), scheme)  # which needs the data's scale
     check_installed(settings)

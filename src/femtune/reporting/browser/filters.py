@@ -44,6 +44,8 @@ ORDERS = {
     "-reward": f"d.reward DESC, {_LAST}",
     "logprob": f"isnan(d.logprob), d.logprob, {_LAST}",
     "-logprob": f"isnan(d.logprob), d.logprob DESC, {_LAST}",
+    "gain": f"d.gain NULLS LAST, {_LAST}",
+    "-gain": f"d.gain DESC NULLS LAST, {_LAST}",
     "tokens": f"d.num_tokens, {_LAST}",
     "-tokens": f"d.num_tokens DESC, {_LAST}",
 }

@@ -29,7 +29,7 @@ CREATE TABLE shards (shard INT, position INT, run TEXT, kind TEXT, iteration INT
 CREATE TABLE problems (run TEXT, kind TEXT, id TEXT, answer TEXT);
 CREATE TABLE draws (id BIGINT, shard INT, problem_id TEXT, stage INT, "index" INT, prompt TEXT,
     seed BIGINT, finish_reason TEXT, logprob DOUBLE, reward DOUBLE, answer TEXT, reason TEXT,
-    correct TEXT, num_tokens INT);
+    correct TEXT, num_tokens INT, gain DOUBLE);
 CREATE TABLE hits (needle TEXT, id BIGINT);
 CREATE TABLE groups (key INT, shard INT, stage INT, prompt TEXT, finish_reason TEXT, reason TEXT,
     answer TEXT, correct TEXT, num BIGINT);
@@ -42,13 +42,19 @@ JOIN shards s ON s.link = r.filename
 _ID = "(s.shard::BIGINT << 32) + r.file_row_number"
 _ADD = f"""
 INSERT INTO draws SELECT {_ID}, s.shard, r.problem_id, r.stage, r."index", r.prompt_kind, r.seed,
-    r.finish_reason, r.logprob, r.reward, r.answer, r.reason, p.answer, NULL
+    r.finish_reason, r.logprob, r.reward, r.answer, r.reason, p.answer, NULL, NULL
 {_STORED} LEFT JOIN problems p ON p.run = s.run AND p.kind = s.kind AND p.id = r.problem_id
 """
 _SEARCH = f"INSERT INTO hits SELECT $needle, {_ID} {_STORED} WHERE regexp_matches(r.text, $needle, 'il')"
 _MEASURE = f"""
 UPDATE draws d SET num_tokens = m.num
 FROM (SELECT {_ID} AS id, len(r.tokens) AS num {_STORED}) m WHERE m.id = d.id
+"""
+# see answer_rules.gain
+_GAINS = """
+UPDATE draws d SET gain = if(isinf(g.{after}), g.{after}, g.{after} - g.{without})
+FROM scores g WHERE d.shard = ? AND g.{without} IS NOT NULL
+    AND d.problem_id = g.problem_id AND d.stage = g.stage AND d."index" = g."index"
 """
 _COUNT = """
 INSERT INTO groups SELECT {key}, d.shard, d.stage, d.prompt, d.finish_reason, d.reason, d.answer,
@@ -146,6 +152,27 @@ class Index:
         self._con.commit()
         bad = self._each(_ADD, [there[each] for each in new])
         self._set_aside(bad)
+        for shard, known in new:
+            self.damaged.pop(shard.scores, None)
+            if there[shard, known] not in bad and shard.scores_stamp is not None:
+                self._add_gains(there[shard, known], shard)
+
+    def _add_gains(self, number: int, shard: Shard) -> None:
+        """Take in by how much rationales raise the probability of the correct answer."""
+        try:
+            with shard.scores.open("rb") as file:
+                scores = pq.read_table(file)
+            self._con.register("scores", scores)
+            # of a closed set, among its answers, where that is stored
+            for after, without in (("log_answer", "log_direct"), ("among_answer", "among_direct")):
+                if without in scores.column_names:  # older runs have none
+                    sql = _GAINS.format(after=after, without=without)
+                    self._con.execute(sql, [number])
+            self._con.unregister("scores")
+        except (OSError, pa.ArrowException, duckdb.Error) as error:
+            if isinstance(error, duckdb.InterruptException):
+                raise
+            self.damaged[shard.scores] = shard.scores_stamp, str(error).splitlines()[0][:300]
 
     def _place(self) -> None:
         """The table of shards anew, in the order of the listing."""

@@ -109,6 +109,7 @@ class Pages:
             num_pages=max(1, math.ceil(num / PAGE)),
             first=(asked.page - 1) * PAGE + 1,
             draws=self.store.page(asked),
+            lacks_gains=asked.sort in ("gain", "-gain") and not self.store.knows_gains(),
             facets=[*choices(asked, self.store.facets(asked))],
             chips=[*chips(asked)],
             orders=[(name, said, asked.query(sort=name)) for name, said in SORTED.items()],

@@ -23,6 +23,7 @@ from femtune.errors import RunError
 Kind = Literal["draws", "eval"]
 KINDS: tuple[Kind, ...] = ("draws", "eval")
 Stamp = tuple[int, int, int]  # inode, nanoseconds of the last change, bytes
+SCORES: dict[Kind, str] = {"draws": "scored", "eval": "eval_scored"}  # folders beside theirs
 PROBLEMS = {"draws": "problems.parquet", "eval": "eval.parquet"}  # where a kind's problems are
 
 
@@ -35,6 +36,8 @@ class Shard:
     iteration: int
     path: Path
     stamp: Stamp
+    scores: Path  # of the same draws, if it is there: see index.py
+    scores_stamp: Stamp | None
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,10 @@ class Found:
             if not number.isdecimal():
                 continue
             for kind in KINDS:
+                scored = dict(_parquet(folder / SCORES[kind]))
                 for path, known in _parquet(folder / kind):
-                    yield Shard(self.name, kind, int(number), path, known)
+                    scores = folder / SCORES[kind] / path.name
+                    yield Shard(self.name, kind, int(number), path, known, scores, scored.get(scores))
 
     def prompts(self) -> Prompts:
         """Those that the run asked with. Raises ConfigError where its hint is none."""

@@ -62,6 +62,7 @@ class Seen:
     answer: str
     reason: str
     correct: str | None
+    gain: float | None  # nats by which the rationale raises the correct answer; None: not scored
     num_tokens: int
     text: str
     cut: bool  # whether there is more of the text
@@ -121,6 +122,10 @@ class Store:
         ((num, num_kept),) = self.index.query(sql, [self.index.groups(asked), *values])
         return num, num_kept
 
+    def knows_gains(self) -> bool:
+        """Return whether any draw's rationale was scored."""
+        return bool(self.index.query("SELECT 1 FROM draws WHERE gain IS NOT NULL LIMIT 1"))
+
     def page(self, asked: Filter) -> list[Seen]:
         """The draws of the filter's page."""
         where, values = asked.conditions()
@@ -134,7 +139,7 @@ class Store:
         """These draws, each with so many characters of its text, around the needle if there is one."""
         sql = f"""
             SELECT d.id, {_SHORT}, d.prompt, d.finish_reason, d.logprob, d.reward, d.answer, d.reason,
-            d.correct {_FROM} WHERE d.id IN (SELECT unnest(?))
+            d.correct, d.gain {_FROM} WHERE d.id IN (SELECT unnest(?))
         """
         short = {row[0]: row for row in self.index.query(sql, [list(ids)])}
         start = "greatest(1, strpos(lower(r.text), lower($needle)) - $before)"
@@ -142,10 +147,10 @@ class Store:
         asked = {"needle": needle, "before": _BEFORE, "length": length}
         made = []
         for id, num_tokens, text, first, detail in self.index.rows(ids, columns, asked):
-            _, *name, prompt, finish, logprob, reward, answer, reason, correct = short[id]
+            _, *name, prompt, finish, logprob, reward, answer, reason, correct, gain = short[id]
             shown = ("…" if first > 1 else "") + text[:length] + ("…" if len(text) > length else "")
             own = (num_tokens, shown, shown != text, detail)
-            known = (prompt, finish, logprob, reward, answer, reason, correct)
+            known = (prompt, finish, logprob, reward, answer, reason, correct, gain)
             made.append(Seen(id, Name(*name), *known, *own))
         return made
 

@@ -66,6 +66,15 @@ def decimal(value: float | None, digits: int = 1) -> str:
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
+def signed(value: float, digits: int = 1) -> str:
+    """Return a number with its sign.
+
+    >>> signed(0.5), signed(-1)
+    ('+0.5', '−1.0')
+    """
+    return ("+" if value > 0 else "") + decimal(value, digits)
+
+
 def cut(text: str, length: int) -> str:
     """The first characters; with dots where there are more."""
     return text if len(text) <= length else text[:length] + "…"

@@ -47,6 +47,8 @@ SORTED = {
     "-reward": "highest reward",
     "logprob": "least likely",
     "-logprob": "likeliest",
+    "-gain": "rationale helps most",
+    "gain": "rationale helps least",
     "tokens": "fewest tokens",
     "-tokens": "most tokens",
 }
@@ -66,6 +68,7 @@ def environment() -> jinja2.Environment:
     made.filters |= {
         "number": texts.number,
         "decimal": texts.decimal,
+        "signed": texts.signed,
         "marked": texts.marked,
         "cut": texts.cut,
     }

@@ -199,7 +199,7 @@ def rationales(found: Found, looked: Sequence[EStepTallies], notes: list[str]) -
 
 
 def _shown(pick: Pick, prompt: str, answer: str) -> Shown:
-    under = "asked plainly" if pick.prompt == "plain" else "with the answer as a hint"
+    under = "asked plainly" if pick.prompt_kind == "plain" else "with the answer as a hint"
     return Shown(pick, prompt, answer, f"{REASONS.get(pick.reason, (pick.reason, ''))[0]}, {under}")
 
 

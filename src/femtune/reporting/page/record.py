@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune.errors import ConfigError, RunError
+from femtune.evaluation.rationales import FILE as RATIONALES
 from femtune.reporting.page.texts import name, setting
 from femtune.runs.run import read_log, stored_config
-from femtune.schemes.named import parse_scheme
+from femtune.schemes.serialization import describe
 
 BASELINES = {
     "majority": "the most frequent answer",
@@ -40,12 +41,10 @@ class Record:
 
     @property
     def scheme(self) -> str:
-        """As people write it, rejection(4); of a baseline, its name; "" of a run that drew nothing."""
-        spec = str(self.config.get("scheme") or "")
-        try:
-            return parse_scheme(spec).name if spec else ""
-        except ConfigError:
-            return name(spec)
+        """Its name, such as rejection(4); a baseline's name; "" for a run that drew nothing."""
+        stored = self.config.get("scheme_data")
+        own = stored.get("name") if isinstance(stored, Mapping) else self.config.get("scheme")
+        return name(str(own or ""))
 
     @property
     def is_baseline(self) -> bool:
@@ -158,7 +157,10 @@ def read_record(root: Path) -> Record:
     """A run, finished or not. Raises RunError where its configuration can't be read."""
     config = stored_config(root)
     notes: list[str] = []
-    history = [_json(path, notes) for path in sorted(root.glob("iteration-*/metrics.json"))]
+    history = [
+        _with_rationales(_json(path, notes), path.with_name(RATIONALES), notes)
+        for path in sorted(root.glob("iteration-*/metrics.json"))
+    ]
     return Record(
         root,
         config,
@@ -167,6 +169,12 @@ def read_record(root: Path) -> Record:
         _events(root),
         tuple(notes),
     )
+
+
+def _with_rationales(metrics: dict[str, Any], path: Path, notes: list[str]) -> dict[str, Any]:
+    """Return an iteration's metrics with those that the base's reading gave, where it is done."""
+    worth = _json(path, notes)
+    return metrics | {"rationales": worth} if worth else metrics
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -223,6 +231,16 @@ def _label(record: Record, alone: bool) -> str:
 def differing(records: Sequence[Record]) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Settings that all runs share, and those that differ, each with its values in order of the runs."""
     names = list(dict.fromkeys(key for record in records for key in record.config))
-    values = {key: [setting(record.config.get(key)) for record in records] for key in names}
+    values = {key: [_shown(key, record.config.get(key)) for record in records] for key in names}
     same = {key: each[0] for key, each in values.items() if len({*each}) == 1}
     return same, {key: each for key, each in values.items() if key not in same}
+
+
+def _shown(key: str, value: Any) -> str:
+    """Return a setting as text, a stored scheme in words."""
+    if key != "scheme_data" or not isinstance(value, Mapping):
+        return setting(value)
+    try:
+        return describe(value)
+    except ConfigError as error:
+        return str(error)

@@ -21,6 +21,7 @@ from femtune.reporting.page.record import Found, Group, find
 from femtune.reporting.page.summary import opening
 from femtune.reporting.page.tally import DrawPicker, Tally, tally
 from femtune.reporting.page.texts import cut, name, visible
+from femtune.reporting.page.worth import worth
 
 PICKS = 3  # draws that are shown of each prompt and reason
 
@@ -55,6 +56,7 @@ def render(found: Found) -> str:
         sections.everyone(found),
         details.before_and_after(found, problems, notes),
         sections.learning(found),
+        worth(found),
         details.judgements(found, problems, notes),
         estep_section.draws(found, looked),
         difficulty(found, looked),

@@ -100,7 +100,7 @@ def learning(found: Found) -> Section:
             continue
         columns.append((measure, part))
         if any(len(points) > 1 for points in courses) and values != {USUAL.get(measure.name)}:
-            figures.append(_panel(measure, groups, courses))
+            figures.append(panel(measure, groups, courses))
     notes = [] if figures else ["There is one iteration so far: nothing to draw a line through."]
     if not any(run.evaluations() for run in found.runs):
         notes.append("Nothing was held out (--eval-data, --eval-share), so no accuracy is known.")
@@ -117,7 +117,8 @@ def learning(found: Found) -> Section:
     )
 
 
-def _panel(measure: Measure, groups: Sequence[Group], courses: Sequence[Sequence[Point]]) -> Figure:
+def panel(measure: Measure, groups: Sequence[Group], courses: Sequence[Sequence[Point]]) -> Figure:
+    """Draw a measure of each group by iteration."""
     own = [
         series(number, [(point.iteration, _band(point)) for point in points])
         for number, points in enumerate(courses)
@@ -263,7 +264,7 @@ def cost(found: Found) -> Section | None:
     keys = [
         Key("drawing", "■", "E-steps"),
         Key("training", "■", "M-steps"),
-        Key("measuring", "■", "evaluations, and the bound"),
+        Key("measuring", "■", "evaluations, the bound, the reading of rationales"),
     ]
     named = [(name(label), part, colour, size) for label, part, colour, size in bars]
     picture = stacks(named, f"Seconds by phase: {told}.", Axis("seconds", ",d"), across=True)
@@ -287,7 +288,7 @@ def _spent(run: Record) -> dict[str, float]:
         "measuring": sum(
             metrics.get(part, {}).get("total_s", 0.0)
             for metrics in run.history
-            for part in ("evaluation", "posterior")
+            for part in ("evaluation", "posterior", "rationales")
         ),
     }
 

@@ -61,7 +61,7 @@ class Pick:
 
     iteration: int
     problem_id: str
-    prompt: str
+    prompt_kind: str
     stage: int
     index: int
     text: str

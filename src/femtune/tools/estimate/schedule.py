@@ -22,8 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from femtune.schemes.filters import weigh
-from femtune.schemes.named import paper_filter
+from femtune.schemes.filters import paper_filter, weigh
 from femtune.tools.estimate.formulas import Asking, Attempt, asking
 from femtune.types import Completion, Draw, DrawKey, Rule, Scheme, Score, Stage
 
@@ -46,7 +45,7 @@ def is_steady(scheme: Scheme) -> bool:
 
 def course(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Course:
     """What comes of a scheme where a draw is right with this chance, by prompt."""
-    one_each = scheme.weigh is paper_filter
+    one_each = scheme.weigh == paper_filter
     counted = dict.fromkeys(right, 1.0) if "answers" in scheme.needs else right
     later = asking(scheme.stages, right, one_each=one_each)
     begun = asking(scheme.first, right, one_each=one_each) if scheme.first else later
