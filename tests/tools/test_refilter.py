@@ -37,7 +37,8 @@ from femtune.schemes.contrib.memory import memo
 from femtune.schemes.contrib.reweighting import doubt
 from femtune.schemes.named import settle, star, trice, wake
 from femtune.schemes.serialization import scheme_to_data
-from femtune.tools.refilter import Change, notes, open_stored, refilter, replayed
+from femtune.tools.refilter import Change, open_stored, refilter, replayed
+from femtune.tools.refilter_report import notes
 from femtune.types import Balance, Completion, Demo, Draw, DrawKey, Reason, Sampling, Score
 
 from ..models import byte_tokenizer, tiny_model
