@@ -457,7 +457,7 @@ def test_a_configuration_that_was_tampered_with(
     shutil.copytree(run, other)
     stored = yaml.safe_load((run / "config.yaml").read_text())
     (other / "config.yaml").write_text(yaml.safe_dump(stored | change))
-    with pytest.raises(RunError, match=rf"config\.yaml is not as it was stored: {said}"):
+    with pytest.raises(RunError, match=rf"config\.yaml was changed after it was stored: {said}"):
         open_stored(other)
 
 
