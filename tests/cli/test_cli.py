@@ -436,8 +436,9 @@ def test_a_completed_run_given_again_does_nothing_and_prints_the_same(
     lines = first.splitlines()
     assert lines[0].startswith("base ")
     assert lines[1].startswith("iteration 1  kept ")
-    told = [f"model: {root / 'last'}", f"draws, examples, metrics: {root}"]
-    assert lines[-3:] == [*told, f"report: {root / 'report.html'}"]
+    models = [f"best model (iteration 1): {root / 'best'}", f"last model: {root / 'last'}"]
+    told = [*models, f"draws, examples, metrics: {root}"]
+    assert lines[-4:] == [*told, f"report: {root / 'report.html'}"]
 
 
 def test_json_is_one_object_an_iteration_and_nothing_else(
@@ -615,7 +616,7 @@ def test_a_reader_that_has_had_enough_makes_no_traceback(
     argv = {"predict": "x --model y", "--help": "", "world": f"rubric --output-dir {tmp_path}"}[command]
     code = (
         "import sys, femtune.comparison.demo, femtune.workflows.predict\n"
-        "femtune.workflows.predict.predict = lambda *args: ({'item': i} for i in range(100_000))\n"
+        "femtune.workflows.predict.predictions = lambda *args: ({'item': i} for i in range(100_000))\n"
         "write = femtune.comparison.demo.write_world\n"
         f"femtune.comparison.demo.write_world = lambda *args: write(*args)[:1] * 10_000\n{CLI}"
     )

@@ -230,7 +230,7 @@ def test_what_is_printed_was_made_there_or_is_json() -> None:
         if ast.unparse(call.func) == "print"
     }
     assert {text for _, text in plainly if not text.startswith("json.dumps(")} == {
-        "stored.read_text()",  # compare.json
+        "result.stored.read_text()",  # compare.json
         "visible(line) if console.is_terminal else line",
         "verify.as_json(found)",
     }
