@@ -142,7 +142,7 @@ BAD = {
         "train train.jsonl {} --launch nosuch", ("there is no program 'nosuch'",), tokenizer=True
     ),
     "a device is not known": Bad(
-        "plan train.jsonl {} --hardware h1000", ("'h1000'", "Did you mean h100?")
+        "estimate train.jsonl {} --hardware h1000", ("'h1000'", "Did you mean h100?")
     ),
     "a column is missing": Bad(
         "train bad.jsonl {}", ("no column `answer`", "it has id, prompt, truth"), changed(1, answer=None)
@@ -300,7 +300,7 @@ BAD = {
         ("rejection(4) at temperature 0", "Set temperature 1"),
     ),
     "every vote would be the same": Bad(
-        "predict test.jsonl {} --draws 4 --temperature 0", ("draws is 4", "temperature_1")
+        "predict test.jsonl {} --draws 4 --temperature 0", ("draws is 4", "temperature 1")
     ),
     "every evaluation would be the same": Bad(
         "train train.jsonl {} --eval-draws 4", ("eval_draws is 4", "set eval_temperature 1")
@@ -337,7 +337,7 @@ BAD = {
     "a world of nothing": Bad("world rubric --output-dir out --num-train 0", ("num_train 0",)),
     "a world under a file": Bad("world rubric --output-dir file/out", ("is no folder",), a_file("file")),
     "a row that is not there": Bad(
-        "doctor train.jsonl {} --row 25", ("--row 25", "rows 1 to 24"), tokenizer=True
+        "check train.jsonl {} --row 25", ("--row 25", "rows 1 to 24"), tokenizer=True
     ),
 }
 
