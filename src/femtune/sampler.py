@@ -193,8 +193,8 @@ class SamplerBuilder:
 
 def check_able(engine: Engine, needs: Collection[Need]) -> None:
     """Refuse a server that can't tell the log-probabilities that a scheme needs. Raises EngineError."""
-    able = getattr(engine, "abilities", None)
-    if able is None or not SCORED & {*needs}:
+    able = engine.capabilities
+    if not SCORED & {*needs}:
         return
     lacks = "can't score given completions (no prompt_logprobs, no echo with logprobs)"
     as_drawn = {"log_pi", "log_q"} & {*needs} and {"temperature_1", "untruncated"} & {*needs}

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import rejection
-from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
+from femtune.types import Capabilities, Completion, Draw, DrawKey, Problem, Sampling, Score
 
 from ..oracle import Tables, problem, sampler
 from ..test_loop import timeless
@@ -278,7 +277,7 @@ def test_it_is_off_by_the_switch_and_where_a_server_can_not_score(
 ) -> None:
     assert "posterior" not in steps(tmp_path / "a", a_world(), draws=0).iterate()[0]
     engine: Any = a_world()
-    engine.abilities = SimpleNamespace(scores=False)
+    engine.capabilities = Capabilities(scores=False)
     engine.logprob = lambda pairs: (_ for _ in ()).throw(EngineError("it can't"))
     with caplog.at_level(logging.WARNING, "femtune"):
         [metrics] = steps(tmp_path / "b", engine).iterate()

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from femtune.data.prompts import prompt_text
 from femtune.engines.pairs import logprobs_by_pairs
-from femtune.types import Asked, Completion, FinishReason, Prompt, Request, Sampling
+from femtune.types import Asked, Capabilities, Completion, FinishReason, Prompt, Request, Sampling
 
 END = 256  # the token after the bytes 0 to 255
 
@@ -71,6 +71,8 @@ class FakeEngine:
     What `write` raises becomes a completion with finish_reason "error". `nats` stands for the
     model's log-probability, of scored and, unless `write` gives its own, of written completions.
     """
+
+    capabilities = Capabilities()  # all of them
 
     def __init__(
         self, write: Write, *, nats: Nats = uniform, room: int = 8, order_seed: int = 0
