@@ -57,6 +57,8 @@ def near(name: str, known: Iterable[str]) -> str:
 def span(seconds: float) -> str:
     """Format a time in seconds for readers, in the largest unit that fits.
 
+    humanize has no such form as "2.5 h", which a column of a table needs.
+
     >>> span(4.2), span(600), span(9000), span(400000)
     ('4.2 s', '10.0 min', '2.5 h', '4.6 days')
     """

@@ -203,7 +203,7 @@ def locked(root: Path) -> Iterator[int]:
     """Keep other processes from a run directory, which is made; gives the lock's descriptor.
 
     A dead process holds no lock, nor does what it has forked. Raises RunError where another
-    holds it, or none can be had.
+    holds it, or none can be had. (filelock would lock in the same way, and not name the holder.)
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
