@@ -65,7 +65,7 @@ def literal(value: str) -> str:
 
 def _quoted(line: str) -> str:
     written = json.dumps(line, ensure_ascii=False)
-    return INVISIBLE.sub(lambda found: escaped(found[0]), written)
+    return str(INVISIBLE.sub(lambda found: escaped(found[0]), written))
 
 
 def _longest_run(value: str) -> int:

@@ -77,7 +77,7 @@ def visible(text: str) -> str:
     >>> print(visible("\x1b[2J \u202egnp.exe é 日本!"))
     ␛[2J \u202egnp.exe é 日本!
     """
-    return _IN_TERMINAL.sub(lambda found: _sign(found[0]), text)
+    return str(_IN_TERMINAL.sub(lambda found: _sign(found[0]), text))
 
 
 def escaped(char: str) -> str:

@@ -21,7 +21,7 @@ def visible(text: str) -> str:
     >>> visible("red \x1b[31m, and \u202eturned")
     'red \\x1b[31m, and \\u202eturned'
     """
-    return INVISIBLE.sub(lambda found: escaped(found[0]), text.replace("\r\n", "\n"))
+    return str(INVISIBLE.sub(lambda found: escaped(found[0]), text.replace("\r\n", "\n")))
 
 
 def cut(text: str, length: int = MAX_LENGTH) -> tuple[str, int]:
