@@ -122,6 +122,7 @@ class Completion:
     text: str  # decoded, without special tokens
     finish_reason: FinishReason
     logprob: float
+    _: KW_ONLY
     error: str = ""  # what the engine said, where finish_reason is "error"
     drawn_logprob: float = math.nan
     num_forced: int = 0  # last tokens that were not free: the cue and the answer after it
@@ -158,6 +159,7 @@ class Draw:
     seed: int
     completion: Completion
     score: Score
+    _: KW_ONLY
     # nats of the completion by theta_{k-1}: log pi(z, y | x) under the plain prompt, log q(z, y | x, y*)
     # under the hinted one; None where the scheme does not need them: see scoring.py
     log_pi: float | None = None

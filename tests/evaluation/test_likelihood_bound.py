@@ -59,7 +59,9 @@ def made(
     reason = reason or ("" if right else "wrong")
     done = Completion((1,), "z", "stop", log_pi if prompt == "plain" else log_q)
     score = Score(float(right), "y", reason)
-    return Draw(DrawKey(1, name, int(prompt == "hinted"), 0), prompt, 0, done, score, log_pi, log_q)
+    return Draw(
+        DrawKey(1, name, int(prompt == "hinted"), 0), prompt, 0, done, score, log_pi=log_pi, log_q=log_q
+    )
 
 
 def outcomes(world: Tables, x: int, y: int, half: int) -> tuple[torch.Tensor, np.ndarray]:

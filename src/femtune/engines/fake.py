@@ -129,7 +129,7 @@ class FakeEngine:
         try:
             written = self.write(prompt, request.seed)
         except Exception as error:  # whatever a test's function raises stands for a failed engine
-            return Completion((), "", "error", 0.0, f"{type(error).__name__}: {error}")
+            return Completion((), "", "error", 0.0, error=f"{type(error).__name__}: {error}")
         text, nats = written if isinstance(written, tuple) else (written, None)
         whole = (*text.encode(), END)
         tokens = whole[: request.most_tokens(sampling)]

@@ -83,7 +83,7 @@ def missing(
                 scheme,
                 sampler.sampling,
                 iteration,
-                where,
+                place=where,
                 known=known,
                 demos=sampler.demos,
                 force=sampler.force,

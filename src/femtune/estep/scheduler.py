@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -66,6 +66,7 @@ class Sampler:
     prompts: Prompts
     grade: Grade
     sampling: Sampling
+    _: KW_ONLY
     seed: int = 0  # of the run; each draw's own seed follows from it and its key
     chunk_size: int = 1024  # problems
     # nats a token by which log-probabilities of engine and M-step may differ: see weight_check.py
@@ -89,6 +90,7 @@ class Lease:
     scheme: Scheme
     sampling: Sampling
     iteration: int
+    _: KW_ONLY
     place: Path | None = None  # where its draws are stored by whom works it off
     known: frozenset[str] = frozenset()  # ids of problems of which draws are remembered
     demos: Demos = ()

@@ -242,7 +242,7 @@ class TransformersEngine:
         nats = math.nan if row.nats is None else row.nats
         if not math.isfinite(nats) or row.finish_reason is None:
             error = f"the log-probability of its tokens is {nats}: the model gives no numbers"
-            return Completion(tuple(row.tokens), text, "error", nats, error)
+            return Completion(tuple(row.tokens), text, "error", nats, error=error)
         drawn = row.drawn_nats
         return Completion(tuple(row.tokens), text, row.finish_reason, nats, drawn_logprob=drawn)
 

@@ -364,4 +364,4 @@ class OpenAIEngine:
 
 
 def _failed(words: str) -> Completion:
-    return Completion((), "", "error", math.nan, words)
+    return Completion((), "", "error", math.nan, error=words)

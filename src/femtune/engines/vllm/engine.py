@@ -426,7 +426,7 @@ class VllmEngine:
             each = tuple(
                 place[token].logprob for place, token in zip(output.logprobs, tokens, strict=False)
             )
-        return Completion(tokens, text, reason, nats, error, token_logprobs=each)
+        return Completion(tokens, text, reason, nats, error=error, token_logprobs=each)
 
     def _scored_params(self, job: _Job) -> Any:
         return _one_token_params(
