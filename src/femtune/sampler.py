@@ -90,14 +90,14 @@ class SamplerBuilder:
             self.prompts,
             grade,
             sampling,
-            settings.seed,
-            settings.chunk_size,
-            _rounding(settings, self.base),
-            base_probe,
-            settings.overlap,
-            settings.resume,
-            Cut(self.prompts.format, self.tokenizer, self.tokenizer.opening),
-            context_length(load_config(self.base)),
+            seed=settings.seed,
+            chunk_size=settings.chunk_size,
+            rounding=_rounding(settings, self.base),
+            base_probe=base_probe,
+            overlap=settings.overlap,
+            resume=settings.resume,
+            cut=Cut(self.prompts.format, self.tokenizer, self.tokenizer.opening),
+            context=context_length(load_config(self.base)),
             # of whatever is asked for evaluation; the loop says otherwise for its E-steps
             force="never" if settings.force_answers == "never" else "all",
         )
@@ -193,8 +193,8 @@ class SamplerBuilder:
 
 def check_able(engine: Engine, needs: Collection[Need]) -> None:
     """Refuse a server that can't tell the log-probabilities that a scheme needs. Raises EngineError."""
-    able = getattr(engine, "abilities", None)
-    if able is None or not SCORED & {*needs}:
+    able = engine.capabilities
+    if not SCORED & {*needs}:
         return
     lacks = "can't score given completions (no prompt_logprobs, no echo with logprobs)"
     as_drawn = {"log_pi", "log_q"} & {*needs} and {"temperature_1", "untruncated"} & {*needs}

@@ -122,6 +122,7 @@ class Completion:
     text: str  # decoded, without special tokens
     finish_reason: FinishReason
     logprob: float
+    _: KW_ONLY
     error: str = ""  # what the engine said, where finish_reason is "error"
     drawn_logprob: float = math.nan
     num_forced: int = 0  # last tokens that were not free: the cue and the answer after it
@@ -158,6 +159,7 @@ class Draw:
     seed: int
     completion: Completion
     score: Score
+    _: KW_ONLY
     # nats of the completion by theta_{k-1}: log pi(z, y | x) under the plain prompt, log q(z, y | x, y*)
     # under the hinted one; None where the scheme does not need them: see scoring.py
     log_pi: float | None = None
@@ -347,24 +349,61 @@ class Tokenizer(Protocol):
         ...
 
 
-@runtime_checkable
-class Engine(Protocol):
-    """Generates completions for token prompts, scores given ones, loads new weights.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """State what an engine can do; the default is everything."""
 
-    A completion ends at one of the model's end tokens, which it then holds, or at `max_new_tokens`.
-    """
+    seeds: bool = True  # the same seed draws the same tokens
+    logprobs: bool = True  # it returns log-probabilities of what it samples
+    raw_logprobs: bool = True  # those are the model's own at any temperature, top_p and top_k
+    token_ids: bool = True  # it returns the sampled tokens, not only their text
+    scores: bool = True  # it can score a given completion
+    adapters: bool = True  # it can load trained weights while it runs: a server at least LoRA adapters
+
+
+class EngineBase(Protocol):
+    """Serves a model's weights and scores completions by them: one engine, or a pool of several."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what it can do. A pool waits until one of its engines has started."""
+        ...
 
     def load(self, weights: Path) -> None:
         """Serve these weights from now on. Raises ModelError where they can't be read or served."""
         ...
 
     def release(self) -> None:
-        """Give the device's memory back until the next `load`: the M-step needs it."""
+        """Free the device's memory until the next `load`: the M-step needs it."""
         ...
 
     def close(self) -> None:
-        """End what the engine has started (processes, connections); it is not used again."""
+        """End what it has started (processes, connections); it is not used again."""
         ...
+
+    def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        """Return the log-probability of each completion given its prompt: the sum over its tokens.
+
+        Raises EngineError where the engine can't score.
+        """
+        ...
+
+    def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
+        """Return the log-probability of each continuation after its prefix: the sum over its tokens.
+
+        Equal to `logprob` of all pairs of a prefix and one of its continuations, but for rounding. An
+        engine that can, passes each prefix through the model once; for others see `engines/pairs.py`.
+        Raises EngineError where the engine can't score.
+        """
+        ...
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """Generates completions for token prompts: what an engine does, and a pool leaves to its own.
+
+    A completion ends at one of the model's end tokens, which it then holds, or at `max_new_tokens`.
+    """
 
     def generate(
         self, pull: Callable[[int], Sequence[Request]], sampling: Sampling
@@ -377,31 +416,16 @@ class Engine(Protocol):
         """
         ...
 
-    def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
-        """Nats of each completion given its prompt, summed over the completion's tokens.
 
-        Raises EngineError where the engine can't score.
-        """
-        ...
-
-    def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """Return the nats of each continuation after its prefix, summed over the continuation's tokens.
-
-        Equal to `logprob` of all pairs of a prefix and one of its continuations, but for rounding. An
-        engine that can, passes each prefix through the model once; for others see `engines/pairs.py`.
-        Raises EngineError where the engine can't score.
-        """
-        ...
+class Engine(EngineBase, Generates, Protocol):
+    """Generates completions for token prompts, scores given ones, loads new weights."""
 
 
 Balance = Literal["none", "data", "uniform"]
-
 CalibrationKind = Literal["temperature", "isotonic"]
-
 # What a distribution is made from: the count of answers, or the mean of the probabilities that the model
 # gives each answer after each rationale.
 CalibrationOf = Literal["votes", "probabilities"]
-
 Aggregate = Literal["auto", "votes", "probabilities"]
 
 # What a killed run goes on from in the chunk that was open: its draws that were graded, or none of them.

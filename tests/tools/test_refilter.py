@@ -85,7 +85,13 @@ def made(root: Path, base: Path, iterations: int = 1, **changes: Any) -> Steps:
     grade = partial(score, prompts=asked.prompts, reward=asked.reward)
     sampling = Sampling(settings.max_new_tokens)
     sampler = Sampler(
-        engine, engine.tokenizer, asked.prompts, grade, sampling, settings.seed, settings.chunk_size
+        engine,
+        engine.tokenizer,
+        asked.prompts,
+        grade,
+        sampling,
+        seed=settings.seed,
+        chunk_size=settings.chunk_size,
     )
     root.mkdir()
     config = resolved(settings, data="rows", model=str(base), problems="")

@@ -20,7 +20,7 @@ from femtune.estep.journal import Journal, remove_journal
 from femtune.estep.pipeline import overlapped
 from femtune.estep.scheduler import Chunk, Lease, OpenChunk, Sampler
 from femtune.runs.run import write_draws
-from femtune.types import Draw, Engine, Problem, Request, Scheme
+from femtune.types import Draw, Engine, Generates, Problem, Request, Scheme
 
 RunFacts = Callable[[Sequence[Draw]], None]
 # Of the chunk of that number: the problems that are asked, and the ids of those that are remembered.
@@ -45,7 +45,7 @@ def e_step(
     the engine or the grading raises, and Stopped where that is wished: see interrupts.py.
     """
     leases = missing(problems, scheme, sampler, iteration, place, choose)
-    if not isinstance(sampler.engine, Engine):
+    if not isinstance(sampler.engine, Generates):
         with interrupts.finishing("what the workers have in flight"):
             for chunk in sampler.engine.work_off(leases):
                 on_draws(chunk.draws)
@@ -83,7 +83,7 @@ def missing(
                 scheme,
                 sampler.sampling,
                 iteration,
-                where,
+                place=where,
                 known=known,
                 demos=sampler.demos,
                 force=sampler.force,

@@ -34,7 +34,7 @@ from femtune.estep.driver import work_off
 from femtune.estep.scheduler import Chunk, Lease, Sampler
 from femtune.rewards.custom import MODULES
 from femtune.runs.run import read_shard
-from femtune.types import Asked, Engine
+from femtune.types import Asked, Capabilities, Engine, Generates
 
 log = logging.getLogger("femtune")
 
@@ -91,14 +91,14 @@ class Task:
 class Worker:
     """Code that runs in an actor. Its errors reach the driver unchanged."""
 
-    def start(self, make_engine: Callable[[], Sampler]) -> str:
-        """Load the engine; gives the name of the machine."""
+    def start(self, make_engine: Callable[[], Sampler]) -> Capabilities:
+        """Load the engine; return what it can do."""
         self.sampler = make_engine()
-        if not isinstance(self.sampler.engine, Engine):
-            raise TypeError("a worker has an engine of its own")
-        self.engine = self.sampler.engine
+        if not isinstance(self.sampler.engine, Generates):
+            raise TypeError("A worker needs an engine of its own; got a pool.")
+        self.engine: Engine = self.sampler.engine
         self.serving: Path | None = None
-        return socket.gethostname()
+        return self.engine.capabilities
 
     def do(self, order: Task) -> Chunk | list[float] | list[list[float]] | str:
         """Work by the weights that are ordered; gives what `_draw` or the engine's scoring does."""
@@ -166,7 +166,26 @@ class Pool:
         self._hire = self.ray.put(make_engine)
         self._workers: list[_WorkerHandle] = []
         self._told = time.monotonic()
+        self._capabilities: Capabilities | None = None  # None until a worker has started
         self._fill_posts()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what the workers' engines can do; waits until one of them has started.
+
+        Raises what a worker raises, and EngineError where MOST_DEATHS workers die as they start.
+        """
+        deaths = 0
+        while self._capabilities is None:
+            interrupts.check()
+            self._fill_posts()
+            for worker in self._ended():
+                if self._result(worker) is None:
+                    self._workers.remove(worker)
+                    deaths += 1
+            if deaths >= MOST_DEATHS:
+                raise EngineError(_too_many(None))
+        return self._capabilities
 
     def load(self, weights: Path) -> None:
         """Name the weights of the leases to come; each worker loads and checks them with its next."""
@@ -292,6 +311,8 @@ class Pool:
             what = "as it started" if starting else "over its work, which is done again"
             log.warning("a worker died %s: another takes its post (%s)", what, _brief(error))
             return None
+        if starting:
+            self._capabilities = value
         return True if value is None else value
 
     def _stored(self, work: Work, result: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,12 +18,12 @@ from femtune.data.truncation import Cut
 from femtune.engines.weight_check import ROUNDING, Probe
 from femtune.estep.forced_answers import Endings, Finished, Force
 from femtune.types import (
-    Asked,
     Completion,
     Demos,
     Draw,
     DrawKey,
     Engine,
+    EngineBase,
     Problem,
     Request,
     Resume,
@@ -49,31 +49,11 @@ class Grade(Protocol):
     ) -> Sequence[Score]: ...
 
 
-class EnginePool(Protocol):
-    """Several engines in processes of their own, that work off whole chunks: see ray_pool.py."""
-
-    def load(self, weights: Path) -> None:
-        """Serve these weights from now on."""
-        ...
+class EnginePool(EngineBase, Protocol):
+    """Several engines in processes of their own that work off whole chunks: see `ray_pool`."""
 
     def work_off(self, leases: Iterable[Lease]) -> Iterator[Chunk]:
-        """Draw for each lease, in any order; draws are stored where the lease says, and given."""
-        ...
-
-    def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
-        """Nats of each completion given its prompt, as `Engine.logprob`, by the weights last named."""
-        ...
-
-    def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """Nats of each continuation after its prefix, by the same weights: see `Engine`."""
-        ...
-
-    def release(self) -> None:
-        """Give the devices' memory back until the next `load`."""
-        ...
-
-    def close(self) -> None:
-        """End the processes."""
+        """Draw for each lease, in any order; store the draws where the lease says, and give them."""
         ...
 
 
@@ -86,6 +66,7 @@ class Sampler:
     prompts: Prompts
     grade: Grade
     sampling: Sampling
+    _: KW_ONLY
     seed: int = 0  # of the run; each draw's own seed follows from it and its key
     chunk_size: int = 1024  # problems
     # nats a token by which log-probabilities of engine and M-step may differ: see weight_check.py
@@ -109,6 +90,7 @@ class Lease:
     scheme: Scheme
     sampling: Sampling
     iteration: int
+    _: KW_ONLY
     place: Path | None = None  # where its draws are stored by whom works it off
     known: frozenset[str] = frozenset()  # ids of problems of which draws are remembered
     demos: Demos = ()

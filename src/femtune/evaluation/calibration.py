@@ -183,7 +183,7 @@ def _from_json(stored: Any) -> Calibration:
         raise ValueError("its temperature and smoothing must be over 0")
     if len(knots) != (len(scale) if kind == "isotonic" else 0):
         raise ValueError(f"it has {len(knots)} lists of knots, for {len(scale)} answers")
-    return Calibration(kind, scale, temperature, smoothing, knots, of)
+    return Calibration(kind, scale, temperature, smoothing, knots=knots, of=of)
 
 
 def _knots(pair: Sequence[Any]) -> Knots:

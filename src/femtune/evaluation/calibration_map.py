@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class Calibration:
     scale: tuple[str, ...]
     temperature: float = 1.0  # over 1: the votes are too sure
     smoothing: float = 0.0  # added to each share, so that an answer without a vote is not impossible
+    _: KW_ONLY
     knots: tuple[Knots, ...] = ()  # one for each answer of the scale; straight lines between
     of: CalibrationOf = "votes"  # which distributions it was fitted to
 

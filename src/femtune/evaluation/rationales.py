@@ -114,7 +114,7 @@ def read_all(steps: EvaluatedRun, most: int, reader: Path | None = None) -> dict
 
 
 def _can_score(sampler: Sampler) -> bool:
-    if not getattr(getattr(sampler.engine, "abilities", None), "scores", True):
+    if not sampler.engine.capabilities.scores:
         why = "the server can't score completions"
     elif not sampler.prompts.format.cue:
         why = f"answer_format {sampler.prompts.format.spec} has no cue to score an answer after"

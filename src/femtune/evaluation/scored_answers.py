@@ -66,14 +66,14 @@ def uses_probabilities(aggregate: Aggregate, problems: Sequence[Problem], prompt
 
 def engine_scores(sampler: Sampler, aggregate: Aggregate) -> bool:
     """Return whether the engine can score. Raises EngineError where it can't and has to."""
-    able = getattr(getattr(sampler.engine, "abilities", None), "scores", True)
+    able = sampler.engine.capabilities.scores
     if not able and aggregate == "probabilities":
         raise EngineError(
             "aggregate probabilities: the server can't score given completions (no prompt_logprobs, no "
             "echo with logprobs). Serve the model with vLLM, choose --engine vllm or transformers, or "
             "--aggregate votes."
         )
-    return bool(able)
+    return able
 
 
 def score_draws(draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: Sampler) -> Scored:

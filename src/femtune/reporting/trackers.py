@@ -10,6 +10,7 @@ its metrics.json; and a table of some of its completions. Only what is named is 
 is called there, and how many of its iterations are told, is in RUN/trackers.json.
 
 Not by transformers' callbacks: those take every M-step for an experiment, or its step 1 for a new start.
+Not by accelerate's trackers: those begin a new experiment at each start, also where a run is resumed.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, get_args
@@ -202,7 +203,7 @@ def locked(root: Path) -> Iterator[int]:
     """Keep other processes from a run directory, which is made; gives the lock's descriptor.
 
     A dead process holds no lock, nor does what it has forked. Raises RunError where another
-    holds it, or none can be had.
+    holds it, or none can be had. (filelock would lock in the same way, and not name the holder.)
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -222,6 +223,7 @@ def locked(root: Path) -> Iterator[int]:
                 ) from error
             raise RunError(f"{root} is in use by another femtune process{_owner(lock)}.") from error
         _write_owner(lock)
+        _let_go_in_children()
         _held.add(lock.fileno())
         try:
             yield lock.fileno()
@@ -242,7 +244,10 @@ def _let_go() -> None:
         _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+@cache
+def _let_go_in_children() -> None:
+    """Have forked children let go of this process's locks; there is no way to take that back."""
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _write_owner(lock: IO[bytes]) -> None:
@@ -437,9 +442,9 @@ def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Draw]:
                 text,
                 finish_reason,
                 _number(logprob),
-                error,
-                _number(drawn_logprob),
-                num_forced,
+                error=error,
+                drawn_logprob=_number(drawn_logprob),
+                num_forced=num_forced,
             ),
             Score(reward, answer, reason, detail, rationale),
             demos=demos,

@@ -31,7 +31,7 @@ from femtune.engines.hf.gumbel import token_logprobs_of
 from femtune.engines.hf.memory import give_back, is_out_of_memory
 from femtune.engines.hf.model import pad, read_served, spans, stamp_of
 from femtune.errors import EngineError, ModelError
-from femtune.types import Asked, Completion, Request, Sampling
+from femtune.types import Asked, Capabilities, Completion, Request, Sampling
 
 _PASS_TOKENS = 8192  # padded tokens in one scoring pass at most
 _PASS_LOGITS = 1 << 26  # logits in one scoring pass at most: 256 MB of float32
@@ -54,6 +54,8 @@ class TransformersEngine:
     over one. Raises ModelError where the model can't be read or served (see `model.read_served`), or
     has no end token.
     """
+
+    capabilities = Capabilities()  # all of them
 
     def __init__(
         self,
@@ -240,7 +242,7 @@ class TransformersEngine:
         nats = math.nan if row.nats is None else row.nats
         if not math.isfinite(nats) or row.finish_reason is None:
             error = f"the log-probability of its tokens is {nats}: the model gives no numbers"
-            return Completion(tuple(row.tokens), text, "error", nats, error)
+            return Completion(tuple(row.tokens), text, "error", nats, error=error)
         drawn = row.drawn_nats
         return Completion(tuple(row.tokens), text, row.finish_reason, nats, drawn_logprob=drawn)
 

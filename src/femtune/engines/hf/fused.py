@@ -8,7 +8,7 @@ in the model, so `model.quickest` compares logits before it takes this for the m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +30,7 @@ class _Layer:
     qkv: Tensor  # [(Q + 2 K) D, H]
     qkv_bias: Tensor | None
     head_norm: Tensor | None  # [Q + K, D]: Qwen 3's, of queries and keys
+    _: KW_ONLY
     out: Any
     mlp_norm: Tensor  # [H]
     gate_up: Tensor  # [2 F, H]

@@ -2,6 +2,7 @@
 
 The caller's thread stays plain Python: it starts coroutines and waits for their futures. What came of
 a request is JSON, or `Failed`, which says in words what went wrong and whether another try may help.
+A retry may go to another server, so neither tenacity nor the openai client, which has one, is used.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ from femtune.engines.vllm.setup import (
 from femtune.engines.vllm.worker import Reloader
 from femtune.engines.weight_check import MOST, ROUNDING, check_served, read_probe
 from femtune.errors import ConfigError, EngineError, ModelError
-from femtune.types import Asked, Completion, FinishReason, Request, Sampling, Tokens
+from femtune.types import Asked, Capabilities, Completion, FinishReason, Request, Sampling, Tokens
 
 # Requests that wait in vLLM at most, by max_batch: a row that ends is followed at once, and requests
 # are sent in bursts, when none waits any more, as each burst interrupts vLLM.
@@ -95,6 +95,8 @@ class VllmEngine:
     its memory stays. Raises ConfigError where vLLM is not installed, refuses an argument's name, or is
     told to read pickles, and ModelError where it can't serve the model.
     """
+
+    capabilities = Capabilities()  # all of them
 
     def __init__(
         self,
@@ -424,7 +426,7 @@ class VllmEngine:
             each = tuple(
                 place[token].logprob for place, token in zip(output.logprobs, tokens, strict=False)
             )
-        return Completion(tokens, text, reason, nats, error, token_logprobs=each)
+        return Completion(tokens, text, reason, nats, error=error, token_logprobs=each)
 
     def _scored_params(self, job: _Job) -> Any:
         return _one_token_params(
