@@ -26,7 +26,7 @@ from femtune.data.tasks.frames import frame
 from femtune.evaluation.aggregate import item_id, prediction
 from femtune.evaluation.answer_metrics import side_by_side
 from femtune.evaluation.scored_answers import read_scored, scoring_seconds
-from femtune.runs.run import by_problem, read_draws
+from femtune.runs.draws import by_problem, read_draws
 
 MEASURES = ("accuracy", "log_likelihood", "brier", "ece", "spearman", "pearson", "mae")
 

@@ -24,7 +24,7 @@ from femtune.data.worlds import WORLDS
 from femtune.estep.driver import e_step
 from femtune.resolve import read_inputs
 from femtune.rewards.builtin import exact, score
-from femtune.runs.run import write_draws
+from femtune.runs.draws import write_draws
 from femtune.sampler import make_sampler_builder
 from femtune.schemes.named import rejection
 from femtune.types import Completion, Problem, Sampling

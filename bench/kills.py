@@ -40,7 +40,7 @@ from femtune.cli.main import main as femtune
 from femtune.comparison.demo import write_world
 from femtune.estep import scheduler
 from femtune.runs import manifest
-from femtune.runs.run import from_columns, read_draws
+from femtune.runs.draws import from_columns, read_draws
 
 SETTINGS = [(scheme, resume) for resume in ("draws", "chunks") for scheme in ("rejection:4", "star")]
 KILLS = {  # by name: the signals of one

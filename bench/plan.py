@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from femtune import train
 from femtune.comparison.demo import write_world
 from femtune.data.worlds import SEEDLING
-from femtune.runs.run import read_draws
+from femtune.runs.draws import read_draws
 from femtune.tools.estimate.estimate import EstimateOptions, RunEstimate, look_ahead
 from femtune.workflows.keywords import train_settings
 

@@ -24,9 +24,10 @@ from femtune.config import Sample
 from femtune.data.tasks.load import Options, problems_of
 from femtune.data.worlds import WORLDS, make_rows
 from femtune.estep.driver import e_step
-from femtune.estep.ray_pool import Pool, WorkerSpec
+from femtune.estep.ray_cluster import WorkerSpec
+from femtune.estep.ray_pool import Pool
 from femtune.resolve import read_inputs
-from femtune.runs.run import read_draws
+from femtune.runs.draws import read_draws
 from femtune.sampler import make_sampler_builder
 from femtune.schemes.named import parse_scheme
 from femtune.types import Draw, Sampling

@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from femtune.runs.run import DRAWS, FORMAT
+from femtune.runs.draws import DRAWS
+from femtune.runs.run import FORMAT
 
 ITERATIONS, BUDGET, TOKENS = 5, 8, 120
 CHUNK = 1024  # problems in a shard

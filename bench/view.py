@@ -29,7 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune.data.problems import save_problems
-from femtune.runs.run import DRAWS, Run
+from femtune.runs.draws import DRAWS
+from femtune.runs.run import Run
 from femtune.types import Problem
 
 SHARD, ITERATIONS, VOCABULARY = 2_500, 5, 8_000

@@ -17,7 +17,8 @@ from femtune.evaluation.evaluate import estep_metrics, evaluation_metrics
 from femtune.evaluation.selection_bias import kept_by, kept_scores, outcomes
 from femtune.reporting.page.record import BASELINES
 from femtune.run_folder import resolved
-from femtune.runs.run import DRAWS, FORMAT, read_draws
+from femtune.runs.draws import DRAWS, read_draws
+from femtune.runs.run import FORMAT
 from femtune.schemes.named import parse_scheme
 from femtune.schemes.serialization import scheme_to_data
 from femtune.types import DrawKey, Problem, draw_seed

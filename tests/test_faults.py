@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 from femtune._util.atomic_files import replacing
 from femtune.errors import RunError
 from femtune.estep.journal import Journal, journal_of
-from femtune.runs.run import Run, locked, read_shard
+from femtune.runs.draws import read_shard
+from femtune.runs.run import Run, locked
 from femtune.types import Completion, Draw, DrawKey, Score
 
 from .models import byte_tokenizer, tiny_model

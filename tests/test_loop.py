@@ -27,7 +27,8 @@ from femtune.mstep.config import Training
 from femtune.mstep_schedule import MStepSchedule
 from femtune.reporting.terminal import Quiet
 from femtune.runs import manifest
-from femtune.runs.run import Run, read_draws
+from femtune.runs.draws import read_draws
+from femtune.runs.run import Run
 from femtune.schemes.named import star
 from femtune.types import Sampling
 

@@ -24,7 +24,7 @@ from femtune.evaluation.aggregate import prediction
 from femtune.evaluation.calibration import save_calibration
 from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.scored_answers import read_scored
-from femtune.runs.run import read_draws
+from femtune.runs.draws import read_draws
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 from femtune.workflows.predict import save_predictions
 

@@ -23,7 +23,8 @@ from femtune.estep.scoring import write_nats
 from femtune.evaluation.readings import Reading, write_readings
 from femtune.reporting.browser.app import make_app
 from femtune.reporting.browser.index import Index
-from femtune.runs.run import Run, write_draws
+from femtune.runs.draws import write_draws
+from femtune.runs.run import Run
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 
 TOKEN = "a-token"

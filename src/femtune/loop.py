@@ -44,7 +44,8 @@ from femtune.mstep.config import Training
 from femtune.mstep.disk import check_room, exported_dtype
 from femtune.mstep.examples import write_examples
 from femtune.runs.checkpoints import MASTER, drop_masters, link_models, next_start, thin_out
-from femtune.runs.run import Run, read_draws
+from femtune.runs.draws import read_draws
+from femtune.runs.run import Run
 from femtune.types import Balance, Demos, Draw, Problem, Sampling, Scheme
 
 log = logging.getLogger("femtune")

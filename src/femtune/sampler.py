@@ -103,7 +103,8 @@ class SamplerBuilder:
         )
 
     def _crew(self, sampling: Sampling, base_probe: Probe | None, needs: Collection[Need]) -> EnginePool:
-        from femtune.estep.ray_pool import Pool, WorkerSpec
+        from femtune.estep.ray_cluster import WorkerSpec
+        from femtune.estep.ray_pool import Pool
 
         settings = self.settings
         alone = replace(

@@ -25,7 +25,7 @@ from femtune.engines.model_files import find_model, load_config, load_tokenizer,
 from femtune.engines.vllm.setup import check_format
 from femtune.errors import ConfigError, ModelError
 from femtune.mstep.config import Training
-from femtune.mstep.fit import load_model
+from femtune.mstep.model import load_model
 
 from ..models import tiny_model
 

@@ -17,7 +17,7 @@ from femtune._util import interrupts
 from femtune.cli.main import main
 from femtune.comparison.demo import write_world
 from femtune.estep.journal import Journal
-from femtune.runs.run import read_draws
+from femtune.runs.draws import read_draws
 from femtune.types import DrawKey
 
 

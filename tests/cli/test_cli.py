@@ -17,7 +17,8 @@ import yaml
 
 from femtune.cli.main import main
 from femtune.data.tasks.load import Options, read_task
-from femtune.runs.run import FORMAT, read_draws
+from femtune.runs.draws import read_draws
+from femtune.runs.run import FORMAT
 from femtune.schemes.named import AUTO
 
 SEEDLING = ("--model", "seedling", "--max-new-tokens", "48")

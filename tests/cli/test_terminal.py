@@ -115,7 +115,7 @@ def test_a_demo_of_hostile_rationales_is_harmless(tmp_path: Path) -> None:
     from femtune.comparison.compare import Job
     from femtune.config import Train
     from femtune.data.problems import save_problems
-    from femtune.runs.run import write_draws
+    from femtune.runs.draws import write_draws
     from femtune.types import Completion, Draw, DrawKey, Problem, Score
 
     save_problems([Problem(HOSTILE, HOSTILE, HOSTILE)], tmp_path / "eval.parquet")

@@ -15,15 +15,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from tests.models import tiny_model
 
+from femtune.comparison.baseline_draws import Baseline, answered, judged
 from femtune.comparison.baselines import (
-    Baseline,
-    answered,
     baseline_settings,
     both_orders,
     by_vote,
-    check_regression,
     chosen,
-    judged,
     most_frequent,
     run_baseline,
 )
@@ -40,6 +37,7 @@ from femtune.comparison.regression import (
     predictions,
     value_metrics,
 )
+from femtune.comparison.regression_baseline import check_regression
 from femtune.comparison.table import notes, rows, save, table
 from femtune.config import Train
 from femtune.data.tasks.frames import Frame
@@ -48,7 +46,7 @@ from femtune.errors import ConfigError, DataError, NothingKept, RunError
 from femtune.evaluation.scored_answers import read_scored
 from femtune.mstep.config import Training
 from femtune.resolve import read_inputs
-from femtune.runs.run import read_draws
+from femtune.runs.draws import read_draws
 from femtune.types import Problem
 
 ALL = ("majority", "votes", "direct", "answer-only", "regression")

@@ -20,7 +20,8 @@ import json, os, subprocess, sys
 from functools import partial
 from pathlib import Path
 import psutil
-from femtune.estep.ray_pool import Pool, WorkerSpec
+from femtune.estep.ray_pool import Pool
+from femtune.estep.ray_cluster import WorkerSpec
 
 def hire():
     from femtune.estep.scheduler import Sampler

@@ -24,7 +24,7 @@ from femtune.estep.driver import e_step
 from femtune.estep.forced_answers import FORCED_TOKENS, Endings, check_cue
 from femtune.estep.journal import journal_of, read_journal
 from femtune.estep.scheduler import Chunk, Sampler
-from femtune.runs.run import read_draws, read_shard
+from femtune.runs.draws import read_draws, read_shard
 from femtune.schemes.filters import Accepted
 from femtune.schemes.named import pps, rejection
 from femtune.types import Completion, Draw, DrawKey, Engine, Request, Sampling, Scheme, Stage, draw_seed

@@ -28,7 +28,8 @@ from femtune.evaluation.likelihood_bound import mixture_draws
 from femtune.loop import Evaluation, LoopConfig
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
-from femtune.runs.run import Run, read_draws
+from femtune.runs.draws import read_draws
+from femtune.runs.run import Run
 from femtune.schemes.filters import weigh
 from femtune.schemes.named import importance, parse_scheme, pps, rejection
 from femtune.schemes.weights import ControlVariate, Importance, Metropolis

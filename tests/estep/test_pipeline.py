@@ -17,7 +17,7 @@ from femtune.engines.fake import FakeEngine
 from femtune.errors import EngineError, RewardError
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Sampler
-from femtune.runs.run import read_draws
+from femtune.runs.draws import read_draws
 from femtune.schemes.filters import Accepted
 from femtune.schemes.named import pps, rejection, star
 from femtune.types import Completion, Draw, Request, Sampling, Scheme, Stage

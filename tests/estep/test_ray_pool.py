@@ -25,10 +25,11 @@ from femtune.engines.weight_check import Probe, write_probe  # noqa: E402
 from femtune.errors import ConfigError, EngineError, ModelError, RunError  # noqa: E402
 from femtune.estep import ray_pool as pools  # noqa: E402
 from femtune.estep.driver import e_step  # noqa: E402
-from femtune.estep.ray_pool import Pool, WorkerSpec  # noqa: E402
+from femtune.estep.ray_cluster import WorkerSpec  # noqa: E402
+from femtune.estep.ray_pool import Pool  # noqa: E402
 from femtune.estep.scheduler import Sampler  # noqa: E402
 from femtune.rewards.builtin import as_reward, score  # noqa: E402
-from femtune.runs.run import read_draws  # noqa: E402
+from femtune.runs.draws import read_draws  # noqa: E402
 from femtune.schemes.named import pps, rejection  # noqa: E402
 from femtune.types import Capabilities, Draw, Reward  # noqa: E402
 

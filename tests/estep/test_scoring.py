@@ -17,7 +17,7 @@ import torch
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, EngineError, NothingKept, RunError
 from femtune.estep.scoring import log_mass, read_nats, read_timing
-from femtune.runs.run import by_problem, read_draws
+from femtune.runs.draws import by_problem, read_draws
 from femtune.schemes.contrib.memory import every, gain, memo
 from femtune.schemes.filters import Accepted, Chain, weigh
 from femtune.schemes.named import (

@@ -31,7 +31,8 @@ from femtune.evaluation.likelihood_bound import (
 from femtune.loop import Evaluation, LoopConfig, Steps
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
-from femtune.runs.run import Run, read_draws
+from femtune.runs.draws import read_draws
+from femtune.runs.run import Run
 from femtune.schemes.named import rejection
 from femtune.types import Capabilities, Completion, Draw, DrawKey, Problem, Sampling, Score
 

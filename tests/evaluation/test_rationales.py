@@ -32,7 +32,8 @@ from femtune.loop import Evaluation, LoopConfig
 from femtune.model_info import ModelInfo, write_info
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
-from femtune.runs.run import Run, read_draws, write_draws
+from femtune.runs.draws import read_draws, write_draws
+from femtune.runs.run import Run
 from femtune.schemes.named import rejection
 from femtune.types import Capabilities, Completion, Draw, DrawKey, Problem, Score
 

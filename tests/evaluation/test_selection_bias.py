@@ -28,7 +28,8 @@ from femtune.loop import Evaluation, LoopConfig, Steps
 from femtune.mstep.config import Training
 from femtune.mstep.examples import read_examples
 from femtune.reporting.terminal import Quiet
-from femtune.runs.run import Run, write_draws
+from femtune.runs.draws import write_draws
+from femtune.runs.run import Run
 from femtune.schemes.filters import paper_filter
 from femtune.schemes.named import pps
 from femtune.types import Balance, Completion, Draw, DrawKey, Problem, Reason, Score

@@ -31,7 +31,7 @@ from femtune.reporting.page.drawing import Axis, drawable
 from femtune.reporting.page.record import find
 from femtune.reporting.page.render import render, report
 from femtune.reporting.page.texts import cut, setting, visible
-from femtune.runs.run import read_draws
+from femtune.runs.draws import read_draws
 from femtune.types import Draw, Problem
 
 from ..made_runs import HOSTILE, draw, hostile_run, write_config, write_iteration, write_problems

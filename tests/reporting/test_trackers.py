@@ -20,7 +20,7 @@ from femtune.mstep.config import TRACKERS, Training
 from femtune.reporting import trackers
 from femtune.reporting.terminal import Quiet
 from femtune.reporting.trackers import NUM_COMPLETIONS, check_trackers, completions, numbers, tracking
-from femtune.runs.run import read_draws
+from femtune.runs.draws import read_draws
 
 # theirs, of which there are many
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]

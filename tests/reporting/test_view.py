@@ -29,7 +29,8 @@ from femtune.reporting.browser.difference import difference
 from femtune.reporting.browser.filters import ORDERS, PAGE, Filter
 from femtune.reporting.browser.index import Index
 from femtune.reporting.browser.store import FACETS, SHOWN_VALUES, Name, Store
-from femtune.runs.run import Run, read_draws, read_shard, write_draws
+from femtune.runs.draws import read_draws, read_shard, write_draws
+from femtune.runs.run import Run
 from femtune.schemes.answer_rules import gain
 from femtune.types import Completion, Problem, Score
 

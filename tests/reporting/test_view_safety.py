@@ -19,7 +19,8 @@ from femtune.cli.main import main
 from femtune.reporting.browser.serve import open_in_browser
 from femtune.reporting.browser.store import Name
 from femtune.reporting.browser.texts import visible
-from femtune.runs.run import Run, write_draws
+from femtune.runs.draws import write_draws
+from femtune.runs.run import Run
 
 from ..views import (
     HOSTILE,

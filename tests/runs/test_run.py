@@ -22,17 +22,8 @@ from hypothesis import strategies as st
 
 from femtune._util.atomic_files import read_lines, replacing
 from femtune.errors import RunError
-from femtune.runs.run import (
-    FORMAT,
-    Run,
-    by_problem,
-    check_run,
-    open_run,
-    read_draws,
-    read_log,
-    read_shard,
-    write_draws,
-)
+from femtune.runs.draws import by_problem, read_draws, read_shard, write_draws
+from femtune.runs.run import FORMAT, Run, check_run, open_run, read_log
 from femtune.types import Completion, Draw, DrawKey, FinishReason, Reason, Score
 
 CONFIG: dict[str, Any] = {"model": "m", "scheme": "pps", "iterations": 2, "seed": 0}

@@ -33,7 +33,8 @@ from femtune.loop import Evaluation, LoopConfig
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import make_loop_config
-from femtune.runs.run import Run, read_draws
+from femtune.runs.draws import read_draws
+from femtune.runs.run import Run
 from femtune.schemes.answer_rules import ExpectedImportance, answer_metrics, gain, passes
 from femtune.schemes.contrib.answers import expected, reasons
 from femtune.schemes.contrib.memory import memo

@@ -17,7 +17,7 @@ from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.model_files import local_model
 from femtune.estep.answer_scoring import prefix_of, sampled_prefix, written
 from femtune.estep.scoring import read_nats
-from femtune.runs.run import read_draws
+from femtune.runs.draws import read_draws
 from femtune.tools.refilter import Change, refilter
 from femtune.tools.replay import name_of, replay
 from femtune.tools.stored_run import open_stored

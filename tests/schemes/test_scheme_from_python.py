@@ -24,7 +24,8 @@ from femtune.cli.main import main
 from femtune.errors import ConfigError, RunError
 from femtune.mstep_schedule import MStepSchedule
 from femtune.reporting.cards import write_model_card
-from femtune.runs.run import read_draws, stored_config
+from femtune.runs.draws import read_draws
+from femtune.runs.run import stored_config
 from femtune.schemes.filters import Accepted, Chain, paper_filter
 from femtune.schemes.serialization import scheme_from_data, scheme_to_data
 from femtune.tools.refilter import Change, refilter

@@ -18,7 +18,7 @@ from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.model_files import local_model
 from femtune.estep.scoring import read_nats
 from femtune.reporting.terminal import Quiet
-from femtune.runs.run import read_draws, read_shard
+from femtune.runs.draws import read_draws, read_shard
 from femtune.schemes.named import parse_scheme
 from femtune.tools.refilter import Change, refilter
 from femtune.tools.replay import name_of, replay

@@ -19,7 +19,7 @@ from femtune.evaluation.evaluate import as_item
 from femtune.evaluation.metrics import Item
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import read_inputs
-from femtune.runs.run import read_draws
+from femtune.runs.draws import read_draws
 from femtune.tools.judge_biases import (
     _altered,
     findings,

@@ -32,7 +32,8 @@ from femtune.reporting.terminal import Quiet
 from femtune.resolve import make_loop_config, named_scheme, read_inputs
 from femtune.rewards.builtin import score
 from femtune.run_folder import resolved
-from femtune.runs.run import FORMAT, Run, read_draws, read_shard
+from femtune.runs.draws import read_draws, read_shard
+from femtune.runs.run import FORMAT, Run
 from femtune.schemes.contrib.memory import memo
 from femtune.schemes.contrib.reweighting import doubt
 from femtune.schemes.named import settle, star, trice, wake

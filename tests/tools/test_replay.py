@@ -12,7 +12,7 @@ import yaml
 
 from femtune.cli.main import main
 from femtune.errors import ConfigError, RunError
-from femtune.runs.run import read_draws, write_draws
+from femtune.runs.draws import read_draws, write_draws
 from femtune.schemes.named import base, star
 from femtune.schemes.serialization import scheme_to_data
 from femtune.tools.replay import Replayed, find_draws, name_of, replay, told

@@ -17,7 +17,8 @@ from femtune.estep.journal import Journal
 from femtune.estep.scoring import read_nats
 from femtune.evaluation.readings import read_readings
 from femtune.runs import manifest
-from femtune.runs.run import Run, read_draws
+from femtune.runs.draws import read_draws
+from femtune.runs.run import Run
 from femtune.tools.verify import check_up, repair, runs_in
 
 from ..demo_runs import make_world, train_command

@@ -11,12 +11,12 @@ def training_device_memory(device: str | None = None, use_cpu: bool = False) -> 
     import torch  # slow import; not needed to refuse bad settings
 
     if use_cpu or not torch.cuda.is_available():
-        return _machine_memory()
+        return machine_memory()
     number = int((device or "").partition(":")[2] or 0)
     return float(torch.cuda.get_device_properties(number).total_memory)
 
 
-def _machine_memory() -> float:
+def machine_memory() -> float:
     """Return the memory in bytes of this machine, or the limit of its container."""
     found = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
     limit = Path("/sys/fs/cgroup/memory.max")

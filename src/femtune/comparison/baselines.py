@@ -17,7 +17,6 @@ The base itself, asked as the schemes are, is iteration 0 of every scheme's run.
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +25,19 @@ from typing import Any
 
 import numpy as np
 
-from femtune._util.atomic_files import replacing
 from femtune._util.extras import check_extra
 from femtune._util.text import near
+from femtune.comparison.baseline_draws import (
+    NO_TIME,
+    Baseline,
+    answered,
+    draw_one,
+    judged,
+    without_soundness,
+)
 from femtune.comparison.direct import direct_answers, direct_metrics, expected_score
-from femtune.comparison.regression import Features, features, predictions, with_values
+from femtune.comparison.regression import with_values
+from femtune.comparison.regression_baseline import check_regression, run_regression
 from femtune.comparison.rl import RL_BASELINES, check_reinforced, reinforce
 from femtune.config import CHANGEABLE, RL, Train
 from femtune.data.answer_format import parse_format
@@ -38,15 +45,14 @@ from femtune.data.answers import Scale
 from femtune.data.prompts import write_completion
 from femtune.data.tasks.frames import frame
 from femtune.errors import ConfigError, DataError
-from femtune.estep.scheduler import Sampler
-from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics
+from femtune.evaluation.evaluate import evaluation_metrics
 from femtune.loop import Steps
 from femtune.mstep.examples import write_examples
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs
-from femtune.rewards.builtin import score
 from femtune.run_folder import run_place
-from femtune.runs.run import Run, open_run, read_draws, write_draws
+from femtune.runs.draws import read_draws, write_draws
+from femtune.runs.run import Run, open_run
 from femtune.sampler import SamplerBuilder, make_sampler_builder
 from femtune.schemes.filters import Chain
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
@@ -64,16 +70,6 @@ APPLY = {
 }
 ONCE = ("majority", "direct")  # nothing in them is drawn at random: one run for all seeds
 DRAWING = ("votes", "regression")
-
-NO_TIME = {"engine_s": 0.0, "total_s": 0.0}
-
-
-@dataclass(frozen=True)
-class Baseline(Train):
-    """Settings of a baseline's run: those of the comparison, `scheme` being the baseline's name."""
-
-    draws: int = 1
-    """Of votes and regression, for each problem."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +214,7 @@ def _made(
         return _votes(run, builder, settings, test)
     if settings.scheme == "direct":
         return _direct(run, asked, builder, settings, test)
-    return _regression(run, asked, builder, settings, both_orders(train, asked.problems), test)
+    return run_regression(run, asked, builder, settings, both_orders(train, asked.problems), test)
 
 
 # --- majority
@@ -238,39 +234,6 @@ def _majority(
     return {"evaluation": judged(test, draws)}
 
 
-def answered(
-    problems: Sequence[Problem], answers: Sequence[str], asked: TaskInputs[Train]
-) -> list[Draw]:
-    """Answers that no model wrote, one for each problem, graded as a model's would be."""
-    form = asked.prompts.format
-    texts = [write_completion(form, "", answer).strip() for answer in answers]
-    completions = [Completion((), text, "stop", 0.0) for text in texts]
-    scores = score(
-        problems,
-        completions,
-        [False] * len(problems),
-        prompts=replace(asked.prompts, require_rationale=False),
-        reward=asked.reward,
-        timeout_s=asked.settings.reward_timeout,
-        on_error=asked.settings.on_reward_error,
-    )
-    return [
-        Draw(DrawKey(0, problem.id, 0, 0), "plain", 0, completion, graded)
-        for problem, completion, graded in zip(problems, completions, scores, strict=True)
-    ]
-
-
-def judged(problems: Sequence[Problem], draws: Sequence[Draw]) -> dict[str, Any]:
-    """The evaluation of answers without rationales."""
-    by_id = {problem.id: problem for problem in problems}
-    return without_soundness(evaluation_metrics(by_id, [(draws, NO_TIME)]))
-
-
-def without_soundness(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Steps that nobody wrote are neither sound nor unsound."""
-    return {name: value for name, value in metrics.items() if not name.startswith("sound_")}
-
-
 # --- votes
 
 
@@ -280,7 +243,7 @@ def _votes(
     run.log("evaluation", iteration=0)
     with builder.sampler(Sampling(settings.max_new_tokens, temperature=1.0)) as sampler:
         # an untrained model votes at its best: with worked examples, as in its own evaluation
-        _draw(run, "eval", test, replace(sampler, demos=builder.demos), settings.draws)
+        draw_one(run, "eval", test, replace(sampler, demos=builder.demos), settings.draws)
     metrics = evaluation_metrics(
         {problem.id: problem for problem in test}, read_draws(run.iteration(0) / "eval")
     )
@@ -320,11 +283,6 @@ def _direct(
         nearest = judged(test, answered(test, [*map(scale.nearest, values)], asked))
         ways["expected-score"] = with_values(nearest, test, values, known.scale)
     return {"evaluation": ways["direct"], "evaluations": ways}
-
-
-def _draw(run: Run, kind: str, problems: Sequence[Problem], sampler: Sampler, draws: int) -> None:
-    """Draw from the base under the plain prompt and store it, chunk by chunk, in iteration 0."""
-    ask_into(run, kind, problems, sampler, draws=draws)
 
 
 # --- answer-only
@@ -378,108 +336,3 @@ def both_orders(train: Sequence[Problem], problems: Sequence[Problem]) -> list[P
     if not names:
         return [*train]
     return [p for p in problems if (known := frame(p)) is not None and known.pair in names]
-
-
-def check_regression(problems: Sequence[Problem]) -> None:
-    """Refuse problems that no regression can be fit on. Raises DataError."""
-    known = frame(problems[0])
-    if known is None or not known.scale or known.form not in ("rating", "pair"):
-        raise DataError("baseline regression needs ratings or pairs: --task judge or summarize.")
-    answers = sorted({problem.answer for problem in problems})
-    if len(answers) < 2:
-        raise DataError(
-            f"baseline regression: all {len(problems)} training answers are {answers[0]}, and it takes "
-            "two different ones. Give more data, or leave it out of --baselines."
-        )
-    if len({*groups_of(problems)}) < 2:
-        raise DataError(
-            "baseline regression: all training problems are of one item, and cross-validation takes "
-            "two. Give more data, or leave it out of --baselines."
-        )
-
-
-def groups_of(problems: Sequence[Problem]) -> list[str]:
-    """What each problem is of: those of one item are never split between folds."""
-    return [(known.item if (known := frame(p)) else "") or f"id {p.id}" for p in problems]
-
-
-def _regression(
-    run: Run,
-    asked: TaskInputs[Train],
-    builder: SamplerBuilder,
-    settings: Baseline,
-    train: Sequence[Problem],
-    test: Sequence[Problem],
-) -> dict[str, Any]:
-    known = frame(train[0])
-    assert known is not None  # check_regression
-    groups = {"draws": train, "eval": test}
-    run.log("E-step", iteration=0)
-    _draw_all(run, builder, settings, groups)
-    begun = time.perf_counter()
-    run.log("M-step", iteration=0)
-    seen = _stored_features(run, builder, groups, known.scale)
-    truth = np.array([known.scale.index(problem.answer) for problem in train])
-    found = predictions(
-        known.form == "pair", known.scale, seen["draws"], truth, groups_of(train), seen["eval"]
-    )
-    fit_s = time.perf_counter() - begun
-    drawn = {kind: _base_metrics(run, kind, problems) for kind, problems in groups.items()}
-    made = {}
-    for name, (answers, values) in found.items():
-        metrics = judged(test, answered(test, answers, asked))
-        if values is not None:
-            metrics = with_values(metrics, test, values, known.scale)
-        made[name] = metrics | drawn["eval"]
-    best = "logistic+embedding" if known.form == "pair" else "ls+embedding"
-    return {
-        "e_step": drawn["draws"],
-        "m_step": {"seconds": round(fit_s, 3)},
-        "evaluation": made[best],
-        "evaluations": made,
-    }
-
-
-def _draw_all(
-    run: Run, builder: SamplerBuilder, settings: Baseline, groups: Mapping[str, Sequence[Problem]]
-) -> None:
-    """Draws of both kinds; the engine and its model are gone at the end."""
-    with builder.sampler(Sampling(settings.max_new_tokens, temperature=1.0)) as sampler:
-        for kind, problems in groups.items():
-            _draw(run, kind, problems, sampler, settings.draws)
-
-
-def _base_metrics(run: Run, kind: str, problems: Sequence[Problem]) -> dict[str, Any]:
-    """What the base's draws took."""
-    names = ("answered", "num_draws", "generated_tokens", "tokens_per_draw", "engine_s", "total_s")
-    stored = read_draws(run.iteration(0) / kind)
-    metrics = estep_metrics({problem.id: problem for problem in problems}, stored)
-    return {name: metrics[name] for name in names}
-
-
-def _stored_features(
-    run: Run, builder: SamplerBuilder, groups: Mapping[str, Sequence[Problem]], scale: Sequence[str]
-) -> dict[str, Features]:
-    """Features of training and held-out problems, from features.npz or stored there."""
-    path = run.iteration(0) / "features.npz"
-    if not path.exists():
-        from femtune.engines.hf.model import read_model  # torch is slow to import
-
-        device = best_device(builder.settings.device)
-        model = read_model(builder.base, builder.settings.engine_dtype, device, False)
-        made: dict[str, Any] = {}
-        for kind, problems in groups.items():
-            folder = run.iteration(0) / kind
-            seen = features(model, builder, problems, folder, scale)
-            made |= {f"{kind}_counts": seen.counts, f"{kind}_embedding": seen.embedding}
-        with replacing(path) as part, part.open("wb") as file:
-            np.savez(file, allow_pickle=False, **made)
-    with np.load(path, allow_pickle=False) as stored:
-        return {kind: Features(stored[f"{kind}_counts"], stored[f"{kind}_embedding"]) for kind in groups}
-
-
-def best_device(device: str | None) -> str:
-    """As told, else a GPU where there is one."""
-    import torch
-
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,9 +21,9 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from femtune._util import interrupts
+from femtune.comparison.baseline_draws import Baseline
 from femtune.comparison.baselines import (
     ONCE,
-    Baseline,
     History,
     Reinforced,
     baseline_settings,

@@ -22,7 +22,7 @@ from femtune.evaluation.evaluate import sound_steps
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import framed, literal
 from femtune.run_folder import check_new
-from femtune.runs.run import read_draws
+from femtune.runs.draws import read_draws
 from femtune.types import Draw, Problem
 
 # What suits a model of 1M parameters; a real one wants the defaults.

@@ -35,7 +35,8 @@ from femtune.estep.scheduler import Grade
 from femtune.evaluation.evaluate import estep_metrics
 from femtune.mstep.config import MAX_BATCH, Training
 from femtune.mstep.examples import TokenExamples
-from femtune.mstep.fit import completion_nats, load_model
+from femtune.mstep.fit import completion_nats
+from femtune.mstep.model import load_model
 from femtune.mstep.trainer import numbers
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling
 

@@ -37,7 +37,7 @@ from femtune.evaluation.bootstrap import (
 )
 from femtune.evaluation.evaluate import as_item
 from femtune.evaluation.metrics import count_votes, scale_values
-from femtune.runs.run import by_problem, read_draws
+from femtune.runs.draws import by_problem, read_draws
 from femtune.sampler import SamplerBuilder
 from femtune.types import Problem
 

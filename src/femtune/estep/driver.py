@@ -19,7 +19,7 @@ from femtune.errors import EngineError
 from femtune.estep.journal import Journal, remove_journal
 from femtune.estep.pipeline import overlapped
 from femtune.estep.scheduler import Chunk, Lease, OpenChunk, Sampler
-from femtune.runs.run import write_draws
+from femtune.runs.draws import write_draws
 from femtune.types import Draw, Engine, Generates, Problem, Request, Scheme
 
 RunFacts = Callable[[Sequence[Draw]], None]

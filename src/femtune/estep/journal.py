@@ -20,7 +20,7 @@ from typing import IO
 from zlib import crc32
 
 from femtune._util.atomic_files import cant_write, make_folder
-from femtune.runs.run import as_columns, from_columns
+from femtune.runs.draws import as_columns, from_columns
 from femtune.types import Draw, DrawKey
 
 FLUSH_EVERY_S = 5.0  # a killed process loses nothing of the file; a power failure the last seconds

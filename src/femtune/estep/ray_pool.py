@@ -14,14 +14,11 @@ reach the workers and draws come back.
 from __future__ import annotations
 
 import logging
-import os
-import secrets
 import socket
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +26,11 @@ from typing import Any
 from femtune._util import interrupts
 from femtune._util.atomic_files import make_folder
 from femtune.engines.weight_check import Probe, serve
-from femtune.errors import ConfigError, EngineError, FemtuneError, RunError
+from femtune.errors import EngineError, FemtuneError, RunError
 from femtune.estep.driver import work_off
+from femtune.estep.ray_cluster import WorkerSpec, free_resources, send_user_files, start_ray
 from femtune.estep.scheduler import Chunk, Lease, Sampler
-from femtune.rewards.custom import MODULES
-from femtune.runs.run import read_shard
+from femtune.runs.draws import read_shard
 from femtune.types import Asked, Capabilities, Engine, Generates
 
 log = logging.getLogger("femtune")
@@ -43,16 +40,6 @@ SLICE = 64  # pairs, or prefixes; fixed, so that numbers do not depend on the nu
 AHEAD = 4  # chunks a worker that may start before the first of them is done
 STARTING = -1  # stands for a lease in the count of deaths
 STOPPED = "stopped"  # what a worker gives for a lease that it did not work off to its end
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """Number of workers, and the CPUs and GPUs of each."""
-
-    workers: int
-    address: str | None = None  # of a Ray cluster; None: one is started here, and ended
-    cpus: float = 1.0  # of each worker
-    gpus: float | None = None  # None: one if the cluster has any
 
 
 @dataclass(frozen=True)
@@ -156,13 +143,13 @@ class Pool:
     def __init__(
         self, make_engine: Callable[[], Sampler], posts: WorkerSpec, base_probe: Probe | None = None
     ) -> None:
-        self.ray = _ray(posts)
+        self.ray = start_ray(posts)
         if posts.gpus is None:
             posts = replace(posts, gpus=min(1.0, self.ray.cluster_resources().get("GPU", 0.0)))
         self.posts = posts
         self.base_probe = base_probe
         self.weights: Path | None = None
-        _send_user_files(self.ray)
+        send_user_files(self.ray)
         self._hire = self.ray.put(make_engine)
         self._workers: list[_WorkerHandle] = []
         self._told = time.monotonic()
@@ -335,102 +322,13 @@ class Pool:
                     "%d of %d workers have not started: each needs %g CPUs and %g GPUs, and of the "
                     "cluster's are free: %s",
                     *(waiting, self.posts.workers, self.posts.cpus, self.posts.gpus),
-                    _free(self.ray),
+                    free_resources(self.ray),
                 )
 
 
 def _stop_file(place: Path) -> Path:
     """Return the file that tells workers to stop, beside the shards that they store."""
     return place.with_name(".stopping")
-
-
-def _ray(posts: WorkerSpec) -> Any:
-    """Ray, with a cluster. Raises ConfigError."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it warns it will be
-    is_own = posts.address in (None, "local")
-    if is_own:
-        _make_token()
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("ray_workers needs Ray: pip install 'femtune[ray]'.") from error
-    quiet = {
-        "include_dashboard": False,
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "configure_logging": False,
-    }
-    try:
-        if not ray.is_initialized() and is_own:
-            with _on_loopback():
-                ray.init(address="local", num_cpus=_local_cpus(posts), **quiet)
-        elif not ray.is_initialized():
-            ray.init(address=posts.address, **quiet)
-    except Exception as error:  # ConnectionError, ValueError, or Ray's own
-        raise ConfigError(f"no Ray cluster at {posts.address or 'this machine'}: {error}") from error
-    gpus = ray.cluster_resources().get("GPU", 0.0)
-    if posts.address is None and posts.gpus and posts.gpus * posts.workers > gpus:
-        raise ConfigError(
-            f"ray_workers {posts.workers} with {posts.gpus:g} GPUs each: there are {gpus:g} here. "
-            "Ask for fewer, or name a cluster by ray_address."
-        )
-    return ray
-
-
-def _make_token() -> None:
-    """Have a cluster that is started here ask for a token, as who reaches one can run code in it.
-
-    It is this process's and its workers' alone, and stands in no file: Ray's own in ~/.ray may be read
-    by all users of the machine. Who sets Ray's variables for it has it otherwise.
-    """
-    if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
-        return
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    if "ray" not in sys.modules:  # which reads it then; later, it takes this mode by itself
-        os.environ["RAY_AUTH_MODE"] = "token"
-    # and says so
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """A cluster that is started meanwhile listens on loopback alone, as Ray's do on macOS."""
-    from ray._private import ray_constants
-
-    others_may = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = others_may
-
-
-def _local_cpus(posts: WorkerSpec) -> int:
-    """Return the number of CPUs to declare to Ray: workers share the cores if they are fewer."""
-    return max(os.cpu_count() or 1, -int(-posts.cpus * posts.workers // 1))
-
-
-def _send_user_files(ray: Any) -> None:
-    """Have functions of the user's own files travel whole: workers can't import them."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith(MODULES):
-            ray.cloudpickle.register_pickle_by_value(module)
-
-
-def _too_many(order: Task | None) -> str:
-    doing = "while starting"
-    work = order.work if order is not None else None
-    if isinstance(work, Lease):
-        names = f"problems {work.problems[0].id} to {work.problems[-1].id}"
-        doing = f"over chunk {work.index} ({names})"
-    elif work is not None:
-        longest = max(len(prompt) + len(written) for prompt, written in work.pairs)
-        doing = f"scoring {len(work.pairs)} draws (the longest: {longest:,} tokens)"
-    return (
-        f"{MOST_DEATHS} workers died {doing}: look at Ray's logs. Out of memory is the usual cause: "
-        "lower max_batch."
-    )
 
 
 def _cause(error: Any) -> BaseException:
@@ -446,13 +344,23 @@ def _brief(error: Any) -> str:
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
-def _free(ray: Any) -> str:
-    free = ray.available_resources()
-    return f"{free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs"
-
-
 def _unseen(path: Path) -> str:
     return (
         f"{path} is not to be seen from {socket.gethostname()}: put models and the run directory on a "
         "file system that all machines share."
+    )
+
+
+def _too_many(order: Task | None) -> str:
+    doing = "while starting"
+    work = order.work if order is not None else None
+    if isinstance(work, Lease):
+        names = f"problems {work.problems[0].id} to {work.problems[-1].id}"
+        doing = f"over chunk {work.index} ({names})"
+    elif work is not None:
+        longest = max(len(prompt) + len(written) for prompt, written in work.pairs)
+        doing = f"scoring {len(work.pairs)} draws (the longest: {longest:,} tokens)"
+    return (
+        f"{MOST_DEATHS} workers died {doing}: look at Ray's logs. Out of memory is the usual cause: "
+        "lower max_batch."
     )

@@ -31,7 +31,8 @@ from femtune.errors import EngineError, RunError
 from femtune.estep.answer_scoring import add_answer_nats, right_draw, right_draws
 from femtune.estep.forced_answers import Endings
 from femtune.estep.scheduler import Sampler
-from femtune.runs.run import Run, by_problem, read_shard, write_draws
+from femtune.runs.draws import by_problem, read_shard, write_draws
+from femtune.runs.run import Run
 from femtune.schemes.answer_rules import answer_metrics
 from femtune.schemes.filters import weigh
 from femtune.schemes.weights import uniform

@@ -23,7 +23,7 @@ from femtune.evaluation.calibration_map import Calibration, apply
 from femtune.evaluation.evaluate import as_item, group_of
 from femtune.evaluation.metrics import calibration_errors, scale_values
 from femtune.evaluation.scored_answers import Scored, of_draws
-from femtune.runs.run import by_problem
+from femtune.runs.draws import by_problem
 from femtune.types import Draw, Problem
 
 Chunks = Iterable[tuple[Sequence[Draw], Mapping[str, float]]]  # draws, and their seconds

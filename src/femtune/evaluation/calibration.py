@@ -25,7 +25,7 @@ from femtune._util.atomic_files import write_json
 from femtune._util.parsing import Unreadable, read_json
 from femtune.errors import ConfigError, DataError
 from femtune.evaluation.bootstrap import Floats, bootstrap, summary
-from femtune.evaluation.calibration_map import Calibration, Knots, _log_probabilities, apply
+from femtune.evaluation.calibration_map import Calibration, Knots, apply, log_probabilities
 from femtune.evaluation.metrics import Item, calibration_errors, confidence, count_votes, distributions
 from femtune.types import CalibrationKind, CalibrationOf
 
@@ -215,7 +215,7 @@ def _best_temperature(shares: Floats, truth: npt.NDArray[np.int64], smoothing: f
 
     def loss(log_temperature: float) -> float:
         return -float(
-            _log_probabilities(shares, math.exp(log_temperature), smoothing)[rows, truth].mean()
+            log_probabilities(shares, math.exp(log_temperature), smoothing)[rows, truth].mean()
         )
 
     bounds = (math.log(TEMPERATURES[0]), math.log(TEMPERATURES[1]))

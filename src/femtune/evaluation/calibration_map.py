@@ -37,7 +37,7 @@ def apply(calibration: Calibration, shares: Floats) -> Floats:
     Where the isotonic map gives no answer any chance, all get the same.
     """
     if calibration.kind == "temperature":
-        return np.exp(_log_probabilities(shares, calibration.temperature, calibration.smoothing))
+        return np.exp(log_probabilities(shares, calibration.temperature, calibration.smoothing))
     raw = np.zeros(shares.shape)
     for answer, (given, wanted) in enumerate(calibration.knots):
         raw[:, answer] = np.interp(shares[:, answer], given, wanted)
@@ -55,7 +55,7 @@ def check_scale(calibration: Calibration, scale: Sequence[str]) -> None:
         )
 
 
-def _log_probabilities(shares: Floats, temperature: float, smoothing: float) -> Floats:
+def log_probabilities(shares: Floats, temperature: float, smoothing: float) -> Floats:
     logits = np.log(shares + smoothing) / temperature
     logits -= logits.max(axis=1, keepdims=True)  # before exp, which would overflow
     log_probabilities: Floats = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

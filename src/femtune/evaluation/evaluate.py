@@ -32,7 +32,8 @@ from femtune.evaluation.metrics import (
     rater_ceiling,
     rating_metrics,
 )
-from femtune.runs.run import Run, by_problem
+from femtune.runs.draws import by_problem
+from femtune.runs.run import Run
 from femtune.schemes.filters import paper_filter
 from femtune.types import Draw, Problem, Scheme, Stage
 

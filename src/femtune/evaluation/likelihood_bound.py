@@ -35,7 +35,7 @@ from femtune.estep.scheduler import Chunk, Sampler
 from femtune.estep.scoring import nats_under, read_nats, read_timing, with_nats, write_nats
 from femtune.evaluation.bootstrap import Floats, bootstrap, mean, ratio, summary
 from femtune.evaluation.evaluate import group_of
-from femtune.runs.run import by_problem, read_shard
+from femtune.runs.draws import by_problem, read_shard
 from femtune.schemes.named import mixture
 from femtune.types import Draw, Problem, Sampling
 

@@ -33,7 +33,8 @@ from femtune.evaluation.copying import Copied, copied
 from femtune.evaluation.evaluate import group_of
 from femtune.evaluation.likelihood_bound import subset
 from femtune.evaluation.readings import Reading, read_readings, score_shard
-from femtune.runs.run import Run, read_shard
+from femtune.runs.draws import read_shard
+from femtune.runs.run import Run
 from femtune.types import Draw, Problem
 
 FILE = "rationales.json"  # in an iteration's folder

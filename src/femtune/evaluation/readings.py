@@ -25,7 +25,7 @@ from femtune._util.parsing import Unreadable, reading_arrow
 from femtune.errors import RunError
 from femtune.estep.answer_probs import AnswerNats, answer_logprobs, closed_set, direct_logprobs
 from femtune.estep.scheduler import Sampler
-from femtune.runs.run import read_shard
+from femtune.runs.draws import read_shard
 from femtune.types import Draw, DrawKey, Problem
 
 

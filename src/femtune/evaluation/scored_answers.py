@@ -26,7 +26,8 @@ from femtune.data.prompts import Prompts
 from femtune.errors import ConfigError, EngineError, RunError
 from femtune.estep.answer_probs import AnswerNats, answer_logprobs, closed_set
 from femtune.estep.scheduler import Sampler
-from femtune.runs.run import Run, read_shard
+from femtune.runs.draws import read_shard
+from femtune.runs.run import Run
 from femtune.types import Aggregate, Draw, Problem
 
 Scored = Mapping[tuple[str, int], AnswerNats]  # by problem and index of the draw

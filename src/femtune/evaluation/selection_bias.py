@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from femtune.data.tasks.frames import frame
 from femtune.evaluation.bootstrap import Floats, bootstrap, mean, ratio, summary
 from femtune.evaluation.metrics import scale_values
-from femtune.runs.run import by_problem
+from femtune.runs.draws import by_problem
 from femtune.schemes.filters import weigh
 from femtune.types import Balance, Draw, Problem, Rule
 

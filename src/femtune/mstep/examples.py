@@ -27,7 +27,7 @@ from femtune._util.text import brief
 from femtune.data.prompts import ChatTokenizer, Prompts
 from femtune.data.truncation import trained_tokens
 from femtune.errors import DataError
-from femtune.runs.run import by_problem
+from femtune.runs.draws import by_problem
 from femtune.schemes.filters import weigh
 from femtune.types import Draw, Example, Problem, Rule, Tokenizer
 

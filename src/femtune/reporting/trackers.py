@@ -37,7 +37,7 @@ from femtune._util.atomic_files import write_json
 from femtune.data.prompts import prompt_text
 from femtune.errors import ConfigError
 from femtune.loop import Progress
-from femtune.runs.run import read_draws
+from femtune.runs.draws import read_draws
 from femtune.types import Draw
 
 log = logging.getLogger("femtune")

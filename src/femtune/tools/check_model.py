@@ -26,7 +26,7 @@ from femtune.sampler import SamplerBuilder
 from femtune.schemes.filters import paper_filter
 from femtune.schemes.named import parse_scheme
 from femtune.tools.check import Finding
-from femtune.tools.unanswered import _FORMATS, form_of, is_truncated, refused, repeats_itself
+from femtune.tools.unanswered import FORMATS, form_of, is_truncated, refused, repeats_itself
 from femtune.types import Demos, Draw, Problem, Scheme, Stage
 
 COOLER = 0.7  # a second temperature to try if few draws at the run's have an answer
@@ -235,7 +235,7 @@ def _of_answered(
         return
     remedy = "The table below shows what was written instead."
     forms = Counter(form_of(draw, None)[0] for draw in refused(best.draws))
-    for form, spec in _FORMATS.items():
+    for form, spec in FORMATS.items():
         if spec != settings.answer_format and forms[form] > max(best.answered, 0.3) * len(best.draws):
             changes["answer-format"] = spec
     if settings.demos == "none" and is_base(str(builder.base)):

@@ -41,7 +41,8 @@ from femtune.loop import Progress, drawn
 from femtune.model_info import as_trained
 from femtune.resolve import read_inputs, task_options
 from femtune.run_folder import run_place
-from femtune.runs.run import Run, by_problem, open_run
+from femtune.runs.draws import by_problem
+from femtune.runs.run import Run, open_run
 from femtune.sampler import make_sampler_builder
 from femtune.types import Problem, Sampling
 

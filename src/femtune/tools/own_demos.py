@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from femtune.errors import RunError
-from femtune.runs.run import read_draws
+from femtune.runs.draws import read_draws
 from femtune.tools.stored_run import open_stored
 from femtune.types import Demo, Demos, Draw, Problem
 

@@ -46,8 +46,8 @@ from femtune.mstep.examples import write_examples
 from femtune.resolve import make_loop_config, read_inputs
 from femtune.rewards.builtin import score
 from femtune.run_folder import check_new
+from femtune.runs.draws import by_problem, read_draws, write_draws
 from femtune.runs.hashes import hash_weights
-from femtune.runs.run import by_problem, read_draws, write_draws
 from femtune.schemes.answer_rules import gain
 from femtune.schemes.filters import Accepted, Chain, Share
 from femtune.tools.stored_run import Stored, open_stored, stored_scheme

@@ -22,7 +22,8 @@ from femtune.estep.forced_answers import Endings, Finished, Force
 from femtune.estep.scheduler import Sampler
 from femtune.resolve import make_loop_config
 from femtune.rewards.builtin import as_reward
-from femtune.runs.run import Run, read_draws, stored_config
+from femtune.runs.draws import read_draws
+from femtune.runs.run import Run, stored_config
 from femtune.sampler import SamplerBuilder
 from femtune.schemes.filters import paper_filter
 from femtune.tools.stored_run import Kind, fitted_prompts, problems_of, settings_of, stored_scheme

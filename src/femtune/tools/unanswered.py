@@ -71,7 +71,7 @@ def is_truncated(draw: Draw) -> bool:
     return draw.completion.finish_reason == "length"
 
 
-_FORMATS = {r"\boxed{...}": "boxed", "#### ...": "hash", "<answer>": "tag", "[[...]]": "bracket"}
+FORMATS = {r"\boxed{...}": "boxed", "#### ...": "hash", "<answer>": "tag", "[[...]]": "bracket"}
 
 _WRITTEN = (
     (r"\boxed{...}", re.compile(r"\\boxed\s*\{")),

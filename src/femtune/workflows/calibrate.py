@@ -21,7 +21,7 @@ from femtune.loop import Progress
 from femtune.model_info import as_trained
 from femtune.resolve import Data, read_inputs
 from femtune.run_folder import check_new
-from femtune.runs.run import by_problem, read_draws
+from femtune.runs.draws import by_problem, read_draws
 from femtune.types import Aggregate, Draw, Problem
 from femtune.workflows.evaluate import evaluate_as_set
 

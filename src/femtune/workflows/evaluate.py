@@ -20,7 +20,8 @@ from femtune.loop import LoopConfig, Progress, Steps
 from femtune.model_info import as_trained
 from femtune.resolve import Data, TaskInputs, make_loop_config, read_inputs
 from femtune.run_folder import run_place, store_problems
-from femtune.runs.run import Run, open_run, read_draws
+from femtune.runs.draws import read_draws
+from femtune.runs.run import Run, open_run
 from femtune.sampler import make_sampler_builder, trained_from
 from femtune.types import Aggregate, Demos, Problem, Sampling
 from femtune.workflows.predict import check_calibration, read_calibration

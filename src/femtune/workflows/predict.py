@@ -51,7 +51,8 @@ from femtune.mstep.config import context_length
 from femtune.resolve import Data, TaskInputs, read_inputs, task_options
 from femtune.rewards.builtin import exact
 from femtune.run_folder import check_new, fingerprint, relied_on, resolved, shown_data, store_problems
-from femtune.runs.run import Run, by_problem, check_run, open_run, read_draws
+from femtune.runs.draws import by_problem, read_draws
+from femtune.runs.run import Run, check_run, open_run
 from femtune.sampler import SamplerBuilder, make_sampler_builder
 from femtune.types import Aggregate, Draw, Problem, Sampling
 

@@ -17,7 +17,6 @@ vLLM starts its processes by `spawn`: a script that makes this engine needs `if 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import gc
 import logging
 import math
@@ -37,6 +36,17 @@ from femtune._util.model_safety import check_weights
 from femtune.data.prompts import ChatTokenizer
 from femtune.engines.hf.model import stamp_of
 from femtune.engines.pairs import logprobs_by_pairs
+from femtune.engines.vllm.requests import (
+    SCORED_AT_ONCE,
+    SPARE,
+    Pair,
+    ScoringJob,
+    branches,
+    make_prompt,
+    one_line,
+    one_token_params,
+    scored_logprob,
+)
 from femtune.engines.vllm.setup import (
     adapter_config,
     adapter_rank,
@@ -52,38 +62,11 @@ from femtune.engines.vllm.setup import (
 from femtune.engines.vllm.worker import Reloader
 from femtune.engines.weight_check import MOST, ROUNDING, check_served, read_probe
 from femtune.errors import ConfigError, EngineError, ModelError
-from femtune.types import Asked, Capabilities, Completion, FinishReason, Request, Sampling, Tokens
+from femtune.types import Asked, Capabilities, Completion, FinishReason, Request, Sampling
 
-# Requests that wait in vLLM at most, by max_batch: a row that ends is followed at once, and requests
-# are sent in bursts, when none waits any more, as each burst interrupts vLLM.
-_SPARE = 0.5
-_SCORED_AT_ONCE = 256  # pairs in one round of scoring: bounds what is held of their log-probabilities
-
-_MOST_CHILDREN = 128  # vLLM's MAX_LOGPROB_TOKEN_IDS
-
-Pair = tuple[Sequence[int], Sequence[int]]  # prompt and completion
 _Work = TypeVar("_Work")
 
 _log = logging.getLogger("femtune")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """A token to score after others, with some of those."""
-
-    index: int  # of the pair that it is of
-    tokens: Sequence[int]
-    token: int
-    num_before: int  # how many of `tokens`, the last ones, are scored too
-
-
-@dataclasses.dataclass(frozen=True)
-class _Branch:
-    """Tokens to score after others, each with the numbers of the continuations that have it there."""
-
-    index: int  # of the prefix
-    tokens: Sequence[int]
-    children: Mapping[int, Sequence[int]]
 
 
 class VllmEngine:
@@ -201,7 +184,7 @@ class VllmEngine:
         """
         self._check_awake()
         going: dict[str, Request] = {}
-        most = self.max_batch + math.ceil(self.max_batch * _SPARE)
+        most = self.max_batch + math.ceil(self.max_batch * SPARE)
         params = self._params(sampling)
         ask = True  # there may be more: at first, and after each yield
         try:
@@ -234,7 +217,7 @@ class VllmEngine:
         jobs = [job for index, pair in enumerate(pairs) for job in self._jobs(index, pair)]
         asked = ((job, job.tokens, self._scored_params(job)) for job in jobs)
         for job, output in self._one_token_each(asked):
-            nats[job.index] += _scored(output, job.num_before)
+            nats[job.index] += scored_logprob(output, job.num_before)
         return nats
 
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
@@ -254,9 +237,9 @@ class VllmEngine:
             longest = max(map(len, several), default=0)
             self._check_tokens(len(prefix), longest, "a continuation to score")
         nats = [[0.0] * len(several) for _, several in asked]
-        jobs = (job for index, each in enumerate(asked) for job in _branches(index, *each))
+        jobs = (job for index, each in enumerate(asked) for job in branches(index, *each))
         requests = (
-            (job, job.tokens, _one_token_params(logprob_token_ids=[*job.children])) for job in jobs
+            (job, job.tokens, one_token_params(logprob_token_ids=[*job.children])) for job in jobs
         )
         for job, output in self._one_token_each(requests):
             [place] = output.outputs[0].logprobs
@@ -270,7 +253,7 @@ class VllmEngine:
     ) -> Iterator[tuple[_Work, Any]]:
         """Ask for one token after each of some tokens; gives the work with vLLM's output."""
         left = iter(asked)
-        while some := list(islice(left, _SCORED_AT_ONCE)):
+        while some := list(islice(left, SCORED_AT_ONCE)):
             going: dict[str, _Work] = {}
             try:
                 for work, tokens, params in some:
@@ -281,7 +264,7 @@ class VllmEngine:
             finally:
                 self._abort(going)
 
-    def _jobs(self, index: int, pair: Pair) -> Iterator[_Job]:
+    def _jobs(self, index: int, pair: Pair) -> Iterator[ScoringJob]:
         """Yield the requests that score a pair: the last token after all others.
 
         Where it has adapters, each token after those before it: it fails at a prompt's log-probabilities
@@ -290,10 +273,10 @@ class VllmEngine:
         prompt, completion = pair
         if self.lora_rank:
             for place, token in enumerate(completion):
-                yield _Job(index, [*prompt, *completion[:place]], token, 0)
+                yield ScoringJob(index, [*prompt, *completion[:place]], token, 0)
         elif completion:
             before = [*prompt, *completion[:-1]]
-            yield _Job(index, before, completion[-1], len(completion) - 1)
+            yield ScoringJob(index, before, completion[-1], len(completion) - 1)
 
     # --- vLLM itself
 
@@ -325,7 +308,7 @@ class VllmEngine:
             with quietly(), interrupts.isolate_children():
                 self._llm = vllm.LLM(**args, **own)
         except Exception as error:  # ValidationError, ValueError, RuntimeError, OSError, or CUDA's
-            raise ModelError(f"vLLM can't serve {model}: {_line(error)}") from error
+            raise ModelError(f"vLLM can't serve {model}: {one_line(error)}") from error
         self._llm.collective_rpc("femtune_watch", args=(os.getpid(),))
         self._engine = self._llm.llm_engine
         self.max_batch = int(self._engine.vllm_config.scheduler_config.max_num_seqs)
@@ -362,17 +345,17 @@ class VllmEngine:
         try:
             return [output for output in self._engine.step() if output.finished]
         except Exception as error:  # EngineDeadError, or what a worker raised
-            raise EngineError(f"vLLM failed, see what it wrote before: {_line(error)}") from error
+            raise EngineError(f"vLLM failed, see what it wrote before: {one_line(error)}") from error
 
     def _add(self, tokens: Sequence[int], params: Any) -> str:
         """Queue a prompt in vLLM; gives the request's id."""
         self._num_requests += 1
         name = str(self._num_requests)
         try:
-            self._engine.add_request(name, _prompt(tokens), params, lora_request=self._lora)
+            self._engine.add_request(name, make_prompt(tokens), params, lora_request=self._lora)
         except Exception as error:
             raise EngineError(
-                f"vLLM refuses a prompt of {len(tokens)} tokens: {_line(error)}"
+                f"vLLM refuses a prompt of {len(tokens)} tokens: {one_line(error)}"
             ) from error
         return name
 
@@ -428,8 +411,8 @@ class VllmEngine:
             )
         return Completion(tokens, text, reason, nats, error=error, token_logprobs=each)
 
-    def _scored_params(self, job: _Job) -> Any:
-        return _one_token_params(
+    def _scored_params(self, job: ScoringJob) -> Any:
+        return one_token_params(
             allowed_token_ids=[job.token],
             logprobs=0,
             # vLLM then reads no cached prefix: its log-probabilities were not kept
@@ -478,7 +461,7 @@ class VllmEngine:
         try:
             self._engine.add_lora(lora)
         except Exception as error:  # what the worker raised: files, shapes, kinds of adapter
-            raise ModelError(f"vLLM can't serve the adapter in {folder}: {_line(error)}") from error
+            raise ModelError(f"vLLM can't serve the adapter in {folder}: {one_line(error)}") from error
         self._lora = lora
 
     def _discard_copy(self) -> None:
@@ -530,7 +513,7 @@ class VllmEngine:
         except ModelError:
             raise
         except Exception as error:  # a worker's, EngineDeadError, or check_served's EngineError
-            return _line(error)
+            return one_line(error)
         return ""
 
     def _check_same_kind(self, weights: Path) -> None:
@@ -540,65 +523,10 @@ class VllmEngine:
                 weights, trust_remote_code=self.trust_remote_code
             )
         except Exception as error:  # OSError, ValueError, or the model's own
-            raise ModelError(f"{weights} holds no model that can be read: {_line(error)}") from error
+            raise ModelError(f"{weights} holds no model that can be read: {one_line(error)}") from error
         old, new = self._engine.model_config.get_vocab_size(), config.get_text_config().vocab_size
         if new != old:
             raise ModelError(
                 f"{weights} has a vocabulary of {new} tokens, the engine's model {old}: "
                 "make a new engine for another model."
             )
-
-
-def _prompt(tokens: Sequence[int]) -> Any:
-    """A prompt as vLLM takes it without a look at its text."""
-    try:
-        from vllm.inputs import tokens_input
-    except ImportError:  # an older vLLM
-        return {"prompt_token_ids": list(tokens)}
-    return tokens_input(list(tokens))
-
-
-def _one_token_params(**more: Any) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        max_tokens=1,  # the last token is written, not given, so that a full context can be scored
-        temperature=0,
-        ignore_eos=True,
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        **more,
-    )
-
-
-def _branches(index: int, prefix: Sequence[int], several: Sequence[Tokens]) -> Iterator[_Branch]:
-    """Return each text where a prefix's continuations branch, with the tokens that follow.
-
-    vLLM scores so many tokens after a text at once: of more, some are in another branch.
-    """
-    after: dict[Tokens, dict[int, list[int]]] = {}
-    for number, continuation in enumerate(several):
-        for place, token in enumerate(continuation):
-            after.setdefault(continuation[:place], {}).setdefault(token, []).append(number)
-    for begun, children in after.items():
-        left = iter(children.items())
-        while some := dict(islice(left, _MOST_CHILDREN)):
-            yield _Branch(index, [*prefix, *begun], some)
-
-
-def _scored(output: Any, num_before: int) -> float:
-    """Nats of the one token that was written, and of the prompt's last `num_before`."""
-    found: float = output.outputs[0].cumulative_logprob
-    if num_before:
-        tokens = output.prompt_token_ids
-        places = range(len(tokens) - num_before, len(tokens))
-        found += math.fsum(output.prompt_logprobs[place][tokens[place]].logprob for place in places)
-    return found
-
-
-def _line(error: Exception) -> str:
-    """An error's message in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:500] if lines else type(error).__name__

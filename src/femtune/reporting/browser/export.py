@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from femtune.reporting.browser.filters import Filter
 from femtune.reporting.browser.index import Index, Stale
-from femtune.runs.run import DRAWS
+from femtune.runs.draws import DRAWS
 
 Form = Literal["jsonl", "parquet"]
 TYPES = {"jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from femtune._util.device_memory import _machine_memory
+from femtune._util.device_memory import machine_memory
 from femtune._util.text import near
 from femtune.errors import ConfigError
 
@@ -171,7 +171,7 @@ def this_machine(
         name=name,
         peaks=peaks,
         bandwidth=copied,
-        memory=_machine_memory(),
+        memory=machine_memory(),
         is_gpu=False,
         is_measured=True,
     )

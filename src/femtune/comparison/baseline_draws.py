@@ -1,0 +1,91 @@
+"""What baselines share: how they are asked, and how their answers are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from femtune.config import Train
+from femtune.data.prompts import write_completion
+from femtune.estep.scheduler import Sampler
+from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics
+from femtune.resolve import TaskInputs
+from femtune.rewards.builtin import score
+from femtune.runs.draws import read_draws
+from femtune.runs.run import Run
+from femtune.sampler import SamplerBuilder
+from femtune.types import Completion, Draw, DrawKey, Problem, Sampling
+
+
+@dataclass(frozen=True)
+class Baseline(Train):
+    """Settings of a baseline's run: those of the comparison, `scheme` being the baseline's name."""
+
+    draws: int = 1
+    """Of votes and regression, for each problem."""
+
+
+def answered(
+    problems: Sequence[Problem], answers: Sequence[str], asked: TaskInputs[Train]
+) -> list[Draw]:
+    """Answers that no model wrote, one for each problem, graded as a model's would be."""
+    form = asked.prompts.format
+    texts = [write_completion(form, "", answer).strip() for answer in answers]
+    completions = [Completion((), text, "stop", 0.0) for text in texts]
+    scores = score(
+        problems,
+        completions,
+        [False] * len(problems),
+        prompts=replace(asked.prompts, require_rationale=False),
+        reward=asked.reward,
+        timeout_s=asked.settings.reward_timeout,
+        on_error=asked.settings.on_reward_error,
+    )
+    return [
+        Draw(DrawKey(0, problem.id, 0, 0), "plain", 0, completion, graded)
+        for problem, completion, graded in zip(problems, completions, scores, strict=True)
+    ]
+
+
+def judged(problems: Sequence[Problem], draws: Sequence[Draw]) -> dict[str, Any]:
+    """The evaluation of answers without rationales."""
+    by_id = {problem.id: problem for problem in problems}
+    return without_soundness(evaluation_metrics(by_id, [(draws, NO_TIME)]))
+
+
+def draw_all(
+    run: Run, builder: SamplerBuilder, settings: Baseline, groups: Mapping[str, Sequence[Problem]]
+) -> None:
+    """Draws of both kinds; the engine and its model are gone at the end."""
+    with builder.sampler(Sampling(settings.max_new_tokens, temperature=1.0)) as sampler:
+        for kind, problems in groups.items():
+            draw_one(run, kind, problems, sampler, settings.draws)
+
+
+def base_metrics(run: Run, kind: str, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What the base's draws took."""
+    names = ("answered", "num_draws", "generated_tokens", "tokens_per_draw", "engine_s", "total_s")
+    stored = read_draws(run.iteration(0) / kind)
+    metrics = estep_metrics({problem.id: problem for problem in problems}, stored)
+    return {name: metrics[name] for name in names}
+
+
+def best_device(device: str | None) -> str:
+    """As told, else a GPU where there is one."""
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+NO_TIME = {"engine_s": 0.0, "total_s": 0.0}
+
+
+def without_soundness(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Steps that nobody wrote are neither sound nor unsound."""
+    return {name: value for name, value in metrics.items() if not name.startswith("sound_")}
+
+
+def draw_one(run: Run, kind: str, problems: Sequence[Problem], sampler: Sampler, draws: int) -> None:
+    """Draw from the base under the plain prompt and store it, chunk by chunk, in iteration 0."""
+    ask_into(run, kind, problems, sampler, draws=draws)

@@ -1,0 +1,108 @@
+"""Baselines of regression: on a frozen judge's hidden states and scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from femtune._util.atomic_files import replacing
+from femtune.comparison.baseline_draws import (
+    Baseline,
+    answered,
+    base_metrics,
+    best_device,
+    draw_all,
+    judged,
+)
+from femtune.comparison.regression import Features, features, predictions, with_values
+from femtune.config import Train
+from femtune.data.tasks.frames import frame
+from femtune.errors import DataError
+from femtune.resolve import TaskInputs
+from femtune.runs.run import Run
+from femtune.sampler import SamplerBuilder
+from femtune.types import Problem
+
+
+def check_regression(problems: Sequence[Problem]) -> None:
+    """Refuse problems that no regression can be fit on. Raises DataError."""
+    known = frame(problems[0])
+    if known is None or not known.scale or known.form not in ("rating", "pair"):
+        raise DataError("baseline regression needs ratings or pairs: --task judge or summarize.")
+    answers = sorted({problem.answer for problem in problems})
+    if len(answers) < 2:
+        raise DataError(
+            f"baseline regression: all {len(problems)} training answers are {answers[0]}, and it takes "
+            "two different ones. Give more data, or leave it out of --baselines."
+        )
+    if len({*groups_of(problems)}) < 2:
+        raise DataError(
+            "baseline regression: all training problems are of one item, and cross-validation takes "
+            "two. Give more data, or leave it out of --baselines."
+        )
+
+
+def groups_of(problems: Sequence[Problem]) -> list[str]:
+    """What each problem is of: those of one item are never split between folds."""
+    return [(known.item if (known := frame(p)) else "") or f"id {p.id}" for p in problems]
+
+
+def run_regression(
+    run: Run,
+    asked: TaskInputs[Train],
+    builder: SamplerBuilder,
+    settings: Baseline,
+    train: Sequence[Problem],
+    test: Sequence[Problem],
+) -> dict[str, Any]:
+    known = frame(train[0])
+    assert known is not None  # check_regression
+    groups = {"draws": train, "eval": test}
+    run.log("E-step", iteration=0)
+    draw_all(run, builder, settings, groups)
+    begun = time.perf_counter()
+    run.log("M-step", iteration=0)
+    seen = _stored_features(run, builder, groups, known.scale)
+    truth = np.array([known.scale.index(problem.answer) for problem in train])
+    found = predictions(
+        known.form == "pair", known.scale, seen["draws"], truth, groups_of(train), seen["eval"]
+    )
+    fit_s = time.perf_counter() - begun
+    drawn = {kind: base_metrics(run, kind, problems) for kind, problems in groups.items()}
+    made = {}
+    for name, (answers, values) in found.items():
+        metrics = judged(test, answered(test, answers, asked))
+        if values is not None:
+            metrics = with_values(metrics, test, values, known.scale)
+        made[name] = metrics | drawn["eval"]
+    best = "logistic+embedding" if known.form == "pair" else "ls+embedding"
+    return {
+        "e_step": drawn["draws"],
+        "m_step": {"seconds": round(fit_s, 3)},
+        "evaluation": made[best],
+        "evaluations": made,
+    }
+
+
+def _stored_features(
+    run: Run, builder: SamplerBuilder, groups: Mapping[str, Sequence[Problem]], scale: Sequence[str]
+) -> dict[str, Features]:
+    """Features of training and held-out problems, from features.npz or stored there."""
+    path = run.iteration(0) / "features.npz"
+    if not path.exists():
+        from femtune.engines.hf.model import read_model  # torch is slow to import
+
+        device = best_device(builder.settings.device)
+        model = read_model(builder.base, builder.settings.engine_dtype, device, False)
+        made: dict[str, Any] = {}
+        for kind, problems in groups.items():
+            folder = run.iteration(0) / kind
+            seen = features(model, builder, problems, folder, scale)
+            made |= {f"{kind}_counts": seen.counts, f"{kind}_embedding": seen.embedding}
+        with replacing(path) as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **made)
+    with np.load(path, allow_pickle=False) as stored:
+        return {kind: Features(stored[f"{kind}_counts"], stored[f"{kind}_embedding"]) for kind in groups}

@@ -1,0 +1,87 @@
+"""Load the model that an M-step trains, and its whole weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from femtune._util.model_safety import check_weights, unreadable
+from femtune.engines.dtypes import usable_dtype
+from femtune.engines.hf.model import quiet_peft
+from femtune.errors import ConfigError, FemtuneError
+from femtune.mstep.config import Training
+from femtune.mstep.trainer import WeightedTrainer, environment
+
+
+def load_model(start: Path, training: Training) -> PreTrainedModel:
+    """The model to train: all weights in float32, or a LoRA adapter over a frozen base.
+
+    A folder that holds an adapter goes on with it. Under FSDP one process of a machine reads the
+    weights, and the others get their shards of them.
+    """
+    check_weights(start)
+    common = {
+        "attn_implementation": training.attn_implementation,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }
+    reading = "true" if training.fsdp else None
+    try:
+        with environment(ACCELERATE_USE_FSDP=reading, FSDP_CPU_RAM_EFFICIENT_LOADING=reading):
+            if training.use_peft:
+                with quiet_peft():
+                    return _load_lora(start, training, common)
+            if (start / "adapter_config.json").exists():
+                raise ConfigError(f"{start} holds a LoRA adapter: set use_peft to go on training it.")
+            return AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, **common)
+    except (OSError, ValueError) as error:
+        if isinstance(error, FemtuneError):
+            raise
+        raise unreadable(start, "causal language model", error) from error
+
+
+def _load_lora(start: Path, training: Training, common: dict[str, Any]) -> Any:
+    from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+
+    dtype = training.dtype
+    if dtype == "auto" and usable_dtype("bfloat16", "cpu" if training.use_cpu else None) == "float32":
+        dtype = "float32"
+    if (start / "adapter_config.json").exists():
+        return AutoPeftModelForCausalLM.from_pretrained(start, is_trainable=True, dtype=dtype, **common)
+    base = AutoModelForCausalLM.from_pretrained(start, dtype=dtype, **common)
+    lora = LoraConfig(
+        r=training.lora_r,
+        lora_alpha=training.lora_alpha,
+        lora_dropout=training.lora_dropout,
+        target_modules=training.lora_target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(base, lora)
+
+
+def whole_weights(trainer: WeightedTrainer, training: Training) -> dict[str, torch.Tensor] | None:
+    """The weights to save where each process has a part of them, in the first process alone.
+
+    Of LoRA those that were trained; None where the model holds them. All processes must call it.
+    """
+    weights: dict[str, Any]
+    if not trainer.is_cut_up:
+        return None
+    if trainer.accelerator.is_fsdp2:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=bool(training.use_peft)
+        )
+        weights = dict(get_model_state_dict(trainer.model_wrapped, options=options))
+        # by parameter, so that tied ones are one tensor again, and stored once
+        names: dict[int, str] = {}
+        for name, weight in trainer.model.named_parameters(remove_duplicate=False):
+            if (first := names.setdefault(id(weight), name)) in weights and name in weights:
+                weights[name] = weights[first]
+        return weights
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return weights
