@@ -1,7 +1,7 @@
-"""Text as a page shows it: escaped, strange characters visible, cut where long, what was found marked.
+"""Text as a page shows it: escaped, with special characters visible and search hits marked.
 
-Models write anything: tags, escape sequences, characters that turn the direction of reading or hide
-others. On a page all of these are text that one sees.
+Models may write anything: tags, escape sequences, bidirectional overrides, invisible characters.
+A page shows all of these as visible text.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 
 from markupsafe import Markup, escape
 
-# controls but tab and newline, a return alone, marks and overrides of direction, what is of no width,
-# separators of lines, tags: each run of the same one
+# controls except tab and newline, a lone carriage return, bidirectional marks and overrides, characters
+# of zero width, line separators, tags: each match is a run of one character
 _STRANGE = re.compile(
     "([\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u200b\u200e\u200f\u2028-\u202e"
     "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]|\r(?!\n))\\1*"
@@ -20,7 +20,7 @@ _STRANGE = re.compile(
 
 
 def visible(text: str) -> Markup:
-    """Escaped, each strange character as its code.
+    """Return a text escaped, with each special character as its code.
 
     >>> visible("<b>\\x1b[2J")
     Markup('&lt;b&gt;<span class="odd">U+001B</span>[2J')
@@ -39,12 +39,12 @@ def _code(found: re.Match[str]) -> Markup:
 
 
 def shown(value: object) -> object:
-    """What templates do to each value that they put out."""
+    """Make a template's value visible, unless it is Markup already."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def marked(text: str, needle: str) -> Markup:
-    """Visible, with each place of the needle marked, upper or lower case alike."""
+    """Return a visible text with each occurrence of the needle marked, regardless of case."""
     if not needle:
         return visible(text)
     made, end = [], 0
@@ -55,12 +55,12 @@ def marked(text: str, needle: str) -> Markup:
 
 
 def number(value: int) -> str:
-    """12345 as 12,345."""
+    """Format 12345 as 12,345."""
     return f"{value:,}"
 
 
 def decimal(value: float | None, digits: int = 1) -> str:
-    """With a real minus; a dash where nobody knows."""
+    """Format a number with a true minus sign; an unknown one as a dash."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:,.{digits}f}".replace("-", "−")
@@ -76,5 +76,5 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def cut(text: str, length: int) -> str:
-    """The first characters; with dots where there are more."""
+    """Return the first characters, with an ellipsis if there are more."""
     return text if len(text) <= length else text[:length] + "…"

@@ -1,6 +1,6 @@
-"""What models and data say, made safe to show: nothing invisible, nothing that turns the line around.
+"""Model and data texts made safe to show: no invisible characters, no bidirectional overrides.
 
-Escaping for HTML is the template's, for all text alike; here is what HTML would let through.
+The template escapes all text for HTML; this module handles what HTML would let through.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-MAX_LENGTH = 3000  # characters that are shown of a text
+MAX_LENGTH = 3000  # characters shown of a text
 
-# Control characters but tab and newline; what is invisible or turns the direction of writing; halves of
-# pairs, which no file can hold; what XML forbids. The joiners of Indic scripts and emoji stay.
+# Control characters except tab and newline; invisible and bidirectional characters; lone surrogates,
+# which no file can hold; characters that XML forbids. The joiners of Indic scripts and emoji stay.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e0fff]"
@@ -20,7 +20,7 @@ _USER_INFO = re.compile(r"//[^/@\s]+@")
 
 
 def visible(text: str) -> str:
-    r"""A text whose hidden characters are written as escapes.
+    r"""Return a text with its hidden characters written as escapes.
 
     >>> visible("red \x1b[31m, and \u202eturned")
     'red \\x1b[31m, and \\u202eturned'
@@ -36,7 +36,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def cut(text: str, length: int = MAX_LENGTH) -> tuple[str, int]:
-    """The start of a text, visible, and how many characters are left out.
+    """Return the start of a text, made visible, and the number of characters left out.
 
     >>> cut("It is so because of that.", length=8)
     ('It is so', 17)
@@ -45,7 +45,7 @@ def cut(text: str, length: int = MAX_LENGTH) -> tuple[str, int]:
 
 
 def name(text: Any, length: int = 48) -> str:
-    """A short text on one line: a label, a title.
+    """Return a short text on one line, for a label or a title.
 
     >>> name("one\\ntwo"), name("abcdef", 4)
     ('one two', 'abc…')
@@ -55,13 +55,14 @@ def name(text: Any, length: int = 48) -> str:
 
 
 def setting(value: Any) -> str:
-    """A setting's value as text, without who logs in to an address."""
+    """Return a setting's value as text, without credentials in URLs."""
     text = "–" if value in (None, [], "") else str(value)
     return _USER_INFO.sub("//…@", text)
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """
+    """Return a share as a percentage.
+
     >>> percent(0.745)
     '74.5%'
     """
@@ -69,7 +70,8 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def signed(number: float) -> str:
-    """
+    """Return a number with its sign, and values near 0 without one.
+
     >>> signed(-0.051), signed(-0.001)
     ('−0.05', '0.00')
     """
@@ -77,7 +79,8 @@ def signed(number: float) -> str:
 
 
 def count(number: float, noun: str = "", nouns: str = "") -> str:
-    """
+    """Return a number with a noun, in singular or plural.
+
     >>> count(1234), count(1, "run"), count(0, "try", "tries")
     ('1,234', '1 run', '0 tries')
     """
@@ -86,7 +89,8 @@ def count(number: float, noun: str = "", nouns: str = "") -> str:
 
 
 def seconds(number: float) -> str:
-    """
+    """Return a duration as text.
+
     >>> seconds(3.21), seconds(190), seconds(7300)
     ('3.2 s', '3 min 10 s', '2 h 1 min')
     """
@@ -97,7 +101,8 @@ def seconds(number: float) -> str:
 
 
 def listed(words: list[str]) -> str:
-    """
+    """Return words as a list in English.
+
     >>> listed(["a"]), listed(["a", "b", "c"])
     ('a', 'a, b and c')
     """
