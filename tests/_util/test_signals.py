@@ -46,7 +46,7 @@ PROGRAM = (
     "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a parent may have it ignored
     "sys.exit(main())"
 )
-STOPPED = "Stopped. What is stored stays; the same command goes on from there.\n"
+STOPPED = "Stopped. Finished work is stored; run the same command to resume.\n"
 
 
 @pytest.fixture(scope="module")
