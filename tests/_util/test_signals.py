@@ -158,7 +158,8 @@ def test_a_signal_in_the_m_step_is_heeded_at_its_end(
         _, error = process.communicate(timeout=60)
     assert process.returncode == 143
     said = (
-        "Stopping: finishing this M-step, which would begin anew. Press Ctrl-C again to stop at once.\n"
+        "Stopping: finishing this M-step, which would otherwise start over. "
+        "Press Ctrl-C again to stop at once.\n"
     )
     # what an E-step keeps may be no more than luck would: a warning of its own line
     told = [line for line in error.splitlines(keepends=True) if not line.startswith("! E-step: ")]

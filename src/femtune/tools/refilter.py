@@ -126,7 +126,7 @@ def replayed(scheme: Scheme, scoring: Sequence[Draw]) -> tuple[list[Draw], bool]
 
 
 def _write_again(stored: Stored, scheme: Scheme, grade: Grade | None, folder: Path) -> tuple[int, int]:
-    """Write all refiltered draws; return the numbers of problems that miss draws and of draws left out."""
+    """Write refiltered draws; return how many problems miss draws, and how many draws are dropped."""
     asked_again = left_out = 0
     for index, (chunk, timing) in enumerate(read_draws(stored.draws)):
         if strange := [d.key.problem_id for d in chunk if d.key.problem_id not in stored.problems]:
