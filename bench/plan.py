@@ -30,9 +30,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from femtune import train
 from femtune.comparison.demo import write_world
 from femtune.data.worlds import SEEDLING
-from femtune.keywords import train_settings
 from femtune.runs.run import read_draws
 from femtune.tools.estimate.estimate import EstimateOptions, RunEstimate, look_ahead
+from femtune.workflows.keywords import train_settings
 
 M_STEP = {"learning_rate": 3e-4, "num_train_epochs": 2, "per_device_train_batch_size": 32}
 RUBRIC = {

@@ -115,7 +115,9 @@ def drawn(draw: Draw) -> tuple[int, int]:
 def sampler(engine: FakeEngine, *, seed: int = 0, chunk_size: int = 1024) -> Sampler:
     """Graded by exact match; completions are of at most 15 bytes and an end."""
     grade = partial(score, prompts=PROMPTS, reward=exact())
-    return Sampler(engine, engine.tokenizer, PROMPTS, grade, Sampling(16), seed, chunk_size)
+    return Sampler(
+        engine, engine.tokenizer, PROMPTS, grade, Sampling(16), seed=seed, chunk_size=chunk_size
+    )
 
 
 def ask(write: Write, problems: Sequence[Problem], scheme: Scheme, *, seed: int = 0) -> list[Draw]:

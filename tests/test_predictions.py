@@ -272,7 +272,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path: Path) ->
         (["--task", "judge"], "--scale 1,5"),
         (["--abstain-below", "2"], "abstain_below must be from 0 to 1"),
         (["--draws", "1", "--calibration", "map.json"], "calibration is of shares"),
-        (["--aggregate", "probabilities", "--calibration", "map.json"], "fit it anew with --aggregate"),
+        (["--aggregate", "probabilities", "--calibration", "map.json"], "fit it again with --aggregate"),
         (["--aggregate", "probabilities"], "needs a closed set of answers"),
         (
             [*JUDGE, "--aggregate", "probabilities", "--answer-format", "regex:Score: (.+)"],
@@ -280,7 +280,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path: Path) ->
         ),
         (["--calibration", "nowhere.json"], "nowhere.json can't be read"),
         (["--calibration", "map.json", "--columns", "prompt=response"], "these have none"),
-        (["--calibration", "map.json", "--task", "judge", "--scale", "0,5"], "fit it anew"),
+        (["--calibration", "map.json", "--task", "judge", "--scale", "0,5"], "fit it again"),
         (["--output", "out.csv"], ".jsonl or .parquet"),
     ],
 )

@@ -15,10 +15,11 @@ from typing import Any, get_type_hints
 import pytest
 
 import femtune
-from femtune import api, config, keywords
+from femtune import api, config
 from femtune.cli.main import app
 from femtune.errors import ConfigError, DataError
 from femtune.mstep.config import Training
+from femtune.workflows import keywords
 
 VERBS = ("calibrate", "check", "compare", "evaluate", "fit", "predict", "sample", "train")
 ERRORS = (
@@ -37,11 +38,11 @@ SETTINGS = {
     "TrainingSettings": (Training,),
 }
 REWARDS = ("as_reward", "choice", "exact", "math", "number", "ordinal", "regex")
-NOUNS = ("Draw", "Example", "Problem", "Scheme", "Stage")
+NOUNS = ("Draw", "Example", "MStepSchedule", "Problem", "Scheme", "Stage")
 SCHEMES = (
-    *("chained", "doubting", "expected", "from_base", "gaining", "harder", "memoised", "mixture"),
-    *("parse_scheme", "pps", "reasons", "rejection", "resampled", "restarting", "settling", "star"),
-    *("trice", "waking", "weighted"),
+    *("base", "chain", "doubt", "every", "expected", "gain", "hard", "importance", "memo", "mixture"),
+    *("parse_scheme", "pps", "reasons", "rejection", "resample", "restart", "scheme_from_data"),
+    *("scheme_to_data", "settle", "star", "trice", "wake"),
 )
 OBJECTS = {"scheme", "reward"}  # parameters of their own, as they may be objects
 

@@ -17,7 +17,7 @@ from femtune.comparison.rl import RL_BASELINES
 from femtune.config import RL, Train
 from femtune.data.worlds import WORLDS, make_rows
 from femtune.errors import ConfigError, NothingKept, RunError
-from femtune.keywords import train_settings
+from femtune.workflows.keywords import train_settings
 from findings.experiments import BASELINES, COMMON, SEEDLINGS, WORLD_SETTINGS, Experiment
 
 # Columns -> where their number is in an iteration's metrics.json; the first place that has one counts.

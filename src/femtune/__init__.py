@@ -8,7 +8,7 @@
 Public is what `__all__` lists, and the command line. Everything else may change in any version.
 The rooms below import one way, each from those after it:
 
-    cli, api         commands, and the same as functions; keywords: their typed settings
+    cli, api         commands, and the same as functions
     comparison       schemes beside each other and beside baselines
     workflows        the functions behind each command, from settings to files
     tools            check, verify, estimate, refilter, replay: look at data, models and runs

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 from cyclopts import Parameter
 
+from femtune._util.extras import check_extra
 from femtune._util.redaction import check_no_keys
 from femtune._util.text import brief
 from femtune.data.tasks.judge import Raters
@@ -265,6 +266,7 @@ class Calibrate(Ask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_extra("femtune calibrate", "scipy", "sklearn")
         check_draws("", self.draws, self.temperature)
         if self.draws < 2 and self.aggregate == "votes":
             raise ConfigError("draws is 1: a calibration takes several, there is no share of one.")

@@ -364,7 +364,7 @@ class Steps:
         """Return True if `bound` is requested and possible."""
         if not self.config.bound_draws or not self.eval_problems or not self.config.evaluation.every:
             return False
-        if getattr(getattr(self.sampler.engine, "abilities", None), "scores", True):
+        if self.sampler.engine.capabilities.scores:
             return True
         log.warning(
             "the server can't score completions: the bound on the likelihood, the effective sample size "

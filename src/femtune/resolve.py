@@ -65,12 +65,7 @@ def read_inputs(
     invalid, or if its own answer would not earn the reward; ConfigError for settings that do not suit
     the task.
     """
-    settings = replace(
-        settings,
-        system_prompt=text_or_file("system_prompt", settings.system_prompt),
-        rubric=text_or_file("rubric", settings.rubric),
-        prompt_template=text_or_file("prompt_template", settings.prompt_template),
-    )
+    settings = _with_texts(settings)
     form = parse_format(settings.answer_format)
     found = data if isinstance(data, TaskData) else _read(data, settings, answers)
     settings = replace(
@@ -117,6 +112,13 @@ def read_inputs(
         rounded=found.rounded,
         demos=demos,
     )
+
+
+def _with_texts(settings: A) -> A:
+    """Return settings with the content of text files in place of their paths."""
+    names = ("system_prompt", "rubric", "prompt_template")
+    texts: dict[str, Any] = {name: text_or_file(name, getattr(settings, name)) for name in names}
+    return replace(settings, **texts)
 
 
 def _read(data: Any, settings: Ask, answers: bool) -> TaskData:

@@ -90,14 +90,14 @@ class SamplerBuilder:
             self.prompts,
             grade,
             sampling,
-            settings.seed,
-            settings.chunk_size,
-            _rounding(settings, self.base),
-            base_probe,
-            settings.overlap,
-            settings.resume,
-            Cut(self.prompts.format, self.tokenizer, self.tokenizer.opening),
-            context_length(load_config(self.base)),
+            seed=settings.seed,
+            chunk_size=settings.chunk_size,
+            rounding=_rounding(settings, self.base),
+            base_probe=base_probe,
+            overlap=settings.overlap,
+            resume=settings.resume,
+            cut=Cut(self.prompts.format, self.tokenizer, self.tokenizer.opening),
+            context=context_length(load_config(self.base)),
             # the setting for evaluation; the loop overrides it in its E-steps
             force="never" if settings.force_answers == "never" else "all",
         )
@@ -193,8 +193,8 @@ class SamplerBuilder:
 
 def check_able(engine: Engine, needs: Collection[Need]) -> None:
     """Refuse a server that lacks the log-probabilities that a scheme needs. Raises EngineError."""
-    able = getattr(engine, "abilities", None)
-    if able is None or not SCORED & {*needs}:
+    able = engine.capabilities
+    if not SCORED & {*needs}:
         return
     lacks = "can't score given completions (no prompt_logprobs, no echo with logprobs)"
     as_drawn = {"log_pi", "log_q"} & {*needs} and {"temperature_1", "untruncated"} & {*needs}
@@ -242,7 +242,7 @@ def _lora_dtype(training: Training, base: Path) -> str:
 
 
 def _rounding(settings: Ask, base: Path) -> float:
-    """Return the tolerance between log-probabilities of the engine and the M-step: see served.py."""
+    """Return the tolerance of log-probabilities between engine and M-step: see weight_check.py."""
     training = getattr(settings, "training", None)
     dtypes = {_numbers(settings, base)}
     if training is not None and training.fsdp and training.bf16 is not False:

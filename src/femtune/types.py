@@ -42,7 +42,7 @@ class Problem:
 
 
 class Ending(Protocol):
-    """A detector of the token that closes a completion's answer: see cut.Cut."""
+    """A detector of the token that closes a completion's answer: see truncation.Cut."""
 
     def __call__(self, tokens: Sequence[int]) -> int | None:
         """Return the number of tokens up to and including the one that closes an answer, or None."""
@@ -122,6 +122,7 @@ class Completion:
     text: str  # decoded, without special tokens
     finish_reason: FinishReason
     logprob: float
+    _: KW_ONLY
     error: str = ""  # the engine's message if finish_reason is "error"
     drawn_logprob: float = math.nan
     num_forced: int = 0  # trailing tokens that were forced: the cue and the answer after it
@@ -158,6 +159,7 @@ class Draw:
     seed: int
     completion: Completion
     score: Score
+    _: KW_ONLY
     # log-probabilities by theta_{k-1}: log pi(z, y | x) under the plain prompt, log q(z, y | x, y*)
     # under the hinted one; None if the scheme does not need them: see scoring.py
     log_pi: float | None = None
@@ -347,12 +349,25 @@ class Tokenizer(Protocol):
         ...
 
 
-@runtime_checkable
-class Engine(Protocol):
-    """Generates completions for token prompts, scores given ones, loads new weights.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """State what an engine can do; the default is everything."""
 
-    A completion ends with one of the model's end tokens, or at `max_new_tokens`.
-    """
+    seeds: bool = True  # the same seed draws the same tokens
+    logprobs: bool = True  # it returns log-probabilities of what it samples
+    raw_logprobs: bool = True  # those are the model's own at any temperature, top_p and top_k
+    token_ids: bool = True  # it returns the sampled tokens, not only their text
+    scores: bool = True  # it can score a given completion
+    adapters: bool = True  # it can load trained weights while it runs: a server at least LoRA adapters
+
+
+class EngineBase(Protocol):
+    """Serves a model's weights and scores completions by them: one engine, or a pool of several."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what it can do. A pool waits until one of its engines has started."""
+        ...
 
     def load(self, weights: Path) -> None:
         """Serve these weights from now on. Raises ModelError if they cannot be read or served."""
@@ -366,6 +381,30 @@ class Engine(Protocol):
         """Close the engine's processes and connections; it is not used again."""
         ...
 
+    def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        """Return the log-probability of each completion given its prompt: the sum over its tokens.
+
+        Raises EngineError where the engine can't score.
+        """
+        ...
+
+    def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
+        """Return the log-probability of each continuation after its prefix: the sum over its tokens.
+
+        Equal to `logprob` of all pairs of a prefix and one of its continuations, but for rounding. An
+        engine that can, passes each prefix through the model once; for others see `engines/pairs.py`.
+        Raises EngineError where the engine can't score.
+        """
+        ...
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """Generates completions for token prompts: what an engine does, and a pool leaves to its own.
+
+    A completion ends at one of the model's end tokens, which it then holds, or at `max_new_tokens`.
+    """
+
     def generate(
         self, pull: Callable[[int], Sequence[Request]], sampling: Sampling
     ) -> Iterator[Sequence[tuple[Request, Completion]]]:
@@ -377,31 +416,17 @@ class Engine(Protocol):
         """
         ...
 
-    def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
-        """Return the log-probability (nats) of each completion given its prompt, summed over tokens.
 
-        Raises EngineError if the engine cannot score.
-        """
-        ...
-
-    def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """Return the log-probability (nats) of each continuation after its prefix, summed over tokens.
-
-        Equal to `logprob` of all pairs of a prefix and one of its continuations, up to rounding. If
-        possible, an engine passes each prefix through the model once; see also `engines/pairs.py`.
-        Raises EngineError if the engine cannot score.
-        """
-        ...
+class Engine(EngineBase, Generates, Protocol):
+    """Generates completions for token prompts, scores given ones, loads new weights."""
 
 
 Balance = Literal["none", "data", "uniform"]
-
 CalibrationKind = Literal["temperature", "isotonic"]
 
 # The source of a distribution: counts of answers, or the mean of the probabilities that the model gives
 # each answer after each rationale.
 CalibrationOf = Literal["votes", "probabilities"]
-
 Aggregate = Literal["auto", "votes", "probabilities"]
 
 # How a killed run resumes an unfinished chunk: "draws" keeps its graded draws, "chunks" keeps none.

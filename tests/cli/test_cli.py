@@ -142,7 +142,7 @@ BAD = {
         "train train.jsonl {} --launch nosuch", ("there is no program 'nosuch'",), tokenizer=True
     ),
     "a device is not known": Bad(
-        "plan train.jsonl {} --hardware h1000", ("'h1000'", "Did you mean h100?")
+        "estimate train.jsonl {} --hardware h1000", ("'h1000'", "Did you mean h100?")
     ),
     "a column is missing": Bad(
         "train bad.jsonl {}", ("no column `answer`", "it has id, prompt, truth"), changed(1, answer=None)
@@ -300,7 +300,7 @@ BAD = {
         ("rejection(4) at temperature 0", "Set temperature 1"),
     ),
     "every vote would be the same": Bad(
-        "predict test.jsonl {} --draws 4 --temperature 0", ("draws is 4", "temperature_1")
+        "predict test.jsonl {} --draws 4 --temperature 0", ("draws is 4", "temperature 1")
     ),
     "every evaluation would be the same": Bad(
         "train train.jsonl {} --eval-draws 4", ("eval_draws is 4", "set eval_temperature 1")
@@ -337,7 +337,7 @@ BAD = {
     "a world of nothing": Bad("world rubric --output-dir out --num-train 0", ("num_train 0",)),
     "a world under a file": Bad("world rubric --output-dir file/out", ("is no folder",), a_file("file")),
     "a row that is not there": Bad(
-        "doctor train.jsonl {} --row 25", ("--row 25", "rows 1 to 24"), tokenizer=True
+        "check train.jsonl {} --row 25", ("--row 25", "rows 1 to 24"), tokenizer=True
     ),
 }
 
@@ -436,8 +436,9 @@ def test_a_completed_run_given_again_does_nothing_and_prints_the_same(
     lines = first.splitlines()
     assert lines[0].startswith("base ")
     assert lines[1].startswith("iteration 1  kept ")
-    told = [f"model: {root / 'last'}", f"draws, examples, metrics: {root}"]
-    assert lines[-3:] == [*told, f"report: {root / 'report.html'}"]
+    models = [f"best model (iteration 1): {root / 'best'}", f"last model: {root / 'last'}"]
+    told = [*models, f"draws, examples, metrics: {root}"]
+    assert lines[-4:] == [*told, f"report: {root / 'report.html'}"]
 
 
 def test_json_is_one_object_an_iteration_and_nothing_else(
@@ -615,7 +616,7 @@ def test_a_reader_that_has_had_enough_makes_no_traceback(
     argv = {"predict": "x --model y", "--help": "", "world": f"rubric --output-dir {tmp_path}"}[command]
     code = (
         "import sys, femtune.comparison.demo, femtune.workflows.predict\n"
-        "femtune.workflows.predict.predict = lambda *args: ({'item': i} for i in range(100_000))\n"
+        "femtune.workflows.predict.predictions = lambda *args: ({'item': i} for i in range(100_000))\n"
         "write = femtune.comparison.demo.write_world\n"
         f"femtune.comparison.demo.write_world = lambda *args: write(*args)[:1] * 10_000\n{CLI}"
     )

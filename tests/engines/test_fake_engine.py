@@ -103,7 +103,7 @@ def test_what_write_raises_is_data() -> None:
         raise RuntimeError("out of ink")
 
     [(_, completion)] = run(FakeEngine(write), [request("x")])
-    assert completion == Completion((), "", "error", 0.0, "RuntimeError: out of ink")
+    assert completion == Completion((), "", "error", 0.0, error="RuntimeError: out of ink")
 
 
 def test_it_keeps_what_was_loaded_and_asked() -> None:

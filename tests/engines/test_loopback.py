@@ -70,10 +70,10 @@ if __name__ == "__main__":
 def pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Where a cluster's processes listen, what clients get of it, its files, those with the token."""
     folder: Path = tmp_path_factory.mktemp("pool")
-    (folder / "pool.py").write_text(POOL)
+    (folder / "ray_pool.py").write_text(POOL)
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "pool.py", request.param],
+        [sys.executable, "ray_pool.py", request.param],
         capture_output=True,
         text=True,
         cwd=folder,

@@ -60,7 +60,7 @@ def test_draws_are_the_servers_tokens(kind: str, make: Any) -> None:
         text = TOKENIZER.decode(expected)
         completion = found[request.key.problem_id]
         assert completion == Completion(expected, text, "stop", pytest.approx(nats))
-    able = engine.abilities
+    able = engine.capabilities
     assert able.seeds and able.logprobs and able.token_ids and able.raw_logprobs
     assert able.scores == (kind != "llamacpp")
     assert able.adapters == (kind != "llamacpp")
@@ -78,7 +78,7 @@ def test_a_plain_server_is_sent_openais_parameters_alone(
         completion = found[request.key.problem_id]
         assert completion.tokens == written(request) and completion.finish_reason == "stop"
         assert math.isnan(completion.logprob)
-    assert engine.abilities.scores
+    assert engine.capabilities.scores
     [record] = caplog.records
     assert "encoded anew" in record.message
 
@@ -179,7 +179,7 @@ def test_continuations_are_scored_after_their_prefix(kind: str, make: Any) -> No
 def test_a_server_that_cannot_score_says_so(make: Any) -> None:
     with serving("openai", faults=Faults(echoes=False)) as server:
         engine = make(server.url)
-        assert not engine.abilities.scores
+        assert not engine.capabilities.scores
         with pytest.raises(EngineError, match="can't score"):
             engine.logprob([(tokens("x"), (60,))])
         with pytest.raises(EngineError, match="can't score"):
@@ -196,7 +196,7 @@ def test_a_server_that_lacks_what_a_scheme_needs_is_refused(make: Any, scheme: s
     with serving("openai") as server:
         engine = make(server.url)
         check_able(engine, needs)
-        engine.abilities = replace(engine.abilities, logprobs=False)
+        engine.capabilities = replace(engine.capabilities, logprobs=False)
         if "importance" in scheme:
             with pytest.raises(
                 EngineError, match="does not return log-probabilities of what it samples"
@@ -282,7 +282,7 @@ def test_the_key_is_sent_and_never_shown(
         with pytest.raises(EngineError, match="set OPENAI_API_KEY") as later:
             draw(engine, requests(1))
         assert KEY not in str(later.value) + repr(engine) + repr(vars(engine)) + caplog.text
-        assert server.asked and KEY not in repr(vars(engine._wire)["_client"])
+        assert server.asked and KEY not in repr(vars(engine._client)["_client"])
 
 
 def test_a_key_that_is_none(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +314,7 @@ def test_it_takes_no_token_prompts(make: Any) -> None:
 
 def test_it_ignores_seeds(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     with serving(faults=Faults(ignores_seeds=True)) as server:
-        assert not make(server.url).abilities.seeds
+        assert not make(server.url).capabilities.seeds
     assert "can't be made again" in caplog.text
 
 
@@ -323,7 +323,7 @@ def test_it_takes_small_seeds_alone(make: Any) -> None:
         engine = make(server.url)
         asked = requests(5)
         found = draw(engine, asked)
-        assert engine.abilities.seeds
+        assert engine.capabilities.seeds
     assert all(found[r.key.problem_id].tokens == written(r, 31) for r in asked)
 
 
@@ -334,7 +334,7 @@ def test_it_gives_no_logprobs(
     with serving(faults=Faults(tells_logprobs=False, refuses=refuses)) as server:
         engine = make(server.url)
         found = draw(engine, requests(2))
-    assert not engine.abilities.logprobs and engine.abilities.seeds
+    assert not engine.capabilities.logprobs and engine.capabilities.seeds
     assert all(c.finish_reason == "stop" and math.isnan(c.logprob) for c in found.values())
     assert "no log-probabilities" in caplog.text
 
@@ -343,7 +343,7 @@ def test_it_tells_no_tokens(make: Any, caplog: pytest.LogCaptureFixture) -> None
     with serving(faults=Faults(tells_ids=False)) as server:
         engine = make(server.url)
         found = draw(engine, requests(2))
-        assert not engine.abilities.token_ids
+        assert not engine.capabilities.token_ids
         assert all(found[r.key.problem_id].tokens == written(r) for r in requests(2))
         assert caplog.text.count("encoded anew") == 1
 
@@ -353,7 +353,7 @@ def test_logprobs_at_the_samplings_temperature_are_not_the_models(
 ) -> None:
     with serving(faults=Faults(tempered=True)) as server:
         engine = make(server.url)
-        assert engine.abilities.logprobs and not engine.abilities.raw_logprobs
+        assert engine.capabilities.logprobs and not engine.capabilities.raw_logprobs
         plain = draw(engine, requests(2))
         assert not caplog.records
         warm = draw(engine, requests(2), Sampling(max_new_tokens=64, temperature=0.7))

@@ -349,7 +349,7 @@ def test_weights_that_a_server_cannot_be_given(make: Any, tmp_path: Path) -> Non
             engine.load(adapter(tmp_path, "refused"))
     with serving(faults=Faults(takes_adapters=False)) as server:
         engine = make(server.url)
-        assert not engine.abilities.adapters
+        assert not engine.capabilities.adapters
         with pytest.raises(ModelError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
             engine.load(adapter(tmp_path, "third"))
 

@@ -24,9 +24,8 @@ from femtune.data.worlds import SEEDLING
 from femtune.engines.hf.engine import TransformersEngine, read_tokenizer
 from femtune.engines.openai.engine import OpenAIEngine
 from femtune.engines.openai.http import RetryPolicy
-from femtune.engines.openai.server import Abilities
 from femtune.errors import ConfigError, ModelError
-from femtune.types import Completion, DrawKey, Request, Sampling, draw_seed
+from femtune.types import Capabilities, Completion, DrawKey, Request, Sampling, draw_seed
 
 from ..models import byte_tokenizer
 from ..servers import free_port
@@ -118,7 +117,7 @@ def draw(engine: Any, asked: Sequence[Request], **sampling: Any) -> list[Complet
 
 
 def test_all_abilities_are_found(engine: OpenAIEngine) -> None:
-    assert engine.abilities == Abilities(
+    assert engine.capabilities == Capabilities(
         seeds=True, logprobs=True, raw_logprobs=True, token_ids=True, scores=True, adapters=True
     )
     assert engine.context == 512

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from femtune.engines.weight_check import (
     write_probe,
 )
 from femtune.errors import EngineError
+from femtune.types import Capabilities
 
 EXACT = ROUNDING["float32"]
 PROBE = Probe([[1, 2], [3]], [[4, 5, 6], [7, 256]], nats=[-3.0, -2.0], nats_before=[-3.6, -2.4])
@@ -85,7 +85,7 @@ def test_a_server_that_cannot_score_is_trusted_with_the_base_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = engine_of()
-    engine.abilities = SimpleNamespace(scores=False)  # type: ignore[attr-defined]
+    engine.capabilities = Capabilities(scores=False)
     serve(engine, tmp_path, EXACT, base_probe=PROBE)
     assert "is not checked" in caplog.text and engine.loaded == [tmp_path]
     write_probe(tmp_path, PROBE)

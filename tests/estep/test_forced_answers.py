@@ -137,7 +137,7 @@ def test_how_likely_a_draw_was_is_known_of_the_models_own_law_alone(sampling: Sa
 
 def test_failed_completions_and_those_that_were_cut_stay_as_they_are() -> None:
     for done in (
-        Completion((), "", "error", math.nan, "out of ink"),
+        Completion((), "", "error", math.nan, error="out of ink"),
         Completion(tuple(b"z0\nAnswer: y0\n"), "z0\nAnswer: y0\n", "answered", -3.0),
     ):
         [(_, same)], more = settled(done, Sampling(MOST, 0.7), "all")
@@ -291,7 +291,7 @@ def test_nothing_is_forced_where_the_context_is_full_and_less_where_it_is_short(
         (completion("z1. The answer is 4."), "all"),  # read without its form
         (completion("z1\nAnswer: y0"), "all"),
         (Completion((), "", "stop", 0.0), "all"),
-        (Completion((), "", "error", math.nan, "out of ink"), "all"),
+        (Completion((), "", "error", math.nan, error="out of ink"), "all"),
     ],
 )
 def test_nothing_is_forced_where_there_is_an_answer_or_no_rationale_that_ended(
@@ -328,7 +328,7 @@ def test_a_failed_second_phase_is_a_failed_draw() -> None:
     endings = Endings(BYTES, LINE_CUT, "all")
     request = Request(DrawKey(1, "p", 0, 0), tuple(b"x0"), 77)
     _, [second] = endings.settle([(request, completion("no idea"))], Sampling(MOST))
-    failed = Completion((), "", "error", math.nan, "out of ink")
+    failed = Completion((), "", "error", math.nan, error="out of ink")
     assert endings.settle([(second, failed)], Sampling(MOST)) == ([(request, failed)], [])
 
 
@@ -351,7 +351,7 @@ texts = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
 @given(texts, texts)
 @settings(max_examples=300, deadline=None)
 def test_a_forced_answer_that_counts_could_have_been_written_freely(z: str, said: str) -> None:
-    """So that it has its place in pi, and its split is found: see tries.drawn_nats."""
+    """So that it has its place in pi, and its split is found: see scoring.drawn_nats."""
     sampling, endings = Sampling(200), Endings(BYTES, LINE_CUT, "ended")
     request = Request(DrawKey(1, "p", 0, 0), tuple(b"x0"), 77)
     ready, more = endings.settle([(request, completion(z))], sampling)

@@ -404,7 +404,7 @@ def made_draw(**changes: Any) -> Draw:
     text = "z0\nAnswer: y1"
     completion = Completion((*text.encode(), END), text, "stop", -1.0, drawn_logprob=-1.0)
     key, score = DrawKey(2, "p", 0, 0), Score(1.0, "y1", rationale="z0")
-    return replace(Draw(key, "plain", 7, completion, score, -1.0, -9.0), **changes)
+    return replace(Draw(key, "plain", 7, completion, score, log_pi=-1.0, log_q=-9.0), **changes)
 
 
 FORCED = Completion(tuple(b"z0\nAnswer: y1\n"), "z0\nAnswer: y1\n", "answered", -1.0, num_forced=12)

@@ -61,8 +61,8 @@ def draw(
     score = Score(float(right), text[-2:], "" if right else "wrong", rationale=f"z{z}")
     key = DrawKey(iteration, asked.id, int(prompt == "hinted"), index)
     completion = Completion(tuple(text.encode()), text, "stop", plain if prompt == "plain" else hinted)
-    scored = (plain, hinted) if right else (None, None)
-    return Draw(key, prompt, 0, completion, score, *scored)
+    scored = {"log_pi": plain, "log_q": hinted} if right else {}
+    return Draw(key, prompt, 0, completion, score, **scored)
 
 
 # --- hard

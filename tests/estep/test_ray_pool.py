@@ -30,7 +30,7 @@ from femtune.estep.scheduler import Sampler  # noqa: E402
 from femtune.rewards.builtin import as_reward, score  # noqa: E402
 from femtune.runs.run import read_draws  # noqa: E402
 from femtune.schemes.named import pps, rejection  # noqa: E402
-from femtune.types import Draw, Reward  # noqa: E402
+from femtune.types import Capabilities, Draw, Reward  # noqa: E402
 
 from .. import oracle  # noqa: E402
 from ..oracle import DEMOS, LINE_CUT, Tables, problem, sampler  # noqa: E402
@@ -309,6 +309,28 @@ def test_what_a_worker_raises_is_raised_here_as_it_is() -> None:
     pool = Pool(partial(fails, OSError("odd")), WorkerSpec(1, address="local", gpus=0))
     with pytest.raises(EngineError, match="OSError: odd"):
         drawn(pool)
+    pool.close()
+
+
+class Unseeded(FakeEngine):
+    capabilities = Capabilities(seeds=False, adapters=False)
+
+
+def test_a_pool_can_do_what_its_workers_engines_can(notes: Path) -> None:
+    pool = Pool(
+        partial(sampler, Unseeded(WORLD.write), chunk_size=5), WorkerSpec(1, address="local", gpus=0)
+    )
+    try:
+        assert pool.capabilities == Unseeded.capabilities
+        assert len(drawn(pool)) == len(ALONE)
+    finally:
+        pool.close()
+
+
+def test_capabilities_of_workers_that_cannot_start_are_an_error() -> None:
+    pool = Pool(partial(fails, ModelError("no such model")), WorkerSpec(1, address="local", gpus=0))
+    with pytest.raises(ModelError, match=r"^no such model$"):
+        _ = pool.capabilities
     pool.close()
 
 

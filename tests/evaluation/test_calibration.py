@@ -155,7 +155,7 @@ def test_another_scale_is_refused() -> None:
     fitted = Calibration("temperature", SCALE, smoothing=0.1)
     check_scale(fitted, ["a", "b", "c"])
     for scale in ("ab", "acb", "abcd"):
-        with pytest.raises(ConfigError, match=r"of the scale \['a', 'b', 'c'\].*fit it anew"):
+        with pytest.raises(ConfigError, match=r"of the scale \['a', 'b', 'c'\].*fit it again"):
             check_scale(fitted, scale)
 
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run, read_draws
 from femtune.schemes.named import rejection
-from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
+from femtune.types import Capabilities, Completion, Draw, DrawKey, Problem, Sampling, Score
 
 from ..oracle import Tables, problem, sampler
 from ..test_loop import timeless
@@ -60,7 +59,9 @@ def made(
     reason = reason or ("" if right else "wrong")
     done = Completion((1,), "z", "stop", log_pi if prompt == "plain" else log_q)
     score = Score(float(right), "y", reason)
-    return Draw(DrawKey(1, name, int(prompt == "hinted"), 0), prompt, 0, done, score, log_pi, log_q)
+    return Draw(
+        DrawKey(1, name, int(prompt == "hinted"), 0), prompt, 0, done, score, log_pi=log_pi, log_q=log_q
+    )
 
 
 def outcomes(world: Tables, x: int, y: int, half: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -278,7 +279,7 @@ def test_it_is_off_by_the_switch_and_where_a_server_can_not_score(
 ) -> None:
     assert "posterior" not in steps(tmp_path / "a", a_world(), draws=0).iterate()[0]
     engine: Any = a_world()
-    engine.abilities = SimpleNamespace(scores=False)
+    engine.capabilities = Capabilities(scores=False)
     engine.logprob = lambda pairs: (_ for _ in ()).throw(EngineError("it can't"))
     with caplog.at_level(logging.WARNING, "femtune"):
         [metrics] = steps(tmp_path / "b", engine).iterate()

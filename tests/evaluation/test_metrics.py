@@ -291,7 +291,7 @@ def test_a_calibration_changes_confidence_and_means_but_not_the_vote() -> None:
         assert after[name] == before[name]
     for name in ("mae", "ece", "brier"):
         assert after[name] != before[name]
-    with pytest.raises(ConfigError, match="fit it anew"):
+    with pytest.raises(ConfigError, match="fit it again"):
         rating_metrics(items, SCALE, calibration=Calibration("temperature", ("1", "2")))
 
 

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +34,7 @@ from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
 from femtune.runs.run import Run, read_draws, write_draws
 from femtune.schemes.named import rejection
-from femtune.types import Completion, Draw, DrawKey, Problem, Score
+from femtune.types import Capabilities, Completion, Draw, DrawKey, Problem, Score
 
 from ..demo_runs import JUDGE, make_world, train_command
 from ..oracle import PROMPTS, EndingsEngine, EndingsWorld, TableSteps
@@ -190,7 +189,7 @@ def test_where_nothing_can_be_scored_it_is_said_and_the_run_is_whole(
     made = steps(tmp_path, [a_world(1)])
     made.evaluate(0)
     if lacks == "scores":
-        made.sampler.engine.abilities = SimpleNamespace(scores=False)  # type: ignore[union-attr]
+        made.sampler.engine.capabilities = Capabilities(scores=False)  # type: ignore[misc]
     else:
         form = parse_format("regex:(y\\d)")
         made.sampler = replace(made.sampler, prompts=replace(made.sampler.prompts, format=form))

@@ -585,7 +585,7 @@ def test_every_reason() -> None:
     }
     written = [completion(text) for text in texts.values()]
     written.append(Completion((1, 2), "Good.\nAnswer: 4", "length", -1.0))
-    written.append(Completion((), "", "error", 0.0, "out of memory"))
+    written.append(Completion((), "", "error", 0.0, error="out of memory"))
     count = len(written)
     reward = as_reward("ordinal(1, 5)")
     found = score([problem] * count, written, [True] * count, prompts=Prompts(), reward=reward)

@@ -51,8 +51,8 @@ def made(
     drawn = log_q if prompt == "hinted" else log_pi
     completion = Completion((word, 9), str(word), "stop", drawn)
     score = Score(1.0 if reason == "" else 0.0, "", reason)
-    scored = (log_pi, log_q) if reason == "" else (None, None)
-    return Draw(key, prompt, seed, completion, score, *scored)
+    scored = {"log_pi": log_pi, "log_q": log_q} if reason == "" else {}
+    return Draw(key, prompt, seed, completion, score, **scored)
 
 
 @st.composite

@@ -21,15 +21,7 @@ from femtune.estep.scheduler import Sampler
 from femtune.rewards.builtin import exact, score
 from femtune.sampler import SamplerBuilder
 from femtune.tools.check import Finding, examine
-from femtune.tools.check_model import (
-    Tried,
-    advise,
-    copied_shares,
-    draw_trials,
-    fitting_tokens,
-    form_of,
-    repeats_itself,
-)
+from femtune.tools.check_model import Tried, advise, copied_shares, draw_trials, fitting_tokens
 from femtune.tools.check_report import (
     example_draw,
     fitted,
@@ -39,6 +31,7 @@ from femtune.tools.check_report import (
     verdict,
     written_lines,
 )
+from femtune.tools.unanswered import form_of, repeats_itself
 from femtune.types import Completion, Demo, Draw, DrawKey, FinishReason, Problem, Reason, Sampling, Score
 
 RATED, _ = make_splits(WORLDS["rubric"], 40, 10, seed=0)

@@ -37,7 +37,8 @@ from femtune.schemes.contrib.memory import memo
 from femtune.schemes.contrib.reweighting import doubt
 from femtune.schemes.named import settle, star, trice, wake
 from femtune.schemes.serialization import scheme_to_data
-from femtune.tools.refilter import Change, notes, open_stored, refilter, replayed
+from femtune.tools.refilter import Change, open_stored, refilter, replayed
+from femtune.tools.refilter_report import notes
 from femtune.types import Balance, Completion, Demo, Draw, DrawKey, Reason, Sampling, Score
 
 from ..models import byte_tokenizer, tiny_model
@@ -84,7 +85,13 @@ def made(root: Path, base: Path, iterations: int = 1, **changes: Any) -> Steps:
     grade = partial(score, prompts=asked.prompts, reward=asked.reward)
     sampling = Sampling(settings.max_new_tokens)
     sampler = Sampler(
-        engine, engine.tokenizer, asked.prompts, grade, sampling, settings.seed, settings.chunk_size
+        engine,
+        engine.tokenizer,
+        asked.prompts,
+        grade,
+        sampling,
+        seed=settings.seed,
+        chunk_size=settings.chunk_size,
     )
     root.mkdir()
     config = resolved(settings, data="rows", model=str(base), problems="")
@@ -456,7 +463,7 @@ def test_a_configuration_that_was_tampered_with(
     shutil.copytree(run, other)
     stored = yaml.safe_load((run / "config.yaml").read_text())
     (other / "config.yaml").write_text(yaml.safe_dump(stored | change))
-    with pytest.raises(RunError, match=rf"config\.yaml is not as it was stored: {said}"):
+    with pytest.raises(RunError, match=rf"config\.yaml was changed after it was stored: {said}"):
         open_stored(other)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import re
 
+from femtune._util.text import INVISIBLE, escaped
+
 _MARKS = re.compile(r"([\\`*_{}\[\]<>()#!|~$^&:@])")
-# invisible characters: controls, line separators, direction marks, lone surrogates
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def on_a_line(value: object) -> str:
@@ -19,7 +19,7 @@ def on_a_line(value: object) -> str:
     >>> on_a_line("a\\n\\n# b\\u202e")
     'a # b'
     """
-    return " ".join(_UNSEEN.sub(" ", str(value)).split())
+    return " ".join(INVISIBLE.sub(" ", str(value)).split())
 
 
 def text(value: object) -> str:
@@ -65,7 +65,7 @@ def literal(value: str) -> str:
 
 def _quoted(line: str) -> str:
     written = json.dumps(line, ensure_ascii=False)
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
+    return str(INVISIBLE.sub(lambda found: escaped(found[0]), written))
 
 
 def _longest_run(value: str) -> int:

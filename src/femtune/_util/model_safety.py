@@ -11,17 +11,16 @@ from pathlib import Path
 from femtune._util.text import brief, first
 from femtune.errors import ModelError
 
-# else transformers asks a service of the Hub to convert pickled weights; we send nothing there
-os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-
 _PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 
 
 def check_weights(folder: str | Path) -> None:
     """Check that a folder of a model or an adapter has safetensors, not only pickles. Raises ModelError.
 
-    A name that is no local folder passes, such as an id on the Hub: pickles are never downloaded.
+    A name that is no local folder passes, such as an id on the Hub: pickles are never downloaded, and no
+    service of the Hub is asked to convert them, as transformers would.
     """
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # transformers reads it as it loads
     folder = Path(folder)
     if not folder.is_dir():
         return

@@ -1,16 +1,28 @@
-"""Text helpers for messages: shortened lists and texts, the nearest name, times, terminal-safe text."""
+"""Text helpers for messages: shortened lists and texts, the nearest name, times.
+
+Also the one definition of invisible characters, for terminal, report, browser and Markdown.
+"""
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
 
+import regex
+
 SHOWN = 5  # names that a message lists before "and N more"
 
-_MAY_ACT = re.compile(r"[^\n\t -~]")  # anything but plain ASCII
+# What has no print, or changes how other characters are read: controls, marks of direction, halves of
+# surrogate pairs, what is private or unassigned, separators of lines, fillers, tags. Newline, tab and
+# the first selectors of variants, which emoji need, do not count. `regex` knows Unicode's properties;
+# the standard library has no Default_Ignorable_Code_Point.
+_INVISIBLE = r"[\p{C}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}--[\n\t\ufe00-\ufe0f]]"
+# Joiners shape scripts and emoji, and these signs of numbers are seen: pages draw both.
+_DRAWN = r"[\u200c\u200d\p{Prepended_Concatenation_Mark}]"
+
+INVISIBLE = regex.compile(f"[{_INVISIBLE}--{_DRAWN}]", regex.V1)  # on a page
+_IN_TERMINAL = regex.compile(_INVISIBLE, regex.V1)  # terminals disagree on the width of joiners
 
 
 def first(items: Sequence[str], between: str = ", ") -> str:
@@ -45,6 +57,8 @@ def near(name: str, known: Iterable[str]) -> str:
 def span(seconds: float) -> str:
     """Format a time in seconds for readers, in the largest unit that fits.
 
+    humanize has no such form as "2.5 h", which a column of a table needs.
+
     >>> span(4.2), span(600), span(9000), span(400000)
     ('4.2 s', '10.0 min', '2.5 h', '4.6 days')
     """
@@ -57,23 +71,31 @@ def span(seconds: float) -> str:
 def visible(text: str) -> str:
     r"""Escape what a terminal would act on or not show.
 
-    Control characters except newline and tab become symbols. Other unprintable characters become their
+    Control characters except newline and tab become symbols. Other invisible characters become their
     code points: direction marks, zero-width characters, tags, lone surrogates.
 
     >>> print(visible("\x1b[2J \u202egnp.exe é 日本!"))
     ␛[2J \u202egnp.exe é 日本!
     """
-    return _MAY_ACT.sub(lambda found: _sign(found[0]), text)
+    return str(_IN_TERMINAL.sub(lambda found: _sign(found[0]), text))
+
+
+def escaped(char: str) -> str:
+    r"""Return a character's number, as a string of Python's has it.
+
+    >>> print(escaped("\x1b"), escaped("\u202e"), escaped("\U000e0041"))
+    \x1b \u202e \U000e0041
+    """
+    code = ord(char)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _sign(char: str) -> str:
     code = ord(char)
     if code < 0x20 or code == 0x7F:
         return chr(0x2400 + code) if code < 0x20 else "␡"
-    # variation selectors have no width, and can carry hidden text
-    is_selector = 0xE0100 <= code <= 0xE01EF
-    if not is_selector and (char.isprintable() or unicodedata.category(char) == "Zs"):
-        return char
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 

@@ -135,6 +135,7 @@ def refilter(
     examples. --train trains on them, from the weights that the iteration started from, or --model.
     """
     from femtune.tools import refilter as again
+    from femtune.tools import refilter_report
 
     with showing(show) as progress:
         if train:
@@ -151,8 +152,8 @@ def refilter(
     if show == "json":
         print(json.dumps(report))
     elif show != "quiet":
-        console.print(plain_table(*again.table(report)))
-        for note in again.notes(report):
+        console.print(plain_table(*refilter_report.table(report)))
+        for note in refilter_report.notes(report):
             console.print(literal(note), soft_wrap=True)
     if show in ("auto", "lines") and output_dir is not None:
         tell("examples (prompt, completion, weight)", output_dir / "examples.parquet")

@@ -18,14 +18,10 @@ from cyclopts.config import Dict
 
 from femtune._util import interrupts
 from femtune._util.parsing import Unreadable, read_yaml
-from femtune.errors import ConfigError, FemtuneError
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
 from femtune._util.text import brief
 from femtune.cli import inspect  # importing it registers its commands
 from femtune.cli.train import app
+from femtune.errors import ConfigError, FemtuneError
 from femtune.reporting.terminal import (
     errors,
     literal,
@@ -46,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     After the first Ctrl-C or SIGTERM, the work in progress is finished and stored: see interrupts.py.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before huggingface_hub is imported
     log = logging.getLogger("femtune")
     if not any(isinstance(handler, _Warn) for handler in log.handlers):
         log.addHandler(_Warn(logging.WARNING))

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from femtune._util.atomic_files import replacing
+from femtune._util.extras import check_extra
 from femtune._util.text import near
 from femtune.comparison.direct import direct_answers, direct_metrics, expected_score
 from femtune.comparison.regression import Features, features, predictions, with_values
@@ -113,6 +114,9 @@ def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
             check_reinforced(name, settings)
         elif name not in suit:
             raise ConfigError(f"baseline {name} does not suit task {settings.task}: leave it out.")
+        if name == "regression":
+            others = " ".join(each for each in wanted if each != name) or "none"
+            check_extra(f"baseline regression (left out by --baselines {others})", "scipy", "sklearn")
     return tuple(name for name in (*APPLY["judge"], *RL_BASELINES) if name in wanted)
 
 

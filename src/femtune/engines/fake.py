@@ -25,7 +25,7 @@ from pathlib import Path
 
 from femtune.data.prompts import prompt_text
 from femtune.engines.pairs import logprobs_by_pairs
-from femtune.types import Asked, Completion, FinishReason, Prompt, Request, Sampling
+from femtune.types import Asked, Capabilities, Completion, FinishReason, Prompt, Request, Sampling
 
 END = 256  # the token after the bytes 0 to 255
 
@@ -71,6 +71,8 @@ class FakeEngine:
     What `write` raises becomes a completion with finish_reason "error". `nats` stands for the
     model's log-probability, of scored and, unless `write` gives its own, of written completions.
     """
+
+    capabilities = Capabilities()  # all of them
 
     def __init__(
         self, write: Write, *, nats: Nats = uniform, room: int = 8, order_seed: int = 0
@@ -127,7 +129,7 @@ class FakeEngine:
         try:
             written = self.write(prompt, request.seed)
         except Exception as error:  # whatever a test's function raises stands for a failed engine
-            return Completion((), "", "error", 0.0, f"{type(error).__name__}: {error}")
+            return Completion((), "", "error", 0.0, error=f"{type(error).__name__}: {error}")
         text, nats = written if isinstance(written, tuple) else (written, None)
         whole = (*text.encode(), END)
         tokens = whole[: request.most_tokens(sampling)]

@@ -58,7 +58,7 @@ def local_model(name: str) -> Path:
 
 
 def load_tokenizer(folder: Path, template_args: Sequence[str] = ()) -> ChatTokenizer:
-    """The tokenizer of a model's folder. Raises ModelError where there is none."""
+    """The tokenizer of a model's folder. Raises ModelError if it is missing."""
     from transformers import AutoTokenizer
 
     try:
@@ -111,7 +111,7 @@ def adapter_base(folder: Path) -> str | None:
     try:
         found = read_json(path)
     except Unreadable as error:
-        raise ModelError(f"{path} {error}. Get the adapter anew.") from error
+        raise ModelError(f"{path} {error}. Download the adapter again.") from error
     base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
     if not isinstance(base, str) or not base:
         raise ModelError(f"{path} names no `base_model_name_or_path`: write there what it is for.")

@@ -1,4 +1,4 @@
-"""Whether an engine serves the weights that it was told to, by what it gives a few completions.
+"""Check that an engine serves the weights it was given, by the log-probabilities of a few completions.
 
 An M-step leaves a probe in the folder of its weights: some examples, their log-probabilities under the
 new weights, and under those that it started from. An engine that has loaded the folder must give the
@@ -13,10 +13,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 from femtune.errors import EngineError
-from femtune.types import Engine
+from femtune.types import EngineBase, Generates
 
 PROBE = "weight_probe.json"  # in a model's folder
 
@@ -41,7 +40,7 @@ class Probe:
 
     @property
     def num_tokens(self) -> int:
-        """Of the completions."""
+        """Number of tokens of all completions together."""
         return sum(map(len, self.completions))
 
 
@@ -51,35 +50,29 @@ def write_probe(folder: Path, probe: Probe) -> None:
 
 
 def read_probe(folder: Path) -> Probe | None:
-    """The probe beside some weights, or None where there is none."""
+    """Return the probe beside some weights, or None."""
     path = folder / PROBE
     return Probe(**json.loads(path.read_text())) if path.exists() else None
 
 
-class Loads(Protocol):
-    """An engine, or several that check themselves."""
-
-    def load(self, weights: Path) -> None: ...
-
-
-def serve(engine: Loads, weights: Path, rounding: float, base_probe: Probe | None = None) -> None:
+def serve(engine: EngineBase, weights: Path, rounding: float, base_probe: Probe | None = None) -> None:
     """Load weights and check that they are served, by the probe beside them or, of a base, the given.
 
-    A server that can't score is trusted with a base, and told of, but not with what was learnt. Raises
+    A server that can't score is trusted, with a warning, for a base, but not for what was learnt. Raises
     EngineError where weights are not served, and what `load` raises.
     """
     engine.load(weights)
     learnt = read_probe(weights)
     probe = learnt or base_probe
-    if probe is None or not isinstance(engine, Engine):
+    if probe is None or not isinstance(engine, Generates):  # a pool's workers check themselves
         return
-    if learnt is None and not getattr(getattr(engine, "abilities", None), "scores", True):
+    if learnt is None and not engine.capabilities.scores:
         log.warning("the server can't score completions: that it serves %s is not checked.", weights)
         return
     check_served(engine, probe, rounding)
 
 
-def check_served(engine: Engine, probe: Probe, rounding: float) -> None:
+def check_served(engine: EngineBase, probe: Probe, rounding: float) -> None:
     """Raise EngineError unless the engine gives the probe's completions their log-probabilities.
 
     The sum of deviations may be `rounding` nats a token, or half of what training moved them by, if that

@@ -21,8 +21,8 @@ import numpy as np
 from femtune.data.tasks.frames import scale_of
 from femtune.errors import ConfigError, EngineError
 from femtune.estep.forced_answers import FORCED_TOKENS, Endings
-from femtune.estep.scheduler import EnginePool, Sampler
-from femtune.types import Asked, Completion, Draw, Engine, Problem, Tokens
+from femtune.estep.scheduler import Sampler
+from femtune.types import Asked, Completion, Draw, EngineBase, Problem, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def closed_set(problem: Problem) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Writing:
-    """How each answer is written after the cue, in tokens.
+    """Return the tokens of each answer after the cue.
 
     `ways[i]` are the continuations that all write answer i: one, or one for each way of closing it.
     """
@@ -247,7 +247,7 @@ def _summed(writing: Writing, nats: Sequence[float]) -> AnswerNats:
     return AnswerNats(writing.answers, tuple(sums))
 
 
-def nats_after(engine: Engine | EnginePool, asked: Sequence[Asked]) -> list[tuple[float, ...]]:
+def nats_after(engine: EngineBase, asked: Sequence[Asked]) -> list[tuple[float, ...]]:
     """Nats of each continuation after its prefix. Raises EngineError where the engine can't score."""
     return [tuple(each) for each in engine.logprobs_after(asked)] if asked else []
 

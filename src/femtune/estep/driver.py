@@ -20,7 +20,7 @@ from femtune.estep.journal import Journal, remove_journal
 from femtune.estep.pipeline import overlapped
 from femtune.estep.scheduler import Chunk, Lease, OpenChunk, Sampler
 from femtune.runs.run import write_draws
-from femtune.types import Draw, Engine, Problem, Request, Scheme
+from femtune.types import Draw, Engine, Generates, Problem, Request, Scheme
 
 RunFacts = Callable[[Sequence[Draw]], None]
 # Of the chunk of that number: the problems that are asked, and the ids of those that are remembered.
@@ -42,10 +42,10 @@ def e_step(
     `place(index)` says where a chunk is stored: one that is there already is left out, another is there
     before it is given. `on_draws` sees draws as they are graded, for progress; of several workers, a
     chunk at a time. Holds one chunk's draws, with overlap a few. Chunks come in their order. Raises what
-    the engine or the grading raises, and Stopped where that is wished: see stopping.py.
+    the engine or the grading raises, and Stopped where that is wished: see interrupts.py.
     """
     leases = missing(problems, scheme, sampler, iteration, place, choose)
-    if not isinstance(sampler.engine, Engine):
+    if not isinstance(sampler.engine, Generates):
         with interrupts.finishing("what the workers have in flight"):
             for chunk in sampler.engine.work_off(leases):
                 on_draws(chunk.draws)
@@ -83,7 +83,7 @@ def missing(
                 scheme,
                 sampler.sampling,
                 iteration,
-                where,
+                place=where,
                 known=known,
                 demos=sampler.demos,
                 force=sampler.force,
@@ -141,7 +141,7 @@ def work_off(
 
 
 def open_journal(lease: Lease, sampler: Sampler) -> Journal | nullcontext[None]:
-    """The journal of a chunk that is stored somewhere, unless it is to be drawn anew as a whole."""
+    """Return the journal of a chunk that is stored somewhere, unless the whole chunk is redrawn."""
     if lease.place is None:
         return nullcontext()
     if sampler.resume == "chunks":

@@ -74,12 +74,12 @@ class Journal:
 
 
 def journal_of(shard: Path) -> Path:
-    """Where the draws of an open chunk are."""
+    """Return the path of the journal of an open chunk."""
     return shard.with_name(f"{shard.stem}.open.jsonl")
 
 
 def remove_journal(shard: Path) -> None:
-    """What was in it is in the shard now, or is to be drawn anew. Raises RunError."""
+    """Remove the journal: its draws are in the shard now, or are redrawn. Raises RunError."""
     path = journal_of(shard)
     try:
         path.unlink(missing_ok=True)
@@ -89,7 +89,7 @@ def remove_journal(shard: Path) -> None:
 
 @dataclass(frozen=True)
 class JournalContents:
-    """What a journal holds."""
+    """The content of a journal."""
 
     draws: list[Draw]
     spent_s: tuple[float, float]  # on the chunk: the engine's, and all
@@ -97,7 +97,7 @@ class JournalContents:
 
 
 def read_journal(path: Path) -> JournalContents:
-    """What is whole of a journal; changes nothing."""
+    """Read the intact part of a journal; change nothing."""
     found: dict[DrawKey, Draw] = {}  # two workers may have written one chunk
     spent_s, num_bytes = (0.0, 0.0), 0
     with path.open("rb") as file:
@@ -114,5 +114,5 @@ def read_journal(path: Path) -> JournalContents:
 
 
 def journals(folder: Path) -> list[Path]:
-    """Those of open chunks in a folder of shards."""
+    """Return the journals of open chunks in a folder of shards."""
     return sorted(folder.glob("*.open.jsonl"))

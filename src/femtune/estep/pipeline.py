@@ -6,7 +6,7 @@
     caller's thread   stores chunks that are done
 
 So a slow reward, a disk's flush, and the last long completions of a chunk leave no engine idle. What a
-request meets in its batch now hangs on time, so draws are the same only up to rounding.
+request meets in its batch now depends on time, so draws are the same only up to rounding.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def overlapped(
 
 
 class _Stream:
-    """What the threads share: queues, and chunks that only the engine's thread touches."""
+    """State shared by the threads: queues, and chunks that only the engine's thread changes."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class _Stream:
         self.stopped = threading.Event()
 
     def open_chunk(self, lease: Lease) -> _Open:
-        """Begin a chunk, or go on with one from its journal."""
+        """Start a chunk, or resume one from its journal."""
         opened = _Open(OpenChunk(lease, self.sampler), Journal(lease.place) if lease.place else None)
         if opened.journal and (known := opened.chunk.take_up(opened.journal.draws)):
             self.on_draws(known)

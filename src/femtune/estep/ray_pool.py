@@ -4,7 +4,7 @@
              also in place of those that died, and takes in late ones when the cluster has room
     worker   has an engine of its own; loads the weights that a lease names, draws, grades, stores
 
-Log-probabilities are handed out as slices of the pairs to score, in the same way. A worker that dies
+Log-probabilities are handed out as slices of the pairs to score, in the same way. A worker that crashes
 loses its lease, which goes to another, with the journal of what was drawn: a chunk's
 draws do not depend on who makes them. A run that is to stop leaves a file beside the shards, at whose
 sight workers finish what they have in flight. All machines see the run directory, by which weights
@@ -34,20 +34,20 @@ from femtune.estep.driver import work_off
 from femtune.estep.scheduler import Chunk, Lease, Sampler
 from femtune.rewards.custom import MODULES
 from femtune.runs.run import read_shard
-from femtune.types import Asked, Engine
+from femtune.types import Asked, Capabilities, Engine, Generates
 
 log = logging.getLogger("femtune")
 
 MOST_DEATHS = 3  # of workers over one lease, before it is taken to be the cause
-SLICE = 64  # pairs, or prefixes; fixed, so that numbers do not hang on how many workers there are
-AHEAD = 4  # chunks a worker that may be begun before the first of them is done
+SLICE = 64  # pairs, or prefixes; fixed, so that numbers do not depend on the number of workers
+AHEAD = 4  # chunks a worker that may start before the first of them is done
 STARTING = -1  # stands for a lease in the count of deaths
 STOPPED = "stopped"  # what a worker gives for a lease that it did not work off to its end
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """How many workers there are to be, and what each needs."""
+    """Number of workers, and the CPUs and GPUs of each."""
 
     workers: int
     address: str | None = None  # of a Ray cluster; None: one is started here, and ended
@@ -89,16 +89,16 @@ class Task:
 
 
 class Worker:
-    """What runs in an actor. Its errors go to the driver as they are."""
+    """Code that runs in an actor. Its errors reach the driver unchanged."""
 
-    def start(self, make_engine: Callable[[], Sampler]) -> str:
-        """Load the engine; gives the name of the machine."""
+    def start(self, make_engine: Callable[[], Sampler]) -> Capabilities:
+        """Load the engine; return what it can do."""
         self.sampler = make_engine()
-        if not isinstance(self.sampler.engine, Engine):
-            raise TypeError("a worker has an engine of its own")
-        self.engine = self.sampler.engine
+        if not isinstance(self.sampler.engine, Generates):
+            raise TypeError("A worker needs an engine of its own; got a pool.")
+        self.engine: Engine = self.sampler.engine
         self.serving: Path | None = None
-        return socket.gethostname()
+        return self.engine.capabilities
 
     def do(self, order: Task) -> Chunk | list[float] | list[list[float]] | str:
         """Work by the weights that are ordered; gives what `_draw` or the engine's scoring does."""
@@ -166,7 +166,26 @@ class Pool:
         self._hire = self.ray.put(make_engine)
         self._workers: list[_WorkerHandle] = []
         self._told = time.monotonic()
+        self._capabilities: Capabilities | None = None  # None until a worker has started
         self._fill_posts()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return what the workers' engines can do; waits until one of them has started.
+
+        Raises what a worker raises, and EngineError where MOST_DEATHS workers die as they start.
+        """
+        deaths = 0
+        while self._capabilities is None:
+            interrupts.check()
+            self._fill_posts()
+            for worker in self._ended():
+                if self._result(worker) is None:
+                    self._workers.remove(worker)
+                    deaths += 1
+            if deaths >= MOST_DEATHS:
+                raise EngineError(_too_many(None))
+        return self._capabilities
 
     def load(self, weights: Path) -> None:
         """Name the weights of the leases to come; each worker loads and checks them with its next."""
@@ -187,7 +206,7 @@ class Pool:
         """Nats of each completion given its prompt, in order: see `types.Engine`.
 
         Raises what a worker raises, EngineError where a slice ends MOST_DEATHS workers, and Stopped
-        where that is wished, once what workers have begun is done.
+        on request, once workers have finished what they started.
         """
         slices = [
             ScoreBatch(i, pairs[at : at + SLICE]) for i, at in enumerate(range(0, len(pairs), SLICE))
@@ -201,14 +220,14 @@ class Pool:
         return [nats for part in self._deal(slices, []) for nats in part]
 
     def _deal(self, works: Sequence[Work], places: Sequence[Path]) -> Iterator[Any]:
-        """Hand out work; gives what comes of each, in its order. A wish to stop is told at `places`."""
+        """Hand out work; yield the results in order. A request to stop is written at `places`."""
         fresh = deque(works)
         again: deque[Task] = deque()
         deaths: Counter[int] = Counter()
         begun: deque[int] = deque()  # work that is not given yet, in its order
         done: dict[int, Any] = {}
         for worker in self._workers:
-            worker.order = None  # what a caller who stopped has left is of no use
+            worker.order = None  # a caller that stopped has no use for it
         while fresh or begun:
             if interrupts.stop_requested():
                 fresh.clear()
@@ -281,7 +300,7 @@ class Pool:
         return [awaited[doing] for doing in ended]
 
     def _result(self, worker: _WorkerHandle) -> Any:
-        """What a worker gives, or None if it died; it is free then. Raises what it raised."""
+        """Return the result of a worker, or None if it died, and free it. Raises its error."""
         starting, doing = worker.order is None, worker.doing
         worker.doing = worker.order = None
         try:
@@ -292,10 +311,12 @@ class Pool:
             what = "as it started" if starting else "over its work, which is done again"
             log.warning("a worker died %s: another takes its post (%s)", what, _brief(error))
             return None
+        if starting:
+            self._capabilities = value
         return True if value is None else value
 
     def _stored(self, work: Work, result: Any) -> Any:
-        """What came of work; a chunk with its draws, read back where the worker stored them."""
+        """Return the result of a task; for a chunk, its draws, read back from where they were stored."""
         if not isinstance(work, Lease) or work.place is None:
             return result
         for _ in range(50):  # a network's file system may show a new file late
@@ -319,7 +340,7 @@ class Pool:
 
 
 def _stop_file(place: Path) -> Path:
-    """What tells workers that the run is to stop, beside the shards that they store."""
+    """Return the file that tells workers to stop, beside the shards that they store."""
     return place.with_name(".stopping")
 
 
@@ -386,7 +407,7 @@ def _on_loopback() -> Iterator[None]:
 
 
 def _local_cpus(posts: WorkerSpec) -> int:
-    """What Ray is told this machine has: workers share its cores if they are fewer."""
+    """Return the number of CPUs to declare to Ray: workers share the cores if they are fewer."""
     return max(os.cpu_count() or 1, -int(-posts.cpus * posts.workers // 1))
 
 
@@ -413,7 +434,7 @@ def _too_many(order: Task | None) -> str:
 
 
 def _cause(error: Any) -> BaseException:
-    """What a worker raised."""
+    """Return the error that a worker raised."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, FemtuneError):
         return cause

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,12 +18,12 @@ from femtune.data.truncation import Cut
 from femtune.engines.weight_check import ROUNDING, Probe
 from femtune.estep.forced_answers import Endings, Finished, Force
 from femtune.types import (
-    Asked,
     Completion,
     Demos,
     Draw,
     DrawKey,
     Engine,
+    EngineBase,
     Problem,
     Request,
     Resume,
@@ -49,49 +49,30 @@ class Grade(Protocol):
     ) -> Sequence[Score]: ...
 
 
-class EnginePool(Protocol):
-    """Several engines in processes of their own, that work off whole chunks: see pool.py."""
-
-    def load(self, weights: Path) -> None:
-        """Serve these weights from now on."""
-        ...
+class EnginePool(EngineBase, Protocol):
+    """Several engines in processes of their own that work off whole chunks: see `ray_pool`."""
 
     def work_off(self, leases: Iterable[Lease]) -> Iterator[Chunk]:
-        """Draw for each lease, in any order; draws are stored where the lease says, and given."""
-        ...
-
-    def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
-        """Nats of each completion given its prompt, as `Engine.logprob`, by the weights last named."""
-        ...
-
-    def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """Nats of each continuation after its prefix, by the same weights: see `Engine`."""
-        ...
-
-    def release(self) -> None:
-        """Give the devices' memory back until the next `load`."""
-        ...
-
-    def close(self) -> None:
-        """End the processes."""
+        """Draw for each lease, in any order; store the draws where the lease says, and give them."""
         ...
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """What draws come from and how they are graded, apart from problems and scheme."""
+    """Engine, prompts, grading and sampling: all that draws depend on, but problems and scheme."""
 
     engine: Engine | EnginePool
     tokenizer: Tokenizer
     prompts: Prompts
     grade: Grade
     sampling: Sampling
+    _: KW_ONLY
     seed: int = 0  # of the run; each draw's own seed follows from it and its key
     chunk_size: int = 1024  # problems
-    # nats a token by which the engine's log-probabilities and the M-step's may differ: see served.py
+    # nats a token by which log-probabilities of engine and M-step may differ: see weight_check.py
     rounding: float = ROUNDING["float32"]
     base_probe: Probe | None = None  # what the base gives some completions
-    overlap: bool = False  # draw on while the last chunk is graded and stored: see overlap.py
+    overlap: bool = False  # draw on while the last chunk is graded and stored: see pipeline.py
     resume: Resume = "draws"
     cut: Cut | None = None  # where completions end beside their end token
     context: int | None = None  # tokens that the model takes
@@ -109,6 +90,7 @@ class Lease:
     scheme: Scheme
     sampling: Sampling
     iteration: int
+    _: KW_ONLY
     place: Path | None = None  # where its draws are stored by whom works it off
     known: frozenset[str] = frozenset()  # ids of problems of which draws are remembered
     demos: Demos = ()
@@ -117,7 +99,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What came of one chunk of problems."""
+    """Draws of one chunk of problems, and what they took."""
 
     index: int
     draws: list[Draw]  # in order of problem, then key
@@ -126,7 +108,7 @@ class Chunk:
 
 
 def upcoming(stages: Sequence[Stage], attempts: Sequence[Draw], begin: int = 0) -> list[tuple[int, int]]:
-    """What to ask of a problem next, as (stage, index), once all of `attempts` are graded; [] when done.
+    """Return the next (stage, index) to ask of a problem, given its graded `attempts`; [] when done.
 
     A stage for the unsolved asks one at a time and stops at the first accepted draw, of this stage or an
     earlier one; a stage for all asks its draws together. Stages are numbered from `begin` on.
@@ -147,7 +129,7 @@ def upcoming(stages: Sequence[Stage], attempts: Sequence[Draw], begin: int = 0) 
 
 
 class OpenChunk:
-    """Which request comes next, and what has come back: the state of a chunk that is worked off."""
+    """State of a chunk in work: the requests that come next, and the draws that have come back."""
 
     def __init__(self, lease: Lease, sampler: Sampler) -> None:
         self.lease = lease
@@ -221,7 +203,7 @@ class OpenChunk:
 
     @property
     def is_done(self) -> bool:
-        """Whether every problem has all its draws."""
+        """True if every problem has all its draws."""
         return not self._fresh and not any(self._open.values())
 
     @property
@@ -230,7 +212,7 @@ class OpenChunk:
         return [draw for attempts in self.attempts.values() for draw in attempts]
 
     def asked(self, request: Request) -> bool:
-        """Whether a request is of this chunk."""
+        """Return True if a request belongs to this chunk."""
         return request.key.problem_id in self._problems
 
     def unanswered(self) -> list[str]:

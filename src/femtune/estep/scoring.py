@@ -1,7 +1,7 @@
 """What a scheme's rules are given: an iteration's draws and those that are remembered, with their nats.
 
     recalled/00000.parquet   of the draws remembered from iteration k-1: log pi, log q by theta_{k-1}
-    draws/00000.parquet      the iteration's own draws: see estep.py
+    draws/00000.parquet      the iteration's own draws: see driver.py
     scored/00000.parquet     of these: log pi, log q, and what answer_scoring.py says of their answers
     memory/00000.parquet     the draws that iteration k leaves to the next
 
@@ -73,7 +73,7 @@ class ScoredDraws:
 
     @property
     def indices(self) -> range:
-        """Of the chunks."""
+        """Numbers of the chunks."""
         return range(-(-len(self.problems) // self.sampler.chunk_size))
 
     @property
@@ -100,7 +100,7 @@ class ScoredDraws:
     def choose(
         self, index: int, problems: Sequence[Problem]
     ) -> tuple[Sequence[Problem], frozenset[str]]:
-        """Of a chunk's problems those due and worth asking, and the ids of those that are remembered.
+        """Return a chunk's problems that are due and worth asking, and the ids of remembered ones.
 
         No draw can raise the bound log sum_S pi(z, y* | x), over the distinct remembered draws S, by
         more than minus itself, as pi(y* | x) is at most 1.
@@ -111,7 +111,7 @@ class ScoredDraws:
         return [p for p in due if self._worth(by_id.get(p.id, []))], frozenset(by_id)
 
     def is_scored(self, kind: str) -> bool:
-        """Whether the nats of that kind ("recalled" or "scored") are stored, or none are needed."""
+        """Return True if log-probabilities of a kind ("recalled", "scored") are stored or not needed."""
         if not self.scheme.needs & SCORED:
             return True
         if kind == "recalled" and (self.scheme.remember is None or self.iteration == 1):
@@ -155,7 +155,7 @@ class ScoredDraws:
                 self.run.record(path)
 
     def metrics(self) -> dict[str, Any]:
-        """What scoring took, and of schemes that remember, what is known of the problems.
+        """Return the cost of scoring and, for schemes that remember, the measures of what they remember.
 
         covered_share    share of problems with a right draw, remembered or new
         log_mass         mean over these of log sum_S pi(z, y* | x), nats, S the distinct right draws:
@@ -185,7 +185,7 @@ class ScoredDraws:
 
     @cached_property
     def _turns(self) -> Mapping[str, int]:
-        """When of `every` iterations each problem is asked: as many in each, in no order of rows."""
+        """Assign each problem to one of `every` iterations, evenly, whatever the order of rows."""
         shuffled = sorted(self.problems, key=lambda problem: uniform(f"turn {problem.id}"))
         return {problem.id: i % self.scheme.every for i, problem in enumerate(shuffled)}
 
@@ -220,7 +220,7 @@ _KINDS = ("recalled", "scored", "memory")
 
 
 def log_mass(draws: Sequence[Draw]) -> float | None:
-    """log of the sum of pi(z, y | x) over distinct accepted draws, nats; None where there is none.
+    """log of the sum of pi(z, y | x) over distinct accepted draws, nats; None without such draws.
 
     Rounding may lift a sum above 1: such is taken for 1.
     """
@@ -262,7 +262,7 @@ def scored_draws(
 
 
 def drawn_nats(draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: Sampler) -> list[float]:
-    """Log-probability in nats of drawing each completion, freely or by a forced answer.
+    """Return the log-probability (nats) of drawing each completion, freely or by a forced answer.
 
     Where answers are forced, z + cue + y is drawn in two ways: the model writes it, or it ends after z
     and answers the cue. Importance weights divide by the sum of both,
@@ -271,7 +271,7 @@ def drawn_nats(draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: 
 
     (the balance heuristic, Veach and Guibas 1995): a weight by one of the two alone would count such a
     completion twice. The first term is left out of a completion that is too long to be written freely.
-    Draws are at temperature 1 (see prepare._check_law) and under the prompt with the worked examples
+    Draws are at temperature 1 (see resolve._check_law) and under the prompt with the worked examples
     that they were drawn with. Raises EngineError where the engine can't score.
     """
     endings = Endings(sampler.tokenizer, sampler.cut, "ended", sampler.context)
@@ -338,7 +338,7 @@ def logprobs(
 
 
 def write_nats(path: Path, draws: Sequence[Draw], timing: dict[str, float]) -> None:
-    """Store the nats of draws, with seconds and tokens in the file's metadata under "timing"."""
+    """Store log-probabilities of draws, with seconds and tokens in the metadata under "timing"."""
     columns = {
         "iteration": [draw.key.iteration for draw in draws],
         "problem_id": [draw.key.problem_id for draw in draws],

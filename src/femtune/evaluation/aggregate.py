@@ -42,7 +42,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the draws of one problem say; of a pair, in one of its orders."""
+    """Answers of the draws of one problem; of a pair, in one of its orders."""
 
     votes: list[Vote]
     swapped: bool

@@ -79,7 +79,7 @@ def correlations(weights: Floats, x: Floats, y: Floats) -> dict[str, Floats]:
     rows, columns = rows[shown], columns[shown]
 
     def product_moment(x: Floats, y: Floats) -> Floats:
-        """Of centred x [resamples, distinct x] and y [resamples, distinct y]."""
+        """Return the correlation of centered x [resamples, distinct x] and y [resamples, distinct y]."""
         covariance = (together * x[:, rows] * y[:, columns]).sum(axis=1)
         return ratio(covariance, np.sqrt(_dot(across, x**2) * _dot(down, y**2)))
 
@@ -125,7 +125,7 @@ def _twice_concordance(weights: Floats, x: Ints, y: Ints) -> Floats:
 
 
 def _dot(a: Floats, b: Floats) -> Floats:
-    """Of each resample, the sum of products."""
+    """Return the sum of products for each resample."""
     products: Floats = np.einsum("ij,ij->i", a, b)
     return products
 
@@ -161,7 +161,7 @@ def bootstrap(
 
 
 def _resample(rng: np.random.Generator, rows: int, size: int) -> Floats:
-    """How often each of `size` is drawn in `size` draws with replacement, [rows, size]."""
+    """Return how often each of `size` items is drawn in `size` draws with replacement, [rows, size]."""
     drawn = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
     times = np.bincount(drawn.ravel(), minlength=rows * size)
     return times.reshape(rows, size).astype(float)

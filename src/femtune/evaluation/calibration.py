@@ -51,7 +51,7 @@ def fit_calibration(
                     ranking stays.
     isotonic        of each answer, the rising step function from its share to the share of items
                     where it is the truth, nearest in squares; then divided by the sum (Zadrozny &
-                    Elkan 2002). Free of form: takes hundreds of items, and may rank answers anew.
+                    Elkan 2002). Free of form: takes hundreds of items; may change the order of answers.
 
     Raises ConfigError for another kind or an impossible scale, DataError where there are fewer than
     20 items with a vote, one draw of each where votes are counted, or one class of truths.
@@ -87,7 +87,7 @@ def effect(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What a calibration does to items it was not fitted on.
+    """Measure a calibration on items that it was not fitted on.
 
     `ece_before`, `ece_after`, `brier_before`, `brier_after`, each with its interval, from the same
     resamples; {} of single draws. See metrics.confidence. Raises ConfigError where the calibration is
@@ -158,9 +158,9 @@ def load_calibration(path: Path) -> Calibration:
     try:
         return _from_json(read_json(path))
     except Unreadable as error:
-        raise DataError(f"{path} {error}. Fit it anew.") from error
+        raise DataError(f"{path} {error}. Fit it again.") from error
     except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{path} is no calibration: {error}. Fit it anew.") from error
+        raise DataError(f"{path} is not a calibration: {error}. Fit it again.") from error
 
 
 def _from_json(stored: Any) -> Calibration:
@@ -183,7 +183,7 @@ def _from_json(stored: Any) -> Calibration:
         raise ValueError("its temperature and smoothing must be over 0")
     if len(knots) != (len(scale) if kind == "isotonic" else 0):
         raise ValueError(f"it has {len(knots)} lists of knots, for {len(scale)} answers")
-    return Calibration(kind, scale, temperature, smoothing, knots, of)
+    return Calibration(kind, scale, temperature, smoothing, knots=knots, of=of)
 
 
 def _knots(pair: Sequence[Any]) -> Knots:

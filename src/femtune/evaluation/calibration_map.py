@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class Calibration:
     scale: tuple[str, ...]
     temperature: float = 1.0  # over 1: the votes are too sure
     smoothing: float = 0.0  # added to each share, so that an answer without a vote is not impossible
+    _: KW_ONLY
     knots: tuple[Knots, ...] = ()  # one for each answer of the scale; straight lines between
     of: CalibrationOf = "votes"  # which distributions it was fitted to
 
@@ -50,7 +51,7 @@ def check_scale(calibration: Calibration, scale: Sequence[str]) -> None:
     if tuple(scale) != calibration.scale:
         raise ConfigError(
             f"the calibration is of the scale {list(calibration.scale)}, "
-            f"the answers are on {list(scale)}: fit it anew."
+            f"the answers are on {list(scale)}: fit it again."
         )
 
 

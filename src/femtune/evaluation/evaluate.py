@@ -88,7 +88,7 @@ def evaluation_metrics(
     majority_accuracy   of the most frequent answer, where there are several draws
     pass_at_k           of math: that one of k draws is right; k is 2, 4, 8 ... and all draws
     answered            share of draws with an answer, forced ones included
-    forced_share        share of draws whose answer was forced: see endings.py
+    forced_share        share of draws whose answer was forced: see forced_answers.py
     answered_unforced   share of draws with an answer that was not forced, if there are forced ones
     accuracy_unforced   accuracy where forced answers count as wrong, if there are any
     truncated_share     share of draws that ended at max_new_tokens; with `max_new_tokens` given, also
@@ -156,7 +156,7 @@ def as_item(problem: Problem, draws: Sequence[Draw]) -> Item:
 
 
 def group_of(problem: Problem) -> str:
-    """What is resampled as one: the problems of a pair, or of an item; "" stands alone."""
+    """Return the name of the cluster that is resampled as one: a pair or an item; "" stands alone."""
     known = frame(problem)
     return (known.pair or known.item) if known else ""
 
@@ -195,7 +195,7 @@ def _shares(
 def _of_the_task(
     asked: Sequence[tuple[Problem, Item]], calibration: Calibration | None
 ) -> dict[str, Any]:
-    """What the task of these problems measures beyond accuracy."""
+    """Return what the task of these problems measures beyond accuracy."""
     known = frame(asked[0][0]) if asked else None
     if known is None or not known.scale:
         return {}
@@ -214,7 +214,7 @@ def _of_the_task(
 
 
 def _ratings(asked: Sequence[tuple[Problem, Item]]) -> dict[str, list[str]]:
-    """What the raters gave each item: its problems' answers, or the ratings that one was averaged of."""
+    """Return the ratings of each item: its problems' answers, or the ratings behind an average."""
     ratings: dict[str, list[str]] = defaultdict(list)
     for problem, item in asked:
         given = problem.columns.get("ratings")
@@ -318,7 +318,7 @@ class _Tally:
 
 
 def is_right(draw: Draw) -> bool:
-    """Whether the answer earned the full reward, whatever the scheme accepts."""
+    """Return True if the answer earned the full reward, whatever the scheme accepts."""
     return draw.score.reason in ("", "wrong") and draw.score.reward >= 1
 
 

@@ -86,7 +86,7 @@ def score_right(source: Path, target: Path, problems: Mapping[str, Problem], sam
 
 
 def is_right(draw: Draw) -> bool:
-    """Whether the completion earned the full reward, whatever it says of a hint."""
+    """Return True if the completion earned the full reward, whatever it says of a hint."""
     return draw.score.reward >= 1
 
 
@@ -136,7 +136,7 @@ def posterior_metrics(problems: Mapping[str, Problem], folder: Path) -> dict[str
                  estimated from; 0 where none is right. Compare it at the same K alone
     leak_share   share of hinted draws whose rationale gives the hint away in words
     leak_nats    mean over right hinted draws of log q(z, y | x, y*) - log pi(z, y | x), nats a
-                 completion: minus the log of the weight of `posterior.importance`. Of a problem, on
+                 completion: minus the log of the weight of `weights.importance`. Of a problem, on
                  average, KL(q(z | right) || posterior) + log h - log p, where h is the chance that a
                  hinted draw is right; 0 where a hint changes nothing
     draws        K

@@ -49,19 +49,19 @@ class Votes:
     """Items as arrays over a scale."""
 
     counts: Floats  # [items, scale]
-    first: Ints  # [items, scale], the index of an answer's first vote; NEVER where there is none
+    first: Ints  # [items, scale], the index of an answer's first vote; NEVER if there is no vote
     truth: Ints  # [items], a position on the scale
     several: bool  # whether an item was drawn more than once
 
     @property
     def cast(self) -> npt.NDArray[np.bool_]:
-        """Which items have a vote on the scale, [items]."""
+        """True for items with a vote on the scale, [items]."""
         cast: npt.NDArray[np.bool_] = self.counts.sum(axis=1) > 0
         return cast
 
     @property
     def shares(self) -> Floats:
-        """Of the votes on the scale, [items, scale]; uniform where there is none."""
+        """Shares of the votes on the scale, [items, scale]; uniform without votes."""
         counts = np.where(self.cast[:, None], self.counts, 1.0)
         shares: Floats = counts / counts.sum(axis=1, keepdims=True)
         return shares
@@ -199,7 +199,7 @@ def rater_ceiling(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """How well raters agree with each other: what a model can't be asked to exceed by much.
+    """Measure how well raters agree with each other: a ceiling for a model, more or less.
 
     `ratings` are those of each item, in any order; what is off the scale is no rating, and items
     with less than two are left out. {} where none is left. Each rating counts once, intervals are by
@@ -293,7 +293,7 @@ def count_votes(items: Sequence[Item], scale: Sequence[str]) -> Votes:
 def distributions(
     items: Sequence[Item], scale: Sequence[str], calibrate: Calibration | None = None
 ) -> Floats:
-    """Of each item, the shares of its votes on the scale, or calibrated ones; [items, scale].
+    """Return the shares of votes on the scale for each item, or calibrated ones; [items, scale].
 
     Uniform where there is no vote.
 
@@ -310,7 +310,7 @@ def distributions(
 
 
 def scale_values(scale: Sequence[str], values: Sequence[float] | None = None) -> Floats:
-    """What each answer is worth: as given, else the answers' numbers, else positions from 0.
+    """Return the value of each answer: as given, else the answers' numbers, else positions from 0.
 
     >>> scale_values(["0", "0.5", "1"]).tolist(), scale_values(["bad", "ok"]).tolist()
     ([0.0, 0.5, 1.0], [0.0, 1.0])
@@ -347,7 +347,7 @@ def most_likely(weights: Floats, first: Ints) -> Ints:
 def _orders(
     items: Sequence[Item], winner: Ints, cast: npt.NDArray[np.bool_], swapped: Sequence[bool]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Of each pair with an answer in both orders, one item: which those are, and where both agree."""
+    """Return the pairs with an answer in both orders, one item each, and where both orders agree."""
     if len(swapped) != len(items):
         raise DataError(f"{len(items)} items, but {len(swapped)} orders: give one for each.")
     response = np.where(np.array(swapped, bool) & (winner < 2), 1 - winner, winner)
@@ -407,7 +407,7 @@ def calibration_errors(p: Floats, truth: Ints, top: Ints | None = None) -> Stati
 
 
 def _why_undefined(ratings: Floats, predictions: Floats) -> dict[str, str]:
-    """Of the measures that may be, the reason, should it turn out so; ratings with a vote only."""
+    """Return why measures may be undefined, by measure; ratings with a vote only."""
     if len(ratings) == 0:
         return {}  # summary's own
     if len(ratings) < 3:

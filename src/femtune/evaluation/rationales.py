@@ -67,7 +67,7 @@ class EvaluatedRun(Protocol):
 
     @property
     def progress(self) -> Phases:
-        """Where phases are shown."""
+        """Progress that shows phases."""
         ...
 
     def place(
@@ -114,7 +114,7 @@ def read_all(steps: EvaluatedRun, most: int, reader: Path | None = None) -> dict
 
 
 def _can_score(sampler: Sampler) -> bool:
-    if not getattr(getattr(sampler.engine, "abilities", None), "scores", True):
+    if not sampler.engine.capabilities.scores:
         why = "the server can't score completions"
     elif not sampler.prompts.format.cue:
         why = f"answer_format {sampler.prompts.format.spec} has no cue to score an answer after"
@@ -235,7 +235,7 @@ def asked_text(prompts: Prompts, problem: Problem) -> str:
 
 
 def scored(draws: Path, scores: Path) -> Iterator[list[Draw]]:
-    """Yield the draws of each shard of an E-step that were scored, with their nats: see tries.py."""
+    """Yield the draws of each shard of an E-step that were scored, with their nats: see scoring.py."""
     for place in sorted(scores.glob("*.parquet")):
         nats = read_nats(place)
         found, _ = read_shard(draws / place.name)
@@ -243,6 +243,6 @@ def scored(draws: Path, scores: Path) -> Iterator[list[Draw]]:
 
 
 def read_rationales(folder: Path) -> dict[str, Any]:
-    """Return the stored measures of an iteration's folder; {} where there are none."""
+    """Return the stored measures of an iteration's folder; {} if nothing is stored."""
     path = folder / FILE
     return json.loads(path.read_text()) if path.is_file() else {}

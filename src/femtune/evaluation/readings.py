@@ -31,7 +31,7 @@ from femtune.types import Draw, DrawKey, Problem
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the correct answer's log-probability is after a rationale and without one, in nats."""
+    """Log-probabilities of the correct answer in nats, after a rationale and without one."""
 
     log_answer: float
     log_direct: float

@@ -3,7 +3,7 @@
     iteration-000/eval/00000.parquet           draws
     iteration-000/eval_answers/00000.parquet   problem_id, index, answers, nats: pi(y | x, z) after each
 
-A shard is scored once its draws are stored, and written whole. So a stopped command goes on with the
+A shard is scored once its draws are stored, and written whole. So a stopped command resumes with the
 shards that are missing, and scores nothing twice.
 """
 
@@ -66,14 +66,14 @@ def uses_probabilities(aggregate: Aggregate, problems: Sequence[Problem], prompt
 
 def engine_scores(sampler: Sampler, aggregate: Aggregate) -> bool:
     """Return whether the engine can score. Raises EngineError where it can't and has to."""
-    able = getattr(getattr(sampler.engine, "abilities", None), "scores", True)
+    able = sampler.engine.capabilities.scores
     if not able and aggregate == "probabilities":
         raise EngineError(
             "aggregate probabilities: the server can't score given completions (no prompt_logprobs, no "
             "echo with logprobs). Serve the model with vLLM, choose --engine vllm or transformers, or "
             "--aggregate votes."
         )
-    return bool(able)
+    return able
 
 
 def score_draws(draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: Sampler) -> Scored:

@@ -2,7 +2,7 @@
 
 The filter keeps what the model gets right, which is the easy and the middling: a judge that is trained
 on that drifts to the most frequent human score. `kept_by` and `kept_scores` show it, `balance_factors`
-mends the answers' part of it: weights by y*, as in inverse-propensity weighting.
+corrects the answers' part of it: weights by y*, as in inverse-propensity weighting.
 
 A share is of problems with an accepted draw, 0 to 1; its interval is Wilson's of 95%, which takes the
 problems as independent.
@@ -50,7 +50,7 @@ def outcomes(folder: Path, problems: Mapping[str, Problem]) -> list[Outcome]:
 
 
 def kept_by(asked: Sequence[Outcome]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Of each kind of group, each group's `kept_share`, its interval, and `num_problems`.
+    """Return each group's `kept_share`, its interval and `num_problems`, by kind of group.
 
     answer      the human's, y*
     length      of ratings: a quarter of the problems each, by words of what is judged
@@ -90,7 +90,7 @@ def wilson(hits: int, num: int) -> tuple[float, float]:
 
 
 def _kinds(problems: Sequence[Problem]) -> dict[str, list[str]]:
-    """Of each kind, the group of each problem."""
+    """Return the group of each problem, by kind of group."""
     kinds = {"answer": [problem.answer for problem in problems]}
     frames = [frame(problem) for problem in problems]
     if all(known and known.form == "rating" for known in frames):
@@ -140,7 +140,7 @@ def _place(name: str) -> tuple[bool, float, str]:
 
 
 def kept_scores(asked: Sequence[Outcome]) -> dict[str, Any]:
-    """Of ratings: the human scores of all problems beside those of the kept ones; elsewhere {}.
+    """Return, for ratings, the human scores of all problems and of kept ones; elsewhere {}.
 
     score_mean, score_sd            of all problems; in units of the scale's values
     kept_score_mean, kept_score_sd  of those that are kept
@@ -148,7 +148,7 @@ def kept_scores(asked: Sequence[Outcome]) -> dict[str, Any]:
     mean_shift, sd_shift, mode_shift    kept less all: a falling spread and a rising mode are a drift to
                                         the middle
 
-    Each with its bootstrap interval by item (see `intervals.bootstrap`).
+    Each with its bootstrap interval by item (see `bootstrap.bootstrap`).
     """
     frames = [frame(problem) for problem, _ in asked]
     if not asked or not all(known and known.form == "rating" for known in frames):
@@ -182,7 +182,7 @@ def kept_scores(asked: Sequence[Outcome]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Weighed:
-    """What a rule makes of an E-step's draws, by human answer."""
+    """Weights that a rule gives an E-step's draws, by human answer."""
 
     num_problems: Mapping[str, int]
     num_examples: Mapping[str, int]
@@ -205,7 +205,7 @@ def weighed(chunks: Iterable[Sequence[Draw]], problems: Mapping[str, Problem], r
 
 @dataclass(frozen=True)
 class Factors:
-    """What each human answer's examples are multiplied by."""
+    """Factors by which each human answer's examples are multiplied."""
 
     by_answer: Mapping[str, float]
     clipped: tuple[str, ...] = ()  # answers whose factor is the most that there is

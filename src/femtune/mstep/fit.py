@@ -20,7 +20,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class MStep:
     num_steps: int
     trained_tokens: int  # input tokens, prompts included, over all epochs
     loss: float  # nats per completion token, averaged over steps
+    _: KW_ONLY
     seconds: float  # training only, without loading and saving
     num_epochs: float
     batch_size: int  # examples of a batch on one device
@@ -220,7 +221,7 @@ def _train(
     )
     schedule = asdict(training.schedule(len(data), distributed.count()))
     took = round(seconds, 3)
-    done = MStep(len(data), result.global_step, fed, result.training_loss, took, **schedule)
+    done = MStep(len(data), result.global_step, fed, result.training_loss, seconds=took, **schedule)
     prompts, completions = ([side[row] for row in rows] for side in (data.prompts, data.completions))
     after = completion_nats(trainer.network(), data, rows)
     probe = Probe(prompts, completions, after, before)

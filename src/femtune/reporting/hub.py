@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ class Upload:
     kind: Literal["model", "dataset"]
     files: Mapping[str, Path]  # by their names in the repository
     changed: Mapping[str, str]  # files whose text differs from the local one
+    _: KW_ONLY
     message: str
     note: str = ""  # a notice for the owner
 
@@ -93,7 +94,14 @@ def _model(root: Path, repo: str, iteration: int) -> Upload:
         if hub_model(model) is None:
             note = f"The adapter's base, {base}, is no model of the Hub: others can't load it by name."
         changed["adapter_config.json"] = json.dumps(adapter, indent=2) + "\n"
-    return Upload(repo, "model", files, changed, f"Model after iteration {iteration}, by femtune", note)
+    return Upload(
+        repo,
+        "model",
+        files,
+        changed,
+        message=f"Model after iteration {iteration}, by femtune",
+        note=note,
+    )
 
 
 def _data(root: Path, repo: str, iteration: int, draws: bool) -> Upload:
@@ -110,7 +118,7 @@ def _data(root: Path, repo: str, iteration: int, draws: bool) -> Upload:
         ", and draws all that was written." if draws else "."
     )
     message = f"Rationales of iteration {iteration}, by femtune"
-    return Upload(repo, "dataset", files, changed, message, note)
+    return Upload(repo, "dataset", files, changed, message=message, note=note)
 
 
 def _named(card: str, repo: str) -> str:

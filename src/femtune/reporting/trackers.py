@@ -10,6 +10,7 @@ metrics.json, and a table of some completions. Only named trackers receive anyth
 stores the name of the run in each tracker, and how many of its iterations were logged.
 
 transformers' callbacks are not used: they treat every M-step as a new experiment or restart at step 1.
+Neither are accelerate's trackers: they start a new experiment even if a run is resumed.
 """
 
 from __future__ import annotations

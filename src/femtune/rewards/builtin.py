@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import regex as patterns
 
+from femtune._util.extras import check_extra
 from femtune._util.text import brief, near
 from femtune.data.answers import Scale, as_fraction, as_label, parse_scale, remembered, same_text
 from femtune.data.prompts import Prompts
@@ -182,8 +183,9 @@ def math() -> AnswerReward:
     (0.0, 0.0, 0.0)
 
     Never raises, and gives the same value on every machine: expressions that could keep sympy busy for
-    long are not parsed.
+    long are not parsed. Making it raises ConfigError if math-verify is not installed.
     """
+    check_extra("reward math", "math_verify")
 
     def grade(answer: str, gold: str) -> float:
         return float(same_value(answer, gold))

@@ -1,7 +1,7 @@
 """The models of a run: which are kept, what `best` and `last` point to, and whether there is room.
 
 A model is named best by its held-out accuracy, the first of equals. The newest is always kept, as the
-run goes on from it.
+run resumes from it.
 """
 
 from __future__ import annotations
@@ -88,6 +88,6 @@ def drop_masters(run: Run, newest: int) -> None:
 
 
 def next_start(model: Path) -> Path:
-    """Return the weights that an M-step goes on from: a model's float32 ones, if they are kept."""
+    """Return the weights that an M-step continues from: a model's float32 ones, if they are kept."""
     master = model.with_name(MASTER)
     return master if model.name == "model" and master.exists() else model

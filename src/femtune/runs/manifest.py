@@ -87,7 +87,7 @@ def unrecorded(root: Path) -> list[Path]:
 
 
 def damage(root: Path, entry: Entry) -> str:
-    """What is wrong with a file that was entered; "" if nothing is."""
+    """Return what is wrong with a file that has an entry; "" if nothing is."""
     path = root / entry.path
     if not path.is_file():
         return "missing"
@@ -100,7 +100,7 @@ def damage(root: Path, entry: Entry) -> str:
 
 
 def looked_through(path: Path) -> str:
-    """What is wrong with a file that was never entered, as far as its own form tells; "" if nothing is.
+    """Return what is wrong with a file without an entry, judged by its own form; "" if nothing is.
 
     A kill comes between a file and its line in the manifest, too.
     """

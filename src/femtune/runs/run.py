@@ -1,4 +1,4 @@
-"""The run directory: what is in each file, each written once, all of it enough to go on from.
+"""The run directory: what is in each file, each written once, all of it enough to resume from.
 
     config.yaml              format number, and the whole resolved configuration
     environment.json         versions, hardware and git state as the run began
@@ -7,7 +7,7 @@
         draws/00000.parquet  one shard a chunk: every draw, kept or not
         draws/00001.open.jsonl   the draws of a chunk that is still open: see journal.py
         eval/00000.parquet   the same of the evaluation
-        bound/, bound_scored/    and of what bounds the likelihood: see bound.py
+        bound/, bound_scored/    and of what bounds the likelihood: see likelihood_bound.py
         eval_scored/, rationales.json   what rationales are worth to the base: see rationales.py
         examples.parquet     what the M-step trains on; also TRL's prompt / completion columns
         model/               an ordinary Hugging Face folder
@@ -34,6 +34,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, get_args
@@ -97,7 +98,7 @@ class Run:
         return self.root / f"iteration-{number:03}"
 
     def shard(self, iteration: int, kind: str, index: int) -> Path:
-        """Where chunk `index` of the draws of that kind ("draws" or "eval") is stored."""
+        """Return where chunk `index` of a kind of draws ("draws" or "eval") is stored."""
         return self.iteration(iteration) / kind / f"{index:05}.parquet"
 
     def log(self, event: str, **fields: Any) -> None:
@@ -181,7 +182,7 @@ _BEFORE_CONFIG = {".lock", ".config.yaml.part"}
 
 @contextmanager
 def open_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str]) -> Iterator[Run]:
-    """Make a run directory, or go on with the one that holds this very configuration.
+    """Make a run directory, or resume the one that holds this very configuration.
 
     `changeable` names settings that may differ from the stored ones. Raises RunError where the
     directory can't be written, holds something else, or is in use by a living process.
@@ -202,7 +203,7 @@ def locked(root: Path) -> Iterator[int]:
     """Keep other processes from a run directory, which is made; gives the lock's descriptor.
 
     A dead process holds no lock, nor does what it has forked. Raises RunError where another
-    holds it, or none can be had.
+    holds it, or none can be had. (filelock would lock in the same way, and not name the holder.)
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -222,6 +223,7 @@ def locked(root: Path) -> Iterator[int]:
                 ) from error
             raise RunError(f"{root} is in use by another femtune process{_owner(lock)}.") from error
         _write_owner(lock)
+        _let_go_in_children()
         _held.add(lock.fileno())
         try:
             yield lock.fileno()
@@ -242,7 +244,10 @@ def _let_go() -> None:
         _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+@cache
+def _let_go_in_children() -> None:
+    """Have forked children let go of this process's locks; there is no way to take that back."""
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _write_owner(lock: IO[bytes]) -> None:
@@ -260,7 +265,7 @@ def _owner(lock: IO[bytes]) -> str:
 
 
 def _tell_environment(run: Run) -> None:
-    """Store what the run was begun with, and log what differs as it goes on."""
+    """Store what the run was started with, and log what differs when it resumes."""
     path, now = run.root / "environment.json", environment()
     if not path.exists():
         write_json(path, now)
@@ -276,7 +281,7 @@ def _tell_environment(run: Run) -> None:
     if versions:
         shown = ", ".join(f"{n.partition('.')[2]} {a} -> {b}" for n, (a, b) in versions.items())
         events.warning(
-            "%s was begun with other versions (%s): what is drawn from now on may differ by rounding "
+            "%s was started with other versions (%s): what is drawn from now on may differ by rounding "
             "from what an unchanged installation would draw.",
             *(run.root, shown),
         )
@@ -295,7 +300,7 @@ def read_log(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def check_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str]) -> None:
-    """Whether `root` can become or already is the run of this configuration; writes nothing.
+    """Check that `root` can become, or is, the run of this configuration; write nothing.
 
     Raises RunError where it can't be written or holds something else.
     """
@@ -348,12 +353,12 @@ def _check_relied_on(root: Path, stored: Any, now: Mapping[str, str]) -> None:
 def stored_config(root: Path) -> dict[str, Any]:
     """Return the configuration of a run, without its format.
 
-    Raises RunError where there is none, where it is damaged, or made by another version of femtune.
+    Raises RunError if it is missing, damaged, or made by another version of femtune.
     """
     path = root / "config.yaml"
     if not path.exists():
         raise RunError(f"{root} is no run: it has no config.yaml. Give the folder of a run.")
-    redo = "Put back what was in it, or begin anew in another --output-dir."
+    redo = "Put back what was in it, or start again in another --output-dir."
     try:
         stored = read_yaml(path)
     except Unreadable as error:
@@ -386,7 +391,7 @@ def _refuse_other(
         raise RunError(
             f"{root} holds a run with another configuration (- stored, + asked for):\n  "
             + "\n  ".join(changed)
-            + "\nGive the same settings to go on with it, or another --output-dir."
+            + "\nGive the same settings to resume it, or another --output-dir."
         )
 
 
@@ -437,9 +442,9 @@ def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Draw]:
                 text,
                 finish_reason,
                 _number(logprob),
-                error,
-                _number(drawn_logprob),
-                num_forced,
+                error=error,
+                drawn_logprob=_number(drawn_logprob),
+                num_forced=num_forced,
             ),
             Score(reward, answer, reason, detail, rationale),
             demos=demos,

@@ -144,7 +144,7 @@ def wake(scheme: Scheme, weight: float = 1.0) -> Scheme:
 
 
 def restart(scheme: Scheme, epochs: float = 3.0) -> Scheme:
-    """Start each M-step from the base, and train `epochs` times `num_train_epochs` to learn all anew.
+    """Start each M-step from the base, and train `epochs` times `num_train_epochs` to learn all again.
 
     What the model finds likely only as it has memorized it is forgotten; what draws agree on is learnt
     again. Nothing is lost where draws are remembered.
@@ -163,7 +163,7 @@ def restart(scheme: Scheme, epochs: float = 3.0) -> Scheme:
 
 
 def settle(scheme: Scheme, iterations: int = SETTLE) -> Scheme:
-    """Restart in the first `iterations` of every 3 * iterations; the others go on from what was learnt.
+    """Restart in the first `iterations` of every 3 * iterations; the others continue training.
 
     Those take `num_train_epochs`, as without a restart, and where the learning rate is constant it falls
     to 0 in each of them (linear). What is memorized from draws of a poor model is forgotten early;
@@ -251,7 +251,7 @@ def spelled_out(spec: str) -> str:
 
 
 def _read_part(part: str, spec: str, known: dict[str, Callable[..., Scheme]]) -> tuple[str, list[float]]:
-    """Return `memo:8` as ("memo", [8]). Raises ConfigError where it is none of these."""
+    """Return `memo:8` as ("memo", [8]). Raises ConfigError for anything else."""
     part = part.strip()
     match = _PART.fullmatch(part)
     name, given = (match[1], match[2] or match[3]) if match else ("", None)

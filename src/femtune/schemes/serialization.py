@@ -134,7 +134,7 @@ def _rule_from_data(data: Any) -> Any:
 
 
 def _part_to_data(part: Any) -> dict[str, dict[str, Any]]:
-    """Return {module:class: fields}. Raises ConfigError for what could not be found again by that."""
+    """Return {module:class: fields}. Raises ConfigError for what could not be found again by it."""
     kind = type(part)
     name = f"{kind.__module__}:{kind.__qualname__}"
     frozen = is_dataclass(part) and kind.__dataclass_params__.frozen
@@ -157,7 +157,7 @@ def _part_from_data(data: Any) -> Any:
 
 
 def _found(name: str) -> type:
-    """Return the class of an import path. Raises ConfigError where there is none."""
+    """Return the class of an import path. Raises ConfigError if it is missing."""
     module, _, path = name.partition(":")
     try:
         found: Any = import_module(module)

@@ -1,6 +1,6 @@
-"""Rules by which draws count for what the posterior pi(z | x, y*) makes of them, whoever wrote them.
+"""Rules by which draws count for what the posterior pi(z | x, y*) makes of them, whatever wrote them.
 
-log pi   nats of a draw, rationale and answer, under the plain prompt, by theta_{k-1}
+log pi   log-probability of a draw, rationale and answer, under the plain prompt, by theta_{k-1}
 log q    under the hinted prompt
 as drawn   what the engine said as it drew it, of the prompt and weights that it drew from
 
@@ -34,7 +34,7 @@ class Importance:
 
     q is the law that the draw was drawn by: prompt, worked examples, temperature, forced answer. w is 1
     for an on-policy one. sum w f / sum w tends to the mean of f under the posterior as draws grow. So
-    PPS becomes EM, and a rationale that only one who was told the answer would write loses its weight.
+    PPS becomes EM, and a rationale that can only be written with the answer in view loses its weight.
 
     Source: self-normalised importance sampling; for latent variables of models, reweighted wake-sleep
     (Bornschein and Bengio 2015, arXiv 1406.2751).
@@ -220,7 +220,7 @@ class Doubt:
 
     Source: EM with noisy labels, as Dawid and Skene 1979, for one rater whose errors are uniform.
 
-    Raises ConfigError for a noise that is none, or fewer than two answers.
+    Raises ConfigError for a noise outside [0, 1), or fewer than two answers.
     """
 
     noise: float = 0.1

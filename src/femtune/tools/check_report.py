@@ -29,7 +29,8 @@ from femtune.tools.check import (
     show_tokens,
     trained_under,
 )
-from femtune.tools.check_model import COOLER, Planned, Trial, Tried, percentile, written
+from femtune.tools.check_model import COOLER, Planned, Trial, Tried, percentile
+from femtune.tools.unanswered import written
 from femtune.types import Draw, Problem, Scheme
 
 SECONDS = 15.0  # between two lines of progress
@@ -169,7 +170,7 @@ def _votes(trial: Trial, by_id: dict[str, Problem]) -> Counter[str]:
 
 def written_lines(trial: Trial, problems: Sequence[Problem], width: int = 80) -> Iterator[Text]:
     """Yield a line for each form of draws without a usable answer, at most `width` cells wide."""
-    found = written(trial, problems)
+    found = written(trial.draws, problems)
     total = sum(count for _, count, _ in found)
     if not found:
         return
@@ -234,7 +235,7 @@ def _as_numbers(trial: Trial, problems: Sequence[Problem]) -> dict[str, Any]:
         "tokens_99th": percentile(lengths, 0.99) if lengths else None,
         "unanswered": [
             {"form": form, "count": count, "shown": text}
-            for form, count, text in written(trial, problems)
+            for form, count, text in written(trial.draws, problems)
         ],
     }
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
+from femtune._util.extras import check_extra
 from femtune.config import CHANGEABLE, Evaluate
 from femtune.data.tasks.frames import Frame, frame
 from femtune.data.tasks.load import read_task
@@ -89,6 +89,7 @@ def measure_biases(
     each alteration; a pair is asked in one order, with either side altered. Raises ConfigError for a
     task that does not judge, and for calibrated votes or probabilities.
     """
+    check_extra("femtune bias", "scipy")
     settings = as_trained(settings, model)
     if settings.task not in _THINGS:
         raise ConfigError(f"task {settings.task} judges nothing: set --task judge or summarize.")
@@ -179,6 +180,8 @@ def rating_biases(
 
     Ranks are those among all items, in bootstrap resamples too.
     """
+    from scipy.stats import rankdata  # of an extra; `measure_biases` has looked that it is there
+
     scale = _frame(problems[0]).scale
     worth = scale_values(scale)
     order = [problem.id for problem in problems]

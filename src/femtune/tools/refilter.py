@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from femtune.evaluation.selection_bias import (
     outcomes,
     weighed,
 )
-from femtune.loop import drawn
+from femtune.loop import LoopConfig, drawn
 from femtune.model_info import info_of, write_info
 from femtune.mstep.examples import write_examples
 from femtune.resolve import make_loop_config, read_inputs
@@ -174,10 +174,7 @@ def refilter(
     weights that the iteration started from, or from `model`, into its folder model/. Raises RunError if
     the run is unsuitable, ConfigError for impossible changes, NothingKept if no draw is kept.
     """
-    if output_dir is not None:
-        check_new(output_dir)
-    elif train or model:
-        raise ConfigError("train needs a folder for the model: give --output-dir too.")
+    _check_output(output_dir, trains=train or model is not None)
     stored = open_stored(root, iteration)
     settings = change.of(stored.settings)
     own = stored_scheme(stored.config, root)
@@ -190,29 +187,16 @@ def refilter(
     grade = _grade(stored, settings) if change.reward else None
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch)
-        asked_again, left_out = _write_again(stored, new, grade, again)
-        shares, kept, _ = _side(stored.draws, stored.problems, old, stored.settings.balance)
-        _, other, factors = _side(again, stored.problems, new, settings.balance)
-        gains = _gains(stored)
-        kept |= _worth(stored.draws, gains)
-        other |= _worth(again, gains)
-        report = {
-            "iteration": stored.iteration,
-            "problems_by_answer": shares,
-            "stored": kept,
-            "refiltered": other,
-            "not_asked": len(stored.problems) - other["num_problems"],
-            "alike": alike,
-            "asked_again": asked_again,
-            "left_out": left_out,
-        }
+        report, factors = _report(stored, settings, old, new, grade, again)
+        report["alike"] = alike
+        kept, other = report["stored"], report["refiltered"]
         if not kept["num_problems"]:
             raise RunError(f"{root} has no draws in iteration {stored.iteration}: choose another.")
         if output_dir is None or place is None:
             return report
         if not other["num_kept"]:
             raise NothingKept(nothing_kept(stored.iteration, other, new))
-        start, tokenizer = place
+        tokenizer = place[1]
         rule, prompts = new.weigh, stored.trained_prompts(tokenizer)
         examples = output_dir / "examples.parquet"
         write_examples(
@@ -220,17 +204,60 @@ def refilter(
         )
         write_json(output_dir / "refilter.json", report)
     if train:
-        from femtune.mstep.fit import m_step  # torch is slow to import
-
-        seed = settings.seed + stored.iteration  # as in the run
-        _, training = loop.m_step(stored.iteration)
-        out = output_dir / "model"
-        done = m_step(examples, start, out, training, tokenizer, seed=seed, on_step=on_step)
-        base = local_model(stored.model)
-        weights = hash_weights(base, base_of_adapter(base))
-        write_info(out, info_of(settings, settings, stored.model, weights))
-        report["m_step"] = asdict(done)
+        report["m_step"] = _fit(stored, settings, loop, examples, place, output_dir / "model", on_step)
     return report
+
+
+def _check_output(output_dir: Path | None, *, trains: bool) -> None:
+    """Refuse a folder that is taken, and training without one. Raises RunError, ConfigError."""
+    if output_dir is not None:
+        check_new(output_dir)
+    elif trains:
+        raise ConfigError("train needs a place for the model: give --output-dir too.")
+
+
+def _report(
+    stored: Stored, settings: Train, old: Scheme, new: Scheme, grade: Grade | None, again: Path
+) -> tuple[dict[str, Any], Factors]:
+    """Write the draws as they would have been graded to `again`, and measure both sides."""
+    asked_again, left_out = _write_again(stored, new, grade, again)
+    shares, kept, _ = _side(stored.draws, stored.problems, old, stored.settings.balance)
+    _, other, factors = _side(again, stored.problems, new, settings.balance)
+    gains = _gains(stored)
+    kept |= _worth(stored.draws, gains)
+    other |= _worth(again, gains)
+    report = {
+        "iteration": stored.iteration,
+        "problems_by_answer": shares,
+        "stored": kept,
+        "refiltered": other,
+        "not_asked": len(stored.problems) - other["num_problems"],
+        "asked_again": asked_again,
+        "left_out": left_out,
+    }
+    return report, factors
+
+
+def _fit(
+    stored: Stored,
+    settings: Train,
+    loop: LoopConfig,
+    examples: Path,
+    place: tuple[Path, ChatTokenizer],
+    out: Path,
+    on_step: Callable[[int, int, float], None],
+) -> dict[str, Any]:
+    """Train on the examples as the run's M-step would have, and describe the model in its folder."""
+    from femtune.mstep.fit import m_step  # torch is slow to import
+
+    start, tokenizer = place
+    seed = settings.seed + stored.iteration  # as in the run
+    _, training = loop.m_step(stored.iteration)
+    done = m_step(examples, start, out, training, tokenizer, seed=seed, on_step=on_step)
+    base = local_model(stored.model)
+    weights = hash_weights(base, base_of_adapter(base))
+    write_info(out, info_of(settings, settings, stored.model, weights))
+    return asdict(done)
 
 
 def _place(stored: Stored, model: str | None, train: bool) -> tuple[Path, ChatTokenizer]:
@@ -330,104 +357,3 @@ def _mean_score(shares: Mapping[str, float]) -> float | None:
 
 
 # --- shown
-
-_MEASURES = (  # of kept_scores: the measure, its shift, and its title
-    ("score_mean", "mean_shift", "human score, mean"),
-    ("score_sd", "sd_shift", "human score, spread (sd)"),
-    ("mode_share", "mode_shift", "human score {mode}, its share"),
-)
-
-
-def table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return columns and rows: all problems, what the run kept, what the changes keep."""
-    return ["", "problems", "stored", "refiltered"], [*_overall(report), *_groups(report)]
-
-
-def _overall(report: Mapping[str, Any]) -> Iterator[list[str]]:
-    sides = [report["stored"], report["refiltered"]]
-    num = f"{sides[0]['num_problems']:,}"
-    yield ["kept", num, *(f"{side['num_kept']:,} ({side['kept_share']:.3f})" for side in sides)]
-    yield ["examples", "", *(f"{side['num_examples']:,}" for side in sides)]
-    for prompt in sides[0]["reasons"]:
-        counts = [side["reasons"].get(prompt, {}) for side in sides]
-        for reason in dict.fromkeys((*counts[0], *counts[1])):
-            yield [f"{prompt} draws: {reason}", "", *(f"{count.get(reason, 0):,}" for count in counts)]
-    if "num_rationales" in sides[0]:
-        yield [
-            "kept rationales that were scored",
-            "",
-            *(f"{side['num_rationales']:,}" for side in sides),
-        ]
-        for name, title in (
-            ("rationale_gain", "  what they add to log p(y* | x), nats"),
-            ("helpful_share", "  share that adds to it"),
-        ):
-            values = [side[name] for side in sides]
-            yield [title, "", *("-" if value is None else f"{value:.3f}" for value in values)]
-    scores = [side["kept_scores"] for side in sides]
-    if all(scores):
-        for name, shift, title in _MEASURES:
-            shown = [_shifted(side, f"kept_{name}", shift) for side in scores]
-            yield [title.format(**scores[0]), f"{scores[0][name]:.3f}", *shown]
-        means = [side["mean_trained_score"] for side in sides]
-        shown = [f"{mean:.3f}" if mean is not None else "-" for mean in means]
-        yield ["human score, mean by weight", f"{scores[0]['score_mean']:.3f}", *shown]
-
-
-def _shifted(scores: Mapping[str, Any], name: str, shift: str) -> str:
-    """Return a measure of the kept problems, and the interval of its difference to all."""
-    if scores[name] is None:
-        return "-"
-    low, high = scores.get(f"{shift}_ci", (None, None))
-    return f"{scores[name]:.3f}" + (f" ({low:+.3f} to {high:+.3f})" if low is not None else "")
-
-
-def _groups(report: Mapping[str, Any]) -> Iterator[list[str]]:
-    sides = [report["stored"], report["refiltered"]]
-    for kind, groups in sides[0]["kept_by"].items():
-        yield [f"kept, by {kind}", "", "", ""]
-        for name, group in groups.items():
-            found = [side["kept_by"].get(kind, {}).get(name) for side in sides]
-            yield [f"  {name}", f"{group['num_problems']:,}", *map(_with_interval, found)]
-    data = report["problems_by_answer"]
-    if "answer" in sides[0]["kept_by"]:
-        yield ["share of the weight, by answer", "", "", ""]
-        for name in sides[0]["kept_by"]["answer"]:
-            if name in data:
-                shares = [side["weight_by_answer"].get(name, 0.0) for side in sides]
-                yield [f"  {name}", f"{data[name]:.3f}", *(f"{share:.3f}" for share in shares)]
-
-
-def _with_interval(group: Mapping[str, Any] | None) -> str:
-    if group is None:
-        return "-"
-    low, high = group["kept_share_ci"]
-    return f"{group['kept_share']:.3f} ({low:.3f} to {high:.3f})"
-
-
-def notes(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the notes needed to read the table."""
-    if report["not_asked"]:
-        why = "this E-step was stopped before its end"
-        why += ", or did not ask them" if report["alike"] else ""
-        yield f"{report['not_asked']:,} problems have no draws: {why}."
-    if report["alike"]:
-        yield (
-            "weights are equal over the iteration's own right draws: the run's own weights depend on "
-            "log-probabilities, or on remembered draws."
-        )
-    if report["asked_again"]:
-        yield (
-            f"{report['asked_again']:,} problems would have been asked again: the other filter refuses "
-            "the draw at which the run stopped asking. A run with it may keep more than is shown."
-        )
-    if report["left_out"]:
-        yield f"{report['left_out']:,} stored draws would not have been asked for; they are left out."
-    if clipped := report["refiltered"].get("balance_clipped"):
-        yield (
-            f"answers {', '.join(clipped)} are too rare among what is kept: their factor is held at "
-            f"{max(report['refiltered']['balance'].values()):g}."
-        )
-    lost = report["problems_by_answer"].keys() - report["refiltered"]["weight_by_answer"].keys()
-    if lost and "balance" in report["refiltered"]:
-        yield f"nothing is kept of the answers {', '.join(sorted(lost)[:5])}: no balance puts them back."

@@ -123,6 +123,7 @@ class TrainSettings(SampleSettings, TrainingSettings, total=False):
     eval_every: int
     bound_draws: int
     bound_problems: int
+    reader_problems: int
 
 
 class CompareSettings(TrainSettings, total=False):

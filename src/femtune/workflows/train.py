@@ -178,7 +178,7 @@ def _check_room(
 
 def _check_adapters(sampler: Sampler) -> None:
     """Refuse a server that cannot load adapters at runtime. Raises ModelError."""
-    if not getattr(getattr(sampler.engine, "abilities", None), "adapters", True):
+    if not sampler.engine.capabilities.adapters:
         raise ModelError(
             "the server takes no adapters while it runs, so what is learnt can't reach it: "
             "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."

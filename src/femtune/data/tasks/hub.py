@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from femtune._util.extras import check_extra
 from femtune.errors import ConfigError, DataError
 
 _FILE_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -39,8 +40,10 @@ def is_hub_id(name: str) -> bool:
 def open_hub(address: Address, task: str) -> Any:
     """Open the `datasets.Dataset` at an address; its rows stay on disk and are read one by one.
 
-    Raises ConfigError for an unknown config or split, DataError if the data set can't be loaded.
+    Raises ConfigError for an unknown config or split, or if the library `datasets` is not installed, and
+    DataError if the data set can't be loaded.
     """
+    check_extra(f"{address.name}, a data set on the Hub,", "datasets")
     import datasets  # takes a second
     from huggingface_hub.utils.tqdm import disable_progress_bars
 

@@ -26,7 +26,7 @@ TEXTS = (
 STEPS = 3  # last tokens of each text, which are passed one at a time
 _LONGEST = 96  # tokens of a text at most: byte tokenizers make hundreds of them
 
-# KL that is rounding whatever the model, and that is none whatever the model's own rounding
+# KL that counts as rounding for any model, and KL that never does, whatever the model's own rounding
 _FLOOR = {torch.float32: 1e-7}
 _FLOOR_16 = 1e-3
 _CEILING = 0.05

@@ -109,7 +109,7 @@ def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def score(model: Any, asked: Sequence[Asked], batch: Sequence[Group]) -> list[tuple[int, list[float]]]:
-    """Return the nats of each continuation of the batch's prefixes, with each prefix's index."""
+    """Return log-probabilities (nats) of each continuation in the batch, with prefix indices."""
     trees = [_tree(asked, group) for group in batch]
     questions, places, number = [], [], count()
     scored: list[dict[int, int]] = []  # of each tree, nodes with logits, numbered

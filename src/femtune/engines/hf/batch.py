@@ -79,7 +79,7 @@ class Batch:
 
     @property
     def unfinished(self) -> list[Request]:
-        """What `step` has not given back, also where it failed halfway."""
+        """Requests that `step` has not returned yet, also after it failed halfway."""
         return [row.request for row in self.rows if row.nats is None]
 
     @torch.inference_mode()
@@ -173,7 +173,7 @@ class Batch:
                 fill(self.model, self._slots, chunk, [slots_of[prompt] for prompt in chunk], prefix)
 
     def _prefix(self, prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-        """What these prompts begin with, if it is long enough and kept, or worth to be."""
+        """Return the prefix that these prompts share, if it is long and cached or worth caching."""
         shared = common_prefix(prompts)
         kept = [known for known in self._slots.prefixes if shared[: len(known)] == known]
         known = max(kept, key=len, default=())

@@ -31,7 +31,7 @@ from femtune.engines.hf.gumbel import token_logprobs_of
 from femtune.engines.hf.memory import give_back, is_out_of_memory
 from femtune.engines.hf.model import pad, read_served, spans, stamp_of
 from femtune.errors import EngineError, ModelError
-from femtune.types import Asked, Completion, Request, Sampling
+from femtune.types import Asked, Capabilities, Completion, Request, Sampling
 
 _PASS_TOKENS = 8192  # padded tokens in one scoring pass at most
 _PASS_LOGITS = 1 << 26  # logits in one scoring pass at most: 256 MB of float32
@@ -51,9 +51,11 @@ class TransformersEngine:
 
     `max_batch` rows are written at once, by default as many as `default_max_batch` says; the batch is
     refilled when a sixteenth of it is free, as a pass over several prompts costs little more than one
-    over one. Raises ModelError where the model can't be read or served (see `causal.read_served`), or
+    over one. Raises ModelError where the model can't be read or served (see `model.read_served`), or
     has no end token.
     """
+
+    capabilities = Capabilities()  # all of them
 
     def __init__(
         self,
@@ -179,7 +181,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """Return the nats of each continuation after its prefix, in two passes a batch: see tree.py.
+        """Return log-probabilities (nats) of continuations, in two passes: see answer_tree.py.
 
         Where memory runs out, passes are halved from then on. Raises EngineError for a continuation
         that is too long, and where memory is short for a single prefix.
@@ -198,7 +200,7 @@ class TransformersEngine:
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                if values is None:  # what is left is batched anew
+                if values is None:  # what is left is batched again
                     self._halve_pass(sum(len(each.members) for each in batch), answer_tree.padded(batch))
                     break
                 for index, found in values:
@@ -211,7 +213,7 @@ class TransformersEngine:
         if self.max_batch == 1:
             raise EngineError(f"out of memory while writing a single completion: {_LESS_MEMORY}")
         rows, self.max_batch = self.max_batch, self.max_batch // 2
-        _log.warning("out of memory with %d rows at a time: going on with %d", rows, self.max_batch)
+        _log.warning("out of memory with %d rows at a time: continuing with %d", rows, self.max_batch)
 
     def _halve_pass(self, pairs: int, tokens: int) -> None:
         """After memory ran out in a pass over so many pairs, of so many tokens with padding."""
@@ -220,7 +222,7 @@ class TransformersEngine:
         give_back(self.device)
         self._pass_tokens = tokens // 2
         _log.warning(
-            "out of memory scoring %d tokens at a time: going on with %d", tokens, self._pass_tokens
+            "out of memory scoring %d tokens at a time: continuing with %d", tokens, self._pass_tokens
         )
 
     def _score(self, pairs: Sequence[Pair]) -> Tensor:
@@ -240,7 +242,7 @@ class TransformersEngine:
         nats = math.nan if row.nats is None else row.nats
         if not math.isfinite(nats) or row.finish_reason is None:
             error = f"the log-probability of its tokens is {nats}: the model gives no numbers"
-            return Completion(tuple(row.tokens), text, "error", nats, error)
+            return Completion(tuple(row.tokens), text, "error", nats, error=error)
         drawn = row.drawn_nats
         return Completion(tuple(row.tokens), text, row.finish_reason, nats, drawn_logprob=drawn)
 
@@ -259,7 +261,7 @@ class TransformersEngine:
 
 
 def default_max_batch(config: Any, device: torch.device) -> int:
-    """`rows.usual_rows` of a model of this shape on a device."""
+    """`batch_size.usual_rows` of a model of this shape on a device."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     number_bytes = torch.tensor([], dtype=config.dtype or torch.float32).element_size()
@@ -270,7 +272,7 @@ def default_max_batch(config: Any, device: torch.device) -> int:
 
 
 def read_tokenizer(model: str | Path, trust_remote_code: bool = False) -> ChatTokenizer:
-    """The tokenizer of a folder or Hub id. Raises ModelError where there is none."""
+    """The tokenizer of a folder or Hub id. Raises ModelError if it is missing."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             model, trust_remote_code=trust_remote_code

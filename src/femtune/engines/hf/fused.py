@@ -3,12 +3,12 @@
 The queries', keys' and values' projections are one product, and so are the MLP's gate and up; a pass
 that only fills slots stops once the last layer's keys and values are stored. On a GPU a step attends by
 two products where heads share keys, which are then not copied for each. Sums round in another order than
-in the model, so `causal.quickest` compares logits before it takes this for the model.
+in the model, so `model.quickest` compares logits before it takes this for the model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +30,7 @@ class _Layer:
     qkv: Tensor  # [(Q + 2 K) D, H]
     qkv_bias: Tensor | None
     head_norm: Tensor | None  # [Q + K, D]: Qwen 3's, of queries and keys
+    _: KW_ONLY
     out: Any
     mlp_norm: Tensor  # [H]
     gate_up: Tensor  # [2 F, H]
@@ -127,7 +128,7 @@ class Fused:
         return functional.rms_norm(hidden, hidden.shape[-1:], weight, self._eps)
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """What queries [n, t, Q, D] see, [n, t, Q D], of keys and values [n, K, columns, D]."""
+        """Attend: return [n, t, Q D] for queries [n, t, Q, D] and keys and values [n, K, columns, D]."""
         num, length = query.shape[:2]
         shared = self._num_queries != self._num_keys
         is_prompt, columns = mask is None, keys.shape[2]
@@ -153,7 +154,7 @@ class Fused:
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a layer has the parts that are known, and its projections are no adapter's."""
+    """Return True if a layer has the known parts, and no projection belongs to an adapter."""
     attention, mlp = layer.self_attn, layer.mlp
     projections = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj]
     return {name for name, _ in layer.named_children()} == _PARTS and all(

@@ -133,7 +133,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # the same
         return like.new_zeros(shape)
 
     def get_seq_length(self) -> int:
-        """Where prompts start: after their prefix. Steps bring their own masks and positions."""
+        """Return where prompts start: after their prefix. Steps bring their own masks and positions."""
         return len(self.slots.prefix) if self.slots.filling else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

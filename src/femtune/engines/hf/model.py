@@ -92,7 +92,7 @@ def quickest(model: Any, reference: Reference) -> Any:
 
 
 def stamp_of(folder: Path) -> tuple[Any, ...]:
-    """What tells weights from others: the folder, and its files' names, sizes and times."""
+    """Return what identifies weights: the folder, and its files' names, sizes and times."""
     if not folder.is_dir():  # an id on the Hub
         return (str(folder),)
     files = sorted(folder.glob("*.safetensors"))
@@ -256,7 +256,7 @@ def _round_anew(model: Any, exact: Any, seed: str) -> None:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without warnings that no user can mend: PEFT 0.21 and TRL 1.16 ask by transformers' old names."""
+    """Hide warnings that no user can act on: PEFT 0.21 and TRL 1.16 use old names of transformers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
         yield

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from femtune.data.prompts import ChatTokenizer
@@ -32,12 +32,13 @@ _NO_PENALTIES = {
 
 @dataclass(frozen=True)
 class Dialect:
-    """What one kind of server takes."""
+    """The parameters and replies of one kind of server."""
 
     name: str
     extras: Mapping[str, Any] = field(default_factory=dict)  # sent with every completion
     all_top_k: int | None = None  # top_k that leaves all tokens in; None: it takes none
     takes_ends: bool = False  # stop_token_ids
+    _: KW_ONLY
     logprobs: int = 1  # asked for: the fewest that bring the chosen token's
     seed_bits: int = 63
     tokenize: tuple[str, str] | None = None  # /tokenize's names for the text and for special tokens
@@ -83,7 +84,7 @@ _OWNERS = {"vllm": VLLM, "sglang": SGLANG, "llamacpp": LLAMACPP}
 
 
 def dialect_of(cards: Sequence[Mapping[str, Any]]) -> Dialect:
-    """Which kind of server serves these models, by who owns them."""
+    """Return the kind of server that serves these models, by their owner."""
     owners = [str(card.get("owned_by", "")).lower() for card in cards]
     return next((_OWNERS[owner] for owner in owners if owner in _OWNERS), PLAIN)
 
@@ -175,7 +176,7 @@ def read_completion(
     if finish not in ("stop", "length"):
         words = f"the server ended it by: {finish}"
         text = str(choice.get("text") or "")
-        return Completion(tuple(tokens or ()), text, "error", math.nan, words)
+        return Completion(tuple(tokens or ()), text, "error", math.nan, error=words)
     reason: FinishReason = "stop" if finish == "stop" else "length"
     if tokens is None:
         encode = tokenizer.tokenizer
@@ -192,7 +193,7 @@ def read_completion(
         total = math.fsum(each)
         if not math.isfinite(total):
             error = f"the log-probability of its tokens is {total}: the model gives no numbers"
-            return Completion(tuple(tokens), tokenizer.decode(tokens), "error", math.nan, error)
+            return Completion(tuple(tokens), tokenizer.decode(tokens), "error", math.nan, error=error)
     text = tokenizer.decode(tokens)
     return Completion(tuple(tokens), text, reason, total, token_logprobs=each)
 

@@ -1,7 +1,7 @@
 """An engine over servers that speak OpenAI's protocol: `vllm serve`, SGLang, llama.cpp, and others.
 
     engine = OpenAIEngine(folder, tokenizer=tokenizer, base_url="http://127.0.0.1:8000/v1")
-    engine.abilities                                # what was found out: seeds, log-probabilities, ...
+    engine.capabilities                             # what was found out: seeds, log-probabilities, ...
     for finished in engine.generate(pull, Sampling(max_new_tokens=512)):
         ...                                         # (request, completion) of what has arrived
 
@@ -20,6 +20,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -88,17 +89,17 @@ class OpenAIEngine:
         self._told_tempered = False
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         retry_policy = retry_policy or RetryPolicy(timeout_s=timeout_s, retries=retries)
-        self._wire = HttpClient(key, retry_policy, self.max_batch)
+        self._client = HttpClient(key, retry_policy, self.max_batch)
         try:
             look = [
-                look_at(self._wire, url, served_model, tokenizer, sorted(self._ends)) for url in urls
+                look_at(self._client, url, served_model, tokenizer, sorted(self._ends)) for url in urls
             ]
-            servers = self._wire.gather(look)
+            servers = self._client.gather(look)
         except BaseException:
-            self._wire.close()
+            self._client.close()
             raise
         self._servers: dict[str, Server] = {server.url: server for server in servers}
-        self.abilities = all_of([server.abilities for server in servers])
+        self.capabilities = all_of([server.capabilities for server in servers])
         self._warn()
 
     @property
@@ -124,7 +125,7 @@ class OpenAIEngine:
         if is_adapter:
             name = next(self._names)  # never one of before: a server may have cached under that
             folder = str(weights.resolve())
-            self._wire.gather(self._load_on(server, name, folder) for server in self._servers.values())
+            self._client.gather(self._load_on(server, name, folder) for server in self._servers.values())
             self._adapter = name
 
     def release(self) -> None:
@@ -132,9 +133,9 @@ class OpenAIEngine:
 
     def close(self) -> None:
         """Take the adapter off the servers, end the connections; a second time does nothing."""
-        if not self._wire.is_closed:
+        if not self._client.is_closed:
             self._unload()
-            self._wire.close()
+            self._client.close()
 
     def generate(
         self, pull: Callable[[int], Sequence[Request]], sampling: Sampling
@@ -157,7 +158,7 @@ class OpenAIEngine:
                     for request in pull(self.max_batch - len(going)):
                         name = f'problem "{request.key.problem_id}"'
                         self._check_length(len(request.tokens), request.most_tokens(sampling), name)
-                        future = self._wire.start(self._complete(request, sampling, raw))
+                        future = self._client.start(self._complete(request, sampling, raw))
                         going[future] = request
                         future.add_done_callback(ended.put)
                 if not going:
@@ -178,7 +179,7 @@ class OpenAIEngine:
         Raises EngineError where a server can't score, or fails to.
         """
         self._check_open()
-        if not self.abilities.scores:
+        if not self.capabilities.scores:
             raise EngineError(
                 "the server can't score completions (no prompt_logprobs, no echo with logprobs), which "
                 "checks of loaded weights and importance weights need: use vLLM, or another "
@@ -186,13 +187,14 @@ class OpenAIEngine:
             )
         for prompt, completion in pairs:
             self._check_length(len(prompt), len(completion), "a pair to score")
-        # vLLM with adapters on a CPU dies of prompt log-probabilities of several requests in a batch
-        alone = any(s.abilities.adapters and s.dialect is dialects.VLLM for s in self._servers.values())
+        # vLLM with adapters on a CPU crashes on prompt log-probabilities of several requests in a batch
+        servers = self._servers.values()
+        alone = any(one.capabilities.adapters and one.dialect is dialects.VLLM for one in servers)
         room = asyncio.Semaphore(1 if alone else self.max_batch)
-        return self._wire.gather(self._score(prompt, completion, room) for prompt, completion in pairs)
+        return self._client.gather(self._score(prompt, completion, room) for prompt, completion in pairs)
 
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """Return the nats of each continuation after its prefix, by `logprob`: a request for each.
+        """Return log-probabilities (nats) of continuations by `logprob`, a request for each.
 
         A server that caches prefixes passes one once for all continuations of a single token.
         """
@@ -205,17 +207,17 @@ class OpenAIEngine:
             server = self._servers[url]
             body = self._body(server, sampling, request.seed) | {"prompt": list(request.tokens)}
             body["max_tokens"] = request.most_tokens(sampling)
-            answer = await complete(self._wire, url, body, self._wire.retry_policy.timeout_s)
+            answer = await complete(self._client, url, body, self._client.retry_policy.timeout_s)
             return dict(answer["choices"][0])
 
         servers = list(self._servers)
         try:
             try:
-                choice = await self._wire.ask(servers, send)
+                choice = await self._client.ask(servers, send)
             except RetriesExhausted as error:
                 await self._check_answers(error)
                 try:  # the server may have come back just now
-                    choice = await self._wire.ask(servers, send, retries=0)
+                    choice = await self._client.ask(servers, send, retries=0)
                 except RetriesExhausted:
                     return _failed(f"{error}; other requests are answered")
         except Failed as error:
@@ -230,10 +232,10 @@ class OpenAIEngine:
         async def send(url: str) -> Any:
             body = self._body(self._servers[url], Sampling(max_new_tokens=1), 0)
             body["prompt"] = list(self.tokenizer.encode_prompt("Hello"))
-            return await complete(self._wire, url, body, self._wire.retry_policy.handshake_s)
+            return await complete(self._client, url, body, self._client.retry_policy.handshake_s)
 
         try:
-            await self._wire.ask(list(self._servers), send, retries=0)
+            await self._client.ask(list(self._servers), send, retries=0)
         except RetriesExhausted:
             raise EngineError(self._given_up(error)) from error
 
@@ -244,7 +246,7 @@ class OpenAIEngine:
             server = self._servers[url]
             body = dialects.scored_body(server.score_by, prompt, completion)
             body |= self._named(server)
-            answer = await complete(self._wire, url, body, self._wire.retry_policy.timeout_s)
+            answer = await complete(self._client, url, body, self._client.retry_policy.timeout_s)
             nats = dialects.scored_nats(server.score_by, answer["choices"][0], prompt, completion)
             if nats is None:
                 raise Failed("an answer without the prompt's log-probabilities", 200)
@@ -254,7 +256,7 @@ class OpenAIEngine:
             return 0.0
         async with room:
             try:
-                return await self._wire.ask(list(self._servers), send)
+                return await self._client.ask(list(self._servers), send)
             except Failed as error:
                 raise EngineError(self._complaint(error)) from error
             except RetriesExhausted as error:
@@ -265,7 +267,7 @@ class OpenAIEngine:
         return body | self._named(server)
 
     def _named(self, server: Server) -> dict[str, Any]:
-        """How a server is told what to draw from: the base, or the adapter over it."""
+        """Return the part of a request that names the base, or the adapter over it."""
         if self._adapter and server.dialect is dialects.SGLANG:
             return {"model": server.model, "lora_path": self._adapter}
         return {"model": self._adapter or server.model}
@@ -280,7 +282,7 @@ class OpenAIEngine:
             if "has already been loaded" in str(error):  # by an attempt whose answer was lost
                 return
             status = error.status if isinstance(error, Failed) else error.last.status
-            if status in (404, 405) and not server.abilities.adapters:
+            if status in (404, 405) and not server.capabilities.adapters:
                 raise ModelError(
                     f"{shown(server.url)} takes no adapters while it runs: start vLLM with "
                     "--enable-lora --max-lora-rank R, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its "
@@ -300,32 +302,33 @@ class OpenAIEngine:
         for server in servers:
             # one that is gone, or has forgotten it, holds nothing that could be served by mistake
             with contextlib.suppress(Failed, RetriesExhausted):
-                self._wire.run(self._post(adapter_url(server, "unload"), body, retries=0))
+                self._client.run(self._post(adapter_url(server, "unload"), body, retries=0))
 
     async def _post(self, url: str, body: dict[str, str], retries: int = 2) -> Any:
-        timeout_s = self._wire.retry_policy.timeout_s
-        send = partial(self._wire.send, "POST", body=body, timeout_s=timeout_s, in_words=True)
-        return await self._wire.ask([url], send, min(retries, self._wire.retry_policy.retries))
+        timeout_s = self._client.retry_policy.timeout_s
+        send = partial(self._client.send, "POST", body=body, timeout_s=timeout_s, in_words=True)
+        return await self._client.ask([url], send, min(retries, self._client.retry_policy.retries))
 
-    # --- what is told
+    # --- messages
 
     def _warn(self) -> None:
         """Say once what the servers lack, and what that means."""
         lacks = {
             "seeds": "it does not draw the same by the same seed: draws can't be made again",
-            "token_ids": "it does not tell the tokens that it sampled: its text is encoded anew, and "
+            "token_ids": "it does not tell the tokens that it sampled: its text is encoded again, and "
             "the M-step trains on that encoding",
             "logprobs": "it gives no log-probabilities: those of draws are stored as NaN",
         }
-        told = [words for name, words in lacks.items() if not getattr(self.abilities, name)]
+        found = asdict(self.capabilities)
+        told = [words for name, words in lacks.items() if not found[name]]
         if told:
             urls = ", ".join(map(shown, self._servers))
             _log.warning("%s: %s.", urls, "; ".join(told))
 
     def _has_raw_logprobs(self, sampling: Sampling) -> bool:
         plain = sampling.temperature == 1 and sampling.top_p == 1 and not sampling.top_k
-        raw = self.abilities.raw_logprobs or plain
-        if not raw and self.abilities.logprobs and not self._told_tempered:
+        raw = self.capabilities.raw_logprobs or plain
+        if not raw and self.capabilities.logprobs and not self._told_tempered:
             self._told_tempered = True
             _log.warning(
                 "the server's log-probabilities are those at the sampling's temperature, not the "
@@ -338,18 +341,18 @@ class OpenAIEngine:
         urls = ", ".join(map(shown, self._servers))
         gone = " Does it still serve the model?" if error.status == 404 else ""
         return (
-            f"{complaint(error, urls)}{gone} What is stored stays; the same command goes on from there."
+            f"{complaint(error, urls)}{gone} What is stored stays; the same command resumes from there."
         )
 
     def _given_up(self, error: RetriesExhausted) -> str:
         urls = ", ".join(map(shown, self._servers))
         return (
             f"{urls}: a request {error}; another small one fails too. Look after the server; what is "
-            "stored stays, and the same command goes on from there."
+            "stored stays, and the same command resumes from there."
         )
 
     def _check_open(self) -> None:
-        if self._wire.is_closed:
+        if self._client.is_closed:
             raise EngineError("the openai engine is closed: make a new one.")
 
     def _check_length(self, prompt: int, new: int, name: str) -> None:
@@ -361,4 +364,4 @@ class OpenAIEngine:
 
 
 def _failed(words: str) -> Completion:
-    return Completion((), "", "error", math.nan, words)
+    return Completion((), "", "error", math.nan, error=words)

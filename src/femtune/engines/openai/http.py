@@ -2,6 +2,7 @@
 
 The caller's thread stays plain Python: it starts coroutines and waits for their futures. What came of
 a request is JSON, or `Failed`, which says in words what went wrong and whether another try may help.
+A retry may go to another server, so neither tenacity nor the openai client, which has one, is used.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _log = logging.getLogger("femtune")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to wait for what, in seconds, and how often to try again."""
+    """Time-outs in seconds, and the number of retries."""
 
     timeout_s: float = 600.0  # one completion
     handshake_s: float = 30.0  # one answer while the server is looked at
@@ -58,12 +59,12 @@ class Failed(Exception):
 
     @property
     def may_pass(self) -> bool:
-        """Whether the same request may be answered at another time."""
+        """True if the same request may succeed later."""
         return self.status < 300 or self.status in _AGAIN
 
     @property
     def is_of_request(self) -> bool:
-        """Whether the server refuses this one request, and may take others."""
+        """True if the server refuses this one request, and may accept others."""
         return self.status in (400, 413, 422)
 
 
@@ -81,7 +82,7 @@ class HttpClient:
     def __init__(self, key: str, retry_policy: RetryPolicy, most_open: int) -> None:
         self.retry_policy = retry_policy
         self._key = key
-        self.hide = Redactor(key)  # in whatever a server says that is told on
+        self.hide = Redactor(key)  # in every message of a server that is passed on
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=most_open)
         self._client = httpx2.AsyncClient(headers=_headers(key), limits=limits)
         self._going: set[Future[Any]] = set()
@@ -104,11 +105,11 @@ class HttpClient:
         return future
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What a coroutine returns or raises; it ends with the wait for it."""
+        """Run a coroutine and return its result, or raise its error; it ends with the wait."""
         return self.gather([work])[0]
 
     def gather(self, works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-        """What several return; the first that raises ends the others."""
+        """Run several coroutines and return their results; the first error ends the others."""
         futures = [self.start(work) for work in works]
         try:
             return [future.result() for future in futures]
@@ -118,7 +119,7 @@ class HttpClient:
 
     @property
     def is_closed(self) -> bool:
-        """Whether `close` was called."""
+        """True after `close` was called."""
         return not self._thread.is_alive()
 
     def close(self) -> None:
@@ -157,7 +158,7 @@ class HttpClient:
         send: Callable[[str], Awaitable[T]],
         retries: int | None = None,
     ) -> T:
-        """What `send` gives of one of the servers, the idlest that is up; tried again where that helps.
+        """Return what `send` gives for the idlest server that is up; retry where that can help.
 
         Raises Failed where it doesn't, and RetriesExhausted after the last attempt.
         """
@@ -191,7 +192,7 @@ class HttpClient:
         """The JSON of one answer, or its text where it comes `in_words`. Raises Failed."""
         timeout = httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None)
         try:
-            # a server that drips its answer keeps within httpx's time-outs for ever
+            # a server that drips its answer never exceeds httpx's time-outs
             with anyio.fail_after(timeout_s + 1):
                 response = await self._client.request(method, url, json=body, timeout=timeout)
         except httpx2.ConnectTimeout as error:
@@ -223,7 +224,7 @@ class HttpClient:
             raise Failed(f"an answer that is no JSON, but {kind}: {start!r}", status) from error
 
     def _without_key(self, text: str) -> str:
-        """An answer that repeats the key, without it; what is as short as EMPTY is none."""
+        """An answer that repeats the key, without it; one as short as EMPTY counts as empty."""
         return self.hide(text) if len(self._key) >= _SHORTEST_KEY and self._key in text else text
 
     def _choose(self, servers: Sequence[str]) -> str:
@@ -289,7 +290,7 @@ def shown(url: str) -> str:
 
 
 def complaint(error: Failed, url: str) -> str:
-    """What to tell of a failure that concerns all requests: a key, a name or an address is wrong."""
+    """Return a message for a failure that concerns all requests: a wrong key, name or address."""
     if error.status in (401, 403):
         return f"{shown(url)} refuses the key ({error}): set OPENAI_API_KEY to one that it takes."
     return f"{shown(url)} can't be used: {error}."
@@ -299,12 +300,12 @@ def _headers(key: str) -> dict[str, str]:
     if not key:
         return {}
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigError("OPENAI_API_KEY holds characters that no key has: set it anew.")
+        raise ConfigError("OPENAI_API_KEY holds characters that no key has: set it again.")
     return {"Authorization": f"Bearer {key}"}
 
 
 def _words(response: httpx2.Response) -> str:
-    """What a server says of an error, in a line."""
+    """Return a server's own message for an error, in a line."""
     try:
         said = response.json()
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a server is and can do, found out before a run: its kind, model, tokenizer and abilities.
+"""What a server is and can do, found out before a run: its kind, model, tokenizer and capabilities.
 
 A few tiny completions tell more than a list of versions: whether seeds are respected, which numbers come
 back, and whether log-probabilities are the model's own. A server whose tokenizer is not the M-step's is
@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from femtune.data.prompts import ChatTokenizer
 from femtune.engines.openai import dialects
 from femtune.engines.openai.http import Failed, HttpClient, RetriesExhausted, complaint, shown
-from femtune.engines.openai.server import Abilities, Server, adapter_url, complete, request_body
+from femtune.engines.openai.server import Server, adapter_url, complete, request_body
 from femtune.errors import ConfigError, EngineError, ModelError
-from femtune.types import Sampling
+from femtune.types import Capabilities, Sampling
 
 T = TypeVar("T")
 
@@ -27,6 +27,9 @@ _ODD = "Zoë's naïve 1234567890 + 98.6% ≠ 3,141\t“日本語” 🦉\n    x_
 _SEEDS = (2**62 + 1, 2**62 + 1, 5, 6)  # the first two must draw the same, all four must not
 _DRAWN = Sampling(max_new_tokens=12)
 _COLD = Sampling(max_new_tokens=1, temperature=0.05)
+_UNKNOWN = Capabilities(
+    seeds=False, logprobs=False, raw_logprobs=False, token_ids=False, scores=False, adapters=False
+)
 
 
 async def look_at(
@@ -43,20 +46,20 @@ async def look_at(
         dialect = dialects.dialect_of(cards)
         card = _chosen(cards, model, url)
         server = Server(
-            url,
-            dialect,
-            str(card["id"]),
-            _context(card),
-            Abilities(False, False, False, False, False, False),
-            dialect.seed_bits,
-            frozenset(),
-            "",
+            url=url,
+            dialect=dialect,
+            model=str(card["id"]),
+            context=_context(card),
+            capabilities=_UNKNOWN,
+            seed_bits=dialect.seed_bits,
+            left_out=frozenset(),
+            score_by="",
         )
         tokenized = await look.same_tokens(server)
         server, choices = await look.drawn(server)
         if not tokenized:
             await look.same_text(server, choices)
-        return await look.abilities(server, choices)
+        return await look.capabilities(server, choices)
     except RetriesExhausted as error:
         raise EngineError(f"{shown(url)} fails on a first small request: {error}.") from error
     except Failed as error:
@@ -105,7 +108,7 @@ class _Look:
         )
 
     async def same_tokens(self, server: Server) -> bool:
-        """Whether /tokenize gives the local tokens; False where there is none.
+        """Return True if /tokenize gives the local tokens, False if it differs or is missing.
 
         Raises ModelError where it gives others.
         """
@@ -177,13 +180,13 @@ class _Look:
             "server that takes them, such as vLLM, SGLang or llama.cpp."
         ) from refused
 
-    async def abilities(self, server: Server, choices: Sequence[Mapping[str, Any]]) -> Server:
+    async def capabilities(self, server: Server, choices: Sequence[Mapping[str, Any]]) -> Server:
         """The server with what it can do, judged by its first completions and a few more."""
         logprobs = dialects.first_nats(choices[0]) is not None
         drawn = [dialects.token_ids(choice) or choice.get("text") for choice in choices]
         cold = (await self._draw(server, _COLD, 0))["choices"][0] if logprobs else {}
         score_by = await self._score_by(server, choices[0])
-        found = Abilities(
+        found = Capabilities(
             seeds=drawn[0] == drawn[1] and len({str(some) for some in drawn}) > 1,
             logprobs=logprobs,
             raw_logprobs=logprobs and not _tempered(cold, choices),
@@ -191,7 +194,7 @@ class _Look:
             scores=bool(score_by),
             adapters=server.dialect.adapters and await self._takes_adapters(server),
         )
-        return dataclasses.replace(server, abilities=found, score_by=score_by)
+        return dataclasses.replace(server, capabilities=found, score_by=score_by)
 
     async def _score_by(self, server: Server, choice: Mapping[str, Any]) -> str:
         """The way of scoring that gives a draw the log-probabilities that it was drawn with, or ""."""
@@ -212,7 +215,7 @@ class _Look:
         return ""
 
     async def _takes_adapters(self, server: Server) -> bool:
-        """Whether there is a way to load one: a request without its name is refused, not unknown."""
+        """Return True if adapters can be loaded: a request without a name is refused, not unknown."""
         try:
             await self._post(adapter_url(server, "load"), {})
         except Failed as error:
@@ -280,7 +283,7 @@ def _context(card: Mapping[str, Any]) -> int | None:
 
 
 def _tempered(cold: Mapping[str, Any], choices: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether log-probabilities are of the distribution at the sampling's temperature.
+    """Return True if log-probabilities are those at the sampling's temperature.
 
     Near temperature 0, the likeliest token then has all but all of the mass: more than it had in the
     draws at temperature 1, or so much that one of those would have shown it.
@@ -302,7 +305,7 @@ def _first_id(choice: Mapping[str, Any]) -> int | None:
 
 
 def _near(some: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether two ways to the same log-probabilities agree up to rounding at 16 bits."""
+    """Return True if two ways to compute log-probabilities agree up to rounding at 16 bits."""
     pairs = zip(some, others, strict=True)
     return all(abs(a - b) <= 0.1 + 0.02 * abs(b) for a, b in pairs)
 

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from femtune.engines.openai import dialects
 from femtune.engines.openai.dialects import Dialect
 from femtune.engines.openai.http import Failed, HttpClient
-from femtune.types import Sampling
+from femtune.types import Capabilities, Sampling
 
 
-@dataclass(frozen=True)
-class Abilities:
-    """What a server can do, or all of several."""
-
-    seeds: bool  # the same seed draws the same tokens
-    logprobs: bool  # of sampled tokens
-    raw_logprobs: bool  # those are the model's own at any temperature, not the sampling's
-    token_ids: bool  # the sampled tokens come back as they are
-    scores: bool  # can score a given completion
-    adapters: bool  # takes LoRA adapters while it runs
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Server:
     """One server as it was found."""
 
@@ -33,16 +20,16 @@ class Server:
     dialect: Dialect
     model: str  # the name under which it serves the base
     context: int | None  # tokens of a prompt and its completion, where it tells
-    abilities: Abilities
+    capabilities: Capabilities
     seed_bits: int
     left_out: frozenset[str]  # parameters that it refuses
     score_by: str  # "" where it can't: see dialects.scored_body
 
 
-def all_of(found: Sequence[Abilities]) -> Abilities:
-    """What each of several servers can do."""
-    names = [field.name for field in dataclasses.fields(Abilities)]
-    return Abilities(**{name: all(getattr(one, name) for one in found) for name in names})
+def all_of(found: Sequence[Capabilities]) -> Capabilities:
+    """Return what each of several servers can do."""
+    each = [asdict(one) for one in found]
+    return Capabilities(**{name: all(one[name] for one in each) for name in each[0]})
 
 
 async def complete(
@@ -66,6 +53,6 @@ def request_body(
 
 
 def adapter_url(server: Server, verb: str) -> str:
-    """Where adapters are loaded or unloaded: SGLang has it beside /v1, vLLM under it."""
+    """Return the URL that loads or unloads adapters: SGLang has it beside /v1, vLLM under it."""
     root = server.url.removesuffix("/v1") if server.dialect is dialects.SGLANG else server.url
     return f"{root}/{verb}_lora_adapter"

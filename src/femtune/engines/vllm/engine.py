@@ -8,7 +8,7 @@
 vLLM batches by itself, in a process of its own; this file keeps its queue filled, and its weights right:
 
     adapter        a LoRA request under a new name, so that nothing cached under an old one is used
-    full folder    vLLM's reload in place, then what that leaves stale (see vllm_worker.py)
+    full folder    vLLM's reload in place, then what that leaves stale (see worker.py)
     probe failed   the engine ended, and started on the folder
 
 vLLM starts its processes by `spawn`: a script that makes this engine needs `if __name__ == "__main__":`.
@@ -52,7 +52,7 @@ from femtune.engines.vllm.setup import (
 from femtune.engines.vllm.worker import Reloader
 from femtune.engines.weight_check import MOST, ROUNDING, check_served, read_probe
 from femtune.errors import ConfigError, EngineError, ModelError
-from femtune.types import Asked, Completion, FinishReason, Request, Sampling, Tokens
+from femtune.types import Asked, Capabilities, Completion, FinishReason, Request, Sampling, Tokens
 
 # Requests that wait in vLLM at most, by max_batch: a row that ends is followed at once, and requests
 # are sent in bursts, when none waits any more, as each burst interrupts vLLM.
@@ -95,6 +95,8 @@ class VllmEngine:
     its memory stays. Raises ConfigError where vLLM is not installed, refuses an argument's name, or is
     told to read pickles, and ModelError where it can't serve the model.
     """
+
+    capabilities = Capabilities()  # all of them
 
     def __init__(
         self,
@@ -236,9 +238,9 @@ class VllmEngine:
         return nats
 
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """Return the nats of each continuation after its prefix.
+        """Return the log-probability in nats of each continuation after its prefix.
 
-        Each text that continuations go on from is one request, for all tokens that come next; vLLM keeps
+        Each text that continuations follow is one request, for all tokens that come next; vLLM keeps
         the keys and values of a prefix between them. An older vLLM, which can't give log-probabilities
         of tokens by name, scores pairs. Raises EngineError for a continuation that is too long, and
         where vLLM fails.
@@ -280,7 +282,7 @@ class VllmEngine:
                 self._abort(going)
 
     def _jobs(self, index: int, pair: Pair) -> Iterator[_Job]:
-        """What vLLM is asked, to score a pair: the last token after all others, whose nats it adds.
+        """Yield the requests that score a pair: the last token after all others.
 
         Where it has adapters, each token after those before it: it fails at a prompt's log-probabilities
         then, as it has sampled rows alone in mind when it adds an adapter to the logits (0.32).
@@ -381,7 +383,7 @@ class VllmEngine:
     # --- requests and what comes of them
 
     def _params(self, sampling: Sampling) -> Any:
-        """What all requests of a `generate` share; `_seeded` makes each its own."""
+        """Return the parameters that all requests of a `generate` share; `_seeded` adds the seed."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -424,7 +426,7 @@ class VllmEngine:
             each = tuple(
                 place[token].logprob for place, token in zip(output.logprobs, tokens, strict=False)
             )
-        return Completion(tokens, text, reason, nats, error, token_logprobs=each)
+        return Completion(tokens, text, reason, nats, error=error, token_logprobs=each)
 
     def _scored_params(self, job: _Job) -> Any:
         return _one_token_params(
@@ -501,7 +503,7 @@ class VllmEngine:
         problem = self._reload(weights)
         if problem:
             _log.warning(
-                "vLLM did not take the weights of %s in place (%s): it is started anew for these "
+                "vLLM did not take the weights of %s in place (%s): it is restarted for these "
                 "and all later ones.",
                 weights,
                 problem,
@@ -572,7 +574,7 @@ def _one_token_params(**more: Any) -> Any:
 
 
 def _branches(index: int, prefix: Sequence[int], several: Sequence[Tokens]) -> Iterator[_Branch]:
-    """Where a prefix's continuations part: each text that some of them go on from, with what follows.
+    """Return each text where a prefix's continuations branch, with the tokens that follow.
 
     vLLM scores so many tokens after a text at once: of more, some are in another branch.
     """

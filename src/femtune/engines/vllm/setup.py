@@ -1,4 +1,4 @@
-"""What vLLM needs to know before it starts, and folders as it is told of them."""
+"""Settings of vLLM before it starts, and model folders in the form that it reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KV_BYTES = 2**32  # of keys and values on a CPU, where vLLM would take nine ten
 
 def import_vllm() -> Any:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # a worker's errors are told there alone
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # a worker's errors appear there alone
     # this process has used torch, and maybe a GPU: a fork of it may hang
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     try:
@@ -47,7 +47,7 @@ def import_vllm() -> Any:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keep Python's warnings of vLLM's own code from the reader, in processes begun here too."""
+    """Keep Python's warnings of vLLM's own code from the reader, in processes started here too."""
     said = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore"
     try:
@@ -66,7 +66,7 @@ def prepare_cpu(args: dict[str, Any]) -> None:
     said = {"kv_cache_memory_bytes", "gpu_memory_utilization"} & set(args)
     if not said and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
         args["kv_cache_memory_bytes"] = _KV_BYTES
-    # a prompt that is cut in two dies of its seed here: vLLM sets back a generator that can't be (0.32)
+    # a prompt that is cut in two fails with a seed here: vLLM sets back a generator that can't be (0.32)
     args.setdefault("enable_chunked_prefill", False)
 
 
@@ -118,7 +118,7 @@ def lora_args(rank: int | None) -> dict[str, Any]:
 
 
 def adapter_config(folder: Path) -> dict[str, Any] | None:
-    """What a PEFT adapter's folder says of it; None for any other folder."""
+    """Return the settings in a PEFT adapter's folder; None for any other folder."""
     path = folder / "adapter_config.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
@@ -131,7 +131,7 @@ def adapter_rank(adapter: Mapping[str, Any]) -> int:
 def read_end_tokens(
     model: str | Path, tokenizer: ChatTokenizer, trust_remote_code: bool = False
 ) -> frozenset[int]:
-    """All ids that end a completion, of a folder or Hub id; see `transformers.end_tokens`."""
+    """All ids that end a completion, of a folder or Hub id; see `engine.end_tokens`."""
     try:
         generation = transformers.GenerationConfig.from_pretrained(model)
     except OSError:  # it has none: a model takes its defaults from its configuration

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ class Shard:
     kind: Kind
     iteration: int
     path: Path
+    _: KW_ONLY
     stamp: Stamp
     scores: Path  # log-probabilities of the same draws, if the file exists: see index.py
     scores_stamp: Stamp | None
@@ -58,7 +59,15 @@ class Found:
                 scored = dict(_parquet(folder / SCORES[kind]))
                 for path, known in _parquet(folder / kind):
                     scores = folder / SCORES[kind] / path.name
-                    yield Shard(self.name, kind, int(number), path, known, scores, scored.get(scores))
+                    yield Shard(
+                        self.name,
+                        kind,
+                        int(number),
+                        path,
+                        stamp=known,
+                        scores=scores,
+                        scores_stamp=scored.get(scores),
+                    )
 
     def prompts(self) -> Prompts:
         """Return the run's prompts. Raises ConfigError if its hint is invalid."""

@@ -9,18 +9,16 @@ from __future__ import annotations
 import math
 import re
 
+import regex
 from markupsafe import Markup, escape
 
-# controls except tab and newline, a lone carriage return, bidirectional marks and overrides, characters
-# of zero width, line separators, tags: each match is a run of one character
-_STRANGE = re.compile(
-    "([\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u200b\u200e\u200f\u2028-\u202e"
-    "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]|\r(?!\n))\\1*"
-)
+from femtune._util.text import INVISIBLE
+
+_STRANGE = regex.compile(rf"(?!\r\n)({INVISIBLE.pattern})\1*", regex.V1)  # each run of the same one
 
 
 def visible(text: str) -> Markup:
-    """Return a text escaped, with each special character as its code.
+    """Return the text escaped, each invisible character as its code.
 
     >>> visible("<b>\\x1b[2J")
     Markup('&lt;b&gt;<span class="odd">U+001B</span>[2J')
@@ -32,7 +30,7 @@ def visible(text: str) -> Markup:
     return Markup("").join([*made, escape(text[end:])])
 
 
-def _code(found: re.Match[str]) -> Markup:
+def _code(found: regex.Match[str]) -> Markup:
     num = found.end() - found.start()
     times = f" ×{num:,}" if num > 1 else ""
     return Markup('<span class="odd">U+{:04X}{}</span>').format(ord(found[1]), times)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from urllib.parse import urlencode
 
 import jinja2
@@ -84,6 +84,7 @@ class Choice:
     num: int
     share: float  # percentage of the facet's most frequent value, 0 to 100
     kept: float  # the kept part of this percentage
+    _: KW_ONLY
     chosen: bool
     link: str
 
@@ -101,8 +102,8 @@ def choices(asked: Filter, facets: Mapping[str, Sequence[Value]]) -> Iterator[tu
                 each.num,
                 100 * each.num / most,
                 100 * each.num_kept / most,
-                each.value in chosen,
-                "/?" + asked.toggled(name, each.value),
+                chosen=each.value in chosen,
+                link="/?" + asked.toggled(name, each.value),
             )
             for each in values
         ]

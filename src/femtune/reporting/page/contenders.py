@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ class Measure:
     title: str
     is_share: bool = True
     low_is_good: bool = False
+    _: KW_ONLY
     least: float = 0.0  # the lowest possible value
     most: float = 1.0
 

@@ -44,7 +44,13 @@ def difficulty(found: Found, looked: Sequence[EStepTallies]) -> Section | None:
     ]
     keys = group_keys(found)
     return Section(
-        "difficulty", "Which problems it learns from", says, keys, figures, tables=tables, notes=notes
+        "difficulty",
+        "Which problems it learns from",
+        says,
+        keys,
+        figures=figures,
+        tables=tables,
+        notes=notes,
     )
 
 

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup, escape
 
-from femtune.errors import ConfigError
+from femtune._util.extras import check_extra
 from femtune.reporting.page.texts import visible
 
 WIDE, NARROW = 760, 340  # pixels: of a desktop's page, of a phone's
@@ -61,13 +61,9 @@ def drawn(spec: Mapping[str, Any], label: str, width: int, height: int) -> Marku
 
     Raises ConfigError if vl-convert is not installed.
     """
-    try:
-        import vl_convert
-    except ImportError as error:
-        raise ConfigError(
-            f"the report's figures need vl-convert-python, which can't be imported ({error}): "
-            "pip install vl-convert-python."
-        ) from error
+    check_extra("a figure of the report", "vl_convert")
+    import vl_convert
+
     # text that XML forbids would abort the process: see visible
     whole = _clean({**_CONFIG, "width": width, "height": height, **spec})
     root = ElementTree.fromstring(vl_convert.vegalite_to_svg(whole))

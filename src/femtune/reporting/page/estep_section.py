@@ -80,9 +80,9 @@ def draws(found: Found, looked: Sequence[EStepTallies]) -> Section | None:
             Key(REASONS[r][1].removeprefix("var(--").removesuffix(")"), "■", REASONS[r][0])
             for r in reasons
         ],
-        figures,
-        bars,
-        [_reason_table(known)],
+        figures=figures,
+        below=bars,
+        tables=[_reason_table(known)],
     )
 
 

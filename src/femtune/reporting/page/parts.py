@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from markupsafe import Markup
 
@@ -52,6 +52,7 @@ class Section:
     title: str
     says: Sequence[str] = ()
     keys: Sequence[Key] = ()
+    _: KW_ONLY
     figures: Sequence[Figure] = ()
     below: Sequence[Figure] = ()  # further figures, in rows of their own
     tables: Sequence[Table] = ()  # collapsed, except where a table is the figure

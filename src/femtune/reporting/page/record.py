@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Record:
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     history: tuple[Mapping[str, Any], ...]  # metrics.json of each completed iteration, in order
+    _: KW_ONLY
     events: tuple[Mapping[str, Any], ...]  # from log.jsonl, without metrics
     notes: tuple[str, ...] = ()  # what could not be read
 
@@ -166,8 +167,8 @@ def read_record(root: Path) -> Record:
         config,
         _json(root / "environment.json", notes),
         tuple(sorted((m for m in history if isinstance(m.get("iteration"), int)), key=_iteration)),
-        _events(root),
-        tuple(notes),
+        events=_events(root),
+        notes=tuple(notes),
     )
 
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from femtune._util.atomic_files import replacing
+from femtune._util.extras import check_extra
 from femtune.errors import RunError
 from femtune.reporting.page import details, estep_section, predictions, sections
 from femtune.reporting.page.difficulty import difficulty
@@ -32,8 +33,10 @@ def report(runs: Sequence[Path], output: Path | None = None) -> Path:
         report([Path("runs/demo")])        # run directories, or folders of run directories
 
     The default path is report.html in the first of `runs`; an existing report is replaced.
-    Nothing else is written. Raises RunError if there is no run, or the path is a directory.
+    Nothing else is written. Raises RunError if there is no run, or the path is a directory, and
+    ConfigError if vl-convert-python is not installed.
     """
+    check_extra("femtune report", "vl_convert")
     if not runs:
         raise RunError("no run is given: femtune report RUN.")
     place = output if output is not None else runs[0] / "report.html"

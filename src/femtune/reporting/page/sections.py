@@ -111,7 +111,7 @@ def learning(found: Found) -> Section:
         "Iteration by iteration",
         [_bands(groups), *_ceiling(found)],
         group_keys(found),
-        figures,
+        figures=figures,
         tables=[_history(groups, columns)] if columns else [],
         notes=notes,
     )
@@ -206,7 +206,7 @@ def lengths(found: Found, looked: Sequence[EStepTallies]) -> Section | None:
     what = "the median, and in the band the middle half" if alone else "their mean"
     says = [f"Tokens of a completion, its answer and end included: {what}."]
     keys, tables = group_keys(found), [_length_table(looked)]
-    return Section("lengths", "How long rationales are", says, keys, figures, tables=tables)
+    return Section("lengths", "How long rationales are", says, keys, figures=figures, tables=tables)
 
 
 def _length(tally: Tally, kept: bool, alone: bool) -> Estimate:

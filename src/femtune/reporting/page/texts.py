@@ -8,31 +8,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from femtune._util.text import INVISIBLE, escaped
+
 MAX_LENGTH = 3000  # characters shown of a text
 
-# Control characters except tab and newline; invisible and bidirectional characters; lone surrogates,
-# which no file can hold; characters that XML forbids. The joiners of Indic scripts and emoji stay.
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
-    "\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e0fff]"
-)
 _USER_INFO = re.compile(r"//[^/@\s]+@")
 
 
 def visible(text: str) -> str:
-    r"""Return a text with its hidden characters written as escapes.
+    r"""Return a text whose invisible characters are written as escapes.
 
     >>> visible("red \x1b[31m, and \u202eturned")
     'red \\x1b[31m, and \\u202eturned'
     """
-    return _HIDDEN.sub(_escape, text.replace("\r\n", "\n"))
-
-
-def _escape(found: re.Match[str]) -> str:
-    number = ord(found[0])
-    if number < 0x100:
-        return f"\\x{number:02x}"
-    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    return str(INVISIBLE.sub(lambda found: escaped(found[0]), text.replace("\r\n", "\n")))
 
 
 def cut(text: str, length: int = MAX_LENGTH) -> tuple[str, int]:

@@ -50,7 +50,7 @@ def worth(found: Found) -> Section | None:
         "What the rationales are worth to another reader",
         [*_result(groups), _meaning()],
         group_keys(found),
-        figures,
+        figures=figures,
         tables=[_table(groups)],
     )
 

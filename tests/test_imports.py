@@ -1,0 +1,64 @@
+"""An import only defines names: what it would change elsewhere is left to functions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+LOOK = """
+import importlib, json, logging, os, pkgutil, signal, sys, threading
+
+def state():
+    loggers = (logging.getLogger(), logging.getLogger("femtune"))
+    return {
+        "environment": dict(os.environ),
+        "signals": {number: str(signal.getsignal(number)) for number in signal.valid_signals()},
+        "session": os.getsid(0),
+        "threads": threading.active_count(),
+        "handlers": [len(logger.handlers) for logger in loggers],
+    }
+
+for name in OTHERS:  # what these change is not ours
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        pass
+before = state()
+names = NAMES
+if not names:
+    import femtune
+    names = [found.name for found in pkgutil.walk_packages(femtune.__path__, "femtune.")]
+    names.remove("femtune.__main__")
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] not in ("vllm", "trl", "ray", "duckdb", "starlette", "uvicorn"):
+            raise
+after = state()
+print(json.dumps({key: [before[key], after[key]] for key in before if before[key] != after[key]}))
+print(json.dumps([name for name in HEAVY if name in sys.modules]))
+"""
+HEAVY = ["torch", "transformers", "accelerate", "peft", "datasets", "sklearn", "ray", "vllm", "trl"]
+
+
+def imported(names: list[str], others: list[str]) -> tuple[dict[str, object], list[str]]:
+    """Import in a fresh process; give what that changed, and which heavy libraries it brought."""
+    constants = f"NAMES, OTHERS, HEAVY = {names!r}, {others!r}, {HEAVY!r}\n"
+    done = subprocess.run([sys.executable, "-c", constants + LOOK], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    changed, heavy = done.stdout.splitlines()
+    return json.loads(changed), json.loads(heavy)
+
+
+@pytest.mark.parametrize("name", ["femtune", "femtune.cli.main"])
+def test_the_package_and_its_commands_are_imported_without_heavy_libraries(name: str) -> None:
+    assert imported([name], []) == ({}, [])
+
+
+def test_no_module_changes_the_process_that_imports_it() -> None:
+    changed, _ = imported([], HEAVY)
+    assert changed == {}
