@@ -10,14 +10,14 @@ The rooms below import one way, each from those after it:
 
     cli, api         commands, and the same as functions
     comparison       schemes beside each other and beside baselines
-    workflows        what each command does, from settings to files
+    workflows        the functions behind each command, from settings to files
     tools            check, verify, estimate, refilter, replay: look at data, models and runs
     reporting        terminal, report, browser, model cards, trackers, Hub
     loop             E-step, M-step, evaluation, K times; reads as the paper
     estep, mstep     draw and grade; fine-tune          evaluation   measure, calibrate
     engines          transformers, vLLM, servers        rewards      grade answers
-    data, schemes    problems, prompts, answers, tasks; where rationales come from
-    runs, types      files of a run; the nouns
+    data, schemes    problems, prompts, answers, tasks; ways to draw and weigh rationales
+    runs, types      files of a run; the data types
 """
 
 from __future__ import annotations

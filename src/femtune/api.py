@@ -1,4 +1,4 @@
-"""Do what the commands of the CLI do, from Python: one function a command, its settings as keywords.
+"""The commands of the CLI as Python functions, with settings as keywords.
 
 train(data, model)      filtered EM: E-step, M-step, evaluation, K times
 sample(data, model)     one E-step: a data set of rationales
@@ -10,8 +10,8 @@ compare(data, model)    schemes and baselines side by side
 check(data, model)      data, prompts and some completions, before any training
 
 `data` is the path of a file, the id of a data set on the Hub, rows (dicts), or a list of `Problem`.
-`progress` is what `--show` is: "auto" (bars in a terminal, else lines), "lines", "json" or "quiet"; or
-an object with the methods of `loop.Progress`. A setting that is left out has the default of its command.
+`progress` is a value of `--show`: "auto" (bars in a terminal, else lines), "lines", "json", "quiet", or
+an object with the methods of `loop.Progress`. Omitted settings have the defaults of the command.
 An unknown name raises ConfigError, as does a value of a wrong type.
 """
 
@@ -106,8 +106,8 @@ def train(
         result.history[-1]["evaluation"]["accuracy"]
 
     `scheme` is a name such as "rejection:4", or an object such as `star()`; `reward` is a name such as
-    "ordinal(1, 5)", or a function. The same call goes on with a run that was stopped. Raises DataError,
-    ConfigError or ModelError before the model is loaded, and RunError where `output_dir` holds another
+    "ordinal(1, 5)", or a function. The same call resumes a stopped run. Raises DataError, ConfigError or
+    ModelError before the model is loaded, and RunError if `output_dir` holds another
     run.
     """
     chosen = train_settings({**settings, **_named(scheme, reward)})
@@ -139,7 +139,7 @@ def sample(
         result.examples  # Parquet with prompt, completion and weight
         result.num_kept  # problems with a draw that was kept
 
-    Raises NothingKept where no draw is kept; the draws are stored all the same.
+    Raises NothingKept if no draw is kept; the draws are still stored.
     """
     chosen = make_settings(Sample, {**settings, **_named(scheme, reward)})
     with _shown(progress) as shown:
@@ -167,7 +167,7 @@ def fit(
 
         fit(result.examples, "Qwen/Qwen3-1.7B", output_dir="fitted").metrics["loss"]
 
-    Raises RunError where `output_dir` exists already: a checkpoint is never overwritten.
+    Raises RunError if `output_dir` exists already: a checkpoint is never overwritten.
     """
     training = make_settings(Training, settings)
     with _shown(progress) as shown:
@@ -190,9 +190,9 @@ def evaluate(
         result.accuracy, result.accuracy_ci
         result.metrics["spearman"]
 
-    What is not set is taken from the model's femtune.json: its task, scale, instruction, and so on.
+    Unset settings come from the model's femtune.json: its task, scale, instruction, and so on.
     With `reader_problems`, the base reads the rationales of so many problems, and
-    `result.metrics["rationales"]` says how much they help it.
+    `result.metrics["rationales"]` measures how much they help it.
     """
     chosen = make_settings(Evaluate, {**settings, **_named(None, reward)})
     with _shown(progress) as shown:
@@ -237,34 +237,34 @@ def predict(
     output: str | Path | None = None,
     **settings: Unpack[PredictSettings],
 ) -> Iterator[Prediction] | PredictResult:
-    """Answer new items from several rationales each, and say how sure the answers are.
+    """Answer new items from several rationales each, with a confidence for each answer.
 
         for item in predict("new.jsonl", "runs/judge/best"):
             print(item["id"], item["answer"], item["confidence"])
 
-    Items need no answers; "-" is lines of JSON on standard input. With `output`, a .jsonl or .parquet
-    file, the predictions go there, and the draws beside it: the same call goes on where it was stopped.
-    What is not set is taken from the model's femtune.json. Nothing is graded: `reward` is there so that
-    the settings of a run serve here too. Each item has
+    Items need no answers; "-" reads JSON lines from standard input. With `output`, a .jsonl or .parquet
+    file, predictions are written there, and the draws beside it; the same call resumes a stopped one.
+    Unset settings come from the model's femtune.json. Nothing is graded: `reward` exists only so that
+    the settings of a run work here too. Each item has
 
-    id              of a pair, the pair's
-    answer          the likeliest one under `distribution`; by votes, of equals the one given first
+    id              the id of the item or pair
+    answer          the likeliest one under `distribution`; the first one on a tie of votes
     confidence      its share in `distribution`, or of the votes; 0 without a vote
-    abstained       whether that is below `abstain_below`: `answer` is then ""
-    num_answered    draws with an answer, on the scale where there is one; of a pair, of both orders
-    votes           answers and how many draws gave them, the most frequent first
-    aggregate       "probabilities" or "votes": what `answer` and `distribution` were made from
-    probabilities   of ratings, pairs and choices: the mean over the draws of pi(y | x, z), normalized
-                    over the scale; of a pair, the mean of both orders. None where nothing was scored
-    distribution    of ratings, pairs and choices: `probabilities` or shares of votes, calibrated where
-                    a calibration is given
+    abstained       True if that is below `abstain_below`: `answer` is then ""
+    num_answered    draws with an answer (on the scale, if there is one); for a pair, in both orders
+    votes           answers and the number of their draws, the most frequent first
+    aggregate       "probabilities" or "votes": the source of `answer` and `distribution`
+    probabilities   for ratings, pairs and choices: the mean over the draws of pi(y | x, z), normalized
+                    over the scale; for a pair, the mean of both orders. None without scoring
+    distribution    for ratings, pairs and choices: `probabilities` or shares of votes, calibrated if a
+                    calibration is given
     expected        the mean of ratings, under `distribution`, or of answers that are all numbers
-    consistent      of a pair, whether the same one wins in both orders; None where one has no vote
-    rationale       of the draws that gave `answer`, the likeliest by token; where none gave it, the one
-                    after which it is likeliest; of a pair, in its own order
+    consistent      for a pair, True if the same one wins in both orders; None if one has no vote
+    rationale       the likeliest by token of the draws that gave `answer`; if none did, the one after
+                    which it is likeliest; for a pair, in its own order
 
-    Raises ConfigError, DataError or ModelError at once, but for errors that show only in a line of a
-    stream or as the model is loaded.
+    Raises ConfigError, DataError or ModelError at once, except for errors in a later line of a stream
+    or while the model is loaded.
     """
     chosen = make_settings(Predict, {**settings, **_named(None, reward)})
     if output is None:
@@ -288,7 +288,7 @@ def calibrate(
         fitted.metrics["ece"]
         predict("new.jsonl", "runs/judge/best", calibration=str(fitted.calibration))
 
-    Raises ConfigError where the answers are not on one scale, DataError where there are too few.
+    Raises ConfigError if the answers are not on one scale, DataError if there are too few.
     """
     chosen = make_settings(Calibrate, {**settings, **_named(None, reward)})
     with _shown(progress) as shown:
@@ -311,14 +311,14 @@ def compare(
     progress: Show = "auto",
     **settings: Unpack[CompareSettings],
 ) -> CompareResult:
-    """Run schemes on the same problems with the same settings, beside baselines, and give one table.
+    """Run schemes and baselines on the same problems with the same settings; return one table.
 
         result = compare("judge.jsonl", "Qwen/Qwen3-1.7B", task="judge", schemes=["star", "pps"])
         print(result)  # the table
         result.table["star"]["accuracy"]
 
-    `baselines` are by default those that suit the task; () for none. Runs are processes of their own: in
-    a script, call it below `if __name__ == "__main__":`.
+    By default, all baselines that suit the task run; () runs none. Runs are separate processes: in a
+    script, call this below `if __name__ == "__main__":`.
     """
     of_rl = names_of(RL)
     rl = make_settings(RL, {name: value for name, value in settings.items() if name in of_rl})
@@ -350,13 +350,13 @@ def check(
     progress: Show = "auto",
     **settings: Unpack[TrainSettings],
 ) -> CheckResult:
-    """Check data and prompts, draw some completions from the model, and say which settings to change.
+    """Check data and prompts, draw some completions from the model, and suggest settings to change.
 
         result = check("judge.jsonl", "Qwen/Qwen3-1.7B", task="judge")
-        result.warnings  # what looks wrong, and what to do
+        result.warnings  # likely problems, and what to do
         result.changes  # settings to try, such as {"max-new-tokens": "96"}
 
-    Takes the settings of `train`, and raises what it would raise. `try_=False` leaves the model out.
+    Takes the settings of `train`, and raises what it would raise. `try_=False` does not load the model.
     """
     chosen = train_settings({**settings, **_named(scheme, reward)})
     return run_check(data, str(model), chosen, row=row, num_draws=draws, tries=try_, show=progress)
@@ -382,7 +382,7 @@ def _function(reward: Reward | None) -> Callable[..., Any] | None:
 
 
 def _shown(progress: Show | Progress) -> AbstractContextManager[Progress]:
-    """Return who is told how a run goes on. Raises ConfigError for an unknown name."""
+    """Return the receiver of progress. Raises ConfigError for an unknown name."""
     if not isinstance(progress, str):
         return nullcontext(progress)
     if progress not in get_args(Show):

@@ -1,12 +1,12 @@
-"""Settings as frozen dataclasses, one field a flag and a YAML key.
+"""Settings as frozen dataclasses; each field is a flag and a YAML key.
 
-    Ask       problems, prompts, reward, engine: what every command needs that draws
+    Ask       problems, prompts, reward, engine: needed by every command that draws
     Sample    Ask + scheme: the E-step
-    Fit       the M-step's settings: training.Training
-    Train     Sample + Fit + the loop and its evaluation
-    RL        what baselines by reinforcement learning have beside it
+    Training  the M-step's settings, in mstep/config.py
+    Train     Sample + Training + the loop and its evaluation
+    RL        additional settings of baselines by reinforcement learning
 
-The library's functions take arguments, never these: what they are made into is in resolve.py.
+resolve.py turns settings into arguments of the library's functions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from femtune.mstep.config import Training
 from femtune.types import Aggregate, Balance, CalibrationKind, Resume
 
 T = TypeVar("T")
-Flat = Annotated[T, Parameter(name="*")]  # its fields are flags themselves
+Flat = Annotated[T, Parameter(name="*")]  # the fields become flags
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
 
 
@@ -37,96 +37,96 @@ class Ask:
     """Problems, prompts, reward and engine."""
 
     task: Literal["judge", "summarize", "choice", "math", "table"] = "table"
-    """What the data is; table: any file with prompt and answer."""
+    """Kind of data; table: any file with prompt and answer."""
     columns: Names = ()
-    """Where femtune's columns are in the file: answer=label prompt=question id=uid."""
+    """Names of columns in the file, for example answer=label prompt=question id=uid."""
     data_config: str | None = None
-    """Of a data set on the Hub: the configuration; by default the task's."""
+    """Configuration of a data set on the Hub; default: the task's."""
     split: str | None = None
-    """Of a data set on the Hub: the split; by default the training split."""
+    """Split of a data set on the Hub; default: the training split."""
     scale: str | None = None
-    """Of ratings: 1,5 or 1,5,0.5 or bad,fair,good; by default what the data set says or shows."""
+    """Rating scale, for example 1,5 or 1,5,0.5 or bad,fair,good; default: read from the data."""
     attributes: Names = ()
-    """Of ratings: those asked for, such as helpfulness; by default all."""
+    """Attributes to rate, for example helpfulness; default: all."""
     raters: Raters = "each"
-    """Several raters: each rating, as the named rater would, or the mean or median of an item's."""
+    """Treatment of several raters: each rating, named raters, or the mean or median of an item."""
     bad_rows: Literal["stop", "skip"] = "stop"
-    """Of a task's data: stop at rows that can't be used, or leave them out."""
+    """Stop at unusable rows of a task's data, or skip them."""
     reward: str | None = None
-    """exact, number, ordinal(1,5), choice, math, yours: pkg.mod:fn, file.py:fn; default: the task's."""
+    """exact, number, ordinal(1,5), choice, math, or pkg.mod:fn, file.py:fn; default: the task's."""
     accept_at: float = 1.0
-    """A draw is kept where its reward is at least this."""
+    """Minimum reward of a draw to be kept."""
     check_gold: bool = True
-    """Refuse data whose correct answer would not earn the reward; off for rewards of form."""
+    """Refuse data whose correct answers do not earn the reward; turn off for rewards of form."""
     instruction: str | None = None
-    """What is added to each prompt, by default the task's; "" adds nothing."""
+    """Text added to each prompt; default: the task's; "" adds nothing."""
     hint: str | None = None
-    """What is added to that in the hinted prompt, with {answer} in it; by default the task's."""
+    """Text added in the hinted prompt, with {answer} in it; default: the task's."""
     answer_format: str = "line"
-    """How an answer is written: line, boxed, hash, tag, bracket, json:KEY, regex:PATTERN."""
+    """Format of an answer: line, boxed, hash, tag, bracket, json:KEY, regex:PATTERN."""
     force_answers: Literal["evaluation", "always", "never"] = "evaluation"
-    """Where a completion has no answer, write the format's cue and let the model answer: in evaluation
-    and predict, in E-steps too, or never."""
+    """If a completion has no answer, append the format's cue and let the model answer: in evaluation
+    and predict, always (in E-steps too), or never."""
     system_prompt: str | None = None
     """Text of a system message before each prompt, or the path of a text file."""
     rubric: str | None = None
-    """Criteria, or the path of a text file with them: shown before the item that is judged."""
+    """Criteria shown before the judged item, or the path of a text file with them."""
     prompt_template: str | None = None
-    """Text, or the path of a text file, that makes the prompt from a row: {prompt}, {column}."""
+    """Template for a prompt from a row, with {prompt}, {column}, or the path of a text file."""
     round_scores: bool = False
-    """Round scores that are no point of the scale to the nearest one."""
+    """Round scores between points of the scale to the nearest point."""
     soft_labels: bool = False
-    """Take a score between two points of the scale for both, each by its share: 3.2 is 3 for 80%."""
+    """Treat a score between two points of the scale as a mixture of both: 3.2 is 3 with 80%."""
     demos: str = "auto"
     """Worked examples as chat turns: auto (the task's, for a base model), none, or a JSONL file."""
     demo_iterations: int = 1
-    """E-steps, from the first, that are drawn with the worked examples; training is without them."""
+    """Number of first E-steps whose prompts show the worked examples; training never shows them."""
     demos_in_prompt: bool = False
     """Make the worked examples part of the prompt x, in training and use too."""
     template_args: Names = ()
-    """Arguments of the chat template: enable_thinking=false."""
+    """Arguments of the chat template, for example enable_thinking=false."""
     max_new_tokens: int = 512
-    """The most tokens of a completion; the prompt does not count."""
+    """Maximum tokens of a completion, without the prompt."""
     seed: int = 0
-    """Of the run; each draw's seed follows from it."""
+    """Seed of the run, which determines each draw's seed."""
     reward_timeout: float = 30.0
-    """Seconds that one call of your own reward may take."""
+    """Maximum seconds for one call of a custom reward."""
     on_reward_error: Literal["stop", "skip"] = "stop"
-    """Stop at a reward that fails, or go on without the draw."""
+    """Stop if a reward fails, or skip the draw."""
     chunk_size: int = 1024
-    """Problems that are drawn for before their draws are stored; what a Ray worker takes at a time."""
+    """Problems per chunk: draws are stored after each chunk, and a Ray worker takes one at a time."""
     overlap: bool = False
-    """Draw on while the last chunk is graded and stored: for slow rewards, engines far away."""
+    """Keep drawing while the last chunk is graded and stored; for slow rewards and remote engines."""
     resume: Resume = "draws"
-    """Of a chunk that was open when a run was stopped: keep its draws, or draw it anew, bit for bit."""
+    """On resume, keep the draws of an unfinished chunk, or repeat the whole chunk bit for bit."""
     engine: Literal["transformers", "vllm", "openai"] = "transformers"
-    """Who writes: transformers, vLLM in this process, or a server that speaks OpenAI's protocol."""
+    """Inference engine: transformers, vLLM in this process, or a server with OpenAI's protocol."""
     engine_args: Names = ()
-    """Further arguments of vLLM: tensor_parallel_size=2 gpu_memory_utilization=0.8."""
+    """Further arguments of vLLM, for example tensor_parallel_size=2 gpu_memory_utilization=0.8."""
     engine_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Numbers of the engine; auto: as stored."""
+    """Dtype of the engine; auto: as stored."""
     max_batch: int | None = None
-    """The most completions that are written at a time; by default what suits the engine."""
+    """Maximum completions in a batch; default: depends on the engine."""
     device: str | None = None
-    """cpu, cuda, cuda:1; by default a GPU where there is one."""
+    """Device: cpu, cuda or cuda:1; default: a GPU if there is one."""
     base_url: str | None = None
-    """Of a server: http://host:8000/v1; by default OPENAI_BASE_URL. The key is OPENAI_API_KEY."""
+    """URL of a server: http://host:8000/v1; default: OPENAI_BASE_URL. Its key is OPENAI_API_KEY."""
     served_model: str | None = None
-    """The server's name for the model; by default the only one that it serves."""
+    """Name of the model on the server; default: the only one that it serves."""
     engine_timeout: float = 600.0
-    """Seconds that a server may take for one completion."""
+    """Maximum seconds for a server's completion."""
     ray_workers: int = 0
-    """Engines in Ray workers, this many; 0: one, in this process."""
+    """Number of engines in Ray workers; 0: one engine in this process."""
     ray_address: str | None = None
-    """Of a Ray cluster (auto, ray://host:10001); by default one is started on this machine."""
+    """Address of a Ray cluster (auto, ray://host:10001); default: start one on this machine."""
     worker_cpus: float = 1.0
-    """CPUs of each Ray worker."""
+    """CPUs per Ray worker."""
     worker_gpus: float | None = None
-    """GPUs of each Ray worker; by default vLLM's tensor_parallel_size, or 1 where there are any."""
+    """GPUs per Ray worker; default: vLLM's tensor_parallel_size, else 1 if there is a GPU."""
 
     def __new__(cls, *_: Any, **values: Any) -> Ask:
         made = super().__new__(cls)
-        # which settings the user gave, also where they are the defaults: see `given`
+        # record which settings the user gave, even if equal to the defaults: see `given`
         object.__setattr__(made, "_given", frozenset(values))
         return made
 
@@ -142,14 +142,14 @@ class Ask:
                 raise ConfigError(f"{name} is for --engine {engine}; the engine is {self.engine}.")
         check_no_keys(self)
         if self.ray_workers and self.overlap:
-            raise ConfigError("overlap is of one engine in this process: leave it out with ray_workers.")
+            raise ConfigError("overlap is not supported with ray_workers; drop one of them.")
         for name in ("ray_address", "worker_gpus"):
             if getattr(self, name) is not None and not self.ray_workers:
                 raise ConfigError(f"{name} is for Ray workers: set ray_workers too.")
         if not 0 < self.accept_at <= 1:
             raise ConfigError(f"accept_at must be above 0 and at most 1, got {self.accept_at:g}.")
         if self.device and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", self.device):
-            raise ConfigError(f"device {self.device!r} is not known: say cpu, cuda, or cuda:1.")
+            raise ConfigError(f"device {self.device!r} is not known: use cpu, cuda, or cuda:1.")
 
 
 @Parameter(name="*")
@@ -160,70 +160,70 @@ class Sample(Ask):
     scheme: str = "auto"
     """auto, rejection:M, star, pps:K, mixture, trice; add +memo +wake +doubt ...: docs/schemes.md."""
     temperature: float = 1.0
-    """Of the draws; EM is exact at 1."""
+    """Sampling temperature in the E-step; EM is exact only at 1."""
     top_p: float = 1.0
-    """Draw from the likeliest tokens of this much probability."""
+    """Sample from the likeliest tokens with this total probability."""
     top_k: int = 0
-    """Draw from this many likeliest tokens; 0: all."""
+    """Sample from this many likeliest tokens; 0: all."""
     soft_accept: float | None = None
-    """Keep a rating that is d points off with probability exp(-d / T), T being this."""
+    """Temperature T: keep a rating that is d points off with probability exp(-d / T)."""
     soft_decay: float = 1.0
-    """In each further iteration T is this much of what it was."""
+    """Factor that multiplies T after each iteration."""
     balance: Balance = "none"
-    """Weights by answer: none, as often as in the data, or each answer alike."""
+    """Balance of answers by weight: none, data (frequencies of the data), or uniform."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Train(Sample):
-    """FEM: E-step, M-step, evaluation, repeated."""
+    """A run of FEM: E-step, M-step, evaluation, repeated."""
 
     iterations: int = 8
-    """How often; a run that is there goes on where more are asked for."""
+    """Number of iterations; a larger number continues a finished run."""
     launch: str | None = None
-    """M-steps on several processes, started by this: "torchrun --standalone --nproc-per-node 8"."""
+    """Launcher for M-steps on several processes: "torchrun --standalone --nproc-per-node 8"."""
     share_device: bool = True
-    """The M-step needs the engine's GPU: it sleeps or is freed meanwhile."""
+    """Share the GPU: the engine sleeps or is freed during the M-step."""
     start_from: Literal["previous", "base"] = "previous"
-    """Where each M-step starts: FEM's from the previous weights, STaR's and +restart from the base."""
+    """Start of each M-step: previous weights as in FEM, or the base as in STaR and +restart."""
     keep_last: int = 0
-    """Models that are kept, beside the best one; 0: all."""
+    """Number of newest models to keep in addition to the best one; 0: all."""
     eval_data: str | None = None
-    """Held-out problems; by default a share of the data."""
+    """Data with held-out problems; default: a fraction of the training data."""
     eval_split: str | None = None
-    """Of the same data set on the Hub: the split that is held out."""
+    """Held-out split of the same data set on the Hub."""
     eval_share: float = 0.1
-    """That share; 0 holds none out. A problem's side depends on its prompt and the seed alone."""
+    """Fraction of the data to hold out (0 disables); the split depends only on prompts and the seed."""
     eval_draws: int = 1
-    """How often each held-out problem is asked."""
+    """Draws per held-out problem."""
     eval_temperature: float = 0.0
-    """0 is greedy."""
+    """Sampling temperature in evaluation; 0 is greedy."""
     eval_every: int = 1
-    """Iterations between evaluations; base and last are measured too. 0: no evaluation."""
+    """Iterations between evaluations; base and last are always measured. 0: no evaluation."""
     bound_draws: int = 4
-    """Draws, half plain and half hinted, that bound a held-out problem's likelihood; 0: none."""
+    """Draws per held-out problem for the likelihood bound, half plain and half hinted; 0: none."""
     bound_problems: int = 100
-    """The most held-out problems that are asked for this."""
+    """Maximum held-out problems for the likelihood bound."""
     reader_problems: int = 100
-    """The most held-out problems whose rationales the base reads, at the end of the run, to measure how
-    much they help a reader who was not trained; 0: none."""
+    """Maximum held-out problems whose rationales the base reads after the run, to measure how much they
+    help an untrained reader; 0: none."""
     training: Flat[Training] = field(default_factory=Training)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Ask):
-    """Asking under the plain prompt, without training."""
+    """An evaluation under the plain prompt, without training."""
 
     draws: int = 1
-    """Rationales for each problem; their answers are made one: see aggregate."""
+    """Rationales per problem; `aggregate` combines their answers."""
     temperature: float = 0.0
-    """0 is greedy; several draws need more."""
+    """Sampling temperature; 0 is greedy; several draws need a temperature above 0."""
     aggregate: Aggregate = "auto"
-    """Combine the rationales by their votes, or by the mean probability of each answer; auto:
-    probabilities where the answers are a closed set and the engine can score, else votes."""
+    """Combine rationales by votes, or by the mean probability of each answer; auto: probabilities if
+    the answers are a closed set and the engine can score, else votes."""
     calibration: str | None = None
-    """Map that `femtune calibrate` stored: from shares or probabilities to calibrated ones."""
+    """File of `femtune calibrate`, to calibrate shares of votes or probabilities."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -235,14 +235,14 @@ class Evaluate(Ask):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Predict(Evaluate):
-    """Answers to new items."""
+    """Predictions for new items."""
 
     draws: int = 16
-    """Rationales for each item, in each order of a pair."""
+    """Rationales per item, in each order of a pair."""
     temperature: float = 1.0
     """0 is greedy; several draws need more."""
     abstain_below: float = 0.0
-    """Give no answer where the confidence is less than this."""
+    """Give no answer if the confidence is below this."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -253,16 +253,16 @@ class Predict(Evaluate):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Calibrate(Ask):
-    """Answers on a validation split, and the map that is fitted to their shares or probabilities."""
+    """A calibration: draws on a validation split, and the map fitted to them."""
 
     draws: int = 16
-    """Rationales for each problem, as many as are to be calibrated."""
+    """Rationales per problem; use the number of the draws to calibrate."""
     temperature: float = 1.0
-    """That of the draws that are to be calibrated."""
+    """Sampling temperature; use the one of the draws to calibrate."""
     aggregate: Aggregate = "auto"
-    """Fit to shares of votes or to the mean probability of each answer; auto: as in predict."""
+    """Fit to shares of votes, or to the mean probability of each answer; auto: as in predict."""
     kind: CalibrationKind = "temperature"
-    """temperature: one number, for few items; isotonic: free of form, takes hundreds."""
+    """Kind of map: temperature (one parameter, for few items) or isotonic (needs hundreds of items)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -275,16 +275,16 @@ class Calibrate(Ask):
 @Parameter(name="*")
 @dataclass(frozen=True)
 class RL:
-    """Baselines by reinforcement learning; what is not here is set as for the schemes."""
+    """Settings of baselines by reinforcement learning; other settings are those of the schemes."""
 
     rl_num_generations: int = 8
-    """Of the baselines grpo, rloo and latro: completions in a group."""
+    """Completions in a group, for the baselines grpo, rloo and latro."""
     rl_batch_size: int = 32
-    """Of these: completions of an optimizer step, whole groups."""
+    """Completions per optimizer step of these baselines, in whole groups."""
     rl_learning_rate: float | None = None
-    """Of these; by default a tenth of learning_rate."""
+    """Learning rate of these baselines; default: a tenth of learning_rate."""
     rl_tokens: int | None = None
-    """Of these: train until so many tokens were generated; by default one pass for each iteration."""
+    """Token budget of these baselines; default: one pass per iteration."""
 
     def __post_init__(self) -> None:
         if self.rl_num_generations < 2:
@@ -295,7 +295,7 @@ class RL:
         if self.rl_batch_size < 1 or self.rl_batch_size % self.rl_num_generations:
             raise ConfigError(
                 f"rl_batch_size {self.rl_batch_size} is no multiple of rl_num_generations, "
-                f"{self.rl_num_generations}: groups are taken as a whole."
+                f"{self.rl_num_generations}: a step takes whole groups."
             )
         if self.rl_learning_rate is not None and not 0 < self.rl_learning_rate < float("inf"):
             raise ConfigError(f"rl_learning_rate must be above 0, got {self.rl_learning_rate}.")
@@ -303,18 +303,18 @@ class RL:
             raise ConfigError(f"rl_tokens must be at least 1, got {self.rl_tokens}.")
 
     def rate(self, training: Training) -> float:
-        """The learning rate, with its default filled in."""
+        """Return the learning rate, with its default filled in."""
         return self.rl_learning_rate or training.rate / 10
 
     def groups_a_step(self, num_problems: int) -> int:
-        """Problems of an optimizer step: no more than there are."""
+        """Return the problems per optimizer step, at most all problems."""
         return min(self.rl_batch_size // self.rl_num_generations, num_problems)
 
 
 def given(settings: Ask) -> frozenset[str]:
     """Return the names of the settings that were given, rather than left at their defaults.
 
-    Of a copy by `replace`, which gives all of them anew, those that are not the default.
+    For a copy by `replace`, which sets all fields again, returns those that differ from the default.
 
     >>> sorted(given(Predict(task="table", draws=4)))
     ['draws', 'task']
@@ -364,8 +364,8 @@ def check_draws(prefix: str, draws: int, temperature: float) -> None:
         )
 
 
-# Settings that may change when a run goes on: what it has already done does not hang on them. A batch
-# that does not fit into memory must not end a run for good, nor must another machine.
+# Settings that may change when a run is resumed, as stored results do not depend on them. A run must
+# survive a batch that does not fit into memory, and a change of machine.
 CHANGEABLE = frozenset(
     {
         *("iterations", "report_to", "max_batch", "reward_timeout", "calibration", "aggregate"),

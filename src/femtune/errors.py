@@ -1,8 +1,8 @@
 """The errors that femtune raises on purpose; everything else is a bug.
 
     FemtuneError
-    ├── DataError      (ValueError)    a problem, an example or a file of them is not as it must be
-    ├── ConfigError    (ValueError)    a setting is unknown, impossible, or at odds with another
+    ├── DataError      (ValueError)    a problem, an example or a file of them is invalid
+    ├── ConfigError    (ValueError)    a setting is unknown, impossible, or conflicts with another
     ├── ModelError     (ValueError)    a model folder, its tokenizer or its template can't be used
     ├── RewardError    (RuntimeError)  a reward function failed, timed out, or gave no number
     ├── EngineError    (RuntimeError)  an engine could not generate or score
@@ -10,21 +10,21 @@
     └── NothingKept    (RuntimeError)  an E-step kept no draw: there is nothing to learn from
 
 Each is also the standard library's class in brackets. A message says what was found, where (file,
-row, column), and what to do, in this order. A completion that fails (cut off, unparsable, wrong) is
+row, column), and what to do, in this order. A completion that fails (truncated, unparsable, wrong) is
 data, not an error: see `Score.reason` in types.py.
 """
 
 
 class FemtuneError(Exception):
-    """Anything that femtune refuses or reports; the CLI prints its message without a traceback."""
+    """The base of all errors that femtune reports; the CLI prints them without a traceback."""
 
 
 class DataError(FemtuneError, ValueError):
-    """A problem, an example, or a file of them is not as it must be."""
+    """A problem, an example, or a file of them is invalid."""
 
 
 class ConfigError(FemtuneError, ValueError):
-    """A setting is unknown, impossible, or at odds with another."""
+    """A setting is unknown, impossible, or conflicts with another."""
 
 
 class ModelError(FemtuneError, ValueError):
@@ -32,7 +32,7 @@ class ModelError(FemtuneError, ValueError):
 
 
 class RewardError(FemtuneError, RuntimeError):
-    """A reward function failed, timed out, or gave something that is no number."""
+    """A reward function failed, timed out, or returned no number."""
 
 
 class EngineError(FemtuneError, RuntimeError):

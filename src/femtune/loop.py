@@ -3,8 +3,8 @@
     theta_k = theta_{k-1} + eta sum_i r(yhat_i, y*_i) grad log pi(zhat_i, yhat_i | x_i; theta)
     (zhat_i, yhat_i) ~ q(. | x_i, y*_i; theta_{k-1})
 
-(Lee et al. 2025, arXiv 2512.20169.) What is stored already is not done again, so the same call goes on
-where a killed one stopped, and what is relied on is looked at first: see manifest.py.
+(Lee et al. 2025, arXiv 2512.20169.) Stored results are not computed again, so the same call resumes a
+killed run. Stored files are checked before they are used: see manifest.py.
 """
 
 from __future__ import annotations
@@ -52,33 +52,33 @@ log = logging.getLogger("femtune")
 
 
 class Progress(Protocol):
-    """Who is told how a run goes on."""
+    """The receiver of a run's progress."""
 
     def phase(self, name: str, iteration: int, total: int) -> None:
-        """A phase begins; `total` is its number of problems, 0 where unknown."""
+        """Report the start of a phase; `total` is its number of problems, 0 if unknown."""
 
     def draws(self, draws: Sequence[Draw]) -> None:
-        """Draws were graded."""
+        """Report graded draws."""
 
     def step(self, step: int, steps: int, loss: float) -> None:
-        """An optimizer step was taken; `loss` in nats a token."""
+        """Report an optimizer step; `loss` is in nats per token."""
 
     def measured(self, iteration: int, metrics: dict[str, Any]) -> None:
-        """An iteration is done."""
+        """Report a completed iteration."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How held-out problems are asked: greedily and once, if nothing else is said."""
+    """The settings of an evaluation: by default, one greedy draw per held-out problem."""
 
     draws: int = 1
     temperature: float = 0.0
-    every: int = 1  # iterations; the base and the last are always evaluated; 0: never
+    every: int = 1  # iterations between evaluations; base and last are always evaluated; 0: never
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """A run of FEM, all but the data and the engine."""
+    """The configuration of a run of FEM, without data and engine."""
 
     scheme: Scheme
     training: Training
@@ -87,26 +87,26 @@ class LoopConfig:
     iterations: int = 5
     launch: str | None = None  # a launcher's command: M-steps on several processes
     balance: Balance = "none"  # of examples, by human answer: see selection_bias.balance_factors
-    keep_last: int = 0  # models that are kept, beside the best one; 0: all
-    bound_draws: int = 0  # of a held-out problem, for the bound: half plain, half hinted; 0: none
-    bound_problems: int = 100  # at most, of those that are held out
+    keep_last: int = 0  # newest models to keep, in addition to the best one; 0: all
+    bound_draws: int = 0  # per held-out problem, for the bound: half plain, half hinted; 0: none
+    bound_problems: int = 100  # maximum number of held-out problems for the bound
     reader_problems: int = 0  # held-out problems whose rationales the base reads: see rationales.py
     # worked examples in the prompts of the first `demo_iterations` E-steps, of draws from the base, and
-    # of the base's evaluation; training is without them
+    # of the base's evaluation; training does not show them
     demos: Demos = ()
     demo_iterations: int = 1
     force: Literal["evaluation", "always", "never"] = "evaluation"  # where answers are forced
 
     def shown_demos(self, iteration: int) -> Demos:
-        """Return the worked examples that stand in the prompts of an iteration's E-step."""
+        """Return the worked examples in the prompts of an iteration's E-step."""
         with_them = iteration <= self.demo_iterations or self.scheme.proposal == "base"
         return self.demos if with_them else ()
 
     def m_step(self, iteration: int) -> tuple[Literal["previous", "base"], Training]:
         """Return where the M-step of an iteration starts, and how it trains.
 
-        A restart takes more epochs; once settled, a constant rate falls, so that the last steps of an
-        M-step do not stand out in its model.
+        A restart takes more epochs. Once settled, a constant learning rate decays, so that the last
+        steps of an M-step do not dominate its model.
         """
         training, schedule = self.training, self.scheme.m_steps
         if schedule.restarts(iteration):
@@ -127,10 +127,10 @@ def fem(
     progress: Progress,
     info: ModelInfo | None = None,
 ) -> list[dict[str, Any]]:
-    """Run FEM from the weights in `base`; gives the metrics of every iteration, 0 being the base.
+    """Run FEM from the weights in `base`; return the metrics of every iteration, 0 being the base.
 
-    `info` is stored in each model's folder. Raises NothingKept where an E-step keeps no draw, and
-    whatever its parts raise.
+    `info` is stored in each model's folder. Raises NothingKept if an E-step keeps no draw, and whatever
+    its parts raise.
     """
     steps = Steps(
         run=run,
@@ -144,7 +144,7 @@ def fem(
         info=info,
     )
     history = steps.iterate()
-    # at the end: so the base is loaded once
+    # at the end, so that the base is loaded once
     worth = read_all(steps, config.reader_problems)
     return [
         each | ({"rationales": worth[each["iteration"]]} if each["iteration"] in worth else {})
@@ -154,7 +154,7 @@ def fem(
 
 @dataclass(kw_only=True)
 class Steps:
-    """The steps of a run, each going on from what is stored of it."""
+    """The steps of a run; each one resumes from its stored results."""
 
     run: Run
     base: Path
@@ -164,12 +164,12 @@ class Steps:
     sampler: Sampler
     tokenizer: ChatTokenizer
     progress: Progress
-    info: ModelInfo | None = None  # how the models are asked: see model_info.py
-    serving: Path | None = None  # the weights that the engine has
-    warned: set[str] = field(default_factory=set)  # kinds of warnings that were given already
+    info: ModelInfo | None = None  # prompts and settings of the models: see model_info.py
+    serving: Path | None = None  # the weights loaded in the engine
+    warned: set[str] = field(default_factory=set)  # kinds of warnings already logged
 
     def iterate(self) -> list[dict[str, Any]]:
-        """All iterations, from the base's evaluation, iteration 0, on."""
+        """Run all iterations, starting with the base's evaluation, iteration 0."""
         history = []
         is_bounded = self._is_bounded()
         for iteration in range(self.config.iterations + 1):
@@ -198,11 +198,11 @@ class Steps:
         return history
 
     def e_step(self, iteration: int) -> dict[str, Any]:
-        """Draw rationales from theta_{k-1} and store what the scheme makes of them."""
+        """Draw rationales from theta_{k-1} and store the scheme's examples."""
         self.progress.phase("E-step", iteration, len(self.problems))
         self.run.log("E-step", iteration=iteration)
         scheme, theta = self.config.scheme, self.weights(iteration - 1)
-        # a soft label is drawn anew in each iteration
+        # a soft label is sampled again in each iteration
         problems = [label_of(each, iteration, self.sampler.seed) for each in self.problems]
         sampler = replace(
             self.sampler,
@@ -223,7 +223,7 @@ class Steps:
             on_draws=self.progress.draws,
             choose=scoring.choose,
         )
-        for chunk in chunks:  # each is stored before the next is drawn
+        for chunk in chunks:  # each chunk is stored before the next is drawn
             self.run.record(self.run.shard(iteration, "draws", chunk.index))
         self._score(scoring, "scored", theta)
         folder = self.run.iteration(iteration) / "draws"
@@ -257,15 +257,15 @@ class Steps:
         if not (folder / "model").exists():
             self._trust(start)
             dtype = exported_dtype(self.base, training)
-            # the next M-step may start from these weights, and rounded ones are not the same
+            # the next M-step may start from these weights, which rounding would change
             is_next = self.config.m_step(iteration + 1)[0] == "previous"
             master = folder / MASTER if is_next and dtype != "float32" else None
             if master is not None:
                 self.run.verify(master)
             check_room(folder / "model", start, training, dtype, with_master=master is not None)
-            self.sampler.engine.release()  # what it holds of a GPU's memory is needed now
+            self.sampler.engine.release()  # training needs its GPU memory
             self.serving = None
-            with interrupts.finishing("this M-step, which would begin anew"):
+            with interrupts.finishing("this M-step, which would otherwise start over"):
                 self._m_step_function()(
                     folder / "examples.parquet",
                     start,
@@ -280,7 +280,7 @@ class Steps:
                 self._describe(folder / "model")
                 self.run.record(folder / "model", *([] if master is None else [master]))
                 drop_masters(self.run, iteration)
-        elif self.info is not None and not is_trained(folder / "model"):  # killed before it was written
+        elif self.info is not None and not is_trained(folder / "model"):  # killed before it was stored
             self._describe(folder / "model")
             self.run.record(folder / "model" / MODEL_INFO)
         metrics: dict[str, Any] = json.loads((folder / "model" / "m_step.json").read_text())
@@ -291,7 +291,7 @@ class Steps:
             write_info(model, self.info)
 
     def _m_step_function(self) -> Callable[..., Any]:
-        """The M-step here, or in the processes that `launch` starts."""
+        """Return the M-step of this process, or of the processes that `launch` starts."""
         # torch is slow to import, and not needed to refuse bad input
         if self.config.launch:
             from femtune.mstep.launch import launch_m_step
@@ -302,7 +302,7 @@ class Steps:
         return m_step
 
     def evaluate(self, iteration: int, demos: Demos = ()) -> dict[str, Any]:
-        """Ask the held-out problems of theta_k, with these worked examples in their prompts."""
+        """Evaluate theta_k on held-out problems, with these worked examples in their prompts."""
         kind = "eval_demos" if demos else "eval"
         self.progress.phase("evaluation", iteration, len(self.eval_problems))
         self.run.log("evaluation", iteration=iteration)
@@ -323,19 +323,19 @@ class Steps:
         most = greedy.max_new_tokens
         stored = read_draws(self.run.iteration(iteration) / kind)
         metrics = evaluation_metrics(by_id, stored, max_new_tokens=most)
-        if demos or not self.config.demos or iteration:  # else the same is asked with examples next
+        if demos or not self.config.demos or iteration:  # else the evaluation with examples follows
             self._warn(evaluation_warnings(metrics, most, demos=bool(demos)))
         return metrics
 
     def _warn(self, found: Sequence[Warned]) -> None:
-        """Log warnings, each kind once in a run."""
+        """Log warnings, each kind once per run."""
         for each in found:
             if each.kind not in self.warned:
                 self.warned.add(each.kind)
                 log.warning("%s", each.text)
 
     def bound(self, iteration: int) -> dict[str, Any]:
-        """Bound the likelihood of theta_k, and what hints give away, on some held-out problems."""
+        """Measure the likelihood bound of theta_k, and hint leakage, on some held-out problems."""
         chosen = subset(self.eval_problems, self.config.bound_problems, self.sampler.seed)
         self.progress.phase("bound", iteration, len(chosen))
         self.run.log("bound", iteration=iteration)
@@ -362,14 +362,14 @@ class Steps:
         return posterior_metrics(by_id, self.run.iteration(iteration))
 
     def _is_bounded(self) -> bool:
-        """Whether `bound` is asked for and can be had."""
+        """Return True if `bound` is requested and possible."""
         if not self.config.bound_draws or not self.eval_problems or not self.config.evaluation.every:
             return False
         if self.sampler.engine.capabilities.scores:
             return True
         log.warning(
             "the server can't score completions: the bound on the likelihood, the effective sample size "
-            "and hint leakage are not measured (bound_draws is 0, as it were)."
+            "and hint leakage are not measured, as with bound_draws 0."
         )
         return False
 
@@ -380,11 +380,11 @@ class Steps:
         return iteration % every == 0 or iteration == self.config.iterations
 
     def weights(self, iteration: int) -> Path:
-        """theta_k: the base for k = 0."""
+        """Return the folder of theta_k; the base for k = 0."""
         return self.run.iteration(iteration) / "model" if iteration else self.base
 
     def start(self, iteration: int) -> Path:
-        """Return where an M-step that goes on from theta_k starts: its float32 weights if it has any."""
+        """Return where an M-step after theta_k starts: at its float32 weights if it has any."""
         return next_start(self.weights(iteration))
 
     def _score(self, scoring: ScoredDraws, kind: str, weights: Path) -> None:
@@ -413,11 +413,11 @@ class Steps:
             self.serving = weights
 
     def _trust(self, weights: Path) -> None:
-        """Look at weights of this run before they are read. Raises RunError where they are not whole."""
+        """Check weights of this run before they are read. Raises RunError if they are incomplete."""
         if weights.is_relative_to(self.run.root):
             self.run.verify(weights)
 
 
 def drawn(folder: Path) -> Iterator[Sequence[Draw]]:
-    """The chunks of draws that are stored in a folder."""
+    """Yield the chunks of draws stored in a folder."""
     return (chunk for chunk, _ in read_draws(folder))

@@ -1,10 +1,10 @@
-"""What a trained model's folder says of how it is asked: femtune.json.
+"""The prompts and settings of a trained model, stored in its folder: femtune.json.
 
     {"femtune": "0.9.0", "format": 1, "trained": true, "base": "Qwen/Qwen3-1.7B", "base_sha256": "...",
      "task": "judge", "scale": "1,5", "raters": "named", "instruction": "...", ...}
 
-A judge that is asked with another scale, other words or without its raters' names answers worse, and
-nothing in its weights says so. `predict`, `evaluate` and `calibrate` take what stands here as defaults.
+A judge answers worse with another scale, other words or without its raters' names, and its weights do
+not show this. `predict`, `evaluate` and `calibrate` use these settings as defaults.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ log = logging.getLogger("femtune")
 FILE = "femtune.json"
 FORMAT = 1
 
-# Settings of config.Ask that say how a model is asked: stored, and taken as defaults. Those that Ask
+# Settings of config.Ask that determine a model's prompts: stored, and used as defaults. Those that Ask
 # lacks are left out.
 ASKED = (
     *("task", "scale", "raters", "attributes", "reward", "answer_format", "instruction", "hint"),
     *("system_prompt", "rubric", "prompt_template", "template_args", "max_new_tokens"),
     *("round_scores", "soft_labels"),
 )
-# Settings that a task fills in by these others: a default of the task's is of no use where one differs.
+# Settings that a task fills in from the second group: its defaults do not apply if one of them differs.
 _FILLED = ("instruction", "hint", "reward")
 _FILLED_BY = ("task", "scale", "raters", "attributes", "answer_format")
 
@@ -44,12 +44,12 @@ A = TypeVar("A", bound=Ask)
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """How a trained model was asked, and what it was trained from; None where it is not known."""
+    """The prompts, settings and base of a trained model; None for an unknown value."""
 
     femtune: str = ""  # version
     format: int = FORMAT
     trained: bool = True
-    base: str | None = None  # as the run was given it
+    base: str | None = None  # as given to the run
     base_sha256: str | None = None  # of its weights: see hashes.hash_weights
     task: str | None = None
     scale: str | None = None
@@ -67,7 +67,7 @@ class ModelInfo:
     round_scores: bool | None = None
     soft_labels: bool | None = None
     demos: tuple[dict[str, Any], ...] | None = None  # worked examples, if each prompt has them
-    from_task: tuple[str, ...] = ()  # of these, those that nobody set: the task's own words and reward
+    from_task: tuple[str, ...] = ()  # the unset ones among these: the task's own words and reward
 
 
 def info_of(
@@ -79,9 +79,9 @@ def info_of(
     demos: tuple[dict[str, Any], ...] | None = None,
     rubric: str | None = None,
 ) -> ModelInfo:
-    """Describe how a run asks, by its settings as they were given and as they were resolved.
+    """Describe a run's prompts by its settings, as given and as resolved.
 
-    `demos` are the worked examples where they are part of each prompt, `rubric` is the rubric's text.
+    `demos` are the worked examples if they are part of each prompt, `rubric` is the rubric's text.
     """
     known = {field.name for field in fields(ModelInfo)} & {*ASKED}
     asked: dict[str, Any] = {name: getattr(resolved, name, None) for name in ASKED if name in known}
@@ -101,24 +101,24 @@ def info_of(
 
 
 def _is_findable(reward: str | None) -> bool:
-    """Return whether another command can find a reward by its name: a function given has none."""
+    """Return True if another command can find a reward by its name: a function object has none."""
     return reward is not None and (":" in reward or reward.partition("(")[0].strip() in REWARDS)
 
 
 def write_info(folder: Path, info: ModelInfo) -> None:
-    """Store femtune.json in a model's folder, whole or not at all."""
+    """Store femtune.json in a model's folder atomically."""
     write_json(folder / FILE, asdict(info))
 
 
 def is_trained(folder: Path) -> bool:
-    """Return whether femtune trained the model or adapter in a folder; other models are bases."""
+    """Return True if femtune trained the model or adapter in a folder; other models are bases."""
     return (folder / FILE).is_file()
 
 
 def read_info(folder: Path) -> ModelInfo | None:
-    """Read femtune.json of a model's folder; None where there is none.
+    """Read femtune.json of a model's folder; return None if there is no such file.
 
-    Raises ModelError where it is damaged, or of a newer format than this femtune knows.
+    Raises ModelError if it is damaged, or of a newer format than this femtune knows.
     """
     path = folder / FILE
     if not path.is_file():
@@ -143,10 +143,10 @@ def read_info(folder: Path) -> ModelInfo | None:
 
 
 def with_defaults(settings: A, info: ModelInfo | None, *, graded: bool = True) -> A:
-    """Fill in what was not set by how the model was trained, and warn of what was set differently.
+    """Fill in unset settings from the model's training, and warn about settings that differ.
 
-    The reward is left alone where nothing is graded: a user's own need not be at hand then.
-    Raises ModelError where femtune.json holds a value of a wrong type.
+    The reward is ignored if nothing is graded, as a custom one may not be available then.
+    Raises ModelError if femtune.json holds a value of a wrong type.
     """
     if info is None:
         return settings
@@ -160,7 +160,7 @@ def with_defaults(settings: A, info: ModelInfo | None, *, graded: bool = True) -
             "the model was trained with %s %s; asked for %s.",
             *(key, _shown(stored[key]), _shown(getattr(settings, key))),
         )
-    if {*differing} & {*_FILLED_BY}:  # the task's own words are of another scale then
+    if {*differing} & {*_FILLED_BY}:  # then the task's own words are for another scale
         stored = {key: value for key, value in stored.items() if key not in info.from_task}
     taken = {key: value for key, value in stored.items() if key not in asked}
     _check_values(type(settings), taken)
@@ -181,7 +181,7 @@ def _shown(value: Any) -> str:
 
 
 def femtune_version() -> str:
-    """Return the installed version of femtune, "" where it runs from a source tree."""
+    """Return the installed version of femtune, "" if it runs from a source tree."""
     try:
         return version("femtune")
     except PackageNotFoundError:
@@ -189,14 +189,14 @@ def femtune_version() -> str:
 
 
 def is_base(model: str) -> bool:
-    """True if femtune did not train a model: then it is shown worked examples by default.
+    """Return True if femtune did not train a model: it then gets worked examples by default.
 
-    The models that come with femtune know their form of answer.
+    The models that come with femtune know their answer format, so they do not count as bases.
     """
     folder = local_model(model)
     return folder not in MODELS.values() and not is_trained(folder)
 
 
 def as_trained(settings: A, model: str) -> A:
-    """Settings with what was left open filled in by the model's femtune.json, where it has one."""
+    """Return settings with unset ones filled in from the model's femtune.json, if it has one."""
     return with_defaults(settings, read_info(local_model(model)))

@@ -1,4 +1,4 @@
-"""When M-steps start from the base, and how long they train: a part of a scheme."""
+"""The starts and epochs of M-steps: a part of a scheme."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from femtune.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MStepSchedule:
-    """Where each M-step starts, and for how many epochs it trains.
+    """A schedule of the M-steps' starts and epochs.
 
     A restart starts from the base and trains `epochs_factor` times `num_train_epochs`. Other M-steps
     train `num_train_epochs`; between restarts, a constant learning rate falls to 0 in each of them.
@@ -21,7 +21,7 @@ class MStepSchedule:
     [True, True, False, False, True]
     """
 
-    # where M-steps start that are no restarts; the setting `start_from: base` overrides "previous"
+    # the start of M-steps that are no restarts; the setting `start_from: base` overrides "previous"
     start: Literal["previous", "base"] = "previous"
     epochs_factor: float = 1.0
     restart_every: int = 0  # iterations in a period; 0: no restarts
@@ -37,8 +37,8 @@ class MStepSchedule:
             )
         if self.settles and self.start == "base":
             raise ConfigError(
-                f"M-steps start from the base (start_from), and only {self.restart_for} of every "
-                f"{self.restart_every} are to restart: drop start_from, or settle."
+                f"M-steps start from the base (start_from), but only {self.restart_for} of every "
+                f"{self.restart_every} should restart: drop start_from, or settle."
             )
 
     def starting(self, start: Literal["previous", "base"]) -> MStepSchedule:
@@ -52,7 +52,7 @@ class MStepSchedule:
 
     @property
     def settles(self) -> bool:
-        """True if some M-steps lie between restarts."""
+        """Return True if some M-steps lie between restarts."""
         return self.restart_for < self.restart_every
 
     def origin(self, iteration: int) -> Literal["previous", "base"]:

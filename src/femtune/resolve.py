@@ -1,6 +1,6 @@
-"""Settings made into what a command works with: problems, prompts, reward, model, engine, plan.
+"""Resolution of settings into problems, prompts, reward, model, engine and loop configuration.
 
-Whatever can be wrong is found here, in the first second, before a model is loaded or a directory made.
+Errors are found here, in the first second, before a model is loaded or a directory created.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from femtune.types import Demos, Problem, Request, Reward, Sampling, Scheme
 
 log = logging.getLogger("femtune")
 
-# a file, the id of a data set on the Hub, problems, rows, or what `read_task` gives
+# a file, the id of a data set on the Hub, problems, rows, or the result of `read_task`
 Data = str | Path | Sequence[Problem] | Sequence[Mapping[str, Any]] | TaskData
 
 
@@ -45,7 +45,7 @@ A = TypeVar("A", bound=Ask)
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInputs(Generic[A]):
-    """Problems, how they are asked and graded, and the settings with nothing left open."""
+    """Problems, their prompts and reward, and the settings, all filled in."""
 
     problems: list[Problem]
     prompts: Prompts
@@ -53,17 +53,17 @@ class TaskInputs(Generic[A]):
     settings: A
     skipped: int = 0  # rows left out
     rounded: int = 0  # problems whose score is between two points of the scale
-    demos: Demos = ()  # worked examples that the settings name; `prompts` is without them
+    demos: Demos = ()  # worked examples named by the settings; `prompts` does not include them
 
 
 def read_inputs(
     data: Data, settings: A, reward: Callable[..., Any] | None = None, *, answers: bool = True
 ) -> TaskInputs[A]:
-    """What is asked and how, from a file, the Hub, or as given; with answers=False, without answers.
+    """Read the inputs from a file, the Hub, or objects; with answers=False, without answers.
 
-    A reward given as an object stands for its name in the settings. Raises DataError where a problem is
-    not as it must be, or where its own answer would not earn the reward; ConfigError for settings that
-    make no sense for the task.
+    A reward given as an object replaces the one named in the settings. Raises DataError if a problem is
+    invalid, or if its own answer would not earn the reward; ConfigError for settings that do not suit
+    the task.
     """
     settings = _with_texts(settings)
     form = parse_format(settings.answer_format)
@@ -122,7 +122,7 @@ def _with_texts(settings: A) -> A:
 
 
 def _read(data: Any, settings: Ask, answers: bool) -> TaskData:
-    """Read a file, a data set of the Hub, or rows; problems are taken as they are. Raises DataError."""
+    """Read a file, a data set on the Hub, or rows; problems are used unchanged. Raises DataError."""
     options = task_options(settings)
     if isinstance(data, (str, Path)):
         return read_task(data, settings.task, options, answers=answers)
@@ -140,7 +140,7 @@ def _read(data: Any, settings: Ask, answers: bool) -> TaskData:
 
 
 def task_options(settings: Ask) -> Options:
-    """How the task reads its data."""
+    """Return the task's options for reading its data."""
     return Options(
         columns=named_pairs("columns", settings.columns),
         data_config=settings.data_config,
@@ -158,9 +158,9 @@ def task_options(settings: Ask) -> Options:
 
 
 def held_out(asked: TaskInputs[Train], data: Data) -> tuple[list[Problem], list[Problem]]:
-    """Problems to train on and to evaluate on; of a pair, one order and both.
+    """Return training problems, with one order of each pair, and evaluation problems, with both.
 
-    Raises DataError where a prompt, or what is judged in it, is in both.
+    Raises DataError if a prompt, or a judged item, is in both.
     """
     settings = asked.settings
     if settings.eval_data is not None or settings.eval_split is not None:
@@ -182,7 +182,7 @@ def held_out(asked: TaskInputs[Train], data: Data) -> tuple[list[Problem], list[
 
 
 def check_varied(problems: Sequence[Problem]) -> None:
-    """Refuse ratings to train on that are all the same. Raises DataError."""
+    """Refuse training ratings that are all equal. Raises DataError."""
     answers = {problem.answer for problem in problems}
     known = frame(problems[0]) if problems else None
     if known is not None and known.form == "rating" and len(answers) == 1 < len(problems):
@@ -193,7 +193,7 @@ def check_varied(problems: Sequence[Problem]) -> None:
 
 
 def sampling(settings: Sample, scheme: Scheme | None = None) -> Sampling:
-    """The draws' sampling; `scheme` stands for the one that settings name. Raises ConfigError."""
+    """Return the sampling of draws; `scheme` replaces the one that settings name. Raises ConfigError."""
     if settings.temperature < 0 or not 0 < settings.top_p <= 1 or settings.top_k < 0:
         raise ConfigError(
             f"temperature {settings.temperature}, top_p {settings.top_p}, top_k {settings.top_k}: they "
@@ -235,7 +235,7 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
         check_launch(settings.launch)
     if settings.training.fsdp and settings.launch is None:
         raise ConfigError(
-            'fsdp is of several processes: set launch, to "torchrun --nproc-per-node 8" say.'
+            'fsdp needs several processes: set launch, for example to "torchrun --nproc-per-node 8".'
         )
     return LoopConfig(
         scheme=replace(
@@ -264,7 +264,7 @@ def named_scheme(settings: Sample) -> Scheme:
 
 
 def _check_law(settings: Train, scheme: Scheme) -> None:
-    """Refuse draws of a law that the scheme's rules can't allow for. Raises ConfigError."""
+    """Refuse sampling settings that the scheme's rules do not support. Raises ConfigError."""
     _check_answers(settings, scheme)
     cut = settings.top_p < 1 or settings.top_k > 0
     if "temperature_1" in scheme.needs and (cut or settings.temperature != 1):
@@ -307,7 +307,7 @@ def _check_law(settings: Train, scheme: Scheme) -> None:
 
 
 def _check_answers(settings: Train, scheme: Scheme) -> None:
-    """Refuse what the probability of y* alone does not describe. Raises ConfigError."""
+    """Refuse settings that do not suit schemes with the probability of y*. Raises ConfigError."""
     if scheme.needs & {"answers", "gain"} and not parse_format(settings.answer_format).cue:
         raise ConfigError(
             f"Scheme {scheme.name} needs the probability of an answer, and answer_format "
@@ -336,9 +336,9 @@ def _acceptance(settings: Train) -> float | Callable[[Request], float]:
 
 
 def choose_peft(settings: Train, base: Path, place: Path | None = None) -> Train:
-    """Decide for or against LoRA where it was left open: LoRA where full fine-tuning does not fit.
+    """Choose LoRA if the setting is open and full fine-tuning does not fit into memory.
 
-    A run at `place` that was begun keeps what was decided then, on whatever machine.
+    A run that was started at `place` keeps its choice, on any machine.
     """
     training = settings.training
     if training.use_peft is not None:
@@ -350,7 +350,7 @@ def choose_peft(settings: Train, base: Path, place: Path | None = None) -> Train
 
 
 def _stored_peft(place: Path | None) -> bool | None:
-    """What a run decided as it was begun, None where there is none."""
+    """Return the stored choice of a run, None without a run."""
     if place is None or not (place / "config.yaml").exists():
         return None
     found = stored_config(place).get("use_peft")
@@ -361,25 +361,25 @@ _ANY_DEVICE = 2 << 30  # bytes that every device has
 
 
 def needs_peft(training: Training, base: Path, device: str | None = None) -> bool:
-    """Return whether full fine-tuning in float32 exceeds the device's memory, and warn where it does.
+    """Return True if full fine-tuning in float32 exceeds the device's memory, with a warning.
 
-    Weights, gradients and Adam's moments take 16 bytes a parameter; activations are not counted. Under
-    fsdp several devices share them, so nothing is decided for the user there.
+    Weights, gradients and Adam's moments take 16 bytes per parameter; activations are not counted. Under
+    fsdp several devices share them, so the choice is left to the user.
     """
     if adapter_base(base) is not None:
-        return True  # full fine-tuning can't go on from an adapter
+        return True  # full fine-tuning can't continue from an adapter
     try:
         needed = 16 * num_parameters(base)
     except ModelError:
-        return False  # who reads the weights says what is wrong
-    if training.fsdp or needed <= _ANY_DEVICE:  # what devices there are, torch knows, which is slow
+        return False  # loading the weights reports the error
+    if training.fsdp or needed <= _ANY_DEVICE:  # torch, to find devices, is slow to import
         return False
     memory = training_device_memory(device, training.use_cpu)
     if needed <= memory:
         return False
     log.warning(
         "full fine-tuning needs at least %s and the device has %s: training a LoRA adapter instead. "
-        "Set --use-peft to say so, or --no-use-peft for full fine-tuning all the same.",
+        "Set --use-peft to confirm, or --no-use-peft to try full fine-tuning.",
         *(sized(needed), sized(memory)),
     )
     return True

@@ -1,4 +1,4 @@
-"""Name, check and describe a run's folder: its place, its configuration and what it relies on."""
+"""A run's folder: its place, its configuration and the files that it depends on."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ log = logging.getLogger("femtune")
 
 
 def resolved(settings: Any, **more: Any) -> dict[str, Any]:
-    """Settings as they are stored: flat, plain values, tuples as lists."""
+    """Return settings in stored form: flat, plain values, tuples as lists."""
     values = {**more, **asdict(settings)}
     values.update(values.pop("training", {}))
-    if values.get("epochs_factor") == 1:  # no setting of a user's
+    if values.get("epochs_factor") == 1:  # not set by users
         del values["epochs_factor"]
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
 def check_new(place: Path, flag: str = "--output-dir") -> None:
-    """Refuse a place that is taken or can't be written, before any work is done for it.
+    """Refuse a place that exists or is not writable, before any work is done for it.
 
     Raises RunError.
     """
@@ -52,7 +52,7 @@ def check_new(place: Path, flag: str = "--output-dir") -> None:
 
 
 def fingerprint(*groups: Sequence[Problem]) -> str:
-    """A hash of problems, by which a run knows its data again."""
+    """Return a hash of problems, by which a run recognizes its data."""
     digest = hashlib.blake2b(digest_size=12)
     for group in groups:
         for problem in group:
@@ -62,7 +62,7 @@ def fingerprint(*groups: Sequence[Problem]) -> str:
 
 
 def store_problems(run: Run, problems: Sequence[Problem], test: Sequence[Problem] = ()) -> None:
-    """Store what a run asks, in E-steps and evaluations, so that its draws can be read with it."""
+    """Store a run's problems for E-steps and evaluations, so that its draws can be read with them."""
     for name, group in (("problems", problems), ("eval", test)):
         path = run.root / f"{name}.parquet"
         if group and not path.exists():
@@ -81,12 +81,12 @@ def run_place(
     demos: Demos = (),
     scheme: Scheme | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """A run's directory and resolved configuration; refused at once where it holds another run.
+    """Return a run's directory and resolved configuration; refuse a directory that holds another run.
 
-    As told, else named by the configuration, so that the same command finds its run again. `reward` is
-    what the draws are graded by, where they are: its code and columns are among what the run relies on.
-    `scheme` is stored as data, from which it is made again by whatever reads the run. Raises ConfigError
-    if it can't be stored.
+    The directory is `output_dir`, else named by the configuration, so that the same command finds its
+    run again. `reward` grades the draws, if they are graded: the run depends on its code and columns.
+    `scheme` is stored as data, from which readers of the run rebuild it. Raises ConfigError if it
+    cannot be stored.
     """
     shown = shown_data(data)
     config = resolved(settings, data=shown, model=model, problems=fingerprint(*groups))
@@ -116,7 +116,7 @@ def run_place(
 
 
 def shown_data(data: Data) -> str:
-    """Return the name of data as a run's configuration has it: its path or id, or how much it is."""
+    """Return the name of data in a run's configuration: its path or id, or its size."""
     if isinstance(data, (str, Path)):
         return str(data)
     given = data.problems if isinstance(data, TaskData) else data
@@ -133,12 +133,12 @@ def relied_on(
     problems: Sequence[Problem] = (),
     demos: Any = None,
 ) -> dict[str, str]:
-    """Return the hash of each thing that a run relies on; those that do not apply are left out.
+    """Return the hash of everything that a run depends on, without what does not apply.
 
-    The chat template is hashed as source, with its arguments, and not as rendered: a template that
-    writes today's date renders differently tomorrow, and is the same template (see `warn_of_date`).
-    `spec` is the reward's name as the settings have it, `reward` what is called.
-    Raises ModelError where the model's files can't be read.
+    The chat template is hashed as source, with its arguments, not as rendered: a template that writes
+    today's date renders differently tomorrow, but is the same template (see `warn_of_date`).
+    `spec` is the reward's name in the settings, `reward` the function.
+    Raises ModelError if the model's files cannot be read.
     """
     template = template_source(folder)
     try:
@@ -162,7 +162,7 @@ def relied_on(
 
 
 def check_storable(scheme: Scheme) -> None:
-    """Refuse a scheme that a run can't store, and warn of one that only this script can read.
+    """Refuse a scheme that a run cannot store, and warn of one that only this script can read.
 
     Raises ConfigError.
     """

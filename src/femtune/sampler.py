@@ -1,4 +1,4 @@
-"""How problems are asked of a model: its tokenizer, the prompts, and the engine that writes."""
+"""Samplers: a model's tokenizer, its prompts, and the inference engine."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _log = logging.getLogger("femtune")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerBuilder:
-    """How problems are asked of a model, as far as its weights are not needed."""
+    """A builder of samplers for a model; it does not load the weights."""
 
     base: Path
     tokenizer: ChatTokenizer
-    prompts: Prompts  # of x: with the worked examples only where they are part of it
+    prompts: Prompts  # of x: with the worked examples only if they are part of it
     reward: Reward
     settings: Ask
-    demos: Demos = ()  # worked examples that are shown, and not part of x
+    demos: Demos = ()  # worked examples that are shown but not part of x
 
     @contextmanager
     def sampler(
@@ -54,14 +54,14 @@ class SamplerBuilder:
         probed: Sequence[Problem] = (),
         needs: Collection[Need] = (),
     ) -> Iterator[Sampler]:
-        """The model in an engine, or in those of many workers, until the block ends.
+        """Open the model in one engine, or in those of many workers, until the block ends.
 
-        With problems to probe, `base_probe` is made of some; `needs` are the scheme's. Takes a minute
-        for a large model. Raises ConfigError for what an engine needs and is not here, ModelError where
-        the model can't be served, and EngineError where the engine lacks what the scheme needs.
+        With `probed` problems, some form `base_probe`; `needs` are the scheme's. Takes a minute for a
+        large model. Raises ConfigError if a requirement of the engine is missing, ModelError if the
+        model cannot be served, and EngineError if the engine lacks what the scheme needs.
         """
         remote = self.settings.engine == "openai"
-        # else the model is read for the probe before the engine takes the memory
+        # otherwise the model is read for the probe before the engine takes the memory
         probe = self.base_probe(probed) if probed and not remote else None
         made = self.open_sampler(sampling, probe, needs)
         try:
@@ -74,7 +74,7 @@ class SamplerBuilder:
     def open_sampler(
         self, sampling: Sampling, base_probe: Probe | None = None, needs: Collection[Need] = ()
     ) -> Sampler:
-        """The same for callers that close `engine` themselves."""
+        """Open a sampler for callers that close its `engine` themselves."""
         no_foreign_bars()
         settings = self.settings
         grade = partial(
@@ -98,7 +98,7 @@ class SamplerBuilder:
             resume=settings.resume,
             cut=Cut(self.prompts.format, self.tokenizer, self.tokenizer.opening),
             context=context_length(load_config(self.base)),
-            # of whatever is asked for evaluation; the loop says otherwise for its E-steps
+            # the setting for evaluation; the loop overrides it in its E-steps
             force="never" if settings.force_answers == "never" else "all",
         )
 
@@ -119,7 +119,7 @@ class SamplerBuilder:
         return Pool(partial(alone.open_sampler, sampling, needs=needs), posts, base_probe)
 
     def _fit_engine(self, needs: Collection[Need]) -> Engine:
-        """An engine that can do what a scheme needs. Raises EngineError."""
+        """Return an engine that can do what a scheme needs. Raises EngineError."""
         engine = self._engine()
         try:
             check_able(engine, needs)
@@ -136,7 +136,7 @@ class SamplerBuilder:
             return VllmEngine(
                 self.base,
                 tokenizer=self.tokenizer,
-                dtype=_numbers(settings, self.base),  # its own "auto" halves what is stored in 32 bits
+                dtype=_numbers(settings, self.base),  # vLLM's own "auto" would halve 32-bit weights
                 max_batch=settings.max_batch,
                 args=engine_args(settings),
                 lora_rank=_lora_rank(settings),
@@ -164,9 +164,9 @@ class SamplerBuilder:
         )
 
     def base_probe(self, problems: Sequence[Problem]) -> Probe | None:
-        """By which an engine that is not the M-step's library shows that it serves the base.
+        """Return a probe to check that an engine other than transformers serves the base.
 
-        Takes as long as reading the model once; None for the transformers engine.
+        Takes as long as reading the model once; returns None for the transformers engine.
         """
         settings = self.settings
         if settings.engine == "transformers":
@@ -182,7 +182,7 @@ class SamplerBuilder:
             for p in problems[:NUM_PAIRS]
         ]
         prompts = [request.tokens for request in todo]
-        # its own likeliest words: in 16 bits, unlikely ones have log-probabilities that are far off
+        # the model's likeliest words: in 16 bits, log-probabilities of unlikely ones are inaccurate
         greedy = Sampling(min(32, settings.max_new_tokens), temperature=0.0)
         parts = engine.generate(lambda room: [todo.pop(0) for _ in range(min(room, len(todo)))], greedy)
         made = {request.tokens: completion.tokens for part in parts for request, completion in part}
@@ -193,31 +193,31 @@ class SamplerBuilder:
 
 
 def check_able(engine: Engine, needs: Collection[Need]) -> None:
-    """Refuse a server that can't tell the log-probabilities that a scheme needs. Raises EngineError."""
+    """Refuse a server that lacks the log-probabilities that a scheme needs. Raises EngineError."""
     able = engine.capabilities
     if not SCORED & {*needs}:
         return
     lacks = "can't score given completions (no prompt_logprobs, no echo with logprobs)"
     as_drawn = {"log_pi", "log_q"} & {*needs} and {"temperature_1", "untruncated"} & {*needs}
     if able.scores and as_drawn and not able.logprobs:
-        lacks = "does not tell log-probabilities of what it samples"
+        lacks = "does not return log-probabilities of what it samples"
     elif able.scores:
         return
     raise EngineError(
-        f"the server {lacks}, and the scheme weighs draws by them: serve the model with vLLM, take "
-        "--engine vllm or transformers, or a scheme without memo, chain, importance, expected, reasons "
-        "and doubt, such as --scheme star."
+        f"the server {lacks}, and the scheme weighs draws by them. Serve the model with vLLM, or take "
+        "--engine vllm or transformers. Or choose a scheme without memo, chain, importance, expected, "
+        "reasons and doubt, such as --scheme star."
     )
 
 
 def engine_args(settings: Ask) -> dict[str, Any]:
-    """Further arguments of the engine, as JSON reads them. Raises ConfigError."""
+    """Return further arguments of the engine, parsed as JSON. Raises ConfigError."""
     pairs = named_pairs("engine_args", settings.engine_args)
     return {name.replace("-", "_"): read_value(value) for name, value in pairs.items()}
 
 
 def _lora_rank(settings: Ask) -> int | None:
-    """Of the adapters that a run makes, or None where it makes none."""
+    """Return the rank of a run's adapters, or None without LoRA."""
     training = getattr(settings, "training", None)
     return training.lora_r if training is not None and training.use_peft else None
 
@@ -225,7 +225,7 @@ def _lora_rank(settings: Ask) -> int | None:
 def _numbers(settings: Ask, base: Path) -> str:
     """Return the engine's dtype: engine_dtype if set, else the base's; servers count as bfloat16.
 
-    In place of the base's 16 bits, float32 on a CPU that is slow in them.
+    On a CPU that is slow in 16 bits, float32 replaces the base's 16-bit dtype.
     """
     if settings.engine_dtype != "auto":
         return settings.engine_dtype
@@ -247,14 +247,14 @@ def _rounding(settings: Ask, base: Path) -> float:
     training = getattr(settings, "training", None)
     dtypes = {_numbers(settings, base)}
     if training is not None and training.fsdp and training.bf16 is not False:
-        dtypes.add("bfloat16")  # where weights are sharded, it scores in the dtype that it trains in
-    if training is not None and training.use_peft:  # it scores with the frozen base as it is stored
+        dtypes.add("bfloat16")  # with sharded weights, the M-step scores in its training dtype
+    if training is not None and training.use_peft:  # it scores with the frozen base as stored
         dtypes.add(_lora_dtype(training, base))
     return max(ROUNDING.get(dtype, ROUNDING["bfloat16"]) for dtype in dtypes)
 
 
 def no_foreign_bars() -> None:
-    """No bars of transformers' own between ours."""
+    """Disable transformers' progress bars, which would mix with femtune's."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -263,14 +263,14 @@ def no_foreign_bars() -> None:
 def make_sampler_builder(
     model: str, asked: TaskInputs[Any], *groups: Sequence[Problem]
 ) -> SamplerBuilder:
-    """Tokenizer and prompts of a model, the groups' prompts checked against its context.
+    """Build a model's tokenizer and prompts; check the groups' prompts against its context length.
 
-    Raises ModelError where the model can't be had, DataError where prompts are too long, ConfigError
-    where a GPU is asked for that is not there.
+    Raises ModelError if the model is not available, DataError if prompts are too long, ConfigError if
+    the requested GPU does not exist.
     """
     settings = asked.settings
     if settings.device and settings.device.startswith("cuda"):
-        import torch  # slow, and only for them who ask
+        import torch  # slow import; only needed for --device cuda
 
         count = torch.cuda.device_count()
         if int(settings.device.partition(":")[2] or 0) >= count:
@@ -322,9 +322,9 @@ def make_sampler_builder(
 
 
 def trained_from(model: str) -> Path:
-    """Return the folder of the base that a model was trained from; of a base, its own.
+    """Return the folder of the base that a model was trained from; for a base, its own folder.
 
-    Raises ModelError where the base is not known, not there, or another one by now.
+    Raises ModelError if the base is unknown, missing, or has changed.
     """
     folder = local_model(model)
     info = read_info(folder)
@@ -345,7 +345,7 @@ def trained_from(model: str) -> Path:
 
 
 def check_installed(settings: Ask) -> None:
-    """Raise ConfigError where a library that an engine needs is not there, before a model is read."""
+    """Raise ConfigError if a library that an engine needs is missing, before a model is read."""
     wanted = {"vllm": settings.engine == "vllm", "ray": settings.ray_workers > 0}
     for name, is_wanted in wanted.items():
         if is_wanted and find_spec(name) is None:
@@ -361,10 +361,10 @@ def check_installed(settings: Ask) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for two minutes. Raises ConfigError."""
+    """Check a Ray address quickly; Ray would try for two minutes. Raises ConfigError."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not (host and port.isdigit()):
-        return  # "auto": Ray finds it, or says at once that there is none
+        return  # "auto": Ray finds a cluster, or fails at once
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:

@@ -1,9 +1,9 @@
-"""The nouns, almost without behaviour: problem -> request -> completion -> score -> draw -> example.
+"""The data types, with little behaviour: problem -> request -> completion -> score -> draw -> example.
 
 A problem (x, y*) is asked under a prompt; the engine's completion holds rationale z and answer y;
 the reward scores it; a draw is a completion with its score and provenance; an example is a draw as
-the M-step sees it. Tokens are the ground truth everywhere: the tokens that were sampled are the
-tokens that are trained on, text is only for rewards and readers.
+the M-step sees it. Tokens are the ground truth everywhere: training uses exactly the sampled tokens,
+and text is only for rewards and readers.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Tokens = tuple[int, ...]
 Asked = tuple[Sequence[int], Sequence[Tokens]]  # a prefix, and continuations to score after it
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
-Prompt = str | Sequence[Message]  # what the user's `prompt` column holds
+Prompt = str | Sequence[Message]  # the content of the user's `prompt` column
 
 # end token | its answer is closed | max_new_tokens | engine failed
 FinishReason = Literal["stop", "answered", "length", "error"]
 
-# Why a draw is not accepted; "" if it is. Closed, so that counts of each can be shown.
+# The reason why a draw is refused; "" if it is accepted. The set is closed, so that each can be counted.
 Reason = Literal["", "truncated", "parse_error", "hint_leak", "wrong", "reward_failed", "engine_failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question x and its correct answer y*; `columns` are the row's others, for the reward."""
+    """A question x and its correct answer y*; `columns` are the row's other columns, for the reward."""
 
     id: str
     prompt: Prompt
@@ -42,37 +42,37 @@ class Problem:
 
 
 class Ending(Protocol):
-    """Where a completion's answer is closed: see truncation.Cut."""
+    """A detector of the token that closes a completion's answer: see truncation.Cut."""
 
     def __call__(self, tokens: Sequence[int]) -> int | None:
         """Return the number of tokens up to and including the one that closes an answer, or None."""
         ...
 
     def closes(self, tokens: Sequence[int]) -> bool:
-        """True if the last of the tokens closes an answer, where none before it does."""
+        """Return True if the last token closes an answer, given that none before it does."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. Temperature 0 takes the most likely token."""
+    """The sampling parameters. Temperature 0 takes the most likely token."""
 
-    max_new_tokens: int = 512  # the prompt does not count
+    max_new_tokens: int = 512  # without the prompt
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all
-    # where an engine may stop early; the driver cuts what engines write anyway, with equal results
+    # where an engine may stop early; the driver truncates completions anyway, with equal results
     cut: Ending | None = field(default=None, compare=False, repr=False)
 
     @property
     def follows_model(self) -> bool:
-        """True if draws follow the model's own law: temperature 1, without top_p and top_k."""
+        """Return True if draws follow the model's distribution: temperature 1, no top_p or top_k."""
         return self.temperature == 1 and self.top_p >= 1 and not self.top_k
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class DrawKey:
-    """Names a draw for ever; its seed follows from it (see `draw_seed`)."""
+    """The permanent name of a draw, which determines its seed (see `draw_seed`)."""
 
     iteration: int  # from 1; 0 is the evaluation of the base model
     problem_id: str
@@ -81,7 +81,7 @@ class DrawKey:
 
 
 def draw_seed(run_seed: int, key: DrawKey) -> int:
-    """The seed of one draw: 63 bits of a hash, as engines take signed seeds.
+    """Return the seed of one draw: 63 bits of a hash, as engines take signed seeds.
 
     >>> draw_seed(0, DrawKey(1, "a", 0, 0)) == draw_seed(0, DrawKey(1, "a", 0, 0))
     True
@@ -94,27 +94,27 @@ def draw_seed(run_seed: int, key: DrawKey) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion asked of an engine."""
+    """A request for one completion from an engine."""
 
     key: DrawKey
-    tokens: tuple[int, ...]  # the rendered prompt, as the model is fed
+    tokens: tuple[int, ...]  # the rendered prompt, the model's input
     seed: int  # 0 <= seed < 2**63
-    # of a forced answer: the last of `tokens`, which are part of the completion's text
+    # for a forced answer: the last of `tokens`, which are part of the completion's text
     cue: tuple[int, ...] = ()
     max_new_tokens: int | None = None  # if fewer than Sampling's
 
     def most_tokens(self, sampling: Sampling) -> int:
-        """Return how many tokens may be written for it."""
+        """Return the maximum number of tokens to generate."""
         return min(self.max_new_tokens or sampling.max_new_tokens, sampling.max_new_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine wrote after a prompt.
+    """An engine's completion of a prompt.
 
     `logprob` is the log-probability of the tokens in nats, by the model at temperature 1 without top_p
-    and top_k; `drawn_logprob` that of drawing them so, at the temperature that was sampled with. Either
-    is nan where it is not known. Of a forced answer the former is nan until it is scored.
+    and top_k. `drawn_logprob` is the one at the temperature that was sampled with. Either is nan if
+    unknown. For a forced answer, `logprob` is nan until it is scored.
     """
 
     # as sampled, up to and including the end token or the token that closes the answer
@@ -123,16 +123,16 @@ class Completion:
     finish_reason: FinishReason
     logprob: float
     _: KW_ONLY
-    error: str = ""  # what the engine said, where finish_reason is "error"
+    error: str = ""  # the engine's message if finish_reason is "error"
     drawn_logprob: float = math.nan
-    num_forced: int = 0  # last tokens that were not free: the cue and the answer after it
-    # nats of each token at temperature 1, by engines that do not stop at a closed answer; not stored
+    num_forced: int = 0  # trailing tokens that were forced: the cue and the answer after it
+    # per-token log-probabilities, from engines that do not stop at a closed answer; not stored
     token_logprobs: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A completion's text, split; `error` says why it could not be, else it is empty."""
+    """A completion's text, split into rationale and answer; `error` is empty if that succeeded."""
 
     rationale: str
     answer: str
@@ -141,12 +141,12 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a reward made of a completion."""
+    """The result of a reward for a completion."""
 
     reward: float  # 0 to 1
-    answer: str  # y as parsed; "" where there is none
-    reason: Reason = ""  # why it is not accepted
-    detail: str = ""  # the reason at length, for readers
+    answer: str  # y as parsed; "" without an answer
+    reason: Reason = ""  # why it is refused
+    detail: str = ""  # an explanation of the reason, for readers
     rationale: str = ""  # z as parsed
 
 
@@ -160,15 +160,15 @@ class Draw:
     completion: Completion
     score: Score
     _: KW_ONLY
-    # nats of the completion by theta_{k-1}: log pi(z, y | x) under the plain prompt, log q(z, y | x, y*)
-    # under the hinted one; None where the scheme does not need them: see scoring.py
+    # log-probabilities by theta_{k-1}: log pi(z, y | x) under the plain prompt, log q(z, y | x, y*)
+    # under the hinted one; None if the scheme does not need them: see scoring.py
     log_pi: float | None = None
     log_q: float | None = None
-    demos: str = ""  # digest of the worked examples that stood in its prompt; "" for none
-    temperature: float = 1.0  # that it was sampled at
-    # nats of drawing it by all ways that lead to it, where an answer may be forced; see scoring.py
+    demos: str = ""  # digest of the worked examples in its prompt; "" for none
+    temperature: float = 1.0  # sampling temperature
+    # log-probability of drawing it, over all ways to it if answers may be forced; see scoring.py
     log_drawn: float | None = None
-    # nats by theta_{k-1} under the plain prompt, closing included; see answer_scoring.py
+    # log-probabilities by theta_{k-1}, plain prompt, closing included; see answer_scoring.py
     log_answer: float | None = None  # log pi(y* | x, z), after this draw's rationale
     log_direct: float | None = None  # log pi(y* | x), without a rationale
     is_likeliest: bool | None = None  # True if no other answer is likelier after the rationale
@@ -178,17 +178,17 @@ class Draw:
 
     @property
     def bare_prompt(self) -> str:
-        """The prompt whose log-probability `completion.logprob` is of; "" if it had worked examples."""
+        """Return the kind of prompt that `completion.logprob` is given; "" with worked examples."""
         return "" if self.demos or self.completion.num_forced else self.prompt_kind
 
     @property
     def on_policy(self) -> bool:
-        """True if it follows pi(z, y | x): plain, at temperature 1, without examples, not forced."""
+        """Return True if it follows pi(z, y | x): plain, temperature 1, no examples, not forced."""
         return self.bare_prompt == "plain" and self.temperature == 1
 
     @property
     def accepted(self) -> bool:
-        """Whether it passed the filter: ended, parsed, no leak, reward >= accept_at."""
+        """Return True if it passed the filter: ended, parsed, no leak, reward >= accept_at."""
         return self.score.reason == ""
 
 
@@ -196,18 +196,18 @@ class Draw:
 class Example:
     """A draw as the M-step sees it: weight x log pi(z, y given x), under the plain prompt.
 
-    Those of the wake phase are under the hinted one, and say so.
+    Examples of the wake phase have the hinted prompt, and name it in `prompt_kind`.
     """
 
     draw: Draw
     weight: float = 1.0
-    prompt_kind: Literal["plain", "hinted"] = "plain"  # that it is trained under
+    prompt_kind: Literal["plain", "hinted"] = "plain"  # the prompt in training
 
 
-# A rule maps one problem's draws (those that are remembered, then the iteration's, in order of their
-# keys) and the examples made of them so far to new examples. Pure. It is a small frozen dataclass of
-# plain values, so that a run can store it: see schemes/serialization.py. What it must know of the draws
-# stands in its attribute `needs`, a frozenset of `Need`; without one it needs nothing.
+# A rule maps one problem's draws (remembered ones, then the iteration's, in order of their keys) and the
+# examples made of them so far to new examples. It is pure. It is a small frozen dataclass of plain
+# values, so that a run can store it: see schemes/serialization.py. Its attribute `needs`, a frozenset of
+# `Need`, declares what it requires of draws; without it, a rule requires nothing.
 Rule = Callable[[Sequence[Draw], Sequence[Example]], Sequence[Example]]
 
 
@@ -221,16 +221,16 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.prompt_kind not in ("plain", "hinted") or self.draws < 1:
-            raise ConfigError(f"{self}: the prompt is plain or hinted, and draws are at least 1.")
+            raise ConfigError(f"{self}: the prompt must be plain or hinted, and draws at least 1.")
 
 
-# What a rule may need to know of draws, or how they must have been drawn:
+# Information that a rule may need about draws, or conditions on their sampling:
 # log_pi, log_q      log pi or log q of each accepted draw
-# fixed_budget       every problem is asked alike in every iteration
-# untruncated        no top_p or top_k leaves tokens out
-# temperature_1      draws follow their model's own law
+# fixed_budget       every problem has the same number of draws in every iteration
+# untruncated        no top_p or top_k excludes tokens
+# temperature_1      draws follow their model's distribution
 # current_model      that model is theta_{k-1}
-# plain_prompts      no worked examples stand in the prompts, and no answer is forced
+# plain_prompts      no worked examples in the prompts, and no forced answers
 # answers            the probability of y* after each draw's rationale, whatever its answer
 # ratio              pi / q of rationale and cue of these
 # gain               how much the rationale of each accepted draw adds to the probability of y*
@@ -246,12 +246,12 @@ Need = Literal[
     "ratio",
     "gain",
 ]
-# those for which the engine scores draws
+# needs for which the engine scores draws
 SCORED: frozenset[Need] = frozenset({"log_pi", "log_q", "answers", "ratio", "gain"})
 
 
 def needs_of(rule: Rule | None) -> frozenset[Need]:
-    """Return what a rule must know of draws, nothing if it does not say. Raises ConfigError."""
+    """Return the needs of a rule, empty if it declares none. Raises ConfigError."""
     needs: frozenset[Need] = getattr(rule, "needs", frozenset())
     if not isinstance(needs, frozenset) or needs - frozenset(get_args(Need)):
         raise ConfigError(
@@ -263,22 +263,22 @@ def needs_of(rule: Rule | None) -> frozenset[Need]:
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """Where rationales come from (stages), what each draw counts for, and what is remembered of them."""
+    """A scheme: the stages that draw rationales, the weight of each draw, and the draws to remember."""
 
     name: str
     stages: tuple[Stage, ...]
     _: KW_ONLY
     weigh: Rule
-    # a draw is accepted where its reward is at least this, or what this says for it
+    # a draw is accepted if its reward is at least this value, or this function's value for it
     accept_at: float | Callable[[Request], float] = 1.0
-    # what is asked of a problem of which no draw is remembered, in place of `stages`
+    # the stages for a problem without remembered draws, in place of `stages`
     first: tuple[Stage, ...] = ()
-    # whose draws are kept in mind for the next iteration, beside its own; None: nothing is
+    # the rule that selects draws to remember for the next iteration; None: no draws
     remember: Rule | None = None
-    proposal: Literal["current", "base"] = "current"  # whose draws: of theta_{k-1}, or of the base
-    # nats: a problem whose bound on log p(y* | x) no draw can raise by more is not asked
+    proposal: Literal["current", "base"] = "current"  # the model that draws: theta_{k-1}, or the base
+    # nats: a problem is skipped if no draw can raise its bound on log p(y* | x) by more than this
     min_gain: float = 0.0
-    # iterations from one that asks a problem to the next: a share of the problems in each
+    # iterations between draws for the same problem: each asks a share of the problems
     every: int = 1
     m_steps: MStepSchedule = field(default_factory=MStepSchedule)  # M-steps that restart
 
@@ -314,12 +314,12 @@ class Scheme:
 
     @property
     def asked(self) -> tuple[Stage, ...]:
-        """All stages by the number that draws name: those of `first`, then `stages`."""
+        """Return all stages by their number in draw keys: those of `first`, then `stages`."""
         return (*self.first, *self.stages)
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What its rules must know of draws, and its choice of problems."""
+        """Return the needs of its rules, and of its choice of problems."""
         found = needs_of(self.weigh) | needs_of(self.remember)
         return found | {"log_pi"} if self.min_gain else found
 
@@ -332,20 +332,20 @@ class Tokenizer(Protocol):
     """Text to prompt tokens and back: see prompts.ChatTokenizer, and engines/fake.py for bytes."""
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        """The tokens a model is fed before it writes, template and BOS included."""
+        """Return a model's input tokens for a prompt, template and BOS included."""
         ...
 
     @property
     def end_token_id(self) -> int:
-        """The token that ends a completion."""
+        """Return the token that ends a completion."""
         ...
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text within a completion, without special tokens."""
+        """Return the tokens of a text within a completion, without special tokens."""
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Completion tokens as text, special tokens left out."""
+        """Return completion tokens as text, without special tokens."""
         ...
 
 
@@ -370,7 +370,7 @@ class EngineBase(Protocol):
         ...
 
     def load(self, weights: Path) -> None:
-        """Serve these weights from now on. Raises ModelError where they can't be read or served."""
+        """Serve these weights from now on. Raises ModelError if they cannot be read or served."""
         ...
 
     def release(self) -> None:
@@ -378,7 +378,7 @@ class EngineBase(Protocol):
         ...
 
     def close(self) -> None:
-        """End what it has started (processes, connections); it is not used again."""
+        """Close the engine's processes and connections; it is not used again."""
         ...
 
     def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
@@ -411,8 +411,8 @@ class Generates(Protocol):
         """Complete requests, in any order, those that end together as one batch.
 
         Calls `pull(n)` whenever it has room for n >= 1 more requests and gets at most n. An empty
-        answer means "none now": the engine goes on with those it has, and is done when it has none.
-        What it has yielded is graded before it is resumed, so a retry is in the next `pull`.
+        answer means "none now": the engine continues with its requests, and stops when it has none.
+        Yielded completions are graded before it resumes, so a retry is in the next `pull`.
         """
         ...
 
@@ -423,14 +423,15 @@ class Engine(EngineBase, Generates, Protocol):
 
 Balance = Literal["none", "data", "uniform"]
 CalibrationKind = Literal["temperature", "isotonic"]
-# What a distribution is made from: the count of answers, or the mean of the probabilities that the model
-# gives each answer after each rationale.
+
+# The source of a distribution: counts of answers, or the mean of the probabilities that the model gives
+# each answer after each rationale.
 CalibrationOf = Literal["votes", "probabilities"]
 Aggregate = Literal["auto", "votes", "probabilities"]
 
-# What a killed run goes on from in the chunk that was open: its draws that were graded, or none of them.
-# The latter draws it anew in the same batches, bit for bit; the former the rest in other batches, which
-# gives the same tokens up to rounding.
+# How a killed run resumes an unfinished chunk: "draws" keeps its graded draws, "chunks" keeps none.
+# "chunks" repeats the chunk in the same batches, bit for bit; "draws" draws the rest in other batches,
+# which gives the same tokens up to rounding.
 Resume = Literal["draws", "chunks"]
 
 

@@ -46,7 +46,7 @@ PROGRAM = (
     "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a parent may have it ignored
     "sys.exit(main())"
 )
-STOPPED = "Stopped. What is stored stays; the same command resumes from there.\n"
+STOPPED = "Stopped. Finished work is stored; run the same command to resume.\n"
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,8 @@ def test_a_signal_in_the_m_step_is_heeded_at_its_end(
         _, error = process.communicate(timeout=60)
     assert process.returncode == 143
     said = (
-        "Stopping: finishing this M-step, which would begin anew. Press Ctrl-C again to stop at once.\n"
+        "Stopping: finishing this M-step, which would otherwise start over. "
+        "Press Ctrl-C again to stop at once.\n"
     )
     # what an E-step keeps may be no more than luck would: a warning of its own line
     told = [line for line in error.splitlines(keepends=True) if not line.startswith("! E-step: ")]

@@ -136,9 +136,9 @@ BAD = {
         ("no Ray cluster at 127.0.0.1:1", "ray start --head"),
     ),
     "workers are to overlap": Bad(
-        "train train.jsonl {} --ray-workers 2 --overlap", ("overlap is of one engine",)
+        "train train.jsonl {} --ray-workers 2 --overlap", ("overlap is not supported with ray_workers",)
     ),
-    "shards have no processes": Bad("train train.jsonl {} --fsdp", ("fsdp is of several processes",)),
+    "shards have no processes": Bad("train train.jsonl {} --fsdp", ("fsdp needs several processes",)),
     "a launcher is not there": Bad(
         "train train.jsonl {} --launch nosuch", ("there is no program 'nosuch'",), tokenizer=True
     ),
@@ -285,8 +285,8 @@ BAD = {
         ("run.yaml has the name None",),
         a_file("run.yaml", "null: 3\n"),
     ),
-    "the file is not there": Bad("train train.jsonl {} --config run.yaml", ("run.yaml is none",)),
-    "no file is given": Bad("train train.jsonl {} --config", ("nothing is none",)),
+    "the file is not there": Bad("train train.jsonl {} --config run.yaml", ("got run.yaml",)),
+    "no file is given": Bad("train train.jsonl {} --config", ("got nothing",)),
     "a command is unknown": Bad("trian train.jsonl {}", ('Did you mean "train"',)),
     "the model is not given": Bad("train train.jsonl", ("--model requires an argument",)),
     "the data are not there": Bad("train trian.jsonl {}", ("no file trian.jsonl", "train.jsonl")),
@@ -309,7 +309,7 @@ BAD = {
     "there are no iterations": Bad("train train.jsonl {} --iterations 0", ("from 1 to 100,000, got 0",)),
     "a chunk is empty": Bad("train train.jsonl {} --chunk-size 0", ("chunk_size must be at least 1",)),
     "a batch is empty": Bad("train train.jsonl {} --max-batch 0", ("max_batch must be at least 1",)),
-    "a device is unknown": Bad("train train.jsonl {} --device gpu", ("'gpu'", "say cpu, cuda")),
+    "a device is unknown": Bad("train train.jsonl {} --device gpu", ("'gpu'", "use cpu, cuda")),
     "there is no such GPU": Bad(
         "train train.jsonl {} --device cuda:99",
         ("device cuda:99: torch sees ", "GPUs here"),

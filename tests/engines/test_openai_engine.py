@@ -198,7 +198,9 @@ def test_a_server_that_lacks_what_a_scheme_needs_is_refused(make: Any, scheme: s
         check_able(engine, needs)
         engine.capabilities = replace(engine.capabilities, logprobs=False)
         if "importance" in scheme:
-            with pytest.raises(EngineError, match="does not tell log-probabilities of what it samples"):
+            with pytest.raises(
+                EngineError, match="does not return log-probabilities of what it samples"
+            ):
                 check_able(engine, needs)
 
 

@@ -379,7 +379,7 @@ PLAIN, HINTED = Stage("plain", 1, "all"), Stage("hinted", 1, "all")
         (lambda: chain(base(pps())), "and these are the base's"),
         (lambda: base(chain(pps())), "and these are the base's"),
         (lambda: memo(star(), 0), "memo must be >= 1 draw, got 0"),
-        (lambda: mixture(0, 1), "draws are at least 1"),
+        (lambda: mixture(0, 1), "draws at least 1"),
         (lambda: trice(2.0), r"beta must be in \[0, 1\], got 2"),
         (
             lambda: Scheme("s", (Stage("plain", 2),), weigh=Chain(Accepted(), Importance())),

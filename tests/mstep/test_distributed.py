@@ -237,7 +237,7 @@ def test_out_of_memory_in_one_process_starts_all_again_with_half(
         done = launch(f"{sys.executable} {_short_of_memory(tmp_path, 1)}", place, out)
     assert furthest(place / "one" / "DDP", out) < 1e-6
     assert done.num_steps == alone["DDP"].num_steps
-    assert ["begins anew" in record.getMessage() for record in caplog.records] == [True]
+    assert ["starts over" in record.getMessage() for record in caplog.records] == [True]
 
 
 @pytest.mark.slow

@@ -494,7 +494,7 @@ def test_a_report_that_fails_is_a_warning(
     monkeypatch.setattr(render, "report", fails)
     main(["--version"])  # sets up how warnings are shown
     train.write_report(runs / "star", "auto")
-    assert "the report could not be made: no ink" in capsys.readouterr().err
+    assert "the report could not be written: no ink" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

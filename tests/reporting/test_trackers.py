@@ -224,7 +224,7 @@ def test_a_tracker_that_fails_ends_alone(
         result = train(str(world[0]), "seedling", output_dir=tmp_path / "run", progress=heard, **options)
     assert (result.last / "model.safetensors").exists() and len(heard.losses) > 1
     assert [record.message for record in caplog.records].count(
-        "tensorboard failed, and is told no more of this run: ConnectionError('gone')"
+        "tensorboard failed; logging to it is disabled for this run: ConnectionError('gone')"
     ) == 1
 
 
@@ -316,7 +316,7 @@ def test_one_that_can_not_begin_stops_the_run_and_closes_the_others(
     monkeypatch.setitem(trackers._OPEN, "wandb", Opened)
     monkeypatch.setitem(trackers._OPEN, "mlflow", refused)
     with (
-        pytest.raises(ConfigError, match="report_to mlflow could not begin: no key"),
+        pytest.raises(ConfigError, match="report_to mlflow could not start: no key"),
         tracking(["wandb", "mlflow"], tmp_path, {}, Quiet()),
     ):
         pass

@@ -297,7 +297,7 @@ def test_what_is_added_is_in_the_name_in_the_order_in_which_it_is_applied(spec: 
         ("rejection:2+expected+doubt", "doubt weighs sampled answers, and expected takes their place"),
         ("rejection:2+expected+base", "expected rewards are of draws from theta"),
         ("star+reasons:-1", "addition 'reasons:-1' of"),
-        ("pps:0", "draws are at least 1"),
+        ("pps:0", "draws at least 1"),
         ("pps+importance+resample:0", "resample must be >= 1, got 0"),
         ("trice:1.5", r"beta must be in \[0, 1\], got 1.5"),
     ],

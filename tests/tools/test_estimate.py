@@ -577,7 +577,7 @@ def test_what_makes_no_sense_is_refused(wish: dict[str, Any], said: str) -> None
 
 
 def test_a_model_on_the_hub_that_is_out_of_reach_is_told_of(world: tuple[Path, Path]) -> None:
-    with pytest.raises(ModelError, match="can't be had from the Hub"):
+    with pytest.raises(ModelError, match="could not be downloaded from the Hub"):
         look_ahead(world[0], "nobody/nothing", SETTINGS, EstimateOptions(hardware="h100"))
 
 

@@ -404,7 +404,7 @@ BAD: dict[str, Any] = {
         None,
         {"output_dir": Path("out"), "train": True},
         RunError,
-        "which iteration 2 started from, is not there: give --model",
+        "which iteration 2 started from, does not exist: give --model",
     ),
     "chance and a reward": (
         None,
@@ -472,7 +472,7 @@ def test_draws_of_problems_that_the_run_does_not_know(run: Path, tmp_path: Path)
     other = tmp_path / "run"
     shutil.copytree(run, other)
     save_problems(DATA.problems[:20], other / "problems.parquet")
-    with pytest.raises(RunError, match=r"has draws of r2\d, .* its problems\.parquet knows nothing"):
+    with pytest.raises(RunError, match=r"has draws of r2\d, which are not in its problems\.parquet"):
         refilter(other, Change())
 
 

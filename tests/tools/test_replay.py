@@ -101,7 +101,7 @@ def test_what_is_not_what_was_stored_is_told(
     assert (again.same, again.differs_at) == (False, 3)
     assert main(["replay", str(root), "--draw", name_of(first)]) == 1
     said = capsys.readouterr()
-    assert "differs from token 4 of" in said.out and "1 draws are not what was stored" in said.err
+    assert "differs from token 4 of" in said.out and "1 draws differ from the stored ones" in said.err
     assert "drawn again" in said.out
     graded = Replayed(first, first.completion, replace(first.score, reward=0.25))
     assert "but another grade" in told(graded)

@@ -1,4 +1,4 @@
-"""The verbs that look at what there is, or will be: setups, runs, draws; and send it on."""
+"""Commands that inspect data, runs and draws, estimate costs, and publish results."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def check(
     try_: Annotated[bool, Parameter(name="--try", negative="--no-try")] = True,
     show: Show = "auto",
 ) -> None:
-    """Check data and prompts, draw some completions from the model, and say which settings to change.
+    """Check data and prompts, draw some completions from the model, and suggest settings to change.
 
-    Takes the settings of train. Shows the prompts of the problem of --row, what the loss will see, and
-    for --draws completions of each prompt how many have an answer, are truncated, or are right.
-    --no-try leaves the model out. --show json prints one JSON object and nothing else.
+    Takes the settings of train. Shows the prompts for --row, the tokens in the loss, and, for --draws
+    completions of each prompt, how many are answered, truncated or right.
+    --no-try does not load the model. --show json prints one JSON object and nothing else.
     """
     from femtune.tools.check_run import run_check
 
@@ -54,10 +54,10 @@ def verify(
     repair: bool = False,
     show: Show = "auto",
 ) -> None:
-    """Compare all files of a run with their checksums, and list what is damaged.
+    """Compare all files of a run with their checksums, and list damaged files.
 
-    RUN is the folder of a run, or of several. --repair sets damaged files aside, so that the run's
-    command makes them again.
+    RUN is the folder of a run, or of several. --repair moves damaged files aside, so that the run's
+    command creates them again.
     """
     from femtune.tools.verify import runs_in
 
@@ -70,7 +70,7 @@ def verify(
 
 
 def _check_runs(runs: Sequence[Path], repair: bool, show: Show) -> None:
-    """Verify runs. Raises RunError where one stays damaged."""
+    """Verify runs. Raises RunError if one stays damaged."""
     from femtune.tools import verify
 
     num_bad = 0
@@ -102,10 +102,10 @@ def estimate(
     settings: Train | None = None,
     show: Show = "auto",
 ) -> None:
-    """What `train` would take with the same settings: draws, tokens, FLOPs, memory, time, money.
+    """Estimate what `train` would take with the same settings: tokens, FLOPs, memory, time, cost.
 
-    Loads no weights, unless --measure tries some problems out. Of a model on the Hub only config,
-    tokenizer and the list of its weights are fetched.
+    Loads no weights, unless --measure benchmarks some problems. For a model on the Hub it downloads
+    only the config, the tokenizer and the list of weights.
     """
     from femtune.tools.estimate import estimate as estimates
 
@@ -129,10 +129,10 @@ def refilter(
     model: Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])] = None,
     show: Show = "auto",
 ) -> None:
-    """What another threshold, reward or balance would have kept of the draws that RUN has stored.
+    """Filter the stored draws of RUN again, with another threshold, reward or balance.
 
-    RUN is the folder of a train or sample; nothing is written into it. --output-dir writes the
-    examples, and --train fits them, from the weights that the iteration started from, or from --model.
+    RUN is the folder of a train or sample run; nothing is written into it. --output-dir stores the
+    examples. --train trains on them, from the weights that the iteration started from, or --model.
     """
     from femtune.tools import refilter as again
     from femtune.tools import refilter_report
@@ -172,8 +172,8 @@ def bias(
 ) -> None:
     """Measure known biases of a judge on held-out items: length, order, padding, self-praise.
 
-    Altered items are asked beside the originals: three times the draws of evaluate for ratings, and
-    for pairs too.
+    Altered items are asked beside the originals, which takes three times the draws of evaluate, for
+    ratings and for pairs.
     """
     from femtune.tools.judge_biases import measure_biases, table
 
@@ -198,10 +198,10 @@ def replay(
     device: str | None = None,
     show: Show = "auto",
 ) -> None:
-    """Draw a stored draw once more, with its seed and the weights that drew it, and compare.
+    """Repeat a stored draw with its seed and its weights, and compare the result.
 
-    --draw takes ITERATION/PROBLEM/STAGE/INDEX, or ITERATION/PROBLEM for all draws of a problem; --eval
-    looks for it among the evaluation's.
+    --draw takes ITERATION/PROBLEM/STAGE/INDEX, or ITERATION/PROBLEM for all draws of a problem. --eval
+    selects draws of the evaluation.
     """
     from femtune.tools import replay as again
 
@@ -217,16 +217,15 @@ def replay(
             for title, text in zip(("stored", "drawn again"), texts, strict=False):
                 console.print(framed(literal(text), title))
     if num_other:
-        raise RunError(f"{num_other} draws are not what was stored.")
+        raise RunError(f"{num_other} draws differ from the stored ones.")
 
 
 @app.command
 def report(runs: Annotated[list[Path], Parameter(negative=())], *, output: Path | None = None) -> None:
-    """One HTML page of what RUNS learnt: the result, figures, and rationales to read.
+    """Write one HTML page with the results of RUNS: accuracy, figures, and rationales to read.
 
-    RUNS are directories of train, which then stand side by side, or a folder of compare or demo. The
-    page is report.html there, or --output; it is made of the runs' files, needs no network, and is
-    replaced where it is there already.
+    RUNS are folders of train, shown side by side, or a folder of compare or demo. The page is
+    report.html in the first one, or --output. It needs no network, and an existing page is replaced.
     """
     from femtune.reporting.page.render import report as run
 
@@ -243,8 +242,8 @@ def demos(
 ) -> None:
     """Choose worked examples from the draws that a run kept: right, short, and of different answers.
 
-    RUN is the folder of a train or sample. The file is for --demos of another data set: an example whose
-    prompt stands in the data is refused there.
+    RUN is the folder of a train or sample run. Use the file as --demos for another data set: an example
+    whose prompt is in the data is refused there.
     """
     from femtune.data.demos import save_demos
     from femtune.run_folder import check_new
@@ -264,10 +263,10 @@ def view(
     port: int = 0,
     open_browser: Annotated[bool, Parameter(name="--open", negative="")] = False,
 ) -> None:
-    """Read what a model drew, all of it, on a local page: filter, compare, export. Ctrl-C ends it.
+    """Browse all draws of runs on a local web page: filter, compare, export. Ctrl-C stops it.
 
-    RUN is the folder of a train, sample, evaluate or compare, or several; nothing is written there.
-    --port 0 is a free one; --open opens a browser.
+    RUN is one or several folders of train, sample, evaluate or compare; nothing is written there.
+    --port 0 selects a free port; --open opens a browser.
     """
     from femtune.reporting.browser.serve import view as serve
 
@@ -285,11 +284,11 @@ def push(
     private: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Send a run's model, or its rationales, with their card to the Hugging Face Hub.
+    """Upload a run's model, or its rationales, with a card to the Hugging Face Hub.
 
-    RUN is the folder of a train, or for --what data of a sample; REPO is owner/name. What is sent is
-    shown first; --dry-run ends there. --draws sends all draws with the data, kept or not; --private
-    makes a new repository private. The token is that of `hf auth login` or of HF_TOKEN.
+    RUN is the folder of a train run, or with --what data of a sample run; REPO is owner/name. The files
+    are listed first; --dry-run stops there. --draws adds all draws to the data, kept or not. --private
+    makes a new repository private. The token comes from `hf auth login` or HF_TOKEN.
     """
     from femtune.reporting import hub
 

@@ -1,4 +1,4 @@
-"""The command line: a verb, a file of settings if there is one, and flags that override it.
+"""The command line: a command, an optional file of settings, and flags that override it.
 
 femtune train judge.jsonl --model Qwen/Qwen3-1.7B --config run.yaml --iterations 4
 """
@@ -19,7 +19,7 @@ from cyclopts.config import Dict
 from femtune._util import interrupts
 from femtune._util.parsing import Unreadable, read_yaml
 from femtune._util.text import brief
-from femtune.cli import inspect  # whose verbs are the app's by that
+from femtune.cli import inspect  # importing it registers its commands
 from femtune.cli.train import app
 from femtune.errors import ConfigError, FemtuneError
 from femtune.reporting.terminal import (
@@ -31,16 +31,16 @@ __all__ = ["app", "inspect", "main"]
 
 
 class _Warn(logging.Handler):
-    """Shows warnings as the rest is shown, above a bar where there is one."""
+    """A log handler that prints warnings like other output, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         errors.print(literal(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit status: 1 for what femtune refuses, 130 for Ctrl-C.
+    """Run a command and return the exit status: 1 if femtune refuses, 130 after Ctrl-C.
 
-    After the first Ctrl-C, or a SIGTERM, what is in flight is finished and stored: see interrupts.py.
+    After the first Ctrl-C or SIGTERM, the work in progress is finished and stored: see interrupts.py.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before huggingface_hub is imported
@@ -64,19 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = brief(re.sub(r'"?\[(\w+)\]"?', r"\1", text), 1000)
         errors.print(literal(f"{kind.__name__}: {text}"), soft_wrap=True)
         return 1
-    except BrokenPipeError:  # the reader of our output, `head` say, has had enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as stop:
-        errors.print(literal("Stopped. What is stored stays; the same command resumes from there."))
+        errors.print(literal("Stopped. Finished work is stored; run the same command to resume."))
         return stop.status if isinstance(stop, interrupts.Stopped) else 130
     return 0
 
 
 def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """Name and content of the file of --config, taken out of the arguments; "" and {} without one.
+    """Remove --config from the arguments; return the file's name and content, "" and {} without one.
 
-    Raises ConfigError where it is no YAML of names and values.
+    Raises ConfigError if the file is not YAML with names and values.
     """
     at = next((i for i, word in enumerate(arguments) if word.partition("=")[0] == "--config"), None)
     if at is None:
@@ -85,7 +85,7 @@ def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     if not equals:
         name = arguments.pop(at) if at < len(arguments) else ""
     if not Path(name).is_file():
-        raise ConfigError(f"--config takes a YAML file, and {name or 'nothing'} is none.")
+        raise ConfigError(f"--config needs the path of a YAML file, got {name or 'nothing'}.")
     try:
         found = read_yaml(Path(name))
     except Unreadable as error:
@@ -98,9 +98,9 @@ def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def _for_command(settings: Mapping[str, Any], command: Sequence[str]) -> dict[str, Any]:
-    """Settings without those of other commands, so that one file serves all, a run's own too.
+    """Return settings without those of other commands, so that one file serves all commands.
 
-    What no command knows stays, to be refused.
+    Settings that no command knows are kept, and refused later.
     """
     if not settings or not command or command[0].startswith("-") or command[0] not in app:
         return dict(settings)
@@ -109,14 +109,14 @@ def _for_command(settings: Mapping[str, Any], command: Sequence[str]) -> dict[st
         verb: {name for each in app[verb].assemble_argument_collection() for name in each.names}
         for verb in verbs
     }
-    # what a run's own config.yaml has beside settings
+    # entries of a run's config.yaml that are not settings
     own = {"--format", "--problems", "--relies-on", "--epochs-factor", "--scheme-data"}
     others = own.union(*names.values()) - names[command[0]]
     return {key: value for key, value in settings.items() if f"--{key.replace('_', '-')}" not in others}
 
 
 def _dashed(word: str) -> str:
-    """--output_dir as --output-dir: people of this field write both."""
+    """Return --output_dir as --output-dir: both spellings are common."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")

@@ -1,4 +1,4 @@
-"""The verbs that make something: runs, models, predictions, worlds. inspect.py has the others."""
+"""Commands that create runs, models, predictions and synthetic tasks; inspect.py has the others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ app = App(
     help="Learn to reason from questions and correct answers alone, by filtered EM.",
     default_parameter=Parameter(negative_iterable=(), negative_none=()),
     version_flags=["--version"],
-    suppress_keyboard_interrupt=False,  # `main` says what it means
+    suppress_keyboard_interrupt=False,  # `main` handles it
 )
 
 Model = Annotated[str, Parameter(name=["--model", "--model-name-or-path"])]
@@ -42,7 +42,7 @@ Baselines = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, n
 
 @app.command
 def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
-    """The paper's comparison, offline, in minutes: four schemes, the rubric world, the seedling."""
+    """Run the paper's comparison offline, in minutes: four schemes, a synthetic task, the demo model."""
     from femtune.comparison.demo import SETTINGS, changes, write_world
     from femtune.comparison.experiment import run_compare
 
@@ -81,8 +81,8 @@ def train(
 ) -> None:
     """Train a model to reason its way to the answers: E-step, M-step, evaluation, repeated.
 
-    DATA has columns `prompt` and `answer` (.jsonl, .json, .csv, .tsv, .parquet). The same command goes
-    on with a run that was stopped.
+    DATA has columns `prompt` and `answer` (.jsonl, .json, .csv, .tsv, .parquet). The same command
+    resumes a run that was stopped.
     """
     from femtune.workflows.train import run_train
 
@@ -112,12 +112,12 @@ def compare(
     workers: int | None = None,
     show: Show = "auto",
 ) -> None:
-    """Run schemes on the same problems with the same settings, and give one table.
+    """Run schemes on the same problems with the same settings, and print one table.
 
-    Beside them: judges that did not learn to reason, --baselines majority votes direct answer-only
-    regression (by default those that suit the task; --no-baselines: none); votes and regression take
-    --baseline-draws rationales of each problem. Reinforcement learning where it is asked for:
-    --baselines grpo rloo latro. With several seeds each number has its 95% interval.
+    --baselines majority votes direct answer-only regression add models that did not learn to reason.
+    By default all that suit the task run; --no-baselines runs none. Votes and regression take
+    --baseline-draws rationales per problem. --baselines grpo rloo latro add reinforcement learning.
+    With several seeds, each number has a 95% interval.
     """
     from femtune.comparison.experiment import run_compare
 
@@ -161,7 +161,7 @@ def sample(
     output_dir: Output = None,
     show: Show = "auto",
 ) -> None:
-    """The E-step alone: rationales that lead to the correct answers, as a data set for any trainer."""
+    """Run only the E-step: store rationales that lead to the correct answers as a data set."""
     from femtune.workflows.sample import run_sample
 
     with showing(show) as progress:
@@ -185,13 +185,13 @@ def fit(
     seed: int = 0,
     show: Show = "auto",
 ) -> None:
-    """The M-step alone: fine-tune on examples (.parquet, .jsonl: prompt, completion, weight).
+    """Run only the M-step: fine-tune on examples (.parquet, .jsonl: prompt, completion, weight).
 
     On several GPUs: accelerate launch -m femtune fit, or torchrun --nproc-per-node 8 -m femtune fit.
     """
     from femtune.workflows.fit import run_fit
 
-    if int(os.environ.get("RANK", "0")):  # one process of a job tells what all do
+    if int(os.environ.get("RANK", "0")):  # only the first process of a job prints
         show = "quiet"
     with showing(show) as progress:
         result = run_fit(examples, model, training or Training(), output_dir, seed, progress)
@@ -212,8 +212,8 @@ def evaluate(
 ) -> None:
     """Measure how well a model answers held-out problems, with intervals.
 
-    With --reader-problems N the base that the model was trained from reads the rationales of N problems:
-    how much they help it to the correct answer, and how much of them is copied from the prompt.
+    With --reader-problems N, the base model reads the rationales of N problems. This measures how much
+    they help it to the correct answer, and how much is copied from the prompt.
     """
     from femtune.workflows.evaluate import run_evaluate
 
@@ -233,13 +233,13 @@ def predict(
     settings: Predict | None = None,
     output: Path | None = None,
 ) -> None:
-    """Answer new items from several rationales each, and say how sure the answers are.
+    """Answer new items from several rationales each, with a confidence for each answer.
 
-    DATA is a file, a data set of the Hub, or - for lines of JSON as they come, --chunk-size at a time.
-    A JSON line for each item goes to standard output, or to --output, .jsonl or .parquet: id, answer,
+    DATA is a file, a data set on the Hub, or - for JSON lines on standard input, --chunk-size at a time.
+    Each item gives a JSON line on standard output, or a row of --output, .jsonl or .parquet: id, answer,
     confidence, abstained, num_answered, votes, aggregate, probabilities, distribution, expected,
     consistent, rationale. With --output the draws and probabilities are stored beside it, and the same
-    command goes on where it was stopped.
+    command resumes a stopped one.
     """
     from femtune.workflows.predict import as_line, predict_into, predictions
 
@@ -267,8 +267,8 @@ def calibrate(
 ) -> None:
     """Fit a map of votes or probabilities to calibrated ones, for evaluate and predict --calibration.
 
-    DATA is a validation split: neither trained on nor tested on. The measures after are cross-fitted:
-    of each fifth of the items under a map of the others. What is stored is the map of all items.
+    DATA is a validation split, separate from training and test data. The measures after calibration are
+    cross-fitted over five folds. The stored map is fitted to all items.
     """
     from femtune.workflows.calibrate import run_calibrate
 
@@ -290,9 +290,9 @@ def world(
     noise: float = 0.0,
     difficulty: tuple[int, int] | None = None,
 ) -> None:
-    """Write the rows of a world as train.jsonl and test.jsonl, in the form of its task's data sets.
+    """Write the rows of a synthetic task as train.jsonl and test.jsonl.
 
-    rubric and raters are for the task judge, tldr and tldr-axis for summarize, sums for math, quiz for
+    Use rubric and raters with --task judge, tldr and tldr-axis with summarize, sums with math, quiz with
     choice.
     """
     from femtune.comparison.demo import write_world
@@ -306,7 +306,7 @@ def world(
     tell("read it with", f"--task {made.task}{raters}{scale}")
 
 
-# --- what verbs tell
+# --- output of commands
 
 
 # measures of the same draws, made from votes and from probabilities
@@ -315,13 +315,13 @@ BOTH_WAYS = {
     "by_probabilities": "by probabilities",
     "calibrated": "calibrated",
 }
-WITH = "_with_examples"  # at the end of the names of an untrained model's metrics with worked examples
+WITH = "_with_examples"  # suffix of an untrained model's metrics with worked examples
 
 
 def show_metrics(metrics: Mapping[str, Any], show: Show) -> None:
-    """Print metrics, a line each: with their interval, or why they are undefined.
+    """Print metrics, one per line, with their interval or the reason why they are undefined.
 
-    Those with worked examples stand in a second column.
+    Metrics with worked examples are in a second column.
     """
     if show == "json":
         print(json.dumps(metrics))
@@ -372,13 +372,13 @@ def tell(what: str, where: object) -> None:
 
 
 def write_report(place: Path, show: Show) -> None:
-    """The report of a run that has just ended: where it fails, the run has not."""
+    """Write the report of a finished run; only warn if that fails, as the run has succeeded."""
     try:
         from femtune.reporting.page.render import report as run
 
         written = run([place])
     except Exception as error:
-        logging.getLogger("femtune").warning(f"the report could not be made: {error}")
+        logging.getLogger("femtune").warning(f"the report could not be written: {error}")
         return
     if show in ("auto", "lines"):
         tell("report", written)

@@ -20,7 +20,7 @@ from femtune.types import Completion, Draw, DrawKey, Problem, Sampling
 
 @dataclass(frozen=True)
 class Baseline(Train):
-    """Settings of a baseline's run: those of the comparison, `scheme` being the baseline's name."""
+    """Settings of a baseline's run: those of the comparison, with the baseline's name as `scheme`."""
 
     draws: int = 1
     """Of votes and regression, for each problem."""
@@ -29,7 +29,7 @@ class Baseline(Train):
 def answered(
     problems: Sequence[Problem], answers: Sequence[str], asked: TaskInputs[Train]
 ) -> list[Draw]:
-    """Answers that no model wrote, one for each problem, graded as a model's would be."""
+    """Return draws with given answers, one per problem, graded like a model's."""
     form = asked.prompts.format
     texts = [write_completion(form, "", answer).strip() for answer in answers]
     completions = [Completion((), text, "stop", 0.0) for text in texts]
@@ -49,7 +49,7 @@ def answered(
 
 
 def judged(problems: Sequence[Problem], draws: Sequence[Draw]) -> dict[str, Any]:
-    """The evaluation of answers without rationales."""
+    """Return the evaluation of answers without rationales."""
     by_id = {problem.id: problem for problem in problems}
     return without_soundness(evaluation_metrics(by_id, [(draws, NO_TIME)]))
 
@@ -57,14 +57,14 @@ def judged(problems: Sequence[Problem], draws: Sequence[Draw]) -> dict[str, Any]
 def draw_all(
     run: Run, builder: SamplerBuilder, settings: Baseline, groups: Mapping[str, Sequence[Problem]]
 ) -> None:
-    """Draws of both kinds; the engine and its model are gone at the end."""
+    """Draw for all groups; the engine and its model are freed at the end."""
     with builder.sampler(Sampling(settings.max_new_tokens, temperature=1.0)) as sampler:
         for kind, problems in groups.items():
             draw_one(run, kind, problems, sampler, settings.draws)
 
 
 def base_metrics(run: Run, kind: str, problems: Sequence[Problem]) -> dict[str, Any]:
-    """What the base's draws took."""
+    """Return the cost metrics of the base's draws."""
     names = ("answered", "num_draws", "generated_tokens", "tokens_per_draw", "engine_s", "total_s")
     stored = read_draws(run.iteration(0) / kind)
     metrics = estep_metrics({problem.id: problem for problem in problems}, stored)
@@ -72,7 +72,7 @@ def base_metrics(run: Run, kind: str, problems: Sequence[Problem]) -> dict[str, 
 
 
 def best_device(device: str | None) -> str:
-    """As told, else a GPU where there is one."""
+    """Return the given device, else a GPU if there is one."""
     import torch
 
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,10 +82,10 @@ NO_TIME = {"engine_s": 0.0, "total_s": 0.0}
 
 
 def without_soundness(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Steps that nobody wrote are neither sound nor unsound."""
+    """Remove step accuracy, as answers without rationales have no steps."""
     return {name: value for name, value in metrics.items() if not name.startswith("sound_")}
 
 
 def draw_one(run: Run, kind: str, problems: Sequence[Problem], sampler: Sampler, draws: int) -> None:
-    """Draw from the base under the plain prompt and store it, chunk by chunk, in iteration 0."""
+    """Draw from the base under the plain prompt and store the draws by chunk in iteration 0."""
     ask_into(run, kind, problems, sampler, draws=draws)

@@ -1,17 +1,17 @@
-"""What a comparison holds its schemes against: judges that did not learn to reason, or by other means.
+"""Baselines of a comparison: models that did not learn to reason, or learned by other means.
 
-    majority      the most frequent answer of the training problems, whatever is asked
+    majority      the most frequent answer of the training problems, for every problem
     votes         the untrained base by vote: `draws` rationales at temperature 1
     direct        the untrained base without a rationale: the probability of every answer right after
                   the prompt and the cue; see `direct`. Its rows are "direct", the likeliest answer,
-                  and, of ratings, "expected-score", their mean under these probabilities
+                  and, for ratings, "expected-score", their mean under these probabilities
     answer-only   the base, fine-tuned on "Answer: y*" without a rationale, with as many optimizer
-                  steps as a scheme takes that keeps a draw of every problem in every iteration
-    regression    the base as it is, and a regression from what it wrote to the human's answer:
+                  steps as a scheme that keeps a draw of every problem in every iteration
+    regression    the untrained base, and a regression from its completions to the human's answer:
                   see `regression`
-    grpo, rloo, latro   reinforcement learning on the same problems: see `rl`; only where asked for
+    grpo, rloo, latro   reinforcement learning on the same problems: see `rl`; only on request
 
-The base itself, asked as the schemes are, is iteration 0 of every scheme's run.
+The base itself, with the same prompts as the schemes, is iteration 0 of every scheme's run.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from femtune.workflows.worked_examples import without_held_out
 
 History = list[dict[str, Any]]
 
-# By task: `majority` needs answers that come again, `regression` ratings or pairs.
+# By task: `majority` needs repeated answers, `regression` needs ratings or pairs.
 APPLY = {
     "judge": ("majority", "votes", "direct", "answer-only", "regression"),
     "summarize": ("majority", "votes", "direct", "answer-only", "regression"),
@@ -68,7 +68,7 @@ APPLY = {
     "math": ("votes", "answer-only"),
     "table": ("votes", "answer-only"),
 }
-ONCE = ("majority", "direct")  # nothing in them is drawn at random: one run for all seeds
+ONCE = ("majority", "direct")  # deterministic: one run for all seeds
 DRAWING = ("votes", "regression")
 
 
@@ -78,12 +78,12 @@ class Reinforced(Baseline, RL):
 
 
 def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
-    """The baselines that are asked for, in order; None stands for all that suit the task.
+    """Return the requested baselines in order; None stands for all that suit the task.
 
-    Those by reinforcement learning take as long as schemes: they run only where they are named. So does
-    `direct` where the answer format has no cue, or a server is asked, which may not be able to score.
-    Raises ConfigError for an unknown one, for one that does not suit, and for one that needs what is not
-    there.
+    Reinforcement learning takes as long as schemes, so it runs only if named. So does `direct` if the
+    answer format has no cue, or with a server, which may not be able to score.
+    Raises ConfigError for an unknown baseline, an unsuitable one, and one whose requirements are
+    missing.
     """
     known = (*APPLY["judge"], *RL_BASELINES, "none")
     for name in names or ():
@@ -105,7 +105,7 @@ def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
         )
     for name in wanted:
         if not measured:
-            raise ConfigError(f"baseline {name} is measured on held-out problems, and there are none.")
+            raise ConfigError(f"baseline {name} needs held-out problems: give --eval-data.")
         if name in RL_BASELINES:
             check_reinforced(name, settings)
         elif name not in suit:
@@ -117,9 +117,9 @@ def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
 
 
 def baseline_settings(name: str, settings: Train, draws: int, rl: RL | None = None) -> Baseline:
-    """The settings of one baseline's run. Raises ConfigError where draws are less than one.
+    """Return the settings of one baseline's run. Raises ConfigError if draws are less than one.
 
-    Those of answer-only are of its one M-step: the epochs of all iterations.
+    answer-only has a single M-step with the epochs of all iterations.
     """
     if draws < 1:
         raise ConfigError(f"baseline_draws must be at least 1, got {draws}.")
@@ -168,10 +168,10 @@ def _place(
 
 
 def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -> History:
-    """Run a baseline, or read what is stored of it; gives its history.
+    """Run a baseline, or read its stored results; return its history.
 
-    That is of one iteration; by reinforcement learning, of the base and each pass, as a scheme's is. Its
-    "evaluation" has the keys of a scheme's; of a regression, "evaluations" has one for each kind.
+    The history has one iteration; for reinforcement learning, the base and each pass, like a scheme's.
+    Its "evaluation" has a scheme's keys; a regression's "evaluations" has one for each kind.
     """
     asked = _own(read_inputs(data, settings), settings)
     train, test = held_out(asked, data)
@@ -191,7 +191,7 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
 
 
 def _own(asked: TaskInputs[Any], settings: Baseline) -> TaskInputs[Train]:
-    """These problems, with a baseline's settings where nothing is left open."""
+    """Return these problems with a baseline's settings, all filled in."""
     names = ("reward", "instruction", "hint", "scale")
     known = {name: getattr(asked.settings, name) for name in names}
     return replace(asked, settings=replace(settings, **known))
@@ -221,7 +221,7 @@ def _made(
 
 
 def most_frequent(problems: Sequence[Problem]) -> str:
-    """The most frequent answer, of equally frequent ones the one that comes first."""
+    """Return the most frequent answer; the first one on a tie."""
     return Counter(problem.answer for problem in problems).most_common(1)[0][0]
 
 
@@ -251,7 +251,7 @@ def _votes(
 
 
 def by_vote(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation of several draws whose accuracy is the vote's; each draw's is `draw_accuracy`."""
+    """Return an evaluation whose accuracy is that of the vote; `draw_accuracy` is that of draws."""
     made = dict(metrics)
     for end in ("", "_ci"):
         if f"majority_accuracy{end}" in made:
@@ -270,7 +270,7 @@ def _direct(
     settings: Baseline,
     test: Sequence[Problem],
 ) -> dict[str, Any]:
-    """Two rows of one pass: the likeliest answer and, of ratings, the expected score."""
+    """Return two rows from one pass: the likeliest answer and, for ratings, the expected score."""
     run.log("evaluation", iteration=0)
     with builder.sampler(Sampling(settings.max_new_tokens)) as sampler:
         found = direct_answers(run, test, replace(sampler, demos=builder.demos))
@@ -316,7 +316,7 @@ def _answer_only(
 
 
 def write_answers(path: Path, problems: Sequence[Problem], builder: SamplerBuilder) -> None:
-    """Examples of the bare answers, y* under the plain prompt, for the M-step."""
+    """Write examples of bare answers, y* under the plain prompt, for the M-step."""
     draws = []
     for problem in problems:
         text = write_completion(builder.prompts.format, "", problem.answer).strip()
@@ -331,7 +331,7 @@ def write_answers(path: Path, problems: Sequence[Problem], builder: SamplerBuild
 
 
 def both_orders(train: Sequence[Problem], problems: Sequence[Problem]) -> list[Problem]:
-    """Of pairs that are trained on, both orders, so that no position is favoured; others as they are."""
+    """Return training pairs in both orders, so that no position is favoured; others unchanged."""
     names = {known.pair for problem in train if (known := frame(problem)) is not None and known.pair}
     if not names:
         return [*train]

@@ -1,8 +1,8 @@
 """The paper's experiment as one command: schemes on the same problems, seeds and settings, in one table.
 
-Beside them stand the baselines (`baselines`), so that it shows whether learning to reason has paid. Each
-run is a directory of its own, made by the same code as `train` or by `run_baseline`; they are worked off
-by as many processes as the machine has room for. What is stored is not done again.
+Baselines (`baselines`) run beside the schemes, to show whether learning to reason helps. Each run has
+its own directory, made by the same code as `train` or by `run_baseline`. As many processes work on them
+as the machine has room for. Stored results are not computed again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PHASES = (
     "evaluation",
     "bound",
     "iteration",
-)  # events of a log that tell where a run is
+)  # events of a log that show the state of a run
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,16 @@ class Job:
 
     @property
     def iterates(self) -> bool:
-        """Whether it has a course: schemes, and reinforcement learning."""
+        """Return True if the run has iterations: schemes, and reinforcement learning."""
         return not self.is_baseline or isinstance(self.settings, Reinforced)
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a run is."""
+    """The current state of a run."""
 
     iteration: int = 0
-    doing: str = "waiting"  # the phase that is on; "" between two
+    doing: str = "waiting"  # the current phase; "" between two
     accuracy: tuple[float, ...] = ()  # by evaluation
 
 
@@ -88,9 +88,9 @@ def jobs(
     draws: int = 16,
     rl: RL | None = None,
 ) -> list[Job]:
-    """The baselines, of `draws` draws, and every scheme, with every seed. Raises ConfigError.
+    """Return jobs for the baselines, with `draws` draws, and every scheme and seed. Raises ConfigError.
 
-    `rl` is of baselines by reinforcement learning.
+    `rl` holds the settings of baselines by reinforcement learning.
     """
     if seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {seeds}.")
@@ -106,14 +106,14 @@ def jobs(
             spelled = replace(settings, scheme=spelled_out(spec), seed=seed)
             name = make_loop_config(replace(spelled, soft_accept=None)).scheme.name
             if any((name, seed) == (job.scheme, job.seed) for job in made):
-                raise ConfigError(f"scheme {name} is given twice: once is enough.")
+                raise ConfigError(f"scheme {name} is given twice: remove one.")
             place = output_dir / f"{folder_name(name)}-seed{seed}"
             made.append(Job(name, seed, place, spelled))
     return made
 
 
 def folder_name(scheme: str) -> str:
-    """A scheme's name as a part of a path.
+    """Return a scheme's name as a part of a path.
 
     >>> folder_name("star+memo(8)+doubt(0.1)"), folder_name("rejection(4)")
     ('star-memo-8-doubt-0.1', 'rejection-4')
@@ -129,14 +129,14 @@ def compare(
     workers: int | None = None,
     watch: Callable[[dict[Job, State]], None] = lambda states: None,
 ) -> dict[Job, History]:
-    """Run all jobs and give each one's history.
+    """Run all jobs and return each one's history.
 
-    `watch` is told about four times a second where each run is. Problems and directories are checked
-    before the first run starts. A run that keeps nothing has the history [{"nothing_kept": why}], and
-    the others go on; NothingKept is raised where that happens to every scheme's. Raises what the first
-    run that fails otherwise raises, with the run named, after the others that had begun are done;
-    EngineError where a run's process is killed; Stopped once that is wished and all have stored what
-    they had in flight.
+    `watch` receives the state of each run about four times a second. Problems and directories are
+    checked before the first run starts. A run that keeps nothing has the history
+    [{"nothing_kept": why}], and the others continue; NothingKept is raised if every scheme keeps
+    nothing. If a run fails otherwise, the started runs finish, and its error is raised with the run's
+    name. Raises EngineError if a run's process is killed. Raises Stopped after a stop request, once all
+    runs have stored their finished work.
     """
     _check(data, model, todo)
     import torch  # after the checks: it is slow to import
@@ -162,13 +162,13 @@ def compare(
             return _histories(futures)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for worker in {*multiprocessing.active_children()} - others:  # what is stored stays
+            for worker in {*multiprocessing.active_children()} - others:  # stored results stay
                 worker.kill()
             raise
 
 
 class _Worker:
-    """Of a worker's process: whether a run is on, and whether it is to end after it."""
+    """The state of a worker process: True if a run is active, True if it must end after the run."""
 
     busy = False
     ends = False
@@ -188,7 +188,7 @@ def _run(data: Data, model: str, job: Job) -> History:
 
 
 def _end(number: int, frame: object) -> None:
-    """SIGTERM, which schedulers send to all processes of a job: what is in flight is stored first."""
+    """Handle SIGTERM, which schedulers send to all processes: store the work in progress first."""
     _Worker.ends = True
     interrupts.request_stop(number)
     if not _Worker.busy:
@@ -196,7 +196,7 @@ def _end(number: int, frame: object) -> None:
 
 
 def _ended_badly(future: Future[History]) -> bool:
-    """Whether it ends the comparison."""
+    """Return True if this result ends the comparison."""
     return (
         future.done()
         and not future.cancelled()
@@ -205,9 +205,9 @@ def _ended_badly(future: Future[History]) -> bool:
 
 
 def _begin(parent: int, threads: int, stop: Event) -> None:
-    """In each worker: its share of the cores, and an end when its parent is gone, killed say.
+    """Set up a worker: its share of the cores, and an exit if its parent is gone, for example killed.
 
-    Ctrl-C is for the parent, which tells its workers by `stop`.
+    The parent handles Ctrl-C and notifies its workers by `stop`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
@@ -226,7 +226,7 @@ def _begin(parent: int, threads: int, stop: Event) -> None:
 
 
 def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
-    """Refuse at once what a run would refuse."""
+    """Refuse early what a run would refuse."""
     settings = next((job.settings for job in todo if not job.is_baseline), todo[0].settings)
     asked = read_inputs(data, settings)
     for job in todo:
@@ -243,17 +243,17 @@ def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
 
 
 def _histories(futures: dict[Job, Future[History]]) -> dict[Job, History]:
-    """Of runs that are done or cancelled. Raises the first failure, with the run's name."""
+    """Return the histories of finished runs. Raises the first failure, with the run's name."""
     errors = {job: None if each.cancelled() else each.exception() for job, each in futures.items()}
     all_empty = all(isinstance(e, NothingKept) for job, e in errors.items() if not job.is_baseline)
     any_scheme = not all(job.is_baseline for job in futures)
     for job, error in errors.items():
         if isinstance(error, BrokenProcessPool):
             raise EngineError(
-                f"the process of a run was killed, as far as known while {job.scheme}, seed {job.seed}, "
-                "was on. Out of memory is the usual cause: give fewer --workers; in a script, a call of "
-                'compare that is not below `if __name__ == "__main__":`. What is stored stays; the same '
-                "command goes on."
+                f"the process of a run was killed, probably of {job.scheme}, seed {job.seed}. The usual "
+                "cause is lack of memory: give fewer --workers. In a script, call compare below "
+                '`if __name__ == "__main__":`. Finished work is stored; run the same command to '
+                "resume."
             ) from error
         if isinstance(error, NothingKept) and not (all_empty and any_scheme):
             continue
@@ -268,7 +268,7 @@ def _histories(futures: dict[Job, Future[History]]) -> dict[Job, History]:
 
 
 def state(folder: Path) -> State:
-    """What a run is doing, from its log."""
+    """Return the state of a run, from its log."""
     if not (folder / "log.jsonl").exists():
         return State()
     events = [

@@ -1,4 +1,4 @@
-"""The demo: what a newcomer sees in two minutes, made of the same parts as everything else."""
+"""The demo: a first comparison in minutes, built from the same parts as all commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from femtune.run_folder import check_new
 from femtune.runs.draws import read_draws
 from femtune.types import Draw, Problem
 
-# What suits a model of 1M parameters; a real one wants the defaults.
+# Settings for a model of 1M parameters; larger models should use the defaults.
 SETTINGS = Train(
     task="judge",
     raters="named",
@@ -47,10 +47,10 @@ def write_world(
     noise: float = 0.0,
     difficulty: tuple[int, int] | None = None,
 ) -> tuple[Path, Path]:
-    """Write a world's rows as train.jsonl and test.jsonl, disjoint.
+    """Write a synthetic task's rows as train.jsonl and test.jsonl, disjoint.
 
-    Raises ConfigError for an unknown world or no problems, RunError where the folder can't be written or
-    holds other rows: they stay.
+    Raises ConfigError for an unknown task or no problems, RunError if the folder is not writable or
+    holds other rows, which are kept.
     """
     if name not in WORLDS:
         raise ConfigError(f"world {name!r} is not known: choose one of {', '.join(WORLDS)}.")
@@ -73,7 +73,7 @@ def write_world(
 
 
 def changes(histories: dict[Job, list[dict[str, Any]]], num: int = 3) -> Iterator[Group]:
-    """Rationales of the best run, before and after, side by side."""
+    """Yield rationales of the best run, before and after, side by side."""
     best = max(histories, key=lambda job: histories[job][-1]["evaluation"]["accuracy"])
     root = best.output_dir
     problems = load_problems(root / "eval.parquet")
@@ -96,7 +96,7 @@ def _panel(title: str, draw: Draw) -> Panel:
 def telling(
     problems: Sequence[Problem], before: Sequence[Any], after: Sequence[Any], num: int
 ) -> list[Any]:
-    """Problems whose draws show the change best: wrong before, right after, sound, of many steps."""
+    """Return problems whose draws show the change best: wrong before, right after, many valid steps."""
     old = {draw.key.problem_id: draw for draw in before}
     new = {draw.key.problem_id: draw for draw in after}
 

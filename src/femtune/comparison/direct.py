@@ -1,10 +1,10 @@
 """Answers without a rationale: pi(y | x), the probability of every answer right after prompt and cue.
 
-    iteration-000/direct_answers/00000.parquet      of the held-out problems: see scored_answers.py
+    iteration-000/direct_answers/00000.parquet      for held-out problems: see scored_answers.py
 
 The expected score of a rating is its mean under these probabilities, normalized over the scale. Source:
 G-Eval, Liu et al. 2023, arXiv 2303.16634, section 2.1, "scoring function". There the probabilities are
-estimated from 20 samples where a server does not tell them; here the model gives them.
+estimated from 20 samples if a server does not report them; here the model computes them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from femtune.types import Problem
 
 
 def direct_answers(run: Run, problems: Sequence[Problem], sampler: Sampler) -> list[AnswerNats | None]:
-    """Score every answer of each problem, or read what is stored of that in iteration 0.
+    """Score every answer of each problem, or read the stored results of iteration 0.
 
-    Under the plain prompt with `sampler.demos`. Raises EngineError where the engine can't score.
+    Uses the plain prompt with `sampler.demos`. Raises EngineError if the engine cannot score.
     """
     path = run.shard(0, "direct_answers", 0)
     run.verify(path)

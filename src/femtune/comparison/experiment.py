@@ -27,7 +27,7 @@ class CompareResult:
     table: Mapping[str, Mapping[str, float]]
     """Means over seeds by row and measure."""
     notes: Sequence[str]
-    """Why numbers are missing, a sentence each."""
+    """Reasons for missing numbers, one sentence each."""
     histories: dict[Job, History] = field(repr=False)
     """Metrics by iteration of each run."""
 
@@ -60,7 +60,7 @@ def run_compare(
 ) -> CompareResult:
     """Run all schemes and baselines, and store their table.
 
-    `baselines` None stands for those that suit the task.
+    `baselines` None selects all that suit the task.
     """
     place = Path(output_dir or Path("runs") / f"compare-{Path(shown_data(data)).stem.replace(' ', '-')}")
     todo = jobs(schemes, seeds, settings, place, chosen(baselines, settings), draws, rl)

@@ -3,9 +3,9 @@
     grad J = E_z [ A(z) grad log pi(z | x) + grad log pi(y* | x, z) ],   z ~ pi(. | x)
     A(z_k) = log pi(y* | x, z_k) - mean over the others of the group
 
-(Chen et al. 2024, arXiv 2411.04282, their gradient with leave-one-out baselines.) Departures: no penalty
-for leaving the start (beta 0), and z ends where the answer begins, in place of a fixed length. What the
-model wrote as its answer is replaced by y*; a rationale that was cut off or has no answer gets y* too.
+(Chen et al. 2024, arXiv 2411.04282, their gradient with leave-one-out baselines.) Differences: no KL
+penalty (beta 0), and z ends where the answer begins, not at a fixed length. y* replaces the model's
+answer; a truncated rationale, or one without an answer, gets y* too.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from femtune.data.prompts import ChatTokenizer, Prompts
 
 
 class LaTRO(RLOOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy
-    """TRL's RLOOTrainer on rationales with y* after each; its reward function is asked for the record.
+    """TRL's RLOOTrainer on rationales, each followed by y*; its reward function only records.
 
-    `answers` has y* by a row's `number`. In one process. Of RLOOTrainer, generation, padding and the
-    leave-one-out advantages are used. The methods that are replaced are not public: TRL is pinned.
+    `answers` has y* by a row's `number`. It runs in one process. It uses RLOOTrainer's generation,
+    padding and leave-one-out advantages. The overridden methods are not public, so TRL is pinned.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class LaTRO(RLOOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy
         super().__init__(*arguments, **settings)
 
     def _send_telemetry(self) -> None:
-        """Nobody is told what is trained here."""
+        """Send no telemetry."""
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self.asked = [row["number"] for row in inputs]
@@ -49,7 +49,7 @@ class LaTRO(RLOOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy
         return made
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
-        """Rationales as sampled, y* in place of their answers."""
+        """Return rationales as sampled, with y* in place of their answers."""
         self.sampled = super()._generate_single_turn(prompt_ids, images, multimodal_fields)
         self.prompt_ids, self.lengths, self.told = prompt_ids, [], []
         for number, tokens in zip(self.asked, self.sampled, strict=True):
@@ -60,7 +60,7 @@ class LaTRO(RLOOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy
 
     @torch.no_grad()
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, ids: Any) -> torch.Tensor:
-        """log pi(y* | x, z), nats [B, 1]."""
+        """Compute log pi(y* | x, z) in nats [B, 1]."""
         super()._calculate_rewards(inputs, prompts, completions, self.sampled)
         filler, device = self.chat_tokenizer.pad_token_id, self.accelerator.device
 
@@ -90,7 +90,7 @@ class LaTRO(RLOOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy
         return loss
 
     def _rationale_mask(self, tokens: torch.Tensor) -> torch.Tensor:
-        """1 where a token is of z, [B, C]."""
+        """Return 1 for each token of z, else 0; [B, C]."""
         lengths = torch.tensor(self.lengths, device=tokens.device)
         return (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).int()
 
@@ -98,10 +98,10 @@ class LaTRO(RLOOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy
 def told(
     tokens: Sequence[int], answer: str, prompts: Prompts, tokenizer: ChatTokenizer
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """The tokens of a completion before its answer, and those of y* in the answer's place.
+    """Return a completion's tokens before its answer, and the tokens of y* that replace the answer.
 
-    The words "Answer: " count as the rationale's: tokens that hold them may begin before them. A
-    completion without an answer is a rationale as a whole, and gets a line with y* after it.
+    The words "Answer: " belong to the rationale, as their tokens may begin before them. A completion
+    without an answer is all rationale, and gets a line with y* after it.
     """
     text = tokenizer.decode(tokens)
     written = prompts.parse(text).answer
@@ -110,7 +110,7 @@ def told(
         rationale = tokens[:-1] if ended else tokens
         return rationale, tokenizer.encode_completion(f"\nAnswer: {answer}")
     begin = text.rindex(written)
-    # the first token that holds something of the answer
+    # the first token that holds a part of the answer
     first = bisect_right(range(len(tokens)), begin, key=lambda n: len(tokenizer.decode(tokens[: n + 1])))
-    between = text[len(tokenizer.decode(tokens[:first])) : begin]  # a space that goes with the answer
+    between = text[len(tokenizer.decode(tokens[:first])) : begin]  # a space that belongs to the answer
     return tokens[:first], tokenizer.encode_completion(between + answer)

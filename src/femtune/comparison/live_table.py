@@ -1,4 +1,4 @@
-"""How several runs at once are shown: a live table in a terminal, lines elsewhere."""
+"""Progress of several runs at once: a live table in a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from femtune.reporting.terminal import Show, literal, plain_table, sparkline
 
 
 class Watch:
-    """Several runs at once: a live table in a terminal, lines elsewhere."""
+    """A display of several runs: a live table in a terminal, lines elsewhere."""
 
     def __init__(self, show: Show) -> None:
         self._live = Live(console=terminal.console, transient=True, refresh_per_second=4)
@@ -46,7 +46,7 @@ class Watch:
 
 
 def _state_cells(job: Job, state: State) -> list[str]:
-    known = getattr(job.settings, "rl_tokens", None) is None  # else how many passes that takes is not
+    known = getattr(job.settings, "rl_tokens", None) is None  # the number of passes
     of = f"/{job.settings.iterations}" if known else ""
     at = f"{state.iteration}{of}" if job.iterates else ""
     last = f"{state.accuracy[-1]:.3f}" if state.accuracy else ""

@@ -1,7 +1,7 @@
 """One pass over the problems by policy gradients, through TRL's trainers.
 
-TRL brings generation, advantages and losses; ours are prompts, rewards, and the model's folder. On
-policy and without a penalty for leaving the start (beta 0), as is usual where a reward can be checked.
+TRL provides generation, advantages and losses; femtune adds prompts, rewards, and the model's folder.
+Training is on policy without a KL penalty (beta 0), as is usual for verifiable rewards.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from femtune.types import Completion, Draw, DrawKey, Problem, Sampling
 
 class GRPO(trl.GRPOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy
     def _send_telemetry(self) -> None:
-        """Nobody is told what is trained here."""
+        """Send no telemetry."""
 
 
 class RLOO(trl.RLOOTrainer):  # type: ignore[misc]
     def _send_telemetry(self) -> None:
-        """The same."""
+        """Send no telemetry."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Problems, how they are asked, and what grades the completions."""
+    """Problems with their prompts, tokenizer, reward and sampling."""
 
     problems: Sequence[Problem]
     prompts: Prompts
@@ -63,7 +63,7 @@ class Environment:
     seed: int = 0  # of the run
 
     def rows(self) -> list[dict[str, Any]]:
-        """Plain prompts as TRL takes them, which makes the very tokens of `encode_prompt` of them."""
+        """Return plain prompts for TRL, which encodes them to the same tokens as `encode_prompt`."""
         plain: list[Any] = [self.prompts.plain(problem) for problem in self.problems]
         if not self.tokenizer.tokenizer.chat_template:
             plain = [self.tokenizer.as_text(prompt) for prompt in plain]
@@ -81,15 +81,15 @@ def policy_gradient(
     iteration: int,
     is_over: Callable[[Any, int], bool] = lambda model, tokens: False,
 ) -> None:
-    """Train the weights in `start` for one pass and save them to `out`, with what it took in pass.json.
+    """Train the weights in `start` for one pass and save them to `out`, with its cost in pass.json.
 
-    A step takes whole groups of `rl_batch_size` completions; problems that do not fill a last step are
-    left out of this pass, others in each. `is_over` is asked after each step, with the model and the
-    number of tokens generated so far, whether the pass ends with it. `out` becomes what `m_step` makes:
-    an ordinary folder, whole or not at all.
+    A step takes whole groups of `rl_batch_size` completions. Problems that do not fill a last step are
+    left out of this pass, different ones in each. After each step, `is_over` gets the model and the
+    number of tokens generated so far; True ends the pass. `out` becomes an ordinary folder, as with
+    `m_step`, complete or not at all.
 
-    Raises ModelError for an unusable start or one that does not fit into memory, RewardError where a
-    reward fails, and FemtuneError where the loss stops being a number.
+    Raises ModelError for an unusable start or one that does not fit into memory, RewardError if a
+    reward fails, and FemtuneError if the loss is NaN or infinite.
     """
     try:
         _train(name, world, start, out, training, rl, iteration, is_over)
@@ -101,7 +101,7 @@ def policy_gradient(
             f"max_new_tokens, or set gradient_checkpointing or use_peft. ({str(error).splitlines()[0]})"
         ) from None
     finally:
-        give_back(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # evaluation needs it
+        give_back(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # for evaluation
 
 
 def _train(
@@ -116,7 +116,7 @@ def _train(
 ) -> None:
     seed = (world.seed + iteration) % 2**32
     with tempfile.TemporaryDirectory() as scratch, quiet_peft():
-        set_seed(seed)  # before an adapter is drawn at random
+        set_seed(seed)  # before an adapter is initialized
         model = load_model(start, training)
         seen = _Seen(model, world, iteration, is_over)
         trainer = _TRAINERS[name](
@@ -148,7 +148,7 @@ _TRAINERS: dict[str, Any] = {"grpo": GRPO, "rloo": RLOO, "latro": LaTRO}
 
 
 def _more(name: str, world: Environment) -> dict[str, Any]:
-    """What LaTRO's trainer has beside TRL's."""
+    """Return the additional arguments of LaTRO's trainer."""
     if name != "latro":
         return {}
     answers = [problem.answer for problem in world.problems]
@@ -156,7 +156,7 @@ def _more(name: str, world: Environment) -> dict[str, Any]:
 
 
 def _config(name: str, scratch: str, world: Environment, training: Training, rl: RL, seed: int) -> Any:
-    """TRL's settings of a pass."""
+    """Return TRL's settings of a pass."""
     groups = rl.groups_a_step(len(world.problems))
     batch = groups * rl.rl_num_generations
     most = training.per_device_train_batch_size or MAX_BATCH
@@ -195,9 +195,9 @@ def _config(name: str, scratch: str, world: Environment, training: Training, rl:
 
 
 class _Seen(TrainerCallback):  # type: ignore[misc]
-    """What a pass has generated, and how long that took; the reward of it is femtune's.
+    """A record of a pass's completions and times; it also computes femtune's reward.
 
-    Of a step, generation is what comes before the reward is asked for.
+    The generation time of a step ends when TRL calls the reward.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class _Seen(TrainerCallback):  # type: ignore[misc]
     def rewards(
         self, completion_ids: Sequence[Sequence[int]], number: Sequence[int], **_: Any
     ) -> list[float]:
-        """TRL's reward function: `number` is each completion's problem."""
+        """Return rewards for TRL; `number` is each completion's problem."""
         self.engine_s += time.perf_counter() - self.since
         texts = map(self.world.tokenizer.decode, completion_ids)
         made = [
@@ -243,14 +243,14 @@ class _Seen(TrainerCallback):  # type: ignore[misc]
         self.before = completion_nats(self.model, self.probed, range(len(rows)))
 
     def probe(self, network: Any) -> Probe:
-        """By which an engine shows that it serves what was trained: see weight_check.py."""
+        """Return a probe to check that an engine serves the trained weights: see weight_check.py."""
         after = completion_nats(network, self.probed, range(len(self.probed)))
         if not all(map(math.isfinite, after)):
-            raise FemtuneError("the last step left weights that are no numbers: lower rl_learning_rate.")
+            raise FemtuneError("the last step gave NaN or infinite weights: lower rl_learning_rate.")
         return Probe(self.probed.prompts, self.probed.completions, after, self.before)
 
     def metrics(self) -> dict[str, Any]:
-        """As an E-step's, but that nothing is filtered out."""
+        """Return metrics like an E-step's, without those of a filter."""
         timing = {"engine_s": self.engine_s, "total_s": self.total_s}
         by_id = {problem.id: problem for problem in self.world.problems}
         made = estep_metrics(by_id, [(self.draws, timing)])

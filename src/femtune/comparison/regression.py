@@ -1,18 +1,18 @@
-"""Quantitative judges: regressions from what a frozen judge wrote to what the human said.
+"""Quantitative judges: regressions from a frozen judge's completions to the human's answer.
 
 After Sahoo et al. 2025, "Quantitative LLM Judges", arXiv 2506.02945. There a frozen judge writes an
 evaluation e and a score b, and a linear model maps an embedding phi(e) and b to the human's score.
 Theirs are LS, f = (phi(e), b) theta + c by least squares, and MN, a multinomial logistic regression on
-phi(e) and the judge's own log p. So here, with what we depart in:
+phi(e) and the judge's own log p. This module does the same, with these differences:
 
     ls            b is the mean over the draws; the prediction is a real number, not clipped to the
                   scale, and its nearest answer is what counts in accuracy
-    mn            p is the shares of votes, half a vote added to each answer, and log p has coefficients
-                  of its own; accuracy is of the likeliest answer, correlations and MAE of the mean
-    logistic      of pairs: mn over A, B (and a tie) in the order that is shown; fit on both orders
-    score         only b, or log p;  +embedding, with phi(e) too, is the paper's
-    phi(e)        the base's own last hidden state, mean over the tokens of a completion, read after its
-                  prompt, and mean over draws; all features are standardised
+    mn            p is the shares of votes, half a vote added to each answer, and log p has separate
+                  coefficients; accuracy uses the likeliest answer, correlations and MAE the mean
+    logistic      for pairs: mn over A, B (and a tie) in the order shown; fitted on both orders
+    score         only b, or log p;  +embedding adds phi(e), as in the paper
+    phi(e)        the base's last hidden state, averaged over the tokens of a completion after its
+                  prompt, and over draws; all features are standardized
     penalty       L2, by five-fold cross-validation on the training problems, an item's in one fold
 """
 
@@ -41,23 +41,23 @@ from femtune.runs.draws import by_problem, read_draws
 from femtune.sampler import SamplerBuilder
 from femtune.types import Problem
 
-PENALTIES = np.logspace(-2, 5, 8)  # of least squares, against the sum over items; 1 / C of the logistic
-PASS_TOKENS = 8192  # padded tokens in one pass for embeddings at most
+PENALTIES = np.logspace(-2, 5, 8)  # for the sum of squares over items; 1 / C for logistic regression
+PASS_TOKENS = 8192  # maximum padded tokens in one pass for embeddings
 REAL = ("mae", "rmse", *CORRELATIONS)  # measures of predictions that are real numbers
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a regression sees of problems, one row for each."""
+    """The features of a regression, one row per problem."""
 
-    counts: Floats  # [problems, scale]: how many draws gave each answer
+    counts: Floats  # [problems, scale]: number of draws with each answer
     embedding: Floats  # [problems, hidden size]
 
 
 def features(
     model: Any, builder: SamplerBuilder, problems: Sequence[Problem], folder: Path, scale: Sequence[str]
 ) -> Features:
-    """Votes and mean embedding of each problem's stored draws, in the order of the problems."""
+    """Return votes and mean embedding of each problem's stored draws, in the order of the problems."""
     of_problem = {
         problem_id: draws for chunk, _ in read_draws(folder) for problem_id, draws in by_problem(chunk)
     }
@@ -67,14 +67,14 @@ def features(
         prompt = builder.tokenizer.encode_prompt(builder.prompts.plain(problem))
         pairs += [(prompt, draw.completion.tokens) for draw in of_problem[problem.id]]
     vectors = embeddings(model, pairs)
-    means = vectors.reshape(len(problems), -1, vectors.shape[1]).mean(axis=1)  # as many draws of each
+    means = vectors.reshape(len(problems), -1, vectors.shape[1]).mean(axis=1)  # equal numbers of draws
     return Features(count_votes(items, scale).counts, means)
 
 
 def embeddings(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Floats:
-    """The last hidden state of each completion after its prompt, mean over its tokens; [pairs, hidden].
+    """Return each completion's last hidden state after its prompt, mean over tokens; [pairs, hidden].
 
-    Zeros for a completion without tokens. The same pair is passed once.
+    A completion without tokens gives zeros. Equal pairs are passed through the model once.
     """
     import torch
 
@@ -103,7 +103,7 @@ def predictions(
     groups: Sequence[str],
     test: Features,
 ) -> dict[str, tuple[list[str], Floats | None]]:
-    """By kind of regression: each held-out problem's answer, and of ratings its value, a real number.
+    """Return, by kind of regression, the held-out problems' answers, and real values for ratings.
 
     `truth` holds positions on the scale; training problems that share a group are in one fold.
     """
@@ -127,20 +127,20 @@ def predictions(
 
 
 def log_shares(counts: Floats) -> Floats:
-    """Logarithms of the shares of votes, half a vote added to each answer; [problems, scale]."""
+    """Return log shares of votes, with half a vote added to each answer; [problems, scale]."""
     logs: Floats = np.log((counts + 0.5) / (counts + 0.5).sum(axis=1, keepdims=True))
     return logs
 
 
 def mean_shares(counts: Floats) -> Floats:
-    """The shares of votes, uniform where there is none; [problems, scale]."""
+    """Return the shares of votes, uniform without votes; [problems, scale]."""
     cast = np.where(counts.sum(axis=1, keepdims=True) > 0, counts, 1.0)
     shares: Floats = cast / cast.sum(axis=1, keepdims=True)
     return shares
 
 
 def folds(groups: Sequence[str]) -> list[tuple[Ints, Ints]]:
-    """Five folds, or as many as there are groups: rows to fit on and to test on."""
+    """Return five folds, or one per group if fewer: rows to fit on and to test on."""
     from sklearn.model_selection import GroupKFold  # slow to import, here and below
 
     parts = GroupKFold(min(5, len(set(groups)))).split(np.zeros(len(groups)), groups=list(groups))
@@ -148,7 +148,7 @@ def folds(groups: Sequence[str]) -> list[tuple[Ints, Ints]]:
 
 
 def least_squares(x: Floats, y: Floats, groups: Sequence[str], x_test: Floats) -> Floats:
-    """Ridge regression on standardised features; the penalty with the least squared error over folds."""
+    """Fit a ridge regression on standardized features, with the penalty of least error over folds."""
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -161,10 +161,10 @@ def least_squares(x: Floats, y: Floats, groups: Sequence[str], x_test: Floats) -
 def multinomial(
     x: Floats, truth: Ints, groups: Sequence[str], x_test: Floats, num_answers: int
 ) -> Floats:
-    """Probabilities [problems, answers] of a logistic regression on standardised features.
+    """Return probabilities [problems, answers] of a logistic regression on standardized features.
 
-    The penalty is that with the least log loss over folds; an answer that is nowhere in what is fit on
-    has probability 0, and 1e-9 in the loss.
+    The penalty is the one with the least log loss over folds. An answer missing in the fitted data has
+    probability 0, and 1e-9 in the loss.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -184,10 +184,10 @@ def _logistic(x: Floats, truth: Ints, x_test: Floats, num_answers: int, penalty:
 
     there = np.unique(truth)
     chances = np.zeros((len(x_test), num_answers))
-    if len(there) == 1:  # a fold may have no more
+    if len(there) == 1:  # a fold may have only one answer
         chances[:, there] = 1.0
         return chances
-    with warnings.catch_warnings():  # a weak penalty may not converge, and then it is not chosen
+    with warnings.catch_warnings():  # a weak penalty may not converge; it is then not chosen
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = LogisticRegression(C=1 / penalty, max_iter=1000).fit(x, truth)
     chances[:, there] = fitted.predict_proba(x_test)
@@ -197,7 +197,7 @@ def _logistic(x: Floats, truth: Ints, x_test: Floats, num_answers: int, penalty:
 def with_values(
     metrics: Mapping[str, Any], problems: Sequence[Problem], values: Floats, scale: Sequence[str]
 ) -> dict[str, Any]:
-    """An evaluation of ratings with errors and correlations of predictions that are real numbers."""
+    """Return an evaluation of ratings with errors and correlations of real-valued predictions."""
     worth = scale_values(scale)
     truth = worth[[list(scale).index(problem.answer) for problem in problems]]
     real = value_metrics(truth, values, [as_item(problem, ()).group for problem in problems])
@@ -212,7 +212,7 @@ def with_values(
 def value_metrics(
     truth: Floats, values: Floats, groups: Sequence[str], resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """mae, rmse and correlations as `metrics.rating_metrics` has them, of real numbers."""
+    """Compute mae, rmse and correlations like `metrics.rating_metrics`, for real numbers."""
     x, y = values.round(12), truth.round(12)
     few = len(y) < 3
 

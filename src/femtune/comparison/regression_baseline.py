@@ -28,7 +28,7 @@ from femtune.types import Problem
 
 
 def check_regression(problems: Sequence[Problem]) -> None:
-    """Refuse problems that no regression can be fit on. Raises DataError."""
+    """Refuse problems that no regression can be fitted to. Raises DataError."""
     known = frame(problems[0])
     if known is None or not known.scale or known.form not in ("rating", "pair"):
         raise DataError("baseline regression needs ratings or pairs: --task judge or summarize.")
@@ -46,7 +46,7 @@ def check_regression(problems: Sequence[Problem]) -> None:
 
 
 def groups_of(problems: Sequence[Problem]) -> list[str]:
-    """What each problem is of: those of one item are never split between folds."""
+    """Return each problem's group: problems of one item are never split between folds."""
     return [(known.item if (known := frame(p)) else "") or f"id {p.id}" for p in problems]
 
 
@@ -90,7 +90,7 @@ def run_regression(
 def _stored_features(
     run: Run, builder: SamplerBuilder, groups: Mapping[str, Sequence[Problem]], scale: Sequence[str]
 ) -> dict[str, Features]:
-    """Features of training and held-out problems, from features.npz or stored there."""
+    """Return features of training and held-out problems, read from features.npz or stored there."""
     path = run.iteration(0) / "features.npz"
     if not path.exists():
         from femtune.engines.hf.model import read_model  # torch is slow to import

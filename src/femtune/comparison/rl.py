@@ -4,10 +4,10 @@
     rloo    TRL's RLOOTrainer  (Ahmadian et al. 2024, arXiv 2402.14740)
     latro   RLOO whose reward of a rationale is log pi(y* | x, z)  (Chen et al. 2024, arXiv 2411.04282)
 
-An iteration is a pass: a group of completions of every problem, in as many optimizer steps as it takes,
-then the evaluation that schemes have. Each pass begins with a fresh optimizer, as each M-step of FEM
-does, so that a run which was stopped goes on after its last finished pass with nothing but weights.
-Its history is a scheme's: see `reinforce`. What TRL is asked to do is in policy_gradient.py.
+An iteration is a pass: a group of completions for every problem, in as many optimizer steps as needed,
+then the same evaluation as for schemes. Each pass starts with a fresh optimizer, like each M-step of
+FEM, so a stopped run resumes after its last finished pass from weights alone.
+Its history has the form of a scheme's: see `reinforce`. policy_gradient.py runs TRL.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ RL_BASELINES = ("grpo", "rloo", "latro")
 
 
 def check_reinforced(name: str, settings: Train) -> None:
-    """Raises ConfigError where TRL is not there, and for settings that these baselines can't have."""
+    """Raise ConfigError if TRL is not installed, or for settings that these baselines do not support."""
     if find_spec("trl") is None:
         raise ConfigError(f'baseline {name} needs TRL: pip install "femtune[trl]"')
     if settings.training.fsdp or settings.launch is not None:
         raise ConfigError(f"baseline {name} trains in one process: leave launch and fsdp out.")
     if settings.temperature == 0:
-        raise ConfigError(f"baseline {name} learns from draws that differ: temperature must be above 0.")
+        raise ConfigError(f"baseline {name} needs draws that differ: temperature must be above 0.")
 
 
 def reinforce(
@@ -52,11 +52,11 @@ def reinforce(
     train: Sequence[Problem],
     test: Sequence[Problem],
 ) -> list[dict[str, Any]]:
-    """Run the baseline that `settings.scheme` names; gives the metrics of every pass, 0 being the base.
+    """Run the baseline named by `settings.scheme`; return the metrics of every pass, 0 being the base.
 
-    Their keys are those of a scheme's: "e_step" counts what was generated and the seconds it took,
-    `reward` being the mean one; "m_step" has the seconds of the rest. Passes that are stored are not
-    done again. Of the models the best and the last stay.
+    Their keys are those of a scheme: "e_step" has counts and seconds of generation, and the mean
+    `reward`; "m_step" has the seconds of the rest. Stored passes are not run again. The best and the
+    last model are kept.
     """
     what = make_loop_config(
         replace(settings, soft_accept=None), Scheme(settings.scheme, (), weigh=Chain())
@@ -99,7 +99,7 @@ def _passes(name: str, steps: Steps, rl: RL) -> list[dict[str, Any]]:
 
 
 def left(rl: RL, history: Sequence[Mapping[str, Any]]) -> int | None:
-    """Tokens that may still be generated; None where they are not counted."""
+    """Return the remaining token budget; None without a budget."""
     if rl.rl_tokens is None:
         return None
     spent: int = sum(each["e_step"]["generated_tokens"] for each in history if "e_step" in each)
@@ -112,7 +112,7 @@ def _is_over(steps: Steps, rl: RL, history: Sequence[Mapping[str, Any]]) -> bool
 
 
 def _pass(name: str, steps: Steps, rl: RL, iteration: int, tokens: int | None) -> dict[str, Any]:
-    """One pass, or what is stored of it: its e_step and m_step."""
+    """Run one pass, or read its stored results; return its e_step and m_step."""
     steps.run.log("M-step", iteration=iteration)
     model, start = steps.weights(iteration), steps.weights(iteration - 1)
     steps.run.verify(model)
@@ -122,7 +122,7 @@ def _pass(name: str, steps: Steps, rl: RL, iteration: int, tokens: int | None) -
         sampler, training = steps.sampler, steps.config.training
         steps.run.verify(*[start] if iteration > 1 else [])
         check_room(model, start, training)
-        sampler.engine.release()  # what it holds of a GPU's memory is needed now
+        sampler.engine.release()  # training needs its GPU memory
         steps.serving = None
         world = Environment(
             *(
@@ -134,7 +134,7 @@ def _pass(name: str, steps: Steps, rl: RL, iteration: int, tokens: int | None) -
                 sampler.seed,
             )
         )
-        with interrupts.finishing("this pass, which would begin anew"):
+        with interrupts.finishing("this pass, which would otherwise start over"):
             policy_gradient(
                 *(name, world, start, model, training, rl),
                 iteration=iteration,

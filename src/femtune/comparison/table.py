@@ -27,9 +27,9 @@ class Row:
 
 
 def rows(histories: dict[Job, History]) -> list[Row]:
-    """The base, the baselines, and each scheme, in the order of the jobs.
+    """Return the base, the baselines, and each scheme, in the order of the jobs.
 
-    A scheme that kept nothing in a seed has no numbers: a mean over the other seeds would flatter it.
+    A scheme that kept nothing in a seed has no numbers: a mean over the other seeds would be biased.
     """
     by_name: dict[bool, dict[str, list[dict[str, float]]]] = {True: {}, False: {}}
     bases: dict[int, dict[str, float]] = {}
@@ -44,7 +44,7 @@ def rows(histories: dict[Job, History]) -> list[Row]:
 
 
 def _lines(job: Job, history: History) -> list[tuple[str, History]]:
-    """The rows of a run, of which regressions have several: name and history."""
+    """Return the rows of a run as name and history; regressions have several."""
     kinds = history[-1].get("evaluations")
     if kinds is None:
         return [(job.scheme, history)]
@@ -52,12 +52,12 @@ def _lines(job: Job, history: History) -> list[tuple[str, History]]:
 
 
 def _last(history: History) -> dict[str, Any]:
-    """The last evaluation, {} if there is none."""
+    """Return the last evaluation, {} without one."""
     return next((each["evaluation"] for each in reversed(history) if "evaluation" in each), {})
 
 
 def _measures(history: History) -> dict[str, float]:
-    """The numbers of a run: of its last evaluation, and summed over its iterations."""
+    """Return the numbers of a run: from its last evaluation, and summed over its iterations."""
     last = _last(history)
     measures = {name: last[name] for name in MEASURED if last.get(name) is not None}
     if bounds := [each["posterior"]["bound"] for each in history if "posterior" in each]:
@@ -79,12 +79,12 @@ def _mean(runs: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
     return {
         name: (fmean(run[name] for run in runs), half_width([run[name] for run in runs]))
         for name in runs[0]
-        if all(name in run for run in runs)  # no sound steps, say, where nothing could be parsed
+        if all(name in run for run in runs)  # for example no valid steps if nothing could be parsed
     }
 
 
 def notes(histories: dict[Job, History]) -> list[str]:
-    """Why the table has dashes: a line for each run that kept nothing, and each undefined measure.
+    """Explain the table's dashes: a line for each run that kept nothing, and each undefined measure.
 
     "Spearman is undefined for majority: all predictions are the same."
     """
@@ -93,7 +93,7 @@ def notes(histories: dict[Job, History]) -> list[str]:
         for job, history in histories.items()
         if "nothing_kept" in history[-1]
     ]
-    found: dict[tuple[str, str], list[str]] = {}  # by measure and reason, whose it is
+    found: dict[tuple[str, str], list[str]] = {}  # names of rows by measure and reason
     for job, history in histories.items():
         bases = [] if job.is_baseline else [("base", history[:1])]
         for name, own in (*bases, *_lines(job, history)):
@@ -121,7 +121,7 @@ TITLES = {
     "tokens_per_draw": "rationale tokens",
 }
 
-# of the last evaluation; the others are of all iterations
+# measures of the last evaluation; the others cover all iterations
 MEASURED = (
     *("accuracy", "spearman", "mae", "position_consistency"),
     *("sound_steps", "tokens_per_draw"),
@@ -129,7 +129,7 @@ MEASURED = (
 
 
 def table(lines: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Titles and cells, as text: numbers with their half-width where there are several seeds."""
+    """Return titles and cells as text: numbers, with their half-width if there are several seeds."""
     names = [name for name in TITLES if any(name in line.values for line in lines)]
     cells = [[line.name, *(_cell(name, line.values.get(name)) for name in names)] for line in lines]
     return ["", *(TITLES[name] for name in names)], cells
@@ -160,7 +160,7 @@ def save(output_dir: Path, histories: dict[Job, History]) -> Path:
 
 
 def _stored(job: Job, history: History) -> list[dict[str, Any]]:
-    """A run as compare.json has it, by row."""
+    """Return a run in the form of compare.json, by row."""
     base = {} if job.is_baseline else {"base": _measures(history[:1])}
     why = {"nothing_kept": history[-1]["nothing_kept"]} if "nothing_kept" in history[-1] else {}
     return [

@@ -1,4 +1,4 @@
-"""The M-step's settings, and which examples go into which batch. Without torch: it imports fast."""
+"""Settings and batches of the M-step. This module does not import torch, so it imports fast."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 # transformers' schedules that need no settings of their own; its enum is slow to import
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt")
 
-MIN_STEPS = 40  # optimizer steps of an M-step, where nothing else is set
+MIN_STEPS = 40  # default optimizer steps of an M-step
 MIN_EPOCHS, MAX_EPOCHS = 2, 10  # more passes over a handful of examples memorize them
 MIN_BATCH, MAX_BATCH = 4, 32  # examples on a device
-PARTS = 8  # an optimizer step takes at most this part of the examples
+PARTS = 8  # an optimizer step takes at most 1/8 of the examples
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The passes, batches and learning rate of an M-step whose number of examples is known."""
+    """The epochs, batch size and learning rate of an M-step with a known number of examples."""
 
     num_epochs: float
     batch_size: int  # examples of a batch on one device
@@ -37,47 +37,47 @@ class Training:
     """The M-step's settings, under the names that transformers, TRL and PEFT give them."""
 
     num_train_epochs: float | None = None
-    """Passes over the examples in each M-step; default: 2 to 10, enough for 40 optimizer steps."""
+    """Epochs of each M-step; default: 2 to 10, enough for 40 optimizer steps."""
     learning_rate: float | None = None
     """Peak learning rate; default: 5e-5 for full fine-tuning, 2e-4 for LoRA."""
     lr_scheduler_type: str = "constant"
-    """Of each M-step: constant, linear, cosine, ... as transformers names them."""
+    """Learning rate schedule of each M-step, as named in transformers: constant, linear, cosine, ..."""
     warmup_steps: float = 0.0
-    """Steps; below 1: share of all steps."""
+    """Warmup steps; a value below 1 is a share of all steps."""
     weight_decay: float = 0.0
-    """AdamW's."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    """Maximum gradient norm; larger gradients are clipped."""
     per_device_train_batch_size: int | None = None
-    """Examples in a batch; default: so many that 2 epochs take 40 steps, but 4 to 32."""
+    """Examples in a batch; default: 4 to 32, so that 2 epochs take 40 steps."""
     max_tokens_per_batch: int = 16384
-    """Padded tokens in a batch; fewer examples go into one where this is reached."""
+    """Maximum padded tokens in a batch; a batch takes fewer examples if it reaches this."""
     gradient_accumulation_steps: int = 1
-    """Batches for one optimizer step."""
+    """Batches per optimizer step."""
     gradient_checkpointing: bool = False
-    """Less memory for more time."""
+    """Recompute activations to save memory, which takes more time."""
     bf16: bool | None = None
-    """Autocast to bfloat16; by default where a GPU has it."""
+    """Autocast to bfloat16; default: if the GPU supports it."""
     dtype: str = "auto"
-    """Of stored weights under LoRA; full fine-tuning holds them in float32."""
+    """Dtype of the frozen base under LoRA; full fine-tuning uses float32 weights."""
     attn_implementation: str | None = None
-    """As transformers names them: sdpa, flash_attention_2, ..."""
+    """Attention implementation by its name in transformers: sdpa, flash_attention_2, ..."""
     use_peft: bool | None = None
-    """LoRA in place of full fine-tuning; default: only where that does not fit into memory."""
+    """Train a LoRA adapter; default: only if full fine-tuning does not fit into memory."""
     lora_r: int = 16
-    """Rank."""
+    """Rank of the LoRA adapter."""
     lora_alpha: int = 32
-    """Scale: updates are multiplied by lora_alpha / lora_r."""
+    """Scale of the LoRA adapter: updates are multiplied by lora_alpha / lora_r."""
     lora_dropout: float = 0.0
-    """Of the adapter's input."""
+    """Dropout on the input of the LoRA adapter."""
     lora_target_modules: str = "all-linear"
-    """Modules that get an adapter, as PEFT takes them."""
+    """Modules with a LoRA adapter, in PEFT's notation."""
     report_to: tuple[str, ...] = ()
-    """Trackers, told of the run and of some completions: tensorboard, wandb, mlflow, trackio."""
+    """Trackers for metrics and some completions: tensorboard, wandb, mlflow, trackio."""
     use_cpu: bool = False
-    """Train on the CPU though there is a GPU."""
+    """Train on the CPU even if there is a GPU."""
     fsdp: bool = False
-    """Shard weights, gradients and optimizer state over the processes: FSDP2."""
+    """Shard weights, gradients and optimizer state over the processes with FSDP2."""
     # multiplies the default number of epochs: a restart needs more; set by the loop, not by users
     epochs_factor: Annotated[float, Parameter(parse=False)] = 1.0
 
@@ -100,18 +100,18 @@ class Training:
 
     @property
     def trackers(self) -> tuple[str, ...]:
-        """Those of `report_to`, in which "none" stands for none, as elsewhere."""
+        """Return the trackers of `report_to`, without duplicates and "none"."""
         return tuple(name for name in dict.fromkeys(self.report_to) if name != "none")
 
     @property
     def rate(self) -> float:
-        """The learning rate, with its default filled in."""
+        """Return the learning rate, with its default filled in."""
         return self.learning_rate or (2e-4 if self.use_peft else 5e-5)
 
     def schedule(self, num_examples: int, processes: int = 1) -> Schedule:
-        """Fill in what is not set: a few large steps teach nothing, so small sets get many small ones.
+        """Fill in defaults: a few large steps teach little, so small sets get many small steps.
 
-        Smaller batches come before more passes, which cost time and memorize.
+        Batches shrink before epochs grow, as more epochs take time and memorize the examples.
 
         >>> Training().schedule(180)
         Schedule(num_epochs=2.0, batch_size=9, learning_rate=5e-05)
@@ -142,10 +142,10 @@ class Training:
 def make_batches(
     lengths: Sequence[int], training: Training, seed: int, processes: int = 1
 ) -> list[list[int]]:
-    """Rows of each micro-batch, all epochs in a row; every epoch holds each row once.
+    """Return the rows of each micro-batch over all epochs; every epoch holds each row once.
 
-    Shuffled, then sorted by length within windows of 16 batches, cut where a batch would exceed
-    the schedule's batch size or `max_tokens_per_batch` padded tokens, and shuffled again. A
+    Rows are shuffled, then sorted by length within windows of 16 batches, split where a batch would
+    exceed the schedule's batch size or `max_tokens_per_batch` padded tokens, and shuffled again. A
     fraction of an epoch is that share of its batches.
     """
     plan: list[list[int]] = []
@@ -169,7 +169,7 @@ def _cut(
     rows: Sequence[int], lengths: Sequence[int], batch_size: int, max_tokens: int
 ) -> list[list[int]]:
     batches: list[list[int]] = [[]]
-    for row in rows:  # ascending length, so this row's is what the batch is padded to
+    for row in rows:  # ascending length, so the batch is padded to this row's length
         is_full = len(batches[-1]) == batch_size
         if is_full or (batches[-1] and (len(batches[-1]) + 1) * lengths[row] > max_tokens):
             batches.append([])
@@ -178,7 +178,7 @@ def _cut(
 
 
 def shared_batches(plan: Sequence[Sequence[int]], processes: int) -> list[Sequence[int]]:
-    """A plan whose micro-batches go round the processes evenly: fillers, of no rows, end it.
+    """Return a plan that divides evenly over the processes, with empty fillers at its end.
 
     >>> shared_batches([[0, 1], [2], [3]], 2)
     [[0, 1], [2], [3], []]
@@ -187,7 +187,7 @@ def shared_batches(plan: Sequence[Sequence[int]], processes: int) -> list[Sequen
 
 
 def halved_batches(plan: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Each micro-batch as two of half its rows, so that twice as many hold the same rows in order.
+    """Split each micro-batch into two halves, which hold the same rows in order.
 
     >>> halved_batches([[0, 1, 2], [3]])
     [[0, 1], [2], [3], []]
@@ -196,6 +196,6 @@ def halved_batches(plan: Sequence[Sequence[int]]) -> list[Sequence[int]]:
 
 
 def context_length(config: Any) -> int:
-    """The most tokens a model takes, or a very large number where its config does not say."""
+    """Return a model's context length, or a very large number if its config has none."""
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return int(limit or 2**31)

@@ -1,4 +1,4 @@
-"""Bytes that an M-step's model takes on the disk, and whether there is room."""
+"""Disk space of an M-step's model, and a check for enough free space."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def exported_dtype(base: Path, training: Training) -> str:
 
 
 def model_bytes(start: Path, training: Training, dtype: str = "float32") -> int:
-    """Bytes that the model of an M-step will take, at least: 0 where the start does not tell."""
+    """Return a lower bound on the bytes of an M-step's model; 0 if the start does not show it."""
     if training.use_peft and not (start / "adapter_config.json").exists():
-        return 0  # a new adapter, far smaller than what it is for
+        return 0  # a new adapter, far smaller than its base
     try:
         return _BYTES[dtype] * num_parameters(start)
     except ModelError:
-        return 0  # whoever reads the weights will say so
+        return 0  # loading the weights reports the error
 
 
 def check_room(
     out: Path, start: Path, training: Training, dtype: str = "float32", with_master: bool = False
 ) -> None:
-    """Refuse an M-step whose model the disk has no room for, before it is begun. Raises RunError.
+    """Refuse an M-step before it starts if its model does not fit on the disk. Raises RunError.
 
     `with_master`: float32 weights are stored beside it.
     """
@@ -39,19 +39,19 @@ def check_room(
     if needed > free:
         raise RunError(
             f"{out} would take {sized(needed)}, and {sized(free)} are free there. Make room, or set "
-            "--keep-last 1 so that older models are removed; the same command goes on."
+            "--keep-last 1 to remove older models; then run the same command to resume."
         )
 
 
 def free_bytes(path: Path) -> int:
-    """Free bytes where a path is, or will be."""
+    """Return the free bytes at the place of a path, which need not exist."""
     return shutil.disk_usage(
         next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     ).free
 
 
 def sized(number: float) -> str:
-    """Bytes for people.
+    """Format bytes for people.
 
     >>> sized(4_210), sized(4_210_000), sized(2.5e9)
     ('4 kB', '4 MB', '2.5 GB')

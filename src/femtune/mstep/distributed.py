@@ -1,4 +1,4 @@
-"""The processes of a job that `torchrun` or `accelerate launch` started; one process is a job of one."""
+"""The processes of a job started by `torchrun` or `accelerate launch`; a single process is a job too."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ T = TypeVar("T")
 
 
 def count() -> int:
-    """Processes of this job, over all machines."""
+    """Return the number of processes of this job, over all machines."""
     return torch.distributed.get_world_size() if _joined() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return this process's number, from 0."""
     return torch.distributed.get_rank() if _joined() else int(os.environ.get("RANK", "0"))
 
 
 def by_first(do: Callable[[], T]) -> T:
-    """What the first process gets by doing it, JSON, in all of them; the others wait.
+    """Run a function in the first process; return its JSON result in all, which wait for it.
 
-    Where it fails there, all raise: none waits for one that has given up.
+    If it fails there, all processes raise, so none waits forever.
     """
     if not _joined():
         return do()
-    told: Any = None  # {"result": ...}, or what an error is and says
+    told: Any = None  # {"result": ...}, or an error's kind and message
     if rank() == 0:
         try:
             told = {"result": do()}
@@ -51,14 +51,14 @@ def by_first(do: Callable[[], T]) -> T:
 
 
 def gathered(value: T) -> list[T]:
-    """The values of all processes, JSON, by rank, in each of them."""
+    """Return the JSON values of all processes by rank, in each process."""
     if not _joined():
         return [value]
     return [_sent(value, sender) for sender in range(count())]
 
 
 def _sent(value: Any, sender: int) -> Any:
-    """The sender's value, in all processes, as the bytes of its JSON: torch's own way is a pickle."""
+    """Return the sender's value in all processes, sent as JSON bytes, because torch would pickle it."""
     device = PartialState().device  # of this process, by which nccl sends
     text = json.dumps(value).encode()
     length = torch.tensor([len(text)], device=device)
@@ -71,7 +71,7 @@ def _sent(value: Any, sender: int) -> Any:
 
 
 def leave() -> None:
-    """End this process's part in the job, when all have done theirs."""
+    """Leave the job, after all processes are done."""
     if _joined():
         torch.distributed.destroy_process_group()
 

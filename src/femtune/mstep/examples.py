@@ -1,11 +1,11 @@
-"""What the M-step trains on: draws weighed and stored as examples, and files of them read back.
+"""Examples for the M-step: weigh draws and store them as examples, and read files of examples.
 
 One row of examples.parquet: iteration 1, problem_id "p17", stage 0, index 2, weight 1.0, reward 1.0,
 prompt [{"role": "user", "content": ...}], completion [{"role": "assistant", "content": ...}],
-prompt_tokens [...], completion_tokens [...]. `prompt` and `completion` are what TRL's SFTTrainer reads;
-the tokens are what was sampled (of `expected`, with y* in the place of the answer), and what femtune
-trains on. The prompt is the plain one, but in examples
-of a wake phase, which have "hinted" in the column `trained_under`.
+prompt_tokens [...], completion_tokens [...]. TRL's SFTTrainer reads `prompt` and `completion`. femtune
+trains on the tokens, which are those sampled (with `expected`, y* replaces the answer). The prompt is
+the plain one, except in examples of a wake phase, which have "hinted" in the column
+`trained_under`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from femtune.types import Draw, Example, Problem, Rule, Tokenizer
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 EXAMPLES = pa.schema(
     [
-        ("iteration", pa.int32()),  # of the draw: an earlier one where it was remembered
+        ("iteration", pa.int32()),  # of the draw: an earlier one if it was remembered
         ("problem_id", pa.string()),
         ("stage", pa.int32()),
         ("index", pa.int32()),
@@ -58,14 +58,14 @@ def write_examples(
     tokenizer: Tokenizer,
     factors: Mapping[str, float] | None = None,
 ) -> int:
-    """Weigh stored draws, problem by problem, and store the examples; gives how many there are.
+    """Weigh stored draws by problem and store the examples; return their number.
 
-    `factors` multiply the weights of examples by their problem's answer y*: see
-    `selection_bias.balance_factors`. Prompts are rendered here, plain, so that no hint gets into the
-    M-step unless an example says that it is of a wake phase. Holds one chunk at a time.
+    `factors` multiply the weights of examples by y*: see `selection_bias.balance_factors`. Prompts are
+    rendered here, plain, so that no hint enters the M-step unless an example belongs to a wake phase.
+    Holds one chunk at a time.
     """
     num = 0
-    # a file, as pyarrow takes a name with a colon for a URI
+    # an open file, as pyarrow reads a name with a colon as a URI
     with replacing(path) as part, part.open("wb") as file, _writer(file) as writer:
         for draws in chunks:
             rows = [
@@ -110,7 +110,7 @@ def _row(
 
 @dataclass(frozen=True)
 class TokenExamples:
-    """Examples as the M-step reads them; the three sequences have one item an example."""
+    """Examples as the M-step reads them; the three sequences have one item per example."""
 
     prompts: Sequence[Sequence[int]]
     completions: Sequence[Sequence[int]]  # end token included
@@ -120,16 +120,16 @@ class TokenExamples:
         return len(self.weights)
 
 
-_LEAST = 1e-6  # of the largest weight
+_LEAST = 1e-6  # share of the largest weight
 
 
 def read_examples(path: Path, tokenizer: ChatTokenizer, context: int) -> TokenExamples:
-    """Examples from Parquet or JSON lines with `prompt` and `completion`, and `weight` if there is one.
+    """Read examples from Parquet or JSON lines with `prompt`, `completion` and, optionally, `weight`.
 
-    Where the tokens are stored they are taken as they are; text is tokenized, with the end token after
-    the completion. Rows of weight 0 are left out, and of less than a millionth of the largest, which
-    would be 0 in a step's float32: a loss is a mean by weight. Nothing is cut: raises DataError where an
-    example is longer than the context, empty, or without its columns.
+    Stored tokens are used unchanged; text is tokenized, with the end token after the completion. Rows of
+    weight 0 are left out, and rows below a millionth of the largest weight, which float32 would round to
+    0 in a step's weighted mean. Nothing is truncated: raises DataError if an example is longer than the
+    context, empty, or without its columns.
     """
     columns = _columns(path)
     if "prompt_tokens" in columns:
@@ -151,7 +151,7 @@ def read_examples(path: Path, tokenizer: ChatTokenizer, context: int) -> TokenEx
 
 
 def _columns(path: Path) -> dict[str, list[Any]]:
-    """Those columns of a file of examples that are read, checked. Raises DataError."""
+    """Read and check the needed columns of a file of examples. Raises DataError."""
     if path.suffix not in (".parquet", ".jsonl"):
         raise DataError(f"{path}: examples are read from .parquet or .jsonl files.")
     try:
@@ -173,7 +173,7 @@ _TEXTS = ("prompt", "completion")
 
 
 def _values(path: Path, name: str, column: Any) -> list[Any]:
-    """The values of a column, each of its type. Raises DataError with the first that is not."""
+    """Return the checked values of a column. Raises DataError for the first invalid one."""
     values: list[Any] = column.to_pylist()
     if column.null_count:
         raise DataError(f"{path}: row {values.index(None) + 1} has no `{name}`.")
@@ -191,7 +191,7 @@ def _values(path: Path, name: str, column: Any) -> list[Any]:
 
 
 def _are_tokens(column: Any) -> bool:
-    """By type and bounds: looked at one by one, tokens would take their time."""
+    """Check a column of tokens by type and bounds, which is faster than one by one."""
     if not pa.types.is_list(column.type) or not pa.types.is_integer(column.type.value_type):
         return False
     tokens = pc.list_flatten(column)

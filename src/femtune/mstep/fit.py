@@ -1,14 +1,14 @@
-"""The M-step: maximise sum_i w_i log pi(z_i, y_i | x_i; theta) over the weighted examples.
+"""The M-step: maximize sum_i w_i log pi(z_i, y_i | x_i; theta) over the weighted examples.
 
-What is fed is plain prompt + the tokens that were sampled; the loss sees only the latter, end token
-included. On transformers' Trainer (trainer.py); ours are the batches, cut by length so that little is
-padded, and the loss:
+The input is the plain prompt and the sampled tokens; the loss covers only the latter, end token
+included. It uses transformers' Trainer (trainer.py) with batches by length, to reduce padding, and this
+loss:
 
     loss of an optimizer step = - sum_i w_i log pi(z_i, y_i | x_i) / sum_i |w_i| length_i
 
-summed over all micro-batches and processes of that step, so that neither their number nor the raggedness
-of lengths changes a gradient. Weight 2 is the row twice, weight 0 the row absent. P processes that
-accumulate A micro-batches take the same steps as one that accumulates A P.
+summed over all micro-batches and processes of that step, so neither their number nor unequal lengths
+change a gradient. Weight 2 equals the row twice, weight 0 no row. P processes that accumulate A
+micro-batches take the same steps as one that accumulates A P.
 """
 
 from __future__ import annotations
@@ -43,36 +43,36 @@ from femtune.mstep.trainer import Batches, WeightedTrainer, is_sharded, training
 log = logging.getLogger("femtune")
 
 M_STEP = "m_step.json"  # in a model's folder
-_LOSS = 0.02  # share of an M-step's gain that rounding may take before it is warned of
-_NOISE = 0.005  # nats a token: the same
+_LOSS = 0.02  # share of an M-step's gain that rounding may lose without a warning
+_NOISE = 0.005  # the same in nats per token
 
 
 @dataclass(frozen=True)
 class MStep:
-    """What an M-step did; stored as m_step.json in the model's folder."""
+    """The metrics of an M-step; stored as m_step.json in the model's folder."""
 
     num_examples: int
     num_steps: int
-    trained_tokens: int  # fed, prompts included, over all epochs
-    loss: float  # nats a completion token, averaged over steps
+    trained_tokens: int  # input tokens, prompts included, over all epochs
+    loss: float  # nats per completion token, averaged over steps
     _: KW_ONLY
-    seconds: float  # training alone, without loading and saving
+    seconds: float  # training only, without loading and saving
     num_epochs: float
     batch_size: int  # examples of a batch on one device
     learning_rate: float  # the peak
     # gain in log-probability of the probe's examples by the saved 16-bit weights, over that by the
-    # float32 ones; None where nothing was rounded, or nothing was gained
+    # float32 ones; None if nothing was rounded, or nothing was gained
     exported_gain_share: float | None = None
 
 
 @dataclass(frozen=True)
 class _Export:
-    """What an M-step leaves: see `m_step`."""
+    """The outputs of an M-step: see `m_step`."""
 
     out: Path
     tokenizer: ChatTokenizer
     seed: int
-    dtype: torch.dtype | None  # that weights are rounded to; None: they stay as they are
+    dtype: torch.dtype | None  # that weights are rounded to; None: no rounding
     master: Path | None
 
 
@@ -95,25 +95,25 @@ def m_step(
 ) -> MStep:
     """Fine-tune the weights in `start` on a file of examples and save them to `out`.
 
-    `out` becomes an ordinary Hugging Face folder, or with LoRA a PEFT one, whole or not at all, with a
-    probe of its weights (see weight_check.py). `on_step` gets step, steps and the loss. Where each
-    process of a job calls this, all take the same steps, the first one saves, and all return the same.
+    `out` becomes an ordinary Hugging Face folder, or with LoRA a PEFT one, complete or not at all, with
+    a probe of its weights (see weight_check.py). `on_step` gets step, steps and the loss. If each
+    process of a job calls this, all share the same steps, the first one saves, and all return the same.
 
-    Full fine-tuning trains in float32. With `dtype` bfloat16 or float16, what `out` holds is rounded to
-    it stochastically, seeded by `seed` (see rounding.py), and `master`, if given, becomes a folder with
-    the float32 weights, from which the next M-step is to start. Where `master` is there and `out` is
-    not, training was done: `out` is made of it again. Adapters stay float32.
+    Full fine-tuning trains in float32. With `dtype` bfloat16 or float16, weights in `out` are rounded
+    stochastically, seeded by `seed` (see rounding.py), and `master`, if given, becomes a folder with
+    the float32 weights, from which the next M-step should start. If `master` exists without `out`,
+    training was finished: `out` is made from it again. Adapters stay float32.
 
-    Where a micro-batch does not fit into memory, all are halved and the M-step begins anew: its
-    optimizer steps stay what they were. Several processes can't agree on that, as some wait for the one
-    that failed: so there the caller begins anew, with `halvings` one higher (launch.py does).
+    If a micro-batch does not fit into memory, all are halved and the M-step restarts with the same
+    optimizer steps. Several processes cannot agree on that, as some wait for the failed one. There the
+    caller restarts with `halvings` one higher, as launch.py does.
 
     Raises DataError for unusable examples, ModelError for an unusable start, or one too large for the
-    memory (OutOfMemory where halving may help), ConfigError where `fsdp` has nothing to shard over,
-    RunError where `out` holds something already, and FemtuneError, naming the examples, where the loss
-    stops being a number.
+    memory (OutOfMemory if halving may help), ConfigError if `fsdp` has a single process, RunError if
+    `out` is not empty, and FemtuneError, naming the examples, if the loss becomes NaN or
+    infinite.
     """
-    if out.is_dir() and any(out.iterdir()):  # found now, and not when all the work is done
+    if out.is_dir() and any(out.iterdir()):  # checked before any work is done
         raise RunError(f"{out} holds something already: choose another folder.")
     if training.fsdp and distributed.count() == 1:
         raise ConfigError(
@@ -130,12 +130,12 @@ def m_step(
             return _attempt(examples, start, training, export, on_step, halvings)
         except _TooLarge as error:
             largest = error.rows
-        # outside of the handler, whose traceback holds the model
+        # outside of the handler, whose traceback references the model
         give_back(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         halvings += 1
         log.warning(
-            "out of memory in a micro-batch of up to %d examples: the M-step begins anew with half of "
-            "them, and twice as many for each optimizer step, which stays the same.",
+            "out of memory in a micro-batch of up to %d examples: the M-step starts over with batches "
+            "of half the size. Optimizer steps stay the same.",
             largest,
         )
 
@@ -155,7 +155,7 @@ def _attempt(
     on_step: Callable[[int, int, float], None],
     halvings: int,
 ) -> MStep:
-    """An M-step with micro-batches halved so often. Raises _TooLarge where they should be again."""
+    """Run an M-step with micro-batches halved `halvings` times. Raises _TooLarge to halve again."""
     tokenizer, seed = export.tokenizer, export.seed
     with tempfile.TemporaryDirectory() as scratch:
         # first of all, as it joins the processes
@@ -164,7 +164,7 @@ def _attempt(
         )
         batches: Batches | None = None
         try:
-            set_seed(seed % 2**32)  # before an adapter is drawn at random
+            set_seed(seed % 2**32)  # before an adapter is initialized
             model = load_model(start, training)
             data = read_examples(examples, tokenizer, context_length(model.config))
             if not len(data):
@@ -207,13 +207,13 @@ def _train(
         on_begin=lambda: before.extend(completion_nats(trainer.network(), data, rows)),
         on_step=on_step,
     )
-    if distributed.rank():  # each process has dropout of its own
+    if distributed.rank():  # each process has its own dropout
         set_seed((seed + distributed.rank()) % 2**32)
     begun = time.perf_counter()
     result = trainer.train()
     seconds = time.perf_counter() - begun
     if not all(distributed.gathered(_are_numbers(model))):
-        raise FemtuneError("the last step left weights that are no numbers: lower learning_rate.")
+        raise FemtuneError("the last step gave NaN or infinite weights: lower learning_rate.")
     fed = sum(
         len(data.prompts[row]) + len(data.completions[row]) for rows in micro_batches for row in rows
     )
@@ -226,7 +226,7 @@ def _train(
     saved = trainer.accelerator.unwrap_model(trainer.model)
 
     def save(folder: Path, done: MStep, probe: Probe, dtype: torch.dtype | None = None) -> MStep:
-        weights = whole_weights(trainer, training)  # all processes take part in that
+        weights = whole_weights(trainer, training)  # a collective call of all processes
         first = partial(_save, folder, saved, weights, export.tokenizer, probe, done, dtype)
         return MStep(**distributed.by_first(first))
 
@@ -235,7 +235,7 @@ def _train(
     if export.master is not None:
         distributed.by_first(partial(_discard, export.master))
         save(export.master, done, probe)
-    if trainer.is_deepspeed_enabled:  # it alone knows where weights are: rounded as they are saved
+    if trainer.is_deepspeed_enabled:  # it holds the weights, so rounding happens on saving
         log.warning("under DeepSpeed the log-probabilities of the rounded weights are not measured.")
         return save(export.out, done, probe, export.dtype)
     own = f"{seed} {distributed.rank()}" if trainer.is_cut_up else str(seed)
@@ -246,7 +246,7 @@ def _train(
 
 
 def _export_again(master: Path, training: Training, export: _Export) -> MStep:
-    """Make `out` of the float32 weights that an M-step has left: the same bytes as then."""
+    """Make `out` from an M-step's stored float32 weights, with the same bytes as before."""
     assert export.dtype is not None
     done, probe = MStep(**json.loads((master / M_STEP).read_text())), read_probe(master)
     model = load_model(master, training)
@@ -269,7 +269,7 @@ def _save(
     done: MStep,
     dtype: torch.dtype | None,
 ) -> dict[str, Any]:
-    """Save a model, in 16 bits if a dtype is given; gives what was done."""
+    """Save a model, in 16 bits if a dtype is given; return the metrics of the M-step."""
     if dtype is not None:
         state = network.state_dict() if weights is None else weights
         # float32 numbers that are rounded already stay as they are
@@ -285,7 +285,7 @@ def _save(
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder, if it is there: whole or not there, also when killed in between."""
+    """Remove a folder, if it exists, atomically even if the process is killed."""
     if folder.exists():
         gone = folder.with_name(f".{folder.name}.part")
         remove(gone)
@@ -294,7 +294,7 @@ def _discard(folder: Path) -> None:
 
 
 def _name_dtype(path: Path, dtype: torch.dtype) -> None:
-    """Have a model's config name the dtype of its weights; transformers names that of the network."""
+    """Write the dtype of the weights to a model's config; transformers writes that of the network."""
     config = json.loads(path.read_text())
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for name in ("dtype", "torch_dtype"):
@@ -309,7 +309,7 @@ def _gain_share(probe: Probe, served: Sequence[float]) -> float | None:
     if exact <= before:
         return None
     share = (found - before) / (exact - before)
-    # less than that a token is rounding in any 16-bit engine, whatever was gained
+    # a smaller loss per token is within the rounding of any 16-bit engine
     if share < 1 - _LOSS and exact - found > _NOISE * probe.num_tokens:
         log.warning(
             "the weights rounded to 16 bits keep %.1f%% of what the M-step gained in log-probability on "
@@ -321,7 +321,7 @@ def _gain_share(probe: Probe, served: Sequence[float]) -> float | None:
 
 
 def probed_rows(data: TokenExamples, seed: int) -> list[int]:
-    """Rows for the weight probe: of weight above 0 if there are such, the shorter half of them."""
+    """Return rows for the weight probe, from the shorter half of rows with positive weight, if any."""
     positive = [row for row, weight in enumerate(data.weights) if weight > 0] or range(len(data))
     by_length = sorted(positive, key=lambda row: len(data.prompts[row]) + len(data.completions[row]))
     shorter = by_length[: max(NUM_PAIRS, len(by_length) // 2)]
@@ -330,15 +330,15 @@ def probed_rows(data: TokenExamples, seed: int) -> list[int]:
 
 @torch.no_grad()
 def completion_nats(network: Any, data: TokenExamples, rows: Sequence[int]) -> list[float]:
-    """Log-probabilities of these rows' completions, without dropout or autocast.
+    """Compute log-probabilities of these rows' completions, without dropout or autocast.
 
-    Row by row, so that nothing is padded. Where the model is cut up all processes must call it.
+    Rows are passed one by one, without padding. For a sharded model all processes must call it.
     """
     training = network.training
     network.eval()
     forward = network
-    if "flash" not in str(getattr(network.config, "_attn_implementation", "")):  # that needs autocast
-        forward = getattr(network, "_original_forward", network)  # accelerate's name for it
+    if "flash" not in str(getattr(network.config, "_attn_implementation", "")):  # flash needs autocast
+        forward = getattr(network, "_original_forward", network)  # accelerate's name for the original
     device = next(network.parameters()).device
     nats = []
     for row in rows:
@@ -352,7 +352,7 @@ def completion_nats(network: Any, data: TokenExamples, rows: Sequence[int]) -> l
 
 
 def _are_numbers(model: torch.nn.Module) -> bool:
-    """Whether all trained weights are finite: this process's parts of them, where they are cut up."""
+    """Return True if all trained weights of this process, or its shards of them, are finite."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     parts = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained]
     return bool(torch.stack([part.detach().isfinite().all() for part in parts]).all())
@@ -361,7 +361,7 @@ def _are_numbers(model: torch.nn.Module) -> bool:
 def _too_large(
     batches: Batches | None, arguments: TrainingArguments, error: BaseException
 ) -> _TooLarge | ModelError:
-    """What to say, or to do, where memory was short."""
+    """Return the error for a lack of memory: _TooLarge to halve batches, else ModelError."""
     largest = max(map(len, batches.micro_batches)) if batches is not None and batches.num_fed else 0
     if largest <= 1:
         what = "one example at a time does" if largest else "the model and its optimizer do"

@@ -1,14 +1,14 @@
-"""The M-step in processes that a launcher starts: `accelerate launch`, `torchrun`, `srun torchrun`, ...
+"""The M-step in processes started by a launcher: `accelerate launch`, `torchrun`, `srun torchrun`, ...
 
     launch_m_step("torchrun --nproc-per-node 8", examples, start, out, training, tokenizer, seed=1)
 
-runs `torchrun --nproc-per-node 8 -m femtune.mstep.launch FOLDER`, FOLDER lying beside `out`, where every
-machine of the job must see it:
+runs `torchrun --nproc-per-node 8 -m femtune.mstep.launch FOLDER`. FOLDER is beside `out` and must be
+visible to every machine of the job:
 
-    spec.json      what to do             tokenizer/   a Hugging Face folder
-    told.jsonl     steps and warnings, as the first process tells them
-    error-R.json   why process R gave up
-    output.txt     what the launcher and the processes printed
+    spec.json      arguments              tokenizer/   a Hugging Face folder
+    told.jsonl     steps and warnings, reported by the first process
+    error-R.json   the error of process R
+    output.txt     the output of the launcher and the processes
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from femtune.mstep.fit import MStep, OutOfMemory, m_step
 
 log = logging.getLogger("femtune")
 
-_PATIENCE_S = 60.0  # for a launcher to end its processes, before it is killed; torchrun takes up to 30
+_PATIENCE_S = 60.0  # seconds for a launcher to stop before it is killed; torchrun takes up to 30
 _LOOK_EVERY_S = 0.2
 
 
 def check_launch(command: str) -> list[str]:
-    """The words of a launcher's command, its program found. Raises ConfigError where there is none.
+    """Return the words of a launcher's command. Raises ConfigError if its program is not found.
 
     >>> check_launch("torchrun --nproc-per-node 2")[1:]
     ['--nproc-per-node', '2']
@@ -52,7 +52,7 @@ def check_launch(command: str) -> list[str]:
         words = shlex.split(command)
     except ValueError as error:
         raise ConfigError(f"launch {command!r} can't be read as a command: {error}.") from error
-    beside = str(Path(sys.executable).parent)  # where pip puts torchrun, also if it is not on the path
+    beside = str(Path(sys.executable).parent)  # where pip installs torchrun, on the path or not
     found = shutil.which(words[0]) or shutil.which(words[0], path=beside) if words else None
     if found is None:
         raise ConfigError(
@@ -75,11 +75,11 @@ def launch_m_step(
     dtype: str = "float32",
     master: Path | None = None,
 ) -> MStep:
-    """`m_step` in the processes that this command starts; they are ended with this one.
+    """Run `m_step` in the processes that this command starts; they end with this one.
 
-    Where a process runs out of memory they are started again, with micro-batches of half the size and
-    the same optimizer steps. Raises what m_step raises, ConfigError where the command is none, and
-    FemtuneError, with the end of what was printed, where the processes fail for another reason.
+    If a process runs out of memory, all are started again, with micro-batches of half the size and the
+    same optimizer steps. Raises what m_step raises, ConfigError for an invalid command, and
+    FemtuneError, with the end of the output, if the processes fail for another reason.
     """
     words = check_launch(command)
     out = out.absolute()
@@ -106,16 +106,16 @@ def launch_m_step(
                     raise _failure(folder, command, status)
                 return MStep(**json.loads((out / "m_step.json").read_text()))
             except OutOfMemory as error:
-                log.warning("%s The M-step begins anew like this.", error)
+                log.warning("%s The M-step starts over with these settings.", error)
                 halvings += 1
 
 
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, for as long as it is needed.
+    """Create a temporary folder beside `out`.
 
-    Those of runs that were killed are removed: processes that they left behind find nowhere to tell
-    their next step, and end.
+    Folders of killed runs are removed: processes left behind cannot report their next step, and
+    end.
     """
     for left in out.parent.glob(f".{out.name}.launch-*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -128,11 +128,11 @@ def _folder(out: Path) -> Iterator[Path]:
 
 
 def _run(words: list[str], folder: Path, on_step: Callable[[int, int, float], None]) -> int:
-    """Run a launcher to its end, passing on what is told meanwhile; gives its exit status."""
+    """Run a launcher to its end, passing on its reports; return its exit status."""
     told = folder / "told.jsonl"
     told.touch()
     with (folder / "output.txt").open("wb") as output, told.open() as lines:
-        # a session of its own, so that a Ctrl-C is ours to pass on, and all of it can be ended
+        # a separate session, so that this process handles Ctrl-C and can stop the whole group
         launcher = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
@@ -150,7 +150,7 @@ def _run(words: list[str], folder: Path, on_step: Callable[[int, int, float], No
 
 
 def _pass_on(text: str, on_step: Callable[[int, int, float], None]) -> str:
-    """Tell all whole lines; gives what is left."""
+    """Pass on all complete lines; return the rest."""
     *lines, rest = text.split("\n")
     for line in lines:
         said = json.loads(line)
@@ -162,7 +162,7 @@ def _pass_on(text: str, on_step: Callable[[int, int, float], None]) -> str:
 
 
 def _end(launcher: subprocess.Popen[bytes]) -> None:
-    """End a launcher and its processes: politely first, as it alone knows those on other machines."""
+    """Stop a launcher, with SIGTERM first, as only it can stop processes on other machines."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(launcher.pid, sign)
@@ -175,10 +175,10 @@ def _end(launcher: subprocess.Popen[bytes]) -> None:
 
 
 def _failure(folder: Path, command: str, status: int) -> FemtuneError:
-    """The first reason that a process gave, else the end of what was printed."""
+    """Return the first error that a process reported, else the end of the output."""
     reasons = sorted(folder.glob("error-*.json"), key=lambda path: path.stat().st_mtime_ns)
     given: list[dict[str, str]] = [json.loads(path.read_text()) for path in reasons]
-    # a process whose neighbour gave up fails too, and not always later
+    # if one process fails, others fail too, and not always later
     given.sort(key=lambda reason: reason["kind"] == "")
     if given and given[0]["kind"]:
         if given[0]["kind"] == OutOfMemory.__name__:
@@ -190,12 +190,12 @@ def _failure(folder: Path, command: str, status: int) -> FemtuneError:
     shown = given[0]["message"].splitlines() if given else printed
     return FemtuneError(
         f"the M-step's processes, started by {command!r}, ended with status {status}. "
-        "The last that they said:\n" + "\n".join(shown[-20:])
+        "Their last output:\n" + "\n".join(shown[-20:])
     )
 
 
 def main(folder: Path) -> None:
-    """One process of the job: the M-step of FOLDER/spec.json. What it raises is written there too."""
+    """Run one process of the job: the M-step of FOLDER/spec.json. Errors are stored there too."""
     rank = int(os.environ.get("RANK", "0"))
     try:
         _take_part(folder, tells=rank == 0)
@@ -212,7 +212,7 @@ def _take_part(folder: Path, tells: bool) -> None:
     spec = json.loads((folder / "spec.json").read_text())
 
     def tell(**said: Any) -> None:
-        if tells:  # fails where the folder is gone: see _folder
+        if tells:  # fails if the folder is gone: see _folder
             with (folder / "told.jsonl").open("r+") as file:
                 file.seek(0, os.SEEK_END)
                 file.write(json.dumps(said) + "\n")
@@ -238,7 +238,7 @@ def _take_part(folder: Path, tells: bool) -> None:
 
 
 class _Teller(logging.Handler):
-    """Passes warnings on to who started the job."""
+    """A log handler that passes warnings to the process that started the job."""
 
     def __init__(self, tell: Callable[..., None]) -> None:
         super().__init__(logging.WARNING)
@@ -249,14 +249,14 @@ class _Teller(logging.Handler):
 
 
 def _reason(error: BaseException) -> dict[str, str]:
-    """An error of ours by its kind and message, any other by its traceback."""
+    """Return a femtune error as kind and message, any other as its traceback."""
     if isinstance(error, FemtuneError):
         return {"kind": type(error).__name__, "message": str(error)}
     return {"kind": "", "message": "".join(traceback.format_exception(error))}
 
 
 def _write(path: Path, value: dict[str, str]) -> None:
-    """Whole or not at all; without a word where the folder is gone."""
+    """Write a value atomically; do nothing if the folder is gone."""
     part = path.with_suffix(".part")
     try:
         part.write_text(json.dumps(value))
@@ -266,7 +266,7 @@ def _write(path: Path, value: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    # the module by its name, so that its classes are those that others know
+    # import the module by its name, so that its classes are identical to those of other modules
     from femtune.mstep.launch import main as this_main
 
     this_main(Path(sys.argv[1]))

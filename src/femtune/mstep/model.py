@@ -17,10 +17,10 @@ from femtune.mstep.trainer import WeightedTrainer, environment
 
 
 def load_model(start: Path, training: Training) -> PreTrainedModel:
-    """The model to train: all weights in float32, or a LoRA adapter over a frozen base.
+    """Load the model to train: all weights in float32, or a LoRA adapter over a frozen base.
 
-    A folder that holds an adapter goes on with it. Under FSDP one process of a machine reads the
-    weights, and the others get their shards of them.
+    If the folder holds an adapter, its training continues. Under FSDP one process per machine reads the
+    weights, and the others get their shards.
     """
     check_weights(start)
     common = {
@@ -63,9 +63,9 @@ def _load_lora(start: Path, training: Training, common: dict[str, Any]) -> Any:
 
 
 def whole_weights(trainer: WeightedTrainer, training: Training) -> dict[str, torch.Tensor] | None:
-    """The weights to save where each process has a part of them, in the first process alone.
+    """Gather sharded weights to save, in the first process only.
 
-    Of LoRA those that were trained; None where the model holds them. All processes must call it.
+    With LoRA, only trained weights; None if the model holds them. All processes must call it.
     """
     weights: dict[str, Any]
     if not trainer.is_cut_up:

@@ -1,8 +1,8 @@
-"""transformers' Trainer as the M-step uses it: micro-batches as planned, and the weighted loss.
+"""transformers' Trainer for the M-step: planned micro-batches, and the weighted loss.
 
-It brings devices, precisions, schedules and several processes (DDP, FSDP2, and what a user's
-own `accelerate config` sets up). Ours are the batches, the loss, and that a loss which is no number
-stops all processes at once.
+Trainer provides devices, precisions, schedules and several processes (DDP, FSDP2, and a user's own
+`accelerate config`). femtune adds the batches and the loss, and stops all processes if a loss is NaN
+or infinite.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from femtune.mstep import distributed
 from femtune.mstep.config import Training
 from femtune.mstep.examples import TokenExamples
 
-_SLICE = 1 << 26  # logits that are in float32 at a time: 256 MB
+_SLICE = 1 << 26  # logits held in float32 at a time: 256 MB
 
 
 class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Item i is micro-batch i, padded on the left, so that all completions end in the last column.
+    """Micro-batches, padded on the left, so that all completions end in the last column.
 
     A filler, planned without rows, is the shortest row with loss weight 0: it changes no gradient.
     """
@@ -40,7 +40,7 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return len(self.micro_batches)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """input_ids, attention_mask, position_ids: [B, T]; loss_weights: [B, longest completion]."""
+        """Return input_ids, attention_mask, position_ids [B, T]; loss_weights [B, completion]."""
         self.num_fed += 1
         rows = self.micro_batches[index] or [self.shortest]
         prompts = [self.data.prompts[row] for row in rows]
@@ -83,7 +83,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         on_begin: Callable[[], None],
         on_step: Callable[[int, int, float], None],
     ) -> None:
-        self.sharded = sharded  # before Trainer makes its accelerator
+        self.sharded = sharded  # before Trainer creates its accelerator
         self.losses: list[tuple[torch.Tensor, torch.Tensor]] = []  # of this step: loss [], rows [B]
         super().__init__(
             model=model,
@@ -92,17 +92,17 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             data_collator=lambda items: items[0],
             callbacks=[_Watch(self, on_begin, on_step)],
         )
-        self.remove_callback(PrinterCallback)  # progress is told by on_step
-        # our loss is of the whole step: else it is divided again where a model takes no loss arguments
+        self.remove_callback(PrinterCallback)  # on_step reports progress
+        # the loss covers the whole step: else it is divided again if a model takes no loss arguments
         self.model_accepts_loss_kwargs = True
 
     def create_accelerator_and_postprocess(self) -> None:
-        """With FSDP2 where it was asked for, on the CPU too."""
+        """Create the accelerator, with FSDP2 if requested, on the CPU too."""
         with environment(ACCELERATE_USE_FSDP=None if not self.sharded else "true"):
             super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if self.sharded and getattr(state, "fsdp_plugin", None) is None:
-            # accelerate shards on accelerators alone, and on the CPU runs DDP without a word
+            # accelerate shards only on accelerators, and silently runs DDP on the CPU
             from accelerate import PartialState
             from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
@@ -130,7 +130,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """-sum of w log pi over the completions, divided by the weighted tokens of the whole step."""
+        """Compute -sum of w log pi over completions, divided by the weighted tokens of the step."""
         rows, weights = inputs.pop("rows"), inputs.pop("loss_weights")
         # the logit at a column foretells the next one, hence one column more than completions have
         outputs = model(**inputs, logits_to_keep=weights.shape[1] + 1, use_cache=False)
@@ -142,9 +142,9 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return (loss, outputs) if return_outputs else loss
 
     def check_losses(self) -> None:
-        """Raise FemtuneError, in all processes, where a loss of this step is no number in any of them.
+        """Raise FemtuneError in all processes if any loss of this step is NaN or infinite.
 
-        Once a step, so that a GPU is not waited for at each micro-batch.
+        This is checked once per step, to avoid a GPU synchronization at each micro-batch.
         """
         step, self.losses = self.losses, []
         losses = torch.stack([loss for loss, _ in step])
@@ -159,18 +159,18 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         )
 
     def network(self) -> Any:
-        """The model to call outside of training, by each process alone; where it is cut up, by all."""
+        """Return the model to call outside of training; if it is sharded, all processes must call it."""
         wrapped = self.model_wrapped
         return wrapped if self.is_cut_up else self.accelerator.unwrap_model(wrapped)
 
     @property
     def is_cut_up(self) -> bool:
-        """Whether no process holds all weights, so that all must take part in a forward."""
+        """Return True if no process holds all weights, so that all must take part in a forward."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]  # the same
-    """Looks at each step's losses before it is taken, and passes the loss on after it."""
+    """A callback that checks each step's losses before the step, and reports the loss after it."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]  # the same
 
 
 def _keep_logits_small(trainer: WeightedTrainer) -> None:
-    """Autocast without accelerate's float32 copy of all logits: gigabytes, and the loss needs none."""
+    """Autocast without accelerate's float32 copy of all logits: it takes gigabytes and is not needed."""
     module = trainer.network()
     if trainer.args.bf16 and hasattr(module, "_original_forward"):
         cast = torch.autocast(trainer.args.device.type, torch.bfloat16)
@@ -201,22 +201,22 @@ def _keep_logits_small(trainer: WeightedTrainer) -> None:
 
 
 def minus_nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """-log pi [B * C] float32 of targets [B, C] under logits [B, C + 1, V], of which the last column
-    foretells nothing.
+    """Compute -log pi [B * C] float32 of targets [B, C] under logits [B, C + 1, V].
 
-    Where there are many logits they are never all in float32, forward or backward.
+    The last column of logits is ignored. If there are many logits, they are never all in float32 at
+    once, forward or backward.
     """
     if logits.numel() <= _SLICE:
         return torch.nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none"
         )
-    padded = torch.nn.functional.pad(targets, (0, 1))  # with the last column no copy is made
+    padded = torch.nn.functional.pad(targets, (0, 1))  # keeping the last column avoids a copy
     nats: torch.Tensor = _MinusNats.apply(logits.flatten(0, 1), padded.flatten())  # type: ignore[no-untyped-call]
     return nats.view(padded.shape)[:, :-1].flatten()
 
 
 class _MinusNats(torch.autograd.Function):
-    """-log pi [N] float32 of targets [N] under logits [N, V], a slice of float32 at a time."""
+    """The function -log pi [N] float32 of targets [N] under logits [N, V], in slices of float32."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -241,16 +241,16 @@ class _MinusNats(torch.autograd.Function):
 
 
 def fsdp_plugin(bf16: bool) -> Any:
-    """accelerate's settings of FSDP2: a unit a decoder layer, weights gathered for their layer alone.
+    """Return accelerate's settings of FSDP2: one unit per decoder layer, gathered layer by layer.
 
-    None where the user's own `accelerate config` says how: it stands in the environment then.
+    Returns None if the user's own `accelerate config` has set them in the environment.
     """
     if os.environ.get("FSDP_VERSION"):
         return None
     from accelerate.utils import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    # gradients are summed in float32 whatever they are computed in
+    # gradients are summed in float32, whatever dtype they are computed in
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
@@ -264,7 +264,7 @@ def fsdp_plugin(bf16: bool) -> Any:
 
 @contextmanager
 def environment(**values: str | None) -> Iterator[None]:
-    """Set variables of the environment for a while; None leaves one as it is, and as it was after."""
+    """Set environment variables in a context and restore them; None leaves one unchanged."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update({name: value for name, value in values.items() if value is not None})
     try:
@@ -278,7 +278,7 @@ def environment(**values: str | None) -> Iterator[None]:
 
 
 def numbers(training: Training) -> tuple[bool, bool]:
-    """Whether a GPU trains, and whether in bfloat16."""
+    """Return True if a GPU trains, and True if it trains in bfloat16."""
     gpu = torch.cuda.is_available() and not training.use_cpu
     bf16 = training.bf16 if training.bf16 is not None else gpu and torch.cuda.is_bf16_supported()
     return gpu, bf16
@@ -287,7 +287,7 @@ def numbers(training: Training) -> tuple[bool, bool]:
 def training_arguments(
     training: Training, accumulation: int, scratch: str, seed: int
 ) -> TrainingArguments:
-    """transformers' form of the settings; joins the job's processes where a launcher started several."""
+    """Return transformers' form of the settings; join the job's processes if there are several."""
     gpu, bf16 = numbers(training)
     # transformers is renaming it, and warns of the old name in 5.23
     names = ("activation_checkpointing", "gradient_checkpointing")
@@ -295,7 +295,7 @@ def training_arguments(
     several = distributed.count() > 1
     arguments = TrainingArguments(
         output_dir=scratch,
-        num_train_epochs=1,  # the micro-batches hold all epochs
+        num_train_epochs=1,  # the micro-batches cover all epochs
         per_device_train_batch_size=1,  # an item is a batch
         gradient_accumulation_steps=accumulation,
         learning_rate=training.rate,
@@ -307,25 +307,25 @@ def training_arguments(
         use_cpu=not gpu,
         ddp_backend="gloo" if several and not gpu else None,
         seed=seed % 2**32,
-        report_to=[],  # trackers.py tells them of the run as a whole
+        report_to=[],  # trackers.py logs the run as a whole
         save_strategy="no",
         logging_steps=1,
-        logging_nan_inf_filter=False,  # it waits for the GPU at each micro-batch; we look once a step
+        logging_nan_inf_filter=False,  # it synchronizes at each micro-batch; check_losses once a step
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=gpu,
         log_level="error",
-        # else each process would hold the whole model's gradients until the last micro-batch of a step
+        # otherwise each process would hold all gradients until the last micro-batch of a step
         accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}}
         if is_sharded(training)
         else None,
         **({checkpointing: True} if training.gradient_checkpointing else {}),
     )
-    # several GPUs without a launcher: DataParallel would ask for several items at once, each a batch
+    # several GPUs without a launcher: DataParallel would fetch several items at once, each a batch
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
 
 def is_sharded(training: Training) -> bool:
-    """Whether FSDP is asked for, by the setting or by the user's own `accelerate config`."""
+    """Return True if FSDP is requested, by the setting or by the user's own `accelerate config`."""
     return training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

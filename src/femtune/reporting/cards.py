@@ -1,11 +1,11 @@
-"""Cards of what a run made: README.md beside a model, and beside a data set of rationales.
+"""Cards for a run's results: README.md beside a model, and beside a data set of rationales.
 
     write_model_card(root, 3)    iteration-003/model/README.md
-    write_data_card(root, 1)     iteration-001/README.md, of examples.parquet and draws/
+    write_data_card(root, 1)     iteration-001/README.md, for examples.parquet and draws/
 
-A card says what the run's own files say and nothing else: config.yaml, environment.json,
-problems.parquet, metrics.json. Each is of its iteration alone, so that what comes later changes nothing
-in it. One that is there already is left as it is: its owner may have written into it.
+A card contains only facts from the run's own files: config.yaml, environment.json, problems.parquet,
+metrics.json. It describes one iteration, so later iterations do not change it. An existing card is
+never overwritten: its owner may have edited it.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from femtune.runs.run import stored_config
 from femtune.schemes.serialization import describe, schedule_from_data
 from femtune.types import Problem
 
-# where the examples of use load from; `femtune push` puts the repository's name there
+# where the usage examples load from; `femtune push` inserts the repository's name
 HERE = 'name = "."  # this folder; on the Hub, the name of the repository'
 BESIDE = 'name = "{}"  # this folder, from the one it is in; on the Hub, the name of the repository'
 
-# what a card shows of an evaluation: its title, and whether more is better
+# measures of an evaluation on a card: title, and True if more is better
 MEASURES = {
     "accuracy": ("accuracy", True),
     "majority_accuracy": ("accuracy of the vote", True),
@@ -85,14 +85,14 @@ COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What a run's files say of one of its iterations."""
+    """The facts in a run's files about one of its iterations."""
 
     config: Mapping[str, Any]
     packages: Mapping[str, str]
     problems: Sequence[Problem]
-    base: Mapping[str, Any]  # metrics of iteration 0; empty in a run without
+    base: Mapping[str, Any]  # metrics of iteration 0; {} if it was not measured
     history: Sequence[Mapping[str, Any]]  # metrics of the iterations 1 to this one
-    trains_hinted: bool  # whether some of its examples are trained under the hinted prompt
+    trains_hinted: bool  # True if some examples are trained under the hinted prompt
 
     @property
     def metrics(self) -> Mapping[str, Any]:
@@ -100,7 +100,7 @@ class RunFacts:
 
 
 def read_told(root: Path, iteration: int) -> RunFacts:
-    """What the run in `root` says of an iteration that is done."""
+    """Read the facts about a completed iteration of the run in `root`."""
 
     def metrics(number: int) -> dict[str, Any]:
         folder = root / f"iteration-{number:03}"
@@ -125,9 +125,9 @@ def _trained_under(folder: Path) -> set[str]:
 
 
 def write_model_card(root: Path, iteration: int) -> Path:
-    """README.md of an iteration's model, unless it has a card of ours; gives its path.
+    """Write README.md of an iteration's model, unless it has a femtune card; return its path.
 
-    The one that PEFT leaves beside an adapter is replaced: it names nothing but paths.
+    PEFT's own card beside an adapter is replaced: it contains only paths.
     """
     path = root / f"iteration-{iteration:03}" / "model" / "README.md"
     if not _is_ours(path, ModelCard):
@@ -136,7 +136,7 @@ def write_model_card(root: Path, iteration: int) -> Path:
 
 
 def write_data_card(root: Path, iteration: int) -> Path:
-    """README.md of an iteration's examples and draws, unless there is one; gives its path."""
+    """Write README.md of an iteration's examples and draws, unless there is one; return its path."""
     path = root / f"iteration-{iteration:03}" / "README.md"
     if not path.exists():
         _save(path, str(data_card(read_told(root, iteration), path.parent)))
@@ -156,7 +156,7 @@ def _save(path: Path, card: str) -> None:
 
 
 def model_card(told: RunFacts, folder: Path) -> ModelCard:
-    """The card of the model in `folder`, as the Hub wants it."""
+    """Return the card of the model in `folder`, in the Hub's format."""
     config = told.config
     adapter = json.loads(found.read_text()) if (found := folder / "adapter_config.json").exists() else {}
     base, data = hub_model(config["model"]), config["data"]
@@ -179,7 +179,7 @@ def model_card(told: RunFacts, folder: Path) -> ModelCard:
 
 
 def _results(told: RunFacts) -> list[EvalResult]:
-    """The evaluation's numbers for the Hub's index, as metrics.json has them."""
+    """Return the evaluation's numbers for the Hub's index, as in metrics.json."""
     evaluation = told.metrics.get("evaluation", {})
     data = held_out_data(told.config)
     return [
@@ -198,7 +198,7 @@ def _results(told: RunFacts) -> list[EvalResult]:
 
 
 def _about(told: RunFacts) -> dict[str, Any]:
-    """What both cards say: the data, the settings, the E-steps."""
+    """Return the facts on both cards: the data, the settings, the E-steps."""
     config, first = told.config, told.problems[0]
     known = frame(first)
     return {
@@ -229,7 +229,7 @@ def _about(told: RunFacts) -> dict[str, Any]:
 
 
 def covered_share(e_step: Mapping[str, Any]) -> float:
-    """The share of problems with a right draw, remembered ones included where the scheme has such."""
+    """Return the share of problems with a right draw, including remembered draws if there are any."""
     known = e_step.get("covered_share")
     return float(e_step["kept_share"] if known is None else known)
 
@@ -239,9 +239,9 @@ def compared(
     part: str = "evaluation",
     measures: Mapping[str, tuple[str, bool]] = MEASURES,
 ) -> list[dict[str, Any]]:
-    """Each measure of the base and of this model, and whether their intervals tell them apart.
+    """Return each measure of the base and of this model, and whether their intervals overlap.
 
-    `verdict` is "better", "worse", "overlap", or "" where there are no two intervals.
+    `verdict` is "better", "worse", "overlap", or "" if an interval is missing.
     """
     before, after = told.base.get(part, {}), told.metrics.get(part, {})
     rows = []
@@ -264,7 +264,7 @@ def compared(
     return rows
 
 
-# what a card shows of rationales.json
+# measures of rationales.json on a card: title, and True if more is better
 WORTH = {
     "rationale_gain": (
         "what a rationale adds to the base's log-probability of the correct answer, nats",
@@ -286,7 +286,7 @@ def _number(value: Any, interval: Sequence[float] | None) -> str:
 
 
 def _use(told: RunFacts, folder: Path) -> dict[str, Any]:
-    """What the examples of use need."""
+    """Return what the usage examples need."""
     tokenizer = load_tokenizer(folder)
     ends = json.loads(path.read_text()) if (path := folder / "generation_config.json").exists() else {}
     eos = ends.get("eos_token_id")
@@ -305,9 +305,9 @@ def _use(told: RunFacts, folder: Path) -> dict[str, Any]:
 
 
 def example_question(problem: Problem, config: Mapping[str, Any]) -> str:
-    """A question in the form of the run's problems, of made-up words: none of the data's own.
+    """Return a question in the form of the run's problems, with placeholder texts.
 
-    Of the data it tells what the columns are called, and the attribute that is asked for.
+    From the data it takes only the names of columns, and the attribute asked for.
     """
     known = frame(problem)
     wording = SUMMARIZE if config["task"] == "summarize" else JUDGE
@@ -336,7 +336,7 @@ def _made_up(problem: Problem, wording: Wording) -> dict[str, str]:
 
 
 def data_card(told: RunFacts, folder: Path) -> DatasetCard:
-    """The card of the examples in an iteration's folder, with its draws as a second configuration."""
+    """Return the card of an iteration's examples, with its draws as a second configuration."""
     table = pq.read_table(folder / "examples.parquet", columns=["trained_under", "weight"])
     num = table.num_rows
     num_hinted = pc.sum(pc.equal(table["trained_under"], "hinted")).as_py() or 0
@@ -376,7 +376,7 @@ _SIZES = (
 
 
 def shown_name(name: str) -> str:
-    """A name to show, on one line: of a path the last part, as the rest is the user's own affair.
+    """Return a name to show on one line; only the last part of a path, as the rest is private.
 
     >>> shown_name("/home/me/secret/train.jsonl"), shown_name("Qwen/Qwen3-1.7B")
     ('train.jsonl', 'Qwen/Qwen3-1.7B')
@@ -385,13 +385,13 @@ def shown_name(name: str) -> str:
 
 
 def hub_model(name: str) -> str | None:
-    """The id of a model on the Hub, or None for a folder and for what comes with the package."""
+    """Return the id of a model on the Hub; None for a folder or a model of the package."""
     is_local = name in MODELS or Path(name).expanduser().is_dir()
     return None if is_local or not (is_hub_id(name) or re.fullmatch(r"[\w.-]+", name)) else name
 
 
 def held_out_data(config: Mapping[str, Any]) -> str:
-    """The data that a run was evaluated on, as the user named it."""
+    """Return the data that a run was evaluated on, as the user named it."""
     return str(config.get("eval_data") or config["data"])
 
 
@@ -402,7 +402,7 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # Markdown: by the filters below
+        autoescape=False,  # Markdown is escaped by the filters below
     )
     filters = {"text": markdown.text, "code": markdown.code, "literal": markdown.literal}
     made.filters |= filters

@@ -1,10 +1,10 @@
-"""A run's model or rationales, sent to the Hugging Face Hub with their card.
+"""Upload of a run's model or rationales to the Hugging Face Hub, with their card.
 
-    pack("runs/judge", "me/judge", "model")     what would be sent, and how much
-    send(parcel, private=True)                  sends it; gives its address
+    pack("runs/judge", "me/judge", "model")     the files to send, and their sizes
+    send(parcel, private=True)                  sends them; returns the address
 
-Of a model's folder all goes but the weight probe, which holds problems. Of the data the examples go, and
-the draws where they are asked for. What would name a place on this machine is changed on the way.
+A model is sent without its weight probe, which holds problems. Of the data, the examples are sent, and
+the draws on request. Local paths are removed from the copies that are sent.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ Which = Literal["best", "last"]
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes to a repository of the Hub."""
+    """The files to send to a repository of the Hub."""
 
     repo: str  # owner/name
     kind: Literal["model", "dataset"]
-    files: Mapping[str, Path]  # by their names there
-    changed: Mapping[str, str]  # those whose text is another than here
+    files: Mapping[str, Path]  # by their names in the repository
+    changed: Mapping[str, str]  # files whose text differs from the local one
     _: KW_ONLY
     message: str
-    note: str = ""  # what its owner should know
+    note: str = ""  # a notice for the owner
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file, by its name there."""
+        """Return the bytes of each file, by its name in the repository."""
         here = {name: path.stat().st_size for name, path in self.files.items()}
         return here | {name: len(text.encode()) for name, text in self.changed.items()}
 
 
 def pack(root: Path, repo: str, what: What, which: Which = "last", *, draws: bool = False) -> Upload:
-    """What the run in `root` would send. Writes a card where there is none, and nothing else.
+    """Collect what the run in `root` would send. Writes only a missing card.
 
-    Raises RunError where there is no such thing in the run, ConfigError for a name that is none.
+    Raises RunError if the run lacks it, ConfigError for an invalid repository name.
     """
     try:
         validate_repo_id(repo)
@@ -68,7 +68,7 @@ def pack(root: Path, repo: str, what: What, which: Which = "last", *, draws: boo
 
 
 def _iteration(root: Path, which: Which, what: What) -> int:
-    """The iteration that `best` or `last` points to; of a run of `sample`, the only one."""
+    """Return the iteration that `best` or `last` points to; the only one for a run of `sample`."""
     if not (root / "config.yaml").exists():
         raise RunError(f"{root} is no run: it has no config.yaml.")
     link = root / which
@@ -76,7 +76,7 @@ def _iteration(root: Path, which: Which, what: What) -> int:
         return int(os.readlink(link).split("/")[0].removeprefix("iteration-"))
     if what == "data" and (root / "iteration-001" / "metrics.json").exists():
         return 1
-    raise RunError(f"{root} has no model `{which}`: its run is not done, or was none of `train`.")
+    raise RunError(f"{root} has no model `{which}`: its run is not done, or is no run of `train`.")
 
 
 def _model(root: Path, repo: str, iteration: int) -> Upload:
@@ -89,7 +89,7 @@ def _model(root: Path, repo: str, iteration: int) -> Upload:
     if "adapter_config.json" in files:
         adapter = json.loads(files["adapter_config.json"].read_text())
         model = yaml.safe_load((root / "config.yaml").read_text())["model"]
-        # PEFT writes where the base lies on this machine
+        # PEFT stores the local path of the base
         adapter["base_model_name_or_path"] = base = hub_model(model) or Path(model).name
         if hub_model(model) is None:
             note = f"The adapter's base, {base}, is no model of the Hub: others can't load it by name."
@@ -122,12 +122,12 @@ def _data(root: Path, repo: str, iteration: int, draws: bool) -> Upload:
 
 
 def _named(card: str, repo: str) -> str:
-    """A card whose examples of use load from the repository."""
+    """Return a card whose usage examples load from the repository."""
     return re.sub(r'^name = ".*"  # this folder.*$', lambda _: f'name = "{repo}"', card, flags=re.M)
 
 
 def check_ready() -> None:
-    """Raise ConfigError where nothing can be sent from here, before anything is read or asked."""
+    """Raise ConfigError if an upload is impossible, before any file is read."""
     if constants.HF_HUB_OFFLINE:
         raise ConfigError("HF_HUB_OFFLINE is set: unset it to push.")
     if not get_token():
@@ -135,15 +135,15 @@ def check_ready() -> None:
 
 
 def send(parcel: Upload, *, private: bool = False, api: Any = None) -> str:
-    """Make the repository where there is none, and send the parcel in one commit; gives its address.
+    """Create the repository if needed, send the files in one commit, and return its address.
 
-    `api` is an HfApi. Raises ConfigError where `private` is asked for and the repository is public,
-    FemtuneError where the Hub refuses or can't be reached.
+    `api` is an HfApi. Raises ConfigError if `private` is set and the repository is public,
+    FemtuneError if the Hub refuses or cannot be reached.
     """
     check_ready()
     api = api or HfApi(library_name="femtune")
     try:
-        # None is the Hub's own default, of an organisation perhaps private
+        # None selects the Hub's default, which may be private for an organisation
         made = api.create_repo(
             parcel.repo, repo_type=parcel.kind, private=private or None, exist_ok=True
         )
@@ -172,4 +172,4 @@ def _lay_out(parcel: Upload, folder: Path) -> None:
         if name in parcel.changed:
             place.write_text(parcel.changed[name], encoding="utf-8")
         else:
-            place.symlink_to(path.resolve())  # weights are large
+            place.symlink_to(path.resolve())  # no copy: weights are large

@@ -1,4 +1,4 @@
-"""How a run is shown: bars in a terminal, lines elsewhere, JSON for programs, or nothing."""
+"""Progress output of a run: bars in a terminal, lines elsewhere, JSON for programs, or nothing."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ if not console.is_terminal and "COLUMNS" not in os.environ:
 
 
 def literal(said: object, style: str = "") -> Text:
-    """What is said, to be shown as it stands: its markup is text, and it can't act on the terminal.
+    """Return a text to be shown literally: without markup and without control of the terminal.
 
-    All that is printed goes through this, as it may hold data, a model's words or a file's.
+    All output goes through this, as it may contain data, model outputs or file contents.
     """
     return Text(visible(str(said)), style)
 
 
 def framed(content: Text, title: str) -> Panel:
-    """A frame with a title."""
+    """Return a frame with a title."""
     return Panel(content, title=literal(title), title_align="left")
 
 
 class Quiet:
-    """Tells nobody; the others tell more."""
+    """Progress without output; the base of the others."""
 
     def phase(self, name: str, iteration: int, total: int) -> None: ...
 
@@ -53,21 +53,21 @@ class Quiet:
 
 
 class Lines(Quiet):
-    """A line an iteration."""
+    """Progress with one line per iteration."""
 
     def measured(self, iteration: int, metrics: dict[str, Any]) -> None:
         console.print(iteration_line(metrics), soft_wrap=True)
 
 
 class JsonLines(Quiet):
-    """A JSON object an iteration."""
+    """Progress with one JSON object per iteration."""
 
     def measured(self, iteration: int, metrics: dict[str, Any]) -> None:
         print(json.dumps(metrics), flush=True)
 
 
 class Screen(Progress):
-    """A bar for the phase that is on, and below it the last rationale that was kept."""
+    """A bar for the current phase, with the last kept rationale below it."""
 
     said = ""
 
@@ -80,7 +80,7 @@ class Screen(Progress):
 
 
 class Bars(Lines):
-    """A bar with rates, the kept share and reasons of refusal so far, and what was kept last."""
+    """Progress as a bar with rates, the kept share, reasons of refusal and the last kept draw."""
 
     def __init__(self, bars: Screen) -> None:
         self._bars = bars
@@ -121,7 +121,7 @@ class Bars(Lines):
 
 @contextmanager
 def showing(show: Show) -> Iterator[Quiet]:
-    """Progress as asked for; "auto" is bars where the output is a terminal, else lines."""
+    """Yield the requested progress; "auto" means bars if the output is a terminal, else lines."""
     if show == "auto" and console.is_terminal:
         with Screen(
             TextColumn("{task.description:<24}", markup=False),
@@ -141,7 +141,7 @@ _HEIGHTS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(shares: Sequence[float]) -> str:
-    """Shares from 0 to 1 as bars.
+    """Return shares from 0 to 1 as bars.
 
     >>> sparkline([0.0, 0.5, 1.0])
     '▁▅█'
@@ -149,7 +149,7 @@ def sparkline(shares: Sequence[float]) -> str:
     return "".join(_HEIGHTS[min(7, int(share * 8))] for share in shares)
 
 
-# What is shown of an evaluation beside its accuracy: title and digits.
+# Measures of an evaluation shown beside its accuracy: title and digits.
 SHOWN = {
     "spearman": ("Spearman", 3),
     "mae": ("MAE", 2),
@@ -159,12 +159,12 @@ SHOWN = {
 
 
 def iteration_line(metrics: dict[str, Any]) -> Text:
-    """An iteration in a line: what was kept, what it cost, how good the model is now."""
+    """Return an iteration as a line: kept problems, cost and accuracy."""
     parts = ["base       " if metrics["iteration"] == 0 else f"iteration {metrics['iteration']}"]
     if e_step := metrics.get("e_step"):
         parts.append(f"kept {e_step['num_kept']}/{e_step['num_problems']} problems")
         if (covered := e_step.get("covered_share")) is not None:
-            parts.append(f"{covered:.0%} covered")  # by what is remembered too
+            parts.append(f"{covered:.0%} covered")  # including remembered draws
         parts += answer_parts(e_step)
         parts += endings(e_step)
         parts.append(f"{e_step['generated_tokens']:,} tokens")
@@ -185,7 +185,7 @@ def iteration_line(metrics: dict[str, Any]) -> Text:
 
 
 def answer_parts(e_step: Mapping[str, Any]) -> list[str]:
-    """Say how likely answers are after the rationales, where the scheme scores them."""
+    """Return the probability of answers after rationales, if the scheme computes it."""
     parts = []
     if (right := e_step.get("expected_right")) is not None:
         parts.append(f"right with probability {right:.3f}")
@@ -197,7 +197,7 @@ def answer_parts(e_step: Mapping[str, Any]) -> list[str]:
 
 
 def endings(metrics: Mapping[str, Any]) -> list[str]:
-    """Say how many draws had an answer, a forced one, or were truncated, where it is not the usual."""
+    """Return the shares of answered, forced and truncated draws, if they are unusual."""
     answered, forced = metrics.get("answered", 1.0), metrics.get("forced_share", 0.0)
     truncated = metrics.get("truncated_share", 0.0)
     return [
@@ -208,7 +208,7 @@ def endings(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def summary(history: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A run in three lines: what it learnt against its base, what was kept, what it cost."""
+    """Return a run in three lines: accuracy against the base, kept problems, and cost."""
     e_steps = [each["e_step"] for each in history if "e_step" in each]
     measured = [each for each in history if each["iteration"] and "evaluation" in each]
     lines = []
@@ -246,7 +246,7 @@ def summary(history: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is text and whose others are numbers."""
+    """Return a table whose first column is text and whose other columns are numbers."""
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for number, column in enumerate(columns):
         table.add_column(literal(column), justify="right" if number else "left", no_wrap=number == 0)

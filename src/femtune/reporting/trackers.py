@@ -1,16 +1,16 @@
-"""Trackers that `report_to` names: one experiment of theirs for a run, also where it is gone on with.
+"""Trackers named by `report_to`: one experiment for each run, continued when the run is resumed.
 
     tensorboard   event files in RUN/tensorboard
     wandb         Weights & Biases; project WANDB_PROJECT, else femtune
-    mlflow        where MLFLOW_TRACKING_URI says; experiment MLFLOW_EXPERIMENT_NAME, else femtune
+    mlflow        server MLFLOW_TRACKING_URI; experiment MLFLOW_EXPERIMENT_NAME, else femtune
     trackio       project TRACKIO_PROJECT, else femtune
 
-Each is told the loss of every optimizer step, counted over all M-steps; of each iteration the numbers in
-its metrics.json; and a table of some of its completions. Only what is named is told anything. What a run
-is called there, and how many of its iterations are told, is in RUN/trackers.json.
+Each receives the loss of every optimizer step, counted over all M-steps, the numbers in each iteration's
+metrics.json, and a table of some completions. Only named trackers receive anything. RUN/trackers.json
+stores the name of the run in each tracker, and how many of its iterations were logged.
 
-Not by transformers' callbacks: those take every M-step for an experiment, or its step 1 for a new start.
-Not by accelerate's trackers: those begin a new experiment at each start, also where a run is resumed.
+transformers' callbacks are not used: they treat every M-step as a new experiment or restart at step 1.
+Neither are accelerate's trackers: they start a new experiment even if a run is resumed.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ from femtune.types import Draw
 
 log = logging.getLogger("femtune")
 
-NUM_COMPLETIONS = 16  # in a table, of each iteration's E-step and of its evaluation
+NUM_COMPLETIONS = 16  # logged in a table from each E-step and each evaluation
 _PROJECT = "femtune"
-Row = dict[str, Any]  # of a table: all rows have the same names
+Row = dict[str, Any]  # a row of a table: all rows have the same names
 
 
 class Tracker(Protocol):
-    """One experiment. What it raises ends the tracking and not the run."""
+    """One experiment in a tracker. An exception disables the tracker, and the run continues."""
 
-    key: str  # by which the tracker finds the experiment again
+    key: str  # the tracker's id of the experiment
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """An optimizer step was taken, number `step` of the run."""
+        """Log an optimizer step, number `step` of the run."""
 
     def iteration(self, iteration: int, step: int, values: Mapping[str, float], rows: list[Row]) -> None:
-        """An iteration is done, after that many optimizer steps of the run."""
+        """Log a completed iteration, after `step` optimizer steps of the run."""
 
     def close(self, failed: bool) -> None:
-        """No more comes from this process."""
+        """Close the experiment for this process."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ConfigError for a tracker that is not installed, before a run begins."""
+    """Raise ConfigError for a tracker that is not installed, before a run starts."""
     for name in names:
         found = find_spec(name)
-        if found is None or found.origin is None:  # a folder ./wandb, as wandb itself leaves, is none
+        if found is None or found.origin is None:  # wandb leaves a folder ./wandb, which is no package
             raise ConfigError(f"report_to {name} needs {name}: pip install {name}.")
 
 
@@ -74,9 +74,9 @@ def check_trackers(names: Sequence[str]) -> None:
 def tracking(
     names: Sequence[str], root: Path, config: Mapping[str, Any], progress: Progress
 ) -> Iterator[Progress]:
-    """Tells trackers what `progress` is told, which is given back as it is where there are none.
+    """Yield a progress that also logs to trackers; without trackers, `progress` itself.
 
-    `root` is the run's directory, or what is to be one. Raises ConfigError where a tracker can't begin.
+    `root` is the run's directory, which may not exist yet. Raises ConfigError if a tracker cannot start.
     """
     if not names:
         yield progress
@@ -100,29 +100,29 @@ def _opened(name: str, key: str | None, root: Path, config: Mapping[str, Any]) -
     try:
         with redirect_stdout(sys.stderr):
             return _OPEN[name](key, root, config)
-    except Exception as error:  # each has a tree of errors of its own
+    except Exception as error:  # each tracker has its own exception classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"report_to {name} could not begin: {reason}") from error
+        raise ConfigError(f"report_to {name} could not start: {reason}") from error
 
 
 def _try(name: str, tell: Callable[[], None]) -> bool:
     try:
-        with redirect_stdout(sys.stderr):  # what a tracker says is no output of ours
+        with redirect_stdout(sys.stderr):  # a tracker's messages are not part of the output
             tell()
     except Exception as error:
-        log.warning("%s failed, and is told no more of this run: %r", name, error)
+        log.warning("%s failed; logging to it is disabled for this run: %r", name, error)
         return False
     return True
 
 
 class Tracked:
-    """Progress that trackers hear of, after those who are shown it."""
+    """Progress that is shown first and then logged to trackers."""
 
     def __init__(
         self, shown: Progress, trackers: dict[str, Tracker], root: Path, told: dict[str, int]
     ) -> None:
         self._shown, self._trackers, self._root, self._told = shown, trackers, root, told
-        self._steps = 0  # of the M-steps that are done
+        self._steps = 0  # optimizer steps of completed M-steps
 
     def phase(self, name: str, iteration: int, total: int) -> None:
         self._shown.phase(name, iteration, total)
@@ -157,11 +157,11 @@ class Tracked:
         write_json(path, before | now)
 
 
-# --- what is told
+# --- logged values
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an iteration's metrics, by section; of an interval both ends.
+    """Return the numbers of an iteration's metrics by section, with both ends of intervals.
 
     >>> numbers({"evaluation": {"accuracy": 0.5, "accuracy_ci": [0.4, 0.6]}})
     {'evaluation/accuracy': 0.5, 'evaluation/accuracy_low': 0.4, 'evaluation/accuracy_high': 0.6}
@@ -180,7 +180,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def completions(root: Path, iteration: int) -> list[Row]:
-    """Some draws of an iteration, those with the smallest seeds: a fair choice, as seeds are hashes."""
+    """Return the draws of an iteration with the smallest seeds: a random sample, as seeds are hashes."""
     rows = []
     for phase, kind, data in (("E-step", "draws", "problems"), ("evaluation", "eval", "eval")):
         folder = root / f"iteration-{iteration:03}" / kind
@@ -215,7 +215,7 @@ def _row(draw: Draw, problem: Mapping[str, Any], phase: str) -> Row:
 
 
 class TensorBoard:
-    """Numbers of iterations are drawn over iterations, the loss over steps."""
+    """TensorBoard: metrics are plotted over iterations, the loss over steps."""
 
     def __init__(self, key: str | None, root: Path, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -249,7 +249,7 @@ def _markdown_table(rows: list[Row]) -> str:
 
 
 class Wandb:
-    """Weights & Biases; a run that goes on is the same one there."""
+    """Weights & Biases: a resumed run continues the same experiment."""
 
     def __init__(self, key: str | None, root: Path, config: Mapping[str, Any]) -> None:
         import wandb
@@ -261,7 +261,7 @@ class Wandb:
             resume="allow",
             dir=str(root),
             config=dict(config),
-            settings=wandb.Settings(console="off", quiet=True),  # what is printed is not sent
+            settings=wandb.Settings(console="off", quiet=True),  # console output is not sent
         )
         self.key = str(self.run.id)
         self.run.define_metric("train/*", step_metric="step")
@@ -284,7 +284,7 @@ class Wandb:
 
 
 class Mlflow:
-    """MLflow, by its client, which has no run that others could get into."""
+    """MLflow through its client, which has no global active run that other code could log to."""
 
     def __init__(self, key: str | None, root: Path, config: Mapping[str, Any]) -> None:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -322,7 +322,7 @@ class Mlflow:
 
 
 class Trackio:
-    """trackio, whose runs have one axis: the steps."""
+    """trackio: its runs have one axis, the steps."""
 
     def __init__(self, key: str | None, root: Path, config: Mapping[str, Any]) -> None:
         import trackio
@@ -354,7 +354,7 @@ class Trackio:
     def close(self, failed: bool) -> None:
         import trackio
 
-        trackio.finish()  # and not the run's own, which would come again at exit
+        trackio.finish()  # not the run's own finish, which would run again at exit
 
 
 _OPEN: dict[str, Callable[[str | None, Path, Mapping[str, Any]], Tracker]] = {

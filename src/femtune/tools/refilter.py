@@ -1,12 +1,12 @@
-"""What another threshold, reward or balance would have kept of the draws that a run has stored.
+"""Refilter a run's stored draws with another threshold, reward or balance.
 
     femtune refilter runs/judge --accept-at 0.75 --balance data
 
-Nothing is sampled again, and nothing is written into the run. A draw that the other filter would not
-have led to is left out: with a laxer one, all after the first that it keeps. What it would have asked
-more, with a stricter one, is counted and missing: see `replayed`. Weights that depend on
-log-probabilities (of answers, too) or on what is remembered are known for the run's own filter alone: of
-such a scheme both sides have the iteration's own right draws, alike, each problem of weight 1.
+Nothing is sampled again, and nothing is written into the run. Draws that the other filter would not have
+requested are left out: with a laxer filter, all draws after the first kept one. Draws that a stricter
+filter would have added are counted as missing: see `replayed`. Weights that depend on log-probabilities
+or on remembered draws are known only for the run's own filter. For such a scheme both sides use the
+iteration's own right draws with equal weights, and total weight 1 per problem.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ from femtune.types import SCORED, Balance, Draw, DrawKey, Problem, Request, Sche
 
 @dataclass(frozen=True)
 class Change:
-    """What is to be different; where nothing is said, it is as in the run."""
+    """Changes to a run's filter; None keeps the run's setting."""
 
     reward: str | None = None
-    """Grade the stored texts again, by this reward."""
+    """Grade the stored texts again with this reward."""
     accept_at: float | None = None
-    """Keep a draw where its reward is at least this."""
+    """Keep a draw if its reward is at least this."""
     soft_accept: float | None = None
-    """Keep a rating that is d points off with probability exp(-d / T), T being this."""
+    """Temperature T: keep a rating that is d points off with probability exp(-d / T)."""
     balance: Balance | None = None
-    """Weights by answer: none, as often as in the data, or each answer alike."""
+    """Balance of answers by weight: none, data (frequencies of the data), or uniform."""
 
     def of(self, settings: Train) -> Train:
-        """The settings with these changes. Raises ConfigError for impossible ones."""
+        """Return the settings with these changes. Raises ConfigError for impossible ones."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        if "accept_at" in given:  # a threshold and chance stand in each other's place
+        if "accept_at" in given:  # threshold and probability exclude each other
             given.setdefault("soft_accept", None)
         elif "soft_accept" in given:
             given["accept_at"] = 1.0
@@ -83,7 +83,7 @@ class Change:
 def regraded(
     draws: Sequence[Draw], problems: Mapping[str, Problem], scheme: Scheme, grade: Grade | None
 ) -> list[Draw]:
-    """Draws as the scheme accepts them; graded anew, or by the rewards that they have."""
+    """Return draws as the scheme accepts them; graded again, or by their stored rewards."""
     at = scheme.accept_at
     least = [at(Request(draw.key, (), draw.seed)) if callable(at) else at for draw in draws]
     if grade is None:
@@ -99,7 +99,7 @@ def regraded(
 
 
 def _accepted(found: Score, least: float) -> Score:
-    """A score under another threshold. A leak stays one, as does what was never graded."""
+    """Return a score under another threshold. Leaks and ungraded draws stay refused."""
     if found.reason == "" and found.reward < least:
         return replace(found, reason="wrong", detail=f"reward {found.reward:g} < {least:g}")
     if found.reason == "wrong" and found.reward >= least:
@@ -108,10 +108,10 @@ def _accepted(found: Score, least: float) -> Score:
 
 
 def replayed(scheme: Scheme, scoring: Sequence[Draw]) -> tuple[list[Draw], bool]:
-    """Of one problem's stored draws those that its E-step would have asked for, and whether more.
+    """Return a problem's stored draws that its E-step would request, and True if any are missing.
 
-    A draw's text hangs on its key alone, not on what else was drawn. So with a filter that accepts
-    another draw first, these are the very draws that a run with it would have begun with.
+    A draw's text depends only on its key, not on other draws. So these are exactly the first draws of a
+    run with the other filter.
     """
     is_first = scoring[0].key.stage < len(scheme.first)
     stages, begin = (scheme.first, 0) if is_first else (scheme.stages, len(scheme.first))
@@ -126,13 +126,13 @@ def replayed(scheme: Scheme, scoring: Sequence[Draw]) -> tuple[list[Draw], bool]
 
 
 def _write_again(stored: Stored, scheme: Scheme, grade: Grade | None, folder: Path) -> tuple[int, int]:
-    """Write all draws as filtered again; problems that want more draws, and draws that are left out."""
+    """Write refiltered draws; return how many problems miss draws, and how many draws are dropped."""
     asked_again = left_out = 0
     for index, (chunk, timing) in enumerate(read_draws(stored.draws)):
         if strange := [d.key.problem_id for d in chunk if d.key.problem_id not in stored.problems]:
             raise RunError(
-                f"{stored.run.root} has draws of {first(strange)}, of which its problems.parquet knows "
-                "nothing: put back the one that it was made with."
+                f"{stored.run.root} has draws of {first(strange)}, which are not in its "
+                "problems.parquet. Restore the original file."
             )
         kept: list[Draw] = []
         for _, scoring in by_problem(regraded(chunk, stored.problems, scheme, grade)):
@@ -144,7 +144,7 @@ def _write_again(stored: Stored, scheme: Scheme, grade: Grade | None, folder: Pa
     return asked_again, left_out
 
 
-# --- the verb
+# --- the command
 
 
 def refilter(
@@ -157,7 +157,7 @@ def refilter(
     model: str | None = None,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> dict[str, Any]:
-    """What a run kept in an iteration beside what it would have kept with the changes.
+    """Compare what a run kept in an iteration with what it would have kept with the changes.
 
     stored, refiltered      `evaluate.estep_metrics` of each, with `kept_by`, `kept_scores`,
                             `num_examples`, `weight_by_answer` (shares, balance included), and
@@ -166,13 +166,13 @@ def refilter(
                             of these `rationale_gain` and `helpful_share`: see `answer_rules.gain`
     problems_by_answer      the share of the problems
     not_asked               problems without a draw: the run was stopped in this E-step
-    alike                   whether right draws count alike here, and otherwise in the run
+    alike                   True if right draws have equal weights here, unlike in the run
     asked_again             problems that would have been asked more often: their draws are missing
-    left_out                stored draws that would not have been asked for
+    left_out                stored draws that would not have been requested
 
-    With `output_dir` the examples are written there, and with `train` fitted, from the weights that
-    the iteration started from, or from `model`, into its folder model/. Raises RunError for what is no
-    such run, ConfigError for impossible changes, NothingKept where there is nothing to write.
+    With `output_dir` the examples are written there. With `train` a model is trained on them, from the
+    weights that the iteration started from, or from `model`, into its folder model/. Raises RunError if
+    the run is unsuitable, ConfigError for impossible changes, NothingKept if no draw is kept.
     """
     _check_output(output_dir, trains=train or model is not None)
     stored = open_stored(root, iteration)
@@ -191,7 +191,7 @@ def refilter(
         report["alike"] = alike
         kept, other = report["stored"], report["refiltered"]
         if not kept["num_problems"]:
-            raise RunError(f"{root} asked nothing in iteration {stored.iteration}: give another.")
+            raise RunError(f"{root} has no draws in iteration {stored.iteration}: choose another.")
         if output_dir is None or place is None:
             return report
         if not other["num_kept"]:
@@ -261,13 +261,13 @@ def _fit(
 
 
 def _place(stored: Stored, model: str | None, train: bool) -> tuple[Path, ChatTokenizer]:
-    """The weights to train from, and the run's tokenizer; refused where they don't go together."""
+    """Return the weights to train from, and the run's tokenizer; refuse them if they do not match."""
     tokenizer = load_tokenizer(local_model(stored.model), stored.settings.template_args)
     start = local_model(model) if model else stored.start()
     if train and not start.exists():
         raise RunError(
-            f"{start}, which iteration {stored.iteration} started from, is not there: give --model, or "
-            "leave out --train."
+            f"{start}, which iteration {stored.iteration} started from, does not exist: give --model, "
+            "or leave out --train."
         )
     if model and load_tokenizer(start).tokenizer.get_vocab() != tokenizer.tokenizer.get_vocab():
         raise ModelError(
@@ -278,7 +278,7 @@ def _place(stored: Stored, model: str | None, train: bool) -> tuple[Path, ChatTo
 
 
 def _grade(stored: Stored, settings: Train) -> Grade:
-    """The new reward over the run's prompts, once it was seen to accept the correct answers."""
+    """Return the new reward over the run's prompts, after a check that it accepts correct answers."""
     prompts = stored.prompts()
     data = TaskData(
         problems=list(stored.problems.values()),
@@ -300,7 +300,7 @@ def _grade(stored: Stored, settings: Train) -> Grade:
 def _side(
     folder: Path, problems: Mapping[str, Problem], scheme: Scheme, balance: Balance
 ) -> tuple[dict[str, float], dict[str, Any], Factors]:
-    """The problems' shares by answer, what was kept of a folder of draws, and the weights' factors."""
+    """Return the problems' shares by answer, a folder's metrics, and the weights' factors."""
     found = weighed(drawn(folder), problems, scheme.weigh)
     factors = balance_factors(found, balance)
     asked = outcomes(folder, problems)
@@ -319,7 +319,7 @@ def _side(
 
 
 def _gains(stored: Stored) -> dict[DrawKey, float]:
-    """Return by how many nats each scored rationale raises log p(y* | x); {} where none was scored."""
+    """Return by how many nats each scored rationale raises log p(y* | x); {} if none was scored."""
     return {
         draw.key: nats
         for part in scored(stored.draws, stored.draws.with_name("scored"))
@@ -329,7 +329,7 @@ def _gains(stored: Stored) -> dict[DrawKey, float]:
 
 
 def _worth(folder: Path, gains: Mapping[DrawKey, float]) -> dict[str, Any]:
-    """Measure the scored ones of a folder's kept rationales."""
+    """Measure the kept rationales of a folder that were scored."""
     kept = [draw.key for chunk in drawn(folder) for draw in chunk if draw.accepted]
     found = [gains[key] for key in kept if key in gains]
     if not gains:
@@ -348,7 +348,7 @@ def _shares(amounts: Mapping[str, float]) -> dict[str, float]:
 
 
 def _mean_score(shares: Mapping[str, float]) -> float | None:
-    """The mean of answers with these shares, where all are numbers."""
+    """Return the mean of answers with these shares, if all are numbers."""
     scores = [as_number(answer) for answer in shares]
     known = [score for score in scores if score is not None]
     if not known or len(known) < len(scores):

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: all problems, what the run kept, what the changes keep."""
+    """Return columns and rows: all problems, what the run kept, what the changes keep."""
     return ["", "problems", "stored", "refiltered"], [*_overall(report), *_groups(report)]
 
 
@@ -43,7 +43,7 @@ def _overall(report: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _shifted(scores: Mapping[str, Any], name: str, shift: str) -> str:
-    """A measure of the kept ones, and the interval of its difference to all."""
+    """Return a measure of the kept problems, and the interval of its difference to all."""
     if scores[name] is None:
         return "-"
     low, high = scores.get(f"{shift}_ci", (None, None))
@@ -74,15 +74,15 @@ def _with_interval(group: Mapping[str, Any] | None) -> str:
 
 
 def notes(report: Mapping[str, Any]) -> Iterator[str]:
-    """What must be known to read the table."""
+    """Yield the notes needed to read the table."""
     if report["not_asked"]:
         why = "this E-step was stopped before its end"
         why += ", or did not ask them" if report["alike"] else ""
         yield f"{report['not_asked']:,} problems have no draws: {why}."
     if report["alike"]:
         yield (
-            "weights are the iteration's own right draws, all alike: the run's own hang on "
-            "log-probabilities, or on what it remembers."
+            "weights are equal over the iteration's own right draws: the run's own weights depend on "
+            "log-probabilities, or on remembered draws."
         )
     if report["asked_again"]:
         yield (
@@ -101,7 +101,7 @@ def notes(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"nothing is kept of the answers {', '.join(sorted(lost)[:5])}: no balance puts them back."
 
 
-_MEASURES = (  # of kept_scores: the measure, its shift, and what it is called
+_MEASURES = (  # of kept_scores: the measure, its shift, and its title
     ("score_mean", "mean_shift", "human score, mean"),
     ("score_sd", "sd_shift", "human score, spread (sd)"),
     ("mode_share", "mode_shift", "human score {mode}, its share"),

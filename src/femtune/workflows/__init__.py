@@ -1,1 +1,1 @@
-"""Do what a command does, from settings to files: the functions behind `femtune.api` and the CLI."""
+"""The functions behind `femtune.api` and the CLI: each runs a command, from settings to files."""

@@ -35,7 +35,7 @@ class CalibrateResult:
     run: Path
     """Folder of the run with the draws that it was fitted to."""
     metrics: dict[str, Any] = field(repr=False)
-    """`ece` and `brier` before and after, cross-fitted: by maps that did not see the item."""
+    """`ece` and `brier` before and after, cross-fitted: by maps fitted without the item."""
 
 
 def run_calibrate(
@@ -50,8 +50,8 @@ def run_calibrate(
 ) -> CalibrateResult:
     """Fit a map on a validation split and store it at `output`.
 
-    The draws are those of `evaluate` with the same settings, and stored as it stores them. Raises
-    ConfigError where the answers are on no scale, or on several, DataError where there are too few.
+    The draws are those of `evaluate` with the same settings, stored in the same way. Raises ConfigError
+    if the answers have no scale, or several, DataError if there are too few.
     """
     check_new(output, "--output")
     settings = as_trained(settings, model)
@@ -91,7 +91,7 @@ def _only_scale(problems: list[Problem]) -> Scale:
 def _probabilities(
     drawn: list[tuple[Problem, list[Draw]]], folder: Path, aggregate: Aggregate
 ) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """Return the probability of each answer [items, scale], None where only votes are to be used."""
+    """Return the probability of each answer [items, scale]; None if only votes are used."""
     if aggregate == "votes" or not (scored := read_scored(folder)):
         return None
     rows = [judged_by_probabilities(each, of_draws(scored, draws)) for each, draws in drawn]

@@ -27,7 +27,7 @@ from femtune.types import Aggregate, Demos, Problem, Sampling
 from femtune.workflows.predict import check_calibration, read_calibration
 from femtune.workflows.worked_examples import store_demos
 
-# what is shown of an untrained model that is asked with worked examples, beside all without them
+# metrics shown of an untrained model with worked examples, beside those without them
 _SHOWN = (
     *("accuracy", "accuracy_ci", "accuracy_unforced", "accuracy_unforced_ci", "answered"),
     *("forced_share", "truncated_share", "spearman", "spearman_ci", "mae", "mae_ci"),
@@ -36,10 +36,10 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """How well a model answers held-out problems.
+    """The accuracy and other measures of a model on held-out problems.
 
-    Where the answers are a closed set, `metrics` has "by_votes" and "by_probabilities" with the measures
-    of both. Under a calibration, "calibrated" has those of what it maps.
+    For a closed set of answers, `metrics` has "by_votes" and "by_probabilities" with the measures of
+    both. With a calibration, "calibrated" has the measures of the calibrated votes or probabilities.
     """
 
     run: Path
@@ -47,9 +47,9 @@ class EvaluateResult:
     draws: Path
     """Folder with all draws."""
     accuracy: float
-    """Share of problems that were answered correctly."""
+    """Share of problems answered correctly."""
     accuracy_ci: tuple[float, float] | None
-    """95% interval of the accuracy by bootstrap over problems; None where it is undefined."""
+    """95% interval of the accuracy by bootstrap over problems; None if it is undefined."""
     metrics: dict[str, Any] = field(repr=False)
     """All measures by name; an interval has the suffix `_ci`."""
 
@@ -64,13 +64,13 @@ def run_evaluate(
     reward: Callable[..., Any] | None = None,
     reader_problems: int = 0,
 ) -> EvaluateResult:
-    """Measure a model on problems; what is not set is taken from its femtune.json.
+    """Measure a model on problems; unset settings come from its femtune.json.
 
-    Under a calibration of votes, `ece`, `brier` and measures of the expected rating are of calibrated
+    With a calibration of votes, `ece`, `brier` and measures of the expected rating are of calibrated
     votes; `ece_raw` and `brier_raw` are of the votes themselves. The draws are the same either way.
 
-    With `reader_problems` the base that the model was trained from reads the rationales of so many
-    problems: see `rationales.rationale_metrics`. Raises ModelError where that base can't be had.
+    With `reader_problems` the model's base reads the rationales of so many problems: see
+    `rationales.rationale_metrics`. Raises ModelError if that base is not available.
     """
     if reader_problems < 0:
         raise ConfigError(f"reader_problems must be at least 0, got {reader_problems}.")
@@ -90,7 +90,7 @@ def evaluate_as_set(
     reward: Callable[..., Any] | None = None,
     reader_problems: int = 0,
 ) -> EvaluateResult:
-    """Measure a model by settings alone, without its femtune.json."""
+    """Measure a model by the given settings only, without its femtune.json."""
     reader = trained_from(model) if reader_problems else None
     config = _loop_config(settings)
     calibration = read_calibration(settings)
@@ -150,17 +150,17 @@ def _loop_config(settings: Evaluate) -> LoopConfig:
 
 @dataclass(frozen=True)
 class _Combination:
-    """How several draws of a problem become one answer."""
+    """The way to combine several draws of a problem into one answer."""
 
     calibration: Calibration | None
     aggregate: Aggregate
-    scores: bool  # True if answers are scored, as far as the engine can
+    scores: bool  # True if answers are scored, if the engine can
 
 
 def _combine(
     settings: Evaluate, calibration: Calibration | None, asked: TaskInputs[Evaluate]
 ) -> _Combination:
-    """Choose how draws are combined. Raises ConfigError where the settings do not suit the problems."""
+    """Choose how draws are combined. Raises ConfigError if the settings do not suit the problems."""
     check_calibration(calibration, asked.problems)
     of_probabilities = calibration is not None and calibration.of == "probabilities"
     aggregate: Aggregate = "probabilities" if of_probabilities else settings.aggregate
@@ -169,7 +169,7 @@ def _combine(
 
 
 def _measure(steps: Steps, demos: Demos, how: _Combination) -> dict[str, Any]:
-    """Draw and measure, with worked examples too where there are any."""
+    """Draw and measure, and repeat with worked examples if there are any."""
     metrics = steps.evaluate(0)
     shown = steps.evaluate(0, demos) if demos else {}
     run, problems, sampler = steps.run, steps.eval_problems, steps.sampler
@@ -193,7 +193,7 @@ def _both_ways(
     sampler: Sampler,
     calibration: Calibration | None,
 ) -> dict[str, Any]:
-    """Measure the stored draws of a kind by votes and by probabilities, which are scored first."""
+    """Measure the stored draws of a kind by votes and by probabilities, which are computed first."""
     folder = score_into(run, kind, problems, sampler)
     by_id = {problem.id: problem for problem in problems}
     scored, stored = read_scored(folder), read_draws(run.iteration(0) / kind)
@@ -203,7 +203,7 @@ def _both_ways(
 def _calibrated(
     raw: dict[str, Any], problems: Sequence[Problem], draws: Path, calibration: Calibration
 ) -> dict[str, Any]:
-    """Return the measures under a calibration of votes, and the raw ones that it changes."""
+    """Return the measures with a calibration of votes, and the raw ones that it changes."""
     by_id = {problem.id: problem for problem in problems}
     metrics = evaluation_metrics(by_id, read_draws(draws), calibration)
     kept = {"ece": "ece_raw", "ece_ci": "ece_raw_ci", "brier": "brier_raw", "brier_ci": "brier_raw_ci"}

@@ -23,7 +23,7 @@ from femtune.tools.stored_run import settings_of
 
 @dataclass(frozen=True)
 class FitResult:
-    """A model that was fine-tuned on examples."""
+    """A model fine-tuned on examples."""
 
     model: Path
     """Folder of the model, or of the adapter under LoRA."""
@@ -34,9 +34,9 @@ class FitResult:
 def run_fit(
     examples: Path, model: str, training: Training, output_dir: Path, seed: int, progress: Progress
 ) -> FitResult:
-    """Train on a file of examples and make `output_dir` a model's folder.
+    """Train on a file of examples and store the model in `output_dir`.
 
-    What trackers write lies beside it, in a folder of its name and ".trackers". Raises RunError where
+    Trackers write beside it, in a folder of the same name with ".trackers". Raises RunError if
     `output_dir` exists already: a checkpoint is never overwritten.
     """
     check_new(output_dir)
@@ -66,7 +66,7 @@ def run_fit(
 
 @dataclass(frozen=True)
 class _StepsOnly(Quiet):
-    """Show the steps, and not the metrics: they are no iteration of a run."""
+    """Progress that shows steps but no metrics, as there is no iteration."""
 
     shown: Progress
 
@@ -78,7 +78,7 @@ class _StepsOnly(Quiet):
 
 
 def _fitted(examples: Path, model: str, base: Path) -> ModelInfo:
-    """Describe how a fitted model is asked: as the run that its examples are from, or as its base."""
+    """Describe a fitted model's settings: those of the run of its examples, or of its base."""
     root = examples.absolute().parent.parent
     weights = hash_weights(base, base_of_adapter(base))
     if (root / "config.yaml").exists():

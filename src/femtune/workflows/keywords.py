@@ -1,8 +1,8 @@
 """Typed keywords of the public functions: the fields of config.py and mstep/config.py, as TypedDicts.
 
-They are written out for editors and type checkers, which read no generated types. A test compares names
-and types. `scheme` and `reward` are parameters of the functions themselves, as they may be objects.
-What each setting means stands at its field in config.py.
+They are written out for editors and type checkers, which cannot read generated types. A test compares
+names and types. `scheme` and `reward` are parameters of the functions, as they may be objects.
+config.py documents each setting at its field.
 """
 
 from __future__ import annotations

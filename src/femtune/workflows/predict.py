@@ -1,4 +1,4 @@
-"""Answers to new items from several rationales each, and how sure they are: see `aggregate`.
+"""Answers to new items from several rationales each, with a confidence: see `aggregate`.
 
     {"id": "r7", "answer": "4", "confidence": 0.71, "abstained": false, "num_answered": 16,
      "votes": {"4": 12, "3": 4}, "aggregate": "probabilities",
@@ -6,8 +6,8 @@
      "distribution": {"1": 0.0, "2": 0.01, "3": 0.26, "4": 0.71, "5": 0.02},
      "expected": 3.74, "consistent": null, "rationale": "The response names ..."}
 
-A pair is asked in both orders and is one item, its A and B as the data has them. Items of a stream, "-",
-are asked chunk by chunk, as they come.
+A pair is asked in both orders and is one item, with A and B as in the data. Items of a stream, "-", are
+processed in chunks as they arrive.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ PREDICTIONS = pa.schema(
         ("abstained", pa.bool_()),
         ("num_answered", pa.int32()),
         ("votes", pa.list_(pa.struct([("answer", pa.string()), ("count", pa.int32())]))),
-        ("aggregate", pa.string()),  # votes or probabilities: what the answer was made by
+        ("aggregate", pa.string()),  # votes or probabilities: the source of the answer
         ("probabilities", SHARES),  # mean of pi(y | x, z), not calibrated; null where not scored
-        ("distribution", SHARES),  # null where any answer may be given
+        ("distribution", SHARES),  # null for free-form answers
         ("expected", pa.float64()),
         ("consistent", pa.bool_()),
         ("rationale", pa.string()),
@@ -87,19 +87,19 @@ PREDICTIONS = pa.schema(
 
 @dataclass(frozen=True)
 class PredictResult:
-    """Predictions that were stored in a file."""
+    """Predictions stored in a file."""
 
     output: Path
-    """File with a row for each item."""
+    """File with one row per item."""
     draws: Path | None
-    """Folder of the run with the draws; None for a stream's, which are not stored."""
+    """Folder of the run with the draws; None for a stream, whose draws are not stored."""
 
 
 def predictions(data: Data, model: str, settings: Predict) -> Iterator[Prediction]:
-    """Return answers to items, in order of the data; what they hold stands at `api.predict`.
+    """Return answers to items in the order of the data; `api.predict` documents their fields.
 
-    Raises ConfigError, DataError or ModelError at once, but for errors that show only in a line of a
-    stream or as the model is loaded.
+    Raises ConfigError, DataError or ModelError at once, except for errors in a later line of a stream
+    or while the model is loaded.
     """
     chosen = as_trained(settings, model)
     calibration = read_calibration(chosen)
@@ -132,7 +132,7 @@ def _predictions(
 def _drawn(
     problems: Sequence[Problem], sampler: Sampler, settings: Predict, scores: bool
 ) -> Iterator[tuple[Problem, Sequence[Draw], Scored]]:
-    """Draw, and score the answers after each draw, chunk by chunk."""
+    """Draw, and score the answers after each draw, by chunk."""
     by_id = {problem.id: problem for problem in problems}
     for chunk in evaluation_draws(problems, sampler, draws=settings.draws, iteration=0):
         scored = score_draws(chunk.draws, by_id, sampler) if scores else {}
@@ -145,7 +145,7 @@ def _made(
     calibration: Calibration | None,
     settings: Predict,
 ) -> Iterator[Prediction]:
-    """Predictions from problems and their draws, both orders of a pair together."""
+    """Yield predictions from problems and their draws, both orders of a pair together."""
     for _, group in groupby(drawn, key=lambda one: item_id(one[0])):
         orders = list(group)
         scored = {key: nats for _, _, each in orders for key, nats in each.items()}
@@ -156,9 +156,9 @@ def _made(
 def predict_into(data: Data, model: str, settings: Predict, output: Path) -> PredictResult:
     """Store predictions as a file, .jsonl or .parquet.
 
-    The draws are stored first, in a run's directory beside the file, so that the same call goes on where
-    one was stopped. Those of a stream, which does not come twice, are not. Raises what `predictions`
-    raises, and RunError where the file is there already, or the directory is of other predictions.
+    The draws are stored first, in a run directory beside the file, so the same call resumes a stopped
+    one. Draws of a stream are not stored, as a stream cannot be repeated. Raises what `predictions`
+    raises, and RunError if the file exists already, or the directory holds other predictions.
     """
     check_output(output)
     settings = as_trained(settings, model)
@@ -196,7 +196,7 @@ def _stored_draws(
     settings: Predict,
     calibration: Calibration | None,
 ) -> Iterator[tuple[Problem, Sequence[Draw], Scored]]:
-    """Draw for all problems into a run, score the answers where they can be, and read both back."""
+    """Draw for all problems into a run, score the answers if possible, and yield both."""
     aggregate = chosen_aggregate(settings, calibration)
     scores = uses_probabilities(aggregate, problems, builder.prompts)
     by_id = {problem.id: problem for problem in problems}
@@ -211,19 +211,19 @@ def _stored_draws(
             yield by_id[name], draws, scored
 
 
-# --- what is asked
+# --- reading items
 
 
 def as_trained(settings: Predict, model: str) -> Predict:
-    """Settings with what was left open filled in by the model's femtune.json, where it has one."""
+    """Return settings with unset ones filled in from the model's femtune.json, if it has one."""
     return with_defaults(settings, read_info(local_model(model)), graded=False)
 
 
 def reading(settings: Predict, read: Callable[[Predict], T]) -> T:
-    """Read items, without those mappings of answer columns whose column the data lacks.
+    """Read items, ignoring mappings of answer columns that the data lacks.
 
-    So that the configuration that trained a model, score=human_score in it, serves for items without
-    scores too. Raises what `read` raises.
+    So a configuration for training, with score=human_score, also works for items without scores. Raises
+    what `read` raises.
     """
     while True:
         try:
@@ -236,13 +236,13 @@ def reading(settings: Predict, read: Callable[[Predict], T]) -> T:
 
 
 def _lacks(message: str, item: str) -> bool:
-    """Whether an error says that the column of this mapping is not there, and it holds answers."""
+    """Return True if an error says that this mapping's column, an answer column, is missing."""
     name, _, column = item.partition("=")
     return name in ANSWERS and f"has no column `{column}` for `{name}`" in message
 
 
 def _read(data: Data, settings: Predict) -> Iterable[TaskInputs[Predict]]:
-    """What is asked, in one part; of a stream, in parts as they come."""
+    """Read the inputs, in one part; for a stream, in parts as they arrive."""
     if data == "-":
         return _read_stream(settings)
 
@@ -260,7 +260,7 @@ def _read_stream(settings: Predict) -> Iterator[TaskInputs[Predict]]:
                 return read_inputs(found, settings, answers=False)
 
             asked = reading(settings, read)
-            # ratings that are there may show the scale, which holds for all that follow
+            # ratings in the first part may show the scale, which then holds for all parts
             settings = replace(settings, scale=asked.settings.scale)
             yield asked
     except UnicodeDecodeError as error:
@@ -268,7 +268,7 @@ def _read_stream(settings: Predict) -> Iterator[TaskInputs[Predict]]:
 
 
 def _named(lines: Iterator[tuple[int, Any]], renamed: bool) -> Iterator[tuple[int, Any]]:
-    """Rows with an id, stdin-<line> if they have none: parts of a stream don't know of each other."""
+    """Yield rows with an id, stdin-<line> if they have none, unique over all parts of a stream."""
     for place, row in lines:
         if isinstance(row, dict) and not renamed and row.get("id") in (None, ""):
             row = {**row, "id": f"stdin-{place}"}
@@ -279,7 +279,7 @@ def _named(lines: Iterator[tuple[int, Any]], renamed: bool) -> Iterator[tuple[in
 
 
 def read_calibration(settings: Evaluate) -> Calibration | None:
-    """Read the map that settings name. Raises DataError, and ConfigError where it is of another kind."""
+    """Read the map that settings name. Raises DataError, and ConfigError if it is of another kind."""
     if settings.calibration is None:
         return None
     found = load_calibration(Path(settings.calibration))
@@ -294,12 +294,12 @@ def read_calibration(settings: Evaluate) -> Calibration | None:
 
 
 def chosen_aggregate(settings: Evaluate, calibration: Calibration | None) -> Aggregate:
-    """Return what answers are made from: as set, else what the calibration was fitted to."""
+    """Return the source of answers: as set, else the one that the calibration was fitted to."""
     return settings.aggregate if calibration is None else calibration.of
 
 
 def check_calibration(calibration: Calibration | None, problems: Sequence[Problem]) -> None:
-    """Raises ConfigError where problems have another scale than the map, or none."""
+    """Raise ConfigError if problems have another scale than the map, or none."""
     if calibration is None:
         return
     for scale in {scale_of(problem) for problem in problems}:
@@ -308,21 +308,21 @@ def check_calibration(calibration: Calibration | None, problems: Sequence[Proble
         check_scale(calibration, scale.answers)
 
 
-# --- where it goes
+# --- output
 
 
 def check_output(path: Path) -> None:
-    """Refuse, before any work, a file that is there, can't be written, or is of unknown kind."""
+    """Refuse, before any work, a file that exists, is not writable, or is of unknown kind."""
     check_new(path, "--output")
     if path.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(f"--output {path}: its name must end in .jsonl or .parquet.")
 
 
 def save_predictions(predictions: Iterator[Prediction], path: Path, at_once: int = 1024) -> None:
-    """Write them as they come, `at_once` to a row group, to a file that is there once all are.
+    """Write predictions as they arrive, `at_once` per row group; the file appears when all are written.
 
-    Lines of JSON, or Parquet with votes, probabilities and distribution as lists: see `PREDICTIONS`.
-    Raises RunError where it can't be written.
+    The file has JSON lines, or Parquet with votes, probabilities and distribution as lists: see
+    `PREDICTIONS`. Raises RunError if it cannot be written.
     """
     with replacing(path) as part:
         if path.suffix == ".jsonl":
@@ -335,7 +335,7 @@ def save_predictions(predictions: Iterator[Prediction], path: Path, at_once: int
 
 
 def as_line(one: Prediction) -> str:
-    """A prediction as a line of JSON."""
+    """Return a prediction as a line of JSON."""
     return json.dumps(one, ensure_ascii=False)
 
 

@@ -29,7 +29,7 @@ from femtune.workflows.worked_examples import store_demos, usable_demos
 
 @dataclass(frozen=True)
 class SampleResult:
-    """Draws of one E-step, and the examples that were made from those that were kept."""
+    """Draws of one E-step, and the examples from the kept ones."""
 
     run: Path
     """Folder of the run."""
@@ -56,7 +56,7 @@ def run_sample(
 ) -> SampleResult:
     """Draw for each problem, filter, and store draws and examples.
 
-    Raises NothingKept where no draw is kept; the draws are stored all the same.
+    Raises NothingKept if no draw is kept; the draws are still stored.
     """
     if scheme is not None:
         check_storable(scheme)
@@ -106,8 +106,8 @@ def run_sample(
 def _inputs(
     data: Data, settings: Sample, scheme: Scheme | None, reward: Callable[..., Any] | None
 ) -> tuple[TaskInputs[Sample], LoopConfig, list[Problem]]:
-    """Return what is asked and how, and the problems to draw for. Raises ConfigError and DataError."""
-    make_loop_config(replace(as_train(settings), soft_accept=None), scheme)  # what needs no data
+    """Return inputs, loop settings and the problems to draw for. Raises ConfigError and DataError."""
+    make_loop_config(replace(as_train(settings), soft_accept=None), scheme)  # checks that need no data
     asked = read_inputs(data, settings, reward)
     config = make_loop_config(as_train(asked.settings), scheme)
     problems = trained_on(asked.problems)

@@ -1,4 +1,4 @@
-"""Run filtered EM from settings: check what can be wrong, then E-step, M-step, evaluation, K times."""
+"""Run filtered EM from settings: check the inputs, then run E-step, M-step, evaluation, K times."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class TrainResult:
     run: Path
     """Folder of the run: settings, problems, every draw, examples and metrics."""
     best: Path
-    """Model with the highest held-out accuracy, which is therefore a little flattered."""
+    """Model with the highest held-out accuracy, which selection biases upwards slightly."""
     last: Path
     """Model of the last iteration."""
     best_iteration: int
-    """Iteration of `best`; the last one where nothing was held out."""
+    """Iteration of `best`; the last one if nothing was held out."""
     history: list[dict[str, Any]] = field(repr=False)
     """Metrics by iteration; 0 is the base model."""
 
@@ -92,7 +92,7 @@ def run_train(
     builder = make_sampler_builder(model, asked, problems, test)
     config = replace(config, demos=usable_demos(builder.demos, config.scheme))
     info = _info(model, settings, asked, builder, stored)
-    if reward is not None:  # a function has no name by which another command could find it
+    if reward is not None:  # another command cannot find a function by name
         info = replace(info, reward=None)
     _check_room(place, config, builder, problems, test, draws)
     with (
@@ -112,7 +112,7 @@ def run_train(
 
 
 def _check(settings: Train, scheme: Scheme | None) -> None:
-    """Refuse what can be refused without data and model. Raises ConfigError."""
+    """Refuse bad settings without data and model. Raises ConfigError."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             "train is one process, and starts its M-steps' processes itself: give the launcher to it, "
@@ -127,7 +127,7 @@ def _check(settings: Train, scheme: Scheme | None) -> None:
     if scheme is not None:
         check_storable(scheme)
     sampling(settings, scheme)
-    make_loop_config(replace(settings, soft_accept=None), scheme)  # which needs the data's scale
+    make_loop_config(replace(settings, soft_accept=None), scheme)  # soft_accept needs the data's scale
     check_installed(settings)
 
 
@@ -141,7 +141,7 @@ def _inputs(
 ) -> tuple[TaskInputs[Train], list[Problem], list[Problem]]:
     """Return the inputs with all settings filled in, the problems to train on and those held out."""
     asked = read_inputs(data, settings, reward)
-    make_loop_config(asked.settings, scheme)  # before anything is asked of the model's files
+    make_loop_config(asked.settings, scheme)  # before the model's files are read
     problems, test = held_out(asked, data)
     asked = without_held_out(asked, test)
     place = None if output_dir is None else Path(output_dir)
@@ -156,7 +156,7 @@ def _info(
     builder: SamplerBuilder,
     stored: dict[str, Any],
 ) -> ModelInfo:
-    """Describe how the run's models are asked, for their femtune.json."""
+    """Describe the prompts and settings of the run's models, for their femtune.json."""
     in_prompt = tuple(asdict(demo) for demo in builder.prompts.demos)
     weights = stored["relies_on"]["weights"]
     return info_of(settings, asked.settings, model, weights, demos=in_prompt or None)
@@ -170,14 +170,14 @@ def _check_room(
     test: list[Problem],
     draws: Sampling,
 ) -> None:
-    """Refuse or warn where the disk is too small for the run: see `check_disk`."""
+    """Refuse or warn if the disk is too small for the run: see `check_disk`."""
     num_stored = len(list(place.glob("iteration-*/model")))
     needed = at_most(config, builder.base, len(problems), len(test), draws, num_stored)
     check_disk(place, needed)
 
 
 def _check_adapters(sampler: Sampler) -> None:
-    """Refuse a server that takes no adapters while it runs. Raises ModelError."""
+    """Refuse a server that cannot load adapters at runtime. Raises ModelError."""
     if not sampler.engine.capabilities.adapters:
         raise ModelError(
             "the server takes no adapters while it runs, so what is learnt can't reach it: "

@@ -23,7 +23,7 @@ def without_held_out(asked: TaskInputs[Any], test: Sequence[Problem]) -> TaskInp
 
 
 def usable_demos(demos: Demos, scheme: Scheme) -> Demos:
-    """Return the worked examples that a scheme's draws may be shown: none if it needs plain prompts."""
+    """Return the worked examples for a scheme's prompts: none if it needs plain prompts."""
     if demos and "plain_prompts" in scheme.needs:
         log.warning(
             "scheme %s needs draws of the plain prompt: worked examples are not shown in its E-steps.",

@@ -1,8 +1,8 @@
-"""The routes: an address for each question, for those whom the guard lets in.
+"""The routes of the page; every request passes the guard first.
 
-/                 draws that a filter lets through, by the page     /export.jsonl, /export.parquet
-/draw?name=       one of them                                       /problem?id=    of all iterations
-/difference?a=&b= two of them                                       and runs, side by side
+/                 draws that match a filter, in pages     /export.jsonl, /export.parquet
+/draw?name=       one draw                                /problem?id=    all draws of a problem,
+/difference?a=&b= the difference of two draws             by iteration and run
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def make_app(
     cookie: str = "femtune-view",
     ready: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    """The pages over an index, for those that know the token. Closes the index at its end.
+    """Build the application over an index, protected by a token. It closes the index at shutdown.
 
-    `ready` is called when it answers.
+    `ready` is called when the application answers requests.
     """
     pages = Pages(index)
 
@@ -64,6 +64,6 @@ def make_app(
 
 
 def asset(name: str, kind: str) -> Callable[[Request], Response]:
-    """A file of the package."""
+    """Return a handler that serves a file of the package."""
     content = (files("femtune.reporting.browser") / "templates" / name).read_bytes()
     return lambda request: Response(content, media_type=kind)

@@ -1,4 +1,4 @@
-"""A DuckDB in memory: one writer at a time, readers beside it, and an end at any moment."""
+"""An in-memory DuckDB: one writer at a time, concurrent readers, closable at any time."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import duckdb
 
 
 class Closed(Exception):
-    """The database was closed: nobody waits for an answer any more."""
+    """The database was closed while a query was running."""
 
 
 class Database:
-    """To be closed; `con` is for who is `alone`, `query` for all."""
+    """A database that must be closed; use `con` only inside `alone`, `query` anywhere."""
 
     def __init__(self, tables: str) -> None:
         self._lock = threading.RLock()
         self._asking: set[duckdb.DuckDBPyConnection] = set()
         self._closed = False
         self._folder = tempfile.TemporaryDirectory(prefix="femtune-view-", ignore_cleanup_errors=True)
-        self.folder = self._folder.name  # for what DuckDB can't keep in memory, and for links
+        self.folder = self._folder.name  # for spilled data and symbolic links
         quiet = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
         self.con = duckdb.connect(config={**quiet, "temp_directory": f"{self.folder}/spilled"})
         self.con.execute(tables)
 
     def close(self) -> None:
-        """End what is going on, here and in other threads."""
+        """Interrupt running queries, also in other threads, and close."""
         if self._closed:
             return
         self._closed = True
@@ -47,7 +47,7 @@ class Database:
             self._lock.release()
 
     def query(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
-        """Rows, on a cursor of its own: requests come side by side. Raises Closed."""
+        """Return rows, on a separate cursor: requests run concurrently. Raises Closed."""
         if self._closed:
             raise Closed
         cursor = self.con.cursor()
@@ -62,7 +62,7 @@ class Database:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """One writer at a time. Raises Closed."""
+        """Hold the writer's lock. Raises Closed."""
         with self._lock:
             if self._closed:
                 raise Closed

@@ -1,4 +1,4 @@
-"""What is different between two texts: sentences first, and words in those that are.
+"""The difference of two texts: by sentences first, then by words in changed sentences.
 
 >>> [(piece.kind, piece.text) for piece in difference("It is clear. So 3.", "It is clear. So 2.")]
 [('same', 'It is clear. So '), ('less', '3'), ('more', '2'), ('same', '.')]
@@ -13,22 +13,22 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
 
-LONGEST = 50_000  # characters of each text that are compared
-_PATIENCE = 1_000_000  # pairs of equal units; beyond these the middle of two texts is not compared
+LONGEST = 50_000  # characters compared of each text
+_PATIENCE = 1_000_000  # pairs of equal units; above this the middle of two texts is not compared
 _SENTENCE = re.compile(r"[^\n.!?]*(?:[.!?]+(?=\s|$)[^\S\n]*\n?|\n|[.!?]+|$)")
 _WORD = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of the two texts: in both, only in the first (less), only in the second (more)."""
+    """A part of two texts: in both (same), only in the first (less), only in the second (more)."""
 
     kind: Literal["same", "less", "more"]
     text: str
 
 
 def difference(first: str, second: str) -> list[Piece]:
-    """The pieces of both texts, in order; what is not more makes the first, not less the second."""
+    """Return the pieces of both texts in order; "same" and "less" make up the first text."""
     pieces: list[Piece] = []
     for a, b in _changes(_units(_SENTENCE, first), _units(_SENTENCE, second)):
         if a == b:
@@ -47,7 +47,7 @@ def _units(pattern: re.Pattern[str], text: str) -> list[str]:
 
 
 def _changes(a: Sequence[str], b: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Parts of both that belong together, as texts: equal, or one in the other's place."""
+    """Yield corresponding parts of both: equal, or one that replaces the other."""
     shorter = min(len(a), len(b))
     start = next((i for i in range(shorter) if a[i] != b[i]), shorter)
     end = next((i for i in range(shorter - start) if a[-1 - i] != b[-1 - i]), shorter - start)
@@ -66,9 +66,9 @@ def _changes(a: Sequence[str], b: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """Neighbours of one kind as one piece; of a change, what is less comes before what is more.
+    """Merge neighbours of one kind; in a change, "less" comes before "more".
 
-    A space between two words that are both different counts as different too: that reads better.
+    A space between two different words counts as different too: that is easier to read.
     """
     made: list[Piece] = []
     pieces = [

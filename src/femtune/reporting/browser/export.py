@@ -1,4 +1,4 @@
-"""What a filter finds, with all that is stored of it, as JSON lines or Parquet, a shard at a time."""
+"""Export of the draws that match a filter, with all columns, as JSON lines or Parquet."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ EXPORTED = pa.schema(
 
 
 def export(index: Index, asked: Filter, form: Form) -> Iterator[bytes]:
-    """The file in pieces: in the order in which draws are stored, whatever the filter sorts by.
+    """Yield the file in pieces, in the order in which draws are stored; the filter's order is ignored.
 
-    Raises Stale where a shard can't be read: what was given till then is no whole file.
+    Raises Stale if a shard cannot be read; the pieces until then are an incomplete file.
     """
     tables = _tables(index, asked)
     return _lines(tables) if form == "jsonl" else _parquet(tables)
 
 
 def _tables(index: Index, asked: Filter) -> Iterator[pa.Table]:
-    """The draws that are found, with their run and their correct answer; a table a shard."""
+    """Yield the matching draws with their run and correct answer, one table per shard."""
     where, values = asked.conditions()
     found = index.query(
         f"""
@@ -52,7 +52,7 @@ def _tables(index: Index, asked: Filter) -> Iterator[pa.Table]:
             stored = index.shard(number)
             taken = stored.select(DRAWS.names).cast(DRAWS).take([id & 0xFFFFFFFF for id, _ in rows])
         except (OSError, KeyError, pa.ArrowException, duckdb.Error) as error:
-            raise Stale(f"a shard of {run} can't be read any more: {error}") from error
+            raise Stale(f"a shard of {run} is no longer readable: {error}") from error
         own = [pa.array([name] * len(rows), pa.string()) for name in (run, kind)]
         correct = pa.array([answer for _, answer in rows], pa.string())
         yield pa.table([*own, *taken.columns, correct], schema=EXPORTED)
@@ -64,7 +64,7 @@ def _lines(tables: Iterator[pa.Table]) -> Iterator[bytes]:
 
 
 def _storable(row: dict[str, Any]) -> dict[str, Any]:
-    """Without nan, which JSON does not know."""
+    """Return a row with nan replaced by None, as JSON has no nan."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
@@ -78,7 +78,7 @@ def _parquet(tables: Iterator[pa.Table]) -> Iterator[bytes]:
 
 
 class _Pieces(io.RawIOBase):
-    """A file that is only ever appended to; what was written is taken away."""
+    """An append-only buffer; `taken` returns and removes what was written."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []

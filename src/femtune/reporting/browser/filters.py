@@ -1,10 +1,10 @@
-"""What is looked for: a query string as a filter, and a filter as conditions of SQL.
+"""Filters of draws: from a query string to a filter to SQL conditions.
 
     >>> found = Filter.read([("iteration", "3"), ("kept", "no"), ("text", "because")])
     >>> found.query()
     'iteration=3&kept=no&text=because'
 
-Columns and orders are those that are named here; what people type is only ever bound.
+Only the columns and orders named here enter the SQL; user input is always a bound parameter.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from femtune._util.text import near
 from femtune.errors import ConfigError
 
 PAGE = 50  # draws on a page
-LONGEST = 1000  # characters of what is looked for
+LONGEST = 1000  # characters of a search text
 
-# of each that takes several values: its column
+# the column of each field that takes several values
 COLUMNS = {
     "run": "s.run",
     "kind": "s.kind",
@@ -34,7 +34,7 @@ COLUMNS = {
     "correct": "d.correct",
 }
 NUMBERS = ("iteration", "stage")
-_LAST = "s.position, d.id"  # the order in which draws are stored; it makes all orders total
+_LAST = "s.position, d.id"  # the order of storage; it makes all orders total
 ORDERS = {
     "stored": _LAST,
     "newest": f"s.iteration DESC, {_LAST}",
@@ -53,7 +53,7 @@ ORDERS = {
 
 @dataclass(frozen=True)
 class Filter:
-    """Draws that are looked for, their order, and the page; what is empty lets all through."""
+    """A selection of draws, their order, and the page; an empty field matches every draw."""
 
     run: tuple[str, ...] = ()
     kind: tuple[str, ...] = ()  # draws, eval
@@ -61,20 +61,20 @@ class Filter:
     stage: tuple[int, ...] = ()
     prompt: tuple[str, ...] = ()  # plain, hinted
     kept: tuple[str, ...] = ()  # yes, no
-    reason: tuple[str, ...] = ()  # why not
+    reason: tuple[str, ...] = ()  # why a draw was not kept
     finish: tuple[str, ...] = ()
     answer: tuple[str, ...] = ()
     correct: tuple[str, ...] = ()
     problem: str = ""  # a part of its id
-    text: str = ""  # a part of what was written, upper or lower case alike
+    text: str = ""  # a part of the completion, regardless of case
     sort: str = "stored"
     page: int = 1
 
     @classmethod
     def read(cls, query: Iterable[tuple[str, str]]) -> Filter:
-        """From the names and values of a query string; an empty value is none.
+        """Read a filter from the names and values of a query string; empty values are ignored.
 
-        Raises ConfigError for names and values that are none of ours.
+        Raises ConfigError for unknown names and invalid values.
         """
         many: dict[str, list[Any]] = {}
         made: dict[str, Any] = {}
@@ -97,7 +97,7 @@ class Filter:
         return cls(**made)
 
     def items(self) -> list[tuple[str, str]]:
-        """Names and values as in a query string; what is as it would be anyway is left out."""
+        """Return names and values as in a query string, without default values."""
         made: list[tuple[str, str]] = []
         for field in fields(self):
             value = getattr(self, field.name)
@@ -108,33 +108,33 @@ class Filter:
         return made
 
     def query(self, **changes: Any) -> str:
-        """As a query string, changed; any change but of the page leads to the first page."""
+        """Return the query string with changes; any change except `page` resets to the first page."""
         changed = replace(self, **({"page": 1} | changes if changes else {}))
         return urlencode(changed.items(), quote_via=quote, safe="/")
 
     def toggled(self, name: str, value: Any) -> str:
-        """The query string with a value more or, where it is there, less."""
+        """Return the query string with a value added, or removed if it was there."""
         there: tuple[Any, ...] = getattr(self, name)
         less = tuple(each for each in there if each != value)
         return self.query(**{name: less if value in there else (*there, value)})
 
     @property
     def narrows(self) -> bool:
-        """Whether it leaves anything out."""
+        """Return True if the filter can exclude draws."""
         return self != Filter(sort=self.sort, page=self.page)
 
     def group_conditions(self, without: str = "") -> tuple[str, list[Any]]:
-        """Of what is counted in groups: all but parts of texts, and `without` one name's condition."""
+        """Return conditions on grouped columns, so not on texts, `without` one name's condition."""
         return self._joined(tuple(name for name in COLUMNS if name != without))
 
     def conditions(self) -> tuple[str, list[Any]]:
-        """SQL over shards s, draws d and hits, and its values."""
+        """Return SQL over shards s, draws d and hits, and its values."""
         sql, values = self.group_conditions()
         parts, more = self.text_conditions()
         return f"{sql} AND {parts}", [*values, *more]
 
     def text_conditions(self) -> tuple[str, list[Any]]:
-        """Of parts of texts."""
+        """Return the conditions on parts of texts, and their values."""
         sql, values = "TRUE", list[Any]()
         if self.problem:
             sql += " AND contains(lower(d.problem_id), lower(?))"

@@ -1,7 +1,6 @@
-"""Who may ask. The page is for the person at this machine, not its other users, nor other sites.
+"""Access control: only the user who started the page may read it, not other users or sites.
 
-The address that is printed has a token in it; it becomes a cookie that no script and no other site
-can use.
+The printed address contains a token. It becomes a cookie that no script and no other site can use.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HOSTS = ("127.0.0.1", "localhost")  # others are other sites' names that were pointed at this machine
+HOSTS = ("127.0.0.1", "localhost")  # other names point here only in a DNS rebinding attack
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -31,7 +30,7 @@ _REFUSED = "Open the address that `femtune view` printed in the terminal: it has
 
 
 class Headers:
-    """Puts the headers on every response."""
+    """Middleware that puts the headers on every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -46,7 +45,7 @@ class Headers:
 
 
 class Guard:
-    """Lets requests through that know the token, by the cookie; by the address, it gives the cookie."""
+    """Middleware that admits requests with the token's cookie; a token in the address sets it."""
 
     def __init__(self, app: ASGIApp, token: str, cookie: str) -> None:
         self.app, self.token, self.cookie = app, token, cookie
@@ -55,7 +54,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        if scope["type"] != "http":  # a websocket, say: there is none
+        if scope["type"] != "http":  # for example a websocket: not supported
             return
         request = Request(scope)
         query = parse_qsl(request.url.query, keep_blank_values=True)
@@ -73,12 +72,12 @@ class Guard:
         return hmac.compare_digest(given.encode("utf-8", "replace"), self.token.encode())
 
     def _welcome(self, request: Request, query: list[tuple[str, str]]) -> Response:
-        """On to the same address without the token, with the cookie."""
+        """Redirect to the same address without the token, with the cookie."""
         path = "/" + quote(request.url.path.lstrip("/"))  # //host would lead elsewhere
         address = path + ("?" if query else "") + urlencode(query, quote_via=quote, safe="/")
         response: Response = RedirectResponse(address, 303)
         if request.headers.get("sec-fetch-site", "none") != "none":
-            # come from another page, a notebook's terminal say: a redirect would be without the cookie
+            # from another page, such as a notebook's terminal: a redirect would not carry the cookie
             to = escape(address)
             response = HTMLResponse(
                 f'<!doctype html><html lang="en"><meta http-equiv="refresh" content="0; url={to}">'

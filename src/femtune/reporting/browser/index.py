@@ -1,12 +1,12 @@
-"""Of all draws what is filtered by, in memory; the texts stay in the shards and are read when shown.
+"""An in-memory index of the filterable columns of all draws; texts stay in the shards until shown.
 
-DuckDB holds it and reads the shards. One that appears is added at the next look, one that changes is
-read again, one that can't be read is left out and named in `damaged`. Nothing is written into a run.
+DuckDB holds the index and reads the shards. Each refresh adds new shards and reads changed ones again.
+Unreadable shards are left out and named in `damaged`. Nothing is written into a run.
 
-    shards   number, position in the order of all, run, kind, iteration, where
+    shards   number, position in the overall order, run, kind, iteration, link
     draws    id, shard, and the short columns of each draw, with its problem's correct answer
-    hits     of a text that was looked for: the ids of draws that hold it
-    groups   of draws that are alike but for their texts: how many; for each text that was looked for
+    hits     for a search text: the ids of draws that contain it
+    groups   numbers of draws that differ only in their texts; for each search text
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ _COUNT = """
 INSERT INTO groups SELECT {key}, d.shard, d.stage, d.prompt, d.finish_reason, d.reason, d.answer,
     d.correct, count(*) FROM draws d JOIN shards s USING (shard) WHERE {where} GROUP BY ALL
 """
-_NEEDLES = 8  # texts that were looked for, whose hits are remembered
-_TOKENS = ""  # no needle: stands for num_tokens
+_NEEDLES = 8  # search texts whose hits are cached
+_TOKENS = ""  # no search text: stands for num_tokens
 
 
 class Stale(Exception):
-    """A shard that was there is gone or damaged: look again, it is in `damaged` now."""
+    """A shard has vanished or is damaged; it is now in `damaged`, so try again."""
 
 
 class Index:
-    """What is filtered by; `refresh` brings it up to date. To be closed."""
+    """The index of all draws; `refresh` updates it. It must be closed."""
 
     def __init__(self, places: Sequence[Path]) -> None:
         self.places = places
@@ -86,22 +86,22 @@ class Index:
         self._con = self._db.con
 
     def close(self) -> None:
-        """End what is going on, here and in other threads."""
+        """Interrupt running queries, also in other threads, and close."""
         self._db.close()
 
     def query(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
-        """Rows of the index. Raises Closed."""
+        """Return rows of the index. Raises Closed."""
         return self._db.query(sql, values)
 
-    # --- what is there
+    # --- loading shards
 
     def refresh(self) -> None:
-        """Take in what has appeared, changed or gone since the last time. Raises Closed."""
+        """Update the index with new, changed and removed files. Raises Closed."""
         with self._db.alone():
             self.runs = find_runs(self.places)
             for run in self.runs.values():
                 self._read_problems(run)
-            # a shard is read again too when its problems change: the correct answers are theirs
+            # a shard is read again when its problems change, as they hold the correct answers
             listing = [
                 (shard, self._problems[shard.run, shard.kind])
                 for run in self.runs.values()
@@ -112,7 +112,7 @@ class Index:
                 self._update(listing)
 
     def _read_problems(self, run: Found) -> None:
-        """Ids and correct answers of a run's problems, where they are new."""
+        """Load ids and correct answers of a run's problems if they have changed."""
         for kind, name in PROBLEMS.items():
             path = run.root / name
             try:
@@ -142,7 +142,7 @@ class Index:
         new = [each for each in listing if each not in there]
         for shard, known in new:
             self.damaged.pop(shard.path, None)
-            os.symlink(shard.path, self._where(self._next))  # DuckDB takes a * in a path for a pattern
+            os.symlink(shard.path, self._where(self._next))  # DuckDB reads a * in a path as a pattern
             there[shard, known] = self._next
             self._next += 1
         self._con.begin()
@@ -158,12 +158,12 @@ class Index:
                 self._add_gains(there[shard, known], shard)
 
     def _add_gains(self, number: int, shard: Shard) -> None:
-        """Take in by how much rationales raise the probability of the correct answer."""
+        """Load by how much rationales raise the probability of the correct answer."""
         try:
             with shard.scores.open("rb") as file:
                 scores = pq.read_table(file)
             self._con.register("scores", scores)
-            # of a closed set, among its answers, where that is stored
+            # for a closed set the gain among its answers, if it is stored
             for after, without in (("log_answer", "log_direct"), ("among_answer", "among_direct")):
                 if without in scores.column_names:  # older runs have none
                     sql = _GAINS.format(after=after, without=without)
@@ -175,7 +175,7 @@ class Index:
             self.damaged[shard.scores] = shard.scores_stamp, str(error).splitlines()[0][:300]
 
     def _place(self) -> None:
-        """The table of shards anew, in the order of the listing."""
+        """Rebuild the table of shards in the order of the listing."""
         rows = [(self._numbers[each], each[0]) for each in self._listing]
         columns = [
             [number for number, _ in rows],
@@ -191,7 +191,7 @@ class Index:
         self._con.execute(f"INSERT INTO shards SELECT {', '.join(['unnest(?)'] * 6)}", columns)
 
     def _drop(self, numbers: Sequence[int]) -> None:
-        """Forget shards."""
+        """Remove shards from the index."""
         if numbers:
             for table in ("draws", "hits"):
                 self._con.execute(f"DELETE FROM {table} WHERE list_contains(?, id >> 32)", [numbers])
@@ -202,17 +202,17 @@ class Index:
         return f"{self._db.folder}/{number}.parquet"
 
     def linked(self, path: Path) -> str:
-        """A name without a pattern in it for a file that is no shard."""
+        """Return a link without pattern characters to a file that is no shard."""
         with self._db.alone():
             if path not in self._links:
                 self._links[path] = f"{self._db.folder}/problems-{len(self._links)}"
                 os.symlink(path, self._links[path])
             return self._links[path]
 
-    # --- of many shards
+    # --- queries over many shards
 
     def _each(self, sql: str, numbers: Sequence[int], **values: Any) -> dict[int, str]:
-        """Run SQL over shards, at once if all are sound; gives those that are not, and why."""
+        """Run SQL over shards, at once if all are readable; return unreadable ones with the reason."""
         if not numbers:
             return {}
         try:
@@ -228,7 +228,7 @@ class Index:
         return {}
 
     def _set_aside(self, bad: dict[int, str]) -> None:
-        """Leave shards out until they change."""
+        """Exclude shards until they change."""
         if not bad:
             return
         each = {number: shard for (shard, _), number in self._numbers.items()}
@@ -243,7 +243,7 @@ class Index:
         self._con.commit()
 
     def prepare(self, asked: Filter) -> None:
-        """Look for its text in all shards, and count tokens where it sorts by them."""
+        """Search all shards for the filter's text; count tokens if the filter sorts by them."""
         with self._db.alone():
             if asked.text:
                 self._scan(asked.text, _SEARCH, needle=asked.text)
@@ -251,7 +251,7 @@ class Index:
                 self._scan(_TOKENS, _MEASURE)
 
     def groups(self, asked: Filter) -> int:
-        """The key of the groups of draws that hold the filter's texts, made where they are not yet."""
+        """Return the key of the groups for the filter's texts; build the groups if needed."""
         with self._db.alone():
             texts = asked.text, asked.problem
             key = self._groups.pop(texts, None)
@@ -265,7 +265,7 @@ class Index:
             return key
 
     def _scan(self, key: str, sql: str, **values: Any) -> None:
-        """Read a long column of those shards that were not read for it before."""
+        """Read a long column of the shards not yet read for this key."""
         done = self._scanned.pop(key, set())
         new = [number for number in self._numbers.values() if number not in done]
         bad = self._each(sql, new, **values)
@@ -277,9 +277,9 @@ class Index:
             self._con.execute("DELETE FROM hits WHERE needle = ?", [needle])
 
     def rows(self, ids: Sequence[int], columns: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """Columns of these draws out of their shards, in this order, each row after the id.
+        """Return columns of these draws from their shards, in this order, each row after the id.
 
-        Raises Stale where a shard can't be read any more.
+        Raises Stale if a shard is no longer readable.
         """
         numbers = sorted({each >> 32 for each in ids})
         if not ids:
@@ -300,7 +300,7 @@ class Index:
             raise Stale from error
 
     def shard(self, number: int) -> pa.Table:
-        """All that is stored in a shard."""
+        """Read a whole shard."""
         with open(self._where(number), "rb") as file:
             return pq.read_table(file)
 
@@ -318,5 +318,5 @@ class Index:
 
 
 def _why(error: duckdb.Error) -> str:
-    """The first line of what DuckDB says."""
+    """Return the first line of a DuckDB error."""
     return str(error).splitlines()[0][:300]

@@ -1,4 +1,4 @@
-"""What is answered to each address. All of a page's state is there; nothing is remembered between."""
+"""The response for each address. The address holds all state; nothing is kept between requests."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from femtune.reporting.browser.index import Index, Stale
 from femtune.reporting.browser.store import Name, Seen, Store
 from femtune.reporting.browser.wording import LONG, SIDE, SORTED, chips, choices, environment, toggled
 
-LANES = 4  # runs side by side, if nothing else is said
-STACK = 8  # draws of a run and an iteration that stand one under the other
-TRIES = 3  # at a page while shards vanish
+LANES = 4  # runs side by side by default
+STACK = 8  # draws shown for a run and an iteration
+TRIES = 3  # attempts at a page while shards vanish
 
 log = logging.getLogger("femtune")
 
 
 class Pages:
-    """What is answered to each address."""
+    """The responses for all addresses."""
 
     def __init__(self, index: Index) -> None:
         self.index, self.store = index, Store(index)
         self.templates = environment()
 
     def answer(self, page: Callable[[Request], Response]) -> Callable[[Request], Response]:
-        """A page of what is there now; once more where a shard vanishes meanwhile."""
+        """Return a handler that refreshes the index and retries if a shard vanishes meanwhile."""
 
         def answered(request: Request) -> Response:
             try:
@@ -60,7 +60,7 @@ class Pages:
         return answered
 
     def refused(self, request: Request, error: Exception) -> Response:
-        """What Starlette refuses: another address, another method."""
+        """Answer an unknown address or an unsupported method."""
         assert isinstance(error, HTTPException)
         said = {404: "There is no such page.", 405: "Pages are only ever read."}
         response = self.refusal(said.get(error.status_code, error.detail), error.status_code)
@@ -68,7 +68,7 @@ class Pages:
         return response
 
     def failed(self, request: Request, error: Exception) -> Response:
-        """What should never happen: said in the terminal too."""
+        """Answer an unexpected error, which is also logged."""
         log.error("view: %s", "".join(traceback.format_exception(error)))
         return self.refusal(f"This is a fault of femtune: {type(error).__name__}: {error}", 500)
 
@@ -76,7 +76,7 @@ class Pages:
         return self.rendered("refusal", status=status, title="Not found", why=why)
 
     def rendered(self, template: str, status: int = 200, **values: Any) -> Response:
-        """A page; on each stands what can't be read, and how far the runs are."""
+        """Render a page; each one shows unreadable files and the progress of the runs."""
         index = self.index
         page = self.templates.get_template(f"{template}.html.j2").render(
             runs=[(run, *run.progress()) for run in index.runs.values()],
@@ -86,7 +86,7 @@ class Pages:
         return HTMLResponse(page, status)
 
     def _place(self, path: Any) -> str:
-        """A damaged file as its run and the path there."""
+        """Return a damaged file as its run and relative path."""
         for run in self.index.runs.values():
             if path.is_relative_to(run.root):
                 return f"{run.name}: {path.relative_to(run.root)}"
@@ -95,7 +95,7 @@ class Pages:
     # --- the list
 
     def draws(self, request: Request) -> Response:
-        """Draws that a filter lets through."""
+        """Show the draws that match a filter."""
         asked = Filter.read(request.query_params.multi_items())
         self.index.prepare(asked)
         num, num_kept = self.store.count(asked)
@@ -118,7 +118,7 @@ class Pages:
     # --- one draw, and those of its problem
 
     def draw(self, request: Request) -> Response:
-        """One draw: its prompts, what was written, what became of it, and the others of its problem."""
+        """Show one draw: its prompts, completion, score, and the other draws of its problem."""
         query, own = split(request, ("name", "whole"))
         asked, name = Filter.read(query), Name.read(own.get("name", ""))
         id = self.store.find(name)
@@ -146,7 +146,7 @@ class Pages:
         return self.store.of_problem(problem_id, runs, SIDE)
 
     def problem(self, request: Request) -> Response:
-        """All draws of a problem: runs side by side, iterations one under the other."""
+        """Show all draws of a problem: runs side by side, iterations from top to bottom."""
         query, own = split(request, ("id",))
         chosen = Filter.read(query).run
         id = own.get("id", "")
@@ -179,7 +179,7 @@ class Pages:
         )
 
     def difference(self, request: Request) -> Response:
-        """Two draws, what one has and the other has not."""
+        """Show the difference of two draws."""
         _, own = split(request, ("a", "b"), only=True)
         names = [Name.read(own.get(each, "")) for each in ("a", "b")]
         ids = [self.store.find(name) for name in names]
@@ -214,7 +214,7 @@ class Pages:
 
 
 class Download(StreamingResponse):
-    """A stream that breaks off, so that the browser says so, where a shard can't be read."""
+    """A stream that aborts if a shard cannot be read, so that the browser reports it."""
 
     async def stream_response(self, send: Send) -> None:
         start = {"status": self.status_code, "headers": self.raw_headers}
@@ -231,7 +231,7 @@ class Download(StreamingResponse):
 
 
 def few(draws: Sequence[Seen]) -> tuple[Sequence[Seen], int]:
-    """The first draws, and the last, which is what a scheme stops at; and how many are left out."""
+    """Return the first draws and the last one, where a scheme stops, and the number left out."""
     if len(draws) <= STACK:
         return draws, 0
     return [*draws[: STACK - 1], draws[-1]], len(draws) - STACK
@@ -240,7 +240,7 @@ def few(draws: Sequence[Seen]) -> tuple[Sequence[Seen], int]:
 def split(
     request: Request, names: Sequence[str], only: bool = False
 ) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """The query of a page: what is a filter's, and what is its own. Raises ConfigError."""
+    """Split a query into the filter's part and the page's own values. Raises ConfigError."""
     items = request.query_params.multi_items()
     rest = [(name, value) for name, value in items if name not in names]
     if only and rest:

@@ -1,7 +1,7 @@
-"""Which runs there are, found anew at each look: runs and shards appear while one reads.
+"""Discovery of runs, repeated at each request: runs and shards appear while the page is open.
 
-Only what stands on the command line is ever opened. A folder that is no run stands for the runs in it,
-as `femtune compare` and `femtune demo` leave them.
+Only paths given on the command line are opened. A folder that is no run stands for the runs in it,
+such as the output of `femtune compare` and `femtune demo`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from femtune.errors import RunError
 Kind = Literal["draws", "eval"]
 KINDS: tuple[Kind, ...] = ("draws", "eval")
 Stamp = tuple[int, int, int]  # inode, nanoseconds of the last change, bytes
-SCORES: dict[Kind, str] = {"draws": "scored", "eval": "eval_scored"}  # folders beside theirs
-PROBLEMS = {"draws": "problems.parquet", "eval": "eval.parquet"}  # where a kind's problems are
+SCORES: dict[Kind, str] = {"draws": "scored", "eval": "eval_scored"}  # folders of log-probabilities
+PROBLEMS = {"draws": "problems.parquet", "eval": "eval.parquet"}  # the file of a kind's problems
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of draws; with `stamp` it is known whether it is still the same."""
+    """A file of draws; `stamp` shows whether it has changed."""
 
     run: str
     kind: Kind
@@ -37,20 +37,20 @@ class Shard:
     path: Path
     _: KW_ONLY
     stamp: Stamp
-    scores: Path  # of the same draws, if it is there: see index.py
+    scores: Path  # log-probabilities of the same draws, if the file exists: see index.py
     scores_stamp: Stamp | None
 
 
 @dataclass(frozen=True)
 class Found:
-    """A run: its folder, the name that it has here, and its settings; {} where it has no config.yaml."""
+    """A run: its displayed name, folder, and settings; {} without a config.yaml."""
 
     name: str
     root: Path
     config: Mapping[str, Any] = field(hash=False)
 
     def shards(self) -> Iterator[Shard]:
-        """In the order of iterations, of each the E-step's before the evaluation's."""
+        """Yield shards by iteration, those of the E-step before those of the evaluation."""
         for folder in sorted(self.root.glob("iteration-*")):
             number = folder.name.rpartition("-")[2]
             if not number.isdecimal():
@@ -70,7 +70,7 @@ class Found:
                     )
 
     def prompts(self) -> Prompts:
-        """Those that the run asked with. Raises ConfigError where its hint is none."""
+        """Return the run's prompts. Raises ConfigError if its hint is invalid."""
         instruction, hint = self.config.get("instruction"), self.config.get("hint")
         form, system = self.config.get("answer_format"), self.config.get("system_prompt")
         return Prompts(
@@ -81,7 +81,7 @@ class Found:
         )
 
     def progress(self) -> tuple[int, int | None]:
-        """The last iteration that is done (-1: none), and the one that is to be the last, if known."""
+        """Return the last completed iteration (-1 for none), and the planned last one, if known."""
         done = [
             path.parent.name.rpartition("-")[2] for path in self.root.glob("iteration-*/metrics.json")
         ]
@@ -91,7 +91,7 @@ class Found:
 
 
 def check_places(places: Sequence[Path]) -> None:
-    """Raises RunError where a place has no run."""
+    """Raise RunError if a place has no run."""
     for place in places:
         if not _runs_in(place):
             raise RunError(
@@ -101,13 +101,13 @@ def check_places(places: Sequence[Path]) -> None:
 
 
 def find_runs(places: Sequence[Path]) -> dict[str, Found]:
-    """The runs that are at these places now by name, in their order."""
+    """Return the runs at these places by name, in their order."""
     roots = dict.fromkeys(root for place in places for root in _runs_in(place))
     return {name: Found(name, root, settings(root)) for root, name in _names([*roots]).items()}
 
 
 def _runs_in(place: Path) -> list[Path]:
-    """The place itself, or the runs in it."""
+    """Return the place itself if it is a run, else the runs in it."""
     place = place.resolve()
     if _is_run(place):
         return [place]
@@ -120,12 +120,12 @@ def _runs_in(place: Path) -> list[Path]:
 def _is_run(folder: Path) -> bool:
     try:
         return (folder / "config.yaml").is_file() or any(folder.glob("iteration-*/"))
-    except OSError:  # not ours to read
+    except OSError:  # no permission to read it
         return False
 
 
 def _names(roots: Sequence[Path]) -> dict[Path, str]:
-    """Folder names, with the folder above before it where two are called alike."""
+    """Return folder names, with parent folders in front where names would be equal."""
     names = {root: root.name or "run" for root in roots}
     for depth in range(2, max((len(root.parts) for root in roots), default=0) + 1):
         again = {name for name, count in Counter(names.values()).items() if count > 1}
@@ -134,7 +134,7 @@ def _names(roots: Sequence[Path]) -> dict[Path, str]:
 
 
 def settings(root: Path) -> Mapping[str, Any]:
-    """What config.yaml says, {} where there is none, or one that can't be read."""
+    """Return the contents of config.yaml; {} if it is missing or unreadable."""
     path = root / "config.yaml"
     try:
         return _settings(path, path.stat().st_mtime_ns)
@@ -152,12 +152,12 @@ def _settings(path: Path, changed: int) -> Mapping[str, Any]:
 
 
 def stamp(known: os.stat_result) -> Stamp:
-    """What tells a file from one that has taken its place."""
+    """Return what distinguishes a file from one that has replaced it."""
     return known.st_ino, known.st_mtime_ns, known.st_size
 
 
 def _parquet(folder: Path) -> list[tuple[Path, Stamp]]:
-    """The shards of a folder by name, with their stamps. What vanishes meanwhile is not there."""
+    """Return the shards of a folder by name, with their stamps; files that vanish are skipped."""
     found: list[tuple[Path, Stamp]] = []
     try:
         with os.scandir(folder) as entries:

@@ -1,4 +1,4 @@
-"""`femtune view`: a port of this machine, an address with a token in it, and a quiet end."""
+"""`femtune view`: a server on loopback, an address with a token, and a clean shutdown."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ log = logging.getLogger("femtune")
 
 
 def view(places: Sequence[Path], port: int, open_browser: bool, say: Callable[[str], None]) -> None:
-    """Serve pages over the runs at these places until Ctrl-C; `say` is told the address.
+    """Serve pages over the runs at these places until Ctrl-C; `say` receives the address.
 
-    Raises RunError where a place has no run, ConfigError where the port is taken or a package missing.
+    Raises RunError if a place has no run, ConfigError if the port is in use or a package is missing.
     """
     if not places:
         raise ConfigError("give the folder of a run, or several: femtune view runs/judge")
@@ -39,7 +39,7 @@ def view(places: Sequence[Path], port: int, open_browser: bool, say: Callable[[s
 
             index = Index(places)
             reading = threading.Thread(target=_read, args=[index], daemon=True)
-            reading.start()  # while the rest is imported, which takes as long
+            reading.start()  # in parallel with the imports, which take as long
             import uvicorn
 
             from femtune.reporting.browser.app import make_app
@@ -55,19 +55,19 @@ def view(places: Sequence[Path], port: int, open_browser: bool, say: Callable[[s
 
         config = uvicorn.Config(
             make_app(index, token, f"femtune-view-{number}", ready),
-            log_level="critical",  # faults are told by `failed`; a download that Ctrl-C ends is none
-            access_log=False,  # the address of the first request has the token in it
+            log_level="critical",  # `failed` logs errors; an interrupted download is not an error
+            access_log=False,  # the address of the first request contains the token
             server_header=False,
             timeout_graceful_shutdown=1,
         )
-        with suppress(KeyboardInterrupt):  # uvicorn ends in order, then passes it on
+        with suppress(KeyboardInterrupt):  # uvicorn shuts down cleanly, then raises it again
             uvicorn.Server(config).run(sockets=[sock])
         index.close()
         reading.join()
 
 
 def _read(index: Index) -> None:
-    """Read what there is before somebody asks for it."""
+    """Load the index before the first request."""
     from femtune.reporting.browser.database import Closed
 
     with suppress(Closed):
@@ -75,7 +75,7 @@ def _read(index: Index) -> None:
 
 
 def listening(port: int) -> socket.socket:
-    """A socket at a port of this machine alone; 0: one that is free. Raises ConfigError."""
+    """Return a listening socket on loopback; port 0 selects a free one. Raises ConfigError."""
     if not 0 <= port < 65536:
         raise ConfigError(f"port must be from 0 to 65535, got {port}.")
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -92,7 +92,7 @@ def listening(port: int) -> socket.socket:
 
 
 def open_in_browser(address: str, folder: Path) -> bool:
-    """Open a browser, by a file that only we can read: command lines are for all users to see."""
+    """Open a browser through a private file: all users can see command lines, and so the token."""
     page = folder / "open.html"
     page.touch(mode=0o600)
     page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={escape(address)}">')

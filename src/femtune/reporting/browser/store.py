@@ -1,4 +1,4 @@
-"""Questions to index and shards: how many, which, what a draw says, what a problem's draws say."""
+"""Queries to the index and the shards: counts, pages, single draws, the draws of a problem."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from femtune.reporting.browser.runs import PROBLEMS
 from femtune.types import Message, Problem, Prompt
 
 FACETS = ("run", "kind", "iteration", "stage", "prompt", "kept", "reason", "finish", "answer", "correct")
-SHOWN_VALUES = 12  # of a facet, the most frequent ones
+SHOWN_VALUES = 12  # values shown of a facet, the most frequent ones
 EXCERPT = 400  # characters of a draw in a list
-_BEFORE = 100  # of these, before what was looked for
+_BEFORE = 100  # characters of the excerpt before the search text
 _FROM = "FROM draws d JOIN shards s USING (shard)"
 _BY = {"run": "min(s.position)", "kind": "value", "iteration": "value", "stage": "value"}
 _SHORT = "s.run, s.kind, s.iteration, d.stage, d.index, d.problem_id"
@@ -25,7 +25,7 @@ _SHORT = "s.run, s.kind, s.iteration, d.stage, d.index, d.problem_id"
 
 @dataclass(frozen=True, order=True)
 class Name:
-    """Names a draw among all runs, in links too."""
+    """The unique name of a draw among all runs, also used in links."""
 
     run: str
     kind: str
@@ -40,7 +40,7 @@ class Name:
 
     @classmethod
     def read(cls, text: str) -> Name:
-        """From what `str` makes. Raises ConfigError."""
+        """Parse the output of `str`. Raises ConfigError."""
         parts = text.split("/", 5)
         numbers = parts[2:5]
         if len(parts) < 6 or not all(p.isascii() and p.isdigit() and len(p) < 10 for p in numbers):
@@ -51,7 +51,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Seen:
-    """A draw in a list, its text cut."""
+    """A draw in a list, with its text shortened."""
 
     id: int
     name: Name
@@ -62,10 +62,10 @@ class Seen:
     answer: str
     reason: str
     correct: str | None
-    gain: float | None  # nats by which the rationale raises the correct answer; None: not scored
+    gain: float | None  # gain in the correct answer's log-probability (nats); None: not computed
     num_tokens: int
     text: str
-    cut: bool  # whether there is more of the text
+    cut: bool  # True if the text is shortened
     detail: str
 
     @property
@@ -75,21 +75,21 @@ class Seen:
 
 @dataclass(frozen=True)
 class Whole:
-    """A draw with all that is stored of it."""
+    """A draw with all its stored columns."""
 
     seen: Seen
     rationale: str
     seed: int
     error: str
     tokens: tuple[int, ...]
-    num_forced: int  # last tokens that were not free
+    num_forced: int  # trailing tokens that were forced, not sampled
     demos: str  # digest of the worked examples in its prompt; "" for none
     temperature: float
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run asked of a problem; `why_not` where that can't be told."""
+    """The prompts of a problem in a run; `why_not` if they cannot be rendered."""
 
     plain: tuple[Message, ...] = ()
     hinted: tuple[Message, ...] = ()
@@ -98,7 +98,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Value:
-    """One value of a facet, and how many draws have it under all other filters."""
+    """One value of a facet, and the number of draws with it under all other filters."""
 
     value: Any
     num: int
@@ -106,13 +106,13 @@ class Value:
 
 
 class Store:
-    """What the pages ask."""
+    """The queries of the pages."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
 
     def count(self, asked: Filter) -> tuple[int, int]:
-        """How many draws a filter lets through, and how many of these are kept."""
+        """Count the draws that match a filter, and the kept ones among them."""
         where, values = asked.group_conditions()
         sql = f"""
             SELECT coalesce(sum(d.num), 0)::BIGINT,
@@ -123,11 +123,11 @@ class Store:
         return num, num_kept
 
     def knows_gains(self) -> bool:
-        """Return whether any draw's rationale was scored."""
+        """Return True if any draw has a gain."""
         return bool(self.index.query("SELECT 1 FROM draws WHERE gain IS NOT NULL LIMIT 1"))
 
     def page(self, asked: Filter) -> list[Seen]:
-        """The draws of the filter's page."""
+        """Return the draws of the filter's page."""
         where, values = asked.conditions()
         sql = f"""
             SELECT d.id {_FROM} WHERE {where}
@@ -136,7 +136,7 @@ class Store:
         return self.seen([id for (id,) in self.index.query(sql, values)], needle=asked.text)
 
     def seen(self, ids: Sequence[int], length: int = EXCERPT, needle: str = "") -> list[Seen]:
-        """These draws, each with so many characters of its text, around the needle if there is one."""
+        """Return these draws, each with an excerpt of its text, around the needle if there is one."""
         sql = f"""
             SELECT d.id, {_SHORT}, d.prompt, d.finish_reason, d.logprob, d.reward, d.answer, d.reason,
             d.correct, d.gain {_FROM} WHERE d.id IN (SELECT unnest(?))
@@ -155,7 +155,7 @@ class Store:
         return made
 
     def facets(self, asked: Filter) -> dict[str, list[Value]]:
-        """Of each facet its values under the other filters; of many the most frequent ones."""
+        """Return the values of each facet under the other filters, the most frequent ones if many."""
         key, made = self.index.groups(asked), {}
         for name in FACETS:
             most = "" if name in (*NUMBERS, "run") else f"LIMIT {SHOWN_VALUES}"
@@ -170,7 +170,7 @@ class Store:
     def _values(
         self, asked: Filter, key: int, name: str, having: str, limit: str, more: Sequence[Any] = ()
     ) -> list[Value]:
-        """Values of a facet that fulfil a condition."""
+        """Return the values of a facet that fulfil a condition."""
         where, values = asked.group_conditions(without=name)
         sql = f"""
             SELECT {COLUMNS[name]} AS value, sum(d.num)::BIGINT AS num,
@@ -181,14 +181,14 @@ class Store:
         return [Value(*row) for row in self.index.query(sql, [key, *values, *more])]
 
     def find(self, name: Name) -> int | None:
-        """The id of a draw, None where there is none of that name."""
+        """Return the id of a draw, or None if no draw has this name."""
         sql = f"SELECT d.id {_FROM} WHERE ({_SHORT}) = (?, ?, ?, ?, ?, ?)"
         parts = [name.run, name.kind, name.iteration, name.stage, name.index, name.problem_id]
         found = self.index.query(sql, parts)
         return found[0][0] if found else None
 
     def whole(self, id: int, length: int) -> Whole:
-        """All of a draw; of text and rationale so many characters, and one more where there are more."""
+        """Return a whole draw; its text and rationale have at most `length` + 1 characters."""
         columns = "r.seed, r.error, r.tokens, r.num_forced, r.demos, r.temperature"
         ((_, rationale, seed, error, tokens, *under),) = self.index.rows(
             [id], f"left(r.rationale, $length + 1), {columns}", {"length": length}
@@ -196,7 +196,7 @@ class Store:
         return Whole(self.seen([id], length)[0], rationale, seed, error, tuple(tokens), *under)
 
     def neighbours(self, asked: Filter, id: int) -> tuple[Name | None, Name | None]:
-        """The draws before and after one in the filter's order."""
+        """Return the draws before and after one in the filter's order."""
         where, values = asked.conditions()
         order = ORDERS[asked.sort]
         sql = f"""
@@ -216,7 +216,7 @@ class Store:
         return None if id is None else Name(*self.index.query(sql, [id])[0])
 
     def of_problem(self, problem_id: str, runs: Sequence[str], length: int) -> list[Seen]:
-        """All draws of a problem in these runs, as they are stored."""
+        """Return all draws of a problem in these runs, in the order of storage."""
         sql = f"""
             SELECT d.id {_FROM}
             WHERE d.problem_id = ? AND list_contains(?, s.run) ORDER BY s.position, d.id
@@ -225,7 +225,7 @@ class Store:
         return self.seen(ids, length)
 
     def asked(self, run: str, kind: str, problem_id: str) -> Asked:
-        """The prompts of a problem, as the run rendered them."""
+        """Return the prompts of a problem, as the run rendered them."""
         found = self.index.runs[run]
         path = found.root / PROBLEMS[kind]
         if not path.is_file():

@@ -1,7 +1,7 @@
-"""Text as a page shows it: escaped, strange characters visible, cut where long, what was found marked.
+"""Text as a page shows it: escaped, with special characters visible and search hits marked.
 
-Models write anything: tags, escape sequences, characters that turn the direction of reading or hide
-others. On a page all of these are text that one sees.
+Models may write anything: tags, escape sequences, bidirectional overrides, invisible characters.
+A page shows all of these as visible text.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def _code(found: regex.Match[str]) -> Markup:
 
 
 def shown(value: object) -> object:
-    """What templates do to each value that they put out."""
+    """Make a template's value visible, unless it is Markup already."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def marked(text: str, needle: str) -> Markup:
-    """Visible, with each place of the needle marked, upper or lower case alike."""
+    """Return a visible text with each occurrence of the needle marked, regardless of case."""
     if not needle:
         return visible(text)
     made, end = [], 0
@@ -53,12 +53,12 @@ def marked(text: str, needle: str) -> Markup:
 
 
 def number(value: int) -> str:
-    """12345 as 12,345."""
+    """Format 12345 as 12,345."""
     return f"{value:,}"
 
 
 def decimal(value: float | None, digits: int = 1) -> str:
-    """With a real minus; a dash where nobody knows."""
+    """Format a number with a true minus sign; an unknown one as a dash."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:,.{digits}f}".replace("-", "−")
@@ -74,5 +74,5 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def cut(text: str, length: int) -> str:
-    """The first characters; with dots where there are more."""
+    """Return the first characters, with an ellipsis if there are more."""
     return text if len(text) <= length else text[:length] + "…"

@@ -1,4 +1,4 @@
-"""What things are called on the pages, and the addresses that lead from one to another."""
+"""The labels on the pages, and the links between them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from femtune.reporting.browser import texts
 from femtune.reporting.browser.filters import ORDERS, Filter
 from femtune.reporting.browser.store import Value
 
-LONG = 20_000  # characters of a text that a page shows; a link leads to the whole
-SIDE = 1_500  # of one that stands beside others
+LONG = 20_000  # characters shown of a text; a link leads to the whole
+SIDE = 1_500  # characters shown of a text beside others
 
 TITLES = {
     "run": "Run",
@@ -56,7 +56,7 @@ assert SORTED.keys() == ORDERS.keys()
 
 
 def environment() -> jinja2.Environment:
-    """Templates whose values are escaped, strange characters visible."""
+    """Return a template environment that escapes values and makes special characters visible."""
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("femtune.reporting.browser"),
         autoescape=True,
@@ -78,19 +78,19 @@ def environment() -> jinja2.Environment:
 
 @dataclass(frozen=True)
 class Choice:
-    """A value of a facet as a link that takes it in or leaves it out."""
+    """A value of a facet, with a link that selects or deselects it."""
 
     label: str
     num: int
-    share: float  # of the facet's most frequent value, 0 to 100
-    kept: float  # of this share, what is kept
+    share: float  # percentage of the facet's most frequent value, 0 to 100
+    kept: float  # the kept part of this percentage
     _: KW_ONLY
     chosen: bool
     link: str
 
 
 def choices(asked: Filter, facets: Mapping[str, Sequence[Value]]) -> Iterator[tuple[str, list[Choice]]]:
-    """Titles and values of facets, without those that leave no choice."""
+    """Yield titles and values of facets, without facets of a single value."""
     for name, values in facets.items():
         chosen = getattr(asked, name)
         if not chosen and len(values) < 2:
@@ -111,18 +111,18 @@ def choices(asked: Filter, facets: Mapping[str, Sequence[Value]]) -> Iterator[tu
 
 
 def link(path: str, query: str = "", **values: object) -> str:
-    """An address: a path, the page's own values, a filter's query string."""
+    """Return an address from a path, the page's own values and a filter's query string."""
     own = urlencode({name: str(value) for name, value in values.items()})
     return path + "?" + "&".join(filter(None, (own, query)))
 
 
 def label(name: str, value: object) -> str:
-    """A value of a facet in words."""
+    """Return a value of a facet in words."""
     return SAID.get(name, {}).get(str(value), str(value))
 
 
 def chips(asked: Filter) -> Iterator[tuple[str, str]]:
-    """What is filtered by, and the address without it."""
+    """Yield each active condition, and the address without it."""
     for name, value in asked.items():
         if name in ("text", "problem"):
             yield f"{name} has “{value}”", "/?" + asked.query(**{name: ""})
@@ -134,6 +134,6 @@ def chips(asked: Filter) -> Iterator[tuple[str, str]]:
 
 
 def toggled(lanes: Sequence[str], name: str) -> str:
-    """The query of runs side by side, with one more or, where it is there, less."""
+    """Return the query of runs side by side, with a run added, or removed if it was there."""
     more = [each for each in lanes if each != name] if name in lanes else [*lanes, name]
     return urlencode([("run", each) for each in more])

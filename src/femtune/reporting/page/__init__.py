@@ -1,12 +1,12 @@
-"""`femtune report`: what a run learnt, on one page that can be read anywhere.
+"""`femtune report`: the results of a run on one self-contained HTML page.
 
-texts       what models and data say, made safe to show
-record      a run directory -> its settings, history, and how it stands
-contenders  who is measured: the base, baselines, schemes; over seeds, a mean
-tally       shards of E-steps -> counts, lengths, a sample: columns, never a draw at a time
-judged      evaluations -> confusion, reliability, before and after
-figures     numbers -> pictures (Vega-Lite)
-parts       what a page is made of
-opening, sections, closing   what it says, from the first screen to the last table
-page        all of it -> HTML (report.html.j2, style.css)
+texts        model and data texts, made safe to show
+record       a run directory -> its settings, history and state
+contenders   the models compared: the base, baselines and schemes; a mean over seeds
+tally        E-step shards -> counts, lengths and a sample, read by column
+predictions  evaluations -> confusion, reliability, before and after
+figures      numbers -> pictures (Vega-Lite)
+parts        the building blocks of a page: figures, tables, sections
+summary, sections, details   the page's text, from the first screen to the last table
+render       all of it -> HTML (report.html.j2, style.css)
 """

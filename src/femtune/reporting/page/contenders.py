@@ -1,4 +1,4 @@
-"""Who is measured: the base, baselines, each scheme; over seeds, a mean."""
+"""The models that a report compares: the base, baselines and each scheme, as means over seeds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Metrics = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that is shown of evaluations."""
+    """An evaluation measure that the report shows."""
 
     name: str  # in metrics.json
     title: str
     is_share: bool = True
     low_is_good: bool = False
     _: KW_ONLY
-    least: float = 0.0  # that it can be
+    least: float = 0.0  # the lowest possible value
     most: float = 1.0
 
     def text(self, value: float) -> str:
@@ -45,7 +45,7 @@ MEASURES = (
     Measure("forced_share", "draws with a forced answer", low_is_good=True),
     Measure("truncated_share", "truncated draws", low_is_good=True),
 )
-# measures of which a constant says nothing, and is left out
+# a measure that always has this value is left out
 USUAL = {"answered": 1.0, "forced_share": 0.0, "truncated_share": 0.0}
 
 
@@ -53,12 +53,12 @@ KEPT = Measure("kept_share", "problems with a kept rationale")
 COVERED = Measure("covered_share", "problems with a right rationale, remembered ones included")
 MASS = Measure(
     "log_mass",
-    "nats of a problem's right rationales together, a bound of log p(y* | x)",
+    "log-probability of a problem's right rationales, a lower bound of log p(y* | x), nats",
     is_share=False,
     least=-math.inf,
     most=0.0,
 )
-# of schemes that score answers after rationales: see answer_rules.py
+# of schemes that compute log-probabilities of answers after rationales: see answer_rules.py
 ANSWERS = (
     Measure("expected_right", "probability of the correct answer after a draw's rationale"),
     Measure("reasons_share", "right draws whose rationale leads to the answer"),
@@ -73,7 +73,7 @@ ANSWERS = (
 LOSS = Measure(
     "loss", "loss of the M-step, nats a token", is_share=False, low_is_good=True, most=math.inf
 )
-# of the bound: see likelihood_bound.py
+# of the likelihood bound: see evaluation/likelihood_bound.py
 POSTERIOR = (
     Measure(
         "bound", "bound on the log-likelihood, nats", is_share=False, least=-math.inf, most=math.inf
@@ -100,8 +100,8 @@ class Contender:
 
     label: str
     kind: Kind
-    evaluations: tuple[Metrics, ...]  # one a seed; of the base, those that differ
-    iteration: int  # the least that its runs have come to
+    evaluations: tuple[Metrics, ...]  # one per seed; for the base, one per run that measured it
+    iteration: int  # the lowest last iteration among its runs
     group: Group
 
     def estimate(self, measure: str) -> Estimate | None:
@@ -126,10 +126,10 @@ class Point:
 
 
 def pooled(evaluations: Sequence[Metrics], measure: str) -> Estimate | None:
-    """A measure of one run with its own interval; of several, their mean with Student's over seeds.
+    """Return one run's measure with its own interval, or the mean of several with Student's interval.
 
-    None where a run lacks it: a mean of the others would flatter. Runs that give the same, as a base
-    does that is asked greedily, keep the interval over problems. Student's ends where the measure does.
+    Returns None if a run lacks the measure: a mean of the others would be biased upwards. Equal values,
+    such as those of a greedy base, keep the interval over problems. Student's interval is clipped.
     """
     values = [metrics.get(measure) for metrics in evaluations]
     if not values or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
@@ -144,7 +144,7 @@ def pooled(evaluations: Sequence[Metrics], measure: str) -> Estimate | None:
 
 
 def contenders(found: Found) -> list[Contender]:
-    """The base, the baselines and the schemes, those of which something was measured."""
+    """Return the base, the baselines and the schemes that have an evaluation."""
     made = []
     schemes = [group for group in found.schemes if any(run.evaluations() for run in group.runs)]
     for group in schemes[:1]:
@@ -168,7 +168,7 @@ def _last(run: Record) -> tuple[int, Metrics]:
 
 
 def _baselines(group: Group) -> list[Contender]:
-    """A baseline's lines, of its last evaluation: of a regression there are several."""
+    """Return a baseline's lines from its last evaluation; a regression has several."""
     by_name: dict[str, list[Metrics]] = {}
     for run in group.runs:
         measured = [each for each in run.history if each.get("evaluation") or each.get("evaluations")]
@@ -183,7 +183,7 @@ def _baselines(group: Group) -> list[Contender]:
 
 
 def course(group: Group, measure: str, part: str = "evaluation") -> list[Point]:
-    """A measure by iteration: of the evaluation, or of "e_step" or "m_step"."""
+    """Return a measure by iteration, from the evaluation, or from "e_step" or "m_step"."""
     numbers = sorted({m["iteration"] for run in group.runs for m in run.history if m.get(part)})
     points = []
     for number in numbers:
@@ -200,6 +200,6 @@ def course(group: Group, measure: str, part: str = "evaluation") -> list[Point]:
 
 
 def best(found: Sequence[Contender], kind: Kind, measure: str = "accuracy") -> Contender | None:
-    """The one of a kind with the highest measure, of equal ones the first."""
+    """Return the contender of a kind with the highest measure; the first one on a tie."""
     known = [(own.value, each) for each in found if each.kind == kind if (own := each.estimate(measure))]
     return max(known, key=lambda pair: pair[0] or 0.0)[1] if known else None

@@ -16,12 +16,12 @@ from femtune.reporting.page.record import Found, Record, differing
 from femtune.reporting.page.tally import Pick
 from femtune.reporting.page.texts import count, name, percent, setting
 
-EXHIBITS = 6  # problems that are shown of those that were mended; half as many of each other change
+EXHIBITS = 6  # problems shown that changed from wrong to right; half as many of each other change
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A confusion as the template shows it."""
+    """A confusion matrix as the template shows it."""
 
     title: str
     scale: Sequence[str]
@@ -42,7 +42,7 @@ class Shown:
 
 
 def lead_of(found: Found) -> Record | None:
-    """The run that is looked at closely: of the best scheme, the first seed's."""
+    """Return the run that is shown in detail: the first seed of the best scheme."""
     lead = best(contenders(found), "scheme")
     if lead is not None:
         return next(run for run in lead.group.runs if run.evaluations())
@@ -53,7 +53,7 @@ def lead_of(found: Found) -> Record | None:
 
 
 def judgements(found: Found, problems: predictions.Problems, notes: list[str]) -> Section | None:
-    """Who says what to whom, and how sure the vote is; of answers on a scale."""
+    """Build the section of confusion matrices and reliability, for answers on a scale."""
     lead, scale = lead_of(found), predictions.one_scale(problems)
     if lead is None or not scale or not lead.evaluations():
         return None
@@ -103,14 +103,14 @@ Voter = tuple[str, list[predictions.Bin]]
 
 
 def _voters(found: Found, scale: tuple[str, ...], notes: list[str]) -> list[Voter]:
-    """Everyone whose last evaluation has several draws a problem: label and bins, of the first run."""
+    """Return the label and bins of each group whose first run's last evaluation drew several times."""
     made = []
     for group in found.groups:
         run = group.runs[0]
         last, metrics = max(run.evaluations().items(), default=(0, {}), key=lambda pair: pair[0])
         if metrics.get("num_draws", 0) <= metrics.get("num_problems", 0):
             continue
-        if group.is_baseline and run.scheme != "votes":  # a regression answers once, whatever it read
+        if group.is_baseline and run.scheme != "votes":  # a regression answers once per problem
             continue
         items = predictions.items(run, last, predictions.eval_problems(run, notes), notes)
         bins = predictions.reliability(items, scale) if items else []
@@ -143,7 +143,7 @@ def _reliability(voters: Sequence[Voter]) -> Figure:
 
 
 def before_and_after(found: Found, problems: predictions.Problems, notes: list[str]) -> Section | None:
-    """The same problems, asked of the base and of what was learnt."""
+    """Build the section of the same problems, answered by the base and by the trained models."""
     lead = lead_of(found)
     if lead is None or not problems:
         return None
@@ -174,7 +174,7 @@ def before_and_after(found: Found, problems: predictions.Problems, notes: list[s
 
 
 def rationales(found: Found, looked: Sequence[EStepTallies], notes: list[str]) -> Section | None:
-    """Some of the draws of the E-steps, kept and refused, with the reason."""
+    """Build the section with a sample of E-step draws, kept and refused, with the reason."""
     groups = []
     for each in looked:
         run = each.group.runs[0]

@@ -1,4 +1,4 @@
-"""What the page says of the problems that are learnt from: whether they are the easy ones alone."""
+"""The report's section on the difficulty of the problems that a scheme learns from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARE = Axis("", ".0%", (0.0, 1.0))
 
 
 def difficulty(found: Found, looked: Sequence[EStepTallies]) -> Section | None:
-    """Whether a scheme learns the easy ones only."""
+    """Build the section that shows whether a scheme learns from easy problems only."""
     if not looked:
         return None
     figures, tables, notes = [], [], []
@@ -66,7 +66,7 @@ KINDS = {
 
 
 def _levels(looked: Sequence[EStepTallies]) -> tuple[dict[str, dict[str, tuple[int, int]]], str]:
-    """By group and level: problems kept when they were asked last, of how many; else why not."""
+    """Return, by group and level, the problems kept when last asked, and all; else the reason."""
     firsts = [
         (tally, each.group.label)
         for each in looked
@@ -84,7 +84,7 @@ def _levels(looked: Sequence[EStepTallies]) -> tuple[dict[str, dict[str, tuple[i
     for each in looked:
         for tallies in each.tallies.values():
             own = made.setdefault(each.group.label, {})
-            # a scheme may ask a part of the problems in an iteration, and another in the first
+            # a scheme may ask a subset of the problems, and a different one in the first iteration
             later = [tallies[number].problems for number in sorted(tallies, reverse=True) if number > 1]
             shares = (by_difficulty(base, problems) for problems in later if problems is not None)
             for level, (kept, num) in next(filter(None, shares), {}).items():
@@ -130,7 +130,7 @@ def _level_figure(
 
 
 def _kept_by(found: Found, kind: str, words: str) -> tuple[Figure, Table] | None:
-    """Kept shares of the last iteration by a kind of group; of a group's first run."""
+    """Return kept shares of the last iteration by a kind of group, for each scheme's first run."""
     last = {
         group.label: (number, step["kept_by"][kind])
         for number, group in enumerate(found.schemes)
@@ -165,7 +165,7 @@ def _share(metrics: Mapping[str, Any] | None) -> str:
 
 
 def _shifts(found: Found) -> list[str]:
-    """How the mean and the spread of human scores change by the filter."""
+    """Return a sentence on how the filter shifts the mean human score, or nothing."""
     said = []
     for group in found.schemes:
         for step in [*group.runs[0].e_steps().values()][-1:]:

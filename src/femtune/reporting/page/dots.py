@@ -1,4 +1,4 @@
-"""A row a contender: its value as a dot, its interval as a bar, both written out."""
+"""Dot plots with a row for each contender: its value as a dot, its interval as a bar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from femtune.reporting.page.drawing import WIDE, Axis, chosen, drawn, span
 
-HEIGHT, NARROW_HEIGHT = 34, 46  # pixels of a row; where it is narrow, its label stands above it
+HEIGHT, NARROW_HEIGHT = 34, 46  # pixels of a row; a narrow plot has the label above the row
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Row:
 
 
 def dots(rows: Sequence[Row], axis: Axis, label: str, *, width: int, at: float | None = None) -> Markup:
-    """Rows from the top; `at` is marked across all of them."""
+    """Draw the rows from the top, with a line across all of them at `at`."""
     narrow = width < WIDE
     values = [_values(number, row, axis) for number, row in enumerate(rows)]
     x, y = _across(values, axis, narrow), _down(rows, narrow)
@@ -61,7 +61,7 @@ def _values(number: int, row: Row, axis: Axis) -> dict[str, Any]:
 
 def _across(values: Sequence[Mapping[str, Any]], axis: Axis, narrow: bool) -> dict[str, Any]:
     low, high = axis.domain or span(values, axis)
-    room = 0.22 if narrow else 0.14  # for the number that is written at the end
+    room = 0.22 if narrow else 0.14  # for the number at the end
     return {
         "field": "y",
         "type": "quantitative",
@@ -72,7 +72,7 @@ def _across(values: Sequence[Mapping[str, Any]], axis: Axis, narrow: bool) -> di
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers from low to high, not beyond: no share is 120%.
+    """Return round numbers between low and high, never beyond: no share is 120%.
 
     >>> _ticks(0.31, 1.0, 4)
     [0.4, 0.6, 0.8, 1.0]
@@ -86,7 +86,7 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
 
 def _down(rows: Sequence[Row], narrow: bool) -> dict[str, Any]:
     names = {str(number): row.label for number, row in enumerate(rows)}
-    extent = min(320.0, 16 + 8.0 * max(len(row.label) for row in rows))  # whatever the reader's font is
+    extent = min(320.0, 16 + 8.0 * max(len(row.label) for row in rows))  # enough for any font
     axis = {
         "labelExpr": chosen(names),
         "grid": False,

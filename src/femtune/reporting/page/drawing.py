@@ -1,7 +1,7 @@
-"""Specifications of Vega-Lite -> SVG that stands in the page, drawn by vl-convert.
+"""Vega-Lite specifications -> SVG elements in the page, drawn by vl-convert.
 
-Colours are the page's own (style.css), so that a picture is dark where the page is. Nothing in a picture
-can run or load: of what is drawn, known elements and attributes alone are kept.
+Colours are the page's own (style.css), so a picture follows the page's dark mode. Nothing in a picture
+can run or load: only known elements and attributes are kept.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from femtune._util.extras import check_extra
 from femtune.reporting.page.texts import visible
 
 WIDE, NARROW = 760, 340  # pixels: of a desktop's page, of a phone's
-NUM_COLOURS = 6  # --c0 to --c5 in style.css; more series begin again, with other shapes
+NUM_COLOURS = 6  # --c0 to --c5 in style.css; further series reuse them, with other shapes
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
-MARKS = ("●", "■", "▲", "◆", "▼", "✚")  # the same in the page's text
+MARKS = ("●", "■", "▲", "◆", "▼", "✚")  # the same shapes in the page's text
 
 _SVG = "http://www.w3.org/2000/svg"
 _ELEMENTS = {"g", "path", "line", "rect", "text", "tspan", "svg"}
@@ -36,7 +36,7 @@ _ATTRIBUTES = {
 
 @dataclass(frozen=True)
 class Axis:
-    """How a measure is shown: its title, a d3 format, and whether it begins at 0 (and ends at 1)."""
+    """An axis of a figure: its title, a d3 format, and its domain if it is fixed."""
 
     title: str
     format: str = ".2~f"
@@ -44,12 +44,12 @@ class Axis:
 
 
 def style(number: int) -> tuple[str, str]:
-    """Colour and shape of a series."""
+    """Return the colour and shape of a series."""
     return f"var(--c{number % NUM_COLOURS})", SHAPES[(number + number // NUM_COLOURS) % len(SHAPES)]
 
 
 def mark(number: int) -> str:
-    """A series' shape, as a character."""
+    """Return a series' shape as a character."""
     return MARKS[(number + number // NUM_COLOURS) % len(MARKS)]
 
 
@@ -57,14 +57,14 @@ def mark(number: int) -> str:
 
 
 def drawn(spec: Mapping[str, Any], label: str, width: int, height: int) -> Markup:
-    """A Vega-Lite specification as an SVG element with a text alternative.
+    """Draw a Vega-Lite specification as an SVG element with a text alternative.
 
-    Raises ConfigError where vl-convert is not there.
+    Raises ConfigError if vl-convert is not installed.
     """
     check_extra("a figure of the report", "vl_convert")
     import vl_convert
 
-    # text that XML forbids would end the process: see visible
+    # text that XML forbids would abort the process: see visible
     whole = _clean({**_CONFIG, "width": width, "height": height, **spec})
     root = ElementTree.fromstring(vl_convert.vegalite_to_svg(whole))
     _prune(root)
@@ -76,9 +76,9 @@ def drawn(spec: Mapping[str, Any], label: str, width: int, height: int) -> Marku
 
 
 def drawable(text: str) -> str:
-    r"""A text that vl-convert can draw.
+    r"""Return a text that vl-convert can draw.
 
-    Vega cuts long labels by UTF-16 units, and fails on half of a pair: what is one becomes its number.
+    Vega truncates long labels by UTF-16 units and fails on half of a surrogate pair: these are escaped.
 
     >>> print(drawable("é 日本 😀"))
     é 日本 \U0001f600
@@ -87,7 +87,7 @@ def drawable(text: str) -> str:
 
 
 def _clean(value: Any) -> Any:
-    """JSON that every XML can hold: hidden characters as escapes, numbers that are none as null."""
+    """Return JSON that XML can hold: hidden characters escaped, NaN and infinity as null."""
     if isinstance(value, str):
         return drawable(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -100,7 +100,7 @@ def _clean(value: Any) -> Any:
 
 
 def _prune(element: ElementTree.Element) -> None:
-    """Take out what is not drawn, and every element and attribute that is not known."""
+    """Remove what is not drawn, and every unknown element and attribute."""
     for child in [*element]:
         tag = child.tag.removeprefix(f"{{{_SVG}}}")
         empty = tag == "path" and child.get("d", "") in ("", "M0,0h0v0h0Z")
@@ -113,7 +113,7 @@ def _prune(element: ElementTree.Element) -> None:
     for name in [*element.attrib]:
         if name not in _ATTRIBUTES:
             del element.attrib[name]
-        else:  # hundredths of a pixel; a text's digits stay
+        else:  # round to hundredths of a pixel; digits in texts stay
             element.set(name, re.sub(r"(\d\.\d\d)\d+", r"\1", element.attrib[name]))
 
 
@@ -148,16 +148,16 @@ _CONFIG: dict[str, Any] = {
 
 
 def chosen(names: Mapping[str, str]) -> str:
-    """An expression of Vega's that writes each row's label; JSON strings are strings in it.
+    """Return a Vega expression that gives each row's label; Vega reads JSON strings.
 
-    Each has a letter before it, which is cut off: Vega takes the very string "if" for its own word.
+    A prefix, removed again, protects each label: Vega takes the string "if" for a keyword.
     """
     known = {f"_{label}": f"_{text}" for label, text in _clean(names).items()}
     return f"slice({json.dumps(known)}['_' + datum.label], 1)"
 
 
 def span(values: Sequence[Mapping[str, Any]], axis: Axis, least: float = 0.02) -> tuple[float, float]:
-    """From the lowest end of an interval to the highest, with some air; of shares, within 0 and 1."""
+    """Return the range of all intervals with some margin; shares stay within 0 and 1."""
     ends = [
         value[name] for value in values for name in ("low", "y", "high") if value.get(name) is not None
     ]

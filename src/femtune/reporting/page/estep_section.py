@@ -1,4 +1,4 @@
-"""What the page says of the E-steps: where the draws of each scheme went."""
+"""The report's section on the E-steps: the outcomes of each scheme's draws."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from femtune.reporting.page.record import Found, Group
 from femtune.reporting.page.tally import Pick, Tally
 from femtune.reporting.page.texts import count, percent
 
-REASONS = {  # in the order that they are shown; "" is kept
+REASONS = {  # in the order shown; "" means kept
     "": ("kept", "var(--kept)"),
     "wrong": ("wrong", "var(--wrong)"),
     "hint_leak": ("leaks the hint", "var(--leak)"),
@@ -26,12 +26,12 @@ REASONS = {  # in the order that they are shown; "" is kept
     "reward_failed": ("reward failed", "var(--failed)"),
     "engine_failed": ("engine failed", "var(--failed)"),
 }
-MAX_ATTEMPTS = 5  # in a flow picture; later ones are one
+MAX_ATTEMPTS = 5  # in a flow picture; later attempts are merged
 
 
 @dataclass(frozen=True)
 class EStepTallies:
-    """What the E-steps' shards of a group's runs hold."""
+    """Tallies of the E-step shards of a group's runs."""
 
     number: int  # of its colour and shape
     group: Group
@@ -39,7 +39,7 @@ class EStepTallies:
     picks: Sequence[Pick]  # of the first run
 
     def counts(self, iteration: int | None = None) -> Counter[tuple[int, int, str, str]]:
-        """Draws by stage, attempt, prompt and reason, over runs, of one iteration or of all."""
+        """Count draws by stage, attempt, prompt and reason over runs, for one iteration or all."""
         total: Counter[tuple[int, int, str, str]] = Counter()
         for tallies in self.tallies.values():
             for number, tally in tallies.items():
@@ -56,7 +56,7 @@ class EStepTallies:
 
 
 def draws(found: Found, looked: Sequence[EStepTallies]) -> Section | None:
-    """From problems through attempts to what became of them."""
+    """Build the section that follows draws from problems through attempts to outcomes."""
     known = [each for each in looked if each.counts()]
     if not known:
         return None
@@ -87,7 +87,7 @@ def draws(found: Found, looked: Sequence[EStepTallies]) -> Section | None:
 
 
 def _told(looked: EStepTallies) -> str:
-    """One sentence about a scheme's draws."""
+    """Return one sentence about a scheme's draws."""
     total = looked.counts()
     reasons = Counter[str]()
     for (_, _, _, reason), number in total.items():
@@ -104,7 +104,7 @@ def _told(looked: EStepTallies) -> str:
 
 
 def _flow(looked: EStepTallies, width: int) -> Markup:
-    """Stages and attempts on the left, outcomes on the right."""
+    """Draw stages and attempts on the left, outcomes on the right."""
     total = looked.counts()
     stages: dict[tuple[int, int, str], int] = {}
     ends: dict[str, int] = {}
@@ -156,7 +156,7 @@ def _prompt_colour(prompt: str) -> str:
 
 
 def _reasons(looked: EStepTallies, prompt: str) -> Markup:
-    """Shares of what became of draws under a prompt, a bar an iteration."""
+    """Draw the shares of outcomes under a prompt, one bar per iteration."""
     values, told = [], []
     for iteration in looked.iterations:
         own = Counter[str]()

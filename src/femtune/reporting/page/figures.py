@@ -14,7 +14,7 @@ from femtune.reporting.page.drawing import NARROW, Axis, chosen, drawn, span, st
 
 @dataclass(frozen=True)
 class Series:
-    """A line or a row of dots: points (x, y, low, high), low and high None where not known."""
+    """A line or a row of dots: points (x, y, low, high); low and high are None if unknown."""
 
     number: int  # of its colour and shape
     points: Sequence[tuple[float, float, float | None, float | None]]
@@ -26,7 +26,7 @@ class Series:
 def lines(
     series: Sequence[Series], x: Axis, y: Axis, label: str, *, width: int = NARROW, height: int = 190
 ) -> Markup:
-    """Lines with points, and bands where there are intervals; x is a number."""
+    """Draw lines with points over a numeric x, with bands where there are intervals."""
     values = [
         {"s": str(each.number), "x": px, "y": py, "low": low, "high": high}
         for each in series
@@ -103,7 +103,7 @@ def _up(axis: Axis, field: str, values: Sequence[Mapping[str, Any]]) -> dict[str
 def stacks(
     values: Sequence[tuple[str, str, str, float]], label: str, axis: Axis, *, across: bool = False
 ) -> Markup:
-    """Stacked bars of (bar, part, the part's colour, size), in this order; lying ones where `across`."""
+    """Draw stacked bars of (bar, part, the part's colour, size); horizontal ones if `across`."""
     bars = list(dict.fromkeys(bar for bar, *_ in values))
     rows = [
         {"bar": bars.index(bar), "part": n, "size": size, "colour": colour, "label": bar}
@@ -148,7 +148,7 @@ def stacks(
 
 
 def diagonal(series: Sequence[Series], x: Axis, y: Axis, label: str) -> Markup:
-    """Confidence against the share right, equal on the dashed line; points are (x, y, number, None)."""
+    """Draw confidence against the share right; points are (x, y, number, None)."""
     values = [
         {"s": str(each.number), "x": px, "y": py, "n": num}
         for each in series
@@ -186,14 +186,14 @@ def diagonal(series: Sequence[Series], x: Axis, y: Axis, label: str) -> Markup:
 
 
 def groups(series: Sequence[Series], names: Sequence[str], y: Axis, label: str) -> Markup:
-    """Dots with intervals over named groups, side by side where there are several series."""
+    """Draw dots with intervals over named groups, several series side by side."""
     count = len(series)
     values = [
         {"s": str(each.number), "x": int(px), "side": place, "y": py, "low": low, "high": high}
         for place, each in enumerate(series)
         for px, py, low, high in each.points
     ]
-    room = max(4, 42 // len(names))  # letters in a line of a name
+    room = max(4, 42 // len(names))  # letters per line of a name
     words = {str(number): "\n".join(wrap(name, room)) for number, name in enumerate(names)}
     most = max(word.count("\n") for word in words.values())
     across = {

@@ -1,4 +1,4 @@
-"""Where draws went, as a Sankey picture: problems -> attempts -> outcomes."""
+"""Sankey diagrams of draws: problems -> attempts -> outcomes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from markupsafe import Markup
 
 from femtune.reporting.page.drawing import drawn
 
-HEIGHT, GAP = 260, 30  # pixels; two lines of text fit beside the smallest place
-ACROSS = (0.0, 0.37, 0.74)  # of the width: where the columns are
+HEIGHT, GAP = 260, 30  # pixels; two lines of text fit beside the smallest node
+ACROSS = (0.0, 0.37, 0.74)  # positions of the columns as fractions of the width
 THICK = 0.012
 
 
 @dataclass(frozen=True)
 class Stop:
-    """A place that draws come by: how many, its colour, and what is written at it."""
+    """A node of the diagram: its label, number of draws and colour."""
 
     label: str
     num: int
@@ -33,7 +33,7 @@ def flow(
     *,
     width: int,
 ) -> Markup:
-    """Bands as wide as draws are many; `links` are draws from a stage to an end."""
+    """Draw bands in proportion to draws; `links` counts draws from a stage to an end."""
     total = sum(stage.num for stage in stages)
     most = max(len(stages), len(ends))
     scale = (HEIGHT - GAP * (most - 1)) / max(total, 1)
@@ -65,7 +65,7 @@ def flow(
 
 
 def _column(stops: Sequence[Stop], sizes: Sequence[int], x: float, scale: float) -> list[dict[str, Any]]:
-    """Places one below the other, in the middle of the height."""
+    """Place nodes one below the other, centered in the height."""
     used = sum(sizes) * scale + GAP * (len(stops) - 1)
     top = (HEIGHT - used) / 2
     made = []
@@ -111,7 +111,7 @@ def _layers(
 def _band(
     x0: float, top0: float, x1: float, top1: float, size: float, colour: str, link: str
 ) -> list[dict[str, Any]]:
-    """The edges of a band that swings from one height to another."""
+    """Return the edges of a band that curves from one height to another."""
     made = []
     for step in range(21):
         t = step / 20

@@ -1,4 +1,4 @@
-"""What a page is made of: figures, tables and sentences, as plain text that the template escapes."""
+"""The building blocks of a page: figures, tables and sentences, as text that the template escapes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from femtune.reporting.page.texts import percent
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, the first of a row being its header."""
+    """A table of text cells; the first cell of a row is its header."""
 
     caption: str
     head: Sequence[str]
@@ -26,7 +26,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Key:
-    """What a colour and a shape stand for."""
+    """A legend entry: a colour, a shape and their meaning."""
 
     colour: str  # its name in style.css
     mark: str
@@ -35,7 +35,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture; `narrow` is what a phone shows of it, where that is another one."""
+    """A picture; `narrow` is the version for a phone, if there is one."""
 
     title: str
     picture: Markup
@@ -54,15 +54,15 @@ class Section:
     keys: Sequence[Key] = ()
     _: KW_ONLY
     figures: Sequence[Figure] = ()
-    below: Sequence[Figure] = ()  # more of them, in rows of their own
-    tables: Sequence[Table] = ()  # folded away, but for those that are the figure
-    notes: Sequence[str] = ()  # what is left out, and why
-    extra: str = ""  # a part of the template that shows what only this section has
+    below: Sequence[Figure] = ()  # further figures, in rows of their own
+    tables: Sequence[Table] = ()  # collapsed, except where a table is the figure
+    notes: Sequence[str] = ()  # what is missing, and why
+    extra: str = ""  # the part of the template for this section's own data
     data: object = None
 
 
 def group_keys(found: Found) -> list[Key]:
-    """The schemes' colours; none where there is one scheme alone."""
+    """Return the schemes' legend; empty if there is only one scheme."""
     groups = found.schemes
     if len(groups) < 2:
         return []
@@ -72,7 +72,7 @@ def group_keys(found: Found) -> list[Key]:
 
 
 def series(number: int, points: Sequence[tuple[float, Estimate]]) -> Series:
-    """A line of estimates."""
+    """Return estimates as a line."""
     return Series(
         number,
         [(x, each.value or 0.0, *(each.ci if each.ci else (None, None))) for x, each in points],
@@ -80,7 +80,7 @@ def series(number: int, points: Sequence[tuple[float, Estimate]]) -> Series:
 
 
 def with_interval(measure: Measure, estimate: Estimate | None) -> str:
-    """A value and its interval, for a table's cell."""
+    """Return a value and its interval for a table cell."""
     if estimate is None or estimate.value is None:
         return "–"
     if estimate.ci is None:
@@ -89,7 +89,8 @@ def with_interval(measure: Measure, estimate: Estimate | None) -> str:
 
 
 def interval(measure: Measure, estimate: Estimate) -> str:
-    """
+    """Return an interval as text.
+
     >>> interval(Measure("accuracy", "accuracy"), Estimate(0.5, (0.4, 0.6)))
     '40.0% to 60.0%'
     """
@@ -98,7 +99,8 @@ def interval(measure: Measure, estimate: Estimate) -> str:
 
 
 def capital(text: str) -> str:
-    """
+    """Return a text with its first letter in upper case.
+
     >>> capital("loss of the M-step")
     'Loss of the M-step'
     """
@@ -106,7 +108,8 @@ def capital(text: str) -> str:
 
 
 def of(part: int, whole: int) -> str:
-    """
+    """Return a part of a whole as text, with its percentage.
+
     >>> of(3, 4)
     '3 of 4 (75.0%)'
     """

@@ -1,4 +1,4 @@
-"""Evaluations looked at closely: who says what, how sure votes are, problems before and after."""
+"""Details of evaluations: confusion, reliability of votes, and problems before and after training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from femtune.reporting.page.record import Record
 from femtune.reporting.page.tally import batches, shards
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 
-MAX_SCALE = 12  # answers in a confusion matrix: 0 to 10 is a scale that is in use
+MAX_SCALE = 12  # answers in a confusion matrix: scales from 0 to 10 are common
 NO_ANSWER = "none"
 
 Problems = Mapping[str, Problem]
@@ -31,7 +31,7 @@ Problems = Mapping[str, Problem]
 
 @dataclass(frozen=True)
 class Confusion:
-    """How many problems with a human answer (row) got an answer (column, the last one being none)."""
+    """Counts of problems by human answer (row) and model answer (column; the last one is no answer)."""
 
     scale: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
@@ -43,7 +43,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Bin:
-    """Items whose vote was about equally sure: mean confidence, share right, how many."""
+    """Items of similar confidence: mean confidence, share right and number."""
 
     confidence: float
     right: float
@@ -52,7 +52,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class ItemDraws:
-    """One completion of an exhibit."""
+    """One completion of a shown problem."""
 
     label: str
     text: str
@@ -64,7 +64,7 @@ class ItemDraws:
 
 @dataclass(frozen=True)
 class ShownItem:
-    """A problem, and what was written at it."""
+    """A problem with its completions."""
 
     problem_id: str
     prompt: str
@@ -74,7 +74,7 @@ class ShownItem:
 
 @dataclass(frozen=True)
 class Change:
-    """Problems that changed alike from the base to the last evaluation."""
+    """Problems with the same change from the base to the last evaluation."""
 
     title: str
     num_problems: int
@@ -85,7 +85,7 @@ class Change:
 
 
 def eval_problems(run: Record, notes: list[str]) -> Problems:
-    """The held-out problems that a run stored; {} where it did not, or they can't be read."""
+    """Return the held-out problems that a run stored; {} if they are missing or unreadable."""
     path = run.root / "eval.parquet"
     if not path.is_file():
         return {}
@@ -97,7 +97,7 @@ def eval_problems(run: Record, notes: list[str]) -> Problems:
 
 
 def asked(path: Path, ids: Iterable[str], notes: list[str]) -> dict[str, tuple[str, str]]:
-    """Prompt, as one text, and answer of a few of the stored problems, by id."""
+    """Return the prompt, as one text, and the answer of some stored problems, by id."""
     if not path.is_file():
         return {}
     try:
@@ -115,7 +115,7 @@ def asked(path: Path, ids: Iterable[str], notes: list[str]) -> dict[str, tuple[s
 
 
 def items(run: Record, iteration: int, problems: Problems, notes: list[str]) -> list[Item]:
-    """Each problem's answer and votes, as `evaluate` counts them."""
+    """Return each problem's answer and votes, as `evaluate` counts them."""
     votes: dict[str, list[tuple[int, str]]] = {}
     folder = run.root / f"iteration-{iteration:03}" / "eval"
     for _, _, batch in batches(shards(folder), ("problem_id", "index", "answer"), notes):
@@ -130,26 +130,26 @@ def items(run: Record, iteration: int, problems: Problems, notes: list[str]) -> 
 
 
 def _answer(problem_id: str, index: int, answer: str) -> Draw:
-    """A draw of which only the answer is looked at."""
+    """Return a draw of which only the answer is used."""
     key = DrawKey(0, problem_id, 0, index)
     return Draw(key, "plain", 0, Completion((), "", "stop", 0.0), Score(0.0, answer))
 
 
 def one_scale(problems: Problems) -> tuple[str, ...]:
-    """The scale that all problems are on, short enough to be shown; () where there is none."""
+    """Return the scale that all problems share, if it is short enough to show; else ()."""
     scales = {scale_of(problem) for problem in problems.values()}
     scale = scales.pop() if len(scales) == 1 else None
     return scale.answers if scale is not None and len(scale.answers) <= MAX_SCALE else ()
 
 
 def is_judge(problems: Problems) -> bool:
-    """Whether the answers are a human's judgements, ratings or choices of a response."""
+    """Return True if the answers are human judgements: ratings or choices of a response."""
     known = next((frame(problem) for problem in problems.values()), None)
     return known is not None and known.form in ("rating", "pair")
 
 
 def confusion(found: Sequence[Item], scale: tuple[str, ...]) -> Confusion:
-    """Of the most frequent vote of each item, of equally frequent ones the first."""
+    """Count each item's most frequent vote; the first one on a tie."""
     votes = count_votes(found, scale)
     said = np.where(votes.cast, most_likely(votes.counts, votes.first), len(scale))
     counts = np.zeros((len(scale), len(scale) + 1), int)
@@ -158,7 +158,7 @@ def confusion(found: Sequence[Item], scale: tuple[str, ...]) -> Confusion:
 
 
 def reliability(found: Sequence[Item], scale: tuple[str, ...]) -> list[Bin]:
-    """Items by confidence, the share of votes for the most frequent answer, in ten equal bins."""
+    """Group items by confidence, the vote share of the most frequent answer, in ten equal bins."""
     votes = count_votes(found, scale)
     if not votes.several:
         return []
@@ -182,10 +182,10 @@ def reliability(found: Sequence[Item], scale: tuple[str, ...]) -> list[Bin]:
 def changes(
     lead: Record, others: Sequence[tuple[str, Record]], problems: Problems, each: int, notes: list[str]
 ) -> list[Change]:
-    """Held-out problems by how the lead run's answer changed, with what every run wrote at some of them.
+    """Group held-out problems by the change of the lead run's answer, with every run's completions.
 
-    `others` are labelled runs, the lead among them. Which problems are shown is by chance, from their
-    ids: the same each time, and not chosen by how well they look.
+    `others` are labelled runs, the lead among them. A hash of their ids selects the problems shown:
+    the selection is reproducible and independent of the results.
     """
     last = max(lead.evaluations())
     before, after = (_right(lead, number, notes) for number in (0, last))
@@ -224,7 +224,7 @@ def _first_draws(run: Record, iteration: int, columns: Sequence[str], notes: lis
 
 
 def _right(run: Record, iteration: int, notes: list[str]) -> dict[str, bool]:
-    """Whether each problem's first draw was right."""
+    """Return, by problem, True if its first draw was right."""
     made: dict[str, bool] = {}
     for table in _first_draws(run, iteration, ("reason", "reward"), notes):
         columns = (table[name].to_pylist() for name in ("problem_id", "reason", "reward"))
@@ -236,7 +236,7 @@ def _right(run: Record, iteration: int, notes: list[str]) -> dict[str, bool]:
 def _takes(
     lead: Record, others: Sequence[tuple[str, Record]], ids: Sequence[str], notes: list[str]
 ) -> dict[str, list[ItemDraws]]:
-    """What the base and then each run's last model wrote first at these problems."""
+    """Return the first completion of the base and of each run's last model for these problems."""
     made: dict[str, list[ItemDraws]] = {name: [] for name in ids}
     wanted = pa.array(ids, pa.string())
     runs = [("before: the base", lead, 0)]

@@ -1,4 +1,4 @@
-"""A run directory as the report needs it: settings, history, how it stands; and which runs are alike."""
+"""Run directories as the report needs them: settings, history, state, and groups of similar runs."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ BASELINES = {
 
 @dataclass(frozen=True)
 class Record:
-    """One run, as far as it has come."""
+    """One run in its current state, finished or not."""
 
     root: Path
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
-    history: tuple[Mapping[str, Any], ...]  # metrics.json of each iteration that is done, in order
+    history: tuple[Mapping[str, Any], ...]  # metrics.json of each completed iteration, in order
     _: KW_ONLY
-    events: tuple[Mapping[str, Any], ...]  # of log.jsonl, without metrics
+    events: tuple[Mapping[str, Any], ...]  # from log.jsonl, without metrics
     notes: tuple[str, ...] = ()  # what could not be read
 
     @property
     def scheme(self) -> str:
-        """Its name, such as rejection(4); a baseline's name; "" for a run that drew nothing."""
+        """Return the name of the scheme, such as rejection(4), or baseline; "" without draws."""
         stored = self.config.get("scheme_data")
         own = stored.get("name") if isinstance(stored, Mapping) else self.config.get("scheme")
         return name(str(own or ""))
@@ -57,7 +57,7 @@ class Record:
 
     @property
     def planned(self) -> int:
-        """Iterations that were asked for; of an evaluation or a baseline, those that there are."""
+        """Return the requested iterations; for an evaluation or a baseline, the existing ones."""
         asked = self.config.get("iterations")
         if asked is None or self.is_baseline:
             return max((each["iteration"] for each in self.history), default=0)
@@ -65,7 +65,7 @@ class Record:
 
     @property
     def num_problems(self) -> int:
-        """All that it trains on: an iteration may ask a part of them."""
+        """Return the number of training problems; an iteration may ask a subset of them."""
         try:
             return int(pq.read_metadata(self.root / "problems.parquet").num_rows)
         except (OSError, pa.ArrowException):
@@ -80,11 +80,11 @@ class Record:
         return bool(self.history) and self.done >= self.planned
 
     def evaluations(self) -> dict[int, Mapping[str, Any]]:
-        """By iteration, 0 being the base."""
+        """Return evaluations by iteration; 0 is the base."""
         return {m["iteration"]: m["evaluation"] for m in self.history if m.get("evaluation")}
 
     def with_examples(self) -> Mapping[str, Any] | None:
-        """The base's evaluation with worked examples in its prompts, where there is one."""
+        """Return the base's evaluation with worked examples in its prompts, or None."""
         found = (m.get("evaluation_demos") for m in self.history)
         return next((each for each in found if each), None)
 
@@ -97,7 +97,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone: one line of a comparison."""
+    """Runs that differ only in their seed: one line of a comparison."""
 
     label: str
     runs: tuple[Record, ...]
@@ -106,10 +106,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Found:
-    """What a report is about."""
+    """The runs that a report shows, grouped."""
 
     groups: tuple[Group, ...]
-    notes: tuple[str, ...] = field(default=())  # of compare.json, and of files that can't be read
+    notes: tuple[str, ...] = field(default=())  # from compare.json, and about unreadable files
 
     @property
     def schemes(self) -> list[Group]:
@@ -121,9 +121,9 @@ class Found:
 
 
 def find(places: Sequence[Path]) -> Found:
-    """The runs in these places: each a run's directory, or a folder of some.
+    """Return the runs in these places: each a run directory, or a folder of run directories.
 
-    Raises RunError where there are none.
+    Raises RunError if there are no runs.
     """
     records: list[Record] = []
     notes: list[str] = []
@@ -155,7 +155,7 @@ def _runs_in(folder: Path) -> list[Path]:
 
 
 def read_record(root: Path) -> Record:
-    """A run, finished or not. Raises RunError where its configuration can't be read."""
+    """Read a run, finished or not. Raises RunError if its configuration cannot be read."""
     config = stored_config(root)
     notes: list[str] = []
     history = [
@@ -179,7 +179,7 @@ def _with_rationales(metrics: dict[str, Any], path: Path, notes: list[str]) -> d
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
-    """An object, {} where it is not there; damage is noted."""
+    """Return a file's JSON object, {} if the file does not exist; damage is noted."""
     if not path.is_file():
         return {}
     try:
@@ -196,14 +196,14 @@ def _iteration(metrics: Mapping[str, Any]) -> int:
 
 
 def _events(root: Path) -> tuple[dict[str, Any], ...]:
-    """What a run has done; that it was opened again is none of it."""
+    """Return the events of a run, without those that only mark a session."""
     names = ("time", "event", "iteration")
     events = [event for event in read_log(root) if event.get("event") != "session"]
     return tuple({name: event.get(name) for name in names} for event in events)
 
 
 def _grouped(records: Sequence[Record]) -> tuple[Group, ...]:
-    """Baselines first, then in the order that they were given; runs of a group by seed."""
+    """Group runs: baselines first, then in the given order; runs of a group by seed."""
     together: dict[str, list[Record]] = {}
     for record in records:
         own = {key: value for key, value in record.config.items() if key not in ("seed", "scheme")}
@@ -222,7 +222,7 @@ def _grouped(records: Sequence[Record]) -> tuple[Group, ...]:
 
 
 def _label(record: Record, alone: bool) -> str:
-    """The scheme, where it names one group; else the directory."""
+    """Return the scheme if it names one group; else the directory."""
     known = BASELINES.get(record.scheme, record.scheme)
     if alone and known:
         return known
@@ -230,7 +230,7 @@ def _label(record: Record, alone: bool) -> str:
 
 
 def differing(records: Sequence[Record]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Settings that all runs share, and those that differ, each with its values in order of the runs."""
+    """Return the settings that all runs share, and those that differ, with a value for each run."""
     names = list(dict.fromkeys(key for record in records for key in record.config))
     values = {key: [_shown(key, record.config.get(key)) for record in records] for key in names}
     same = {key: each[0] for key, each in values.items() if len({*each}) == 1}

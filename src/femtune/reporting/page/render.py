@@ -1,4 +1,4 @@
-"""`femtune report`: runs -> one HTML file, which needs nothing else and runs nothing."""
+"""`femtune report`: runs -> one self-contained HTML file without scripts."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from femtune.reporting.page.tally import DrawPicker, Tally, tally
 from femtune.reporting.page.texts import cut, name, visible
 from femtune.reporting.page.worth import worth
 
-PICKS = 3  # draws that are shown of each prompt and reason
+PICKS = 3  # draws shown for each prompt and reason
 
 
 def report(runs: Sequence[Path], output: Path | None = None) -> Path:
-    """Write what these runs learnt as one HTML file; gives its place.
+    """Write the results of these runs as one HTML file and return its path.
 
-        report([Path("runs/demo")])        # a train's directory, or a folder of several; or some of them
+        report([Path("runs/demo")])        # run directories, or folders of run directories
 
-    The place is report.html in the first of `runs`, if no other is named; a report that is there is
-    replaced. Nothing else is written. Raises RunError where there is no run, or no place to write, and
-    ConfigError where vl-convert-python is not installed.
+    The default path is report.html in the first of `runs`; an existing report is replaced.
+    Nothing else is written. Raises RunError if there is no run, or the path is a directory, and
+    ConfigError if vl-convert-python is not installed.
     """
     check_extra("femtune report", "vl_convert")
     if not runs:
@@ -49,7 +49,7 @@ def report(runs: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def render(found: Found) -> str:
-    """The page of these runs."""
+    """Return the page of these runs as HTML."""
     notes = [*found.notes]
     looked = [look(number, group, notes) for number, group in enumerate(found.schemes)]
     looked = [each for each in looked if each.iterations]
@@ -74,9 +74,9 @@ def render(found: Found) -> str:
 
 
 def look(place: int, group: Group, notes: list[str]) -> EStepTallies:
-    """Read the E-steps' shards of a group's runs; draws to show are of the first run.
+    """Read the E-step shards of a group's runs; draws to show come from the first run.
 
-    `place` is the group's among the schemes, which is its colour.
+    `place` is the group's position among the schemes, which sets its colour.
     """
     picker = DrawPicker(PICKS)
     tallies: dict[Any, dict[int, Tally]] = {}
@@ -87,14 +87,14 @@ def look(place: int, group: Group, notes: list[str]) -> EStepTallies:
             made = tally(folder, number, notes, picker if run is group.runs[0] else None)
             if made.counts:
                 own[number] = made
-        for number in [*own][1:-1]:  # of the others, no problem is asked for by its id
+        for number in [*own][1:-1]:  # only the first and last iteration need counts by problem
             own[number] = replace(own[number], problems=None)
         tallies[run.root] = own
     return EStepTallies(place, group, tallies, picker.picks(notes))
 
 
 def _template() -> Callable[..., str]:
-    """The template, which escapes whatever is not Markup, and shows what is hidden in it."""
+    """Return the template, which escapes all text except Markup and makes hidden characters visible."""
     environment = Environment(
         loader=PackageLoader("femtune.reporting.page", ""),
         autoescape=True,

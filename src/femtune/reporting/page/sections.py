@@ -1,4 +1,4 @@
-"""What the page says of the whole: everyone in numbers, iteration by iteration, lengths, cost."""
+"""The report's overall sections: comparison in numbers, iterations, lengths and cost."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ITERATION = Axis("iteration", "d")
 
 
 def everyone(found: Found) -> Section | None:
-    """The last evaluation of each, where there are several to compare."""
+    """Build the table of last evaluations, if there are several to compare."""
     known = contenders(found)
     return Section("everyone", "In numbers", tables=[_table_of(known)]) if len(known) > 1 else None
 
@@ -69,7 +69,7 @@ def _is_usual(known: Sequence[Contender], measure: str) -> bool:
 
 
 def _says_accuracy(known: Sequence[Contender], measure: str) -> bool:
-    """Whether another share of right answers is the accuracy everywhere, as of single draws."""
+    """Return True if a measure equals the accuracy everywhere, as with single draws."""
     if measure not in ("agreement", "majority_accuracy"):
         return False
     metrics = [each for contender in known for each in contender.evaluations]
@@ -80,7 +80,7 @@ def _says_accuracy(known: Sequence[Contender], measure: str) -> bool:
 
 
 def learning(found: Found) -> Section:
-    """Every measure by iteration, with its interval."""
+    """Build the section of every measure by iteration, with its interval."""
     groups = found.schemes
     figures, columns = [], []
     for measure, part in [
@@ -145,7 +145,7 @@ def _bands(groups: Sequence[Group]) -> str:
 
 
 def _band(point: Point) -> Estimate:
-    """An estimate as it is drawn: Student's interval of two seeds would fill the figure."""
+    """Return an estimate as it is drawn: Student's interval over two seeds would fill the figure."""
     return Estimate(point.estimate.value, None) if point.num_seeds == 2 else point.estimate
 
 
@@ -183,7 +183,7 @@ def _history(groups: Sequence[Group], columns: Sequence[tuple[Measure, str]]) ->
 
 
 def lengths(found: Found, looked: Sequence[EStepTallies]) -> Section | None:
-    """Tokens of kept and of refused draws; of each group's first run."""
+    """Build the section on tokens of kept and refused draws, for each group's first run."""
     alone = len(looked) == 1
     figures = []
     for kept, title in ((True, "Kept draws"), (False, "Refused draws")):
@@ -210,7 +210,7 @@ def lengths(found: Found, looked: Sequence[EStepTallies]) -> Section | None:
 
 
 def _length(tally: Tally, kept: bool, alone: bool) -> Estimate:
-    """Bands of several schemes would cover each other: they have means alone."""
+    """Return the median with quartiles; for several schemes the mean, as bands would overlap."""
     if not alone:
         return Estimate(tally.mean_length(kept), None)
     low, middle, high = (tally.quantile(kept, share) for share in (0.25, 0.5, 0.75))
@@ -239,7 +239,7 @@ def _length_table(looked: Sequence[EStepTallies]) -> Table:
 
 
 def cost(found: Found) -> Section | None:
-    """Tokens and seconds by phase, and accuracy by tokens drawn."""
+    """Build the section on tokens and seconds by phase, and accuracy by tokens drawn."""
     rows, bars = [], []
     for group in found.groups:
         spent = [_spent(run) for run in group.runs]
@@ -294,7 +294,7 @@ def _spent(run: Record) -> dict[str, float]:
 
 
 def _race(found: Found) -> Figure | None:
-    """Accuracy by the tokens that were drawn until then."""
+    """Draw accuracy by the cumulative number of tokens drawn."""
     own, told = [], []
     for number, group in enumerate(found.schemes):
         tokens = {

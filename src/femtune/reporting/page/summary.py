@@ -60,7 +60,7 @@ def _base_name(path: object) -> str:
 
 
 def sentence(found: Found, known: Sequence[Contender]) -> str:
-    """The result, its interval, and what it is held against."""
+    """Return the result, its interval, and the base and best baseline beside it."""
     lead = best(known, "scheme") or best(known, "base")
     if lead is None:
         return _without_evaluation(found)
@@ -81,7 +81,7 @@ def sentence(found: Found, known: Sequence[Contender]) -> str:
 
 
 def _claim(lead: Contender) -> tuple[str, str]:
-    """What is said of a share, and of how many; and what stands before the share of another."""
+    """Return the phrase for the lead's accuracy, and the preposition before another's."""
     metrics = lead.evaluations[0]
     if "agreement" in metrics:
         return "agrees with the human on {0} {1} held-out choices", "on "
@@ -91,9 +91,9 @@ def _claim(lead: Contender) -> tuple[str, str]:
 
 
 def _number(contender: Contender, first: bool = False) -> str:
-    """The accuracy and its interval; what kind of interval, where it is the first on the page."""
+    """Return the accuracy and its interval; the first one on the page also names its kind."""
     estimate = contender.estimate("accuracy")
-    assert estimate is not None and estimate.value is not None  # best() looked
+    assert estimate is not None and estimate.value is not None  # best() checked
     words = [f"mean of {contender.num_seeds} seeds"] if first and contender.num_seeds > 1 else []
     if estimate.ci is not None:
         words.append(("95% interval " if first else "") + interval(ACCURACY, estimate))
@@ -159,7 +159,7 @@ def _standing(run: Record) -> str:
 
 
 def hero(found: Found, known: Sequence[Contender]) -> Figure | None:
-    """Everyone's accuracy; of one scheme alone, its course."""
+    """Draw the accuracy of all contenders; for a single scheme, its accuracy by iteration."""
     measured = [each for each in known if each.estimate("accuracy") is not None]
     if len(found.schemes) == 1 and not any(each.kind == "baseline" for each in measured):
         return _course(found, ACCURACY, "evaluation") or _course(found, KEPT, "e_step")

@@ -1,8 +1,7 @@
-"""What became of an E-step's draws: counts, lengths and a sample, from columns of its shards.
+"""Outcomes of an E-step's draws: counts, lengths and a sample, read from columns of its shards.
 
-No draw becomes an object but those that are shown, and no more than a batch of rows is in memory, so
-that millions of draws take seconds. Of each problem a few bytes are held: how often it was right, and
-whether it was kept.
+Only the draws shown become objects, and at most one batch of rows is in memory, so millions of draws
+take seconds. Each problem takes a few bytes: how often it was right, and whether a draw was kept.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ class Tally:
     """Draws of one iteration."""
 
     counts: Mapping[tuple[int, int, str, str], int]  # by stage, attempt, prompt, reason; "" is kept
-    lengths: Mapping[bool, Ints]  # by whether it was kept: draws of 0, 1, 2 ... tokens
+    lengths: Mapping[bool, Ints]  # by kept or not: numbers of draws with 0, 1, 2 ... tokens
     num_problems: int
-    # a row a problem, None where that is not wanted: problem_id; plain, its draws under the plain
-    # prompt; right, the right ones of those; kept, 1 if any draw was, else 0
+    # one row per problem, None if not needed: problem_id; plain, its draws under the plain prompt;
+    # right, the right ones among them; kept, 1 if any draw was kept, else 0
     problems: Any
 
     def quantile(self, kept: bool, share: float) -> float | None:
-        """Tokens of a draw, of those that were kept or not; None of none."""
+        """Return a quantile of tokens per draw, of kept or refused draws; None if there are no draws."""
         counts = self.lengths[kept]
         total = counts.sum()
         return float(np.searchsorted(counts.cumsum(), share * total)) if total else None
 
     def mean_length(self, kept: bool) -> float:
-        """Tokens of a draw; nan of none."""
+        """Return the mean number of tokens per draw; nan if there are no draws."""
         counts = self.lengths[kept]
         return float(counts @ np.arange(len(counts)) / counts.sum()) if counts.sum() else math.nan
 
@@ -57,7 +56,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Pick:
-    """A draw that is shown."""
+    """A draw shown in the report."""
 
     iteration: int
     problem_id: str
@@ -80,9 +79,9 @@ def shards(folder: Path) -> list[Path]:
 def batches(
     paths: Sequence[Path], columns: Sequence[str], notes: list[str]
 ) -> Iterator[tuple[Path, int, Any]]:
-    """The rows of shards, a batch at a time: path, number of its first row, record batch.
+    """Yield the rows of shards in batches: path, number of the first row, record batch.
 
-    What can't be read is noted and left out.
+    Unreadable shards are noted and skipped.
     """
     for path in paths:
         try:
@@ -100,7 +99,7 @@ def batches(
 
 
 def tally(folder: Path, iteration: int, notes: list[str], picker: DrawPicker | None = None) -> Tally:
-    """Count the draws of a folder of shards; the picker looks along."""
+    """Count the draws of a folder of shards; the picker sees each batch."""
     counts: Counter[tuple[int, int, str, str]] = Counter()
     lengths = {kept: np.zeros(MAX_TOKENS + 1, np.int64) for kept in (False, True)}
     problems = []
@@ -149,7 +148,7 @@ def _together(parts: Sequence[Any]) -> Any:
 
 @dataclass
 class DrawPicker:
-    """Finds the draws of the smallest seeds of each prompt and reason: by chance, the same each time."""
+    """A picker of the draws with the smallest seeds of each prompt and reason: a reproducible sample."""
 
     each: int
     found: dict[tuple[str, str], list[tuple[int, Path, int, int]]] = field(default_factory=dict)
@@ -162,7 +161,7 @@ class DrawPicker:
             self.found[key] = sorted([*self.found.get(key, []), *own])[: self.each]
 
     def picks(self, notes: list[str]) -> list[Pick]:
-        """The draws themselves, by prompt and reason, kept ones first."""
+        """Return the picked draws by prompt and reason, kept ones first."""
         wanted: dict[Path, list[int]] = defaultdict(list)
         for _, path, row, _ in (each for found in self.found.values() for each in found):
             wanted[path].append(row)
@@ -180,7 +179,7 @@ class DrawPicker:
 
 
 def _rows_by(prompts: Any, reasons: Any) -> dict[tuple[str, str], Ints]:
-    """The row numbers of each prompt and reason."""
+    """Return the row numbers of each prompt and reason."""
     first, second = (pc.dictionary_encode(each.combine_chunks()) for each in (prompts, reasons))
     names = [(p, r) for p in first.dictionary.to_pylist() for r in second.dictionary.to_pylist()]
     codes = first.indices.to_numpy() * len(second.dictionary) + second.indices.to_numpy()
@@ -210,11 +209,10 @@ DIFFICULTY = ("never", "up to half", "over half", "always")
 
 
 def by_difficulty(base: Any, later: Any) -> dict[str, tuple[int, int]]:
-    """How many problems a later iteration kept, and of how many, by the base's success at them.
+    """Count the problems that a later iteration kept, and all of them, by the base's success rate.
 
-    `base` and `later` are `Tally.problems`; a level is of the share of the base's draws under the plain
-    prompt that were right. Levels without problems are left out, and so are problems not drawn at both
-    times.
+    `base` and `later` are `Tally.problems`; a level is a range of the share of right draws of the base
+    under the plain prompt. Empty levels are left out, and so are problems missing in either iteration.
     """
     asked = base.filter(pc.greater(base["plain"], 0))
     share = pc.divide(pc.cast(asked["right"], pa.float64()), asked["plain"])

@@ -1,6 +1,6 @@
-"""What models and data say, made safe to show: nothing invisible, nothing that turns the line around.
+"""Model and data texts made safe to show: no invisible characters, no bidirectional overrides.
 
-Escaping for HTML is the template's, for all text alike; here is what HTML would let through.
+The template escapes all text for HTML; this module handles what HTML would let through.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from femtune._util.text import INVISIBLE, escaped
 
-MAX_LENGTH = 3000  # characters that are shown of a text
+MAX_LENGTH = 3000  # characters shown of a text
 
 _USER_INFO = re.compile(r"//[^/@\s]+@")
 
@@ -25,7 +25,7 @@ def visible(text: str) -> str:
 
 
 def cut(text: str, length: int = MAX_LENGTH) -> tuple[str, int]:
-    """The start of a text, visible, and how many characters are left out.
+    """Return the start of a text, made visible, and the number of characters left out.
 
     >>> cut("It is so because of that.", length=8)
     ('It is so', 17)
@@ -34,7 +34,7 @@ def cut(text: str, length: int = MAX_LENGTH) -> tuple[str, int]:
 
 
 def name(text: Any, length: int = 48) -> str:
-    """A short text on one line: a label, a title.
+    """Return a short text on one line, for a label or a title.
 
     >>> name("one\\ntwo"), name("abcdef", 4)
     ('one two', 'abc…')
@@ -44,13 +44,14 @@ def name(text: Any, length: int = 48) -> str:
 
 
 def setting(value: Any) -> str:
-    """A setting's value as text, without who logs in to an address."""
+    """Return a setting's value as text, without credentials in URLs."""
     text = "–" if value in (None, [], "") else str(value)
     return _USER_INFO.sub("//…@", text)
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """
+    """Return a share as a percentage.
+
     >>> percent(0.745)
     '74.5%'
     """
@@ -58,7 +59,8 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def signed(number: float) -> str:
-    """
+    """Return a number with its sign, and values near 0 without one.
+
     >>> signed(-0.051), signed(-0.001)
     ('−0.05', '0.00')
     """
@@ -66,7 +68,8 @@ def signed(number: float) -> str:
 
 
 def count(number: float, noun: str = "", nouns: str = "") -> str:
-    """
+    """Return a number with a noun, in singular or plural.
+
     >>> count(1234), count(1, "run"), count(0, "try", "tries")
     ('1,234', '1 run', '0 tries')
     """
@@ -75,7 +78,8 @@ def count(number: float, noun: str = "", nouns: str = "") -> str:
 
 
 def seconds(number: float) -> str:
-    """
+    """Return a duration as text.
+
     >>> seconds(3.21), seconds(190), seconds(7300)
     ('3.2 s', '3 min 10 s', '2 h 1 min')
     """
@@ -86,7 +90,8 @@ def seconds(number: float) -> str:
 
 
 def listed(words: list[str]) -> str:
-    """
+    """Return words as a list in English.
+
     >>> listed(["a"]), listed(["a", "b", "c"])
     ('a', 'a, b and c')
     """

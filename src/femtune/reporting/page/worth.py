@@ -36,7 +36,7 @@ LEAKS = Measure("leak_share", "hinted draws that give the hint away", low_is_goo
 
 
 def worth(found: Found) -> Section | None:
-    """Show the measures of rationales.json, hint leakage beside them; None where no run has any."""
+    """Show the measures of rationales.json with hint leakage beside them; None if no run has any."""
     groups = found.schemes
     if not any(course(group, GAIN.name, "rationales") for group in groups):
         return None
@@ -56,7 +56,7 @@ def worth(found: Found) -> Section | None:
 
 
 def _result(groups: Sequence[Group]) -> list[str]:
-    """Say it of each scheme's last iteration, beside the base's own rationales."""
+    """Return the result of each scheme's last iteration, beside the base's own rationales."""
     said = []
     for group in groups:
         points = course(group, GAIN.name, "rationales")

@@ -1,4 +1,4 @@
-"""A run in small, to measure what it takes: some problems are drawn for and fitted, and thrown away."""
+"""A benchmark of a run: draw for some problems, train on the draws, and discard the results."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from femtune.sampler import SamplerBuilder
 from femtune.tools.estimate.formulas import Asking, Attempt
 from femtune.types import SCORED, Draw, Example, Need, Problem, Sampling, Scheme
 
-_STEPS = 6  # of the optimizer
-_BUDGET_S = 5.0  # that drawing for more problems may take
+_STEPS = 6  # optimizer steps
+_BUDGET_S = 5.0  # seconds that drawing for more problems may take
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What came of drawing for some problems at once."""
+    """Measurements from drawing for some problems at once."""
 
     problems: int
     asking: Asking
@@ -40,28 +40,28 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial gave."""
+    """Measurements of a benchmark."""
 
     drawn: Drawn
-    row_tokens: float  # of an example, prompt and completion
-    token_s: float  # of the M-step, a token that is fed
-    loading_s: float  # of an iteration: an M-step but for its steps, and the engine's load
-    score_token_s: float | None = None  # of scoring, a token that is read; None: nothing was scored
+    row_tokens: float  # tokens of an example, prompt and completion
+    token_s: float  # seconds per token of the M-step
+    loading_s: float  # seconds per iteration to load: an M-step without its steps, and the engine
+    score_token_s: float | None = None  # seconds per token scored; None: nothing was scored
 
 
 def try_out(
     builder: SamplerBuilder, steps: LoopConfig, problems: Sequence[Problem], number: int, draws: Sampling
 ) -> Trial:
-    """Draw for some problems as the scheme does, and take a few optimizer steps on what came of it.
+    """Draw for some problems as the scheme does, and take a few optimizer steps on the draws.
 
-    Where this is quick it is done again for more problems, up to a chunk of the run: rates depend on how
-    many rows are written at a time, and shares are known better.
+    If this is fast, it is repeated for more problems, up to a chunk of the run: rates depend on the
+    batch size, and shares become more precise.
     """
     alone = replace(builder.settings, ray_workers=0, ray_address=None, worker_gpus=None)
     most = min(len(problems), builder.settings.chunk_size)
     order = random.Random(f"{builder.settings.seed} plan").sample(problems, most)
     with replace(builder, settings=alone).sampler(draws) as sampler:
-        for _ in e_step(order[:8], steps.scheme, sampler, iteration=0):  # what is done once is done now
+        for _ in e_step(order[:8], steps.scheme, sampler, iteration=0):  # warm-up
             pass
         made, found = _draw(sampler, steps.scheme, order[:number], 1)
         more = min(most, int(number * _BUDGET_S / made.seconds))
@@ -87,7 +87,7 @@ def try_out(
 def _draw(
     sampler: Sampler, scheme: Scheme, problems: Sequence[Problem], iteration: int
 ) -> tuple[Drawn, list[Draw]]:
-    """An E-step with its scoring, timed, and its draws."""
+    """Run a timed E-step with its scoring; return measurements and draws."""
     begun = time.perf_counter()
     chunks = [*e_step(problems, scheme, sampler, iteration=iteration)]
     draws = [draw for chunk in chunks for draw in chunk.draws]
@@ -113,10 +113,10 @@ def _draw(
 def _scored(
     sampler: Sampler, scheme: Scheme, problems: Sequence[Problem], draws: Sequence[Draw]
 ) -> tuple[list[Draw], float | None]:
-    """Draws with the nats that the scheme needs, and the seconds that a token took to be scored."""
+    """Return draws with the log-probabilities that the scheme needs, and the seconds per token."""
     if not scheme.needs & SCORED:
         return list(draws), None
-    # as if none were of this iteration, so that all are scored
+    # as if no draw were of this iteration, so that all are scored
     begun = time.perf_counter()
     scored = {draw.key: draw for draw in scored_draws(draws, problems, scheme, sampler, iteration=-1)}
     seconds = time.perf_counter() - begun
@@ -143,14 +143,14 @@ def _fit(
     scratch: Path,
     out: Path,
 ) -> tuple[int, Any, int, float, float]:
-    """Examples of the draws, what the M-step did, epochs, its wall seconds, those of a step."""
+    """Train; return the number of examples, the M-step, epochs, its wall seconds, seconds per step."""
     from femtune.mstep.fit import m_step
 
     file = scratch / "examples.parquet"
     by_id = {problem.id: problem for problem in problems}
     prompts, tokenizer = builder.prompts, builder.tokenizer
     num = write_examples(file, [draws], by_id, steps.scheme.weigh, prompts, tokenizer)
-    if not num:  # wrong ones take as long
+    if not num:  # wrong draws take as long
         write_examples(
             file, [draws], by_id, lambda scoring, _: [Example(scoring[0])], prompts, tokenizer
         )
@@ -173,9 +173,9 @@ def _fit(
 
 
 def _asked(scheme: Scheme, draws: Sequence[Draw], problems: int) -> Asking:
-    """What was asked, in the form of what is expected."""
+    """Return the measured draws in the form of the expected ones."""
     attempts = []
-    for number, stage in enumerate(scheme.first or scheme.stages):  # nothing is remembered here
+    for number, stage in enumerate(scheme.first or scheme.stages):  # no draws are remembered here
         if stage.ask == "all":
             attempts.append(Attempt(stage.prompt_kind, stage.draws, 1.0, True))
             continue

@@ -1,4 +1,4 @@
-"""What a run will take of the disk, before it is begun."""
+"""Estimates of a run's disk usage before it starts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from femtune.types import Sampling
 
 log = logging.getLogger("femtune")
 
-# Bytes of a stored draw beside its tokens, and of a token, as id and as text: measured on shards of the
-# seedling (148 and 167 bytes a draw of 13 tokens), rounded up.
+# Bytes of a stored draw without its tokens, and of a token, as id and as text: measured on shards of the
+# demo model (148 and 167 bytes per draw of 13 tokens), rounded up.
 DRAW, TOKEN = 100, 8
 
 
@@ -32,12 +32,12 @@ class Disk:
 
 
 def draws_bytes(draws: float, tokens: float) -> int:
-    """Of so many draws of so many tokens each."""
+    """Return the bytes of so many draws of so many tokens each."""
     return round(draws * (DRAW + TOKEN * tokens))
 
 
 def models_bytes(plan: LoopConfig, each: int, num_stored: int = 0) -> int:
-    """Of the models that lie beside each other, each of so many bytes, but for those already stored."""
+    """Return the bytes of the models kept at once, of `each` bytes, without those already stored."""
     num = plan.iterations
     if plan.keep_last:
         num = min(num, plan.keep_last + 2)  # the best, and the newest before an older one is removed
@@ -45,9 +45,9 @@ def models_bytes(plan: LoopConfig, each: int, num_stored: int = 0) -> int:
 
 
 def masters_bytes(plan: LoopConfig, dtype: str, each: int, num_stored: int = 0) -> int:
-    """Return the bytes of float32 weights that lie beside models of a dtype, each of so many bytes.
+    """Return the bytes of float32 weights stored beside models of a dtype, of `each` bytes.
 
-    At most two: the newest, and the one before until that is stored.
+    There are at most two: the newest, and the previous one until the newest is stored.
     """
     left = max(0, plan.iterations - num_stored)
     goes_on = any(plan.m_step(each + 1)[0] == "previous" for each in range(1, plan.iterations + 1))
@@ -62,9 +62,9 @@ def at_most(
     sampling: Sampling,
     num_stored: int = 0,
 ) -> Disk:
-    """All models, and draws as if every problem took all attempts of the greatest length.
+    """Return an upper bound: all models, and all attempts of every problem at the maximum length.
 
-    And remembered as many as can be.
+    It includes the maximum number of remembered draws.
     """
     left = max(0, plan.iterations - num_stored)
     scheme, left_draws = plan.scheme, -(-left // plan.scheme.every)
@@ -79,7 +79,7 @@ def at_most(
 
 
 def check_disk(root: Path, needed: Disk) -> None:
-    """Refuse a run whose models the disk has no room for, and warn where the draws may fill it.
+    """Refuse a run whose models do not fit on the disk, and warn if its draws may fill it.
 
     Raises RunError.
     """
@@ -87,11 +87,11 @@ def check_disk(root: Path, needed: Disk) -> None:
     if needed.models > free:
         raise RunError(
             f"{root}: the run's models take {sized(needed.models)}, and {sized(free)} are free there. "
-            "Set --keep-last 1 so that older ones are removed, --use-peft, or another --output-dir."
+            "Set --keep-last 1 to remove older models, --use-peft, or another --output-dir."
         )
     if needed.total > free:
         log.warning(
             "%s: models take %s and draws up to %s, and %s are free there. A full disk stops a run, "
-            "which goes on by the same command when there is room.",
+            "and the same command resumes it when there is room.",
             *(root, sized(needed.models), sized(needed.draws), sized(free)),
         )

@@ -1,6 +1,6 @@
 """Estimate what a run will take, from settings to costs and their table: `femtune estimate`.
 
-Needs the data, and the model's config, tokenizer and shapes of weights. Only the benchmark loads it.
+Needs the data, and the model's config, tokenizer and weight shapes. Only the benchmark loads weights.
 """
 
 from __future__ import annotations
@@ -38,35 +38,35 @@ from femtune.tools.estimate.schedule import course, is_steady
 from femtune.tools.estimate.shapes import config_folder, read_shape
 from femtune.types import Problem, Scheme
 
-RIGHT = {"plain": 0.5, "hinted": 0.9}  # assumed where nothing is said
+RIGHT = {"plain": 0.5, "hinted": 0.9}  # assumed by default
 _LOOKED_AT = 200  # problems whose prompts are tokenized
 
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateOptions:
-    """What `plan` is asked, beside the settings of the run."""
+    """Options of `estimate`, in addition to the settings of the run."""
 
     hardware: str = "here"
-    """What it runs on: h100, h200, b200, a100, l40s, l4, rtx4090, or this machine."""
+    """Device of the run: h100, h200, b200, a100, l40s, l4, rtx4090, or this machine."""
     num_devices: int = 1
-    """Of these: engines side by side in the E-step, processes in the M-step."""
+    """Number of devices, for parallel engines in the E-step and processes in the M-step."""
     price: float | None = None
-    """Of a device and hour."""
+    """Price of one device for one hour."""
     right: float | None = None
-    """Share of plain draws that are right; else 0.5 is assumed."""
+    """Share of plain draws that are right; default: 0.5."""
     hinted_right: float | None = None
-    """Share of hinted draws that are; else 0.9 is assumed."""
+    """Share of hinted draws that are right; default: 0.9."""
     tokens_per_draw: float | None = None
-    """Tokens of a completion; else half of max_new_tokens are assumed."""
+    """Mean tokens of a completion; default: half of max_new_tokens."""
     measure: int = 0
-    """Draw for this many problems, or more if quick, and fit them, to measure all of these."""
+    """Draw for at least this many problems and train on them, to measure the values above."""
 
     def __post_init__(self) -> None:
         check_hardware(self.hardware)
         if self.num_devices < 1 or self.measure < 0 or (self.price or 0) < 0:
             raise ConfigError(
-                f"num_devices {self.num_devices}, measure {self.measure}, price {self.price}: at least "
-                "1, and at least 0."
+                f"num_devices must be at least 1, measure and price at least 0, got {self.num_devices}, "
+                f"{self.measure} and {self.price}."
             )
         for name in ("right", "hinted_right"):
             if (share := getattr(self, name)) is not None and not 0 <= share <= 1:
@@ -77,16 +77,16 @@ class EstimateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunEstimate:
-    """What a run takes."""
+    """The estimated cost of a run."""
 
     shape: Shape
     job: Job
     device: Hardware
     num_devices: int
     price: float | None
-    rows: int  # written at a time
-    each: Mapping[str, Phase]  # of an iteration, by name
-    whole: Mapping[str, Phase]  # of the run
+    rows: int  # batch size of generation
+    each: Mapping[str, Phase]  # phases of an iteration, by name
+    whole: Mapping[str, Phase]  # phases of the run, by name
     engine: Memory
     training: Memory
     disk: Disk
@@ -110,7 +110,7 @@ def look_ahead(
     wish: EstimateOptions | None = None,
     scheme: Scheme | None = None,
 ) -> RunEstimate:
-    """What `train` would take with the same arguments. Raises what it would raise on them at once."""
+    """Estimate the cost of `train` with the same arguments. Raises what `train` would raise at once."""
     wish = wish or EstimateOptions()
     draws = sampling(settings, scheme)
     asked = read_inputs(data, settings)
@@ -143,7 +143,7 @@ def look_ahead(
 
 
 def _anywhere(settings: Train) -> Train:
-    """Settings that need nothing of this machine."""
+    """Return settings that need no libraries or devices of this machine."""
     return replace(
         settings,
         engine="transformers",
@@ -187,7 +187,7 @@ def _job(
     training = _mean_training(steps)
     half = training.bf16 if training.bf16 is not None else device.is_gpu and not training.use_cpu
     if training.use_peft and (training.dtype if training.dtype in BYTES else shape.dtype) != "float32":
-        half = True  # the base's own
+        half = True  # the dtype of the base
     every = steps.evaluation.every
     measured = [
         k for k in range(steps.iterations + 1) if every and (k % every == 0 or k == steps.iterations)
@@ -231,7 +231,7 @@ def _mean_training(steps: LoopConfig) -> Training:
 
 
 def _right(wish: EstimateOptions) -> dict[str, float]:
-    """Share of right draws by prompt, as wished or assumed."""
+    """Return the share of right draws by prompt, as given or assumed."""
     given = {"plain": wish.right, "hinted": wish.hinted_right}
     return {name: RIGHT[name] if share is None else share for name, share in given.items()}
 
@@ -246,7 +246,7 @@ def _outlook(
     models: int,
     scheme: Scheme,
 ) -> RunEstimate:
-    """Costs by the model's formulas, with what a trial measured in place of what is assumed."""
+    """Return costs by the formulas, with a benchmark's measurements in place of assumptions."""
     if trial is not None:
         right = RIGHT | dict(trial.drawn.right)
         run = course(scheme, right, job.iterations)
@@ -305,19 +305,19 @@ def _outlook(
 
 
 def _idle(job: Job, engines: int, settings: Train) -> Iterator[str]:
-    """What is to be set, so that all devices have something to do."""
+    """Yield settings that keep all devices busy."""
     chunks = -(-job.problems // job.chunk_size)
     if chunks < engines:
         size = max(1, job.problems // engines)
         yield (
-            f"{chunks} chunk{'s' * (chunks > 1)} of problems for {engines} engines: some stand idle. "
+            f"{chunks} chunk{'s' * (chunks > 1)} of problems for {engines} engines: some are idle. "
             f"Set --chunk-size {size}."
         )
     if engines > 1 and settings.engine != "openai" and settings.ray_workers != engines:
-        yield f"this is of {engines} engines side by side: set --ray-workers {engines}."
+        yield f"this assumes {engines} parallel engines: set --ray-workers {engines}."
     if job.is_launched and settings.launch is None:
         launch = "torchrun --standalone --nproc-per-node N"
-        yield f'this is of an M-step on several devices: set --launch "{launch}".'
+        yield f'this assumes an M-step on several devices: set --launch "{launch}".'
 
 
 def _assumed(
@@ -384,7 +384,7 @@ def _measured(device: Hardware, wish: EstimateOptions, trial: Trial | None) -> I
 
 
 def as_json(outlook: RunEstimate) -> dict[str, Any]:
-    """All of it, as plain values: seconds, bytes, FLOPs, tokens."""
+    """Return the estimate as plain values: seconds, bytes, FLOPs, tokens."""
     made = asdict(outlook)
     for name in ("engine", "training"):
         memory: Memory = getattr(outlook, name)
@@ -401,7 +401,7 @@ def _money(outlook: RunEstimate, seconds: float) -> float | None:
 
 
 def table(outlook: RunEstimate) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: an iteration, and the run."""
+    """Return columns and rows for an iteration and the run."""
     columns = ["", "draws", "tokens", "prompt tokens", "FLOPs", "time"]
     columns += ["money"] if outlook.price is not None else []
     rows = []
@@ -425,14 +425,14 @@ def _row(outlook: RunEstimate, name: str, phase: Phase) -> list[str]:
 
 
 def notes(outlook: RunEstimate) -> Iterator[str]:
-    """What stands below the table."""
+    """Yield the notes below the table."""
     job, device = outlook.job, outlook.device
     asked = job.asking
     yield (
         f"{asked.draws:.2f} draws a problem, {asked.kept:.0%} of problems kept, "
         f"{job.tokens_per_draw:.0f} tokens a draw, {outlook.rows} written at a time; "
         f"{outlook.device_hours:,.2f} device-hours on {outlook.num_devices} x {device.name}"
-        + ("; --price 2.5 tells the money" if outlook.price is None else "")
+        + ("; --price 2.5 adds the cost" if outlook.price is None else "")
     )
     yield f"memory of a device: {device.memory / 1e9:.0f} GB"
     for name, memory in (("engine", outlook.engine), ("M-step", outlook.training)):

@@ -1,4 +1,4 @@
-"""What a run of FEM takes, in draws, tokens, FLOPs and seconds: formulas, without a model loaded.
+"""Formulas for a run's draws, tokens, FLOPs and seconds, without loading a model.
 
 **Draws** of an E-step. A stage's draw is right with chance q: p under the plain prompt, h under the
 hinted; u is the share of problems that are unsolved when it is asked, first 1, after it u (1 - q)^n:
@@ -7,29 +7,29 @@ hinted; u is the share of problems that are unsolved when it is asked, first 1, 
     all, n draws                n draws
     kept                        1 - u after the last
 
-which is named.py's: rejection(M) (1 - (1 - p)^M) / p draws, star 2 - p, pps 1. All problems are taken
-to be equally hard; where they are not, rejection draws more and keeps less. Schemes that remember, or
-begin otherwise than they go on: schedule.py. Completions that are scored are read as prompts are.
+For example, rejection(M) takes (1 - (1 - p)^M) / p draws, star 2 - p, pps 1. All problems are assumed
+equally hard; if they are not, rejection draws more and keeps less. schedule.py covers schemes that
+remember draws or start differently. Scored completions are read like prompts.
 
-**FLOPs** a token, N parameters without the table of embeddings (MoE: those that a token passes), L
+**FLOPs** per token, N parameters without the embedding table (MoE: the active ones), L
 layers, d = heads x head_dim, s tokens of context (Kaplan et al. 2020, arXiv 2001.08361, section 2.1;
 Hoffmann et al. 2022, arXiv 2203.15556, appendix F, whose attention is not halved for being causal):
 
     forward                 2 N + 4 L d s
     trained                 6 N + 12 L d s; LoRA 4 N + 8 L d s, as no weight of the base gets a gradient
     with checkpointing      one forward more
-    the head, V x width     in N where a token is written or foretold, and not in prompts
+    the head, V x width     in N where a token is generated or predicted, and not in prompts
 
-**Bytes**, b a number: weights N b; keys and values 2 L kv_heads head_dim b a token.
+**Bytes**, b per number: weights N b; keys and values 2 L kv_heads head_dim b per token.
 
 **Seconds.** Prompts: FLOPs / (peak x share). A decoding step of r rows, by the roofline (Williams,
 Waterman and Patterson 2009, doi 10.1145/1498765.1498785) of products and of attention, one after the
-other, and of sampling, which goes over the logits some times:
+other, and of sampling, which reads the logits several times:
 
     max(r 2 N / peak, weights / bandwidth) + max(r 4 L d s / peak, r s KV / bandwidth) + L x overhead
 
-Rows come as in scheduler.py: at most B at a time, retries first, fewer at a chunk's end (`rounds`);
-at its end the longest draw is written alone. The M-step: FLOPs / (peak x share) + micro-batches x L x
+Rows come as in the scheduler: at most B at a time, retries first, fewer at a chunk's end (`rounds`);
+finally the longest draw is generated alone. The M-step: FLOPs / (peak x share) + micro-batches x L x
 overhead + optimizer steps x 28 N / bandwidth (AdamW reads weight, gradient and two moments, and writes
 all but the gradient, in float32).
 
@@ -48,19 +48,19 @@ from femtune.tools.estimate.hardware import DISK, Hardware
 from femtune.types import Stage
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-PROCESSES_S = 15.0  # for a launcher to start its processes, which import torch; assumed
-SAMPLING_PASSES = 8  # over a row's float32 logits: log-softmax, noise, maximum; assumed
+PROCESSES_S = 15.0  # seconds for a launcher to start its processes, which import torch; assumed
+SAMPLING_PASSES = 8  # passes over a row's float32 logits: log-softmax, noise, maximum; assumed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A model, as far as its costs go; numbers of parameters."""
+    """The properties of a model that determine its costs; numbers of parameters."""
 
-    parameters: int  # stored; tied ones once
-    active: int  # that a token passes in the layers: without embeddings and head, MoE's experts in part
+    parameters: int  # stored parameters; tied ones once
+    active: int  # per token in the layers: without embeddings and head, only active experts in MoE
     head: int  # vocabulary x width
-    embedding: int  # the same, of a table that is only looked up: 0 where the head is the same matrix
-    adapter: Mapping[str, tuple[int, int]]  # matrices that LoRA can be on: outputs and inputs, by module
+    embedding: int  # the size of a separate embedding table; 0 if it is tied to the head
+    adapter: Mapping[str, tuple[int, int]]  # matrices that LoRA can adapt: outputs and inputs, by module
     layers: int
     width: int
     attention_width: int  # heads x head_dim
@@ -69,15 +69,15 @@ class Shape:
     dtype: str  # as stored
 
     def kv_bytes(self, dtype: str) -> int:
-        """Bytes of keys and values, a token."""
+        """Return the bytes of keys and values per token."""
         return 2 * self.layers * self.kv_width * BYTES[dtype]
 
     def attention(self, context: float) -> float:
-        """FLOPs of attention for a token with so many before it."""
+        """Return the FLOPs of attention for a token with a context of this length."""
         return 4 * self.layers * self.attention_width * context
 
     def lora(self, training: Training) -> int:
-        """Parameters of an adapter: rank x (inputs + outputs) of each matrix that it is on."""
+        """Return the parameters of an adapter: rank x (inputs + outputs) of each adapted matrix."""
         target = training.lora_target_modules
         sizes = [
             sum(sides)
@@ -89,30 +89,30 @@ class Shape:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Draws that are asked for together, of a share of the problems."""
+    """Draws requested together, for a share of the problems."""
 
     prompt: str  # plain or hinted
-    draws: int  # of a problem that comes to it
-    reach: float  # share of problems that do
-    is_new: bool  # its prompt has to be read; a retry's is there
+    draws: int  # per problem that reaches the attempt
+    reach: float  # share of problems that reach it
+    is_new: bool  # True if its prompt must be read; a retry's prompt is cached
 
 
 @dataclass(frozen=True)
 class Asking:
-    """What a scheme asks of a problem, and what comes of it, on average."""
+    """The attempts of a scheme for a problem and their results, on average."""
 
     attempts: Sequence[Attempt]
     kept: float  # share of problems with an accepted draw
-    examples: float  # a problem, for the M-step
+    examples: float  # examples per problem for the M-step
 
     @property
     def draws(self) -> float:
-        """Of a problem."""
+        """Return the mean number of draws per problem."""
         return sum(attempt.reach * attempt.draws for attempt in self.attempts)
 
 
 def asking(stages: Sequence[Stage], right: Mapping[str, float], *, one_each: bool = True) -> Asking:
-    """What these stages ask, where a draw is right with this chance, by prompt.
+    """Return the attempts of these stages, given the probability of a right draw by prompt.
 
     With `one_each` a kept problem gives one example, as in the paper's schemes, else each right draw.
 
@@ -137,15 +137,15 @@ def asking(stages: Sequence[Stage], right: Mapping[str, float], *, one_each: boo
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run of FEM in numbers."""
+    """The quantities of a run of FEM."""
 
     problems: int
     eval_problems: int
     prompt_tokens: Mapping[str, float]  # mean, by prompt: plain, hinted
-    longest: int  # prompt
+    longest: int  # tokens of the longest prompt
     tokens_per_draw: float
     longest_draw: float  # tokens
-    tokens_per_example: float  # of a completion that is trained on: right ones may be shorter
+    tokens_per_example: float  # of a completion in training: right ones may be shorter
     max_new_tokens: int
     asking: Asking
     iterations: int
@@ -157,12 +157,12 @@ class Job:
     training_dtype: str  # of products: bfloat16 or float32
     max_batch: int | None
     tensor_parallel: int
-    is_launched: bool  # M-steps in processes of their own
+    is_launched: bool  # True if M-steps run in separate processes
     training: Training
-    # completions of a problem that an iteration scores, by the prompt that they are scored under
+    # completions per problem that an iteration scores, by the prompt before them
     scored: Mapping[str, float] = field(default_factory=dict)
-    remembered: float = 0.0  # draws of a problem that an iteration stores for the next
-    bound_draws: int = 0  # of each of the held-out problems that the likelihood is bounded on
+    remembered: float = 0.0  # draws per problem that an iteration stores for the next
+    bound_draws: int = 0  # draws per held-out problem for the likelihood bound
     bound_problems: int = 0
 
 
@@ -171,8 +171,8 @@ class Phase:
     """A part of a run; seconds are of wall time."""
 
     draws: float = 0.0
-    prompt_tokens: float = 0.0  # read; in an M-step, of those that are fed
-    tokens: float = 0.0  # written; in an M-step, fed
+    prompt_tokens: float = 0.0  # tokens read; in an M-step, of the prompts
+    tokens: float = 0.0  # tokens generated; in an M-step, all tokens
     flops: float = 0.0
     seconds: float = 0.0
 
@@ -184,15 +184,15 @@ class Phase:
 
 
 def rounds(problems: int, attempts: Sequence[Attempt], rows: int) -> Iterator[list[float]]:
-    """Draws of each attempt that are written at a time, until a chunk of problems is worked off.
+    """Yield the draws of each attempt in a batch, until a chunk of problems is done.
 
-    All draws are taken to be of one length: so they end together, and retries take their place first.
+    All draws are assumed equally long, so they end together, and retries take their place first.
 
     >>> list(rounds(4, [Attempt("plain", 1, 1.0, True), Attempt("plain", 1, 0.5, False)], rows=3))
     [[3.0, 0.0], [1.0, 1.5], [0.0, 0.5]]
     """
-    each = [attempt.reach * attempt.draws for attempt in attempts]  # draws of a problem
-    waiting = [float(problems)] + [0.0] * len(attempts)  # problems, solved ones too; the last are done
+    each = [attempt.reach * attempt.draws for attempt in attempts]  # draws per problem
+    waiting = [float(problems)] + [0.0] * len(attempts)  # by next attempt, solved too; last: done
     while problems - waiting[-1] > 1e-6 * problems:
         room, moved = float(rows), [0.0] * len(attempts)
         for number in (*range(1, len(attempts)), 0):
@@ -217,14 +217,14 @@ def writing(
     rows: int,
     engines: int = 1,
 ) -> Phase:
-    """Draws for so many problems: an engine takes a chunk at a time, and writes so many rows at once."""
+    """Return the cost of draws for so many problems: an engine takes a chunk at a time, in batches."""
     chunks = -(-problems // job.chunk_size)
     if not chunks:
         return Phase()
     last = problems - (chunks - 1) * job.chunk_size
     part = _chunk(shape, job, device, attempts, last, rows)
     whole = part if chunks == 1 else _chunk(shape, job, device, attempts, job.chunk_size, rows)
-    turns = -(-chunks // engines)  # of the engine that has most
+    turns = -(-chunks // engines)  # of the busiest engine
     is_alone = chunks - (turns - 1) * engines == 1  # the last chunk, while other engines wait
     seconds = (turns - 1) * whole.seconds + (part if is_alone else whole).seconds
     return replace(whole.times(chunks - 1).plus(part), seconds=seconds)
@@ -260,12 +260,12 @@ def _chunk(
         )
         flops = length * (products + attention)
         made = made.plus(Phase(draws, 0.0, length * draws, flops, length * step_s))
-    alone = shape.layers * reached.step_layer_s + weights / bandwidth  # all others have ended
+    alone = shape.layers * reached.step_layer_s + weights / bandwidth  # all other draws have ended
     return made.plus(Phase(seconds=(job.longest_draw - length) * alone))
 
 
 def scoring(shape: Shape, job: Job, device: Hardware, engines: int = 1) -> Phase:
-    """An iteration's passes over prompts and completions whose log-probabilities are wanted."""
+    """Return the cost of an iteration's passes to compute log-probabilities."""
     reached = device.efficiency(job.engine)
     peak = device.peak(job.engine_dtype) * reached.matrix * job.tensor_parallel * engines
     made = Phase()
@@ -281,7 +281,7 @@ def scoring(shape: Shape, job: Job, device: Hardware, engines: int = 1) -> Phase
 def bounding(
     shape: Shape, job: Job, device: Hardware, right: Mapping[str, float], *, rows: int, engines: int
 ) -> Phase:
-    """The bound's draws, half under each prompt, and scoring the right ones under the other prompt."""
+    """Return the cost of the bound: draws, half per prompt, and scoring under the other prompt."""
     half = job.bound_draws // 2
     if not half:
         return Phase()
@@ -299,7 +299,7 @@ def bounding(
 
 
 def fitting(shape: Shape, job: Job, device: Hardware, processes: int) -> Phase:
-    """An M-step."""
+    """Return the cost of an M-step."""
     training, reached = job.training, device.efficiency(job.engine)
     prompt, written = job.prompt_tokens["plain"], job.tokens_per_example
     row = prompt + written
@@ -324,7 +324,7 @@ def fitting(shape: Shape, job: Job, device: Hardware, processes: int) -> Phase:
 
 
 def loading(shape: Shape, job: Job, device: Hardware) -> Phase:
-    """Weights that are written by an M-step, and read by it and the engine: seconds an iteration."""
+    """Return the seconds per iteration to write an M-step's weights and to load weights."""
     if job.training.use_peft:
         base = shape.parameters * BYTES[shape.dtype]
         served = 0 if job.engine == "vllm" else base  # it loads the adapter beside the base

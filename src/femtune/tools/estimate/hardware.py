@@ -1,6 +1,6 @@
-"""Devices as a cost model sees them: peak, bandwidth, memory, and what share of them is reached.
+"""Devices of the cost model: peak, bandwidth, memory, and achieved efficiency.
 
-Peaks are dense: vendors print twice that, "with sparsity". Sources, all NVIDIA's data sheets:
+Peaks are dense; vendors state twice that "with sparsity". Sources, all NVIDIA's data sheets:
 
     h100, h200   H100 SXM, H200 SXM: 1,979 TFLOPS bfloat16 with sparsity; 3.35 and 4.8 TB/s; 80, 141 GB
     a100         A100 80GB SXM: 312 TFLOPS bfloat16, dense; 2,039 GB/s
@@ -8,7 +8,7 @@ Peaks are dense: vendors print twice that, "with sparsity". Sources, all NVIDIA'
     rtx4090      Ada GPU architecture, appendix A: 165.2 TFLOPS with float32 accumulation; 1,008 GB/s
     b200         HGX B200, DGX B200: 4.5 PFLOPS with sparsity, 8 TB/s, 180 GB a GPU
 
-float32 is that of the CUDA cores: torch's default does not use TF32.
+float32 rates are those of the CUDA cores: torch's default does not use TF32.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from femtune.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Efficiency:
-    """Shares of what the device could do, and seconds that go by whatever it does."""
+    """Achieved shares of a device's peak rates, and fixed overheads in seconds."""
 
     matrix: float  # of the peak, in passes over prompts and large batches
     bandwidth: float  # of the bandwidth, in decoding
     training: float  # of the peak, forward and backward: "model FLOPs utilisation"
     step_layer_s: float  # a decoding step takes at least this for each layer
     batch_layer_s: float  # the same of a micro-batch of the M-step
-    load_s: float  # of each model that is loaded or stored, apart from its bytes
+    load_s: float  # for each model loaded or stored, apart from its bytes
     source: str
 
 
-# Fitted by us to models of 1M and 14M parameters, one core, float32, transformers: see bench/plan.py.
+# Fitted to models of 1M and 14M parameters, one core, float32, transformers: see bench/plan.py.
 CPU = Efficiency(
     matrix=0.75,
     bandwidth=0.35,
@@ -46,9 +46,9 @@ CPU = Efficiency(
     load_s=0.15,
     source="fitted by us, to small models on a CPU",
 )
-# Seconds fitted by us to models of 1M and 0.7B parameters on an H200, where Python sets the pace, as it
+# Seconds fitted to models of 1M and 0.7B parameters on an H200, where Python is the bottleneck, as it
 # launches kernels one by one. Shares are assumed: PaLM (arXiv 2204.02311, table 3) reports 0.46 of the
-# peak in training, and ours is a simpler sampler.
+# peak in training, and this sampler is simpler.
 GPU_EAGER = Efficiency(
     matrix=0.5,
     bandwidth=0.6,
@@ -69,22 +69,22 @@ GPU_GRAPHS = Efficiency(
     source="vLLM not measured by us on a GPU",
 )
 
-DISK = 1e9  # bytes/s, assumed: half of a cheap NVMe disk, and what a good network disk gives
+DISK = 1e9  # bytes/s, assumed: half of a cheap NVMe disk, about a good network disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """One device; FLOP/s, bytes/s, bytes."""
+    """One device, in FLOP/s, bytes/s and bytes."""
 
     name: str
-    peaks: Mapping[str, float]  # by numbers: bfloat16, float32
+    peaks: Mapping[str, float]  # by dtype: bfloat16, float32
     bandwidth: float
     memory: float
     is_gpu: bool = True
     is_measured: bool = False
 
     def peak(self, dtype: str) -> float:
-        """FLOP/s with these numbers."""
+        """Return the peak FLOP/s of a dtype."""
         return self.peaks.get(dtype) or max(self.peaks.values())  # float16 is as fast as bfloat16
 
     def efficiency(self, engine: str) -> Efficiency:
@@ -94,7 +94,7 @@ class Hardware:
 
 
 def _sheet(name: str, bfloat16: float, float32: float, bandwidth: float, memory: float) -> Hardware:
-    """TFLOPS, TFLOPS, GB/s and GB, as data sheets have them."""
+    """Build a device from a data sheet's TFLOPS, TFLOPS, GB/s and GB."""
     peaks = {"bfloat16": bfloat16 * 1e12, "float32": float32 * 1e12}
     return Hardware(name=name, peaks=peaks, bandwidth=bandwidth * 1e9, memory=memory * 1e9)
 
@@ -114,14 +114,14 @@ TABLE = {
 
 
 def check_hardware(name: str) -> None:
-    """Raises ConfigError for a name that is not known."""
+    """Raise ConfigError for an unknown name."""
     if name not in ("here", *TABLE):
         guess = near(name, TABLE)
         known = ", ".join(TABLE)
         raise ConfigError(f"hardware {name!r} is not known.{guess} Choose one of {known}, or here.")
 
 
-_LARGEST = 4096  # rows and columns of a matrix that is tried: a second is enough
+_LARGEST = 4096  # maximum rows and columns of a benchmarked matrix, to take about a second
 _ROWS = 256  # tokens that it is multiplied with
 _SPAN_S = 0.3  # of each measurement
 
@@ -129,17 +129,17 @@ _SPAN_S = 0.3  # of each measurement
 def this_machine(
     matrices: Iterable[tuple[int, int]], dtypes: Iterable[str], device: str | None
 ) -> Hardware:
-    """This machine's CPU or GPU, by products with matrices of these shapes, and a copy of memory.
+    """Measure this machine's CPU or GPU by products with matrices of these shapes, and a memory copy.
 
-    Takes about a second. The best of several turns, so that a neighbour's work counts little.
+    Takes about a second. It uses the best of several runs, so that other processes matter little.
     """
-    import torch  # slow, and only for who asks
+    import torch  # slow import; only needed to measure this machine
 
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     wait: Callable[[], object] = torch.cuda.synchronize if place.type == "cuda" else lambda: None
     shapes = [(min(a, _LARGEST), min(b, _LARGEST)) for a, b in sorted(set(matrices))[:8]]
     peaks = {}
-    wanted = {*dtypes, "bfloat16"} if place.type == "cuda" else {*dtypes}  # M-steps there are in it
+    wanted = {*dtypes, "bfloat16"} if place.type == "cuda" else {*dtypes}  # M-steps on a GPU use it
     for name in wanted:
         made: list[tuple[Any, Any]] = []
         for out, into in shapes:
@@ -152,7 +152,7 @@ def this_machine(
 
         flops = sum(2 * _ROWS * out * into for out, into in shapes)
         peaks[name] = flops / _quickest(multiply, wait)
-    source = torch.zeros(1 << 25, device=place)  # 128 MiB: more than caches hold
+    source = torch.zeros(1 << 25, device=place)  # 128 MiB: larger than the caches
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / _quickest(lambda: target.copy_(source), wait)
     if place.type == "cuda":
@@ -178,7 +178,7 @@ def this_machine(
 
 
 def _quickest(work: Callable[[], object], wait: Callable[[], object]) -> float:
-    """Seconds of the quickest of several turns."""
+    """Return the seconds of the fastest of several runs."""
     work()
     wait()
     best, end = float("inf"), time.perf_counter() + _SPAN_S

@@ -1,6 +1,6 @@
-"""The memory of a device: what engine and M-step take of it, and what to set where they do not fit.
+"""The device memory of the engine and the M-step, and settings that make them fit.
 
-One is freed before the other begins, so each must fit by itself. All are bytes.
+One is freed before the other starts, so each must fit alone. All values are bytes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from femtune.engines.hf.batch_size import usual_rows
 from femtune.tools.estimate.formulas import BYTES, Job, Shape
 from femtune.tools.estimate.hardware import Hardware
 
-RUNTIME = 1e9  # that a GPU's driver and libraries take; assumed
-_SPARE = 0.95  # of the rest an engine may fill; assumed
-_VLLM_ROWS = 256  # vLLM's max_num_seqs where nothing else is said
+RUNTIME = 1e9  # bytes of a GPU's driver and libraries; assumed
+_SPARE = 0.95  # share of the rest that an engine may fill; assumed
+_VLLM_ROWS = 256  # vLLM's default max_num_seqs
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one device, by what it is for."""
+    """The memory needed on one device, by purpose."""
 
     parts: Mapping[str, float]
-    limit: float  # the device's, less what its driver and libraries take
+    limit: float  # the device's memory without driver and libraries
 
     @property
     def total(self) -> float:
@@ -34,12 +34,12 @@ class Memory:
 
 
 def limit(device: Hardware) -> float:
-    """What of a device's memory is ours."""
+    """Return the usable memory of a device."""
     return device.memory - RUNTIME if device.is_gpu else device.memory
 
 
 def batch_rows(shape: Shape, job: Job, device: Hardware) -> int:
-    """Rows that an engine writes at a time: as set, or by default, and no more than memory holds."""
+    """Return an engine's batch size: as set or by default, limited by memory."""
     usual = _VLLM_ROWS
     if job.engine == "transformers":
         usual = usual_rows(shape.kv_bytes(shape.dtype), device.memory if device.is_gpu else None)
@@ -49,14 +49,14 @@ def batch_rows(shape: Shape, job: Job, device: Hardware) -> int:
 
 
 def _row(shape: Shape, job: Job) -> float:
-    """Of a row that is written: keys and values up to the longest there may be, and its logits."""
+    """Return the memory of a row: keys and values at the maximum length, and its logits."""
     columns = job.longest + job.max_new_tokens
     numbers = 3 * 4 * shape.vocabulary  # logits, log-probabilities and noise, in float32
     return columns * shape.kv_bytes(job.engine_dtype) / job.tensor_parallel + numbers
 
 
 def engine_memory(shape: Shape, job: Job, device: Hardware) -> Memory:
-    """Weights / tensor_parallel, and what each row takes that is written at a time."""
+    """Return an engine's memory: weights / tensor_parallel, and the rows of a batch."""
     rows = batch_rows(shape, job, device)
     parts = {
         "weights": shape.parameters * BYTES[job.engine_dtype] / job.tensor_parallel,
@@ -66,20 +66,20 @@ def engine_memory(shape: Shape, job: Job, device: Hardware) -> Memory:
 
 
 def training_memory(shape: Shape, job: Job, device: Hardware, processes: int) -> Memory:
-    """Of each process of an M-step.
+    """Return the memory of each process of an M-step.
 
-        full            4 bytes a parameter for the weight, 4 its gradient, 8 Adam's moments
+        full            4 bytes per parameter for the weight, 4 for its gradient, 8 for Adam's moments
                         (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1; here all in float32);
-                        2 where bfloat16 is autocast, which keeps a copy; 4 for the buckets of
-                        several processes
-        LoRA            the base as stored, and the same of the adapter
+                        2 for the copy under bfloat16 autocast; 4 for the buckets of several
+                        processes
+        LoRA            the base as stored, and the same for the adapter
         fsdp            all of these / processes
-        activations     34 numbers of 8 bits x width a token and layer in bfloat16, twice that in float32
-                        (Korthikanti et al. 2022, arXiv 2205.05198, equation 2, without the matrix of
-                        attention, which sdpa does not keep); with checkpointing 2, and one layer's 34
-        logits          3 times completion tokens x vocabulary: themselves, once more, and their gradient
+        activations     34 bytes x width per token and layer in bfloat16, twice that in float32
+                        (Korthikanti et al. 2022, arXiv 2205.05198, equation 2, without the attention
+                        matrix, which sdpa does not keep); with checkpointing 2, and 34 for one layer
+        logits          3 times completion tokens x vocabulary: the logits, a copy, and their gradient
 
-    Activations and logits are of the largest micro-batch that may come: all rows as long as can be.
+    Activations and logits are those of the largest possible micro-batch: all rows at maximum length.
     """
     training, number = job.training, BYTES[job.training_dtype]
     whole = not training.use_peft
@@ -107,7 +107,7 @@ def training_memory(shape: Shape, job: Job, device: Hardware, processes: int) ->
 
 
 def advice(shape: Shape, job: Job, device: Hardware, devices: int) -> Iterator[str]:
-    """What to set where a device's memory is too small."""
+    """Yield settings to change if a device's memory is too small."""
     if not engine_memory(shape, job, device).fits:
         ways = [*_of_engine(shape, job, device)]
         yield f"the engine does not fit into {device.name}: {', or '.join(ways)}."
@@ -132,7 +132,7 @@ def _of_engine(shape: Shape, job: Job, device: Hardware) -> Iterator[str]:
 
 
 def _of_training(shape: Shape, job: Job, device: Hardware, devices: int) -> Iterator[str]:
-    """The mildest settings that fit, by kind, with what they take."""
+    """Yield the smallest changes that fit, by kind, with the memory they take."""
     less: dict[str, object] = {"gradient_checkpointing": True}
     short: dict[str, object] = {
         **less,

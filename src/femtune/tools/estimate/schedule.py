@@ -1,18 +1,18 @@
-"""What a scheme asks, scores and remembers over a run's iterations, on average: see formulas.py.
+"""Mean draws that a scheme asks, scores and remembers over a run's iterations: see formulas.py.
 
-With a the right draws of a problem in an iteration that draws, kept the share that has one, m what is
-remembered at most, and t the iterations that have drawn before:
+Let a be the right draws per problem in an iteration, kept the share of problems with one, m the maximum
+number of remembered draws, and t the number of earlier iterations with draws:
 
     covered             1 - (1 - kept)^t
-    remembered          min(m, a t) draws a problem, each taken to be another
-    scored              what is remembered, and the right draws whose log pi or log q the engine has not
-                        told as it drew them: once for each that the scheme's rules need; where they need
-                        the probability of answers, once more. With expected, all draws are taken for
-                        right, as each may be an example
+    remembered          min(m, a t) draws per problem, all assumed different
+    scored              remembered draws, and right draws whose log pi or log q the engine did not
+                        return: once for each that the scheme's rules need, and once more if they need
+                        the probability of answers. With `expected` all draws count as right, as each
+                        may become an example
 
-A problem that is covered is asked by `stages`, another by `first`, and each in every n-th iteration, an
-n-th of them in each, where the scheme says so. All problems are taken to be equally
-hard, and none to be left out for want of gain.
+`stages` ask a covered problem, `first` any other. Where the scheme says so, each problem is asked in
+every n-th iteration, an n-th of them in each. All problems are assumed equally hard, and none is
+skipped for lack of gain.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from femtune.schemes.filters import paper_filter, weigh
 from femtune.tools.estimate.formulas import Asking, Attempt, asking
 from femtune.types import Completion, Draw, DrawKey, Rule, Scheme, Score, Stage
 
-_MANY = 64  # draws by which it is tried how many a rule keeps
+_MANY = 64  # draws used to find how many a rule keeps
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Course:
     """A scheme's iterations, on average."""
 
     asking: Asking
-    scored: Mapping[str, float]  # completions a problem and iteration, by the prompt before them
-    remembered: float  # draws a problem and iteration, as they are stored
+    scored: Mapping[str, float]  # completions per problem and iteration, by the prompt before them
+    remembered: float  # draws stored per problem and iteration
 
 
 def is_steady(scheme: Scheme) -> bool:
-    """Whether all iterations ask alike, whatever came before."""
+    """Return True if all iterations ask in the same way."""
     return not scheme.first and scheme.remember is None
 
 
 def course(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Course:
-    """What comes of a scheme where a draw is right with this chance, by prompt."""
+    """Return a scheme's mean iterations, given the probability of a right draw by prompt."""
     one_each = scheme.weigh == paper_filter
     counted = dict.fromkeys(right, 1.0) if "answers" in scheme.needs else right
     later = asking(scheme.stages, right, one_each=one_each)
@@ -53,7 +53,7 @@ def course(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Cours
     asked: list[Asking] = []
     scored: dict[str, list[float]] = {"plain": [], "hinted": []}
     stored: list[float] = []
-    for turn in range(scheme.every):  # of each, as many problems
+    for turn in range(scheme.every):  # each with the same number of problems
         covered = remembered = 0.0  # before the iteration
         for iteration in range(iterations):
             draws = iteration % scheme.every == turn
@@ -82,19 +82,19 @@ def course(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Cours
 
 
 def _answered(scheme: Scheme, prompt: str, remembered: float, fresh: Mapping[str, float]) -> float:
-    """Rationales of a problem that are read for the probability of its answer, under this prompt."""
+    """Return the rationales per problem read for the probability of its answer, under this prompt."""
     read = remembered + sum(fresh.values()) if scheme.needs & {"answers", "gain"} else 0.0
     ratios = fresh["hinted"] if "ratio" in scheme.needs else 0.0  # under both prompts
     return read * (prompt == "plain") + ratios
 
 
 def capacity(scheme: Scheme) -> float:
-    """Draws of a problem that are remembered at most: what the rule keeps of many that are alike."""
+    """Return the maximum of remembered draws per problem: what the rule keeps of many similar ones."""
     return 0.0 if scheme.remember is None else _made(scheme.remember, _MANY)
 
 
 def most_draws(scheme: Scheme) -> int:
-    """Draws that a problem can get in an iteration."""
+    """Return the maximum number of draws for a problem in an iteration."""
     return max(_draws(scheme.stages), _draws(scheme.first))
 
 
@@ -103,13 +103,13 @@ def _draws(stages: Sequence[Stage]) -> int:
 
 
 def _reached(asked: Asking, share: float) -> Asking:
-    """The same, of a share of the problems."""
+    """Return the same for a share of the problems."""
     attempts = [replace(each, reach=each.reach * share) for each in asked.attempts]
     return Asking(attempts, asked.kept * share, asked.examples * share)
 
 
 def _right(parts: Sequence[Asking], right: Mapping[str, float]) -> dict[str, float]:
-    """Right draws of a problem, by prompt."""
+    """Return the right draws per problem, by prompt."""
     found = {"plain": 0.0, "hinted": 0.0}
     for part in parts:
         for attempt in part.attempts:
@@ -118,7 +118,7 @@ def _right(parts: Sequence[Asking], right: Mapping[str, float]) -> dict[str, flo
 
 
 def _mean(asked: Sequence[Asking]) -> Asking:
-    """The mean iteration. Its attempts are those of each, of which a part of the problems is asked."""
+    """Return the mean iteration: all attempts, each for its part of the problems."""
     reach: dict[tuple[int, str, int, bool], float] = {}
     for each in asked:
         for number, attempt in enumerate(each.attempts):
@@ -132,14 +132,14 @@ def _mean(asked: Sequence[Asking]) -> Asking:
 
 
 def _examples(rule: Rule, number: float) -> float:
-    """Examples that a rule makes of so many right draws, a mean over problems that have one at least."""
+    """Return the mean number of examples from so many right draws, over problems with at least one."""
     below = max(1, math.floor(number))
     few, more = _made(rule, below), _made(rule, below + 1)
     return few + max(0.0, number - below) * (more - few)
 
 
 def _made(rule: Rule, number: int) -> int:
-    """Examples that a rule makes of so many right draws, all of them different and equally likely."""
+    """Return the number of examples from so many right draws, all different and equally likely."""
     draws = [
         Draw(
             DrawKey(1, "", 0, index),

@@ -13,11 +13,11 @@ from femtune.engines.model_files import adapter_base, find_model, load_config, l
 from femtune.errors import ModelError
 from femtune.tools.estimate.formulas import BYTES, Shape
 
-_NUMBERS = {"F32", "BF16", "F16", "F64", "I64", "BOOL"}  # safetensors' names of what is not quantized
+_NUMBERS = {"F32", "BF16", "F16", "F64", "I64", "BOOL"}  # unquantized dtypes in safetensors
 
 
 def config_folder(model: str, whole: bool) -> tuple[Path, str | None]:
-    """A folder with config and tokenizer, and the Hub's name of a model that is there."""
+    """Return a folder with config and tokenizer, and the name on the Hub if the model is there."""
     found = find_model(model)
     if whole or isinstance(found, Path):
         return local_model(model), None
@@ -29,14 +29,14 @@ def config_folder(model: str, whole: bool) -> tuple[Path, str | None]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"model {model!r} is no folder here and can't be had from the Hub: {reason}"
+            f"model {model!r} is no local folder and could not be downloaded from the Hub: {reason}"
         ) from error
 
 
 def read_shape(folder: Path, name: str | None = None) -> Shape:
-    """A model's shape, from its config and the headers of its weights, here or on the Hub.
+    """Read a model's shape from its config and the headers of its weights, local or on the Hub.
 
-    Of an adapter, its base's. Raises ModelError where there are no safetensors, or quantized ones.
+    For an adapter, reads its base. Raises ModelError without safetensors, or if they are quantized.
     """
     base = adapter_base(folder)
     if base is not None:
@@ -87,7 +87,7 @@ def _shape(sizes: Mapping[str, tuple[int, ...]], config: Any) -> Shape:
 
 
 def _headers(folder: Path, name: str | None) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights, by name."""
+    """Return the shapes of the weights, by name."""
     files = sorted(folder.glob("model*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.exists():
@@ -110,12 +110,12 @@ def _headers(folder: Path, name: str | None) -> dict[str, tuple[int, ...]]:
 
 
 def _index(path: Path) -> dict[str, Any]:
-    """Which file holds which weight, as a model of several files says."""
+    """Read the map from weights to files, for a model of several files."""
     try:
         found = read_json(path)
         weights: dict[str, Any] = dict(found["weight_map"])
     except (Unreadable, LookupError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} is damaged: it maps no weights to files. Get it anew.") from error
+        raise ModelError(f"{path} is damaged: it maps no weights to files. Restore it.") from error
     return weights
 
 
