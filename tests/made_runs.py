@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ import yaml
 
 from femtune.config import Train
 from femtune.data.problems import save_problems
+from femtune.errors import ConfigError
 from femtune.evaluation.evaluate import estep_metrics, evaluation_metrics
 from femtune.evaluation.selection_bias import kept_by, kept_scores, outcomes
 from femtune.reporting.page.record import BASELINES
 from femtune.run_folder import resolved
 from femtune.runs.draws import DRAWS, read_draws
 from femtune.runs.run import FORMAT
-from femtune.schemes.named import parse_scheme
+from femtune.schemes.named import parse_scheme, star
 from femtune.schemes.serialization import scheme_to_data
-from femtune.types import DrawKey, Problem, draw_seed
+from femtune.types import DrawKey, Problem, Scheme, draw_seed
 
 Row = dict[str, Any]
 
@@ -61,13 +63,21 @@ def write_shard(path: Path, rows: Sequence[Row]) -> None:
         pq.write_table(table, file)
 
 
+def scheme_named(spec: str) -> Scheme:
+    """Return the scheme of this name; for a name that is none, a scheme made in Python has it."""
+    try:
+        return parse_scheme(spec)
+    except ConfigError:
+        return replace(star(), name=spec)
+
+
 def write_config(root: Path, **changes: Any) -> None:
     root.mkdir(parents=True, exist_ok=True)
     given = {"data": "ratings.jsonl", "model": "seedling", "problems": "0"}
     settings = Train(scheme="star", iterations=1)
     spec, own = changes.get("scheme", "star"), dict[str, Any](format=FORMAT)
     if spec is not None and spec not in BASELINES:
-        own["scheme_data"] = scheme_to_data(parse_scheme(spec))
+        own["scheme_data"] = scheme_to_data(scheme_named(spec))
     config = resolved(settings, **given) | own | changes
     (root / "config.yaml").write_text(yaml.safe_dump(config))
 
@@ -142,7 +152,7 @@ def hostile_run(root: Path, texts: Sequence[str] = HOSTILE) -> Path:
         base.append(draw(problem.id, iteration=0, **said, reason="wrong", reward=0.0))
         prompt = "plain" if number % 2 else "hinted"
         reason = reasons[number % len(reasons)]
-        drawn.append(draw(problem.id, **said, prompt=prompt, reason=reason))
+        drawn.append(draw(problem.id, **said, prompt_kind=prompt, reason=reason))
         evaluated.append(
             draw(problem.id, **said, reason="" if number % 3 else "wrong", reward=float(number % 3 > 0))
         )

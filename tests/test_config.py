@@ -125,8 +125,8 @@ TWICE = (Stage("plain", 2),)
             lambda: held_out(read_inputs(PROBLEMS, Train(eval_share=1)), PROBLEMS),
             "eval_share must be in [0, 1)",
         ),
-        (lambda: read_inputs("x.jsonl", Ask(columns=("answer",))), "columns takes name=value"),
-        (lambda: load_tokenizer(SEEDLING, ["thinking"]), "template_args takes name=value"),
+        (lambda: read_inputs("x.jsonl", Ask(columns=("answer",))), "columns needs the form name=value"),
+        (lambda: load_tokenizer(SEEDLING, ["thinking"]), "template_args needs the form name=value"),
     ],
 )
 def test_what_is_impossible_is_refused(make: Any, said: str) -> None:
@@ -317,9 +317,9 @@ def test_every_default_is_of_its_type_and_others_are_refused() -> None:
         (
             "config.json",
             '{"model_type": "llama", "vocab_size": "many"}',
-            "no model config that",
+            "its model config can't be read",
         ),
-        ("config.json", '{"model_type": []}', "no model config that"),
+        ("config.json", '{"model_type": []}', "its model config can't be read"),
     ],
 )
 def test_a_damaged_model_is_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
@@ -335,5 +335,5 @@ def test_a_damaged_model_is_refused(tmp_path: Path, name: str, content: str, sai
 def test_a_damaged_tokenizer_is_refused(tmp_path: Path, name: str, content: str) -> None:
     shutil.copytree(SEEDLING, tmp_path / "model")
     (tmp_path / "model" / name).write_text(content)
-    with pytest.raises(ModelError, match="has no tokenizer that can be read"):
+    with pytest.raises(ModelError, match="its tokenizer can't be read"):
         load_tokenizer(tmp_path / "model")

@@ -206,7 +206,7 @@ BAD = {
         "train train.jsonl {} --soft-accept 1", ("soft_accept", "needs ratings")
     ),
     "softness is none": Bad(
-        "train rated.jsonl {} [] --soft-accept -1", ("soft_accept -1, soft_decay 1: above 0",)
+        "train rated.jsonl {} [] --soft-accept -1", ("soft_accept must be > 0", "got -1")
     ),
     "soft acceptance of all ratings": Bad(
         "train rated.jsonl {} [] --soft-accept 1 --accept-at 0.5", ("in place of accept_at",)

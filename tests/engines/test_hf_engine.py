@@ -16,7 +16,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from femtune.engines.hf import fused, model
+from femtune.engines.hf import fused
+from femtune.engines.hf import model as hf_model
 from femtune.engines.hf.agreement import STEPS, TEXTS, text_rows
 from femtune.engines.hf.batch import Batch
 from femtune.engines.hf.engine import TransformersEngine, default_max_batch
@@ -96,13 +97,13 @@ def test_prompts_that_share_their_beginning_pass_it_once_and_give_the_same(
 ) -> None:
     engine = TransformersEngine(tiny_model(tmp_path, family), dtype="float32")
     passed: list[int] = []
-    whole = model._pass
+    whole = hf_model._pass
 
     def counted(model: Any, slots: Any, rows: Sequence[Sequence[int]]) -> None:
         passed.append(sum(map(len, rows)))
         whole(model, slots, rows)
 
-    monkeypatch.setattr(model, "_pass", counted)
+    monkeypatch.setattr(hf_model, "_pass", counted)
     shared = tuple(range(5, 85))  # 80 tokens
     asked = [replace(r, tokens=(*shared, *r.tokens, 7)) for r in requests(12, longest=9)]
     together = tokens_of(run(engine, asked))
@@ -187,7 +188,7 @@ def test_a_retry_starts_from_the_prompt_that_its_slot_holds(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled: list[int] = []
-    fill = model.fill
+    fill = hf_model.fill
 
     def spy(model: Any, slots: Any, prompts: Sequence[Any], *rest: Any) -> None:
         filled.append(len(prompts))
@@ -354,7 +355,7 @@ def test_what_is_no_model_is_refused_in_plain_words(folder: Path, tmp_path: Path
     engine = TransformersEngine(folder)
     with pytest.raises(ModelError, match="holds neither config"):
         engine.load(tmp_path)
-    with pytest.raises(ModelError, match="has no tokenizer that can be read"):
+    with pytest.raises(ModelError, match="its tokenizer can't be read"):
         TransformersEngine(tmp_path / "absent")
     tiny_model(tmp_path / "other", vocab_size=300)
     with pytest.raises(ModelError, match="vocabulary of 300 tokens"):
@@ -425,10 +426,10 @@ def test_the_fused_pass_gives_the_models_own_logits(
     prompts = [tuple(rng.choices(range(256), k=num)) for num in (200, 2, 31, 90)]
     with torch.inference_mode():
         slots = Slots(len(prompts))
-        model.fill(engine._quickest, slots, prompts, [[i] for i in range(len(prompts))])
+        hf_model.fill(engine._quickest, slots, prompts, [[i] for i in range(len(prompts))])
         newest = torch.tensor([[prompt[-1], len(prompt) - 1] for prompt in prompts])
         newest = newest.to(engine.device)
-        found = model.step_logits(engine._quickest, slots, *newest.T, longest=200).float().cpu()
+        found = hf_model.step_logits(engine._quickest, slots, *newest.T, longest=200).float().cpu()
         expected = torch.cat([model(torch.tensor([prompt])).logits[:, -1] for prompt in prompts])
     tolerance = 1e-4 if dtype == torch.float32 else 0.25
     assert (found - expected).abs().max() < tolerance * expected.std()
@@ -453,8 +454,8 @@ def test_right_passes_agree_on_text_and_wrong_ones_do_not(
     """Shifted positions; a mask that hides the newest column, and one that shows a column too many."""
     engine = TransformersEngine(tiny_model(tmp_path, family, dtype=dtype))
     model, tokenizer = engine._model, engine.tokenizer.tokenizer
-    reference = model._check_slots(model, tokenizer)
-    step, masks = model.step_logits, model.masks
+    reference = hf_model._check_slots(model, tokenizer)
+    step, masks = hf_model.step_logits, hf_model.masks
 
     def shifted(model: Any, slots: Any, tokens: Any, positions: Any, longest: int) -> Any:
         return step(model, slots, tokens, positions + 1, longest + 1)
@@ -464,10 +465,10 @@ def test_right_passes_agree_on_text_and_wrong_ones_do_not(
 
     for name, wrong in (("step_logits", shifted), ("masks", masked(-1)), ("masks", masked(1))):
         with monkeypatch.context() as patch:
-            patch.setattr(model, name, wrong)
+            patch.setattr(hf_model, name, wrong)
             assert reference.differs(model._slotted_logits(model, reference.rows)), name
             with pytest.raises(ModelError, match="gives other logits in slots than by itself"):
-                model._check_slots(model, tokenizer)
+                hf_model._check_slots(model, tokenizer)
 
 
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
@@ -482,7 +483,7 @@ def test_a_fused_pass_that_is_apart_from_its_model_is_not_used_and_that_is_logge
     """Swapped queries and keys, or gate and up; turned wrongly; the weights from before an M-step."""
     window = NO_WINDOW if family == "mistral" else {}
     model = TransformersEngine(tiny_model(tmp_path, family, dtype=dtype, **window))._model
-    reference = model.Reference(model, byte_tokenizer())
+    reference = hf_model.Reference(model, byte_tokenizer())
     assert isinstance(model.quickest(model, reference), Fused) and not caplog.records
     turn, act = fused._turn, Fused._layer
 
@@ -567,7 +568,7 @@ def test_the_fused_pass_holds_no_weight_twice_and_goes_with_the_model(folder: Pa
 
 def short_of_memory_above(limit: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """Passes that `fill` and steps of more than `limit` rows fail, as on a device that is too small."""
-    step, fill = model.step_logits, model.fill
+    step, fill = hf_model.step_logits, hf_model.fill
 
     def short_step(model: Any, slots: Any, tokens: torch.Tensor, *rest: Any, **named: Any) -> Any:
         logits = step(model, slots, tokens, *rest, **named)
@@ -600,8 +601,8 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
     short_of_memory_above(5, monkeypatch, error)
     assert tokens_of(run(engine, asked)) == tokens_of(undisturbed)
     assert [record.message for record in caplog.records] == [
-        "out of memory with 16 rows at a time: going on with 8",
-        "out of memory with 8 rows at a time: going on with 4",
+        "out of memory with 16 rows at a time: continuing with 8",
+        "out of memory with 8 rows at a time: continuing with 4",
     ]
     run(engine, asked)
     assert len(caplog.records) == 2  # it goes on with what it has learned

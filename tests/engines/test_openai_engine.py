@@ -80,7 +80,7 @@ def test_a_plain_server_is_sent_openais_parameters_alone(
         assert math.isnan(completion.logprob)
     assert engine.capabilities.scores
     [record] = caplog.records
-    assert "encoded anew" in record.message
+    assert "encoded again" in record.message
 
 
 def test_a_plain_server_takes_no_top_k(make: Any) -> None:
@@ -345,7 +345,7 @@ def test_it_tells_no_tokens(make: Any, caplog: pytest.LogCaptureFixture) -> None
         found = draw(engine, requests(2))
         assert not engine.capabilities.token_ids
         assert all(found[r.key.problem_id].tokens == written(r) for r in requests(2))
-        assert caplog.text.count("encoded anew") == 1
+        assert caplog.text.count("encoded again") == 1
 
 
 def test_logprobs_at_the_samplings_temperature_are_not_the_models(

@@ -218,7 +218,7 @@ def test_a_malformed_file_is_refused(change: dict[str, Any], message: str, tmp_p
 def test_what_is_no_calibration_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=r"calibration\.json is no (JSON|calibration)"):
+    with pytest.raises(DataError, match=r"calibration\.json is not (valid JSON|a calibration)"):
         load_calibration(path)
 
 

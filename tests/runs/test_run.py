@@ -326,7 +326,7 @@ def test_a_shard_that_is_torn(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"a: [", b"\xff", b"- 1", b"7: 8", b"", b"a: &a [*a]"])
 def test_a_damaged_configuration_is_no_other_run(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(RunError, match=r"config\.yaml .*Put back what was in it, or begin anew"):
+    with pytest.raises(RunError, match=r"config\.yaml .*Put back what was in it, or start again"):
         check_run(tmp_path, CONFIG, CHANGEABLE)
 
 

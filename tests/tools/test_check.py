@@ -22,6 +22,7 @@ from femtune.data.worlds import WORLDS, make_rows, make_splits
 from femtune.errors import ConfigError, DataError, FemtuneError
 from femtune.reporting.terminal import console
 from femtune.sampler import SamplerBuilder
+from femtune.schemes.named import parse_scheme
 from femtune.tools.check import Finding, examine, show_prompts, show_tokens, token_pieces, trained_under
 from femtune.tools.check_model import Planned, plan_trials, try_model
 from femtune.tools.check_report import Counting
@@ -189,7 +190,7 @@ def test_tokens_shown_are_prompt_and_completion_and_only_the_latter_is_bold(
 def test_with_a_wake_phase_the_hinted_example_is_shown_too(
     builder: SamplerBuilder, scheme: str, prompts: list[str]
 ) -> None:
-    assert [*trained_under(scheme)] == prompts
+    assert [*trained_under(parse_scheme(scheme))] == prompts
     panel = show_tokens(builder, TRAIN[0], _draw(builder), "hinted")
     hinted = builder.tokenizer.encode_prompt(builder.prompts.hinted(TRAIN[0]))
     assert str(panel.title).startswith(f"an example of the wake phase: {len(hinted)} tokens read")

@@ -22,7 +22,7 @@ from femtune.tools.check import Finding, examine
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found."""
+    """Findings of a check."""
 
     ready: bool | None
     """True if a draw was kept, so that an M-step has something to train on; None without draws."""
