@@ -362,7 +362,7 @@ def test_what_is_no_model_is_refused_in_plain_words(folder: Path, tmp_path: Path
         engine.load(tmp_path / "other")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="has no causal language model that can be read"):
+    with pytest.raises(ModelError, match="its causal language model can't be read"):
         engine.load(tmp_path / "broken")
 
 
@@ -466,7 +466,7 @@ def test_right_passes_agree_on_text_and_wrong_ones_do_not(
     for name, wrong in (("step_logits", shifted), ("masks", masked(-1)), ("masks", masked(1))):
         with monkeypatch.context() as patch:
             patch.setattr(hf_model, name, wrong)
-            assert reference.differs(model._slotted_logits(model, reference.rows)), name
+            assert reference.differs(hf_model._slotted_logits(model, reference.rows)), name
             with pytest.raises(ModelError, match="gives other logits in slots than by itself"):
                 hf_model._check_slots(model, tokenizer)
 
@@ -484,7 +484,7 @@ def test_a_fused_pass_that_is_apart_from_its_model_is_not_used_and_that_is_logge
     window = NO_WINDOW if family == "mistral" else {}
     model = TransformersEngine(tiny_model(tmp_path, family, dtype=dtype, **window))._model
     reference = hf_model.Reference(model, byte_tokenizer())
-    assert isinstance(model.quickest(model, reference), Fused) and not caplog.records
+    assert isinstance(hf_model.quickest(model, reference), Fused) and not caplog.records
     turn, act = fused._turn, Fused._layer
 
     def swapped(name: str) -> Any:
@@ -514,7 +514,7 @@ def test_a_fused_pass_that_is_apart_from_its_model_is_not_used_and_that_is_logge
         caplog.clear()
         with monkeypatch.context() as patch:
             patch.setattr(target, name, wrong)
-            assert model.quickest(model, reference) is model
+            assert hf_model.quickest(model, reference) is model
         assert "the model's own pass is used, which is slower" in caplog.text
 
 

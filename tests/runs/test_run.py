@@ -217,7 +217,9 @@ draws = st.builds(
     st.builds(DrawKey, st.integers(0, 999), st.text(), st.integers(0, 9), st.integers(0, 9999)),
     st.sampled_from(["plain", "hinted"]),
     st.integers(0, 2**63 - 1),
-    st.builds(Completion, tokens, st.text(), st.sampled_from(get_args(FinishReason)), nats, st.text()),
+    st.builds(
+        Completion, tokens, st.text(), st.sampled_from(get_args(FinishReason)), nats, error=st.text()
+    ),
     st.builds(
         Score, st.floats(0, 1), st.text(), st.sampled_from(get_args(Reason)), st.text(), st.text()
     ),
