@@ -27,7 +27,7 @@ from femtune.schemes.contrib.memory import every, memo
 from femtune.schemes.filters import Accepted, Chain
 from femtune.schemes.named import base, importance, mixture, pps, rejection, star, trice, wake
 from femtune.tools.estimate.disk import at_most, draws_bytes
-from femtune.tools.estimate.estimate import EstimateOptions, look_ahead, notes
+from femtune.tools.estimate.estimate import EstimateOptions, look_ahead
 from femtune.tools.estimate.formulas import (
     Asking,
     Attempt,
@@ -45,6 +45,7 @@ from femtune.tools.estimate.hardware import TABLE, Efficiency, Hardware, this_ma
 from femtune.tools.estimate.memory import advice, batch_rows, engine_memory, training_memory
 from femtune.tools.estimate.schedule import course
 from femtune.tools.estimate.shapes import read_shape
+from femtune.tools.estimate.table import notes
 from femtune.types import Sampling, Scheme, Stage
 
 from ..models import tiny_model

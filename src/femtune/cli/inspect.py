@@ -107,14 +107,15 @@ def estimate(
     Loads no weights, unless --measure benchmarks some problems. For a model on the Hub it downloads
     only the config, the tokenizer and the list of weights.
     """
-    from femtune.tools.estimate import estimate as estimates
+    from femtune.tools.estimate.estimate import look_ahead
+    from femtune.tools.estimate.table import as_json, notes, table
 
-    found = estimates.look_ahead(data, model, settings or Train(), wish or EstimateOptions())
+    found = look_ahead(data, model, settings or Train(), wish or EstimateOptions())
     if show == "json":
-        print(json.dumps(estimates.as_json(found)))
+        print(json.dumps(as_json(found)))
     elif show != "quiet":
-        console.print(plain_table(*estimates.table(found)))
-        for note in estimates.notes(found):
+        console.print(plain_table(*table(found)))
+        for note in notes(found):
             console.print(literal(note), soft_wrap=True)
 
 

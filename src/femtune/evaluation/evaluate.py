@@ -106,8 +106,7 @@ def evaluation_metrics(
     unforced: list[float] = []
     majority: list[float] = []
     errors: list[float] = []
-    sound: list[bool] = []
-    wholly_sound: list[bool] = []
+    steps: list[list[bool]] = []  # of each rationale, which of its steps are valid
     asked: list[tuple[Problem, Item]] = []
     counts: list[tuple[int, int]] = []  # draws, and right ones
     tally = _Tally(max_new_tokens)
@@ -117,18 +116,15 @@ def evaluation_metrics(
             problem = problems[problem_id]
             hits = [is_right(draw) for draw in draws]
             right.append(fmean(hits))
-            free = [not draw.completion.num_forced for draw in draws]
-            unforced.append(fmean(a and b for a, b in zip(hits, free, strict=True)))
+            free = (hit and not d.completion.num_forced for hit, d in zip(hits, draws, strict=True))
+            unforced.append(fmean(free))
             counts.append((len(hits), sum(hits)))
-            item = as_item(problem, draws)
-            asked.append((problem, item))
+            asked.append((problem, item := as_item(problem, draws)))
             votes = Counter(filter(None, item.votes))
             winner = votes.most_common(1)[0][0] if votes else None
             majority.append(any(h for h, vote in zip(hits, item.votes, strict=True) if vote == winner))
             errors += [e for draw in draws if (e := absolute_error(draw, problem)) is not None]
-            for steps in filter(None, (sound_steps(draw, problem) for draw in draws)):
-                sound += steps
-                wholly_sound.append(all(steps))
+            steps += filter(None, (sound_steps(draw, problem) for draw in draws))
     numeric = all(as_number(problem.answer) is not None for problem in problems.values())
     return {
         "num_problems": len(right),
@@ -138,7 +134,7 @@ def evaluation_metrics(
         **_passes(asked, counts),
         **({"mae": fmean(errors)} if numeric and errors else {}),
         **_of_the_task(asked, calibration),
-        **_soundness(sound, wholly_sound),
+        **_soundness([each for own in steps for each in own], [all(own) for own in steps]),
         **tally.metrics(),
     }
 

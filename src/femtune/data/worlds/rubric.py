@@ -151,6 +151,15 @@ RATERS: dict[str, Weights] = {
 }
 
 
+def _check_ranges(difficulty: tuple[int, int], noise: float) -> None:
+    """Raise ConfigError for values out of range."""
+    low, high = difficulty
+    if not 1 <= low <= high <= len(CRITERIA):
+        raise ConfigError(f"difficulty is {difficulty}: it must be 1 <= low <= high <= 5 points.")
+    if not 0 <= noise <= 1:
+        raise ConfigError(f"noise is {noise}: it must be from 0 to 1.")
+
+
 def rows(
     num_problems: int,
     *,
@@ -176,11 +185,7 @@ def rows(
 
     Raises ConfigError if there are too few responses, or for values out of range.
     """
-    low, high = difficulty
-    if not 1 <= low <= high <= len(CRITERIA):
-        raise ConfigError(f"difficulty is {difficulty}: it must be 1 <= low <= high <= 5 points.")
-    if not 0 <= noise <= 1:
-        raise ConfigError(f"noise is {noise}: it must be from 0 to 1.")
+    _check_ranges(difficulty, noise)
     raters = raters or {STRANGERS[0]: RATER}
     rng, errs = random.Random(f"rubric {seed}"), random.Random(f"rubric noise {seed}")
     made: list[dict[str, Any]] = []
@@ -188,7 +193,7 @@ def rows(
     for _ in range(100 * num_problems):  # far more than needed, unless the responses are exhausted
         if len(made) >= num_problems:
             break
-        points = draw_points(rng, low, high)
+        points = draw_points(rng, *difficulty)
         texts = write_texts(points, rng)
         if texts in seen:
             continue

@@ -1,4 +1,4 @@
-"""Estimate what a run will take, from settings to costs and their table: `femtune estimate`.
+"""Estimate what a run will take, from settings to costs: `femtune estimate`.
 
 Needs the data, and the model's config, tokenizer and weight shapes. Only the benchmark loads weights.
 """
@@ -6,16 +6,13 @@ Needs the data, and the model's config, tokenizer and weight shapes. Only the be
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
 
-from femtune._util.text import span
 from femtune.config import Train
 from femtune.errors import ConfigError
 from femtune.loop import LoopConfig
 from femtune.mstep.config import Training
-from femtune.mstep.disk import sized
 from femtune.resolve import Data, held_out, make_loop_config, read_inputs, sampling
 from femtune.sampler import SamplerBuilder, engine_args, make_sampler_builder
 from femtune.tools.estimate.benchmark import Trial, try_out
@@ -236,6 +233,20 @@ def _right(wish: EstimateOptions) -> dict[str, float]:
     return {name: RIGHT[name] if share is None else share for name, share in given.items()}
 
 
+def _measured_job(job: Job, trial: Trial, scheme: Scheme) -> Job:
+    """Return the job with what a trial measured in place of what is assumed."""
+    run = course(scheme, RIGHT | dict(trial.drawn.right), job.iterations)
+    return replace(
+        job,
+        asking=trial.drawn.asking if is_steady(scheme) else run.asking,
+        scored=run.scored,
+        remembered=run.remembered,
+        tokens_per_draw=trial.drawn.tokens_per_draw,
+        longest_draw=trial.drawn.longest_draw,
+        tokens_per_example=max(1.0, trial.row_tokens - job.prompt_tokens["plain"]),
+    )
+
+
 def _outlook(
     shape: Shape,
     job: Job,
@@ -248,17 +259,7 @@ def _outlook(
 ) -> RunEstimate:
     """Return costs by the formulas, with a benchmark's measurements in place of assumptions."""
     if trial is not None:
-        right = RIGHT | dict(trial.drawn.right)
-        run = course(scheme, right, job.iterations)
-        job = replace(
-            job,
-            asking=trial.drawn.asking if is_steady(scheme) else run.asking,
-            scored=run.scored,
-            remembered=run.remembered,
-            tokens_per_draw=trial.drawn.tokens_per_draw,
-            longest_draw=trial.drawn.longest_draw,
-            tokens_per_example=max(1.0, trial.row_tokens - job.prompt_tokens["plain"]),
-        )
+        job = _measured_job(job, trial, scheme)
     engines = wish.num_devices // job.tensor_parallel
     rows = batch_rows(shape, job, device)
     once = [Attempt("plain", job.eval_draws, 1.0, True)]
@@ -381,70 +382,3 @@ def _measured(device: Hardware, wish: EstimateOptions, trial: Trial | None) -> I
 
 
 # --- shown
-
-
-def as_json(outlook: RunEstimate) -> dict[str, Any]:
-    """Return the estimate as plain values: seconds, bytes, FLOPs, tokens."""
-    made = asdict(outlook)
-    for name in ("engine", "training"):
-        memory: Memory = getattr(outlook, name)
-        made[name] |= {"total": memory.total, "fits": memory.fits}
-    del made["shape"]["adapter"]
-    made["job"]["asking"]["draws"] = outlook.job.asking.draws
-    hours = outlook.device_hours
-    more = {"seconds": outlook.seconds, "device_hours": hours, "money": _money(outlook, outlook.seconds)}
-    return made | more
-
-
-def _money(outlook: RunEstimate, seconds: float) -> float | None:
-    return None if outlook.price is None else seconds * outlook.num_devices / 3600 * outlook.price
-
-
-def table(outlook: RunEstimate) -> tuple[list[str], list[list[str]]]:
-    """Return columns and rows for an iteration and the run."""
-    columns = ["", "draws", "tokens", "prompt tokens", "FLOPs", "time"]
-    columns += ["money"] if outlook.price is not None else []
-    rows = []
-    iterations = outlook.job.iterations
-    for title, phases in (("an iteration", outlook.each), (f"{iterations} iterations", outlook.whole)):
-        rows += [_row(outlook, f"{title}: {name}", phase) for name, phase in phases.items()]
-    total = Phase()
-    for phase in outlook.whole.values():
-        total = total.plus(phase)
-    rows.append(_row(outlook, "the run", replace(total, tokens=0.0, prompt_tokens=0.0)))
-    return columns, rows
-
-
-def _row(outlook: RunEstimate, name: str, phase: Phase) -> list[str]:
-    counts = [
-        f"{value:,.0f}" if value else "" for value in (phase.draws, phase.tokens, phase.prompt_tokens)
-    ]
-    row = [name, *counts, f"{phase.flops:.1e}" if phase.flops else "", span(phase.seconds)]
-    money = _money(outlook, phase.seconds)
-    return row if money is None else [*row, f"{money:,.2f}"]
-
-
-def notes(outlook: RunEstimate) -> Iterator[str]:
-    """Yield the notes below the table."""
-    job, device = outlook.job, outlook.device
-    asked = job.asking
-    yield (
-        f"{asked.draws:.2f} draws a problem, {asked.kept:.0%} of problems kept, "
-        f"{job.tokens_per_draw:.0f} tokens a draw, {outlook.rows} written at a time; "
-        f"{outlook.device_hours:,.2f} device-hours on {outlook.num_devices} x {device.name}"
-        + ("; --price 2.5 adds the cost" if outlook.price is None else "")
-    )
-    yield f"memory of a device: {device.memory / 1e9:.0f} GB"
-    for name, memory in (("engine", outlook.engine), ("M-step", outlook.training)):
-        parts = ", ".join(f"{part} {_gigabytes(size)}" for part, size in memory.parts.items())
-        verdict = "fits" if memory.fits else "DOES NOT FIT"
-        yield f"  {name}: {_gigabytes(memory.total)} ({parts}): {verdict}"
-    disk = outlook.disk
-    yield f"disk: models {sized(disk.models)}, draws {sized(disk.draws)}"
-    told = {"!": outlook.advice, "assumed:": outlook.assumed, "measured:": outlook.measured}
-    for title, lines in told.items():
-        yield from (f"{title} {line}" for line in lines)
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
