@@ -4,8 +4,9 @@
     python scripts/check_words.py --list     # where each stands
     python scripts/check_words.py --update   # lower the baseline; it never rises
 
-Counted in the package: docstrings whose first word is no verb, words that the field does not use, and
-messages with a sentence of over 30 words. The baseline lies in scripts/words_baseline.json.
+Counted in the package: docstrings whose first word is no verb, words that the field does not use,
+messages with a sentence of over 30 words, and imports of the package within functions. The baseline lies
+in scripts/words_baseline.json.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print each place")
     parser.add_argument("--update", action="store_true", help="write lower counts as the new baseline")
     args = parser.parse_args()
-    found: dict[str, list[str]] = {"docstrings": [], "odd_words": [], "long_sentences": []}
+    kinds = ("docstrings", "odd_words", "long_sentences", "lazy_imports")
+    found: dict[str, list[str]] = {kind: [] for kind in kinds}
     for path in sorted((ROOT / "src").rglob("*.py")):
         for kind, line, text in faults(path.read_text(encoding="utf-8")):
             found[kind].append(f"{path.relative_to(ROOT)}:{line}: {text}")
@@ -75,6 +77,11 @@ def faults(source: str) -> Iterator[tuple[str, int, str]]:
             for sentence in re.split(r"(?<=[.?!]) ", said):
                 if len(sentence.split()) > LONGEST:
                     yield "long_sentences", node.lineno, sentence
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            for node in function.body:
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("femtune"):
+                    yield "lazy_imports", node.lineno, str(node.module)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in TEXTS:
             for match in ODD_WORDS.finditer(token.string):
