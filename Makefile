@@ -10,6 +10,11 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 VLLM_TESTS := $(wildcard tests/engines/test_vllm_engine.py tests/engines/test_openai_vllm.py)
 
+# what needs no model and no process of its own
+FAST_TESTS := tests/_util tests/data tests/rewards tests/runs tests/schemes/test_schemes.py tests/schemes/test_filters.py \
+	tests/schemes/test_weights.py tests/mstep/test_config.py tests/evaluation/test_metrics.py tests/evaluation/test_copying.py \
+	--ignore tests/_util/test_model_safety.py
+
 .PHONY: demo docs help test test-fast test-real test-vllm test-real-vllm real-model install-vllm check install clean
 
 demo: $(VENV)/.installed ## the paper's comparison, offline, in minutes

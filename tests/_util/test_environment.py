@@ -64,7 +64,7 @@ def test_a_run_that_goes_on_elsewhere_says_what_is_other(
     [other] = runs.read_log(tmp_path)
     assert other["event"] == "session"
     assert other["changed"] == {"cpus": [2, 8], "packages.torch": ["2.13.0", "2.14.0"]}
-    assert "begun with other versions (torch 2.13.0 -> 2.14.0)" in caplog.text
+    assert "started with other versions (torch 2.13.0 -> 2.14.0)" in caplog.text
     assert json.loads((tmp_path / "environment.json").read_text())["cpus"] == 2  # as it began
 
 
