@@ -455,7 +455,7 @@ def test_what_is_remembered_is_what_the_posterior_likes_best_of_all_that_was_dra
             z = int(row["completion"][0]["content"][1])
             rows.setdefault(row["problem_id"], {})[z] = row["weight"]
         for each in problems:
-            joint = world.joint(int(each.prompt_kind[1]))[:, int(each.answer[1])]
+            joint = world.joint(int(each.prompt[1]))[:, int(each.answer[1])]
             best = sorted(seen[each.id], key=lambda z: -joint[z])[:2]
             total = sum(joint[z].item() for z in best)
             kept = {z: joint[z].item() for z in best if joint[z].item() >= 0.05 * total}

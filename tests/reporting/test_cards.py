@@ -35,7 +35,8 @@ from femtune.reporting.cards import (
     write_data_card,
     write_model_card,
 )
-from femtune.schemes.named import star, trice, wake
+from femtune.schemes.named import parse_scheme, star, trice, wake
+from femtune.schemes.serialization import scheme_to_data
 from femtune.types import Scheme
 
 PARSER = MarkdownIt("commonmark").enable("table")
@@ -144,7 +145,17 @@ def test_a_card_says_where_m_steps_start_anew_for_longer(
     scheme: str, longer: bool, judged: Path
 ) -> None:
     told = read_told(judged, 2)
-    card = model_card(replace(told, config={**told.config, "scheme": scheme}), judged / "last")
+    card = model_card(
+        replace(
+            told,
+            config={
+                **told.config,
+                "scheme": scheme,
+                "scheme_data": scheme_to_data(parse_scheme(scheme)),
+            },
+        ),
+        judged / "last",
+    )
     assert ("restarts from the base take more" in str(card)) == longer
     assert ("(`constant`, without a restart `linear`)" in str(card)) == scheme.endswith("settle")
 

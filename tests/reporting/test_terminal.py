@@ -154,7 +154,7 @@ def test_bars_count_problems_once_and_reasons_by_draw(monkeypatch: pytest.Monkey
         )
         assert (task.description, task.completed, task.total) == ("iteration 3 E-step", 2, 40)
         share, rate, *reasons = task.fields["note"].split(", ")
-        assert (share, reasons) == ("50% kept", ["unparsable 1", "wrong 2"])
+        assert (share, reasons) == ("50% kept", ["parse error 1", "wrong 2"])
         assert rate.endswith(" tokens/s") and float(rate.split()[0].replace(",", "")) > 0
         assert teller._bars.said == KEPT
         teller.phase("evaluation", 3, 8)

@@ -34,7 +34,7 @@ from femtune.config import RL, Train
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import Data, choose_peft, held_out, make_loop_config, read_inputs
+from femtune.resolve import Data, choose_peft, held_out, make_loop_config, named_scheme, read_inputs
 from femtune.run_folder import run_place
 from femtune.runs.run import read_log
 from femtune.sampler import make_sampler_builder
@@ -238,7 +238,17 @@ def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
         make_loop_config(own.settings)
         groups = held_out(own, data)
         place, demos = job.output_dir, without_held_out(own, groups[1]).demos
-        run_place(place, "train", data, model, own.settings, *groups, reward=own.reward, demos=demos)
+        run_place(
+            place,
+            "train",
+            data,
+            model,
+            own.settings,
+            *groups,
+            reward=own.reward,
+            demos=demos,
+            scheme=named_scheme(own.settings),
+        )
     make_sampler_builder(model, asked, *held_out(asked, data))
 
 

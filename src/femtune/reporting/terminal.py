@@ -112,7 +112,11 @@ class Bars(Lines):
         name = "kept" if self._grading else "right"
         rate = self._tokens / max(time.monotonic() - self._begun, 1e-3)
         parts = [f"{len(self._kept) / max(1, len(self._problems)):.0%} {name}", f"{rate:,.0f} tokens/s"]
-        parts += [f"{reason} {count}" for reason, count in sorted(self._reasons.items()) if reason]
+        parts += [
+            f"{reason.replace('_', ' ')} {count}"
+            for reason, count in sorted(self._reasons.items())
+            if reason
+        ]
         self._bars.update(self._task, completed=len(self._problems), note=", ".join(parts))
 
     def step(self, step: int, steps: int, loss: float) -> None:
