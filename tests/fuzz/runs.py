@@ -27,7 +27,7 @@ from femtune.errors import FemtuneError
 from femtune.evaluation.calibration import load_calibration
 from femtune.evaluation.calibration_map import Calibration, apply
 from femtune.mstep import examples
-from femtune.runs import run as stored_run
+from femtune.runs import draws as stored_draws
 from femtune.runs.run import check_run
 from femtune.tools.estimate.shapes import read_shape
 from femtune.tools.refilter import Change, refilter
@@ -138,7 +138,7 @@ def make_shard(rng: Random) -> File:
 
 
 def read_shard(file: File, folder: Path) -> None:
-    draws, timing = stored_run.read_shard(file.write(folder))
+    draws, timing = stored_draws.read_shard(file.write(folder))
     assert all(isinstance(draw.completion.text, str) for draw in draws)
     assert isinstance(timing, dict)
 
