@@ -23,7 +23,7 @@ from typing import Any
 from femtune.cli.main import main as femtune
 from femtune.comparison.demo import write_world
 from femtune.estep import driver, journal
-from femtune.runs import draws, run
+from femtune.runs import run
 
 
 def timed(owner: Any, name: str, spent: dict[str, float], label: str) -> None:
