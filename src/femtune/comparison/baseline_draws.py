@@ -23,7 +23,7 @@ class Baseline(Train):
     """Settings of a baseline's run: those of the comparison, with the baseline's name as `scheme`."""
 
     draws: int = 1
-    """Of votes and regression, for each problem."""
+    """Draws per problem, for votes and regression."""
 
 
 def answered(
