@@ -1,4 +1,4 @@
-"""Compare what `femtune estimate` predicts with what runs take: seconds and tokens of E-steps and M-steps.
+"""Compare `femtune estimate` with what runs take: seconds and tokens of E-steps and M-steps.
 
     OMP_NUM_THREADS=1 python bench/plan.py
     OMP_NUM_THREADS=1 python bench/plan.py --only star 14M --measure 64

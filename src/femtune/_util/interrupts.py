@@ -120,7 +120,7 @@ def _tell(line: str) -> None:
     os.write(2, f"{line}\n".encode())
 
 
-# At import, as the library that spawns these processes (vLLM) calls nothing of ours in them; elsewhere it does
+# At import: vLLM, which spawns these processes, calls nothing of ours in them; elsewhere it does
 # nothing.
 if os.environ.get(_OWN_SESSION) == str(os.getppid()):
     with suppress(PermissionError):  # it leads a process group already
