@@ -191,7 +191,7 @@ def told(draw: Any) -> tuple[Any, ...]:
         completion.tokens,
         completion.text,
         completion.finish_reason,
-        draw.prompt,
+        draw.prompt_kind,
         draw.seed,
         draw.score,
     )

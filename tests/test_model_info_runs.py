@@ -134,7 +134,7 @@ def test_lora_is_chosen_where_full_fine_tuning_does_not_fit(
     monkeypatch.setattr(logging.getLogger("femtune"), "propagate", True)
     here = Training(use_cpu=True)
     assert not needs_peft(here, SEEDLING) and not caplog.records
-    monkeypatch.setattr(device_memory, "_machine_memory", lambda: 1e6)
+    monkeypatch.setattr(device_memory, "machine_memory", lambda: 1e6)
     assert not needs_peft(here, SEEDLING)  # so small a model is not asked about
     monkeypatch.setattr(resolve, "_ANY_DEVICE", 0)
     assert needs_peft(here, SEEDLING)

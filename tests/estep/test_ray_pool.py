@@ -357,7 +357,7 @@ def test_workers_join_when_there_is_room(notes: Path, monkeypatch: pytest.Monkey
     try:
         pool._told = -1e9  # it is a minute since it was told
         assert drawn(pool) == ALONE
-        assert len(list(notes.glob("worker-*"))) == 2
+        until(pool, lambda: len(list(notes.glob("worker-*"))) == 2)
         assert any("of 3 workers have not started: each needs 1 CPUs" in text for text in said)
         ray.kill(pool._workers[0].actor)
         until(pool, lambda: len(list(notes.glob("worker-*"))) == 3)

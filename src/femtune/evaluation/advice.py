@@ -112,8 +112,8 @@ def _answered(metrics: Mapping[str, Any]) -> float:
 def remedy(reasons: Mapping[str, Mapping[str, int]], scheme: Scheme) -> str:
     """Return what to do about the most frequent reason for refusal, from counts by prompt and reason.
 
-    >>> scheme = Scheme("once", (Stage("plain"),), weigh=paper_filter)
-    >>> remedy({"plain": {"wrong": 3, "kept": 9, "truncated": 4}}, scheme).partition(":")[0]
+    >>> from femtune import rejection
+    >>> remedy({"plain": {"wrong": 3, "kept": 9, "truncated": 4}}, rejection(1)).partition(":")[0]
     'Most draws were truncated'
     """
     total = Counter[str]()
