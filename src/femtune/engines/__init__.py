@@ -5,6 +5,8 @@ hf/engine.py        any Hugging Face causal model, with a batch that is refilled
                     (model, fused: the model; kv_slots: its cache; gumbel: noise; batch: the rows;
                     batch_size: how many; answer_tree: several continuations after a prefix)
 vllm/engine.py      vLLM, in a process of its own
+                    (setup: arguments and folders; requests: prompts and completions; scoring:
+                    log-probabilities; worker: new weights)
 openai/engine.py    a server that speaks OpenAI's completions
                     (http: transport and retries; dialects, probe, server: what servers differ in)
 pairs.py            several continuations after a prefix, by an engine that scores pairs

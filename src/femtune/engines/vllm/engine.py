@@ -27,31 +27,22 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
-
-import transformers
+from typing import Any
 
 from femtune._util import interrupts
 from femtune._util.model_safety import check_weights
 from femtune.data.prompts import ChatTokenizer
 from femtune.engines.hf.model import stamp_of
 from femtune.engines.pairs import logprobs_by_pairs
-from femtune.engines.vllm.requests import (
-    SCORED_AT_ONCE,
-    SPARE,
-    Pair,
-    ScoringJob,
-    branches,
-    make_prompt,
-    one_line,
-    one_token_params,
-    scored_logprob,
-)
+from femtune.engines.vllm.requests import SPARE, make_prompt, one_line, read_completion
+from femtune.engines.vllm.scoring import SCORED_AT_ONCE, Pair, Work, score_continuations, score_pairs
 from femtune.engines.vllm.setup import (
     adapter_config,
     adapter_rank,
-    argument_names,
+    check_adapter,
+    check_arguments,
     check_format,
+    check_vocabulary,
     import_vllm,
     lora_args,
     prepare_cpu,
@@ -61,10 +52,8 @@ from femtune.engines.vllm.setup import (
 )
 from femtune.engines.vllm.worker import Reloader
 from femtune.engines.weight_check import MOST, ROUNDING, check_served, read_probe
-from femtune.errors import ConfigError, EngineError, ModelError
-from femtune.types import Asked, Capabilities, Completion, FinishReason, Request, Sampling
-
-_Work = TypeVar("_Work")
+from femtune.errors import EngineError, ModelError
+from femtune.types import Asked, Capabilities, Completion, Request, Sampling
 
 _log = logging.getLogger("femtune")
 
@@ -143,7 +132,7 @@ class VllmEngine:
         check_weights(weights)
         adapter = adapter_config(weights)
         if adapter:
-            self._check_adapter(weights, adapter)
+            check_adapter(weights, adapter, self.lora_rank)
             self._wake()
             self._serve_adapter(weights)
         elif stamp_of(weights) == self._loaded:
@@ -195,10 +184,10 @@ class VllmEngine:
                         going[self._add(request.tokens, self._seeded(params, request))] = request
                 if not going:
                     return
-                finished = [
-                    (going.pop(output.request_id), self._completion(output.outputs[0], sampling))
-                    for output in self._step()
-                ]
+                finished = []
+                for output in self._step():
+                    completion = read_completion(output.outputs[0], sampling, self.tokenizer)
+                    finished.append((going.pop(output.request_id), completion))
                 ask = bool(finished)
                 if finished:
                     yield finished
@@ -206,22 +195,17 @@ class VllmEngine:
             self._abort(going)
 
     def logprob(self, pairs: Sequence[Pair]) -> list[float]:
-        """Nats of each completion given its prompt, summed over the completion's tokens.
+        """Return each completion's log-probability after its prompt, in nats.
 
         Raises EngineError for a pair that is longer than the model's context, and where vLLM fails.
         """
         self._check_awake()
         for prompt, completion in pairs:
             self._check_tokens(len(prompt), len(completion), "a pair to score")
-        nats = [0.0] * len(pairs)
-        jobs = [job for index, pair in enumerate(pairs) for job in self._jobs(index, pair)]
-        asked = ((job, job.tokens, self._scored_params(job)) for job in jobs)
-        for job, output in self._one_token_each(asked):
-            nats[job.index] += scored_logprob(output, job.num_before)
-        return nats
+        return score_pairs(self._one_token_each, pairs, by_token=bool(self.lora_rank))
 
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """Return the log-probability in nats of each continuation after its prefix.
+        """Return each continuation's log-probability after its prefix, in nats.
 
         Each text that continuations follow is one request, for all tokens that come next; vLLM keeps
         the keys and values of a prefix between them. An older vLLM, which can't give log-probabilities
@@ -236,25 +220,15 @@ class VllmEngine:
         for prefix, several in asked:
             longest = max(map(len, several), default=0)
             self._check_tokens(len(prefix), longest, "a continuation to score")
-        nats = [[0.0] * len(several) for _, several in asked]
-        jobs = (job for index, each in enumerate(asked) for job in branches(index, *each))
-        requests = (
-            (job, job.tokens, one_token_params(logprob_token_ids=[*job.children])) for job in jobs
-        )
-        for job, output in self._one_token_each(requests):
-            [place] = output.outputs[0].logprobs
-            for token, continuations in job.children.items():
-                for number in continuations:
-                    nats[job.index][number] += place[token].logprob
-        return nats
+        return score_continuations(self._one_token_each, asked)
 
     def _one_token_each(
-        self, asked: Iterable[tuple[_Work, Sequence[int], Any]]
-    ) -> Iterator[tuple[_Work, Any]]:
+        self, asked: Iterable[tuple[Work, Sequence[int], Any]]
+    ) -> Iterator[tuple[Work, Any]]:
         """Ask for one token after each of some tokens; gives the work with vLLM's output."""
         left = iter(asked)
         while some := list(islice(left, SCORED_AT_ONCE)):
-            going: dict[str, _Work] = {}
+            going: dict[str, Work] = {}
             try:
                 for work, tokens, params in some:
                     going[self._add(tokens, params)] = work
@@ -263,20 +237,6 @@ class VllmEngine:
                         yield going.pop(output.request_id), output
             finally:
                 self._abort(going)
-
-    def _jobs(self, index: int, pair: Pair) -> Iterator[ScoringJob]:
-        """Yield the requests that score a pair: the last token after all others.
-
-        Where it has adapters, each token after those before it: it fails at a prompt's log-probabilities
-        then, as it has sampled rows alone in mind when it adds an adapter to the logits (0.32).
-        """
-        prompt, completion = pair
-        if self.lora_rank:
-            for place, token in enumerate(completion):
-                yield ScoringJob(index, [*prompt, *completion[:place]], token, 0)
-        elif completion:
-            before = [*prompt, *completion[:-1]]
-            yield ScoringJob(index, before, completion[-1], len(completion) - 1)
 
     # --- vLLM itself
 
@@ -295,14 +255,7 @@ class VllmEngine:
         args = {name: value for name, value in self._args.items() if value is not None}
         if vllm.platforms.current_platform.is_cpu():
             prepare_cpu(args)
-        taken = sorted(set(args) & set(own))
-        if taken:
-            raise ConfigError(f"vLLM's {', '.join(taken)} is set by femtune: leave it out.")
-        unknown = sorted(set(args) - argument_names())
-        if unknown:
-            raise ConfigError(
-                f"vLLM has no engine argument {', '.join(unknown)}: see `vllm serve --help`."
-            )
+        check_arguments(args, own)
         check_weights(model)
         try:
             with quietly(), interrupts.isolate_children():
@@ -391,34 +344,6 @@ class VllmEngine:
         own.skip_clone = True
         return own
 
-    def _completion(self, output: Any, sampling: Sampling) -> Completion:
-        tokens = tuple(output.token_ids)
-        nats = output.cumulative_logprob
-        error = ""
-        reason: FinishReason = "stop" if output.finish_reason == "stop" else "length"
-        if output.finish_reason not in ("stop", "length"):
-            error = f"vLLM ended it by: {output.finish_reason} {output.stop_reason or ''}".strip()
-        elif nats is None or not math.isfinite(nats):
-            error = f"the log-probability of its tokens is {nats}: the model gives no numbers"
-        if error:
-            reason = "error"
-        text = self.tokenizer.decode(tokens)
-        nats = math.nan if nats is None else nats
-        each = None
-        if sampling.cut is not None and output.logprobs is not None:
-            each = tuple(
-                place[token].logprob for place, token in zip(output.logprobs, tokens, strict=False)
-            )
-        return Completion(tokens, text, reason, nats, error=error, token_logprobs=each)
-
-    def _scored_params(self, job: ScoringJob) -> Any:
-        return one_token_params(
-            allowed_token_ids=[job.token],
-            logprobs=0,
-            # vLLM then reads no cached prefix: its log-probabilities were not kept
-            prompt_logprobs=0 if job.num_before else None,
-        )
-
     def _check_awake(self) -> None:
         if self._llm is None or self._asleep:
             state = "closed" if self._llm is None else "released"
@@ -436,15 +361,6 @@ class VllmEngine:
             )
 
     # --- weights
-
-    def _check_adapter(self, folder: Path, adapter: Mapping[str, Any]) -> None:
-        rank = adapter_rank(adapter)
-        if rank > (self.lora_rank or 0):
-            raise ModelError(
-                f"{folder} is an adapter of rank {rank}, the engine was started for "
-                f"{f'rank {self.lora_rank}' if self.lora_rank else 'full models'}: "
-                f"make it with lora_rank={rank}."
-            )
 
     def _serve_adapter(self, folder: Path) -> None:
         from vllm.lora.request import LoRARequest
@@ -478,7 +394,8 @@ class VllmEngine:
             self._llm.reset_prefix_cache()
 
     def _serve_full(self, weights: Path) -> None:
-        self._check_same_kind(weights)
+        size = self._engine.model_config.get_vocab_size()
+        check_vocabulary(weights, size, self.trust_remote_code)
         # vLLM wraps the layers of a model with adapters: those are not reloaded in place
         if self.lora_rank or not self._in_place:
             self._restart(weights)
@@ -515,18 +432,3 @@ class VllmEngine:
         except Exception as error:  # a worker's, EngineDeadError, or check_served's EngineError
             return one_line(error)
         return ""
-
-    def _check_same_kind(self, weights: Path) -> None:
-        """Raise ModelError where a folder is no model, or one of another vocabulary."""
-        try:
-            config = transformers.AutoConfig.from_pretrained(
-                weights, trust_remote_code=self.trust_remote_code
-            )
-        except Exception as error:  # OSError, ValueError, or the model's own
-            raise ModelError(f"{weights} holds no model that can be read: {one_line(error)}") from error
-        old, new = self._engine.model_config.get_vocab_size(), config.get_text_config().vocab_size
-        if new != old:
-            raise ModelError(
-                f"{weights} has a vocabulary of {new} tokens, the engine's model {old}: "
-                "make a new engine for another model."
-            )

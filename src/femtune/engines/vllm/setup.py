@@ -21,8 +21,9 @@ from femtune.data.prompts import ChatTokenizer
 from femtune.engines.hf.engine import end_tokens
 from femtune.engines.hf.model import rounding_seed
 from femtune.engines.rounding import HALVES, rounded_state
+from femtune.engines.vllm.requests import one_line
 from femtune.engines.weight_check import PROBE
-from femtune.errors import ConfigError
+from femtune.errors import ConfigError, ModelError
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM has room for
 _KV_BYTES = 2**32  # of keys and values on a CPU, where vLLM would take nine tenths of all memory
@@ -102,10 +103,16 @@ def rounded_copy(weights: Path, dtype: str, copy: Path) -> Path:
     return copy
 
 
-def argument_names() -> set[str]:
+def check_arguments(args: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse engine arguments that are femtune's `own`, or that vLLM lacks. Raises ConfigError."""
     from vllm.engine.arg_utils import EngineArgs
 
-    return {field.name for field in dataclasses.fields(EngineArgs)}
+    taken = sorted(set(args) & set(own))
+    if taken:
+        raise ConfigError(f"vLLM's {', '.join(taken)} is set by femtune: leave it out.")
+    unknown = sorted(set(args) - {field.name for field in dataclasses.fields(EngineArgs)})
+    if unknown:
+        raise ConfigError(f"vLLM has no engine argument {', '.join(unknown)}: see `vllm serve --help`.")
 
 
 def lora_args(rank: int | None) -> dict[str, Any]:
@@ -126,6 +133,30 @@ def adapter_config(folder: Path) -> dict[str, Any] | None:
 def adapter_rank(adapter: Mapping[str, Any]) -> int:
     ranks: list[int] = [adapter["r"], *(adapter.get("rank_pattern") or {}).values()]
     return max(ranks)
+
+
+def check_adapter(folder: Path, adapter: Mapping[str, Any], lora_rank: int | None) -> None:
+    """Refuse an adapter of a higher rank than the engine was started for. Raises ModelError."""
+    rank = adapter_rank(adapter)
+    if rank > (lora_rank or 0):
+        raise ModelError(
+            f"{folder} is an adapter of rank {rank}, the engine was started for "
+            f"{f'rank {lora_rank}' if lora_rank else 'full models'}: make it with lora_rank={rank}."
+        )
+
+
+def check_vocabulary(weights: Path, size: int, trust_remote_code: bool) -> None:
+    """Refuse a folder that is no model, or whose vocabulary has not `size` tokens. Raises ModelError."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(weights, trust_remote_code=trust_remote_code)
+    except Exception as error:  # OSError, ValueError, or the model's own
+        raise ModelError(f"{weights} holds no model that can be read: {one_line(error)}") from error
+    new = config.get_text_config().vocab_size
+    if new != size:
+        raise ModelError(
+            f"{weights} has a vocabulary of {new} tokens, the engine's model {size}: "
+            "make a new engine for another model."
+        )
 
 
 def read_end_tokens(
