@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 LOOK = """
-import importlib, json, logging, os, pkgutil, signal, sys, threading
+import gc, importlib, json, logging, os, pkgutil, signal, sys, threading
+from xml.etree import ElementTree
+
+from rich.console import Console
 
 def state():
     loggers = (logging.getLogger(), logging.getLogger("femtune"))
@@ -18,6 +23,8 @@ def state():
         "signals": {number: str(signal.getsignal(number)) for number in signal.valid_signals()},
         "session": os.getsid(0),
         "threads": threading.active_count(),
+        "consoles": sum(isinstance(each, Console) for each in gc.get_objects()),
+        "xml": dict(ElementTree._namespace_map),
         "handlers": [len(logger.handlers) for logger in loggers],
     }
 
@@ -62,3 +69,18 @@ def test_the_package_and_its_commands_are_imported_without_heavy_libraries(name:
 def test_no_module_changes_the_process_that_imports_it() -> None:
     changed, _ = imported([], HEAVY)
     assert changed == {}
+
+
+def test_a_module_only_imports_and_defines() -> None:
+    """Constants may be computed; nothing else is done, but by what is run as a program."""
+    package = Path(__file__).parents[1] / "src" / "femtune"
+    defines = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    conditions = ("TYPE_CHECKING", "sys.version_info", "__name__ == '__main__'")
+    done = []
+    for path in sorted({*package.rglob("*.py")} - {package / "__main__.py"}):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            is_usual = isinstance(node, ast.If) and ast.unparse(node.test).startswith(conditions)
+            if not (is_text or is_usual or isinstance(node, (*defines, ast.Assign, ast.AnnAssign))):
+                done.append(f"{path.relative_to(package)}:{node.lineno}")
+    assert done == []

@@ -87,12 +87,13 @@ def test_a_stop_is_a_keyboard_interrupt_that_nothing_takes_for_an_error() -> Non
 SPAWNS = """
 import multiprocessing, os
 from contextlib import nullcontext
-from femtune._util import interrupts
 
 def session(queue):
     queue.put(os.getsid(0))
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # a spawned process imports nothing of femtune's
+    from femtune._util import interrupts
+
     spawn = multiprocessing.get_context("spawn")
     for shield in (nullcontext(), interrupts.isolate_children(), nullcontext()):
         queue = spawn.Queue()

@@ -245,11 +245,11 @@ def test_what_is_printed_was_made_there_or_is_json() -> None:
     }
     assert {text for _, text in plainly if not text.startswith("json.dumps(")} == {
         "result.stored.read_text()",  # compare.json
-        "visible(line) if console.is_terminal else line",
+        "visible(line) if console().is_terminal else line",
         "verify.as_json(found)",
     }
 
 
 def test_consoles_take_no_markup_of_a_plain_string() -> None:
-    for console in (terminal.console, terminal.errors):
+    for console in (terminal.console(), terminal.errors()):
         assert console.render_str("[red]a[/red] :smile:").plain == "[red]a[/red] :smile:"

@@ -136,7 +136,7 @@ def test_auto_is_bars_in_a_terminal_and_lines_elsewhere(monkeypatch: pytest.Monk
     }
     for (show, terminal), kind in kinds.items():
         console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
-        monkeypatch.setattr(progress, "console", console)
+        monkeypatch.setattr(progress, "console", lambda console=console: console)
         with showing(show) as teller:
             assert type(teller) is kind
 
@@ -144,7 +144,7 @@ def test_auto_is_bars_in_a_terminal_and_lines_elsewhere(monkeypatch: pytest.Monk
 def test_bars_count_problems_once_and_reasons_by_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=160)
-    monkeypatch.setattr(progress, "console", console)
+    monkeypatch.setattr(progress, "console", lambda: console)
     with showing("auto") as teller:
         assert isinstance(teller, Bars)
         task = teller._bars.tasks[0]
@@ -228,7 +228,7 @@ def test_runs_watched_without_a_terminal_are_told_once_an_evaluation(
 def test_runs_watched_in_a_terminal_are_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
-    monkeypatch.setattr(progress, "console", console)
+    monkeypatch.setattr(progress, "console", lambda: console)
     job = Job("rejection(4)", 0, Path("x"), Train(iterations=5))
     with Watch("auto") as watch:
         watch({job: State(2, "M-step", (0.0, 0.5))})
@@ -243,7 +243,7 @@ def test_text_of_a_table_is_not_read_as_markup() -> None:
 
 
 def test_a_pipe_is_wide_enough_for_a_table_unless_columns_says_otherwise() -> None:
-    code = "from femtune.reporting.terminal import console; print(console.width)"
+    code = "from femtune.reporting.terminal import console; print(console().width)"
     widths = []
     for columns in ({}, {"COLUMNS": "70"}):
         env = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | columns

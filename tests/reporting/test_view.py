@@ -29,6 +29,7 @@ from femtune.reporting.browser.difference import difference
 from femtune.reporting.browser.filters import ORDERS, PAGE, Filter
 from femtune.reporting.browser.index import Index
 from femtune.reporting.browser.store import FACETS, SHOWN_VALUES, Name, Store
+from femtune.reporting.browser.wording import SORTED
 from femtune.runs.draws import read_draws, read_shard, write_draws
 from femtune.runs.run import Run
 from femtune.schemes.answer_rules import gain
@@ -167,6 +168,10 @@ def in_order(draws: Sequence[Stored], sort: str) -> list[Stored]:
         }[sort.removeprefix("-")]
 
     return sorted(draws, key=key)
+
+
+def test_every_order_has_a_label() -> None:
+    assert SORTED.keys() == ORDERS.keys()
 
 
 def test_the_stored_order_is_that_of_runs_iterations_and_shards(store: Store, folder: Folder) -> None:

@@ -283,7 +283,7 @@ def check_of_ratings(folder: Path) -> list[str]:
 def test_the_command_fits_80_columns_and_ends_with_a_verdict(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "width", 80)
+    monkeypatch.setattr(console(), "width", 80)
     assert main([*check_of_ratings(tmp_path), *flags]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()

@@ -13,11 +13,11 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from itertools import pairwise
+from multiprocessing import spawn
 from types import FrameType
-
-# the process whose children get a session of their own; see `isolate_children`
-_OWN_SESSION = "FEMTUNE_OWN_SESSION"
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # SIGTERM: sent by schedulers some seconds before a kill
 
@@ -88,14 +88,22 @@ def isolate_children() -> Iterator[None]:
     """Keep the terminal's Ctrl-C from processes that multiprocessing spawns in the block.
 
     A terminal sends Ctrl-C to all processes of a program's session, so an engine's processes would end
-    with their work in flight. A spawned process that imports this module moves to a session of its own;
-    its children stay in that session. Every program of femtune's imports it.
+    with their work in flight. Each spawned process moves to a session of its own before it does anything
+    else; its children stay in that session.
     """
-    os.environ[_OWN_SESSION] = str(os.getpid())
+    command_line = spawn.get_command_line
+
+    def isolated(**pipes: Any) -> list[str]:
+        return [
+            f"import os; os.setsid(); {word}" if before == "-c" else word
+            for before, word in pairwise(["", *command_line(**pipes)])
+        ]
+
+    spawn.get_command_line = isolated
     try:
         yield
     finally:
-        os.environ.pop(_OWN_SESSION, None)
+        spawn.get_command_line = command_line
 
 
 def stop_requested() -> bool:
@@ -118,10 +126,3 @@ def request_stop(number: int = signal.SIGTERM) -> None:
 def _tell(line: str) -> None:
     # not with print or rich: a signal may interrupt either
     os.write(2, f"{line}\n".encode())
-
-
-# At import: vLLM, which spawns these processes, calls nothing of ours in them; elsewhere it does
-# nothing.
-if os.environ.get(_OWN_SESSION) == str(os.getppid()):
-    with suppress(PermissionError):  # it leads a process group already
-        os.setsid()

@@ -80,14 +80,14 @@ def _check_runs(runs: Sequence[Path], repair: bool, show: Show) -> None:
             print(verify.as_json(found))
         elif show != "quiet":
             for is_well, what, text in verify.lines(found):
-                console.print(literal(f"{'✓' if is_well else '!'} {what:<16}{text}"), soft_wrap=True)
+                console().print(literal(f"{'✓' if is_well else '!'} {what:<16}{text}"), soft_wrap=True)
         set_aside = verify.repair(found) if repair else []
         if show in ("auto", "lines"):
             for path in set_aside:
                 tell("set aside", path)
         num_bad += sum(not (repair and fault.remedy) for fault in found.faults)
         if set_aside and show in ("auto", "lines"):
-            console.print(literal("The run's own command makes them again."))
+            console().print(literal("The run's own command makes them again."))
     if num_bad:
         advice = "" if repair else "; --repair sets aside what can be made again"
         raise RunError(f"{num_bad} files are damaged{advice}.")
@@ -114,9 +114,9 @@ def estimate(
     if show == "json":
         print(json.dumps(as_json(found)))
     elif show != "quiet":
-        console.print(plain_table(*table(found)))
+        console().print(plain_table(*table(found)))
         for note in notes(found):
-            console.print(literal(note), soft_wrap=True)
+            console().print(literal(note), soft_wrap=True)
 
 
 @app.command
@@ -153,9 +153,9 @@ def refilter(
     if show == "json":
         print(json.dumps(report))
     elif show != "quiet":
-        console.print(plain_table(*refilter_report.table(report)))
+        console().print(plain_table(*refilter_report.table(report)))
         for note in refilter_report.notes(report):
-            console.print(literal(note), soft_wrap=True)
+            console().print(literal(note), soft_wrap=True)
     if show in ("auto", "lines") and output_dir is not None:
         tell("examples (prompt, completion, weight)", output_dir / "examples.parquet")
         if train:
@@ -183,9 +183,9 @@ def bias(
     if show == "json":
         print(json.dumps(metrics))
     elif show != "quiet":
-        console.print(plain_table(*table(metrics)))
+        console().print(plain_table(*table(metrics)))
         for finding in metrics["findings"]:
-            console.print(literal(finding), soft_wrap=True)
+            console().print(literal(finding), soft_wrap=True)
     if show in ("auto", "lines"):
         tell("draws", folder)
 
@@ -213,10 +213,10 @@ def replay(
             print(json.dumps(again.as_json(found)))
         elif show != "quiet":
             mark = "✓" if found.same else "!"
-            console.print(literal(f"{mark} {again.told(found)}"), soft_wrap=True)
+            console().print(literal(f"{mark} {again.told(found)}"), soft_wrap=True)
             texts = [found.stored.completion.text] + [found.completion.text] * (not found.same)
             for title, text in zip(("stored", "drawn again"), texts, strict=False):
-                console.print(framed(literal(text), title))
+                console().print(framed(literal(text), title))
     if num_other:
         raise RunError(f"{num_other} draws differ from the stored ones.")
 
@@ -254,7 +254,7 @@ def demos(
     chosen = own_demos(run, number, iteration)
     save_demos(output, chosen)
     for each in chosen:
-        console.print(framed(literal(each.completion), f"answer {each.answer}"))
+        console().print(framed(literal(each.completion), f"answer {each.answer}"))
     tell("worked examples", output)
 
 
@@ -298,8 +298,8 @@ def push(
     parcel = hub.pack(run, repo, what, which, draws=draws)
     sizes = parcel.sizes()
     rows = [[name, f"{size:,}"] for name, size in [*sizes.items(), ("all", sum(sizes.values()))]]
-    console.print(plain_table(["file", "bytes"], rows))
+    console().print(plain_table(["file", "bytes"], rows))
     if parcel.note:
-        console.print(literal(parcel.note), soft_wrap=True)
+        console().print(literal(parcel.note), soft_wrap=True)
     if not dry_run:
         tell("sent to", hub.send(parcel, private=private))

@@ -34,7 +34,7 @@ class _Warn(logging.Handler):
     """A log handler that prints warnings like other output, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        errors.print(literal(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
+        errors().print(literal(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error)
         if kind is not type(error):
             text = brief(re.sub(r'"?\[(\w+)\]"?', r"\1", text), 1000)
-        errors.print(literal(f"{kind.__name__}: {text}"), soft_wrap=True)
+        errors().print(literal(f"{kind.__name__}: {text}"), soft_wrap=True)
         return 1
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as stop:
-        errors.print(literal("Stopped. Finished work is stored; run the same command to resume."))
+        errors().print(literal("Stopped. Finished work is stored; run the same command to resume."))
         return stop.status if isinstance(stop, interrupts.Stopped) else 130
     return 0
 

@@ -53,11 +53,11 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
         "A rater's scores of 400 responses, no reasons given. A model of 1M parameters that can write\n"
         "reasons but does not know this rater learns to reason its way to the scores, in four ways.\n"
     )
-    console.print(literal(said))
+    console().print(literal(said))
     result = run_compare(str(train_data), "seedling", schemes, 1, settings, output_dir, show)
     _show_comparison(result, show)
     for panel in changes(result.histories):
-        console.print(panel)
+        console().print(panel)
     write_report(output_dir, show)
     tell("read all draws", f"femtune view {output_dir}")
     tell("everything is in", output_dir)
@@ -90,7 +90,7 @@ def train(
         result = run_train(data, model, settings or Train(), output_dir, progress)
     if show in ("auto", "lines"):
         for line in summary(result.history):
-            console.print(literal(line), soft_wrap=True)
+            console().print(literal(line), soft_wrap=True)
         tell(f"best model (iteration {result.best_iteration})", result.best)
         tell("last model", result.last)
         tell("draws, examples, metrics", result.run)
@@ -147,9 +147,9 @@ def _show_comparison(result: CompareResult, show: Show) -> None:
     if show == "json":
         print(result.stored.read_text(), end="")
     elif show != "quiet":
-        console.print(plain_table(*table(rows(result.histories))))
+        console().print(plain_table(*table(rows(result.histories))))
         for note in result.notes:
-            console.print(literal(note), soft_wrap=True)
+            console().print(literal(note), soft_wrap=True)
 
 
 @app.command
@@ -252,7 +252,7 @@ def predict(
         return
     for item in predictions(data, model, chosen):
         line = as_line(item)
-        print(visible(line) if console.is_terminal else line, flush=True)
+        print(visible(line) if console().is_terminal else line, flush=True)
 
 
 @app.command
@@ -330,14 +330,14 @@ def show_metrics(metrics: Mapping[str, Any], show: Show) -> None:
         worth = metrics.pop("rationales", None)
         why = metrics.get("undefined", {})
         if any(name.endswith(WITH) for name in metrics):
-            console.print(literal(f"{'':<22}{'without examples':<28}with examples", "bold"))
+            console().print(literal(f"{'':<22}{'without examples':<28}with examples", "bold"))
         for name in metrics:
             if name.endswith(("_ci", f"_ci{WITH}", WITH)) or name == "undefined" or name in BOTH_WAYS:
                 continue
             shown = f"undefined: {why[name]}" if name in why else _with_interval(metrics, name)
             if f"{name}{WITH}" in metrics:
                 shown = f"{shown:<28}{_with_interval(metrics, name, WITH)}"
-            console.print(literal(f"{name:<22}{shown}"))
+            console().print(literal(f"{name:<22}{shown}"))
         for end in ("", WITH):
             ways = {
                 title: metrics[name + end] for name, title in BOTH_WAYS.items() if name + end in metrics
@@ -345,19 +345,19 @@ def show_metrics(metrics: Mapping[str, Any], show: Show) -> None:
             if ways:
                 _show_ways(ways, " with examples" if end else "")
         if worth:
-            console.print(literal("what the rationales are worth to the base", "bold"))
+            console().print(literal("what the rationales are worth to the base", "bold"))
             show_metrics(worth, show)
 
 
 def _show_ways(ways: Mapping[str, Mapping[str, Any]], end: str) -> None:
     """Print the measures by votes and by probabilities in columns."""
     heads = "".join(f"{title + end:<28}" for title in ways)
-    console.print(literal(f"{'':<22}{heads}".rstrip(), "bold"))
+    console().print(literal(f"{'':<22}{heads}".rstrip(), "bold"))
     names = [name for name in next(iter(ways.values())) if not name.endswith("_ci")]
     for name in names:
         if name != "undefined":
             cells = [_with_interval(each, name) for each in ways.values()]
-            console.print(literal(f"{name:<22}" + "".join(f"{cell:<28}" for cell in cells).rstrip()))
+            console().print(literal(f"{name:<22}" + "".join(f"{cell:<28}" for cell in cells).rstrip()))
 
 
 def _with_interval(metrics: Mapping[str, Any], name: str, suffix: str = "") -> str:
@@ -368,7 +368,7 @@ def _with_interval(metrics: Mapping[str, Any], name: str, suffix: str = "") -> s
 
 
 def tell(what: str, where: object) -> None:
-    console.print(literal(f"{what}: {where}"), soft_wrap=True)
+    console().print(literal(f"{what}: {where}"), soft_wrap=True)
 
 
 def write_report(place: Path, show: Show) -> None:

@@ -15,9 +15,9 @@ class Watch:
     """A display of several runs: a live table in a terminal, lines elsewhere."""
 
     def __init__(self, show: Show) -> None:
-        self._live = Live(console=terminal.console, transient=True, refresh_per_second=4)
-        self._terminal = show == "auto" and terminal.console.is_terminal
-        self._lines = show == "lines" or (show == "auto" and not terminal.console.is_terminal)
+        self._live = Live(console=terminal.console(), transient=True, refresh_per_second=4)
+        self._terminal = show == "auto" and terminal.console().is_terminal
+        self._lines = show == "lines" or (show == "auto" and not terminal.console().is_terminal)
         self._told: set[tuple[str, int, int]] = set()
 
     def __enter__(self) -> Watch:
@@ -42,7 +42,7 @@ class Watch:
                         when = f" evaluation {number}" if number else " base"
                         when = when if job.iterates else ""
                         said = f"{job.scheme} seed {job.seed}{when}: accuracy {accuracy:.3f}"
-                        terminal.console.print(literal(said))
+                        terminal.console().print(literal(said))
 
 
 def _state_cells(job: Job, state: State) -> list[str]:

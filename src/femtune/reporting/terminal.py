@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -21,10 +22,20 @@ from femtune.types import Draw
 
 Show = Literal["auto", "lines", "json", "quiet"]
 
-console = Console(markup=False, emoji=False)
-errors = Console(stderr=True, markup=False, emoji=False)
-if not console.is_terminal and "COLUMNS" not in os.environ:
-    console.width = 120  # a file or a pipe has no width: rich's 80 would break tables
+
+@functools.cache
+def console() -> Console:
+    """Return the console of standard output, made at the first call."""
+    made = Console(markup=False, emoji=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = 120  # a file or a pipe has no width: rich's 80 would break tables
+    return made
+
+
+@functools.cache
+def errors() -> Console:
+    """Return the console of standard error, made at the first call."""
+    return Console(stderr=True, markup=False, emoji=False)
 
 
 def literal(said: object, style: str = "") -> Text:
@@ -56,7 +67,7 @@ class Lines(Quiet):
     """Progress with one line per iteration."""
 
     def measured(self, iteration: int, metrics: dict[str, Any]) -> None:
-        console.print(iteration_line(metrics), soft_wrap=True)
+        console().print(iteration_line(metrics), soft_wrap=True)
 
 
 class JsonLines(Quiet):
@@ -126,14 +137,14 @@ class Bars(Lines):
 @contextmanager
 def showing(show: Show) -> Iterator[Quiet]:
     """Yield the requested progress; "auto" means bars if the output is a terminal, else lines."""
-    if show == "auto" and console.is_terminal:
+    if show == "auto" and console().is_terminal:
         with Screen(
             TextColumn("{task.description:<24}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
-            console=console,
+            console=console(),
             transient=True,
         ) as bars:
             yield Bars(bars)

@@ -112,12 +112,12 @@ def counting(planned: Planned, show: Show) -> Iterator[Callable[[str, int], None
     """Show the current prompt, the number of its finished draws, and the time."""
     if show not in ("auto", "lines"):
         yield lambda name, done: None
-    elif show == "auto" and console.is_terminal:
-        with console.status(literal("loading the model")) as status:
+    elif show == "auto" and console().is_terminal:
+        with console().status(literal("loading the model")) as status:
             yield Counting(planned, lambda said: status.update(literal(said)), 0)
     else:
-        console.print(literal("loading the model"))
-        yield Counting(planned, lambda said: console.print(literal(said)), SECONDS)
+        console().print(literal("loading the model"))
+        yield Counting(planned, lambda said: console().print(literal(said)), SECONDS)
 
 
 def table(tried: Tried) -> tuple[Sequence[str], list[list[str]]]:

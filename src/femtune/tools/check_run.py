@@ -90,4 +90,4 @@ def run_check(
 def _print(lines: Iterable[RenderableType]) -> None:
     """Print texts unwrapped, and tables and frames as wide as the terminal."""
     for line in lines:
-        console.print(line, soft_wrap=isinstance(line, Text))
+        console().print(line, soft_wrap=isinstance(line, Text))

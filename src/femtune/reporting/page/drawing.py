@@ -67,9 +67,10 @@ def drawn(spec: Mapping[str, Any], label: str, width: int, height: int) -> Marku
     # text that XML forbids would abort the process: see visible
     whole = _clean({**_CONFIG, "width": width, "height": height, **spec})
     root = ElementTree.fromstring(vl_convert.vegalite_to_svg(whole))
+    for element in root.iter():  # within a page, SVG needs no namespace
+        element.tag = element.tag.removeprefix(f"{{{_SVG}}}")
     _prune(root)
     inner = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
-    inner = inner.replace(f' xmlns="{_SVG}"', "")
     box = f"0 0 {root.get('width')} {root.get('height')}"
     head = f'<svg role="img" aria-label="{escape(visible(label))}" viewBox="{box}" '
     return Markup(head + f'width="{root.get("width")}" height="{root.get("height")}">{inner}</svg>')
@@ -102,13 +103,12 @@ def _clean(value: Any) -> Any:
 def _prune(element: ElementTree.Element) -> None:
     """Remove what is not drawn, and every unknown element and attribute."""
     for child in [*element]:
-        tag = child.tag.removeprefix(f"{{{_SVG}}}")
-        empty = tag == "path" and child.get("d", "") in ("", "M0,0h0v0h0Z")
-        if tag not in _ELEMENTS or empty or child.get("display") == "none":
+        empty = child.tag == "path" and child.get("d", "") in ("", "M0,0h0v0h0Z")
+        if child.tag not in _ELEMENTS or empty or child.get("display") == "none":
             element.remove(child)
             continue
         _prune(child)
-        if tag == "g" and len(child) == 0:
+        if child.tag == "g" and len(child) == 0:
             element.remove(child)
     for name in [*element.attrib]:
         if name not in _ATTRIBUTES:
@@ -117,7 +117,6 @@ def _prune(element: ElementTree.Element) -> None:
             element.set(name, re.sub(r"(\d\.\d\d)\d+", r"\1", element.attrib[name]))
 
 
-ElementTree.register_namespace("", _SVG)
 _CONFIG: dict[str, Any] = {
     "background": None,
     "padding": 2,
