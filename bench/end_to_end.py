@@ -235,8 +235,14 @@ def prepare_rl(
     place.mkdir()
 
     def go() -> None:
-        asked = (read.prompts, read_tokenizer(SEEDLING), grade, Sampling(MAX_NEW_TOKENS))
-        world = Environment(read.problems, *asked, seed)
+        world = Environment(
+            problems=read.problems,
+            prompts=read.prompts,
+            tokenizer=read_tokenizer(SEEDLING),
+            grade=grade,
+            sampling=Sampling(MAX_NEW_TOKENS),
+            seed=seed,
+        )
         weights, spent, over = SEEDLING, 0, False
         steps = count(1)
 

@@ -314,7 +314,16 @@ def test_by_how_much_a_rationale_helped_is_shown_and_sorted_by_once_it_is_scored
     assert not any("rationale adds" in page(client, "/draw", name=name).spaced for name in names)
 
     among = {draws[0].key: (-1.5, -1.0), draws[1].key: (-0.75, -1.0)}
-    read = {key: Reading(-2.0, -9.0, *nats, True, True) for key, nats in among.items()}
+    read = {
+        key: Reading(
+            *(-2.0, -9.0),
+            among_answer=after,
+            among_direct=direct,
+            is_likeliest=True,
+            is_likeliest_direct=True,
+        )
+        for key, (after, direct) in among.items()
+    }
     (run.iteration(1) / "eval_scored").mkdir()
     write_readings(run.shard(1, "eval_scored", 0), read, {})
     assert page(client, "/", sort="-gain").names() == [names[1], names[0], names[2]]

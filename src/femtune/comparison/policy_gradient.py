@@ -51,7 +51,7 @@ class RLOO(trl.RLOOTrainer):  # type: ignore[misc]
         """Send no telemetry."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Environment:
     """Problems with their prompts, tokenizer, reward and sampling."""
 

@@ -125,14 +125,12 @@ def _pass(name: str, steps: Steps, rl: RL, iteration: int, tokens: int | None) -
         sampler.engine.release()  # training needs its GPU memory
         steps.serving = None
         world = Environment(
-            *(
-                steps.problems,
-                sampler.prompts,
-                steps.tokenizer,
-                sampler.grade,
-                sampler.sampling,
-                sampler.seed,
-            )
+            problems=steps.problems,
+            prompts=sampler.prompts,
+            tokenizer=steps.tokenizer,
+            grade=sampler.grade,
+            sampling=sampler.sampling,
+            seed=sampler.seed,
         )
         with interrupts.finishing("this pass, which would otherwise start over"):
             policy_gradient(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ class Reading:
 
     log_answer: float
     log_direct: float
+    _: KW_ONLY
     # of closed sets, normalized over the answers; None elsewhere
     among_answer: float | None = None
     among_direct: float | None = None
@@ -118,10 +119,10 @@ def _reading(after: AnswerNats, direct: AnswerNats, problem: Problem) -> Reading
     return Reading(
         after.of(right),
         direct.of(right),
-        _among(after, right),
-        _among(direct, right),
-        after.of(right) >= max(after.nats),
-        direct.of(right) >= max(direct.nats),
+        among_answer=_among(after, right),
+        among_direct=_among(direct, right),
+        is_likeliest=after.of(right) >= max(after.nats),
+        is_likeliest_direct=direct.of(right) >= max(direct.nats),
     )
 
 
@@ -170,5 +171,5 @@ def read_readings(path: Path) -> tuple[dict[DrawKey, Reading], dict[str, float]]
     names = [field.name for field in fields(Reading)]
     keys = [DrawKey(*(row[name] for name in READINGS.names[:_KEY])) for row in rows]
     return {
-        key: Reading(*(row[name] for name in names)) for key, row in zip(keys, rows, strict=True)
+        key: Reading(**{name: row[name] for name in names}) for key, row in zip(keys, rows, strict=True)
     }, timing

@@ -20,7 +20,7 @@ from femtune.tools import check_model, check_report
 from femtune.tools.check import Finding, examine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckResult:
     """Findings of a check."""
 

@@ -27,7 +27,7 @@ from femtune.types import Problem, Scheme
 from femtune.workflows.worked_examples import store_demos, usable_demos
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SampleResult:
     """Draws of one E-step, and the examples from the kept ones."""
 

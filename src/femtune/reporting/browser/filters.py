@@ -51,7 +51,7 @@ ORDERS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Filter:
     """A selection of draws, their order, and the page; an empty field matches every draw."""
 

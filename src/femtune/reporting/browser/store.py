@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import duckdb
@@ -23,7 +23,7 @@ _BY = {"run": "min(s.position)", "kind": "value", "iteration": "value", "stage":
 _SHORT = "s.run, s.kind, s.iteration, d.stage, d.index, d.problem_id"
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, kw_only=True)
 class Name:
     """The unique name of a draw among all runs, also used in links."""
 
@@ -39,17 +39,24 @@ class Name:
         return "/".join([*map(str, head), self.problem_id])
 
     @classmethod
+    def of(cls, parts: Sequence[Any]) -> Name:
+        """Return the name of these parts, in the order of the fields."""
+        run, kind, iteration, stage, index, problem_id = parts
+        return cls(
+            run=run, kind=kind, iteration=iteration, stage=stage, index=index, problem_id=problem_id
+        )
+
+    @classmethod
     def read(cls, text: str) -> Name:
         """Parse the output of `str`. Raises ConfigError."""
         parts = text.split("/", 5)
         numbers = parts[2:5]
         if len(parts) < 6 or not all(p.isascii() and p.isdigit() and len(p) < 10 for p in numbers):
             raise ConfigError("a draw is named RUN/KIND/ITERATION/STAGE/INDEX/PROBLEM in a link.")
-        iteration, stage, index = map(int, numbers)
-        return cls(parts[0], parts[1], iteration, stage, index, parts[5])
+        return cls.of([*parts[:2], *map(int, numbers), parts[5]])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Seen:
     """A draw in a list, with its text shortened."""
 
@@ -73,7 +80,7 @@ class Seen:
         return self.reason == ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Whole:
     """A draw with all its stored columns."""
 
@@ -149,9 +156,23 @@ class Store:
         for id, num_tokens, text, first, detail in self.index.rows(ids, columns, asked):
             _, *name, prompt, finish, logprob, reward, answer, reason, correct, gain = short[id]
             shown = ("…" if first > 1 else "") + text[:length] + ("…" if len(text) > length else "")
-            own = (num_tokens, shown, shown != text, detail)
-            known = (prompt, finish, logprob, reward, answer, reason, correct, gain)
-            made.append(Seen(id, Name(*name), *known, *own))
+            seen = Seen(
+                id=id,
+                name=Name.of(name),
+                prompt=prompt,
+                finish_reason=finish,
+                logprob=logprob,
+                reward=reward,
+                answer=answer,
+                reason=reason,
+                correct=correct,
+                gain=gain,
+                num_tokens=num_tokens,
+                text=shown,
+                cut=shown != text,
+                detail=detail,
+            )
+            made.append(seen)
         return made
 
     def facets(self, asked: Filter) -> dict[str, list[Value]]:
@@ -183,17 +204,25 @@ class Store:
     def find(self, name: Name) -> int | None:
         """Return the id of a draw, or None if no draw has this name."""
         sql = f"SELECT d.id {_FROM} WHERE ({_SHORT}) = (?, ?, ?, ?, ?, ?)"
-        parts = [name.run, name.kind, name.iteration, name.stage, name.index, name.problem_id]
-        found = self.index.query(sql, parts)
+        found = self.index.query(sql, [*astuple(name)])
         return found[0][0] if found else None
 
     def whole(self, id: int, length: int) -> Whole:
         """Return a whole draw; its text and rationale have at most `length` + 1 characters."""
         columns = "r.seed, r.error, r.tokens, r.num_forced, r.demos, r.temperature"
-        ((_, rationale, seed, error, tokens, *under),) = self.index.rows(
+        ((_, rationale, seed, error, tokens, num_forced, demos, temperature),) = self.index.rows(
             [id], f"left(r.rationale, $length + 1), {columns}", {"length": length}
         )
-        return Whole(self.seen([id], length)[0], rationale, seed, error, tuple(tokens), *under)
+        return Whole(
+            seen=self.seen([id], length)[0],
+            rationale=rationale,
+            seed=seed,
+            error=error,
+            tokens=tuple(tokens),
+            num_forced=num_forced,
+            demos=demos,
+            temperature=temperature,
+        )
 
     def neighbours(self, asked: Filter, id: int) -> tuple[Name | None, Name | None]:
         """Return the draws before and after one in the filter's order."""
@@ -213,7 +242,7 @@ class Store:
 
     def _name(self, id: int | None) -> Name | None:
         sql = f"SELECT {_SHORT} {_FROM} WHERE d.id = ?"
-        return None if id is None else Name(*self.index.query(sql, [id])[0])
+        return None if id is None else Name.of(self.index.query(sql, [id])[0])
 
     def of_problem(self, problem_id: str, runs: Sequence[str], length: int) -> list[Seen]:
         """Return all draws of a problem in these runs, in the order of storage."""

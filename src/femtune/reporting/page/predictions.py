@@ -50,7 +50,7 @@ class Bin:
     num_items: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ItemDraws:
     """One completion of a shown problem."""
 
@@ -246,6 +246,6 @@ def _takes(
         for table in _first_draws(run, iteration, columns, notes):
             for row in table.filter(pc.is_in(table["problem_id"], wanted)).to_pylist():
                 right = row["reason"] in ("", "wrong") and row["reward"] >= 1
-                own = (row["text"], row["answer"], right, row["reason"], row["detail"])
-                made[row["problem_id"]].append(ItemDraws(label, *own))
+                own = {name: row[name] for name in ("text", "answer", "reason", "detail")}
+                made[row["problem_id"]].append(ItemDraws(label=label, right=right, **own))
     return made
