@@ -301,7 +301,7 @@ def compare(
     data: Data,
     model: str | Path,
     *,
-    schemes: Sequence[str] = ("rejection:1", "rejection:4", "star", "pps"),
+    schemes: Sequence[str | Scheme] = ("rejection:1", "rejection:4", "star", "pps"),
     seeds: int = 1,
     baselines: Sequence[str] | None = None,
     baseline_draws: int = 16,
@@ -317,8 +317,8 @@ def compare(
         print(result)  # the table
         result.table["star"]["accuracy"]
 
-    By default, all baselines that suit the task run; () runs none. Runs are separate processes: in a
-    script, call this below `if __name__ == "__main__":`.
+    Schemes are names or objects. By default, all baselines that suit the task run; () runs none. Runs
+    are separate processes: in a script, call this below `if __name__ == "__main__":`.
     """
     of_rl = names_of(RL)
     rl = make_settings(RL, {name: value for name, value in settings.items() if name in of_rl})
@@ -345,7 +345,7 @@ def check(
     row: int = 1,
     draws: int = 32,
     try_: bool = True,
-    scheme: str = "auto",
+    scheme: str | Scheme = "auto",
     reward: str | None = None,
     progress: Show = "auto",
     **settings: Unpack[TrainSettings],
@@ -359,7 +359,16 @@ def check(
     Takes the settings of `train`, and raises what it would raise. `try_=False` does not load the model.
     """
     chosen = train_settings({**settings, **_named(scheme, reward)})
-    return run_check(data, str(model), chosen, row=row, num_draws=draws, tries=try_, show=progress)
+    return run_check(
+        data,
+        str(model),
+        chosen,
+        row=row,
+        num_draws=draws,
+        tries=try_,
+        show=progress,
+        scheme=_object(scheme),
+    )
 
 
 def _named(scheme: str | Scheme | None, reward: Reward | None) -> dict[str, str]:

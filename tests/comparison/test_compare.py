@@ -18,7 +18,9 @@ from femtune.config import Train
 from femtune.data.worlds import WORLDS, make_splits
 from femtune.errors import ConfigError, NothingKept, RunError
 from femtune.mstep.config import Training
-from femtune.schemes.named import AUTO
+from femtune.runs.run import stored_config
+from femtune.schemes.named import AUTO, pps
+from femtune.tools.stored_run import stored_scheme
 from femtune.types import Completion, Draw, DrawKey, Score
 
 SETTINGS = Train(
@@ -196,14 +198,24 @@ def test_what_is_shown_changed_from_wrong_to_right_soundly_first() -> None:
     assert chosen[0] == (problems[3], before[3], after[3])  # wrong before, right and sound after
 
 
+def test_a_scheme_that_can_not_be_stored_is_refused_before_any_run(tmp_path: Path) -> None:
+    lost = replace(pps(), weigh=lambda draws, examples: examples)
+    with pytest.raises(ConfigError, match="<lambda> is no frozen dataclass"):
+        jobs(("star", lost), 1, SETTINGS, tmp_path)
+    with pytest.raises(ConfigError, match="scheme star is given twice"):
+        jobs(("star", replace(pps(), name="star")), 1, SETTINGS, tmp_path)
+
+
 # --- end to end; each worker's imports take seconds
 
 
 @pytest.mark.slow
 def test_two_schemes_by_two_seeds(tmp_path: Path) -> None:
+    """One is named, the other an object with a name of its own."""
     train, test = (str(path) for path in write_world("rubric", tmp_path / "data", 16, 8))
     settings = replace(SETTINGS, eval_data=test)
-    todo = jobs(("star", "pps"), 2, settings, tmp_path)
+    own = replace(pps(), name="mine")
+    todo = jobs(("star", own), 2, settings, tmp_path)
     seen: list[dict[Job, State]] = []
     histories = compare(train, "seedling", todo, workers=2, watch=seen.append)
     assert [*histories] == todo
@@ -212,7 +224,8 @@ def test_two_schemes_by_two_seeds(tmp_path: Path) -> None:
         assert seen[-1][one] == State(1, "", tuple(each["evaluation"]["accuracy"] for each in metrics))
     assert len([*changes(histories, num=2)]) == 2  # what the demo shows
     base, *schemes = rows(histories)
-    assert [row.name for row in schemes] == ["star", "pps"]
+    assert [row.name for row in schemes] == ["star", "mine"]
+    assert stored_scheme(stored_config(tmp_path / "mine-seed1"), tmp_path) == own
     assert base.values["accuracy"][1] == 0  # greedy, and the same problems for every seed
     assert all(row.values["kept_share"][0] > 0 for row in schemes)
     # what is stored is not done again: the files stay as they are

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from femtune.cli.stored_scheme import SchemeData, read_scheme
 from femtune.cli.train import Model, Output, app, tell
 from femtune.config import Evaluate, Flat, Train
 from femtune.errors import ConfigError, RunError
@@ -30,6 +31,7 @@ def check(
     *,
     model: Model,
     settings: Train | None = None,
+    scheme_data: SchemeData = None,
     row: int = 1,
     draws: int = 32,
     try_: Annotated[bool, Parameter(name="--try", negative="--no-try")] = True,
@@ -43,8 +45,16 @@ def check(
     """
     from femtune.tools.check_run import run_check
 
-    chosen = settings or Train()
-    run_check(data, model, chosen, row=row, num_draws=draws, tries=try_, show=show)
+    run_check(
+        data,
+        model,
+        settings or Train(),
+        row=row,
+        num_draws=draws,
+        tries=try_,
+        show=show,
+        scheme=read_scheme(scheme_data),
+    )
 
 
 @app.command
@@ -100,6 +110,7 @@ def estimate(
     model: Model,
     wish: Flat[EstimateOptions] | None = None,
     settings: Train | None = None,
+    scheme_data: SchemeData = None,
     show: Show = "auto",
 ) -> None:
     """Estimate what `train` would take with the same settings: tokens, FLOPs, memory, time, cost.
@@ -110,7 +121,8 @@ def estimate(
     from femtune.tools.estimate.estimate import look_ahead
     from femtune.tools.estimate.table import as_json, notes, table
 
-    found = look_ahead(data, model, settings or Train(), wish or EstimateOptions())
+    scheme = read_scheme(scheme_data)
+    found = look_ahead(data, model, settings or Train(), wish or EstimateOptions(), scheme)
     if show == "json":
         print(json.dumps(as_json(found)))
     elif show != "quiet":

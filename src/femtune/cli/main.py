@@ -20,6 +20,7 @@ from femtune._util import interrupts
 from femtune._util.parsing import Unreadable, read_yaml
 from femtune._util.text import brief
 from femtune.cli import inspect  # importing it registers its commands
+from femtune.cli.stored_scheme import keep_scheme
 from femtune.cli.train import app
 from femtune.errors import ConfigError, FemtuneError
 from femtune.reporting.terminal import (
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
         name, settings = _take_config(arguments)
-        known = _for_command(settings, arguments[:1])
+        known = _for_command(settings, name, arguments)
         app.config = (Dict(known, source=name, use_commands_as_keys=False),) if known else ()
         with interrupts.graceful():
             app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
@@ -97,12 +98,13 @@ def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     return name, found or {}
 
 
-def _for_command(settings: Mapping[str, Any], command: Sequence[str]) -> dict[str, Any]:
+def _for_command(settings: Mapping[str, Any], source: str, words: Sequence[str]) -> dict[str, Any]:
     """Return settings without those of other commands, so that one file serves all commands.
 
     Settings that no command knows are kept, and refused later.
     """
-    if not settings or not command or command[0].startswith("-") or command[0] not in app:
+    command = words[0] if words else ""
+    if not settings or not command or command.startswith("-") or command not in app:
         return dict(settings)
     verbs = [verb for verb in app if not verb.startswith("-")]
     names = {
@@ -110,9 +112,10 @@ def _for_command(settings: Mapping[str, Any], command: Sequence[str]) -> dict[st
         for verb in verbs
     }
     # entries of a run's config.yaml that are not settings
-    own = {"--format", "--problems", "--relies-on", "--epochs-factor", "--scheme-data"}
-    others = own.union(*names.values()) - names[command[0]]
-    return {key: value for key, value in settings.items() if f"--{key.replace('_', '-')}" not in others}
+    stored = {"--format", "--problems", "--relies-on", "--epochs-factor", "--scheme-data"}
+    others = stored.union(*names.values()) - names[command]
+    own = {key: value for key, value in settings.items() if f"--{key.replace('_', '-')}" not in others}
+    return keep_scheme(own, source, any(word.partition("=")[0] == "--scheme" for word in words))
 
 
 def _dashed(word: str) -> str:

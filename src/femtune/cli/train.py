@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from femtune._util.text import visible
+from femtune.cli.stored_scheme import SchemeData, read_scheme
 from femtune.config import RL, Calibrate, Evaluate, Flat, Names, Predict, Sample, Train
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import (
@@ -76,6 +77,7 @@ def train(
     *,
     model: Model,
     settings: Train | None = None,
+    scheme_data: SchemeData = None,
     output_dir: Output = None,
     show: Show = "auto",
 ) -> None:
@@ -87,7 +89,8 @@ def train(
     from femtune.workflows.train import run_train
 
     with showing(show) as progress:
-        result = run_train(data, model, settings or Train(), output_dir, progress)
+        scheme = read_scheme(scheme_data)
+        result = run_train(data, model, settings or Train(), output_dir, progress, scheme=scheme)
     if show in ("auto", "lines"):
         for line in summary(result.history):
             console().print(literal(line), soft_wrap=True)
@@ -158,6 +161,7 @@ def sample(
     *,
     model: Model,
     settings: Sample | None = None,
+    scheme_data: SchemeData = None,
     output_dir: Output = None,
     show: Show = "auto",
 ) -> None:
@@ -165,7 +169,8 @@ def sample(
     from femtune.workflows.sample import run_sample
 
     with showing(show) as progress:
-        result = run_sample(data, model, settings or Sample(), output_dir, progress)
+        scheme = read_scheme(scheme_data)
+        result = run_sample(data, model, settings or Sample(), output_dir, progress, scheme=scheme)
     of_groups = ("kept_by", "kept_scores") if show != "json" else ()
     shown = {name: value for name, value in result.metrics.items() if name not in of_groups}
     show_metrics(shown, show)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -35,10 +35,11 @@ from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import Data, choose_peft, held_out, make_loop_config, named_scheme, read_inputs
-from femtune.run_folder import run_place
+from femtune.run_folder import check_storable, run_place
 from femtune.runs.run import read_log
 from femtune.sampler import make_sampler_builder
 from femtune.schemes.named import spelled_out
+from femtune.types import Scheme
 from femtune.workflows.train import run_train
 from femtune.workflows.worked_examples import without_held_out
 
@@ -59,6 +60,8 @@ class Job:
     seed: int
     output_dir: Path
     settings: Train
+    # the scheme if it was given as an object; None: its name stands in the settings
+    scheme_object: Scheme | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_baseline(self) -> bool:
@@ -68,6 +71,12 @@ class Job:
     def iterates(self) -> bool:
         """Return True if the run has iterations: schemes, and reinforcement learning."""
         return not self.is_baseline or isinstance(self.settings, Reinforced)
+
+    @property
+    def num_iterations(self) -> int | None:
+        """Return the number of iterations; None if a budget of tokens ends the run."""
+        has_budget = isinstance(self.settings, Reinforced) and self.settings.rl_tokens is not None
+        return None if has_budget else self.settings.iterations
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class State:
 
 
 def jobs(
-    schemes: Sequence[str],
+    schemes: Sequence[str | Scheme],
     seeds: int,
     settings: Train,
     output_dir: Path,
@@ -90,7 +99,7 @@ def jobs(
 ) -> list[Job]:
     """Return jobs for the baselines, with `draws` draws, and every scheme and seed. Raises ConfigError.
 
-    `rl` holds the settings of baselines by reinforcement learning.
+    Schemes are names or objects. `rl` holds the settings of baselines by reinforcement learning.
     """
     if seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {seeds}.")
@@ -103,12 +112,16 @@ def jobs(
             made.append(Job(name, seed, place, own))
     for seed in numbers:
         for spec in schemes:
-            spelled = replace(settings, scheme=spelled_out(spec), seed=seed)
-            name = make_loop_config(replace(spelled, soft_accept=None)).scheme.name
+            given = None if isinstance(spec, str) else spec
+            if given is not None:
+                check_storable(given)
+            called = spelled_out(spec) if isinstance(spec, str) else spec.name
+            named = replace(settings, scheme=called, seed=seed)
+            name = make_loop_config(replace(named, soft_accept=None), given).scheme.name
             if any((name, seed) == (job.scheme, job.seed) for job in made):
                 raise ConfigError(f"scheme {name} is given twice: remove one.")
             place = output_dir / f"{folder_name(name)}-seed{seed}"
-            made.append(Job(name, seed, place, spelled))
+            made.append(Job(name, seed, place, named, given))
     return made
 
 
@@ -180,7 +193,8 @@ def _run(data: Data, model: str, job: Job) -> History:
         interrupts.check()
         if isinstance(job.settings, Baseline):
             return run_baseline(data, model, job.settings, job.output_dir)
-        return run_train(data, model, job.settings, job.output_dir, Quiet()).history
+        done = run_train(data, model, job.settings, job.output_dir, Quiet(), scheme=job.scheme_object)
+        return done.history
     finally:
         _Worker.busy = False
         if _Worker.ends:
@@ -235,7 +249,7 @@ def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
             continue
         own = replace(asked, settings=replace(asked.settings, scheme=job.settings.scheme, seed=job.seed))
         own = replace(own, settings=choose_peft(own.settings, local_model(model), job.output_dir))
-        make_loop_config(own.settings)
+        make_loop_config(own.settings, job.scheme_object)
         groups = held_out(own, data)
         place, demos = job.output_dir, without_held_out(own, groups[1]).demos
         run_place(
@@ -247,7 +261,7 @@ def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
             *groups,
             reward=own.reward,
             demos=demos,
-            scheme=named_scheme(own.settings),
+            scheme=job.scheme_object or named_scheme(own.settings),
         )
     make_sampler_builder(model, asked, *held_out(asked, data))
 

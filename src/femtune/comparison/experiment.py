@@ -14,6 +14,7 @@ from femtune.config import RL, Train
 from femtune.reporting.terminal import Show
 from femtune.resolve import Data
 from femtune.run_folder import shown_data
+from femtune.types import Scheme
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,7 +48,7 @@ class CompareResult:
 def run_compare(
     data: Data,
     model: str,
-    schemes: Sequence[str],
+    schemes: Sequence[str | Scheme],
     seeds: int,
     settings: Train,
     output_dir: str | Path | None,

@@ -46,8 +46,7 @@ class Watch:
 
 
 def _state_cells(job: Job, state: State) -> list[str]:
-    known = getattr(job.settings, "rl_tokens", None) is None  # the number of passes
-    of = f"/{job.settings.iterations}" if known else ""
+    of = "" if job.num_iterations is None else f"/{job.num_iterations}"
     at = f"{state.iteration}{of}" if job.iterates else ""
     last = f"{state.accuracy[-1]:.3f}" if state.accuracy else ""
     return [job.scheme, str(job.seed), at, state.doing, sparkline(state.accuracy), last]

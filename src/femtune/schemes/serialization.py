@@ -136,7 +136,9 @@ def _rule_from_data(data: Any) -> Any:
 def _part_to_data(part: Any) -> dict[str, dict[str, Any]]:
     """Return {module:class: fields}. Raises ConfigError for what could not be found again by it."""
     kind = type(part)
-    name = f"{kind.__module__}:{kind.__qualname__}"
+    # multiprocessing names a script so in the processes that it spawns
+    module = "__main__" if kind.__module__ == "__mp_main__" else kind.__module__
+    name = f"{module}:{kind.__qualname__}"
     frozen = is_dataclass(part) and kind.__dataclass_params__.frozen
     if not frozen:
         what = getattr(part, "__qualname__", name)

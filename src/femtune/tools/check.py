@@ -25,7 +25,6 @@ from femtune.reporting.terminal import framed, literal, sparkline
 from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs, sampling
 from femtune.sampler import SamplerBuilder, make_sampler_builder
 from femtune.schemes.filters import rules_of
-from femtune.schemes.named import parse_scheme
 from femtune.schemes.weights import Wake
 from femtune.types import Draw, Problem, Scheme
 
@@ -42,22 +41,27 @@ class Finding:
 
 
 def examine(
-    data: Data, model: str, settings: Train
+    data: Data, model: str, settings: Train, scheme: Scheme | None = None
 ) -> tuple[SamplerBuilder, list[Problem], list[Finding]]:
-    """Check everything that needs no weights. Raises what `train` would raise for the same input."""
+    """Check everything that needs no weights. Raises what `train` would raise for the same input.
+
+    `scheme` stands in place of the one that the settings name.
+    """
     asked = read_inputs(data, settings)
-    sampling(asked.settings)
-    make_loop_config(asked.settings)
+    sampling(asked.settings, scheme)
+    scheme = make_loop_config(asked.settings, scheme).scheme
     problems, test = held_out(asked, data)
     num_test, own_test = len(test), settings.eval_data is not None or settings.eval_split is not None
     if not own_test:
         problems, test = asked.problems, []
     builder = make_sampler_builder(model, asked, problems, test)
-    findings = [*_of_data(problems, num_test, asked), *_of_model(builder, problems)]
+    findings = [*_of_data(problems, num_test, asked, scheme), *_of_model(builder, problems)]
     return builder, problems, findings
 
 
-def _of_data(problems: Sequence[Problem], num_test: int, asked: TaskInputs[Train]) -> Iterator[Finding]:
+def _of_data(
+    problems: Sequence[Problem], num_test: int, asked: TaskInputs[Train], scheme: Scheme
+) -> Iterator[Finding]:
     settings = asked.settings
     columns = sorted({name for problem in problems[:100] for name in problem.columns} - {"frame"})
     yield Finding("problems", f"{len(problems):,}; further columns: {', '.join(columns) or 'none'}")
@@ -74,13 +78,13 @@ def _of_data(problems: Sequence[Problem], num_test: int, asked: TaskInputs[Train
         yield Finding("held out", f"{num_test:,}; an accuracy of 50% is measured to ±{half:.0%}")
     else:
         yield Finding("held out", "none: no accuracy is measured")
-    yield from _of_answers(problems, settings)
+    yield from _of_answers(problems, settings, scheme)
     earned = f"every correct answer earns at least {settings.accept_at:g}"
     unknown = "correct answers were not checked against it (check_gold is off)"
     yield Finding("reward", f"{settings.reward}; {earned if settings.check_gold else unknown}")
 
 
-def _of_answers(problems: Sequence[Problem], settings: Train) -> Iterator[Finding]:
+def _of_answers(problems: Sequence[Problem], settings: Train, scheme: Scheme) -> Iterator[Finding]:
     counts = Counter(problem.answer for problem in problems)
     answers = counts.most_common()
     shown = ", ".join(f"{answer[:20]} ({count})" for answer, count in answers[:6])
@@ -98,7 +102,6 @@ def _of_answers(problems: Sequence[Problem], settings: Train) -> Iterator[Findin
             parts = (f"{label[:12]} {counts[label] / len(problems):.0%}" for label in labels)
             yield Finding("labels", f"{bars}  {', '.join(parts)}")
         yield Finding("majority", f"always answering {answers[0][0][:20]} is right for {share:.0%}")
-        scheme = parse_scheme(settings.scheme)
         once = guessed_share(counts.elements())
         found = f"{once:.0%} of guesses that follow the labels' frequencies"
         most = plain_attempts(replace(scheme, accept_at=settings.accept_at))

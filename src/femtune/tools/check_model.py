@@ -21,10 +21,9 @@ from femtune.evaluation.advice import FEW_ANSWERED, MANY_TRUNCATED
 from femtune.evaluation.evaluate import is_right
 from femtune.model_info import is_base
 from femtune.mstep.config import context_length
-from femtune.resolve import sampling
+from femtune.resolve import named_scheme, sampling
 from femtune.sampler import SamplerBuilder
 from femtune.schemes.filters import paper_filter
-from femtune.schemes.named import parse_scheme
 from femtune.tools.check import Finding
 from femtune.tools.unanswered import FORMATS, form_of, is_truncated, refused, repeats_itself
 from femtune.types import Demos, Draw, Problem, Scheme, Stage
@@ -86,23 +85,29 @@ def try_model(
     *,
     row: Problem | None = None,
     on_draws: Callable[[str, int], None] = lambda name, done: None,
+    scheme: Scheme | None = None,
 ) -> Tried:
     """Load the model, draw `num_draws` completions for each prompt, and advise on the settings.
 
     `row` is a problem to include in any case. `on_draws` receives the trial's name and the number of its
-    finished draws.
+    finished draws. `scheme` stands in place of the one that the settings name.
     """
     import torch
 
     begun = time.perf_counter()
-    scheme = parse_scheme(settings.scheme)
-    with builder.sampler(sampling(settings), needs=scheme.needs) as sampler:
+    scheme = scheme or named_scheme(settings)
+    with builder.sampler(sampling(settings, scheme), needs=scheme.needs) as sampler:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         where = settings.base_url or "a server" if settings.engine == "openai" else device
         loaded = time.perf_counter() - begun
         findings = [Finding("engine", f"{settings.engine} on {where}, loaded in {loaded:.1f} s")]
-        tried = draw_trials(sampler, builder, problems, settings, num_draws, row=row, on_draws=on_draws)
-    made = advise(tried, builder, problems, settings)
+        tried = draw_trials(
+            *(sampler, builder, problems, settings, num_draws),
+            row=row,
+            on_draws=on_draws,
+            scheme=scheme,
+        )
+    made = advise(tried, builder, problems, settings, scheme)
     findings += made.findings
     return replace(made, findings=findings, seconds=time.perf_counter() - begun)
 
@@ -116,15 +121,16 @@ def draw_trials(
     *,
     row: Problem | None = None,
     on_draws: Callable[[str, int], None] = lambda name, done: None,
+    scheme: Scheme | None = None,
 ) -> Tried:
     """Draw for each prompt, and once more at a lower temperature if few draws have an answer."""
     some = spread(problems, num_draws, row)
     usual = sampler.sampling.temperature
-    planned = plan_trials(builder, settings, len(problems), num_draws)
+    planned = plan_trials(builder, settings, len(problems), num_draws, scheme)
 
     def trial(name: str, prompt: str, demos: Demos, temperature: float = usual) -> Trial:
         stage = Stage("hinted" if prompt == "hinted" else "plain", planned.num_draws // len(some), "all")
-        scheme = Scheme("check", (stage,), weigh=paper_filter, accept_at=settings.accept_at)
+        asking = Scheme("check", (stage,), weigh=paper_filter, accept_at=settings.accept_at)
         own = replace(sampler.sampling, temperature=temperature)
         done = 0
 
@@ -135,14 +141,14 @@ def draw_trials(
 
         told([])
         made = replace(sampler, demos=demos, force="never", sampling=own)
-        chunks = e_step(some, scheme, made, iteration=0, on_draws=told)
+        chunks = e_step(some, asking, made, iteration=0, on_draws=told)
         return Trial(name, prompt, [d for chunk in chunks for d in chunk.draws], temperature, demos)
 
     *plain_names, hinted = planned.names
     trials = [trial(plain_names[0], "plain", ())]
     if builder.demos:
         trials.append(trial(plain_names[1], "plain", builder.demos))
-    first = trials[-1] if shows_demos(builder, settings) else trials[0]
+    first = trials[-1] if shows_demos(builder, settings, scheme) else trials[0]
     if planned.cooler and (first.answered < FEW_ANSWERED or first.right < FEW_RIGHT):
         trials.append(trial(f"{first.name}, T {COOLER:g}", "plain", first.demos, COOLER))
     trials.append(trial(hinted, "hinted", first.demos))
@@ -158,18 +164,24 @@ class Planned:
     cooler: bool  # True if another trial at COOLER follows when few draws are right or have an answer
 
 
-def plan_trials(builder: SamplerBuilder, settings: Train, num_problems: int, num_draws: int) -> Planned:
+def plan_trials(
+    builder: SamplerBuilder,
+    settings: Train,
+    num_problems: int,
+    num_draws: int,
+    scheme: Scheme | None = None,
+) -> Planned:
     """Return what `draw_trials` will draw; with greedy decoding, one draw for each problem."""
     some = max(1, min(num_draws, num_problems))
     each = max(1, num_draws // some) if settings.temperature > 0 else 1
     names = ["plain", *(["plain, examples"] if builder.demos else [])]
-    names.append("hinted, examples" if shows_demos(builder, settings) else "hinted")
+    names.append("hinted, examples" if shows_demos(builder, settings, scheme) else "hinted")
     return Planned(names, each * some, settings.temperature > COOLER)
 
 
-def shows_demos(builder: SamplerBuilder, settings: Train) -> bool:
+def shows_demos(builder: SamplerBuilder, settings: Train, scheme: Scheme | None = None) -> bool:
     """Return True if the run's first E-step shows worked examples."""
-    bare = "plain_prompts" in parse_scheme(settings.scheme).needs
+    bare = "plain_prompts" in (scheme or named_scheme(settings)).needs
     return bool(builder.demos) and settings.demo_iterations > 0 and not bare
 
 
@@ -189,23 +201,30 @@ def spread(problems: Sequence[Problem], most: int, row: Problem | None = None) -
 # --- conclusions from the draws
 
 
-def advise(tried: Tried, builder: SamplerBuilder, problems: Sequence[Problem], settings: Train) -> Tried:
+def advise(
+    tried: Tried,
+    builder: SamplerBuilder,
+    problems: Sequence[Problem],
+    settings: Train,
+    scheme: Scheme | None = None,
+) -> Tried:
     """Return the trials with warnings and suggested settings."""
     findings: list[Finding] = []
     changes: dict[str, str] = {}
-    first = tried.first
-    best = _of_temperature(tried, first, settings, findings, changes)
+    scheme = scheme or named_scheme(settings)
+    best = _of_temperature(tried, scheme, findings, changes)
     _of_answered(best, builder, settings, findings, changes)
     _of_length(best, builder, problems, settings, findings, changes)
-    _of_right(tried, best, settings, findings, changes)
+    _of_right(tried, best, scheme, findings, changes)
     _of_examples(tried, problems, findings, changes)
     return replace(tried, findings=findings, changes=changes)
 
 
 def _of_temperature(
-    tried: Tried, first: Trial, settings: Train, findings: list[Finding], changes: dict[str, str]
+    tried: Tried, scheme: Scheme, findings: list[Finding], changes: dict[str, str]
 ) -> Trial:
     """Return the better of the trials at two temperatures."""
+    first = tried.first
     cooler = next((each for each in tried.trials if each.temperature != first.temperature), None)
     if cooler is None:
         return first
@@ -216,7 +235,7 @@ def _of_temperature(
         f"right {first.right:.0%} at {first.temperature:g}, {cooler.right:.0%} at {cooler.temperature:g}"
     )
     findings.append(Finding("temperature", said))
-    if not gains or "temperature_1" in parse_scheme(settings.scheme).needs:
+    if not gains or "temperature_1" in scheme.needs:
         return first
     changes["temperature"] = f"{cooler.temperature:g}"
     return cooler
@@ -318,12 +337,12 @@ def percentile(values: Sequence[int], share: float) -> int:
 
 
 def _of_right(
-    tried: Tried, best: Trial, settings: Train, findings: list[Finding], changes: dict[str, str]
+    tried: Tried, best: Trial, scheme: Scheme, findings: list[Finding], changes: dict[str, str]
 ) -> None:
     hinted = next(trial for trial in tried.trials if trial.prompt == "hinted")
     leaks = hinted.share(lambda draw: draw.score.reason == "hint_leak")
     warning = ""
-    has_hints = any(stage.prompt_kind == "hinted" for stage in parse_scheme(settings.scheme).asked)
+    has_hints = any(stage.prompt_kind == "hinted" for stage in scheme.asked)
     if not any(draw.accepted for draw in best.draws):
         warning = "No plain draw is kept: the first E-step may keep nothing."
         works = hinted.share(lambda draw: draw.accepted) >= FEW_RIGHT

@@ -13,11 +13,11 @@ from rich.text import Text
 from femtune.config import Train
 from femtune.errors import ConfigError, DataError
 from femtune.reporting.terminal import Show, console
-from femtune.resolve import Data
-from femtune.run_folder import shown_data
-from femtune.schemes.named import parse_scheme
+from femtune.resolve import Data, named_scheme
+from femtune.run_folder import check_storable, shown_data
 from femtune.tools import check_model, check_report
 from femtune.tools.check import Finding, examine
+from femtune.types import Scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,18 @@ def run_check(
     num_draws: int = 32,
     tries: bool = True,
     show: Show = "quiet",
+    scheme: Scheme | None = None,
 ) -> CheckResult:
-    """Check data, then the model unless `tries` is False. Raises what train would raise."""
+    """Check data, then the model unless `tries` is False. Raises what train would raise.
+
+    `scheme` stands in place of the one that the settings name.
+    """
     if num_draws < 1:
         raise ConfigError(f"--draws must be at least 1, got {num_draws}. --no-try draws none.")
-    builder, problems, findings = examine(data, model, settings)
+    if scheme is not None:
+        check_storable(scheme)
+    scheme = scheme or named_scheme(settings)
+    builder, problems, findings = examine(data, model, settings, scheme)
     if not 1 <= row <= len(problems):
         raise DataError(f"--row {row}: {shown_data(data)} has rows 1 to {len(problems)}.")
     problem = problems[row - 1]
@@ -60,21 +67,19 @@ def run_check(
         _print(check_report.data_lines(findings, builder, problem))
     tried = None
     if tries:
-        planned = check_model.plan_trials(builder, settings, len(problems), num_draws)
+        planned = check_model.plan_trials(builder, settings, len(problems), num_draws, scheme)
         if shows:
             _print(check_report.planned_lines(planned, settings.max_new_tokens))
         with check_report.counting(planned, show) as on_draws:
             tried = check_model.try_model(
-                builder, problems, settings, num_draws, row=problem, on_draws=on_draws
+                builder, problems, settings, num_draws, row=problem, on_draws=on_draws, scheme=scheme
             )
     details = check_report.as_json(findings, tried, builder, problems, problem)
     if show == "json":
         print(json.dumps(details))
     elif shows:
         _print(
-            check_report.model_lines(
-                findings, tried, builder, problems, problem, parse_scheme(settings.scheme)
-            ),
+            check_report.model_lines(findings, tried, builder, problems, problem, scheme),
         )
     every = [*findings, *(tried.findings if tried is not None else ())]
     return CheckResult(
