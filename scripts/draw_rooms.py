@@ -51,6 +51,7 @@ SAID = {
     "_util": "text, files, signals",
     "types": "the nouns",
     "mstep_schedule": "when M-steps restart",
+    "metric_types": "measures by name",
     "errors": "the error tree",
 }
 

@@ -38,6 +38,14 @@ from femtune.evaluation.evaluate import estep_metrics, evaluation_draws, evaluat
 from femtune.evaluation.likelihood_bound import mixture_draws, posterior_metrics, score_right, subset
 from femtune.evaluation.rationales import read_all
 from femtune.evaluation.selection_bias import kept_by, kept_scores, made_factors, outcomes
+from femtune.metric_types import (
+    EStepMetrics,
+    EvaluationMetrics,
+    History,
+    IterationMetrics,
+    MStepMetrics,
+    PosteriorMetrics,
+)
 from femtune.model_info import FILE as MODEL_INFO
 from femtune.model_info import ModelInfo, is_trained, write_info
 from femtune.mstep.config import Training
@@ -63,7 +71,7 @@ class Progress(Protocol):
     def step(self, step: int, steps: int, loss: float) -> None:
         """Report an optimizer step; `loss` is in nats per token."""
 
-    def measured(self, iteration: int, metrics: dict[str, Any]) -> None:
+    def measured(self, iteration: int, metrics: IterationMetrics) -> None:
         """Report a completed iteration."""
 
 
@@ -126,7 +134,7 @@ def fem(
     tokenizer: ChatTokenizer,
     progress: Progress,
     info: ModelInfo | None = None,
-) -> list[dict[str, Any]]:
+) -> History:
     """Run FEM from the weights in `base`; return the metrics of every iteration, 0 being the base.
 
     `info` is stored in each model's folder. Raises NothingKept if an E-step keeps no draw, and whatever
@@ -168,15 +176,15 @@ class Steps:
     serving: Path | None = None  # the weights loaded in the engine
     warned: set[str] = field(default_factory=set)  # kinds of warnings already logged
 
-    def iterate(self) -> list[dict[str, Any]]:
+    def iterate(self) -> History:
         """Run all iterations, starting with the base's evaluation, iteration 0."""
-        history = []
+        history: History = []
         is_bounded = self._is_bounded()
         for iteration in range(self.config.iterations + 1):
             stored = self.run.iteration(iteration) / "metrics.json"
             is_new = not stored.exists()
             if is_new:
-                metrics: dict[str, Any] = {"iteration": iteration}
+                metrics: IterationMetrics = {"iteration": iteration}
                 if iteration > 0:
                     metrics["e_step"] = self.e_step(iteration)
                     metrics["m_step"] = self.m_step(iteration)
@@ -197,7 +205,7 @@ class Steps:
             interrupts.check()
         return history
 
-    def e_step(self, iteration: int) -> dict[str, Any]:
+    def e_step(self, iteration: int) -> EStepMetrics:
         """Draw rationales from theta_{k-1} and store the scheme's examples."""
         self.progress.phase("E-step", iteration, len(self.problems))
         self.run.log("E-step", iteration=iteration)
@@ -243,10 +251,14 @@ class Steps:
             self.run.record(examples)
         scoring.remember()
         asked = outcomes(folder, by_id)
-        shift = {"kept_by": kept_by(asked), "kept_scores": kept_scores(asked)}
-        return metrics | factors.metrics() | {name: value for name, value in shift.items() if value}
+        metrics |= factors.metrics()
+        if by := kept_by(asked):
+            metrics["kept_by"] = by
+        if scores := kept_scores(asked):
+            metrics["kept_scores"] = scores
+        return metrics
 
-    def m_step(self, iteration: int) -> dict[str, Any]:
+    def m_step(self, iteration: int) -> MStepMetrics:
         """Fine-tune on the examples, from theta_{k-1} or from the base."""
         self.progress.phase("M-step", iteration, 0)
         self.run.log("M-step", iteration=iteration)
@@ -283,7 +295,7 @@ class Steps:
         elif self.info is not None and not is_trained(folder / "model"):  # killed before it was stored
             self._describe(folder / "model")
             self.run.record(folder / "model" / MODEL_INFO)
-        metrics: dict[str, Any] = json.loads((folder / "model" / "m_step.json").read_text())
+        metrics: MStepMetrics = json.loads((folder / "model" / "m_step.json").read_text())
         return metrics
 
     def _describe(self, model: Path) -> None:
@@ -301,7 +313,7 @@ class Steps:
 
         return m_step
 
-    def evaluate(self, iteration: int, demos: Demos = ()) -> dict[str, Any]:
+    def evaluate(self, iteration: int, demos: Demos = ()) -> EvaluationMetrics:
         """Evaluate theta_k on held-out problems, with these worked examples in their prompts."""
         kind = "eval_demos" if demos else "eval"
         self.progress.phase("evaluation", iteration, len(self.eval_problems))
@@ -334,7 +346,7 @@ class Steps:
                 self.warned.add(each.kind)
                 log.warning("%s", each.text)
 
-    def bound(self, iteration: int) -> dict[str, Any]:
+    def bound(self, iteration: int) -> PosteriorMetrics:
         """Measure the likelihood bound of theta_k, and hint leakage, on some held-out problems."""
         chosen = subset(self.eval_problems, self.config.bound_problems, self.sampler.seed)
         self.progress.phase("bound", iteration, len(chosen))

@@ -46,7 +46,7 @@ def keep_scheme(settings: Mapping[str, Any], source: str, replaced: bool) -> dic
 
 
 def _named(spec: Any, scale: Any) -> Scheme | None:
-    """Return the scheme of a name, None if there is none."""
+    """Return the scheme of a name, or None for an unknown name."""
     try:
         return named_scheme(Sample(scheme=str(spec), scale=None if scale is None else str(scale)))
     except ConfigError:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from femtune.config import Train
 from femtune.data.prompts import write_completion
 from femtune.estep.scheduler import Sampler
 from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics
+from femtune.metric_types import EStepMetrics, EvaluationMetrics
 from femtune.resolve import TaskInputs
 from femtune.rewards.builtin import score
 from femtune.runs.draws import read_draws
@@ -48,7 +48,7 @@ def answered(
     ]
 
 
-def judged(problems: Sequence[Problem], draws: Sequence[Draw]) -> dict[str, Any]:
+def judged(problems: Sequence[Problem], draws: Sequence[Draw]) -> EvaluationMetrics:
     """Return the evaluation of answers without rationales."""
     by_id = {problem.id: problem for problem in problems}
     return without_soundness(evaluation_metrics(by_id, [(draws, NO_TIME)]))
@@ -63,12 +63,18 @@ def draw_all(
             draw_one(run, kind, problems, sampler, settings.draws)
 
 
-def base_metrics(run: Run, kind: str, problems: Sequence[Problem]) -> dict[str, Any]:
+def base_metrics(run: Run, kind: str, problems: Sequence[Problem]) -> EStepMetrics:
     """Return the cost metrics of the base's draws."""
-    names = ("answered", "num_draws", "generated_tokens", "tokens_per_draw", "engine_s", "total_s")
     stored = read_draws(run.iteration(0) / kind)
     metrics = estep_metrics({problem.id: problem for problem in problems}, stored)
-    return {name: metrics[name] for name in names}
+    return {
+        "answered": metrics["answered"],
+        "num_draws": metrics["num_draws"],
+        "generated_tokens": metrics["generated_tokens"],
+        "tokens_per_draw": metrics["tokens_per_draw"],
+        "engine_s": metrics["engine_s"],
+        "total_s": metrics["total_s"],
+    }
 
 
 def best_device(device: str | None) -> str:
@@ -81,9 +87,12 @@ def best_device(device: str | None) -> str:
 NO_TIME = {"engine_s": 0.0, "total_s": 0.0}
 
 
-def without_soundness(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def without_soundness(metrics: EvaluationMetrics) -> EvaluationMetrics:
     """Remove step accuracy, as answers without rationales have no steps."""
-    return {name: value for name, value in metrics.items() if not name.startswith("sound_")}
+    made = metrics.copy()
+    made.pop("sound_steps", None)
+    made.pop("sound_rationales", None)
+    return made
 
 
 def draw_one(run: Run, kind: str, problems: Sequence[Problem], sampler: Sampler, draws: int) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from femtune.data.tasks.frames import frame
 from femtune.errors import ConfigError, DataError
 from femtune.evaluation.evaluate import evaluation_metrics
 from femtune.loop import Steps
+from femtune.metric_types import EvaluationMetrics, History, IterationMetrics
 from femtune.mstep.examples import write_examples
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs
@@ -57,8 +58,6 @@ from femtune.sampler import SamplerBuilder, make_sampler_builder
 from femtune.schemes.filters import Chain
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
 from femtune.workflows.worked_examples import without_held_out
-
-History = list[dict[str, Any]]
 
 # By task: `majority` needs repeated answers, `regression` needs ratings or pairs.
 APPLY = {
@@ -204,7 +203,7 @@ def _made(
     settings: Baseline,
     train: Sequence[Problem],
     test: Sequence[Problem],
-) -> dict[str, Any]:
+) -> IterationMetrics:
     if settings.scheme == "majority":
         return _majority(run, asked, train, test)
     builder = make_sampler_builder(model, asked, train, test)
@@ -227,7 +226,7 @@ def most_frequent(problems: Sequence[Problem]) -> str:
 
 def _majority(
     run: Run, asked: TaskInputs[Train], train: Sequence[Problem], test: Sequence[Problem]
-) -> dict[str, Any]:
+) -> IterationMetrics:
     run.log("evaluation", iteration=0)
     draws = answered(test, [most_frequent(train)] * len(test), asked)
     write_draws(run.shard(0, "eval", 0), draws, NO_TIME)
@@ -239,7 +238,7 @@ def _majority(
 
 def _votes(
     run: Run, builder: SamplerBuilder, settings: Baseline, test: Sequence[Problem]
-) -> dict[str, Any]:
+) -> IterationMetrics:
     run.log("evaluation", iteration=0)
     with builder.sampler(Sampling(settings.max_new_tokens, temperature=1.0)) as sampler:
         # an untrained model votes at its best: with worked examples, as in its own evaluation
@@ -250,13 +249,14 @@ def _votes(
     return {"evaluation": by_vote(metrics)}
 
 
-def by_vote(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def by_vote(metrics: EvaluationMetrics) -> EvaluationMetrics:
     """Return an evaluation whose accuracy is that of the vote; `draw_accuracy` is that of draws."""
-    made = dict(metrics)
-    for end in ("", "_ci"):
-        if f"majority_accuracy{end}" in made:
-            made[f"draw_accuracy{end}"] = made[f"accuracy{end}"]
-            made[f"accuracy{end}"] = made[f"majority_accuracy{end}"]
+    made = metrics.copy()
+    if "majority_accuracy" in metrics:
+        made["draw_accuracy"], made["accuracy"] = metrics["accuracy"], metrics["majority_accuracy"]
+    if "majority_accuracy_ci" in metrics:
+        made["draw_accuracy_ci"] = metrics["accuracy_ci"]
+        made["accuracy_ci"] = metrics["majority_accuracy_ci"]
     return made
 
 
@@ -269,7 +269,7 @@ def _direct(
     builder: SamplerBuilder,
     settings: Baseline,
     test: Sequence[Problem],
-) -> dict[str, Any]:
+) -> IterationMetrics:
     """Return two rows from one pass: the likeliest answer and, for ratings, the expected score."""
     run.log("evaluation", iteration=0)
     with builder.sampler(Sampling(settings.max_new_tokens)) as sampler:
@@ -294,7 +294,7 @@ def _answer_only(
     settings: Baseline,
     train: Sequence[Problem],
     test: Sequence[Problem],
-) -> dict[str, Any]:
+) -> IterationMetrics:
     examples = run.iteration(1) / "examples.parquet"
     if not examples.exists():
         write_answers(examples, train, builder)

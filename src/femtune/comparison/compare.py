@@ -24,7 +24,6 @@ from femtune._util import interrupts
 from femtune.comparison.baseline_draws import Baseline
 from femtune.comparison.baselines import (
     ONCE,
-    History,
     Reinforced,
     baseline_settings,
     check,
@@ -33,6 +32,7 @@ from femtune.comparison.baselines import (
 from femtune.config import RL, Train
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
+from femtune.metric_types import History
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import Data, choose_peft, held_out, make_loop_config, named_scheme, read_inputs
 from femtune.run_folder import check_storable, run_place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from femtune.data.prompts import prompt_text
 from femtune.data.worlds import WORLDS, make_rows
 from femtune.errors import ConfigError, RunError
 from femtune.evaluation.evaluate import sound_steps
+from femtune.metric_types import History
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import framed, literal
 from femtune.run_folder import check_new
@@ -72,7 +73,7 @@ def write_world(
     return paths
 
 
-def changes(histories: dict[Job, list[dict[str, Any]]], num: int = 3) -> Iterator[Group]:
+def changes(histories: Mapping[Job, History], num: int = 3) -> Iterator[Group]:
     """Yield rationales of the best run, before and after, side by side."""
     best = max(histories, key=lambda job: histories[job][-1]["evaluation"]["accuracy"])
     root = best.output_dir

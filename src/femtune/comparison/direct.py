@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 from femtune._util import interrupts
 from femtune.data.answers import Scale
@@ -19,6 +19,7 @@ from femtune.estep.answer_probs import AnswerNats, direct_logprobs
 from femtune.estep.scheduler import Sampler
 from femtune.evaluation.answer_metrics import distribution_metrics, judged_by_probabilities
 from femtune.evaluation.scored_answers import possible, read_scored, write_scored
+from femtune.metric_types import EvaluationMetrics
 from femtune.runs.run import Run
 from femtune.types import Problem
 
@@ -50,11 +51,12 @@ def expected_score(nats: AnswerNats, scale: Scale) -> float:
     return sum(scale.value(answer) * share for answer, share in nats.shares().items())
 
 
-def direct_metrics(problems: Sequence[Problem], found: Sequence[AnswerNats | None]) -> dict[str, Any]:
+def direct_metrics(problems: Sequence[Problem], found: Sequence[AnswerNats | None]) -> EvaluationMetrics:
     """Measure the probabilities themselves: `ece`, `brier`, `log_likelihood`."""
     pairs = zip(problems, found, strict=True)
     metrics = distribution_metrics(
         [judged_by_probabilities(problem, [nats] if nats else []) for problem, nats in pairs]
     )
     names = [f"{name}{end}" for name in ("ece", "brier", "log_likelihood") for end in ("", "_ci")]
-    return {name: metrics[name] for name in names if name in metrics}
+    chosen = {name: value for name, value in metrics.items() if name in names}
+    return cast(EvaluationMetrics, chosen)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from femtune.comparison.baselines import History, chosen
+from femtune.comparison.baselines import chosen
 from femtune.comparison.compare import Job, compare, jobs
 from femtune.comparison.live_table import Watch
 from femtune.comparison.table import notes, rows, save, table
 from femtune.config import RL, Train
+from femtune.metric_types import History
 from femtune.reporting.terminal import Show
 from femtune.resolve import Data
 from femtune.run_folder import shown_data

@@ -19,10 +19,10 @@ phi(e) and the judge's own log p. This module does the same, with these differen
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from femtune.evaluation.bootstrap import (
 )
 from femtune.evaluation.evaluate import as_item
 from femtune.evaluation.metrics import count_votes, scale_values
+from femtune.metric_types import EvaluationMetrics
 from femtune.runs.draws import by_problem, read_draws
 from femtune.sampler import SamplerBuilder
 from femtune.types import Problem
@@ -195,8 +196,8 @@ def _logistic(x: Floats, truth: Ints, x_test: Floats, num_answers: int, penalty:
 
 
 def with_values(
-    metrics: Mapping[str, Any], problems: Sequence[Problem], values: Floats, scale: Sequence[str]
-) -> dict[str, Any]:
+    metrics: EvaluationMetrics, problems: Sequence[Problem], values: Floats, scale: Sequence[str]
+) -> EvaluationMetrics:
     """Return an evaluation of ratings with errors and correlations of real-valued predictions."""
     worth = scale_values(scale)
     truth = worth[[list(scale).index(problem.answer) for problem in problems]]
@@ -206,7 +207,7 @@ def with_values(
     } | real.pop("undefined", {})
     old = {"undefined", *(f"{name}{end}" for name in REAL for end in ("", "_ci"))}
     made = {name: value for name, value in metrics.items() if name not in old} | real
-    return made | ({"undefined": undefined} if undefined else {})
+    return cast(EvaluationMetrics, made | ({"undefined": undefined} if undefined else {}))
 
 
 def value_metrics(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from femtune.comparison.regression import Features, features, predictions, with_
 from femtune.config import Train
 from femtune.data.tasks.frames import frame
 from femtune.errors import DataError
+from femtune.metric_types import EvaluationMetrics, IterationMetrics
 from femtune.resolve import TaskInputs
 from femtune.runs.run import Run
 from femtune.sampler import SamplerBuilder
@@ -57,7 +58,7 @@ def run_regression(
     settings: Baseline,
     train: Sequence[Problem],
     test: Sequence[Problem],
-) -> dict[str, Any]:
+) -> IterationMetrics:
     known = frame(train[0])
     assert known is not None  # check_regression
     groups = {"draws": train, "eval": test}
@@ -72,12 +73,12 @@ def run_regression(
     )
     fit_s = time.perf_counter() - begun
     drawn = {kind: base_metrics(run, kind, problems) for kind, problems in groups.items()}
-    made = {}
+    made: dict[str, EvaluationMetrics] = {}
     for name, (answers, values) in found.items():
         metrics = judged(test, answered(test, answers, asked))
         if values is not None:
             metrics = with_values(metrics, test, values, known.scale)
-        made[name] = metrics | drawn["eval"]
+        made[name] = cast(EvaluationMetrics, {**metrics, **drawn["eval"]})
     best = "logistic+embedding" if known.form == "pair" else "ls+embedding"
     return {
         "e_step": drawn["draws"],

@@ -13,15 +13,15 @@ Its history has the form of a scheme's: see `reinforce`. policy_gradient.py runs
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
 
 from femtune._util import interrupts
 from femtune.config import RL, Train
 from femtune.errors import ConfigError
 from femtune.loop import Steps
+from femtune.metric_types import History, IterationMetrics
 from femtune.mstep.disk import check_room
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import make_loop_config, sampling
@@ -51,7 +51,7 @@ def reinforce(
     rl: RL,
     train: Sequence[Problem],
     test: Sequence[Problem],
-) -> list[dict[str, Any]]:
+) -> History:
     """Run the baseline named by `settings.scheme`; return the metrics of every pass, 0 being the base.
 
     Their keys are those of a scheme: "e_step" has counts and seconds of generation, and the mean
@@ -75,14 +75,14 @@ def reinforce(
         return _passes(settings.scheme, steps, rl)
 
 
-def _passes(name: str, steps: Steps, rl: RL) -> list[dict[str, Any]]:
-    history: list[dict[str, Any]] = []
+def _passes(name: str, steps: Steps, rl: RL) -> History:
+    history: History = []
     while not _is_over(steps, rl, history):
         iteration = len(history)
         stored = steps.run.iteration(iteration) / "metrics.json"
         is_new = not stored.exists()
         if is_new:
-            metrics: dict[str, Any] = {"iteration": iteration}
+            metrics: IterationMetrics = {"iteration": iteration}
             if iteration:
                 metrics |= _pass(name, steps, rl, iteration, left(rl, history))
             if steps.is_measured(iteration) or _is_over(steps, rl, [*history, metrics]):
@@ -98,7 +98,7 @@ def _passes(name: str, steps: Steps, rl: RL) -> list[dict[str, Any]]:
     return history
 
 
-def left(rl: RL, history: Sequence[Mapping[str, Any]]) -> int | None:
+def left(rl: RL, history: Sequence[IterationMetrics]) -> int | None:
     """Return the remaining token budget; None without a budget."""
     if rl.rl_tokens is None:
         return None
@@ -106,12 +106,12 @@ def left(rl: RL, history: Sequence[Mapping[str, Any]]) -> int | None:
     return rl.rl_tokens - spent
 
 
-def _is_over(steps: Steps, rl: RL, history: Sequence[Mapping[str, Any]]) -> bool:
+def _is_over(steps: Steps, rl: RL, history: Sequence[IterationMetrics]) -> bool:
     remaining = left(rl, history)
     return len(history) > steps.config.iterations if remaining is None else remaining <= 0
 
 
-def _pass(name: str, steps: Steps, rl: RL, iteration: int, tokens: int | None) -> dict[str, Any]:
+def _pass(name: str, steps: Steps, rl: RL, iteration: int, tokens: int | None) -> IterationMetrics:
     """Run one pass, or read its stored results; return its e_step and m_step."""
     steps.run.log("M-step", iteration=iteration)
     model, start = steps.weights(iteration), steps.weights(iteration - 1)
@@ -139,5 +139,5 @@ def _pass(name: str, steps: Steps, rl: RL, iteration: int, tokens: int | None) -
                 is_over=lambda model, generated: tokens is not None and generated >= tokens,
             )
             steps.run.record(model)
-    made: dict[str, Any] = json.loads((model / "pass.json").read_text())
+    made: IterationMetrics = json.loads((model / "pass.json").read_text())
     return made

@@ -11,11 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from femtune._util.atomic_files import replacing
-from femtune.comparison.baselines import (
-    History,
-)
 from femtune.comparison.compare import Job
 from femtune.evaluation.bootstrap import half_width
+from femtune.metric_types import EvaluationMetrics, History, measure
 
 
 @dataclass(frozen=True)
@@ -51,22 +49,23 @@ def _lines(job: Job, history: History) -> list[tuple[str, History]]:
     return [(name, [history[-1] | {"evaluation": metrics}]) for name, metrics in kinds.items()]
 
 
-def _last(history: History) -> dict[str, Any]:
+def _last(history: History) -> EvaluationMetrics:
     """Return the last evaluation, {} without one."""
-    return next((each["evaluation"] for each in reversed(history) if "evaluation" in each), {})
+    measured = (each["evaluation"] for each in reversed(history) if "evaluation" in each)
+    return next(measured, EvaluationMetrics())
 
 
 def _measures(history: History) -> dict[str, float]:
     """Return the numbers of a run: from its last evaluation, and summed over its iterations."""
     last = _last(history)
-    measures = {name: last[name] for name in MEASURED if last.get(name) is not None}
+    measures = {name: value for name in MEASURED if (value := measure(last, name)) is not None}
     if bounds := [each["posterior"]["bound"] for each in history if "posterior" in each]:
         measures["bound"] = bounds[-1]
     e_steps = [each["e_step"] for each in history if "e_step" in each]
     m_steps = [each["m_step"] for each in history if "m_step" in each]
     if e_steps:
         for name in ("kept_share", "covered_share"):
-            if shares := [each[name] for each in e_steps if each.get(name) is not None]:
+            if shares := [share for each in e_steps if (share := measure(each, name)) is not None]:
                 measures[name] = fmean(shares)
         measures["generated_tokens"] = sum(each["generated_tokens"] for each in e_steps)
     if e_steps or m_steps:
@@ -97,13 +96,13 @@ def notes(histories: dict[Job, History]) -> list[str]:
     for job, history in histories.items():
         bases = [] if job.is_baseline else [("base", history[:1])]
         for name, own in (*bases, *_lines(job, history)):
-            for measure, why in _last(own).get("undefined", {}).items():
-                if measure in MEASURED:
-                    names = found.setdefault((measure, why), [])
+            for missing, why in _last(own).get("undefined", {}).items():
+                if missing in MEASURED:
+                    names = found.setdefault((missing, why), [])
                     names += [name] if name not in names else []
     return empty + [
-        f"{TITLES[measure]} is undefined for {', '.join(names)}: {why}."
-        for (measure, why), names in found.items()
+        f"{TITLES[missing]} is undefined for {', '.join(names)}: {why}."
+        for (missing, why), names in found.items()
     ]
 
 

@@ -31,6 +31,7 @@ from femtune.errors import EngineError, RunError
 from femtune.estep.answer_scoring import add_answer_nats, right_draw, right_draws
 from femtune.estep.forced_answers import Endings
 from femtune.estep.scheduler import Sampler
+from femtune.metric_types import EStepMetrics
 from femtune.runs.draws import by_problem, read_shard, write_draws
 from femtune.runs.run import Run
 from femtune.schemes.answer_rules import answer_metrics
@@ -155,7 +156,7 @@ class ScoredDraws:
                 write_draws(path, kept, {})
                 self.run.record(path)
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> EStepMetrics:
         """Return the cost of scoring and, for schemes that remember, the measures of what they remember.
 
         covered_share    share of problems with a right draw, remembered or new
@@ -164,7 +165,7 @@ class ScoredDraws:
 
         And those of `answer_metrics`.
         """
-        found: dict[str, Any] = answer_metrics(self, self.scheme)
+        found = answer_metrics(self, self.scheme)
         if self.scheme.needs & SCORED:
             timings = [
                 read_timing(path)
@@ -172,7 +173,7 @@ class ScoredDraws:
                 for index in self.indices
                 if (path := self.run.shard(self.iteration, kind, index)).exists()
             ]
-            found["scored_tokens"] = sum(timing["tokens"] for timing in timings)
+            found["scored_tokens"] = sum(int(timing["tokens"]) for timing in timings)
             found["scoring_s"] = round(sum(timing["total_s"] for timing in timings), 3)
         if self.scheme.remember is None:
             return found

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from femtune.evaluation.chance import binomial_interval
+from femtune.metric_types import DrawMetrics, EStepMetrics, EvaluationMetrics
 from femtune.types import Scheme
 
 FEW_ANSWERED = 0.5  # of the draws
@@ -43,7 +43,7 @@ class Warned:
     text: str
 
 
-def e_step_warnings(metrics: Mapping[str, Any], max_new_tokens: int, scheme: Scheme) -> list[Warned]:
+def e_step_warnings(metrics: EStepMetrics, max_new_tokens: int, scheme: Scheme) -> list[Warned]:
     """Return the warnings of an E-step from its metrics (`evaluate.estep_metrics`)."""
     if not metrics.get("num_draws"):
         return []
@@ -77,7 +77,7 @@ def e_step_warnings(metrics: Mapping[str, Any], max_new_tokens: int, scheme: Sch
 
 
 def evaluation_warnings(
-    metrics: Mapping[str, Any], max_new_tokens: int, *, demos: bool = False
+    metrics: EvaluationMetrics, max_new_tokens: int, *, demos: bool = False
 ) -> list[Warned]:
     """Return the warnings of an evaluation from its metrics (`evaluate.evaluation_metrics`)."""
     where = "evaluation with worked examples" if demos else "evaluation"
@@ -87,7 +87,7 @@ def evaluation_warnings(
 _CHECK = "`femtune check` shows what the model writes."
 
 
-def _draw_warnings(where: str, metrics: Mapping[str, Any], max_new_tokens: int) -> Iterator[Warned]:
+def _draw_warnings(where: str, metrics: DrawMetrics, max_new_tokens: int) -> Iterator[Warned]:
     start, answered = where[:1].upper() + where[1:], _answered(metrics)
     if answered < FEW_ANSWERED:
         forced = " (without forced answers)" if metrics.get("forced_share") else ""
@@ -104,7 +104,7 @@ def _draw_warnings(where: str, metrics: Mapping[str, Any], max_new_tokens: int) 
         )
 
 
-def _answered(metrics: Mapping[str, Any]) -> float:
+def _answered(metrics: DrawMetrics) -> float:
     """The share of draws with an answer that was not forced."""
     return float(metrics.get("answered_unforced", metrics["answered"]))
 
@@ -135,7 +135,7 @@ def _attempts(scheme: Scheme) -> int:
     return sum(stage.draws for stage in scheme.stages if stage.prompt_kind == "plain")
 
 
-def has_examples(metrics: Mapping[str, Any]) -> bool:
+def has_examples(metrics: EStepMetrics) -> bool:
     """Return False where an E-step's metrics say that there is nothing to train on."""
     if metrics.get("reasons_share", 1) == 0:
         return False
@@ -144,7 +144,7 @@ def has_examples(metrics: Mapping[str, Any]) -> bool:
     return bool(metrics["num_kept"] or metrics.get("covered_share"))
 
 
-def nothing_kept(iteration: int, metrics: Mapping[str, Any], scheme: Scheme) -> str:
+def nothing_kept(iteration: int, metrics: EStepMetrics, scheme: Scheme) -> str:
     """Say why an E-step kept nothing: counts by prompt and reason, the likely cause, the remedy."""
     counts = [
         f"{count} {prompt} draws: {reason.replace('_', ' ')}"

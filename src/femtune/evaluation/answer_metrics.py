@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from femtune.evaluation.calibration_map import Calibration, apply
 from femtune.evaluation.evaluate import as_item, group_of
 from femtune.evaluation.metrics import calibration_errors, scale_values
 from femtune.evaluation.scored_answers import Scored, of_draws
+from femtune.metric_types import BothWays, EvaluationMetrics
 from femtune.runs.draws import by_problem
 from femtune.types import Draw, Problem
 
@@ -44,7 +45,7 @@ def side_by_side(
     stored: Chunks,
     scored: Scored,
     calibration: Calibration | None = None,
-) -> dict[str, Any]:
+) -> BothWays:
     """Measures by votes and by probabilities, of stored draws; see `distribution_metrics`.
 
     "calibrated" is added under a calibration: the same measures of what it maps. {} where nothing was
@@ -59,7 +60,7 @@ def side_by_side(
                 probabilities.append(judged_by_probabilities(problem, of_draws(scored, draws)))
     if not scored:
         return {}
-    made = {
+    made: BothWays = {
         "by_votes": distribution_metrics(votes),
         "by_probabilities": distribution_metrics(probabilities),
     }
@@ -96,7 +97,7 @@ def _mapped(judged: Judged, calibration: Calibration) -> Judged:
     return Judged(judged.problem, shares, answer, shares[judged.problem.answer])
 
 
-def distribution_metrics(judged: Sequence[Judged]) -> dict[str, Any]:
+def distribution_metrics(judged: Sequence[Judged]) -> EvaluationMetrics:
     """Measures of distributions, each `m` with its bootstrap interval `m_ci`.
 
     accuracy            share of problems whose likeliest answer is the correct one
@@ -133,7 +134,8 @@ def distribution_metrics(judged: Sequence[Judged]) -> dict[str, Any]:
     why = {"log_likelihood": "a correct answer has no chance"}
     same = "all ratings or all predictions are the same"
     why |= dict.fromkeys(("pearson", "spearman", "kendall"), same)
-    return summary(bootstrap(statistic, [group_of(each.problem) for each in judged]), why)
+    found = summary(bootstrap(statistic, [group_of(each.problem) for each in judged]), why)
+    return cast(EvaluationMetrics, found)
 
 
 def _of_ratings(judged: Sequence[Judged], p: Floats) -> Statistic:

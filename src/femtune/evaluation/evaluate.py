@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from femtune.evaluation.metrics import (
     rater_ceiling,
     rating_metrics,
 )
+from femtune.metric_types import DrawMetrics, EStepMetrics, EvaluationMetrics
 from femtune.runs.draws import by_problem
 from femtune.runs.run import Run
 from femtune.schemes.filters import paper_filter
@@ -82,7 +83,7 @@ def evaluation_metrics(
     stored: Stored,
     calibration: Calibration | None = None,
     max_new_tokens: int | None = None,
-) -> dict[str, Any]:
+) -> EvaluationMetrics:
     """Metrics of evaluation draws; a draw that gave no answer counts as wrong.
 
     accuracy            mean share of a problem's draws with full reward
@@ -164,7 +165,9 @@ def _as_vote(answer: str, numeric: bool) -> str:
     return plain(answer) if number is None else str(number)
 
 
-def _passes(asked: Sequence[tuple[Problem, Item]], counts: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def _passes(
+    asked: Sequence[tuple[Problem, Item]], counts: Sequence[tuple[int, int]]
+) -> EvaluationMetrics:
     """pass@k of mathematics, k being 2, 4, 8 ... and all draws; of k = 1 it is the accuracy."""
     known = frame(asked[0][0]) if asked else None
     if known is None or known.form != "math":
@@ -179,19 +182,19 @@ def _passes(asked: Sequence[tuple[Problem, Item]], counts: Sequence[tuple[int, i
 
 def _shares(
     asked: Sequence[tuple[Problem, Item]], values: Mapping[str, Sequence[float]]
-) -> dict[str, Any]:
+) -> EvaluationMetrics:
     """Means over problems, with their intervals."""
     arrays = {name: np.asarray(each, float) for name, each in values.items()}
 
     def statistic(weights: Floats) -> dict[str, Floats]:
         return {name: mean(weights, each) for name, each in arrays.items()}
 
-    return summary(bootstrap(statistic, [item.group for _, item in asked]), {})
+    return cast(EvaluationMetrics, summary(bootstrap(statistic, [item.group for _, item in asked]), {}))
 
 
 def _of_the_task(
     asked: Sequence[tuple[Problem, Item]], calibration: Calibration | None
-) -> dict[str, Any]:
+) -> EvaluationMetrics:
     """Return what the task of these problems measures beyond accuracy."""
     known = frame(asked[0][0]) if asked else None
     if known is None or not known.scale:
@@ -199,8 +202,8 @@ def _of_the_task(
     items = [item for _, item in asked]
     if known.form == "rating":
         made = rating_metrics(items, known.scale, calibration=calibration)
-        for name in ("accuracy", "accuracy_ci"):  # of the vote: `majority_accuracy`
-            made.pop(name, None)
+        made.pop("accuracy", None)  # of the vote: `majority_accuracy`
+        made.pop("accuracy_ci", None)
         return made | rater_ceiling(_ratings(asked), known.scale)
     if known.form == "pair":
         swapped = [(own := frame(problem)) is not None and own.swapped for problem, _ in asked]
@@ -220,7 +223,7 @@ def _ratings(asked: Sequence[tuple[Problem, Item]]) -> dict[str, list[str]]:
     return ratings
 
 
-def estep_metrics(problems: Mapping[str, Problem], stored: Stored, attempts: int = 0) -> dict[str, Any]:
+def estep_metrics(problems: Mapping[str, Problem], stored: Stored, attempts: int = 0) -> EStepMetrics:
     """Metrics of an E-step's draws; `attempts` is how often a problem may be asked without a hint.
 
     luck_share          share of the problems that guesses by the answers' frequencies would keep in so
@@ -265,7 +268,7 @@ def estep_metrics(problems: Mapping[str, Problem], stored: Stored, attempts: int
     }
 
 
-def _luck(asked: Sequence[Problem], num_plain: int, attempts: int) -> dict[str, float]:
+def _luck(asked: Sequence[Problem], num_plain: int, attempts: int) -> EStepMetrics:
     if not is_closed(asked):
         return {}
     luck = guessed_share((problem.answer for problem in asked), attempts)
@@ -300,7 +303,7 @@ class _Tally:
             return len(made.tokens) - made.num_forced >= self.max_new_tokens
         return made.finish_reason == "length"
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> DrawMetrics:
         return {
             "answered": self.answered / self.draws if self.draws else 0.0,
             "forced_share": self.forced / self.draws if self.draws else 0.0,
@@ -347,7 +350,7 @@ def as_number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _soundness(steps: Sequence[bool], rationales: Sequence[bool]) -> dict[str, float]:
+def _soundness(steps: Sequence[bool], rationales: Sequence[bool]) -> DrawMetrics:
     if not rationales:
         return {}
     return {"sound_steps": fmean(steps), "sound_rationales": fmean(rationales)}

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from femtune.estep.scheduler import Chunk, Sampler
 from femtune.estep.scoring import nats_under, read_nats, read_timing, with_nats, write_nats
 from femtune.evaluation.bootstrap import Floats, bootstrap, mean, ratio, summary
 from femtune.evaluation.evaluate import group_of
+from femtune.metric_types import PosteriorMetrics
 from femtune.runs.draws import by_problem, read_shard
 from femtune.schemes.named import mixture
 from femtune.types import Draw, Problem, Sampling
@@ -126,7 +127,7 @@ def effective_share(draws: Sequence[Draw]) -> float:
     return math.fsum(found) ** 2 / math.fsum(each**2 for each in found) / len(hinted)
 
 
-def posterior_metrics(problems: Mapping[str, Problem], folder: Path) -> dict[str, Any]:
+def posterior_metrics(problems: Mapping[str, Problem], folder: Path) -> PosteriorMetrics:
     """Measures of the draws in an iteration's folder; theta_k's, on held-out problems.
 
     bound        mean over problems of `log_mean`, nats: on average no more than the mean of
@@ -167,10 +168,11 @@ def posterior_metrics(problems: Mapping[str, Problem], folder: Path) -> dict[str
             "leak_nats": ratio(weights @ excess, weights @ right),
         }
 
+    measured = summary(bootstrap(statistic, groups), {"leak_nats": "no hinted draw is right"})
     return {
         "num_problems": len(rows),
         "draws": most,
-        **summary(bootstrap(statistic, groups), {"leak_nats": "no hinted draw is right"}),
+        **cast(PosteriorMetrics, measured),
         "generated_tokens": tokens,
         "scored_tokens": sum(int(timing["tokens"]) for timing in timings),
         "total_s": round(seconds + scoring_s, 3),

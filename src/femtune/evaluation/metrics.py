@@ -9,9 +9,9 @@ How an interval is made: see `intervals`. Where a measure is undefined it is Non
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from femtune.evaluation.bootstrap import (
     summary,
 )
 from femtune.evaluation.calibration_map import Calibration, apply, check_scale
+from femtune.metric_types import EvaluationMetrics
 
 NUM_BINS = 10  # of confidence, for the ECE; Guo et al. 2017 take 15, of far more items
 NEVER = 1 << 40  # the index of a vote that was not cast
@@ -78,7 +79,7 @@ def rating_metrics(
     calibration: Calibration | None = None,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> EvaluationMetrics:
     """Measures of ratings on an ordered scale, each `m` with its interval `m_ci`.
 
     Of the most frequent vote; of equally frequent ones, the one cast first:
@@ -128,7 +129,7 @@ def rating_metrics(
             **sure(weights),
         }
 
-    return summary(bootstrap(statistic, [item.group for item in items], resamples, seed), why)
+    return _measures(statistic, [item.group for item in items], resamples, seed, why)
 
 
 def pair_metrics(
@@ -139,7 +140,7 @@ def pair_metrics(
     calibration: Calibration | None = None,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> EvaluationMetrics:
     """Measures of a choice between two responses, each `m` with its interval `m_ci`.
 
     The scale is A, B and maybe a tie; `group` is the pair's id, `swapped` tells which items show the
@@ -172,7 +173,7 @@ def pair_metrics(
             **sure(weights),
         }
 
-    return summary(bootstrap(statistic, [item.group for item in items], resamples, seed), why)
+    return _measures(statistic, [item.group for item in items], resamples, seed, why)
 
 
 def choice_metrics(
@@ -182,13 +183,13 @@ def choice_metrics(
     calibration: Calibration | None = None,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> EvaluationMetrics:
     """`ece` and `brier` of a choice without order, each with its interval; {} of single draws.
 
     Raises ConfigError for an impossible scale and DataError for a truth that is not on it.
     """
     sure = confidence(count_votes(items, scale), distributions(items, scale, calibration))
-    return summary(bootstrap(sure, [item.group for item in items], resamples, seed), {})
+    return _measures(sure, [item.group for item in items], resamples, seed, {})
 
 
 def rater_ceiling(
@@ -198,7 +199,7 @@ def rater_ceiling(
     values: Sequence[float] | None = None,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> EvaluationMetrics:
     """Measure how well raters agree with each other: a ceiling for a model, more or less.
 
     `ratings` are those of each item, in any order; what is off the scale is no rating, and items
@@ -246,7 +247,7 @@ def rater_ceiling(
         }
 
     reason = "fewer than 3 items with two ratings" if few else "all ratings are the same"
-    return summary(bootstrap(statistic, groups, resamples, seed), {"ceiling_spearman": reason})
+    return _measures(statistic, groups, resamples, seed, {"ceiling_spearman": reason})
 
 
 def pass_at_k(num_draws: int, num_right: int, k: int) -> float:
@@ -404,6 +405,14 @@ def calibration_errors(p: Floats, truth: Ints, top: Ints | None = None) -> Stati
         return {"ece": ratio(error, weights.sum(axis=1)), "brier": mean(weights, squares)}
 
     return statistic
+
+
+def _measures(
+    statistic: Statistic, groups: Sequence[str], resamples: int, seed: int, why: Mapping[str, str]
+) -> EvaluationMetrics:
+    """Return measures with their bootstrap intervals; `why` are reasons where one is undefined."""
+    found = summary(bootstrap(statistic, groups, resamples, seed), why)
+    return typing.cast(EvaluationMetrics, found)
 
 
 def _why_undefined(ratings: Floats, predictions: Floats) -> dict[str, str]:

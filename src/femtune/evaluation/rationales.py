@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from femtune.evaluation.copying import Copied, copied
 from femtune.evaluation.evaluate import group_of
 from femtune.evaluation.likelihood_bound import subset
 from femtune.evaluation.readings import Reading, read_readings, score_shard
+from femtune.metric_types import RationaleMetrics
 from femtune.runs.draws import read_shard
 from femtune.runs.run import Run
 from femtune.types import Draw, Problem
@@ -86,7 +87,7 @@ class Phases(Protocol):
         ...
 
 
-def read_all(steps: EvaluatedRun, most: int, reader: Path | None = None) -> dict[int, dict[str, Any]]:
+def read_all(steps: EvaluatedRun, most: int, reader: Path | None = None) -> dict[int, RationaleMetrics]:
     """Let a reader score the rationales of each stored evaluation; return the measures by iteration.
 
     `most` is the number of held-out problems, the same in each iteration, of each the first draw. The
@@ -99,7 +100,7 @@ def read_all(steps: EvaluatedRun, most: int, reader: Path | None = None) -> dict
     numbers = [int(folder.parent.name.rpartition("-")[2]) for folder in done]
     if not chosen or not numbers or not _can_score(steps.sampler):
         return {}
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, RationaleMetrics] = {}
     direct: dict[str, AnswerNats] = {}
     try:
         for number in numbers:
@@ -149,7 +150,9 @@ def _read_iteration(
     )
 
 
-def rationale_metrics(problems: Mapping[str, Problem], folder: Path, prompts: Prompts) -> dict[str, Any]:
+def rationale_metrics(
+    problems: Mapping[str, Problem], folder: Path, prompts: Prompts
+) -> RationaleMetrics:
     """Measure the read rationales in an iteration's folder; a measure `m` has its interval `m_ci`.
 
     num_rationales   read, one a problem; of `num_problems`: the others have no tokens
@@ -176,12 +179,13 @@ def rationale_metrics(problems: Mapping[str, Problem], folder: Path, prompts: Pr
         draws += found
         read += [known[draw.key] for draw in found]
         timings.append(timing)
-    made = {}
+    made: RationaleMetrics = {}
     if draws:
         texts = [asked_text(prompts, problems[draw.key.problem_id]) for draw in draws]
         parts = [copied(d.score.rationale, text) for d, text in zip(draws, texts, strict=True)]
         groups = [group_of(problems[draw.key.problem_id]) for draw in draws]
-        made = summary(bootstrap(_statistic(read, parts), groups), _why(read))
+        measured = summary(bootstrap(_statistic(read, parts), groups), _why(read))
+        made = cast(RationaleMetrics, measured)
     return {
         "num_problems": len(problems),
         "num_rationales": len(draws),
@@ -243,7 +247,7 @@ def scored(draws: Path, scores: Path) -> Iterator[list[Draw]]:
         yield [with_nats(draw, nats[draw.key]) for draw in found if draw.key in nats]
 
 
-def read_rationales(folder: Path) -> dict[str, Any]:
+def read_rationales(folder: Path) -> RationaleMetrics:
     """Return the stored measures of an iteration's folder; {} if nothing is stored."""
     path = folder / FILE
     return json.loads(path.read_text()) if path.is_file() else {}

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from femtune.data.tasks.frames import frame
 from femtune.evaluation.bootstrap import Floats, bootstrap, mean, ratio, summary
 from femtune.evaluation.metrics import scale_values
+from femtune.metric_types import EStepMetrics, KeptBy, KeptScores, KeptShare
 from femtune.runs.draws import by_problem
 from femtune.schemes.filters import weigh
 from femtune.types import Balance, Draw, Problem, Rule
@@ -49,7 +50,7 @@ def outcomes(folder: Path, problems: Mapping[str, Problem]) -> list[Outcome]:
 # --- kept shares
 
 
-def kept_by(asked: Sequence[Outcome]) -> dict[str, dict[str, dict[str, Any]]]:
+def kept_by(asked: Sequence[Outcome]) -> KeptBy:
     """Return each group's `kept_share`, its interval and `num_problems`, by kind of group.
 
     answer      the human's, y*
@@ -61,7 +62,7 @@ def kept_by(asked: Sequence[Outcome]) -> dict[str, dict[str, dict[str, Any]]]:
     group is left out, and so is one whose "others" are most of the problems.
     """
     problems = [problem for problem, _ in asked]
-    made: dict[str, dict[str, dict[str, Any]]] = {}
+    made: KeptBy = {}
     for kind, names in _kinds(problems).items() if problems else ():
         groups: dict[str, list[bool]] = defaultdict(list)
         for name, (_, kept) in zip(_merged(names), asked, strict=True):
@@ -71,7 +72,7 @@ def kept_by(asked: Sequence[Outcome]) -> dict[str, dict[str, dict[str, Any]]]:
     return made
 
 
-def _share(kept: Sequence[bool]) -> dict[str, Any]:
+def _share(kept: Sequence[bool]) -> KeptShare:
     share, ci = sum(kept) / len(kept), list(wilson(sum(kept), len(kept)))
     return {"kept_share": share, "kept_share_ci": ci, "num_problems": len(kept)}
 
@@ -139,7 +140,7 @@ def _place(name: str) -> tuple[bool, float, str]:
 # --- the shift of human scores
 
 
-def kept_scores(asked: Sequence[Outcome]) -> dict[str, Any]:
+def kept_scores(asked: Sequence[Outcome]) -> KeptScores:
     """Return, for ratings, the human scores of all problems and of kept ones; elsewhere {}.
 
     score_mean, score_sd            of all problems; in units of the scale's values
@@ -174,7 +175,7 @@ def kept_scores(asked: Sequence[Outcome]) -> dict[str, Any]:
 
     groups = [known.item for known in frames if known]
     why = dict.fromkeys(statistic(np.ones((1, len(scores)))), "no problem was kept")
-    return {"mode": mode, **summary(bootstrap(statistic, groups), why)}
+    return cast(KeptScores, {"mode": mode, **summary(bootstrap(statistic, groups), why)})
 
 
 # --- balance
@@ -210,7 +211,7 @@ class Factors:
     by_answer: Mapping[str, float]
     clipped: tuple[str, ...] = ()  # answers whose factor is the most that there is
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> EStepMetrics:
         """As it is stored: `balance`, factors by answer, and `balance_clipped` where there are any.
 
         Of more than 50 answers, the least and the largest factor alone.
@@ -218,8 +219,10 @@ class Factors:
         shown = dict(self.by_answer)
         if len(shown) > 50:
             shown = {"least": min(shown.values()), "largest": max(shown.values())}
-        made: dict[str, Any] = {"balance": shown} if shown else {}
-        return made | ({"balance_clipped": list(self.clipped)} if self.clipped else {})
+        made: EStepMetrics = {"balance": shown} if shown else {}
+        if self.clipped:
+            made["balance_clipped"] = list(self.clipped)
+        return made
 
 
 def balance_factors(found: Weighed, balance: Balance, max_factor: float = MAX_FACTOR) -> Factors:

@@ -34,6 +34,7 @@ from femtune.data.tasks.judge import JUDGE, Wording, write_pair, write_rating
 from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.engines.model_files import MODELS, load_tokenizer
 from femtune.evaluation.rationales import read_rationales
+from femtune.metric_types import EStepMetrics, IterationMetrics, Part, interval, measure
 from femtune.mstep.examples import EXAMPLES
 from femtune.runs.run import stored_config
 from femtune.schemes.serialization import describe, schedule_from_data
@@ -90,23 +91,24 @@ class RunFacts:
     config: Mapping[str, Any]
     packages: Mapping[str, str]
     problems: Sequence[Problem]
-    base: Mapping[str, Any]  # metrics of iteration 0; {} if it was not measured
-    history: Sequence[Mapping[str, Any]]  # metrics of the iterations 1 to this one
+    base: IterationMetrics  # metrics of iteration 0; {} if it was not measured
+    history: Sequence[IterationMetrics]  # metrics of the iterations 1 to this one
     trains_hinted: bool  # True if some examples are trained under the hinted prompt
 
     @property
-    def metrics(self) -> Mapping[str, Any]:
+    def metrics(self) -> IterationMetrics:
         return self.history[-1]
 
 
 def read_told(root: Path, iteration: int) -> RunFacts:
     """Read the facts about a completed iteration of the run in `root`."""
 
-    def metrics(number: int) -> dict[str, Any]:
+    def metrics(number: int) -> IterationMetrics:
         folder = root / f"iteration-{number:03}"
         path = folder / "metrics.json"
-        found = json.loads(path.read_text()) if path.exists() else {}
-        return found | {"rationales": read_rationales(folder)}
+        found: IterationMetrics = json.loads(path.read_text()) if path.exists() else {}
+        found["rationales"] = read_rationales(folder)
+        return found
 
     return RunFacts(
         config=stored_config(root),
@@ -190,10 +192,10 @@ def _results(told: RunFacts) -> list[EvalResult]:
             dataset_split=told.config["eval_split"],
             metric_type=name,
             metric_name=f"{MEASURES[name][0]}, of {evaluation['num_problems']} held-out problems",
-            metric_value=evaluation[name],
+            metric_value=value,
         )
         for name in MEASURES
-        if isinstance(evaluation.get(name), float)
+        if (value := measure(evaluation, name)) is not None
     ]
 
 
@@ -228,15 +230,15 @@ def _about(told: RunFacts) -> dict[str, Any]:
     }
 
 
-def covered_share(e_step: Mapping[str, Any]) -> float:
+def covered_share(e_step: EStepMetrics) -> float:
     """Return the share of problems with a right draw, including remembered draws if there are any."""
     known = e_step.get("covered_share")
-    return float(e_step["kept_share"] if known is None else known)
+    return (e_step["kept_share"] or 0.0) if known is None else known
 
 
 def compared(
     told: RunFacts,
-    part: str = "evaluation",
+    part: Part = "evaluation",
     measures: Mapping[str, tuple[str, bool]] = MEASURES,
 ) -> list[dict[str, Any]]:
     """Return each measure of the base and of this model, and whether their intervals overlap.
@@ -246,9 +248,9 @@ def compared(
     before, after = told.base.get(part, {}), told.metrics.get(part, {})
     rows = []
     for name, (title, more) in measures.items():
-        if not isinstance(after.get(name), float):
+        if (value := measure(after, name)) is None:
             continue
-        old, new = before.get(f"{name}_ci"), after.get(f"{name}_ci")
+        old, new = interval(before, name), interval(after, name)
         verdict = ""
         if old and new:
             apart = new[0] > old[1] or new[1] < old[0]
@@ -256,8 +258,8 @@ def compared(
         rows.append(
             {
                 "title": title,
-                "before": _number(before.get(name), old),
-                "after": _number(after[name], new),
+                "before": _number(measure(before, name), old),
+                "after": _number(value, new),
                 "verdict": verdict,
             }
         )

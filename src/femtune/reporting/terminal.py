@@ -7,9 +7,9 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console, RenderableType
 from rich.panel import Panel
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from femtune._util.text import span, visible
+from femtune.metric_types import DrawMetrics, EStepMetrics, IterationMetrics, measure
 from femtune.types import Draw
 
 Show = Literal["auto", "lines", "json", "quiet"]
@@ -60,20 +61,20 @@ class Quiet:
 
     def step(self, step: int, steps: int, loss: float) -> None: ...
 
-    def measured(self, iteration: int, metrics: dict[str, Any]) -> None: ...
+    def measured(self, iteration: int, metrics: IterationMetrics) -> None: ...
 
 
 class Lines(Quiet):
     """Progress with one line per iteration."""
 
-    def measured(self, iteration: int, metrics: dict[str, Any]) -> None:
+    def measured(self, iteration: int, metrics: IterationMetrics) -> None:
         console().print(iteration_line(metrics), soft_wrap=True)
 
 
 class JsonLines(Quiet):
     """Progress with one JSON object per iteration."""
 
-    def measured(self, iteration: int, metrics: dict[str, Any]) -> None:
+    def measured(self, iteration: int, metrics: IterationMetrics) -> None:
         print(json.dumps(metrics), flush=True)
 
 
@@ -173,7 +174,7 @@ SHOWN = {
 }
 
 
-def iteration_line(metrics: dict[str, Any]) -> Text:
+def iteration_line(metrics: IterationMetrics) -> Text:
     """Return an iteration as a line: kept problems, cost and accuracy."""
     parts = ["base       " if metrics["iteration"] == 0 else f"iteration {metrics['iteration']}"]
     if e_step := metrics.get("e_step"):
@@ -189,8 +190,8 @@ def iteration_line(metrics: dict[str, Any]) -> Text:
         interval = f" ({low:.3f} to {high:.3f})" if low is not None else ""
         parts.append(f"accuracy {evaluation['accuracy']:.3f}{interval}")
         for name, (title, digits) in SHOWN.items():
-            if evaluation.get(name) is not None:
-                parts.append(f"{title} {evaluation[name]:.{digits}f}")
+            if (value := measure(evaluation, name)) is not None:
+                parts.append(f"{title} {value:.{digits}f}")
         parts += endings(evaluation)
     if shown := metrics.get("evaluation_demos"):
         parts += [f"with worked examples: accuracy {shown['accuracy']:.3f}", *endings(shown)]
@@ -199,7 +200,7 @@ def iteration_line(metrics: dict[str, Any]) -> Text:
     return literal("  ".join(parts))
 
 
-def answer_parts(e_step: Mapping[str, Any]) -> list[str]:
+def answer_parts(e_step: EStepMetrics) -> list[str]:
     """Return the probability of answers after rationales, if the scheme computes it."""
     parts = []
     if (right := e_step.get("expected_right")) is not None:
@@ -211,7 +212,7 @@ def answer_parts(e_step: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def endings(metrics: Mapping[str, Any]) -> list[str]:
+def endings(metrics: DrawMetrics) -> list[str]:
     """Return the shares of answered, forced and truncated draws, if they are unusual."""
     answered, forced = metrics.get("answered", 1.0), metrics.get("forced_share", 0.0)
     truncated = metrics.get("truncated_share", 0.0)
@@ -222,7 +223,7 @@ def endings(metrics: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def summary(history: Sequence[Mapping[str, Any]]) -> list[str]:
+def summary(history: Sequence[IterationMetrics]) -> list[str]:
     """Return a run in three lines: accuracy against the base, kept problems, and cost."""
     e_steps = [each["e_step"] for each in history if "e_step" in each]
     measured = [each for each in history if each["iteration"] and "evaluation" in each]

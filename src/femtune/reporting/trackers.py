@@ -37,6 +37,7 @@ from femtune._util.atomic_files import write_json
 from femtune.data.prompts import prompt_text
 from femtune.errors import ConfigError
 from femtune.loop import Progress
+from femtune.metric_types import IterationMetrics, interval, measure
 from femtune.runs.draws import read_draws
 from femtune.types import Draw
 
@@ -134,7 +135,7 @@ class Tracked:
         self._shown.step(step, steps, loss)
         self._tell(lambda tracker: tracker.step(self._steps + step, {"train/loss": loss}))
 
-    def measured(self, iteration: int, metrics: dict[str, Any]) -> None:
+    def measured(self, iteration: int, metrics: IterationMetrics) -> None:
         self._shown.measured(iteration, metrics)
         self._steps += metrics.get("m_step", {}).get("num_steps", 0)
         late = [name for name in self._trackers if self._told[name] <= iteration]
@@ -160,20 +161,25 @@ class Tracked:
 # --- logged values
 
 
-def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+def numbers(metrics: IterationMetrics) -> dict[str, float]:
     """Return the numbers of an iteration's metrics by section, with both ends of intervals.
 
     >>> numbers({"evaluation": {"accuracy": 0.5, "accuracy_ci": [0.4, 0.6]}})
     {'evaluation/accuracy': 0.5, 'evaluation/accuracy_low': 0.4, 'evaluation/accuracy_high': 0.6}
     """
     found: dict[str, float] = {}
-    for section in ("e_step", "m_step", "evaluation", "posterior"):
-        for name, value in metrics.get(section, {}).items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                found[f"{section}/{name}"] = float(value)
-            elif name.endswith("_ci") and value:
-                low, high = value
-                found |= {f"{section}/{name[:-3]}_low": low, f"{section}/{name[:-3]}_high": high}
+    sections: dict[str, Mapping[str, object]] = {
+        "e_step": metrics.get("e_step", {}),
+        "m_step": metrics.get("m_step", {}),
+        "evaluation": metrics.get("evaluation", {}),
+        "posterior": metrics.get("posterior", {}),
+    }
+    for section, values in sections.items():
+        for name in values:
+            if (value := measure(values, name)) is not None:
+                found[f"{section}/{name}"] = value
+            if ends := interval(values, name):
+                found |= {f"{section}/{name}_low": ends[0], f"{section}/{name}_high": ends[1]}
     for prompt, reasons in metrics.get("e_step", {}).get("reasons", {}).items():
         found |= {f"e_step/reasons/{prompt}/{reason}": float(n) for reason, n in reasons.items()}
     return found

@@ -7,19 +7,19 @@ run resumes from it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from femtune._util.atomic_files import remove
 from femtune.errors import RunError
+from femtune.metric_types import IterationMetrics
 from femtune.runs.manifest import record_removed
 from femtune.runs.run import Run
 
 MASTER = "master"  # beside an iteration's model: its float32 weights, where the model has 16 bits
 
 
-def best_of(history: Sequence[Mapping[str, Any]]) -> int:
+def best_of(history: Sequence[IterationMetrics]) -> int:
     """The iteration with the best model; the last one where none was measured.
 
     >>> best_of([{"iteration": 0}, {"iteration": 1, "evaluation": {"accuracy": 0.5}}, {"iteration": 2}])
@@ -31,7 +31,7 @@ def best_of(history: Sequence[Mapping[str, Any]]) -> int:
     return int(max(trained, key=lambda each: each["evaluation"]["accuracy"])["iteration"])
 
 
-def link_models(run: Run, history: Sequence[Mapping[str, Any]]) -> None:
+def link_models(run: Run, history: Sequence[IterationMetrics]) -> None:
     """Links `last` and `best` to the models of their iterations."""
     for name, iteration in (("last", history[-1]["iteration"]), ("best", best_of(history))):
         link, model = run.root / name, run.iteration(iteration).relative_to(run.root) / "model"
@@ -51,7 +51,7 @@ def link_models(run: Run, history: Sequence[Mapping[str, Any]]) -> None:
             raise RunError(f"{link} can't be made: {error.strerror}.") from error
 
 
-def thin_out(run: Run, history: Sequence[Mapping[str, Any]], keep_last: int) -> None:
+def thin_out(run: Run, history: Sequence[IterationMetrics], keep_last: int) -> None:
     """Remove models but the last `keep_last` ones and the best; 0 keeps all.
 
     Their iterations keep draws, examples and metrics, from which a model can be made again. Which one is

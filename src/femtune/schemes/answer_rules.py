@@ -20,9 +20,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from femtune.errors import ConfigError
+from femtune.metric_types import EStepMetrics
 from femtune.schemes.filters import rules_of
 from femtune.schemes.weights import normalized
 from femtune.types import Draw, Example, Need, Scheme
@@ -142,7 +143,7 @@ def passes(draw: Draw, nats: float) -> bool:
     return found is not None and found >= nats and draw.is_likeliest is True
 
 
-def answer_metrics(chunks: Iterable[Sequence[Draw]], scheme: Scheme) -> dict[str, Any]:
+def answer_metrics(chunks: Iterable[Sequence[Draw]], scheme: Scheme) -> EStepMetrics:
     """Measure the probabilities of answers after the rationales of an E-step's draws.
 
     Of schemes by expected reward, over all draws:
@@ -173,7 +174,7 @@ def answer_metrics(chunks: Iterable[Sequence[Draw]], scheme: Scheme) -> dict[str
         gains += [nats for _, nats in scored]
         likeliest += [draw.is_likeliest is True for draw, _ in scored]
         passed += sum(passes(draw, least) for draw, _ in scored)
-    found: dict[str, Any] = {}
+    found: EStepMetrics = {}
     if "answers" in scheme.needs:
         found |= {
             "expected_right": fmean(chances) if chances else None,

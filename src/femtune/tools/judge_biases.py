@@ -254,7 +254,7 @@ def pair_biases(
     frames = [_frame(problem) for problem in problems]
     items = [plain[problem.id] for problem in problems]
     made = pair_metrics(items, scale, swapped=[known.swapped for known in frames])
-    kept = {name: made[name] for name in made if name.startswith(("position_", "first_"))}
+    kept = {name: value for name, value in made.items() if name.startswith(("position_", "first_"))}
     undefined = {k: v for k, v in made.get("undefined", {}).items() if k in kept}
     choice = _choices(items, scale)
     longer = np.sign([known.length for known in frames])  # 1: the second is longer

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from femtune.config import CHANGEABLE, Evaluate, Train
 from femtune.errors import ConfigError
@@ -17,6 +17,7 @@ from femtune.evaluation.evaluate import evaluation_metrics
 from femtune.evaluation.rationales import read_all
 from femtune.evaluation.scored_answers import engine_scores, read_scored, score_into, uses_probabilities
 from femtune.loop import LoopConfig, Progress, Steps
+from femtune.metric_types import BothWays, EvaluateMetrics
 from femtune.model_info import as_trained
 from femtune.resolve import Data, TaskInputs, make_loop_config, read_inputs
 from femtune.run_folder import run_place, store_problems
@@ -50,7 +51,7 @@ class EvaluateResult:
     """Share of problems answered correctly."""
     accuracy_ci: tuple[float, float] | None
     """95% interval of the accuracy by bootstrap over problems; None if it is undefined."""
-    metrics: dict[str, Any] = field(repr=False)
+    metrics: EvaluateMetrics = field(repr=False)
     """All measures by name; an interval has the suffix `_ci`."""
 
 
@@ -168,14 +169,14 @@ def _combine(
     return _Combination(calibration, aggregate, scores)
 
 
-def _measure(steps: Steps, demos: Demos, how: _Combination) -> dict[str, Any]:
+def _measure(steps: Steps, demos: Demos, how: _Combination) -> EvaluateMetrics:
     """Draw and measure, and repeat with worked examples if there are any."""
-    metrics = steps.evaluate(0)
-    shown = steps.evaluate(0, demos) if demos else {}
+    metrics: dict[str, Any] = {**steps.evaluate(0)}
+    shown: dict[str, Any] = {**steps.evaluate(0, demos)} if demos else {}
     run, problems, sampler = steps.run, steps.eval_problems, steps.sampler
-    both = {}
+    both: dict[str, Any] = {}
     if how.scores and engine_scores(sampler, how.aggregate):
-        both = _both_ways(run, "eval", problems, sampler, how.calibration)
+        both |= _both_ways(run, "eval", problems, sampler, how.calibration)
         if demos:
             own = replace(sampler, demos=demos)
             made = _both_ways(run, "eval_demos", problems, own, None)
@@ -183,7 +184,7 @@ def _measure(steps: Steps, demos: Demos, how: _Combination) -> dict[str, Any]:
     metrics |= {f"{name}_with_examples": shown[name] for name in _SHOWN if name in shown}
     if how.calibration is not None and how.calibration.of == "votes":
         metrics = _calibrated(metrics, problems, run.iteration(0) / "eval", how.calibration)
-    return metrics | both
+    return cast(EvaluateMetrics, metrics | both)
 
 
 def _both_ways(
@@ -192,7 +193,7 @@ def _both_ways(
     problems: Sequence[Problem],
     sampler: Sampler,
     calibration: Calibration | None,
-) -> dict[str, Any]:
+) -> BothWays:
     """Measure the stored draws of a kind by votes and by probabilities, which are computed first."""
     folder = score_into(run, kind, problems, sampler)
     by_id = {problem.id: problem for problem in problems}

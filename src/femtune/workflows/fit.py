@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from femtune.engines.model_files import base_of_adapter, load_tokenizer, local_model
 from femtune.loop import Progress
+from femtune.metric_types import MStepMetrics
 from femtune.model_info import ModelInfo, femtune_version, info_of, read_info, write_info
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
@@ -27,7 +28,7 @@ class FitResult:
 
     model: Path
     """Folder of the model, or of the adapter under LoRA."""
-    metrics: dict[str, Any] = field(repr=False)
+    metrics: MStepMetrics = field(repr=False)
     """Loss, number of examples and tokens, seconds."""
 
 
@@ -58,7 +59,7 @@ def run_fit(
         done = m_step(examples, base, output_dir, training, tokenizer, seed=seed, on_step=told.step)
         if is_first:
             write_info(output_dir, _fitted(examples, model, base))
-        metrics = asdict(done)
+        metrics = cast(MStepMetrics, asdict(done))
         told.measured(1, {"iteration": 1, "m_step": metrics})
     distributed.leave()  # gloo's threads would abort a process that ends while they run
     return FitResult(output_dir, metrics)

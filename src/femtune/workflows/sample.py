@@ -10,6 +10,7 @@ from typing import Any
 from femtune.config import CHANGEABLE, Sample, Train
 from femtune.data.tasks.load import trained_on
 from femtune.loop import LoopConfig, Progress, Steps
+from femtune.metric_types import EStepMetrics
 from femtune.reporting.cards import write_data_card
 from femtune.resolve import (
     Data,
@@ -37,7 +38,7 @@ class SampleResult:
     """Parquet file with the columns prompt, completion and weight, among others."""
     draws: Path
     """Folder with all draws, kept or not."""
-    metrics: dict[str, Any] = field(repr=False)
+    metrics: EStepMetrics = field(repr=False)
     """Number of problems and draws, shares that were kept, tokens and seconds."""
     num_problems: int
     num_kept: int

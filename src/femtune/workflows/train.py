@@ -13,6 +13,7 @@ from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, ModelError
 from femtune.estep.scheduler import Sampler
 from femtune.loop import LoopConfig, Progress, fem
+from femtune.metric_types import History
 from femtune.model_info import ModelInfo, info_of
 from femtune.reporting.cards import write_model_card
 from femtune.reporting.terminal import summary
@@ -49,7 +50,7 @@ class TrainResult:
     """Model of the last iteration."""
     best_iteration: int
     """Iteration of `best`; the last one if nothing was held out."""
-    history: list[dict[str, Any]] = field(repr=False)
+    history: History = field(repr=False)
     """Metrics by iteration; 0 is the base model."""
 
     def __repr__(self) -> str:

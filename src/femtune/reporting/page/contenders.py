@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from femtune.evaluation.bootstrap import Estimate, half_width
+from femtune.metric_types import EvaluationMetrics, Part, interval, measure
 from femtune.reporting.page.record import Found, Group, Record
 
 Kind = Literal["base", "baseline", "scheme"]
-Metrics = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ class Contender:
 
     label: str
     kind: Kind
-    evaluations: tuple[Metrics, ...]  # one per seed; for the base, one per run that measured it
+    evaluations: tuple[
+        EvaluationMetrics, ...
+    ]  # one per seed; for the base, one per run that measured it
     iteration: int  # the lowest last iteration among its runs
     group: Group
 
@@ -125,21 +127,19 @@ class Point:
     num_seeds: int
 
 
-def pooled(evaluations: Sequence[Metrics], measure: str) -> Estimate | None:
+def pooled(evaluations: Sequence[Mapping[str, object]], name: str) -> Estimate | None:
     """Return one run's measure with its own interval, or the mean of several with Student's interval.
 
     Returns None if a run lacks the measure: a mean of the others would be biased upwards. Equal values,
     such as those of a greedy base, keep the interval over problems. Student's interval is clipped.
     """
-    values = [metrics.get(measure) for metrics in evaluations]
-    if not values or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+    numbers = [value for each in evaluations if (value := measure(each, name)) is not None]
+    if not numbers or len(numbers) < len(evaluations) or not all(map(math.isfinite, numbers)):
         return None
-    numbers = [float(value) for value in values if value is not None]
     if len({*numbers}) == 1:
-        ci = evaluations[0].get(f"{measure}_ci")
-        return Estimate(numbers[0], (float(ci[0]), float(ci[1])) if ci else None)
+        return Estimate(numbers[0], interval(evaluations[0], name))
     middle, half = fmean(numbers), half_width(numbers)
-    least, most = BOUNDS.get(measure, (-math.inf, math.inf))
+    least, most = BOUNDS.get(name, (-math.inf, math.inf))
     return Estimate(middle, (max(least, middle - half), min(most, middle + half)))
 
 
@@ -162,14 +162,14 @@ def contenders(found: Found) -> list[Contender]:
     return made
 
 
-def _last(run: Record) -> tuple[int, Metrics]:
+def _last(run: Record) -> tuple[int, EvaluationMetrics]:
     number = max(run.evaluations())
     return number, run.evaluations()[number]
 
 
 def _baselines(group: Group) -> list[Contender]:
     """Return a baseline's lines from its last evaluation; a regression has several."""
-    by_name: dict[str, list[Metrics]] = {}
+    by_name: dict[str, list[EvaluationMetrics]] = {}
     for run in group.runs:
         measured = [each for each in run.history if each.get("evaluation") or each.get("evaluations")]
         for metrics in measured[-1:]:
@@ -182,7 +182,7 @@ def _baselines(group: Group) -> list[Contender]:
     return [Contender(label, "baseline", tuple(own), 0, group) for label, own in by_name.items()]
 
 
-def course(group: Group, measure: str, part: str = "evaluation") -> list[Point]:
+def course(group: Group, name: str, part: Part = "evaluation") -> list[Point]:
     """Return a measure by iteration, from the evaluation, or from "e_step" or "m_step"."""
     numbers = sorted({m["iteration"] for run in group.runs for m in run.history if m.get(part)})
     points = []
@@ -193,7 +193,7 @@ def course(group: Group, measure: str, part: str = "evaluation") -> list[Point]:
             for m in run.history
             if m["iteration"] == number and m.get(part)
         ]
-        estimate = pooled(own, measure)
+        estimate = pooled(own, name)
         if estimate is not None:
             points.append(Point(number, estimate, len(own)))
     return points

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from femtune.metric_types import EvaluationMetrics
 from femtune.reporting.page import predictions
 from femtune.reporting.page.contenders import best, contenders
 from femtune.reporting.page.drawing import NUM_COLOURS, Axis, mark
@@ -107,7 +108,8 @@ def _voters(found: Found, scale: tuple[str, ...], notes: list[str]) -> list[Vote
     made = []
     for group in found.groups:
         run = group.runs[0]
-        last, metrics = max(run.evaluations().items(), default=(0, {}), key=lambda pair: pair[0])
+        nothing = (0, EvaluationMetrics())
+        last, metrics = max(run.evaluations().items(), default=nothing, key=lambda pair: pair[0])
         if metrics.get("num_draws", 0) <= metrics.get("num_problems", 0):
             continue
         if group.is_baseline and run.scheme != "votes":  # a regression answers once per problem

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from femtune.evaluation.bootstrap import Estimate
 from femtune.evaluation.selection_bias import wilson
+from femtune.metric_types import KeptShare, interval
 from femtune.reporting.page.drawing import Axis
 from femtune.reporting.page.estep_section import EStepTallies
 from femtune.reporting.page.figures import groups
@@ -143,7 +143,7 @@ def _kept_by(found: Found, kind: str, words: str) -> tuple[Figure, Table] | None
     lines_up, rows = [], []
     for label, (number, own) in last.items():
         points = [
-            (float(names.index(each)), Estimate(m["kept_share"], tuple(m["kept_share_ci"])))
+            (float(names.index(each)), Estimate(m["kept_share"], interval(m, "kept_share")))
             for each, m in own.items()
         ]
         lines_up.append(series(number, points))
@@ -158,7 +158,7 @@ def _kept_by(found: Found, kind: str, words: str) -> tuple[Figure, Table] | None
     )
 
 
-def _share(metrics: Mapping[str, Any] | None) -> str:
+def _share(metrics: KeptShare | None) -> str:
     if metrics is None:
         return "–"
     return f"{percent(metrics['kept_share'])} of {count(metrics['num_problems'])}"

@@ -6,13 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune.errors import ConfigError, RunError
 from femtune.evaluation.rationales import FILE as RATIONALES
+from femtune.metric_types import (
+    EStepMetrics,
+    EvaluationMetrics,
+    IterationMetrics,
+    MStepMetrics,
+    RationaleMetrics,
+)
 from femtune.reporting.page.texts import name, setting
 from femtune.runs.run import read_log, stored_config
 from femtune.schemes.serialization import describe
@@ -35,7 +42,7 @@ class Record:
     root: Path
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
-    history: tuple[Mapping[str, Any], ...]  # metrics.json of each completed iteration, in order
+    history: tuple[IterationMetrics, ...]  # metrics.json of each completed iteration, in order
     _: KW_ONLY
     events: tuple[Mapping[str, Any], ...]  # from log.jsonl, without metrics
     notes: tuple[str, ...] = ()  # what could not be read
@@ -79,19 +86,19 @@ class Record:
     def finished(self) -> bool:
         return bool(self.history) and self.done >= self.planned
 
-    def evaluations(self) -> dict[int, Mapping[str, Any]]:
+    def evaluations(self) -> dict[int, EvaluationMetrics]:
         """Return evaluations by iteration; 0 is the base."""
         return {m["iteration"]: m["evaluation"] for m in self.history if m.get("evaluation")}
 
-    def with_examples(self) -> Mapping[str, Any] | None:
+    def with_examples(self) -> EvaluationMetrics | None:
         """Return the base's evaluation with worked examples in its prompts, or None."""
         found = (m.get("evaluation_demos") for m in self.history)
         return next((each for each in found if each), None)
 
-    def e_steps(self) -> dict[int, Mapping[str, Any]]:
+    def e_steps(self) -> dict[int, EStepMetrics]:
         return {m["iteration"]: m["e_step"] for m in self.history if m.get("e_step")}
 
-    def m_steps(self) -> dict[int, Mapping[str, Any]]:
+    def m_steps(self) -> dict[int, MStepMetrics]:
         return {m["iteration"]: m["m_step"] for m in self.history if m.get("m_step")}
 
 
@@ -159,7 +166,7 @@ def read_record(root: Path) -> Record:
     config = stored_config(root)
     notes: list[str] = []
     history = [
-        _with_rationales(_json(path, notes), path.with_name(RATIONALES), notes)
+        _with_rationales(cast(IterationMetrics, _json(path, notes)), path.with_name(RATIONALES), notes)
         for path in sorted(root.glob("iteration-*/metrics.json"))
     ]
     return Record(
@@ -172,10 +179,11 @@ def read_record(root: Path) -> Record:
     )
 
 
-def _with_rationales(metrics: dict[str, Any], path: Path, notes: list[str]) -> dict[str, Any]:
+def _with_rationales(metrics: IterationMetrics, path: Path, notes: list[str]) -> IterationMetrics:
     """Return an iteration's metrics with those that the base's reading gave, where it is done."""
-    worth = _json(path, notes)
-    return metrics | {"rationales": worth} if worth else metrics
+    if worth := _json(path, notes):
+        metrics["rationales"] = cast(RationaleMetrics, worth)
+    return metrics
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -190,9 +198,8 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _iteration(metrics: Mapping[str, Any]) -> int:
-    number: int = metrics["iteration"]
-    return number
+def _iteration(metrics: IterationMetrics) -> int:
+    return metrics["iteration"]
 
 
 def _events(root: Path) -> tuple[dict[str, Any], ...]:

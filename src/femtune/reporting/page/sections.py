@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from femtune.evaluation.bootstrap import Estimate
+from femtune.metric_types import EvaluationMetrics, Part, PosteriorMetrics, RationaleMetrics
 from femtune.reporting.page.contenders import (
     ANSWERS,
     COVERED,
@@ -79,19 +80,23 @@ def _says_accuracy(known: Sequence[Contender], measure: str) -> bool:
 # --- iteration by iteration
 
 
+_BY_ITERATION: list[tuple[Measure, Part]] = [
+    *((each, "evaluation") for each in MEASURES),
+    *((each, "posterior") for each in POSTERIOR),
+    (KEPT, "e_step"),
+    (COVERED, "e_step"),
+    (MASS, "e_step"),
+    *((each, "e_step") for each in ANSWERS),
+    (LOSS, "m_step"),
+]
+
+
 def learning(found: Found) -> Section:
     """Build the section of every measure by iteration, with its interval."""
     groups = found.schemes
-    figures, columns = [], []
-    for measure, part in [
-        *((each, "evaluation") for each in MEASURES),
-        *((each, "posterior") for each in POSTERIOR),
-        (KEPT, "e_step"),
-        (COVERED, "e_step"),
-        (MASS, "e_step"),
-        *((each, "e_step") for each in ANSWERS),
-        (LOSS, "m_step"),
-    ]:
+    figures = []
+    columns: list[tuple[Measure, Part]] = []
+    for measure, part in _BY_ITERATION:
         courses = [course(group, measure.name, part) for group in groups]
         if _says_accuracy(contenders(found), measure.name) or not any(courses):
             continue
@@ -160,7 +165,7 @@ def _ceiling(found: Found) -> list[str]:
     return []
 
 
-def _history(groups: Sequence[Group], columns: Sequence[tuple[Measure, str]]) -> Table:
+def _history(groups: Sequence[Group], columns: Sequence[tuple[Measure, Part]]) -> Table:
     rows = []
     for group in groups:
         courses = [{p.iteration: p.estimate for p in course(group, m.name, part)} for m, part in columns]
@@ -286,9 +291,13 @@ def _spent(run: Record) -> dict[str, float]:
         "drawing": sum(step.get("total_s", 0.0) for step in e_steps),
         "training": sum(step.get("seconds", 0.0) for step in m_steps),
         "measuring": sum(
-            metrics.get(part, {}).get("total_s", 0.0)
-            for metrics in run.history
-            for part in ("evaluation", "posterior", "rationales")
+            measured.get("total_s", 0.0)
+            for each in run.history
+            for measured in (
+                each.get("evaluation", EvaluationMetrics()),
+                each.get("posterior", PosteriorMetrics()),
+                each.get("rationales", RationaleMetrics()),
+            )
         ),
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from femtune.metric_types import Part
 from femtune.reporting.page.contenders import (
     KEPT,
     MEASURES,
@@ -191,7 +192,7 @@ def hero(found: Found, known: Sequence[Contender]) -> Figure | None:
     )
 
 
-def _course(found: Found, measure: Measure, part: str) -> Figure | None:
+def _course(found: Found, measure: Measure, part: Part) -> Figure | None:
     points = course(found.schemes[0], measure.name, part)
     if not points:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from femtune.metric_types import Part
 from femtune.reporting.page.contenders import Measure, Point, course
 from femtune.reporting.page.parts import Section, Table, group_keys, with_interval
 from femtune.reporting.page.record import Found, Group
@@ -101,7 +102,8 @@ def _meaning() -> str:
 def _table(groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
-        columns = [(measure, "rationales") for measure in MEASURES] + [(LEAKS, "posterior")]
+        columns: list[tuple[Measure, Part]] = [(measure, "rationales") for measure in MEASURES]
+        columns.append((LEAKS, "posterior"))
         courses = [{p.iteration: p.estimate for p in course(group, m.name, part)} for m, part in columns]
         for number in sorted({number for own in courses[:-1] for number in own}):
             cells = [

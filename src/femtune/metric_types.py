@@ -1,0 +1,273 @@
+"""The measures that a run stores, by name: metrics.json of an iteration, and rationales.json beside it.
+
+    {"iteration": 3, "e_step": {"num_kept": 70, ...}, "m_step": {...}, "evaluation": {...}, ...}
+
+The functions that make them say what each is: `evaluate.estep_metrics`, `evaluate.evaluation_metrics`,
+`likelihood_bound.posterior_metrics`, `rationales.rationale_metrics`, `selection_bias`. A measure `m` may
+have its interval `m_ci`. None is a measure that is undefined; where it is not applicable, it is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypedDict
+
+Interval = list[float]  # low, high
+
+
+class DrawMetrics(TypedDict, total=False):
+    """Counts, shares and seconds that every set of draws has."""
+
+    num_problems: int
+    num_draws: int
+    answered: float
+    answered_unforced: float
+    forced_share: float
+    truncated_share: float
+    generated_tokens: int
+    tokens_per_draw: float
+    engine_s: float
+    total_s: float
+    sound_steps: float  # in a synthetic task
+    sound_rationales: float
+
+
+class KeptShare(TypedDict):
+    """The share of a group of problems that was kept."""
+
+    kept_share: float
+    kept_share_ci: Interval
+    num_problems: int
+
+
+KeptBy = dict[str, dict[str, KeptShare]]  # by kind of group and group
+
+
+class KeptScores(TypedDict, total=False):
+    """Human scores of all problems and of kept ones."""
+
+    mode: str
+    mode_share: float
+    score_mean: float
+    score_sd: float
+    kept_mode_share: float | None
+    kept_score_mean: float | None
+    kept_score_sd: float | None
+    mean_shift: float | None
+    sd_shift: float | None
+    mode_shift: float | None
+    score_mean_ci: Interval
+    score_sd_ci: Interval
+    mode_share_ci: Interval
+    kept_score_mean_ci: Interval
+    kept_score_sd_ci: Interval
+    kept_mode_share_ci: Interval
+    mean_shift_ci: Interval
+    sd_shift_ci: Interval
+    mode_shift_ci: Interval
+    undefined: dict[str, str]
+
+
+class EStepMetrics(DrawMetrics, total=False):
+    """The measures of an E-step."""
+
+    num_kept: int
+    kept_share: float | None
+    solved_by: dict[str, int]
+    reasons: dict[str, dict[str, int]]  # by prompt and reason
+    luck_share: float
+    plain_share: float
+    # how what is kept differs from all
+    kept_by: KeptBy
+    kept_scores: KeptScores
+    balance: dict[str, float]
+    balance_clipped: list[str]
+    # of schemes that need log-probabilities, or remember draws
+    scored_tokens: int
+    scoring_s: float
+    covered_share: float
+    log_mass: float | None
+    # of schemes that need the probability of answers
+    expected_right: float | None
+    cued_share: float | None
+    reasons_share: float | None
+    reasons_nats: float | None
+    likeliest_share: float | None
+    # of reinforcement learning
+    reward: float
+
+
+class MStepMetrics(TypedDict, total=False):
+    """The measures of an M-step; baselines have some of them."""
+
+    num_examples: int
+    num_steps: int
+    trained_tokens: int
+    loss: float
+    seconds: float
+    num_epochs: float
+    batch_size: int
+    learning_rate: float
+    exported_gain_share: float | None
+
+
+class EvaluationMetrics(DrawMetrics, total=False):
+    """The measures of an evaluation; `pass_at_2`, `pass_at_4` ... of mathematics stand beside these."""
+
+    accuracy: float
+    accuracy_ci: Interval
+    accuracy_unforced: float
+    accuracy_unforced_ci: Interval
+    majority_accuracy: float
+    majority_accuracy_ci: Interval
+    draw_accuracy: float
+    draw_accuracy_ci: Interval
+    within_one: float | None
+    within_one_ci: Interval
+    kappa: float | None
+    kappa_ci: Interval
+    mae: float | None
+    mae_ci: Interval
+    rmse: float | None
+    rmse_ci: Interval
+    pearson: float | None
+    pearson_ci: Interval
+    spearman: float | None
+    spearman_ci: Interval
+    kendall: float | None
+    kendall_ci: Interval
+    ceiling_accuracy: float
+    ceiling_accuracy_ci: Interval
+    ceiling_mae: float
+    ceiling_mae_ci: Interval
+    ceiling_spearman: float | None
+    ceiling_spearman_ci: Interval
+    agreement: float | None
+    agreement_ci: Interval
+    position_consistency: float | None
+    position_consistency_ci: Interval
+    first_share: float | None
+    first_share_ci: Interval
+    ece: float | None
+    ece_ci: Interval
+    brier: float | None
+    brier_ci: Interval
+    log_likelihood: float | None
+    log_likelihood_ci: Interval
+    undefined: dict[str, str]  # why a measure is None
+
+
+class BothWays(TypedDict, total=False):
+    """The same draws measured by votes and by probabilities, and by what a calibration maps."""
+
+    by_votes: EvaluationMetrics
+    by_probabilities: EvaluationMetrics
+    calibrated: EvaluationMetrics
+
+
+class EvaluateMetrics(EvaluationMetrics, BothWays, total=False):
+    """The report of `evaluate`: an evaluation; for a base model, with worked examples too."""
+
+    ece_raw: float | None  # before a calibration of votes
+    ece_raw_ci: Interval
+    brier_raw: float | None
+    brier_raw_ci: Interval
+    accuracy_with_examples: float
+    accuracy_ci_with_examples: Interval
+    accuracy_unforced_with_examples: float
+    accuracy_unforced_ci_with_examples: Interval
+    answered_with_examples: float
+    forced_share_with_examples: float
+    truncated_share_with_examples: float
+    spearman_with_examples: float | None
+    spearman_ci_with_examples: Interval
+    mae_with_examples: float | None
+    mae_ci_with_examples: Interval
+    by_votes_with_examples: EvaluationMetrics
+    by_probabilities_with_examples: EvaluationMetrics
+    rationales: RationaleMetrics
+
+
+class PosteriorMetrics(TypedDict, total=False):
+    """The bound on the likelihood, and what hints give away."""
+
+    num_problems: int
+    draws: int
+    bound: float
+    bound_ci: Interval
+    likelihood: float
+    likelihood_ci: Interval
+    ess_share: float
+    ess_share_ci: Interval
+    leak_share: float
+    leak_share_ci: Interval
+    leak_nats: float | None
+    leak_nats_ci: Interval
+    undefined: dict[str, str]
+    generated_tokens: int
+    scored_tokens: int
+    total_s: float
+
+
+class RationaleMetrics(TypedDict, total=False):
+    """The worth of rationales to the base, as another reader."""
+
+    num_problems: int
+    num_rationales: int
+    rationale_gain: float | None
+    rationale_gain_ci: Interval
+    choice_gain: float | None
+    choice_gain_ci: Interval
+    helpful_share: float
+    helpful_share_ci: Interval
+    read_accuracy: float
+    read_accuracy_ci: Interval
+    direct_accuracy: float
+    direct_accuracy_ci: Interval
+    log_direct: float | None
+    log_direct_ci: Interval
+    copied_share: float | None
+    copied_share_ci: Interval
+    copied_density: float | None
+    copied_density_ci: Interval
+    undefined: dict[str, str]
+    scored_tokens: int
+    total_s: float
+
+
+class IterationMetrics(TypedDict, total=False):
+    """The measures of an iteration; iteration 0 is the base, and has an evaluation alone."""
+
+    iteration: int
+    e_step: EStepMetrics
+    m_step: MStepMetrics
+    evaluation: EvaluationMetrics
+    evaluation_demos: EvaluationMetrics  # of the base, with worked examples in its prompts
+    evaluations: dict[str, EvaluationMetrics]  # of a baseline that measures several models
+    posterior: PosteriorMetrics
+    rationales: RationaleMetrics
+    nothing_kept: str  # of a comparison: why a run ended
+
+
+History = list[IterationMetrics]
+Part = Literal["e_step", "m_step", "evaluation", "posterior", "rationales"]  # of an iteration
+
+
+def measure(metrics: Mapping[str, object], name: str) -> float | None:
+    """Return a measure by its name, None if it is missing, undefined, or no number.
+
+    >>> measure({"accuracy": 0.5, "undefined": {}}, "accuracy")
+    0.5
+    """
+    found = metrics.get(name)
+    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+
+def interval(metrics: Mapping[str, object], name: str) -> tuple[float, float] | None:
+    """Return the interval of a measure, None if it has none.
+
+    >>> interval({"accuracy": 0.5, "accuracy_ci": [0.4, 0.6]}, "accuracy")
+    (0.4, 0.6)
+    """
+    found = metrics.get(f"{name}_ci")
+    return (float(found[0]), float(found[1])) if isinstance(found, list) and len(found) == 2 else None
