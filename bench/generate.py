@@ -170,7 +170,7 @@ def end_rows_at(lengths: Sequence[int]) -> None:
         return row.finish_reason is not None
 
     Lengths.of = lengths
-    Batch._append = append  # type: ignore[method-assign]
+    Batch._append = append  # type: ignore[method-assign]  # in place of the method
 
 
 def arguments() -> argparse.Namespace:

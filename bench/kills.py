@@ -104,7 +104,7 @@ def note_requests(path: Path) -> None:
         os.write(asked, b"." * len(requests))
         return requests
 
-    scheduler.OpenChunk.pull = noting  # type: ignore[method-assign]
+    scheduler.OpenChunk.pull = noting  # type: ignore[method-assign]  # in place of the method
 
 
 def ended(pid: int, within_s: float) -> int | None:

@@ -61,7 +61,7 @@ def test_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert found.problems[0].prompt == "Is this true? Ice melts."
     assert 'Answer: " and yes or no' in found.instruction
     grade = builtin.as_reward(found.reward)
-    assert grade.grade("YES", "yes") == 1 and grade.grade("no", "yes") == 0  # type: ignore[attr-defined]
+    assert grade.grade("YES", "yes") == 1 and grade.grade("no", "yes") == 0  # type: ignore[attr-defined]  # a reward by its own class
 
 
 def test_an_engine() -> None:

@@ -51,7 +51,7 @@ def test_what_is_a_fault() -> None:
     """An exception that is none of ours, one that ends the program, a warning, a hang, no message."""
 
     def found(read: object, value: str = "") -> tuple[str, str]:
-        target = Target("x", lambda rng: "", read, 1)  # type: ignore[arg-type]
+        target = Target("x", lambda rng: "", read, 1)  # type: ignore[arg-type]  # a reader of the test's own
         said = outcome(target, value, Path(), limit_s=0.2)
         return said.kind, said.said.strip().splitlines()[-1] if said.said.strip() else ""
 

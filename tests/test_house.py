@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import io
+import re
+import tokenize
 from collections import Counter
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "src" / "femtune"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "femtune"
 MODULES = {path: path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
 NODES = [(path, node) for path, text in MODULES.items() for node in ast.walk(ast.parse(text))]
 
@@ -60,3 +64,16 @@ def test_dataclasses_with_many_fields_name_them() -> None:
     }
     assert {name: num for name, num in fields.items() if num > MOST_POSITIONAL} == {}
     assert sum(num > 0 for num in fields.values()) > 50  # they were found
+
+
+def test_every_type_that_is_ignored_has_its_code_and_a_reason() -> None:
+    bare, num = [], 0
+    for folder in ("src", "tests", "bench", "scripts", "examples"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            text = io.StringIO(path.read_text(encoding="utf-8"))
+            for token in tokenize.generate_tokens(text.readline):
+                if token.type == tokenize.COMMENT and token.string.startswith("# type: ignore"):
+                    num += 1
+                    if not re.fullmatch(r"# type: ignore\[[a-z,-]+\]  # .+", token.string):
+                        bare.append(f"{path.relative_to(ROOT)}:{token.start[0]}")
+    assert bare == [] and num > 10

@@ -78,7 +78,7 @@ def test_a_default_that_was_given_counts_as_given(warned: Any) -> None:
 @each(st.dictionaries(st.sampled_from(["task", "scale", "draws", "seed"]), st.none(), max_size=4))
 def test_the_names_that_were_given_are_known(names: dict[str, None]) -> None:
     values = {"task": "table", "scale": None, "draws": 1, "seed": 0}  # all of them the defaults
-    made = Evaluate(**{name: values[name] for name in names})  # type: ignore[arg-type]
+    made = Evaluate(**{name: values[name] for name in names})  # type: ignore[arg-type]  # values of several types
     assert given(made) == {*names}
     assert given(replace(made, seed=5)) == {"seed"}  # a copy: by its values
 

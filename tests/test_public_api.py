@@ -59,7 +59,7 @@ def test_each_public_name_is_there_and_documented(name: str) -> None:
     found = getattr(femtune, name)
     assert inspect.getdoc(found)
     if name in VERBS:
-        first = inspect.getdoc(found).split()[0]  # type: ignore[union-attr]
+        first = inspect.getdoc(found).split()[0]  # type: ignore[union-attr]  # all are documented
         assert first in {"Answer", "Check", "Draw", "Fine-tune", "Fit", "Measure", "Run", "Train"}
         assert "    " in inspect.getdoc(found)  # type: ignore[operator]  # an example
 
@@ -79,7 +79,7 @@ def test_a_type_checker_sees_the_names_that_are_imported_late() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'tarin'"):
-        _ = femtune.tarin  # type: ignore[attr-defined]
+        _ = femtune.tarin  # type: ignore[attr-defined]  # what is refused
     assert femtune.__version__.count(".") >= 2
 
 
@@ -146,11 +146,11 @@ def test_results_are_frozen_and_say_what_they_hold(name: str) -> None:
 
 def test_values_are_checked_before_anything_else() -> None:
     with pytest.raises(ConfigError, match=r"iterationz is no setting\. Did you mean iterations"):
-        femtune.train("nowhere.jsonl", "seedling", iterationz=2)  # type: ignore[call-arg]
+        femtune.train("nowhere.jsonl", "seedling", iterationz=2)  # type: ignore[call-arg]  # what is refused
     with pytest.raises(ConfigError, match="iterations is 'two', expected int"):
-        femtune.train("nowhere.jsonl", "seedling", iterations="two")  # type: ignore[arg-type]
+        femtune.train("nowhere.jsonl", "seedling", iterations="two")  # type: ignore[arg-type]  # what is refused
     with pytest.raises(ConfigError, match="progress is 'loud'"):
-        femtune.train("nowhere.jsonl", "seedling", progress="loud")  # type: ignore[arg-type]
+        femtune.train("nowhere.jsonl", "seedling", progress="loud")  # type: ignore[arg-type]  # what is refused
     with pytest.raises(DataError, match="no file"):
         femtune.train("nowhere.jsonl", "seedling")
 

@@ -166,8 +166,8 @@ def make_hostile(root: Path) -> Path:
             DrawKey(1, f"{text}{number}", 0, 0),
             text,
             number,
-            Completion((1,), f"{text} {text}\nAnswer: {text}", text, -1.0, error=text),  # type: ignore[arg-type]
-            Score(0.5, text, text, text, f"{text} {text}"),  # type: ignore[arg-type]
+            Completion((1,), f"{text} {text}\nAnswer: {text}", text, -1.0, error=text),  # type: ignore[arg-type]  # whatever the text is
+            Score(0.5, text, text, text, f"{text} {text}"),  # type: ignore[arg-type]  # whatever the text is
         )
         for number, text in enumerate(HOSTILE)
     ]

@@ -114,7 +114,7 @@ class Points:
         """Replace what writes by what tells of it first."""
         for name in ("replace", "rename", "mkdir", "unlink", "rmdir", "symlink", "fsync"):
             setattr(os, name, partial(self.told, name, getattr(os, name)))
-        io.open = builtins.open = partial(self.opened, builtins.open)  # type: ignore[assignment]
+        io.open = builtins.open = partial(self.opened, builtins.open)
 
     def told(self, name: str, do: Callable[..., Any], first: Any, *more: Any, **named: Any) -> Any:
         path = first

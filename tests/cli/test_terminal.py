@@ -90,7 +90,7 @@ def on_screen(*things: Any) -> str:
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     for thing in things:
         console.print(thing)
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]  # the file is a StringIO
 
 
 def test_markup_is_shown_as_it_stands_in_lines_titles_and_tables() -> None:
@@ -236,7 +236,7 @@ def test_what_is_printed_was_made_there_or_is_json() -> None:
         if isinstance(call.func, ast.Attribute) and call.func.attr == "print"
     ]
     assert len(by_rich) > 10
-    assert not [text for text in by_rich if isinstance(ast.parse(text).body[0].value.args[0], strings)]  # type: ignore[attr-defined]
+    assert not [text for text in by_rich if isinstance(ast.parse(text).body[0].value.args[0], strings)]  # type: ignore[attr-defined]  # the text of a call
     plainly = {
         (place, ast.unparse(call.args[0]))
         for place, call in shown_calls()

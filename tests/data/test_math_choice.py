@@ -373,7 +373,7 @@ def test_regex_matches_all_of_an_answer_and_takes_gold_as_it_is_written() -> Non
         0,
     ]
     assert regex("[a-z]+").grade("yes", "whatever") == 1
-    assert as_reward("regex('{answer}|none')").grade("none", "(") == 1  # type: ignore[attr-defined]
+    assert as_reward("regex('{answer}|none')").grade("none", "(") == 1  # type: ignore[attr-defined]  # a reward by its own class
 
 
 @pytest.mark.parametrize("spec", ["regex('(')", "regex('[z-a]')", "regex(3)", "regex()", "math(3)"])

@@ -260,7 +260,7 @@ def test_asks_for_no_more_than_it_says_and_leaves_nothing_when_stopped(engine: V
 
     parts = engine.generate(pull, NORMAL)
     next(parts)
-    parts.close()  # type: ignore[attr-defined]
+    parts.close()  # type: ignore[attr-defined]  # a generator
     assert rooms[0] == 12  # eight rows and four that wait
     assert end_of(engine) == []
     assert len(run(engine, requests(5))) == 5

@@ -89,7 +89,7 @@ def test_a_server_that_cannot_score_is_trusted_with_the_base_alone(
     serve(engine, tmp_path, EXACT, base_probe=PROBE)
     assert "is not checked" in caplog.text and engine.loaded == [tmp_path]
     write_probe(tmp_path, PROBE)
-    engine.logprob = refuse  # type: ignore[method-assign]
+    engine.logprob = refuse  # type: ignore[method-assign]  # in place of the method
     with pytest.raises(EngineError, match="can't score"):
         serve(engine, tmp_path, EXACT, base_probe=PROBE)
 

@@ -67,7 +67,7 @@ def test_no_attempt_waits_for_another_problems() -> None:
 
         return generate(seen, sampling)
 
-    engine.generate = watched  # type: ignore[method-assign]
+    engine.generate = watched  # type: ignore[method-assign]  # in place of the method
     list(e_step(PROBLEMS, rejection(5), sampler(engine), iteration=1))
     short = next(i for i, (room, given) in enumerate(rooms) if given < room)
     # 20 problems x 5 attempts: short of requests only once fewer than 8 problems are left

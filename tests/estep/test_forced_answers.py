@@ -180,7 +180,7 @@ def test_an_engine_that_stops_early_gives_what_the_driver_cuts(
     late = Late(seedling)
     for engine in (seedling, late):
         usual = replace(
-            sampler(engine),  # type: ignore[arg-type]
+            sampler(engine),  # type: ignore[arg-type]  # one of two engines
             sampling=Sampling(64, temperature),
             cut=cut,
             force="all",

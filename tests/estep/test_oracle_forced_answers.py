@@ -71,7 +71,7 @@ def expected_weights(
     scored = scored_draws([draw for draw, _ in right], [world.problem], scheme, made, 1)
     found: Counter[tuple[int, ...]] = Counter()
     for draw, (_, chance) in zip(scored, right, strict=True):
-        found[draw.completion.tokens] += chance * weight(change(draw))  # type: ignore[assignment]
+        found[draw.completion.tokens] += chance * weight(change(draw))  # type: ignore[assignment]  # a Counter of floats
     return found
 
 
@@ -185,7 +185,7 @@ def test_log_drawn_is_the_chance_of_every_right_draw(world: EndingsWorld, prompt
     right: dict[tuple[int, ...], Draw] = {}
     for draw, chance in every_draw(world.problem, scheme, made):
         if draw.accepted:
-            chances[draw.completion.tokens] += chance  # type: ignore[assignment]
+            chances[draw.completion.tokens] += chance  # type: ignore[assignment]  # a Counter of floats
             right[draw.completion.tokens] = draw
     for draw in scored_draws([*right.values()], [world.problem], scheme, made, 1):
         assert draw.log_drawn is not None
@@ -377,7 +377,7 @@ def test_the_loop_weighs_by_what_was_sampled_and_trains_what_ends(tmp_path: Path
         draw = by_key[DrawKey(1, row["problem_id"], row["stage"], row["index"])]
         totals[row["problem_id"]] += (
             exact[draw.completion.tokens] / chances[draw.prompt_kind][draw.completion.tokens]
-        )  # type: ignore[assignment]
+        )  # type: ignore[assignment]  # a Counter of floats
     for row in rows:
         draw = by_key[DrawKey(1, row["problem_id"], row["stage"], row["index"])]
         sampled = draw.completion.tokens
@@ -394,7 +394,7 @@ def _chances(world: EndingsWorld, prompt: str, made: Sampler) -> Counter[tuple[i
     found: Counter[tuple[int, ...]] = Counter()
     for draw, chance in every_draw(world.problem, PLAIN if prompt == "plain" else HINTED, made):
         if draw.accepted:
-            found[draw.completion.tokens] += chance  # type: ignore[assignment]
+            found[draw.completion.tokens] += chance  # type: ignore[assignment]  # a Counter of floats
     return found
 
 

@@ -273,7 +273,7 @@ def test_a_chain_of_hinted_draws_tends_to_the_posterior(tmp_path: Path) -> None:
 
 
 def check_shares(rows: Sequence[dict[str, object]], law: torch.Tensor) -> None:
-    zs = [int(row["completion"][0]["content"][1]) for row in rows]  # type: ignore[index]
+    zs = [int(row["completion"][0]["content"][1]) for row in rows]  # type: ignore[index]  # rows of a table
     shares = torch.bincount(torch.tensor(zs), minlength=3) / len(zs)
     assert ((shares - law).abs() < SIGMAS * (law * (1 - law) / len(zs)).sqrt()).all()
 

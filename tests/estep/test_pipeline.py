@@ -57,7 +57,7 @@ def test_chunks_are_stored_in_order_and_those_stored_left_out(tmp_path: Path) ->
     place = lambda index: tmp_path / f"{index:05}.parquet"  # noqa: E731
     first = e_step(PROBLEMS, star(), made, iteration=1, place=place)
     assert next(first).index == 0
-    first.close()  # type: ignore[attr-defined]
+    first.close()  # type: ignore[attr-defined]  # a generator
     rest = [chunk.index for chunk in e_step(PROBLEMS, star(), made, iteration=1, place=place)]
     assert rest == list(range(6))[-len(rest) :] and 4 <= len(rest) <= 5
     stored = [draw for chunk, _ in read_draws(tmp_path) for draw in chunk]
@@ -146,7 +146,7 @@ def test_an_engine_that_loses_a_request_is_found_out() -> None:
 def test_a_caller_that_stops_ends_the_threads() -> None:
     chunks = e_step(PROBLEMS, rejection(4), overlapping(FakeEngine(WORLD.write), 4), iteration=1)
     next(chunks)
-    chunks.close()  # type: ignore[attr-defined]
+    chunks.close()  # type: ignore[attr-defined]  # a generator
     assert_no_threads()
 
 

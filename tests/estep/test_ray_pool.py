@@ -341,7 +341,7 @@ def test_a_caller_that_stops_leaves_workers_that_go_on_with_the_next(notes: Path
         made = replace(sampler(FakeEngine(WORLD.write), chunk_size=5), engine=pool)
         chunks = e_step(PROBLEMS, rejection(3), made, iteration=1)
         next(chunks)
-        chunks.close()  # type: ignore[attr-defined]
+        chunks.close()  # type: ignore[attr-defined]  # a generator
         again = drawn(pool, iteration=2)
         assert {draw.key.iteration for draw in again} == {2}
         assert len({draw.key for draw in again}) == len(again)

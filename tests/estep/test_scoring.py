@@ -163,7 +163,7 @@ def test_a_run_that_is_killed_at_every_event_gives_the_same_examples(spec: str, 
         engine = made.sampler.engine
         assert isinstance(engine, FakeEngine)
         score, record = engine.logprob, type(made.run).record
-        engine.logprob = lambda pairs, score=score, burn=burn: (burn(), score(pairs))[1]  # type: ignore[method-assign]
+        engine.logprob = lambda pairs, score=score, burn=burn: (burn(), score(pairs))[1]  # type: ignore[method-assign]  # in place of the method
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 type(made.run),
@@ -320,7 +320,7 @@ def test_scoring_asks_the_engine_only_for_what_it_has_not_said(tmp_path: Path) -
     score = engine.logprob
 
     def noted(given: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
-        pairs.extend(tuple(map(engine.tokenizer.decode, each)) for each in given)  # type: ignore[arg-type]
+        pairs.extend(tuple(map(engine.tokenizer.decode, each)) for each in given)
         return score(given)
 
     engine.logprob = noted

@@ -148,7 +148,7 @@ def test_what_can_not_be_fitted_is_refused(
 
 def test_another_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match="'platt': choose one of temperature, isotonic"):
-        fit_calibration(judged(0), SCALE, "platt")  # type: ignore[arg-type]
+        fit_calibration(judged(0), SCALE, "platt")  # type: ignore[arg-type]  # what is refused
 
 
 def test_another_scale_is_refused() -> None:

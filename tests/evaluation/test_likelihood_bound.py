@@ -197,7 +197,7 @@ def test_a_hinted_draw_that_leaks_is_right_and_counted(tmp_path: Path) -> None:
 
 def test_where_no_draw_is_right_the_bound_is_the_priors_and_the_leak_undefined(tmp_path: Path) -> None:
     engine = FakeEngine(lambda prompt, seed: "Hm.\nAnswer: none")
-    engine.logprob = lambda pairs: pytest.fail("nothing is to be scored")  # type: ignore[method-assign]
+    engine.logprob = lambda pairs: pytest.fail("nothing is to be scored")  # type: ignore[method-assign]  # in place of the method
     asked, one = sampler(engine), problem("a", 0, 1)
     source, target = (tmp_path / kind / "00000.parquet" for kind in ("bound", "bound_scored"))
     [_] = mixture_draws([one], asked, draws=4, iteration=1, place=lambda index: source)
@@ -241,7 +241,7 @@ def steps(root: Path, engine: FakeEngine, draws: int = 4, **changes: Any) -> Ste
         sampler=made,
         tokenizer=engine.tokenizer,
         progress=Quiet(),
-    )  # type: ignore[arg-type]
+    )
 
 
 def a_world() -> FakeEngine:

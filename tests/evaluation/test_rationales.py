@@ -58,7 +58,7 @@ class Swapped(EndingsEngine):
         self.engines = [world.engine() for world in worlds]
         super().__init__({})
         self.prompts = self.engines[0].prompts
-        self.thetas = [*worlds]  # type: ignore[assignment]
+        self.thetas = [*worlds]
 
     def load(self, weights: Path) -> None:
         super().load(weights)
@@ -105,9 +105,9 @@ def test_the_gain_is_the_enumerated_one_of_the_base_not_of_the_model_that_wrote(
     made = steps(tmp_path, [base, trained])
     made.evaluate(0)
     made.evaluate(1)
-    loads = len(made.sampler.engine.loaded)  # type: ignore[union-attr]
+    loads = len(made.sampler.engine.loaded)  # type: ignore[union-attr]  # an engine of the oracle
     found = read_all(made, 30)
-    assert len(made.sampler.engine.loaded) == loads + 1  # type: ignore[union-attr]
+    assert len(made.sampler.engine.loaded) == loads + 1  # type: ignore[union-attr]  # an engine of the oracle
     for iteration in (0, 1):
         folder = made.run.iteration(iteration)
         draws = {d.key: d for part, _ in read_draws(folder / "eval") for d in part}
@@ -124,7 +124,7 @@ def test_the_gain_is_the_enumerated_one_of_the_base_not_of_the_model_that_wrote(
         assert got["rationale_gain"] == pytest.approx(math.fsum(expected) / 30)
         assert got["helpful_share"] == pytest.approx(sum(each > 1e-9 for each in expected) / 30)
         assert got["rationale_gain_ci"][0] < got["rationale_gain"] < got["rationale_gain_ci"][1]
-        assert got["log_direct"] == pytest.approx(math.log(base.plain.direct[1]))  # type: ignore[attr-defined]
+        assert got["log_direct"] == pytest.approx(math.log(base.plain.direct[1]))  # type: ignore[attr-defined]  # a world of the oracle
         assert (got["num_problems"], got["num_rationales"]) == (30, 30)
         assert got == json.loads((folder / FILE).read_text())
 
@@ -164,13 +164,13 @@ def test_what_is_stored_is_not_scored_again_and_a_killed_run_scores_the_rest(tmp
     made.evaluate(1)
     found = read_all(made, 30)
     again = steps(tmp_path, worlds)
-    assert read_all(again, 30) == found and not again.sampler.engine.loaded  # type: ignore[union-attr]
+    assert read_all(again, 30) == found and not again.sampler.engine.loaded  # type: ignore[union-attr]  # an engine of the oracle
     folder = made.run.iteration(1)
     (folder / FILE).unlink()
     (folder / KIND / "00001.parquet").unlink()
     third = steps(tmp_path, worlds)
     assert timeless(read_all(third, 30)[1]) == timeless(found[1])
-    assert len(third.sampler.engine.loaded) == 1 and not third.sampler.engine.asked  # type: ignore[union-attr]
+    assert len(third.sampler.engine.loaded) == 1 and not third.sampler.engine.asked  # type: ignore[union-attr]  # an engine of the oracle
 
 
 def test_an_answer_of_probability_0_leaves_the_mean_undefined_and_says_so(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_where_nothing_can_be_scored_it_is_said_and_the_run_is_whole(
     made = steps(tmp_path, [a_world(1)])
     made.evaluate(0)
     if lacks == "scores":
-        made.sampler.engine.capabilities = Capabilities(scores=False)  # type: ignore[misc]
+        made.sampler.engine.capabilities = Capabilities(scores=False)  # type: ignore[misc]  # the protocol's is read-only
     else:
         form = parse_format("regex:(y\\d)")
         made.sampler = replace(made.sampler, prompts=replace(made.sampler.prompts, format=form))

@@ -263,7 +263,7 @@ def test_an_e_step_says_what_it_kept_and_weighs_it(tmp_path: Path) -> None:
     metrics, weights, answers = expected(tmp_path / "data", "data")
     total = Counter[str]()
     for weight, answer in zip(weights, answers, strict=True):
-        total[answer] += weight  # type: ignore[assignment]
+        total[answer] += weight  # type: ignore[assignment]  # a Counter of floats
         assert weight == pytest.approx(metrics["balance"][answer])
     assert total["y0"] == pytest.approx(total["y1"]) == pytest.approx(len(answers) / 2)
 

@@ -122,7 +122,7 @@ def run_command(words: Sequence[str], folder: Path) -> None:
         _no_input(),
     ):
         status = main.main(words)
-    said = errors.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    said = errors.buffer.getvalue().decode()
     assert len(said) < 10_000, f"{len(said)} characters of error"
     if status == 1:
         raise Refused(said)

@@ -160,7 +160,7 @@ def test_several_seeds_give_their_mean_and_students_interval() -> None:
     # sd 0.1, 3 seeds: 4.303 x 0.1 / sqrt 3
     assert estimate is not None and estimate.value == pytest.approx(0.6)
     assert estimate.ci == pytest.approx((0.6 - 0.24843, 0.6 + 0.24843), abs=1e-4)
-    assert pooled(made[:1], "accuracy").ci == (0.4, 0.6)  # type: ignore[union-attr]
+    assert pooled(made[:1], "accuracy").ci == (0.4, 0.6)  # type: ignore[union-attr]  # not None, as all runs have it
     assert pooled([*made, {}], "accuracy") is None  # a mean of the others would flatter
     wide = pooled([{"accuracy": 0.2}, {"accuracy": 0.9}], "accuracy")
     assert wide is not None and wide.ci == (0.0, 1.0)  # a share is never more than all

@@ -239,7 +239,7 @@ def test_runs_watched_in_a_terminal_are_a_table(monkeypatch: pytest.MonkeyPatch)
 def test_text_of_a_table_is_not_read_as_markup() -> None:
     console = Console(file=io.StringIO(), width=60)
     console.print(plain_table(["", "a"], [["[red]", "[/]"]]))
-    assert console.file.getvalue().splitlines()[1].split() == ["[red]", "[/]"]  # type: ignore[attr-defined]
+    assert console.file.getvalue().splitlines()[1].split() == ["[red]", "[/]"]  # type: ignore[attr-defined]  # the file is a StringIO
 
 
 def test_a_pipe_is_wide_enough_for_a_table_unless_columns_says_otherwise() -> None:

@@ -296,7 +296,7 @@ def test_functions_that_can_not_be_loaded(tmp_path: Path, spec: str, words: str)
 
 def test_what_is_no_function_is_refused() -> None:
     with pytest.raises(ConfigError, match="of type int; give a function or a name"):
-        as_reward(4)  # type: ignore[arg-type]
+        as_reward(4)  # type: ignore[arg-type]  # what is refused
 
 
 # --- users' functions, as TRL's documentation writes them
@@ -645,8 +645,8 @@ def test_a_pattern_that_would_take_years_is_stopped() -> None:
     with pytest.raises(
         RewardError, match=r"takes over a second for the answer 'aaa.*Avoid a repetition"
     ):
-        score([problem], [written], [False], **how)  # type: ignore[arg-type]
-    (skipped,) = score([problem], [written], [False], **how, on_error="skip")  # type: ignore[arg-type]
+        score([problem], [written], [False], **how)  # type: ignore[arg-type]  # keywords of several types
+    (skipped,) = score([problem], [written], [False], **how, on_error="skip")  # type: ignore[arg-type]  # keywords of several types
     assert skipped.reason == "reward_failed" and "takes over a second" in skipped.detail
 
 

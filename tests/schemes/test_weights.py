@@ -153,7 +153,7 @@ def test_without_log_probabilities_there_are_no_weights() -> None:
 def test_importance_weights_are_as_pi_to_what_the_draw_came_from(draws: list[Draw]) -> None:
     right = [draw for draw in draws if draw.accepted]
     ratios = [
-        math.exp(d.log_pi - d.log_q) if d.prompt_kind == "hinted" else 1.0  # type: ignore[operator]
+        math.exp(d.log_pi - d.log_q) if d.prompt_kind == "hinted" else 1.0  # type: ignore[operator]  # hinted draws are scored
         for d in right
     ]
     expected = {d.key: ratio / math.fsum(ratios) for d, ratio in zip(right, ratios, strict=True)}
@@ -288,7 +288,7 @@ def test_resampling_gives_the_weights_on_average(examples: list[Example], num: i
             patch.setattr(module, "uniform", lambda name, at=(low + high) / 2: at)
             found = Resample(num)(drawn(examples), examples)
             for key, count in times(found, total, num).items():
-                mean[key] += (high - low) * count  # type: ignore[assignment]
+                mean[key] += (high - low) * count  # type: ignore[assignment]  # a Counter of floats
     for example, weight in zip(examples, exact, strict=True):
         assert mean[example.draw.key] == num * weight / sum(exact)
 

@@ -146,7 +146,7 @@ def test_the_reward_is_not_said_to_be_earned_where_nobody_looked() -> None:
 def shown(panel: object) -> str:
     console = Console(file=io.StringIO(), width=1000)
     console.print(panel)
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]  # the file is a StringIO
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_with_a_wake_phase_the_hinted_example_is_shown_too(
     panel = show_tokens(builder, TRAIN[0], _draw(builder), "hinted")
     hinted = builder.tokenizer.encode_prompt(builder.prompts.hinted(TRAIN[0]))
     assert str(panel.title).startswith(f"an example of the wake phase: {len(hinted)} tokens read")
-    assert "correct answer is" in panel.renderable.plain  # type: ignore[union-attr]
+    assert "correct answer is" in panel.renderable.plain  # type: ignore[union-attr]  # the panel holds a text
 
 
 def _draw(builder: SamplerBuilder) -> Draw:

@@ -9,7 +9,7 @@ from femtune.types import Completion, Draw, DrawKey, Score
 def draw(problem: str, answer: str, length: int, *, prompt: str = "plain", reason: str = "") -> Draw:
     key = DrawKey(1, problem, 0, 0)
     completion = Completion((7,) * length, "So.\nAnswer: " + answer, "stop", -1.0)
-    return Draw(key, prompt, 0, completion, Score(1.0, answer, reason))  # type: ignore[arg-type]
+    return Draw(key, prompt, 0, completion, Score(1.0, answer, reason))  # type: ignore[arg-type]  # a reason by its name
 
 
 def test_examples_are_kept_short_and_of_different_answers() -> None:

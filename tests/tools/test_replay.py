@@ -43,7 +43,7 @@ def test_every_draw_is_drawn_again_and_graded_the_same(run: Path, iteration: int
     if kind == "draws":
         assert {draw.prompt_kind for draw in stored} == {"plain", "hinted"}
     for name in dict.fromkeys(draw.key.problem_id for draw in stored[:6]):
-        for again in replay(run, f"{iteration}/{name}", kind=kind):  # type: ignore[arg-type]
+        for again in replay(run, f"{iteration}/{name}", kind=kind):  # type: ignore[arg-type]  # a kind by its name
             assert again.same and again.differs_at is None and again.nats_apart < 1e-3
             assert "the same" in told(again)
 

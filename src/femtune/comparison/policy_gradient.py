@@ -46,7 +46,7 @@ class GRPO(trl.GRPOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy
         """Send no telemetry."""
 
 
-class RLOO(trl.RLOOTrainer):  # type: ignore[misc]
+class RLOO(trl.RLOOTrainer):  # type: ignore[misc]  # the same
     def _send_telemetry(self) -> None:
         """Send no telemetry."""
 
@@ -194,7 +194,7 @@ def _config(name: str, scratch: str, world: Environment, training: Training, rl:
     )
 
 
-class _Seen(TrainerCallback):  # type: ignore[misc]
+class _Seen(TrainerCallback):  # type: ignore[misc]  # transformers is untyped to mypy
     """A record of a pass's completions and times; it also computes femtune's reward.
 
     The generation time of a step ends when TRL calls the reward.

@@ -211,7 +211,7 @@ def minus_nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none"
         )
     padded = torch.nn.functional.pad(targets, (0, 1))  # keeping the last column avoids a copy
-    nats: torch.Tensor = _MinusNats.apply(logits.flatten(0, 1), padded.flatten())  # type: ignore[no-untyped-call]
+    nats: torch.Tensor = _MinusNats.apply(logits.flatten(0, 1), padded.flatten())  # type: ignore[no-untyped-call]  # torch's apply is untyped
     return nats.view(padded.shape)[:, :-1].flatten()
 
 

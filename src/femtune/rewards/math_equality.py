@@ -185,7 +185,7 @@ def _equal(answer: str, gold: str) -> bool:
 
 def _is_scalar(expression: Any) -> bool:
     """Return True for a number or a scalar formula, False for a set, point, matrix or equation."""
-    from sympy import Expr, MatrixBase, MatrixExpr  # type: ignore[import-untyped]
+    from sympy import Expr, MatrixBase, MatrixExpr  # type: ignore[import-untyped]  # sympy has no types
 
     return isinstance(expression, Expr) and not isinstance(expression, MatrixBase | MatrixExpr)
 

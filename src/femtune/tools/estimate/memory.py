@@ -156,7 +156,7 @@ def _of_training(shape: Shape, job: Job, device: Hardware, devices: int) -> Iter
     ]
     for kind in kinds:
         for flags, (processes, values) in kind.items():
-            training = replace(job.training, **values)  # type: ignore[arg-type]
+            training = replace(job.training, **values)  # type: ignore[arg-type]  # values of several types
             taken = training_memory(shape, replace(job, training=training), device, processes)
             if taken.fits:
                 yield f"{flags} ({taken.total / 1e9:.0f} GB)"
