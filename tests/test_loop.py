@@ -21,7 +21,7 @@ from femtune.engines.fake import FakeEngine
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.weight_check import ROUNDING, read_probe
 from femtune.errors import EngineError, ModelError, NothingKept
-from femtune.estep.scoring import read_nats
+from femtune.estep.scoring import read_logprobs
 from femtune.loop import Evaluation, LoopConfig, Steps
 from femtune.mstep.config import Training
 from femtune.mstep_schedule import MStepSchedule
@@ -134,7 +134,7 @@ def state(root: Path) -> dict[str, Any]:
         if path.is_dir() and path.name in ("draws", "eval", "memory"):
             made[name] = [chunk for chunk, _ in read_draws(path)]
         elif path.parent.name in ("recalled", "scored") and path.suffix == ".parquet":
-            made[name] = read_nats(path)
+            made[name] = read_logprobs(path)
         elif path.name == "examples.parquet":
             made[name] = pq.read_table(path).to_pylist()
         elif path.name == "model.safetensors":

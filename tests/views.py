@@ -19,7 +19,7 @@ import yaml
 from starlette.testclient import TestClient
 
 from femtune.data.problems import load_problems, save_problems
-from femtune.estep.scoring import write_nats
+from femtune.estep.scoring import write_logprobs
 from femtune.evaluation.readings import Reading, write_readings
 from femtune.reporting.browser.app import make_app
 from femtune.reporting.browser.index import Index
@@ -131,7 +131,7 @@ def make_folder(root: Path) -> Folder:
                     path = run.shard(iteration, scored, number)
                     path.parent.mkdir()
                     if kind == "draws":
-                        write_nats(path, [d for d in draws if d.log_answer is not None], {})
+                        write_logprobs(path, [d for d in draws if d.log_answer is not None], {})
                     else:
                         write_readings(path, readings_of(draws), {})
                 stored += [Stored(name, kind, draw, known.get(draw.key.problem_id)) for draw in draws]

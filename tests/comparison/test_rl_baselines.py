@@ -255,7 +255,7 @@ def test_latros_rewards_and_loss_are_the_papers(
 
     from femtune.comparison.latro import LaTRO
     from femtune.mstep.examples import TokenExamples
-    from femtune.mstep.fit import completion_nats
+    from femtune.mstep.fit import completion_logprobs
 
     losses: list[Any] = []
     usual = LaTRO._compute_loss
@@ -268,8 +268,8 @@ def test_latros_rewards_and_loss_are_the_papers(
             ones = [1.0] * len(split)
             of_answers = TokenExamples([p + z for p, z, _ in split], [y for *_, y in split], ones)
             of_all = TokenExamples([p for p, *_ in split], [z + y for _, z, y in split], ones)
-            rewards = torch.tensor(completion_nats(model, of_answers, range(len(split))))
-            whole = torch.tensor(completion_nats(model, of_all, range(len(split))))
+            rewards = torch.tensor(completion_logprobs(model, of_answers, range(len(split))))
+            whole = torch.tensor(completion_logprobs(model, of_all, range(len(split))))
             groups = rewards.view(-1, 4)
             baselines = (groups.sum(1, keepdim=True) - groups) / 3
             advantages = (groups - baselines).flatten()

@@ -16,11 +16,11 @@ from femtune.data.worlds import WORLDS, make_splits
 from femtune.engines.fake import END
 from femtune.errors import ConfigError
 from femtune.estep.answer_probs import (
-    AnswerNats,
+    AnswerLogprobs,
     answer_logprobs,
     direct_logprobs,
-    nats_after,
     prefix_of,
+    score_after,
     with_answer,
     written,
 )
@@ -78,7 +78,7 @@ def test_without_a_rationale_it_is_what_follows_the_cue_alone() -> None:
     [found] = direct_logprobs([world.problem], world.sampler(), answers=both)
     assert found is not None
     expected = world.engine().logprob([(prompt, (*b" y0",)), (prompt, (*b" y1",))])
-    assert list(found.nats) == expected
+    assert list(found.logprobs) == expected
 
 
 def test_a_draw_whose_problem_has_any_answer_is_not_scored() -> None:
@@ -124,7 +124,7 @@ def test_a_format_without_a_cue_is_refused() -> None:
 @given(st.lists(st.floats(-50, 0), min_size=1, max_size=8))
 def test_shares_are_probabilities(nats: list[float]) -> None:
     answers = tuple(map(str, range(len(nats))))
-    shares = AnswerNats(answers, tuple(nats)).shares()
+    shares = AnswerLogprobs(answers, tuple(nats)).shares()
     assert math.fsum(shares.values()) == pytest.approx(1.0)
     assert all(0 <= share <= 1 for share in shares.values())
 
@@ -133,9 +133,9 @@ def test_pairs_are_scored_where_an_engine_has_no_pass_for_several() -> None:
     world = EndingsWorld.random(1)
     prompt = tuple(b"x0")
     several = [tuple(b"z0"), tuple(b"z1")]
-    [found] = nats_after(world.engine(), [(prompt, several)])
+    [found] = score_after(world.engine(), [(prompt, several)])
     assert list(found) == world.engine().logprob([(prompt, each) for each in several])
-    assert nats_after(world.engine(), []) == []
+    assert score_after(world.engine(), []) == []
 
 
 def test_where_a_tokenizer_joins_cue_and_answer_the_sampled_answer_has_its_own_probability() -> None:
@@ -153,7 +153,7 @@ def test_where_a_tokenizer_joins_cue_and_answer_the_sampled_answer_has_its_own_p
         ]
         found = answer_logprobs(free, {p.id: p for p in problems}, sampler)
         for draw, nats in zip(free, found, strict=True):
-            assert nats is not None and math.fsum(map(math.exp, nats.nats)) <= 1.001
+            assert nats is not None and math.fsum(map(math.exp, nats.logprobs)) <= 1.001
             # the tokens before the answer and its end are those that were sampled
             tokens, prompt = (
                 draw.completion.tokens,

@@ -351,7 +351,7 @@ texts = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
 @given(texts, texts)
 @settings(max_examples=300, deadline=None)
 def test_a_forced_answer_that_counts_could_have_been_written_freely(z: str, said: str) -> None:
-    """So that it has its place in pi, and its split is found: see scoring.drawn_nats."""
+    """So that it has its place in pi, and its split is found: see scoring.drawn_logprobs."""
     sampling, endings = Sampling(200), Endings(BYTES, LINE_CUT, "ended")
     request = Request(DrawKey(1, "p", 0, 0), tuple(b"x0"), 77)
     ready, more = endings.settle([(request, completion(z))], sampling)

@@ -23,7 +23,7 @@ from femtune.errors import EngineError
 from femtune.estep import scoring
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Sampler
-from femtune.estep.scoring import nats_under, scored_draws
+from femtune.estep.scoring import logprobs_under, scored_draws
 from femtune.evaluation.likelihood_bound import mixture_draws
 from femtune.loop import Evaluation, LoopConfig
 from femtune.mstep.config import Training
@@ -448,10 +448,10 @@ def test_log_probabilities_are_taken_only_of_the_prompt_that_they_are_of() -> No
     for name, known in {"examples": False, "forced": False, "temperature": True}.items():
         draw = made_draw(**OFF_POLICY[name])
         expected = [-1.0] if known else world.engine().logprob([(b"x0", draw.completion.tokens)])
-        assert nats_under("plain", [draw], problems, made) == expected
+        assert logprobs_under("plain", [draw], problems, made) == expected
     hinted = made_draw(prompt_kind="hinted")
-    assert nats_under("plain", [hinted], problems, made) == exact
-    assert nats_under("hinted", [hinted], problems, made) == [-1.0]
+    assert logprobs_under("plain", [hinted], problems, made) == exact
+    assert logprobs_under("hinted", [hinted], problems, made) == [-1.0]
     assert exact != [-1.0]
 
 

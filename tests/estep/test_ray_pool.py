@@ -238,7 +238,7 @@ def test_workers_load_the_weights_of_the_lease_and_check_them(notes: Path, tmp_p
 
 
 PAIRS = [((120, 48 + i % 3), (48 + i % 10,) * (1 + i % 7)) for i in range(300)]
-NATS = FakeEngine(WORLD.write).logprob(PAIRS)
+LOGPROBS = FakeEngine(WORLD.write).logprob(PAIRS)
 
 
 def test_pairs_are_scored_by_all_workers_in_their_order(notes: Path, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_pairs_are_scored_by_all_workers_in_their_order(notes: Path, tmp_path: P
     try:
         until(pool, lambda: len(list(notes.glob("worker-*"))) == 2)
         pool.load(first)
-        assert pool.logprob(PAIRS) == NATS
+        assert pool.logprob(PAIRS) == LOGPROBS
         assert len(list(notes.glob("loaded-*-first"))) == 2
         assert {path.name.split("-")[2] for path in notes.glob("scored-*")} == {"64", "44"}
         assert pool.logprob([]) == []
@@ -274,7 +274,7 @@ def test_a_worker_that_is_killed_as_it_scores_loses_its_slice_alone(notes: Path)
     pool = crew(notes, dies_at="now", pause_s=0.002)
     try:
         (notes / "now").touch()
-        assert pool.logprob(PAIRS) == NATS
+        assert pool.logprob(PAIRS) == LOGPROBS
         assert len(list(notes.glob("death-*"))) == 1
     finally:
         pool.close()
@@ -297,7 +297,7 @@ def test_no_slice_is_begun_once_the_run_is_to_stop(notes: Path) -> None:
             timer.start()
             pool.logprob(PAIRS)
         assert len(list(notes.glob("scored-*"))) == 1
-        assert pool.logprob(PAIRS) == NATS  # and it goes on by the same call
+        assert pool.logprob(PAIRS) == LOGPROBS  # and it goes on by the same call
     finally:
         pool.close()
 

@@ -16,7 +16,7 @@ import torch
 
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, EngineError, NothingKept, RunError
-from femtune.estep.scoring import log_mass, read_nats, read_timing
+from femtune.estep.scoring import log_mass, read_logprobs, read_timing
 from femtune.runs.draws import by_problem, read_draws
 from femtune.schemes.contrib.memory import every, gain, memo
 from femtune.schemes.filters import Accepted, Chain, weigh
@@ -207,7 +207,7 @@ def test_damaged_log_probabilities_are_told(tmp_path: Path) -> None:
     assert read_timing(path)["tokens"] > 0
     shutil.copy(made.run.shard(1, "draws", 0), path)
     with pytest.raises(RunError, match="holds no log-probabilities as they are stored"):
-        read_nats(path)
+        read_logprobs(path)
     path.write_bytes(b"PAR1")
     with pytest.raises(RunError, match=r"00000\.parquet .*femtune verify"):
         made.scoring(1)

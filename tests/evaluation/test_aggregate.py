@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from femtune.comparison.direct import direct_metrics
 from femtune.data.tasks.frames import Frame
 from femtune.data.tasks.judge import turned
-from femtune.estep.answer_probs import AnswerNats
+from femtune.estep.answer_probs import AnswerLogprobs
 from femtune.evaluation.aggregate import prediction
 from femtune.evaluation.answer_metrics import side_by_side
 from femtune.evaluation.calibration_map import Calibration
@@ -114,7 +114,7 @@ def rated(nats: list[list[float]], answers: list[str], **options: Any) -> dict[s
     problem = Problem(
         "p", "Rate it.", "2", {"frame": Frame(form="rating", scale=RATING, item="item").column()}
     )
-    scored = {("p", index): AnswerNats(RATING, tuple(each)) for index, each in enumerate(nats)}
+    scored = {("p", index): AnswerLogprobs(RATING, tuple(each)) for index, each in enumerate(nats)}
     draws = [draw("p", index, answer) for index, answer in enumerate(answers)]
     return prediction([(problem, draws)], scored=scored, **options)
 
@@ -163,7 +163,9 @@ def pair(
         frame = Frame(form="pair", scale=("A", "B"), item="item", length=0.0, pair="p", swapped=swapped)
         problem = Problem(name, "Which?", "", {"frame": frame.column()})
         orders.append((problem, [draw(name, index, answer) for index, (_, answer) in enumerate(drawn)]))
-        scored |= {(name, i): AnswerNats(("A", "B"), tuple(nats)) for i, (nats, _) in enumerate(drawn)}
+        scored |= {
+            (name, i): AnswerLogprobs(("A", "B"), tuple(nats)) for i, (nats, _) in enumerate(drawn)
+        }
     return prediction(orders, calibration, scored=scored)
 
 
@@ -202,7 +204,7 @@ def test_measures_by_hand() -> None:
     draws = [draw("a", 0, "1"), draw("a", 1, "2"), draw("b", 0, ""), draw("b", 1, "")]
     nats = {("a", 0): (0.6, 0.2), ("a", 1): (0.1, 0.1), ("b", 0): (0.9, 0.1)}
     scored: Scored = {
-        key: AnswerNats(("1", "2"), tuple(math.log(p) for p in each)) for key, each in nats.items()
+        key: AnswerLogprobs(("1", "2"), tuple(math.log(p) for p in each)) for key, each in nats.items()
     }
     ways = side_by_side(problems, [(draws, {})], scored)
     votes, chances = ways["by_votes"], ways["by_probabilities"]
@@ -227,9 +229,9 @@ def test_choices_of_several_sizes_are_measured_together_and_an_impossible_truth_
     problems = [
         Problem(n, "?", "B", {"frame": Frame(form="choice", scale=s).column()}) for n, s in sets.items()
     ]
-    found = [AnswerNats(s, tuple(-float(i) for i in range(len(s)))) for s in sets.values()]
+    found = [AnswerLogprobs(s, tuple(-float(i) for i in range(len(s)))) for s in sets.values()]
     expected = [math.log(math.exp(-1) / (1 + math.exp(-1))), math.log(math.exp(-1) / 1.5032147)]
     metrics = direct_metrics(problems, found)
     assert metrics["log_likelihood"] == pytest.approx(sum(expected) / 2)
-    never = AnswerNats(("A", "B"), (0.0, -math.inf))
+    never = AnswerLogprobs(("A", "B"), (0.0, -math.inf))
     assert direct_metrics(problems, [never, None])["log_likelihood"] is None

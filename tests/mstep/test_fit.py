@@ -143,7 +143,7 @@ def test_the_sliced_loss_is_the_plain_one(dtype: torch.dtype, monkeypatch: pytes
     for size in (10**9, 150):
         monkeypatch.setattr(trainer, "_SLICE", size)
         given = logits.clone().requires_grad_()
-        nats = trainer.minus_nats(given, targets)
+        nats = trainer.minus_logprob(given, targets)
         (nats * weights).sum().backward()
         assert given.grad is not None
         found.append((nats.detach(), given.grad.float()))

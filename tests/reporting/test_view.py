@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from femtune.cli.main import main
 from femtune.data.problems import load_problems, save_problems
 from femtune.data.prompts import Prompts
-from femtune.estep.scoring import write_nats
+from femtune.estep.scoring import write_logprobs
 from femtune.evaluation.readings import Reading, write_readings
 from femtune.reporting.browser.difference import difference
 from femtune.reporting.browser.filters import ORDERS, PAGE, Filter
@@ -336,7 +336,7 @@ def test_by_how_much_a_rationale_helped_is_shown_and_sorted_by_once_it_is_scored
     assert "rationale adds +0.25 nats" in page(client, "/problem", id="q").spaced
 
     (run.iteration(1) / "scored").mkdir()
-    write_nats(
+    write_logprobs(
         run.shard(1, "scored", 0), [replace(made(problem_id="r"), log_answer=-1.0, log_direct=-3.0)], {}
     )
     assert page(client, "/", sort="-gain").names() == [names[2], names[1], names[0]]

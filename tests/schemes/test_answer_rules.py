@@ -28,7 +28,7 @@ from femtune.errors import ConfigError, EngineError, NothingKept
 from femtune.estep import answer_scoring
 from femtune.estep.answer_scoring import sampled_prefix
 from femtune.estep.scheduler import Sampler
-from femtune.estep.scoring import read_nats, scored_draws
+from femtune.estep.scoring import read_logprobs, scored_draws
 from femtune.loop import Evaluation, LoopConfig
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Quiet
@@ -182,10 +182,10 @@ def test_other_weights_are_biased(monkeypatch: pytest.MonkeyPatch) -> None:
     assert biased(outcomes, made) < 1e-9
     accepted_alone = [(d if d.accepted else replace(d, right=None), p) for d, p in outcomes]
     assert biased(accepted_alone, made) > 0.05
-    score = answer_scoring.nats_of_answers
+    score = answer_scoring.logprobs_of_answers
     monkeypatch.setattr(
         answer_scoring,
-        "nats_of_answers",
+        "logprobs_of_answers",
         lambda *given, closed: score(*given, closed=False),
     )
     assert biased(all_draws(world, scheme, made), made) > 0.05  # y12 for y1
@@ -497,7 +497,7 @@ def test_the_share_that_passes_is_measured(tmp_path: Path) -> None:
     assert metrics["reasons_nats"] == pytest.approx(sum(more for more, _ in known) / len(known))
     assert metrics["likeliest_share"] == pytest.approx(sum(like for _, like in known) / len(known))
     assert len(made.examples(1)) == sum(passing)
-    nats = read_nats(made.run.shard(1, "scored", 0))
+    nats = read_logprobs(made.run.shard(1, "scored", 0))
     assert all(found[3] is not None and found[4] is not None for found in nats.values())
 
 

@@ -16,7 +16,7 @@ from femtune.engines.fake import FakeEngine
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.model_files import local_model
 from femtune.estep.answer_scoring import prefix_of, sampled_prefix, written
-from femtune.estep.scoring import read_nats
+from femtune.estep.scoring import read_logprobs
 from femtune.runs.draws import read_draws
 from femtune.tools.refilter import Change, refilter
 from femtune.tools.replay import name_of, replay
@@ -68,7 +68,7 @@ def test_stored_scores_are_those_of_the_base(made: tuple[Path, list[str]]) -> No
     found = {
         key: nats
         for path in sorted((run / "iteration-001/scored").iterdir())
-        for key, nats in read_nats(path).items()
+        for key, nats in read_logprobs(path).items()
     }
     assert found
     for key, nats in list(found.items())[:6]:

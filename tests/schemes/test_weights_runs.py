@@ -16,7 +16,7 @@ import pytest
 from femtune.cli.main import main
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.model_files import local_model
-from femtune.estep.scoring import read_nats
+from femtune.estep.scoring import read_logprobs
 from femtune.reporting.terminal import Quiet
 from femtune.runs.draws import read_draws, read_shard
 from femtune.schemes.named import parse_scheme
@@ -59,7 +59,9 @@ def metrics(run: Path, iteration: int) -> dict[str, Any]:
 def scored(run: Path, iteration: int, kind: str) -> Mapping[DrawKey, tuple[float | None, float | None]]:
     folder = run / f"iteration-00{iteration}" / kind
     return {
-        key: nats for path in sorted(folder.glob("*.parquet")) for key, nats in read_nats(path).items()
+        key: nats
+        for path in sorted(folder.glob("*.parquet"))
+        for key, nats in read_logprobs(path).items()
     }
 
 
@@ -177,7 +179,7 @@ def test_draws_are_drawn_again_by_the_weights_that_drew_them(run: Path) -> None:
     draws, _ = read_shard(run / "iteration-002/draws/00000.parquet")
     for draw in (draws[0], draws[-1]):
         [again] = replay(run, name_of(draw))
-        assert again.same and again.nats_apart < 1e-4
+        assert again.same and again.logprob_gap < 1e-4
 
 
 def test_another_filter_weighs_alike_where_weights_hang_on_log_probabilities(run: Path) -> None:

@@ -24,7 +24,7 @@ from femtune.data.tasks.load import Options, problems_of
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, DataError, ModelError, NothingKept, RunError
 from femtune.estep.scheduler import Sampler
-from femtune.estep.scoring import write_nats
+from femtune.estep.scoring import write_logprobs
 from femtune.loop import Steps
 from femtune.mstep.config import Training
 from femtune.mstep_schedule import MStepSchedule
@@ -273,7 +273,7 @@ def test_what_kept_rationales_add_is_told_of_those_that_were_scored(
         gains += [0.25 * (number % 4) - 0.25 for number, _ in enumerate(kept)]
         own = zip(kept, gains[-len(kept) :], strict=True)
         scored = [replace(draw, log_answer=each - 1, log_direct=-1.0) for draw, each in own]
-        write_nats(folder / "scored" / place.name, scored, {})
+        write_logprobs(folder / "scored" / place.name, scored, {})
     same = refilter(root, Change(), iteration=1)
     for side in (same["stored"], same["refiltered"]):
         assert side["num_rationales"] == len(gains) == side["num_kept"]

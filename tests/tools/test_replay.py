@@ -44,7 +44,7 @@ def test_every_draw_is_drawn_again_and_graded_the_same(run: Path, iteration: int
         assert {draw.prompt_kind for draw in stored} == {"plain", "hinted"}
     for name in dict.fromkeys(draw.key.problem_id for draw in stored[:6]):
         for again in replay(run, f"{iteration}/{name}", kind=kind):  # type: ignore[arg-type]  # a kind by its name
-            assert again.same and again.differs_at is None and again.nats_apart < 1e-3
+            assert again.same and again.differs_at is None and again.logprob_gap < 1e-3
             assert "the same" in told(again)
 
 
@@ -58,7 +58,7 @@ def test_what_the_base_drew_is_drawn_again_by_the_base(run: Path, tmp_path: Path
     shutil.rmtree(root / "iteration-001" / "model")
     name = draws_of(run, 2, "draws")[0].key.problem_id
     for again in replay(root, f"2/{name}"):
-        assert again.nats_apart > 1e-3  # it was another that drew it, in truth
+        assert again.logprob_gap > 1e-3  # it was another that drew it, in truth
     (root / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(RunError, match="model drew it but is missing"):
         list(replay(root, f"2/{name}"))

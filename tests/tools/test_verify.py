@@ -14,7 +14,7 @@ import yaml
 from femtune.cli.main import main
 from femtune.errors import RunError
 from femtune.estep.journal import Journal
-from femtune.estep.scoring import read_nats
+from femtune.estep.scoring import read_logprobs
 from femtune.evaluation.readings import read_readings
 from femtune.runs import manifest
 from femtune.runs.draws import read_draws
@@ -53,7 +53,7 @@ def state(root: Path) -> dict[str, Any]:
         if path.name in ("draws", "eval", "bound", "memory"):
             made[name] = [chunk for chunk, _ in read_draws(path)]
         elif path.name in ("recalled", "scored", "bound_scored"):
-            made[name] = [read_nats(shard) for shard in sorted(path.iterdir())]
+            made[name] = [read_logprobs(shard) for shard in sorted(path.iterdir())]
         elif path.name == "eval_scored":
             made[name] = [read_readings(shard)[0] for shard in sorted(path.iterdir())]
         elif path.name == "examples.parquet":

@@ -274,12 +274,12 @@ def _direct(
     run.log("evaluation", iteration=0)
     with builder.sampler(Sampling(settings.max_new_tokens)) as sampler:
         found = direct_answers(run, test, replace(sampler, demos=builder.demos))
-    answers = [nats.likeliest if nats else "" for nats in found]
+    answers = [logprobs.likeliest if logprobs else "" for logprobs in found]
     ways = {"direct": judged(test, answered(test, answers, asked)) | direct_metrics(test, found)}
     known = frame(test[0])
     if known is not None and known.form == "rating" and all(found):
         scale = Scale(known.scale)
-        values = np.array([expected_score(nats, scale) for nats in found if nats])
+        values = np.array([expected_score(logprobs, scale) for logprobs in found if logprobs])
         nearest = judged(test, answered(test, [*map(scale.nearest, values)], asked))
         ways["expected-score"] = with_values(nearest, test, values, known.scale)
     return {"evaluation": ways["direct"], "evaluations": ways}

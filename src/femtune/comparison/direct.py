@@ -15,7 +15,7 @@ from typing import cast
 
 from femtune._util import interrupts
 from femtune.data.answers import Scale
-from femtune.estep.answer_probs import AnswerNats, direct_logprobs
+from femtune.estep.answer_probs import AnswerLogprobs, direct_logprobs
 from femtune.estep.scheduler import Sampler
 from femtune.evaluation.answer_metrics import distribution_metrics, judged_by_probabilities
 from femtune.evaluation.scored_answers import possible, read_scored, write_scored
@@ -24,7 +24,9 @@ from femtune.runs.run import Run
 from femtune.types import Problem
 
 
-def direct_answers(run: Run, problems: Sequence[Problem], sampler: Sampler) -> list[AnswerNats | None]:
+def direct_answers(
+    run: Run, problems: Sequence[Problem], sampler: Sampler
+) -> list[AnswerLogprobs | None]:
     """Score every answer of each problem, or read the stored results of iteration 0.
 
     Uses the plain prompt with `sampler.demos`. Raises EngineError if the engine cannot score.
@@ -35,27 +37,33 @@ def direct_answers(run: Run, problems: Sequence[Problem], sampler: Sampler) -> l
         with interrupts.finishing("the scoring of the answers"):
             begun = time.perf_counter()
             found = direct_logprobs(problems, sampler)
-            scored = {(p.id, 0): nats for p, nats in zip(problems, found, strict=True) if possible(nats)}
+            scored = {
+                (p.id, 0): logprobs
+                for p, logprobs in zip(problems, found, strict=True)
+                if possible(logprobs)
+            }
             write_scored(path, scored, time.perf_counter() - begun)
             run.record(path)
     stored = read_scored(path.parent)
     return [stored.get((problem.id, 0)) for problem in problems]
 
 
-def expected_score(nats: AnswerNats, scale: Scale) -> float:
+def expected_score(logprobs: AnswerLogprobs, scale: Scale) -> float:
     """Return the mean rating under the probabilities of the answers.
 
-    >>> expected_score(AnswerNats(("1", "2"), (0.0, 0.0)), Scale(("1", "2")))
+    >>> expected_score(AnswerLogprobs(("1", "2"), (0.0, 0.0)), Scale(("1", "2")))
     1.5
     """
-    return sum(scale.value(answer) * share for answer, share in nats.shares().items())
+    return sum(scale.value(answer) * share for answer, share in logprobs.shares().items())
 
 
-def direct_metrics(problems: Sequence[Problem], found: Sequence[AnswerNats | None]) -> EvaluationMetrics:
+def direct_metrics(
+    problems: Sequence[Problem], found: Sequence[AnswerLogprobs | None]
+) -> EvaluationMetrics:
     """Measure the probabilities themselves: `ece`, `brier`, `log_likelihood`."""
     pairs = zip(problems, found, strict=True)
     metrics = distribution_metrics(
-        [judged_by_probabilities(problem, [nats] if nats else []) for problem, nats in pairs]
+        [judged_by_probabilities(problem, [logprobs] if logprobs else []) for problem, logprobs in pairs]
     )
     names = [f"{name}{end}" for name in ("ece", "brier", "log_likelihood") for end in ("", "_ci")]
     chosen = {name: value for name, value in metrics.items() if name in names}

@@ -73,19 +73,19 @@ class LaTRO(RLOOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy
         mask = torch.cat([padded([[1] * len(row) for row in each], side, 0) for each, side in rows], 1)
         width = max(map(len, self.told))
         size = self.args.per_device_train_batch_size
-        nats = self._get_per_token_logps_and_entropies(self.model, tokens, mask, width, size)[0]
+        logprobs = self._get_per_token_logps_and_entropies(self.model, tokens, mask, width, size)[0]
         of_answer = mask[:, -width:] - self._rationale_mask(tokens[:, -width:])
-        rewards: torch.Tensor = (nats * of_answer).sum(1, keepdim=True)
+        rewards: torch.Tensor = (logprobs * of_answer).sum(1, keepdim=True)
         return rewards
 
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
         tokens = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
         width = inputs["completion_ids"].shape[1]
-        nats = self._get_per_token_logps_and_entropies(model, tokens, mask, width)[0]  # [B, C]
+        logprobs = self._get_per_token_logps_and_entropies(model, tokens, mask, width)[0]  # [B, C]
         of_rationale = inputs["rationale_mask"]
-        rationale = (nats * of_rationale).sum(1)
-        answer = (nats * (inputs["completion_mask"] - of_rationale)).sum(1)
+        rationale = (logprobs * of_rationale).sum(1)
+        answer = (logprobs * (inputs["completion_mask"] - of_rationale)).sum(1)
         loss: torch.Tensor = -(inputs["advantages"] * rationale + answer).mean()
         return loss
 

@@ -35,7 +35,7 @@ from femtune.estep.scheduler import Grade
 from femtune.evaluation.evaluate import estep_metrics
 from femtune.mstep.config import MAX_BATCH, Training
 from femtune.mstep.examples import TokenExamples
-from femtune.mstep.fit import completion_nats
+from femtune.mstep.fit import completion_logprobs
 from femtune.mstep.model import load_model
 from femtune.mstep.trainer import numbers
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling
@@ -240,11 +240,11 @@ class _Seen(TrainerCallback):  # type: ignore[misc]  # transformers is untyped t
         encode = self.world.tokenizer.encode_prompt
         prompts = [encode(self.world.prompts.plain(asked[row])) for row in rows]
         self.probed = TokenExamples(prompts, [made[row].tokens for row in rows], [1.0] * len(rows))
-        self.before = completion_nats(self.model, self.probed, range(len(rows)))
+        self.before = completion_logprobs(self.model, self.probed, range(len(rows)))
 
     def probe(self, network: Any) -> Probe:
         """Return a probe to check that an engine serves the trained weights: see weight_check.py."""
-        after = completion_nats(network, self.probed, range(len(self.probed)))
+        after = completion_logprobs(network, self.probed, range(len(self.probed)))
         if not all(map(math.isfinite, after)):
             raise FemtuneError("the last step gave NaN or infinite weights: lower rl_learning_rate.")
         return Probe(self.probed.prompts, self.probed.completions, after, self.before)

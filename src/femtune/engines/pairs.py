@@ -16,5 +16,5 @@ def logprobs_by_pairs(logprob: Logprob, asked: Sequence[Asked]) -> list[list[flo
     [[-1.0, -2.0]]
     """
     pairs = [(prefix, continuation) for prefix, several in asked for continuation in several]
-    nats = iter(logprob(pairs) if pairs else [])
-    return [[next(nats) for _ in several] for _, several in asked]
+    logprobs = iter(logprob(pairs) if pairs else [])
+    return [[next(logprobs) for _ in several] for _, several in asked]

@@ -26,31 +26,31 @@ from femtune.types import Asked, Completion, Draw, EngineBase, Problem, Tokens
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerNats:
+class AnswerLogprobs:
     """Log-probability of each answer of a closed set after one prefix, in nats; not normalized."""
 
     answers: tuple[str, ...]
-    nats: tuple[float, ...]
+    logprobs: tuple[float, ...]
 
     @property
     def likeliest(self) -> str:
         """The answer of the highest probability, the first of equals."""
-        return self.answers[int(np.argmax(self.nats))]
+        return self.answers[int(np.argmax(self.logprobs))]
 
     def of(self, answer: str) -> float:
         """Nats of one answer. Raises KeyError for an answer outside the set."""
         if answer not in self.answers:
             raise KeyError(answer)
-        return self.nats[self.answers.index(answer)]
+        return self.logprobs[self.answers.index(answer)]
 
     def shares(self) -> dict[str, float]:
         """Each answer's share of the mass: probabilities that sum to 1.
 
-        >>> round(AnswerNats(("A", "B"), (math.log(0.6), math.log(0.2))).shares()["A"], 9)
+        >>> round(AnswerLogprobs(("A", "B"), (math.log(0.6), math.log(0.2))).shares()["A"], 9)
         0.75
         """
-        top = max(self.nats)
-        weights = [math.exp(each - top) for each in self.nats]
+        top = max(self.logprobs)
+        weights = [math.exp(each - top) for each in self.logprobs]
         total = math.fsum(weights)
         return {a: weight / total for a, weight in zip(self.answers, weights, strict=True)}
 
@@ -167,7 +167,7 @@ def answer_logprobs(
     *,
     closed: bool = False,
     answers: Callable[[Problem], tuple[str, ...]] = closed_set,
-) -> list[AnswerNats | None]:
+) -> list[AnswerLogprobs | None]:
     """Score every answer after each draw's rationale, under the plain prompt.
 
     `sampler.demos` stand in the prompts. `answers` gives the answers that a problem can have, or some of
@@ -186,7 +186,7 @@ def answer_logprobs(
             prompts[problem.id] = prompt_tokens("plain", problem, sampler)
         prefixes.append((*prompts[problem.id], *prefix_of(draw.completion, sampler, endings)[0]))
     asked = [problems[draw.key.problem_id] for draw in draws]
-    return nats_of_answers(prefixes, [answers(problem) for problem in asked], sampler, closed)
+    return logprobs_of_answers(prefixes, [answers(problem) for problem in asked], sampler, closed)
 
 
 def direct_logprobs(
@@ -195,7 +195,7 @@ def direct_logprobs(
     *,
     closed: bool = False,
     answers: Callable[[Problem], tuple[str, ...]] = closed_set,
-) -> list[AnswerNats | None]:
+) -> list[AnswerLogprobs | None]:
     """Score every answer right after the prompt and the cue: pi(y | x), without a rationale.
 
     None for a problem without answers. Raises EngineError where the engine can't score.
@@ -203,7 +203,7 @@ def direct_logprobs(
     assert sampler.cut is not None
     cue = Endings(sampler.tokenizer, sampler.cut).cue_after("")
     prefixes = [(*prompt_tokens("plain", p, sampler), *cue) if answers(p) else None for p in problems]
-    return nats_of_answers(prefixes, [answers(problem) for problem in problems], sampler, closed)
+    return logprobs_of_answers(prefixes, [answers(problem) for problem in problems], sampler, closed)
 
 
 def prompt_tokens(name: str, problem: Problem, sampler: Sampler) -> Tokens:
@@ -212,12 +212,12 @@ def prompt_tokens(name: str, problem: Problem, sampler: Sampler) -> Tokens:
     return tuple(sampler.tokenizer.encode_prompt(shown.render(name, problem)))
 
 
-def nats_of_answers(
+def logprobs_of_answers(
     prefixes: Sequence[Tokens | None],
     answers: Sequence[tuple[str, ...]],
     sampler: Sampler,
     closed: bool,
-) -> list[AnswerNats | None]:
+) -> list[AnswerLogprobs | None]:
     """Score answers after each prefix, of prompt, rationale and cue; None for no prefix.
 
     Raises EngineError where the engine can't score.
@@ -234,20 +234,20 @@ def nats_of_answers(
             writings[key] = written(names, sampler, closed=closed, spaced=key[1])
         of.append(writings[key])
         asked.append((prefix, [way for ways in writings[key].ways for way in ways]))
-    nats = iter(nats_after(sampler.engine, asked))
-    return [None if each is None else _summed(each, next(nats)) for each in of]
+    logprobs = iter(score_after(sampler.engine, asked))
+    return [None if each is None else _summed(each, next(logprobs)) for each in of]
 
 
-def _summed(writing: Writing, nats: Sequence[float]) -> AnswerNats:
+def _summed(writing: Writing, logprobs: Sequence[float]) -> AnswerLogprobs:
     """Add up the ways of writing each answer."""
-    if any(math.isnan(each) for each in nats):
+    if any(math.isnan(each) for each in logprobs):
         raise EngineError("the engine gives no log-probability for an answer: see what it wrote before.")
-    left = iter(nats)
+    left = iter(logprobs)
     sums = [float(np.logaddexp.reduce([next(left) for _ in ways])) for ways in writing.ways]
-    return AnswerNats(writing.answers, tuple(sums))
+    return AnswerLogprobs(writing.answers, tuple(sums))
 
 
-def nats_after(engine: EngineBase, asked: Sequence[Asked]) -> list[tuple[float, ...]]:
+def score_after(engine: EngineBase, asked: Sequence[Asked]) -> list[tuple[float, ...]]:
     """Nats of each continuation after its prefix. Raises EngineError where the engine can't score."""
     return [tuple(each) for each in engine.logprobs_after(asked)] if asked else []
 

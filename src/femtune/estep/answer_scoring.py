@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from femtune.estep.answer_probs import (
-    AnswerNats,
+    AnswerLogprobs,
     closed_set,
     direct_logprobs,
     is_spaced,
-    nats_of_answers,
+    logprobs_of_answers,
     prefix_of,
     prompt_tokens,
     with_answer,
@@ -106,7 +106,7 @@ def right_draws(
     return {right.key: (prefix, right) for (prefix, right), score in pairs if not score.reason}
 
 
-def add_answer_nats(
+def add_answer_logprobs(
     chosen: Sequence[Draw],
     draws: Sequence[Draw],
     rights: Mapping[DrawKey, tuple[Tokens, Draw]],
@@ -132,18 +132,18 @@ def add_answer_nats(
         )
     compared = _compared(draws, problems) if "gain" in needs else {}
     answers = [compared.get(problem.id, (problem.answer,)) for problem in asked]
-    found = nats_of_answers(prefixes, answers, sampler, closed=True)
+    found = logprobs_of_answers(prefixes, answers, sampler, closed=True)
     direct = _direct(asked, sampler) if "gain" in needs else {}
     ratios = _log_ratios(todo, rights, problems, sampler) if "ratio" in needs else {}
     made: dict[DrawKey, Draw] = {}
     for draw, problem, after in zip(todo, asked, found, strict=True):
         assert after is not None
-        nats = after.of(problem.answer)
+        logprob = after.of(problem.answer)
         made[draw.key] = replace(
             draw,
-            log_answer=nats,
+            log_answer=logprob,
             log_direct=direct.get(problem.id),
-            is_likeliest=nats >= max(after.nats) if "gain" in needs else None,
+            is_likeliest=logprob >= max(after.logprobs) if "gain" in needs else None,
             log_ratio=ratios.get(draw.key),
             right=rights[draw.key][1] if draw.key in rights else None,
         )
@@ -168,11 +168,13 @@ def _compared(draws: Sequence[Draw], problems: Mapping[str, Problem]) -> dict[st
 def _direct(problems: Sequence[Problem], sampler: Sampler) -> dict[str, float]:
     """Return log pi(y* | x) by problem."""
     once = list({problem.id: problem for problem in problems}.values())
-    found: Sequence[AnswerNats | None] = direct_logprobs(
+    found: Sequence[AnswerLogprobs | None] = direct_logprobs(
         once, sampler, closed=True, answers=lambda problem: (problem.answer,)
     )
     return {
-        problem.id: each.nats[0] for problem, each in zip(once, found, strict=True) if each is not None
+        problem.id: each.logprobs[0]
+        for problem, each in zip(once, found, strict=True)
+        if each is not None
     }
 
 
@@ -189,6 +191,6 @@ def _log_ratios(
         for draw in hinted
         for name in ("plain", "hinted")
     ]
-    nats = iter(sampler.engine.logprob(pairs) if pairs else [])
-    ratios = {draw.key: next(nats) - next(nats) for draw in hinted}
+    logprobs = iter(sampler.engine.logprob(pairs) if pairs else [])
+    ratios = {draw.key: next(logprobs) - next(logprobs) for draw in hinted}
     return {draw.key: ratios.get(draw.key, 0.0) for draw in draws}

@@ -74,14 +74,14 @@ class Endings:
     def _cut_at(self, completion: Completion, num: int, sampling: Sampling) -> Completion:
         tokens, each = completion.tokens[:num], completion.token_logprobs
         # where the engine does not say each token's, it scores them where they are needed
-        nats = math.fsum(each[:num]) if each and len(each) >= num else math.nan
+        logprob = math.fsum(each[:num]) if each and len(each) >= num else math.nan
         return replace(
             completion,
             tokens=tokens,
             text=self.tokenizer.decode(tokens),
             finish_reason="answered",
-            logprob=nats,
-            drawn_logprob=nats if sampling.follows_model else math.nan,
+            logprob=logprob,
+            drawn_logprob=logprob if sampling.follows_model else math.nan,
             token_logprobs=None,
         )
 

@@ -198,13 +198,13 @@ class Pool:
         slices = [
             ScoreBatch(i, pairs[at : at + SLICE]) for i, at in enumerate(range(0, len(pairs), SLICE))
         ]
-        return [nats for part in self._deal(slices, []) for nats in part]
+        return [logprob for part in self._deal(slices, []) for logprob in part]
 
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
         """Nats of each continuation after its prefix, in order; raises as `logprob` does."""
         places = enumerate(range(0, len(asked), SLICE))
         slices = [AskedSlice(i, asked[at : at + SLICE]) for i, at in places]
-        return [nats for part in self._deal(slices, []) for nats in part]
+        return [logprob for part in self._deal(slices, []) for logprob in part]
 
     def _deal(self, works: Sequence[Work], places: Sequence[Path]) -> Iterator[Any]:
         """Hand out work; yield the results in order. A request to stop is written at `places`."""

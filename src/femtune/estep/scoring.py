@@ -28,7 +28,7 @@ from femtune._util import interrupts
 from femtune._util.atomic_files import replacing
 from femtune._util.parsing import Unreadable, reading_arrow
 from femtune.errors import EngineError, RunError
-from femtune.estep.answer_scoring import add_answer_nats, right_draw, right_draws
+from femtune.estep.answer_scoring import add_answer_logprobs, right_draw, right_draws
 from femtune.estep.forced_answers import Endings
 from femtune.estep.scheduler import Sampler
 from femtune.metric_types import EStepMetrics
@@ -39,7 +39,7 @@ from femtune.schemes.filters import weigh
 from femtune.schemes.weights import uniform
 from femtune.types import SCORED, Draw, DrawKey, Need, Problem, Scheme
 
-NATS = pa.schema(
+LOGPROBS = pa.schema(
     [
         ("iteration", pa.int32()),
         ("problem_id", pa.string()),
@@ -88,7 +88,7 @@ class ScoredDraws:
         """The draws of a chunk, remembered and own, with their nats."""
         own, _ = read_shard(self.run.shard(self.iteration, "draws", index))
         scoring: dict[str, list[Draw]] = {p.id: [] for p in self._problems_of(index)}
-        for draw in (*self.recalled(index), *self._with_nats("scored", index, own)):
+        for draw in (*self.recalled(index), *self._with_logprobs("scored", index, own)):
             scoring[draw.key.problem_id].append(draw)
         return [draw for each in scoring.values() for draw in sorted(each, key=lambda draw: draw.key)]
 
@@ -97,7 +97,7 @@ class ScoredDraws:
         path = self.run.shard(self.iteration - 1, "memory", index)
         if self.scheme.remember is None or self.iteration == 1 or not path.exists():
             return []
-        return self._with_nats("recalled", index, read_shard(path)[0])
+        return self._with_logprobs("recalled", index, read_shard(path)[0])
 
     def choose(
         self, index: int, problems: Sequence[Problem]
@@ -138,7 +138,7 @@ class ScoredDraws:
                 draws, self._problems_of(index), self.scheme, self.sampler, self.iteration
             )
             tokens = sum(len(draw.completion.tokens) for draw in scored)
-            write_nats(path, scored, {"total_s": time.perf_counter() - begun, "tokens": tokens})
+            write_logprobs(path, scored, {"total_s": time.perf_counter() - begun, "tokens": tokens})
             self.run.record(path)
 
     def remember(self) -> None:
@@ -201,11 +201,11 @@ class ScoredDraws:
         size = self.sampler.chunk_size
         return self.problems[index * size : (index + 1) * size]
 
-    def _with_nats(self, kind: str, index: int, draws: Sequence[Draw]) -> list[Draw]:
+    def _with_logprobs(self, kind: str, index: int, draws: Sequence[Draw]) -> list[Draw]:
         if not self.scheme.needs & SCORED:
             return list(draws)
-        nats = read_nats(self.run.shard(self.iteration, kind, index))
-        found = [with_nats(draw, nats[draw.key]) if draw.key in nats else draw for draw in draws]
+        values = read_logprobs(self.run.shard(self.iteration, kind, index))
+        found = [with_logprobs(draw, values[draw.key]) if draw.key in values else draw for draw in draws]
         if "answers" not in self.scheme.needs:
             return found
         problems = {problem.id: problem for problem in self._problems_of(index)}
@@ -226,11 +226,11 @@ def log_mass(draws: Sequence[Draw]) -> float | None:
 
     Rounding may lift a sum above 1: such is taken for 1.
     """
-    nats = {d.completion.tokens: d.log_pi for d in draws if d.accepted and d.log_pi is not None}
-    if not nats:
+    values = {d.completion.tokens: d.log_pi for d in draws if d.accepted and d.log_pi is not None}
+    if not values:
         return None
-    top = max(nats.values())
-    return min(0.0, top + math.log(math.fsum(math.exp(each - top) for each in nats.values())))
+    top = max(values.values())
+    return min(0.0, top + math.log(math.fsum(math.exp(each - top) for each in values.values())))
 
 
 def scored_draws(
@@ -252,18 +252,20 @@ def scored_draws(
             found[need] = [None] * len(accepted)
             continue
         since = iteration if scheme.proposal == "current" else iteration + 1  # drawn by other weights
-        found[need] = nats_under(prompt, accepted, asked, sampler, since)
+        found[need] = logprobs_under(prompt, accepted, asked, sampler, since)
     found["log_drawn"] = [None] * len(accepted)
     if sampler.force != "never" and "untruncated" in scheme.needs:
-        found["log_drawn"] = drawn_nats(accepted, asked, sampler)
-    nats = zip(found["log_pi"], found["log_q"], found["log_drawn"], strict=True)
-    scored = [with_nats(draw, each) for draw, each in zip(accepted, nats, strict=True)]
+        found["log_drawn"] = drawn_logprobs(accepted, asked, sampler)
+    values = zip(found["log_pi"], found["log_q"], found["log_drawn"], strict=True)
+    scored = [with_logprobs(draw, each) for draw, each in zip(accepted, values, strict=True)]
     if scheme.needs & {"answers", "gain"}:
-        return add_answer_nats(scored, draws, rights, asked, scheme.needs, sampler)
+        return add_answer_logprobs(scored, draws, rights, asked, scheme.needs, sampler)
     return scored
 
 
-def drawn_nats(draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: Sampler) -> list[float]:
+def drawn_logprobs(
+    draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: Sampler
+) -> list[float]:
     """Return the log-probability (nats) of drawing each completion, freely or by a forced answer.
 
     Where answers are forced, z + cue + y is drawn in two ways: the model writes it, or it ends after z
@@ -295,17 +297,17 @@ def drawn_nats(draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: 
         terms += found
         num_terms.append(len(found))
     pairs = [pair for term in terms for pair in term]
-    nats = iter(sampler.engine.logprob(pairs) if pairs else [])
-    sums = iter([math.fsum(next(nats) for _ in term) for term in terms])
+    values = iter(sampler.engine.logprob(pairs) if pairs else [])
+    sums = iter([math.fsum(next(values) for _ in term) for term in terms])
     return [float(np.logaddexp.reduce([next(sums) for _ in range(num)])) for num in num_terms]
 
 
-def with_nats(draw: Draw, nats: Sequence[Any]) -> Draw:
-    """Return a draw with log pi, log q, and so on, in the order of NATS; the last may be missing."""
-    return replace(draw, **dict(zip(NATS.names[_KEY:], nats, strict=False)))
+def with_logprobs(draw: Draw, values: Sequence[Any]) -> Draw:
+    """Return a draw with log pi, log q, and so on, in the order of LOGPROBS; the last may be missing."""
+    return replace(draw, **dict(zip(LOGPROBS.names[_KEY:], values, strict=False)))
 
 
-def nats_under(
+def logprobs_under(
     prompt: str, draws: Sequence[Draw], problems: Mapping[str, Problem], sampler: Sampler, since: int = 0
 ) -> list[float]:
     """Nats of each draw's completion under the prompt of that name, by the engine's weights.
@@ -317,9 +319,9 @@ def nats_under(
         d.completion.logprob if d.bare_prompt == prompt and d.key.iteration >= since else math.nan
         for d in draws
     ]
-    todo = [draw for draw, nats in zip(draws, known, strict=True) if math.isnan(nats)]
+    todo = [draw for draw, values in zip(draws, known, strict=True) if math.isnan(values)]
     new = iter(logprobs(todo, problems, prompt, sampler))
-    return [next(new) if math.isnan(nats) else nats for nats in known]
+    return [next(new) if math.isnan(values) else values for values in known]
 
 
 def logprobs(
@@ -333,29 +335,29 @@ def logprobs(
             messages = sampler.prompts.render(prompt, problems[name])
             prompts[name] = sampler.tokenizer.encode_prompt(messages)
     pairs = [(prompts[draw.key.problem_id], draw.completion.tokens) for draw in draws]
-    nats = sampler.engine.logprob(pairs) if pairs else []
-    if bad := [draw.key for draw, each in zip(draws, nats, strict=True) if math.isnan(each)]:
+    values = sampler.engine.logprob(pairs) if pairs else []
+    if bad := [draw.key for draw, each in zip(draws, values, strict=True) if math.isnan(each)]:
         raise EngineError(f"the engine gives no log-probability for {len(bad)} draws, such as {bad[0]}.")
-    return nats
+    return values
 
 
-def write_nats(path: Path, draws: Sequence[Draw], timing: dict[str, float]) -> None:
+def write_logprobs(path: Path, draws: Sequence[Draw], timing: dict[str, float]) -> None:
     """Store log-probabilities of draws, with seconds and tokens in the metadata under "timing"."""
     columns = {
         "iteration": [draw.key.iteration for draw in draws],
         "problem_id": [draw.key.problem_id for draw in draws],
         "stage": [draw.key.stage for draw in draws],
         "index": [draw.key.index for draw in draws],
-        **{name: [getattr(draw, name) for draw in draws] for name in NATS.names[_KEY:]},
+        **{name: [getattr(draw, name) for draw in draws] for name in LOGPROBS.names[_KEY:]},
     }
-    table = pa.Table.from_pydict(columns, schema=NATS)
+    table = pa.Table.from_pydict(columns, schema=LOGPROBS)
     with replacing(path) as part, part.open("wb") as file:
         stored = table.replace_schema_metadata({"timing": json.dumps(timing)})
         pq.write_table(stored, file, write_page_checksum=True)
 
 
-def read_nats(path: Path) -> dict[DrawKey, tuple[Any, ...]]:
-    """Log-probabilities by draw, in the order of NATS. Raises RunError where the file is damaged."""
+def read_logprobs(path: Path) -> dict[DrawKey, tuple[Any, ...]]:
+    """Log-probabilities by draw, in the order of LOGPROBS. Raises RunError where the file is damaged."""
     table, _ = _read(path)
     rows = zip(*(column for column in table.to_pydict().values()), strict=True)
     return {DrawKey(*row[:_KEY]): tuple(row[_KEY:]) for row in rows}
@@ -371,7 +373,9 @@ def _read(path: Path) -> tuple[Any, dict[str, float]]:
         with reading_arrow():
             table = pq.read_table(pa.memory_map(str(path)))
             timing = json.loads((table.schema.metadata or {}).get(b"timing", b"null"))
-            whole = any(table.schema.equals(pa.schema(list(NATS)[:n])) for n in (_OLDER, len(NATS)))
+            whole = any(
+                table.schema.equals(pa.schema(list(LOGPROBS)[:n])) for n in (_OLDER, len(LOGPROBS))
+            )
             if not whole or not isinstance(timing, dict):
                 raise Unreadable("holds no log-probabilities as they are stored")
             return table, timing

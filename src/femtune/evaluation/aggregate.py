@@ -21,7 +21,7 @@ from femtune.data.answer_format import bare
 from femtune.data.answers import Scale, as_fraction
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.tasks.judge import turned
-from femtune.estep.answer_probs import AnswerNats
+from femtune.estep.answer_probs import AnswerLogprobs
 from femtune.evaluation.calibration_map import Calibration, apply
 from femtune.evaluation.evaluate import as_item
 from femtune.evaluation.scored_answers import Scored
@@ -108,13 +108,13 @@ def likeliest(shares: Shares) -> str:
     return max(shares, key=shares.__getitem__)
 
 
-def mean_shares(scored: Sequence[AnswerNats]) -> Shares | None:
+def mean_shares(scored: Sequence[AnswerLogprobs]) -> Shares | None:
     """Return the mean over rationales of their normalized probabilities; None of none.
 
-    >>> mean_shares([AnswerNats(("A", "B"), (0.0, 0.0)), AnswerNats(("A", "B"), (0.0, -1000.0))])
+    >>> mean_shares([AnswerLogprobs(("A", "B"), (0.0, 0.0)), AnswerLogprobs(("A", "B"), (0.0, -1000.0))])
     {'A': 0.75, 'B': 0.25}
     """
-    return _mean([nats.shares() for nats in scored])
+    return _mean([logprobs.shares() for logprobs in scored])
 
 
 def _mean(shares: Sequence[Shares]) -> Shares | None:
@@ -133,7 +133,9 @@ def _order(problem: Problem, draws: Sequence[Draw], scored: Scored) -> Order:
         if answer
     ]
     found = [(draw, scored.get((problem.id, draw.key.index))) for draw in draws]
-    shares = [(draw, _turned(nats.shares(), swapped)) for draw, nats in found if nats is not None]
+    shares = [
+        (draw, _turned(logprobs.shares(), swapped)) for draw, logprobs in found if logprobs is not None
+    ]
     return Order(votes, swapped, shares)
 
 

@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 
 from femtune.data.tasks.frames import frame
-from femtune.estep.answer_probs import AnswerNats, closed_set
+from femtune.estep.answer_probs import AnswerLogprobs, closed_set
 from femtune.evaluation.aggregate import Shares, likeliest, mean_shares
 from femtune.evaluation.bootstrap import Floats, Statistic, bootstrap, correlations, mean, summary
 from femtune.evaluation.calibration_map import Calibration, apply
@@ -81,7 +81,7 @@ def judged_by_votes(problem: Problem, draws: Sequence[Draw]) -> Judged:
     return Judged(problem, shares, winner, chance)
 
 
-def judged_by_probabilities(problem: Problem, found: Sequence[AnswerNats]) -> Judged:
+def judged_by_probabilities(problem: Problem, found: Sequence[AnswerLogprobs]) -> Judged:
     """Make the mean of the probabilities after several rationales; uniform of none."""
     answers = closed_set(problem)
     shares = mean_shares(found)

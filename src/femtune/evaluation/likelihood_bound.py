@@ -32,7 +32,13 @@ import numpy as np
 
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Chunk, Sampler
-from femtune.estep.scoring import nats_under, read_nats, read_timing, with_nats, write_nats
+from femtune.estep.scoring import (
+    logprobs_under,
+    read_logprobs,
+    read_timing,
+    with_logprobs,
+    write_logprobs,
+)
 from femtune.evaluation.bootstrap import Floats, bootstrap, mean, ratio, summary
 from femtune.evaluation.evaluate import group_of
 from femtune.metric_types import PosteriorMetrics
@@ -78,12 +84,12 @@ def score_right(source: Path, target: Path, problems: Mapping[str, Problem], sam
     """
     begun = time.perf_counter()
     right = [draw for draw in read_shard(source)[0] if is_right(draw)]
-    log_pi, log_q = (nats_under(name, right, problems, sampler) for name in ("plain", "hinted"))
+    log_pi, log_q = (logprobs_under(name, right, problems, sampler) for name in ("plain", "hinted"))
     scored = [
         replace(draw, log_pi=pi, log_q=q) for draw, pi, q in zip(right, log_pi, log_q, strict=True)
     ]
     tokens = sum(len(draw.completion.tokens) for draw in right)
-    write_nats(target, scored, {"total_s": time.perf_counter() - begun, "tokens": tokens})
+    write_logprobs(target, scored, {"total_s": time.perf_counter() - begun, "tokens": tokens})
 
 
 def is_right(draw: Draw) -> bool:
@@ -183,9 +189,9 @@ def _scored_chunks(folder: Path) -> Iterator[tuple[list[Draw], Mapping[str, floa
     """The chunks of draws with their nats, and the seconds that drawing them took."""
     for place in sorted((folder / "bound_scored").glob("*.parquet")):
         draws, timing = read_shard(folder / "bound" / place.name)
-        nats = read_nats(place)
+        known = read_logprobs(place)
         yield (
-            [with_nats(draw, nats[draw.key]) if draw.key in nats else draw for draw in draws],
+            [with_logprobs(draw, known[draw.key]) if draw.key in known else draw for draw in draws],
             timing,
         )
 

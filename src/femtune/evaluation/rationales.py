@@ -25,9 +25,9 @@ import numpy as np
 from femtune._util import interrupts
 from femtune.data.prompts import Prompts, prompt_text
 from femtune.errors import EngineError
-from femtune.estep.answer_probs import AnswerNats
+from femtune.estep.answer_probs import AnswerLogprobs
 from femtune.estep.scheduler import Sampler
-from femtune.estep.scoring import read_nats, with_nats
+from femtune.estep.scoring import read_logprobs, with_logprobs
 from femtune.evaluation.bootstrap import Floats, Statistic, bootstrap, mean, ratio, summary
 from femtune.evaluation.copying import Copied, copied
 from femtune.evaluation.evaluate import group_of
@@ -101,7 +101,7 @@ def read_all(steps: EvaluatedRun, most: int, reader: Path | None = None) -> dict
     if not chosen or not numbers or not _can_score(steps.sampler):
         return {}
     found: dict[int, RationaleMetrics] = {}
-    direct: dict[str, AnswerNats] = {}
+    direct: dict[str, AnswerLogprobs] = {}
     try:
         for number in numbers:
             path = steps.run.iteration(number) / FILE
@@ -131,7 +131,7 @@ def _read_iteration(
     number: int,
     chosen: Sequence[Problem],
     reader: Path,
-    direct: dict[str, AnswerNats],
+    direct: dict[str, AnswerLogprobs],
 ) -> None:
     run, sampler = steps.run, replace(steps.sampler, demos=())
     steps.progress.phase("rationales", number, len(chosen))
@@ -242,9 +242,9 @@ def asked_text(prompts: Prompts, problem: Problem) -> str:
 def scored(draws: Path, scores: Path) -> Iterator[list[Draw]]:
     """Yield the draws of each shard of an E-step that were scored, with their nats: see scoring.py."""
     for place in sorted(scores.glob("*.parquet")):
-        nats = read_nats(place)
+        logprobs = read_logprobs(place)
         found, _ = read_shard(draws / place.name)
-        yield [with_nats(draw, nats[draw.key]) for draw in found if draw.key in nats]
+        yield [with_logprobs(draw, logprobs[draw.key]) for draw in found if draw.key in logprobs]
 
 
 def read_rationales(folder: Path) -> RationaleMetrics:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from femtune._util.atomic_files import replacing
 from femtune._util.parsing import Unreadable, reading_arrow
 from femtune.errors import RunError
-from femtune.estep.answer_probs import AnswerNats, answer_logprobs, closed_set, direct_logprobs
+from femtune.estep.answer_probs import AnswerLogprobs, answer_logprobs, closed_set, direct_logprobs
 from femtune.estep.scheduler import Sampler
 from femtune.runs.draws import read_shard
 from femtune.types import Draw, DrawKey, Problem
@@ -87,7 +87,7 @@ def readings(
     draws: Sequence[Draw],
     problems: Mapping[str, Problem],
     sampler: Sampler,
-    direct: dict[str, AnswerNats],
+    direct: dict[str, AnswerLogprobs],
 ) -> dict[DrawKey, Reading]:
     """Score the correct answer after each draw's rationale and without it.
 
@@ -97,12 +97,12 @@ def readings(
     asked = {draw.key.problem_id: problems[draw.key.problem_id] for draw in draws}
     new = [problem for name, problem in asked.items() if name not in direct]
     found = direct_logprobs(new, sampler, closed=True, answers=compared)
-    direct |= {p.id: nats for p, nats in zip(new, found, strict=True) if nats is not None}
+    direct |= {p.id: logprobs for p, logprobs in zip(new, found, strict=True) if logprobs is not None}
     after = answer_logprobs(draws, problems, sampler, closed=True, answers=compared)
     return {
-        draw.key: _reading(nats, direct[draw.key.problem_id], problems[draw.key.problem_id])
-        for draw, nats in zip(draws, after, strict=True)
-        if nats is not None
+        draw.key: _reading(logprobs, direct[draw.key.problem_id], problems[draw.key.problem_id])
+        for draw, logprobs in zip(draws, after, strict=True)
+        if logprobs is not None
     }
 
 
@@ -112,7 +112,7 @@ def compared(problem: Problem) -> tuple[str, ...]:
     return answers if problem.answer in answers else (problem.answer,)
 
 
-def _reading(after: AnswerNats, direct: AnswerNats, problem: Problem) -> Reading:
+def _reading(after: AnswerLogprobs, direct: AnswerLogprobs, problem: Problem) -> Reading:
     right = problem.answer
     if len(after.answers) == 1:
         return Reading(after.of(right), direct.of(right))
@@ -121,14 +121,14 @@ def _reading(after: AnswerNats, direct: AnswerNats, problem: Problem) -> Reading
         direct.of(right),
         among_answer=_among(after, right),
         among_direct=_among(direct, right),
-        is_likeliest=after.of(right) >= max(after.nats),
-        is_likeliest_direct=direct.of(right) >= max(direct.nats),
+        is_likeliest=after.of(right) >= max(after.logprobs),
+        is_likeliest_direct=direct.of(right) >= max(direct.logprobs),
     )
 
 
-def _among(nats: AnswerNats, answer: str) -> float:
+def _among(logprobs: AnswerLogprobs, answer: str) -> float:
     """Return an answer's log-probability, normalized over the answers."""
-    return nats.of(answer) - float(np.logaddexp.reduce(nats.nats))
+    return logprobs.of(answer) - float(np.logaddexp.reduce(logprobs.logprobs))
 
 
 def score_shard(
@@ -136,7 +136,7 @@ def score_shard(
     target: Path,
     problems: Mapping[str, Problem],
     sampler: Sampler,
-    direct: dict[str, AnswerNats],
+    direct: dict[str, AnswerLogprobs],
 ) -> None:
     """Store the readings of a shard's first draws of these problems, by the engine's weights."""
     begun = time.perf_counter()

@@ -24,13 +24,13 @@ from femtune._util.atomic_files import replacing
 from femtune._util.parsing import Unreadable, reading_arrow
 from femtune.data.prompts import Prompts
 from femtune.errors import ConfigError, EngineError, RunError
-from femtune.estep.answer_probs import AnswerNats, answer_logprobs, closed_set
+from femtune.estep.answer_probs import AnswerLogprobs, answer_logprobs, closed_set
 from femtune.estep.scheduler import Sampler
 from femtune.runs.draws import read_shard
 from femtune.runs.run import Run
 from femtune.types import Aggregate, Draw, Problem
 
-Scored = Mapping[tuple[str, int], AnswerNats]  # by problem and index of the draw
+Scored = Mapping[tuple[str, int], AnswerLogprobs]  # by problem and index of the draw
 
 SCORED = pa.schema(
     [
@@ -81,18 +81,18 @@ def score_draws(draws: Sequence[Draw], problems: Mapping[str, Problem], sampler:
     """Score every answer after each draw; draws without tokens, or of open problems, are left out."""
     found = answer_logprobs(draws, problems, sampler)
     return {
-        (draw.key.problem_id, draw.key.index): nats
-        for draw, nats in zip(draws, found, strict=True)
-        if possible(nats)
+        (draw.key.problem_id, draw.key.index): logprobs
+        for draw, logprobs in zip(draws, found, strict=True)
+        if possible(logprobs)
     }
 
 
-def possible(nats: AnswerNats | None) -> TypeGuard[AnswerNats]:
+def possible(logprobs: AnswerLogprobs | None) -> TypeGuard[AnswerLogprobs]:
     """Return whether something was scored, and some answer has a chance."""
-    return nats is not None and max(nats.nats) > -math.inf
+    return logprobs is not None and max(logprobs.logprobs) > -math.inf
 
 
-def of_draws(scored: Scored, draws: Sequence[Draw]) -> list[AnswerNats]:
+def of_draws(scored: Scored, draws: Sequence[Draw]) -> list[AnswerLogprobs]:
     """Return what was scored after these draws, in their order."""
     keys = ((draw.key.problem_id, draw.key.index) for draw in draws)
     return [scored[key] for key in keys if key in scored]
@@ -127,8 +127,8 @@ def write_scored(path: Path, scored: Scored, seconds: float) -> None:
     columns: dict[str, list[Any]] = {
         "problem_id": [problem_id for problem_id, _ in scored],
         "index": [index for _, index in scored],
-        "answers": [nats.answers for nats in scored.values()],
-        "nats": [nats.nats for nats in scored.values()],
+        "answers": [logprobs.answers for logprobs in scored.values()],
+        "nats": [logprobs.logprobs for logprobs in scored.values()],
     }
     table = pa.Table.from_pydict(columns, schema=SCORED)
     with replacing(path) as part, part.open("wb") as file:
@@ -136,9 +136,13 @@ def write_scored(path: Path, scored: Scored, seconds: float) -> None:
         pq.write_table(timed, file, write_page_checksum=True)
 
 
-def read_scored(folder: Path) -> dict[tuple[str, int], AnswerNats]:
+def read_scored(folder: Path) -> dict[tuple[str, int], AnswerLogprobs]:
     """Read the probabilities of all chunks in a folder. Raises RunError where one is damaged."""
-    return {key: nats for path in sorted(folder.glob("*.parquet")) for key, nats in _read(path).items()}
+    return {
+        key: logprobs
+        for path in sorted(folder.glob("*.parquet"))
+        for key, logprobs in _read(path).items()
+    }
 
 
 def scoring_seconds(folder: Path) -> float:
@@ -147,7 +151,7 @@ def scoring_seconds(folder: Path) -> float:
     return math.fsum(json.loads(pq.read_schema(path).metadata[b"timing"])["total_s"] for path in paths)
 
 
-def _read(path: Path) -> dict[tuple[str, int], AnswerNats]:
+def _read(path: Path) -> dict[tuple[str, int], AnswerLogprobs]:
     try:
         with reading_arrow():
             table = pq.read_table(pa.memory_map(str(path)))
@@ -159,6 +163,6 @@ def _read(path: Path) -> dict[tuple[str, int], AnswerNats]:
             f"{path} {error}. It is damaged: `femtune verify` of its run tells what can be made again."
         ) from error
     return {
-        (row["problem_id"], row["index"]): AnswerNats(tuple(row["answers"]), tuple(row["nats"]))
+        (row["problem_id"], row["index"]): AnswerLogprobs(tuple(row["answers"]), tuple(row["nats"]))
         for row in rows
     }

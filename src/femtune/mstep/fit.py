@@ -204,7 +204,7 @@ def _train(
         arguments,
         batches,
         sharded=is_sharded(training),
-        on_begin=lambda: before.extend(completion_nats(trainer.network(), data, rows)),
+        on_begin=lambda: before.extend(completion_logprobs(trainer.network(), data, rows)),
         on_step=on_step,
     )
     if distributed.rank():  # each process has its own dropout
@@ -221,7 +221,7 @@ def _train(
     took = round(seconds, 3)
     done = MStep(len(data), result.global_step, fed, result.training_loss, seconds=took, **schedule)
     prompts, completions = ([side[row] for row in rows] for side in (data.prompts, data.completions))
-    after = completion_nats(trainer.network(), data, rows)
+    after = completion_logprobs(trainer.network(), data, rows)
     probe = Probe(prompts, completions, after, before)
     saved = trainer.accelerator.unwrap_model(trainer.model)
 
@@ -240,7 +240,7 @@ def _train(
         return save(export.out, done, probe, export.dtype)
     own = f"{seed} {distributed.rank()}" if trainer.is_cut_up else str(seed)
     round_in_place(saved, export.dtype, own)
-    served = completion_nats(trainer.network(), data, rows)
+    served = completion_logprobs(trainer.network(), data, rows)
     done = replace(done, exported_gain_share=_gain_share(probe, served))
     return save(export.out, done, replace(probe, nats=served), export.dtype)
 
@@ -254,7 +254,7 @@ def _export_again(master: Path, training: Training, export: _Export) -> MStep:
     if probe is None:
         raise ModelError(f"{master} lacks its weight probe: remove the folder, and it is trained again.")
     data = TokenExamples(probe.prompts, probe.completions, [1.0] * len(probe.prompts))
-    served = completion_nats(model, data, range(len(data)))
+    served = completion_logprobs(model, data, range(len(data)))
     done = replace(done, exported_gain_share=_gain_share(probe, served))
     probe = replace(probe, nats=served)
     return MStep(**_save(export.out, model, None, export.tokenizer, probe, done, export.dtype))
@@ -329,7 +329,7 @@ def probed_rows(data: TokenExamples, seed: int) -> list[int]:
 
 
 @torch.no_grad()
-def completion_nats(network: Any, data: TokenExamples, rows: Sequence[int]) -> list[float]:
+def completion_logprobs(network: Any, data: TokenExamples, rows: Sequence[int]) -> list[float]:
     """Compute log-probabilities of these rows' completions, without dropout or autocast.
 
     Rows are passed one by one, without padding. For a sharded model all processes must call it.

@@ -134,8 +134,8 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         rows, weights = inputs.pop("rows"), inputs.pop("loss_weights")
         # the logit at a column foretells the next one, hence one column more than completions have
         outputs = model(**inputs, logits_to_keep=weights.shape[1] + 1, use_cache=False)
-        nats = minus_nats(outputs.logits, inputs["input_ids"][:, -weights.shape[1] :])
-        loss = (nats * weights.flatten()).sum() / num_items_in_batch
+        logprobs = minus_logprob(outputs.logits, inputs["input_ids"][:, -weights.shape[1] :])
+        loss = (logprobs * weights.flatten()).sum() / num_items_in_batch
         self.losses.append((loss.detach(), rows))
         # gradients are averaged over processes, while this loss is already the share of the whole
         loss = loss * self.accelerator.num_processes
@@ -200,7 +200,7 @@ def _keep_logits_small(trainer: WeightedTrainer) -> None:
         module.forward = cast(module._original_forward)
 
 
-def minus_nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def minus_logprob(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Compute -log pi [B * C] float32 of targets [B, C] under logits [B, C + 1, V].
 
     The last column of logits is ignored. If there are many logits, they are never all in float32 at
@@ -211,11 +211,11 @@ def minus_nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none"
         )
     padded = torch.nn.functional.pad(targets, (0, 1))  # keeping the last column avoids a copy
-    nats: torch.Tensor = _MinusNats.apply(logits.flatten(0, 1), padded.flatten())  # type: ignore[no-untyped-call]  # torch's apply is untyped
-    return nats.view(padded.shape)[:, :-1].flatten()
+    logprobs: torch.Tensor = _MinusLogprob.apply(logits.flatten(0, 1), padded.flatten())  # type: ignore[no-untyped-call]  # torch's apply is untyped
+    return logprobs.view(padded.shape)[:, :-1].flatten()
 
 
-class _MinusNats(torch.autograd.Function):
+class _MinusLogprob(torch.autograd.Function):
     """The function -log pi [N] float32 of targets [N] under logits [N, V], in slices of float32."""
 
     @staticmethod

@@ -60,7 +60,7 @@ class Replayed:
         )
 
     @property
-    def nats_apart(self) -> float:
+    def logprob_gap(self) -> float:
         """Difference of the log-probabilities in nats; nan if one is unknown."""
         return abs(self.stored.completion.logprob - self.completion.logprob)
 
@@ -222,7 +222,7 @@ def told(replayed: Replayed) -> str:
     """Describe the comparison in a line or two."""
     draw, new = replayed.stored, replayed.completion
     old = draw.completion
-    apart = "" if math.isnan(replayed.nats_apart) else f", difference {replayed.nats_apart:.1g}"
+    apart = "" if math.isnan(replayed.logprob_gap) else f", difference {replayed.logprob_gap:.1g}"
     nats = f"log-probability {old.logprob:.4f} and {new.logprob:.4f} nats{apart}"
     if replayed.same:
         reward = f"reward {draw.score.reward:g}, {draw.score.reason or 'kept'}"

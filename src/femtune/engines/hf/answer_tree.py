@@ -126,8 +126,8 @@ def score(model: Any, asked: Sequence[Asked], batch: Sequence[Group]) -> list[tu
                     questions.append((row, at, token, into))
     logits = _logits(model, trees, scored)
     rows, columns, tokens, into_ = torch.tensor(questions, device=logits.device).T
-    nats = (logits[rows, columns, tokens] - logits.logsumexp(-1)[rows, columns]).double()
-    sums = nats.new_zeros(next(number)).index_add_(0, into_, nats).tolist()
+    logprobs = (logits[rows, columns, tokens] - logits.logsumexp(-1)[rows, columns]).double()
+    sums = logprobs.new_zeros(next(number)).index_add_(0, into_, logprobs).tolist()
     found = iter(sums)
     return [(index, [next(found) for _ in range(num)]) for index, num in places]
 

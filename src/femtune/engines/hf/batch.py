@@ -41,8 +41,8 @@ class Row:
     request: Request
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None  # None: still being written
-    nats: float | None = None  # its log-probability; None until `Batch.step` has given the row back
-    drawn_nats: float = math.nan  # that of drawing it, at the sampling temperature
+    logprob: float | None = None  # its log-probability; None until `Batch.step` has given the row back
+    drawn_logprob: float = math.nan  # that of drawing it, at the sampling temperature
 
     @property
     def length(self) -> int:
@@ -65,7 +65,7 @@ class Batch:
         # token, its seed, and 1 or 0 for going on or ended
         self._state = torch.zeros(5, max_batch, dtype=torch.long, device=model.device)
         # log-probabilities of each row's tokens so far: at temperature 1, and as drawn
-        self._nats = torch.zeros(2, max_batch, dtype=torch.float64, device=model.device)
+        self._logprobs = torch.zeros(2, max_batch, dtype=torch.float64, device=model.device)
 
     @property
     def num_going(self) -> int:
@@ -80,7 +80,7 @@ class Batch:
     @property
     def unfinished(self) -> list[Request]:
         """Requests that `step` has not returned yet, also after it failed halfway."""
-        return [row.request for row in self.rows if row.nats is None]
+        return [row.request for row in self.rows if row.logprob is None]
 
     @torch.inference_mode()
     def admit(self, requests: Sequence[Request]) -> None:
@@ -111,7 +111,7 @@ class Batch:
             where, whence = self._tensor(target), self._tensor(source)
             self._slots.copy(whence, where)
             self._state[:, where] = self._state[:, whence]
-            self._nats[:, where] = self._nats[:, whence]
+            self._logprobs[:, where] = self._logprobs[:, whence]
         for to, slot in zip(target, source, strict=True):
             self.rows[to], self._held[to] = self.rows[slot], self._held[slot]
         del self.rows[num_going:]
@@ -123,8 +123,8 @@ class Batch:
         tokens, positions, starts, seeds, going = self._state[:, :num_rows]
         longest = max(row.length for row in self.rows if not row.finish_reason)
         logits = step_logits(self.model, self._slots, tokens, positions, longest)
-        chosen, *nats = choose_with_logprobs(logits, seeds, positions - starts, self.sampling)
-        self._nats[:, :num_rows] += torch.stack(nats)
+        chosen, *logprobs = choose_with_logprobs(logits, seeds, positions - starts, self.sampling)
+        self._logprobs[:, :num_rows] += torch.stack(logprobs)
         tokens.copy_(chosen)
         positions += going
         ended = [
@@ -138,8 +138,8 @@ class Batch:
         going[where] = 0
         positions[where] -= 1  # a gap is stepped too: back to a column that its slot has for sure
         rows = [self.rows[slot] for slot in ended]
-        for row, nats, drawn in zip(rows, *self._nats[:, where].tolist(), strict=True):
-            row.nats, row.drawn_nats = nats, drawn
+        for row, logprob, drawn in zip(rows, *self._logprobs[:, where].tolist(), strict=True):
+            row.logprob, row.drawn_logprob = logprob, drawn
         return rows
 
     def _append(self, row: Row, token: int) -> bool:
@@ -191,7 +191,7 @@ class Batch:
         if entries:
             where = self._tensor(slots)
             self._state[:, where] = self._tensor(entries).T
-            self._nats[:, where] = 0.0
+            self._logprobs[:, where] = 0.0
         for slot in slots:  # last, as all above may run out of memory: a request enters or it does not
             self.rows[slot : slot + 1] = [Row(new[slot])]
             self._held[slot] = new[slot].tokens

@@ -159,7 +159,7 @@ class TransformersEngine:
         """
         for prompt, completion in pairs:
             self._check_length(len(prompt), len(completion), "a pair to score")
-        nats = [0.0] * len(pairs)
+        logprobs = [0.0] * len(pairs)
         order = sorted(range(len(pairs)), key=lambda index: sum(map(len, pairs[index])))
         order = [index for index in order if pairs[index][1]]
         while order:
@@ -175,9 +175,9 @@ class TransformersEngine:
                 self._halve_pass(stop, stop * lengths[stop - 1])
                 continue
             for index, value in zip(order[:stop], values, strict=True):
-                nats[index] = value
+                logprobs[index] = value
             del order[:stop]
-        return nats
+        return logprobs
 
     @torch.inference_mode()
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
@@ -189,7 +189,7 @@ class TransformersEngine:
         for prefix, several in asked:
             longest = max(map(len, several), default=0)
             self._check_length(len(prefix), longest, "a continuation to score")
-        nats = [[0.0] * len(several) for _, several in asked]
+        logprobs = [[0.0] * len(several) for _, several in asked]
         left = {index for index, (_, several) in enumerate(asked) if any(several)}
         while left:
             most = min(self._pass_tokens, most_pass_tokens(self.device))
@@ -204,9 +204,9 @@ class TransformersEngine:
                     self._halve_pass(sum(len(each.members) for each in batch), answer_tree.padded(batch))
                     break
                 for index, found in values:
-                    nats[index] = found
+                    logprobs[index] = found
                     left.remove(index)
-        return nats
+        return logprobs
 
     def _halve_batch(self) -> None:
         """After memory ran out with `max_batch` rows."""
@@ -232,19 +232,19 @@ class TransformersEngine:
         keep = torch.arange(first, tokens.shape[1] - 1, device=self.device)
         # padding is at the right, where causal attention hides it
         logits = self._model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
-        nats = token_logprobs_of(logits, tokens[:, first + 1 :]).double()
+        logprobs = token_logprobs_of(logits, tokens[:, first + 1 :]).double()
         starts = torch.tensor([[len(prompt) - 1] for prompt, _ in pairs], device=self.device)
         stops = torch.tensor([[sum(map(len, pair)) - 1] for pair in pairs], device=self.device)
-        return nats.masked_fill((keep < starts) | (keep >= stops), 0.0).sum(-1)
+        return logprobs.masked_fill((keep < starts) | (keep >= stops), 0.0).sum(-1)
 
     def _completion(self, row: Row) -> Completion:
         text = self.tokenizer.decode(row.tokens)
-        nats = math.nan if row.nats is None else row.nats
-        if not math.isfinite(nats) or row.finish_reason is None:
-            error = f"the log-probability of its tokens is {nats}: the model gives no numbers"
-            return Completion(tuple(row.tokens), text, "error", nats, error=error)
-        drawn = row.drawn_nats
-        return Completion(tuple(row.tokens), text, row.finish_reason, nats, drawn_logprob=drawn)
+        logprob = math.nan if row.logprob is None else row.logprob
+        if not math.isfinite(logprob) or row.finish_reason is None:
+            error = f"the log-probability of its tokens is {logprob}: the model gives no numbers"
+            return Completion(tuple(row.tokens), text, "error", logprob, error=error)
+        drawn = row.drawn_logprob
+        return Completion(tuple(row.tokens), text, row.finish_reason, logprob, drawn_logprob=drawn)
 
     def _checked(self, requests: Sequence[Request], sampling: Sampling) -> Sequence[Request]:
         for request in requests:

@@ -46,8 +46,8 @@ def choose_with_logprobs(
     """
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
-        nats = token_logprobs_of(logits, tokens)
-        return tokens, nats, torch.zeros_like(nats)
+        logprobs = token_logprobs_of(logits, tokens)
+        return tokens, logprobs, torch.zeros_like(logprobs)
     plain = sampling.follows_model
     scaled = logits if plain else _filtered(logits.float() / sampling.temperature, sampling)
     # float32's least is e^-103: a block that is lost to 0 would lose to any noise, which spans 41

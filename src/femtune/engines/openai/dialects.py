@@ -114,7 +114,7 @@ def completion_body(
 
 
 def scored_body(way: str, prompt: Sequence[int], completion: Sequence[int]) -> dict[str, Any]:
-    """Parameters of a request that scores a completion; `scored_nats` reads its answer."""
+    """Parameters of a request that scores a completion; `scored_logprobs` reads its answer."""
     body: dict[str, Any] = {"temperature": 1.0, "prompt": [*prompt, *completion]}
     if way == "prompt_logprobs":
         # vLLM reads no cached prefix for a request with these
@@ -131,24 +131,24 @@ def scored_body(way: str, prompt: Sequence[int], completion: Sequence[int]) -> d
     return body | {"max_tokens": 0 if way == "echo none" else 1, "echo": True, "logprobs": 1}
 
 
-def scored_nats(
+def scored_logprobs(
     way: str, choice: Mapping[str, Any], prompt: Sequence[int], completion: Sequence[int]
 ) -> list[float] | None:
     """Nats of each token of a completion, or None where the answer does not hold them all."""
     start, stop = len(prompt), len(prompt) + len(completion)
-    written = _token_nats(choice)
+    written = _token_logprobs(choice)
     if way == "prompt_logprobs":
         found = choice.get("prompt_logprobs") or []
         if not written or (len(completion) > 1 and len(found) != stop - 1):
             return None
         tokens = [str(token) for token in completion[:-1]]
-        nats = [found[start + i].get(token, {}).get("logprob") for i, token in enumerate(tokens)]
-        nats.append(written[0])
+        logprobs = [found[start + i].get(token, {}).get("logprob") for i, token in enumerate(tokens)]
+        logprobs.append(written[0])
     else:
         if len(written) != stop + (way == "echo"):
             return None
-        nats = written[start:stop]
-    return nats if all(isinstance(value, (int, float)) for value in nats) else None
+        logprobs = written[start:stop]
+    return logprobs if all(isinstance(value, (int, float)) for value in logprobs) else None
 
 
 def token_ids(choice: Mapping[str, Any]) -> list[int] | None:
@@ -172,7 +172,7 @@ def read_completion(
     Where a server tells no token ids, the tokens are those that its text is encoded to.
     """
     finish = choice.get("finish_reason")
-    tokens, nats = token_ids(choice), _token_nats(choice)
+    tokens, logprobs = token_ids(choice), _token_logprobs(choice)
     if finish not in ("stop", "length"):
         words = f"the server ended it by: {finish}"
         text = str(choice.get("text") or "")
@@ -181,15 +181,15 @@ def read_completion(
     if tokens is None:
         encode = tokenizer.tokenizer
         tokens = encode(str(choice.get("text") or ""), add_special_tokens=False)["input_ids"]
-        nats = []
+        logprobs = []
     first = next((i for i, token in enumerate(tokens) if token in ends), None)
     if first is not None:  # what a server wrote beyond one of its model's ends is not of the draw
         tokens, reason = tokens[: first + 1], "stop"
     elif reason == "stop":
         tokens = [*tokens, _end_left_out(choice, ends, tokenizer)]
     total, each = math.nan, None
-    if raw and len(nats) >= len(tokens):
-        each = tuple(math.nan if value is None else value for value in nats[: len(tokens)])
+    if raw and len(logprobs) >= len(tokens):
+        each = tuple(math.nan if value is None else value for value in logprobs[: len(tokens)])
         total = math.fsum(each)
         if not math.isfinite(total):
             error = f"the log-probability of its tokens is {total}: the model gives no numbers"
@@ -198,19 +198,19 @@ def read_completion(
     return Completion(tuple(tokens), text, reason, total, token_logprobs=each)
 
 
-def first_nats(choice: Mapping[str, Any]) -> float | None:
+def first_logprob(choice: Mapping[str, Any]) -> float | None:
     """Nats of a completion's first token, where a server tells them."""
-    nats = _token_nats(choice)
-    return nats[0] if nats else None
+    logprobs = _token_logprobs(choice)
+    return logprobs[0] if logprobs else None
 
 
-def all_nats(choice: Mapping[str, Any]) -> list[float] | None:
+def all_logprobs(choice: Mapping[str, Any]) -> list[float] | None:
     """Nats of all tokens that `token_ids` tells, or None."""
-    nats, tokens = _token_nats(choice), token_ids(choice)
-    return nats if tokens and len(nats) == len(tokens) and None not in nats else None
+    logprobs, tokens = _token_logprobs(choice), token_ids(choice)
+    return logprobs if tokens and len(logprobs) == len(tokens) and None not in logprobs else None
 
 
-def _token_nats(choice: Mapping[str, Any]) -> list[Any]:
+def _token_logprobs(choice: Mapping[str, Any]) -> list[Any]:
     logprobs = choice.get("logprobs") or {}
     if logprobs.get("content"):
         return [entry.get("logprob") for entry in logprobs["content"]]

@@ -247,10 +247,12 @@ class OpenAIEngine:
             body = dialects.scored_body(server.score_by, prompt, completion)
             body |= self._named(server)
             answer = await complete(self._client, url, body, self._client.retry_policy.timeout_s)
-            nats = dialects.scored_nats(server.score_by, answer["choices"][0], prompt, completion)
-            if nats is None:
+            logprobs = dialects.scored_logprobs(
+                server.score_by, answer["choices"][0], prompt, completion
+            )
+            if logprobs is None:
                 raise Failed("an answer without the prompt's log-probabilities", 200)
-            return math.fsum(nats)
+            return math.fsum(logprobs)
 
         if not completion:
             return 0.0

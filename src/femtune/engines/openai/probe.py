@@ -182,7 +182,7 @@ class _Look:
 
     async def capabilities(self, server: Server, choices: Sequence[Mapping[str, Any]]) -> Server:
         """The server with what it can do, judged by its first completions and a few more."""
-        logprobs = dialects.first_nats(choices[0]) is not None
+        logprobs = dialects.first_logprob(choices[0]) is not None
         drawn = [dialects.token_ids(choice) or choice.get("text") for choice in choices]
         cold = (await self._draw(server, _COLD, 0))["choices"][0] if logprobs else {}
         score_by = await self._score_by(server, choices[0])
@@ -198,7 +198,7 @@ class _Look:
 
     async def _score_by(self, server: Server, choice: Mapping[str, Any]) -> str:
         """The way of scoring that gives a draw the log-probabilities that it was drawn with, or ""."""
-        prompt, known = self.odd, dialects.all_nats(choice)
+        prompt, known = self.odd, dialects.all_logprobs(choice)
         completion = dialects.token_ids(choice) if known else None
         if not completion:
             half = len(self.odd) // 2
@@ -209,8 +209,12 @@ class _Look:
                 answer = await self._complete(server, body)
             except (Failed, RetriesExhausted):
                 continue
-            nats = dialects.scored_nats(way, answer["choices"][0], prompt, completion)
-            if nats and all(map(math.isfinite, nats)) and (known is None or _near(nats, known)):
+            logprobs = dialects.scored_logprobs(way, answer["choices"][0], prompt, completion)
+            if (
+                logprobs
+                and all(map(math.isfinite, logprobs))
+                and (known is None or _near(logprobs, known))
+            ):
                 return way
         return ""
 
@@ -288,15 +292,15 @@ def _tempered(cold: Mapping[str, Any], choices: Sequence[Mapping[str, Any]]) -> 
     Near temperature 0, the likeliest token then has all but all of the mass: more than it had in the
     draws at temperature 1, or so much that one of those would have shown it.
     """
-    nats = dialects.first_nats(cold)
-    if nats is None:
+    logprob = dialects.first_logprob(cold)
+    if logprob is None:
         return False
     first = _first_id(cold)
     for choice in choices:
-        known = dialects.first_nats(choice)
+        known = dialects.first_logprob(choice)
         if known is not None and first is not None and _first_id(choice) == first:
-            return not _near([nats], [known])
-    return nats > -0.1
+            return not _near([logprob], [known])
+    return logprob > -0.1
 
 
 def _first_id(choice: Mapping[str, Any]) -> int | None:
