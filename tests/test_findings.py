@@ -91,10 +91,16 @@ def test_rows_add_up_what_iterations_took(tmp_path: Path) -> None:
 
 
 def test_further_metrics_are_found_where_they_are(tmp_path: Path) -> None:
-    posterior = {"bound": -1.25, "ess_share": 1, "leak_share": "none", "leak_nats": 0.0}
+    posterior = {"bound": -1.25, "ess_share": 1, "leak_share": "none", "leak_logprob": 0.0}
     write_iteration(tmp_path, 1, [], evaluation={"accuracy": 0.5}, posterior=posterior)
     (row,) = running.checkpoints(tmp_path, 1, {})
-    expected = {"iteration": 1, "accuracy": "0.5", "bound": "-1.25", "ess_share": "1", "leak_nats": "0"}
+    expected = {
+        "iteration": 1,
+        "accuracy": "0.5",
+        "bound": "-1.25",
+        "ess_share": "1",
+        "leak_logprob": "0",
+    }
     assert row == expected
 
 

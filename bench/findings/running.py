@@ -32,7 +32,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "bound": ("posterior/bound",),
     "ess_share": ("posterior/ess_share",),
     "leak_share": ("posterior/leak_share",),
-    "leak_nats": ("posterior/leak_nats",),
+    "leak_logprob": ("posterior/leak_logprob",),
 }
 KEYS = ("world", "contender", "kind", "setting", "value", "seed", "iteration")
 COLUMNS = (*KEYS, "generated_tokens", "seconds", *PLACES)

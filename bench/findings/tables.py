@@ -33,9 +33,9 @@ TITLES = {
     "covered_share": "solved once",
     "ess_share": "effective share of hinted draws",
     "leak_share": "leaks by words",
-    "leak_nats": "leaks by weight, nats",
+    "leak_logprob": "leaks by weight, nats",
 }
-_DIGITS = {"generated_tokens": 0, "seconds": 0, "bound": 2, "leak_nats": 1}
+_DIGITS = {"generated_tokens": 0, "seconds": 0, "bound": 2, "leak_logprob": 1}
 NOT_YET = "Not measured yet."
 REACH = 0.85  # of held-out accuracy: what it takes to come to it
 

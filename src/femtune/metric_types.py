@@ -91,7 +91,7 @@ class EStepMetrics(DrawMetrics, total=False):
     expected_right: float | None
     cued_share: float | None
     reasons_share: float | None
-    reasons_nats: float | None
+    reasons_logprob: float | None
     likeliest_share: float | None
     # of reinforcement learning
     reward: float
@@ -201,8 +201,8 @@ class PosteriorMetrics(TypedDict, total=False):
     ess_share_ci: Interval
     leak_share: float
     leak_share_ci: Interval
-    leak_nats: float | None
-    leak_nats_ci: Interval
+    leak_logprob: float | None
+    leak_logprob_ci: Interval
     undefined: dict[str, str]
     generated_tokens: int
     scored_tokens: int

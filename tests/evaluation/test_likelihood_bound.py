@@ -127,7 +127,7 @@ def test_with_256_draws_it_is_within_a_twentieth_of_a_nat(tmp_path: Path) -> Non
 
 
 def test_what_hints_give_away_is_the_exact_divergence(tmp_path: Path) -> None:
-    """leak_nats of a problem is KL(q(z | right) || posterior) + log h - log p."""
+    """leak_logprob of a problem is KL(q(z | right) || posterior) + log h - log p."""
     world = Tables.random(5)
     exact, ess, right = [], [], []
     for x, y in CELLS:
@@ -140,7 +140,7 @@ def test_what_hints_give_away_is_the_exact_divergence(tmp_path: Path) -> None:
     problems = [problem(f"{x}{y}{n}", x, y) for x, y in CELLS for n in range(2)]
     found = measured(world, problems, tmp_path, 512)
     # 4,608 hinted draws, of 0.9 nats of deviation: 4 sigma is 0.08
-    assert found["leak_nats"] == pytest.approx(np.average(exact, weights=right), abs=0.08)
+    assert found["leak_logprob"] == pytest.approx(np.average(exact, weights=right), abs=0.08)
     assert found["ess_share"] == pytest.approx(np.mean(ess), abs=0.03)
 
 
@@ -154,7 +154,7 @@ def test_a_hint_that_changes_nothing_leaks_nothing(tmp_path: Path) -> None:
     )
     problems = [problem(f"{x}{y}", x, y) for x, y in CELLS]
     found = measured(same, problems, tmp_path, 64)
-    assert found["leak_nats"] == pytest.approx(0, abs=1e-9)
+    assert found["leak_logprob"] == pytest.approx(0, abs=1e-9)
     p = [world.joint(x)[:, y].sum().item() for x, y in CELLS]
     assert found["ess_share"] == pytest.approx(np.mean(p), abs=0.1)  # all weights of right ones are 1
 
@@ -204,7 +204,9 @@ def test_where_no_draw_is_right_the_bound_is_the_priors_and_the_leak_undefined(t
     score_right(source, target, {"a": one}, asked)
     found = posterior_metrics({"a": one}, tmp_path)
     assert found["bound"] == pytest.approx(math.log(PRIOR / 4)) and found["likelihood"] == 0
-    assert found["leak_nats"] is None and found["undefined"]["leak_nats"] == "no hinted draw is right"
+    assert (
+        found["leak_logprob"] is None and found["undefined"]["leak_logprob"] == "no hinted draw is right"
+    )
     assert json.loads(json.dumps(found)) == found
 
 

@@ -139,7 +139,7 @@ def test_the_bound_and_what_hints_give_away_are_shown_by_iteration(runs: Path) -
     numbers = Seen(page).text.split("Every measure by iteration", 1)[1]
     for iteration in range(3):
         found = metrics(runs / "star", iteration)["posterior"]
-        assert f"{found['bound']:.3f} (" in numbers and f"{found['leak_nats']:.3f} (" in numbers
+        assert f"{found['bound']:.3f} (" in numbers and f"{found['leak_logprob']:.3f} (" in numbers
         assert f"{100 * found['ess_share']:.1f}% (" in numbers
     said = Seen(page).text
     assert "bound on the log-likelihood, nats" in said and "what hints give away, nats" in said

@@ -494,7 +494,7 @@ def test_the_share_that_passes_is_measured(tmp_path: Path) -> None:
     passing = [more >= 0 and likeliest for more, likeliest in known]
     assert 0 < metrics["reasons_share"] < 1
     assert metrics["reasons_share"] == pytest.approx(sum(passing) / len(passing))
-    assert metrics["reasons_nats"] == pytest.approx(sum(more for more, _ in known) / len(known))
+    assert metrics["reasons_logprob"] == pytest.approx(sum(more for more, _ in known) / len(known))
     assert metrics["likeliest_share"] == pytest.approx(sum(like for _, like in known) / len(known))
     assert len(made.examples(1)) == sum(passing)
     nats = read_logprobs(made.run.shard(1, "scored", 0))

@@ -53,7 +53,7 @@ def test_a_killed_run_goes_on_with_the_same_examples(made: tuple[Path, list[str]
     assert main(argv) == 0
     assert pq.read_table(examples).to_pylist() == rows
     after = json.loads(metrics.read_text())["e_step"]
-    names = ("expected_right", "cued_share", "reasons_share", "reasons_nats", "num_kept")
+    names = ("expected_right", "cued_share", "reasons_share", "reasons_logprob", "num_kept")
     assert {name: after.get(name) for name in names} == {name: before.get(name) for name in names}
 
 

@@ -142,14 +142,14 @@ def posterior_metrics(problems: Mapping[str, Problem], folder: Path) -> Posterio
     ess_share    mean over problems of `effective_share`: how much of q's draws the posterior would be
                  estimated from; 0 where none is right. Compare it at the same K alone
     leak_share   share of hinted draws whose rationale gives the hint away in words
-    leak_nats    mean over right hinted draws of log q(z, y | x, y*) - log pi(z, y | x), nats a
+    leak_logprob mean over right hinted draws of log q(z, y | x, y*) - log pi(z, y | x), nats a
                  completion: minus the log of the weight of `weights.importance`. Of a problem, on
                  average, KL(q(z | right) || posterior) + log h - log p, where h is the chance that a
                  hinted draw is right; 0 where a hint changes nothing
     draws        K
     generated_tokens, scored_tokens, total_s   what all this took
 
-    Intervals are bootstrap ones over problems. `leak_nats` is None where no hinted draw is right.
+    Intervals are bootstrap ones over problems. `leak_logprob` is None where no hinted draw is right.
     """
     rows: list[_Row] = []
     groups: list[str] = []
@@ -171,10 +171,10 @@ def posterior_metrics(problems: Mapping[str, Problem], folder: Path) -> Posterio
             "likelihood": mean(weights, likelihood),
             "ess_share": mean(weights, effective),
             "leak_share": ratio(weights @ leaked, weights @ hinted),
-            "leak_nats": ratio(weights @ excess, weights @ right),
+            "leak_logprob": ratio(weights @ excess, weights @ right),
         }
 
-    measured = summary(bootstrap(statistic, groups), {"leak_nats": "no hinted draw is right"})
+    measured = summary(bootstrap(statistic, groups), {"leak_logprob": "no hinted draw is right"})
     return {
         "num_problems": len(rows),
         "draws": most,

@@ -154,7 +154,7 @@ def answer_metrics(chunks: Iterable[Sequence[Draw]], scheme: Scheme) -> EStepMet
     Of schemes with `reasons`, over the draws that were scored, remembered ones included:
 
     reasons_share    share that pass: see `Reasoned`; None where none was scored
-    reasons_nats     mean of log pi(y* | x, z) - log pi(y* | x); None where one of them is infinite
+    reasons_logprob  mean of log pi(y* | x, z) - log pi(y* | x); None where one of them is infinite
     likeliest_share  share after whose rationale y* is the likeliest answer
     """
     if not scheme.needs & {"answers", "gain"}:
@@ -184,7 +184,7 @@ def answer_metrics(chunks: Iterable[Sequence[Draw]], scheme: Scheme) -> EStepMet
         mean = fmean(gains) if gains else math.nan
         found |= {
             "reasons_share": passed / len(gains) if gains else None,
-            "reasons_nats": mean if math.isfinite(mean) else None,
+            "reasons_logprob": mean if math.isfinite(mean) else None,
             "likeliest_share": fmean(likeliest) if gains else None,
         }
     return found

@@ -63,7 +63,7 @@ ANSWERS = (
     Measure("expected_right", "probability of the correct answer after a draw's rationale"),
     Measure("reasons_share", "right draws whose rationale leads to the answer"),
     Measure(
-        "reasons_nats",
+        "reasons_logprob",
         "what rationales add to log p(y* | x), nats",
         is_share=False,
         least=-math.inf,
@@ -80,7 +80,7 @@ POSTERIOR = (
     ),
     Measure("ess_share", "effective share of hinted draws"),
     Measure(
-        "leak_nats",
+        "leak_logprob",
         "what hints give away, nats",
         is_share=False,
         low_is_good=True,
