@@ -20,6 +20,7 @@ from femtune.data.answers import parse_scale
 from femtune.data.demos import load_demos
 from femtune.data.problems import check_disjoint, check_gold, split
 from femtune.data.prompts import HINT, Prompts
+from femtune.data.row_report import NO_ROWS, RowReport
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.load import Options, TaskData, read_places, read_task, trained_on
 from femtune.data.tasks.wording import text_or_file
@@ -51,7 +52,7 @@ class TaskInputs(Generic[A]):
     prompts: Prompts
     reward: Reward
     settings: A
-    skipped: int = 0  # rows left out
+    report: RowReport = NO_ROWS  # rows left out and why, how labels were coded
     rounded: int = 0  # problems whose score is between two points of the scale
     demos: Demos = ()  # worked examples named by the settings; `prompts` does not include them
 
@@ -108,7 +109,7 @@ def read_inputs(
         prompts=prompts,
         reward=grade,
         settings=settings,
-        skipped=found.skipped,
+        report=found.report,
         rounded=found.rounded,
         demos=demos,
     )

@@ -215,7 +215,7 @@ def test_one_bad_rating_among_good_ones(changes: Row, options: Any, what: str, d
     assert what in said and "row 7" in said and detail in said
     skipped = made(rows, bad_rows="skip", **options)
     assert skipped.problems == good.problems[:6] + good.problems[7:]
-    assert skipped.skipped == 1
+    assert skipped.report.num_skipped == 1
 
 
 def test_where_no_row_is_good_there_is_nothing_to_skip() -> None:
@@ -302,7 +302,7 @@ def test_a_mean_is_of_the_ratings_that_can_be_used() -> None:
         made(rows, scale="1,5", raters="mean")
     found = made(rows, scale="1,5", raters="mean", bad_rows="skip")
     assert found.problems == made(RATERS, scale="1,5", raters="mean").problems
-    assert found.skipped == 1
+    assert found.report.num_skipped == 1
 
 
 def test_each_attribute_has_a_mean_of_its_own() -> None:
@@ -363,7 +363,7 @@ def test_one_bad_pair_among_good_ones(changes: Row, raters: Any, what: str) -> N
     assert f"{what}" in str(error.value) and "row 5" in str(error.value)
     skipped = made(rows, raters=raters, bad_rows="skip")
     assert [known(problem).pair for problem in trained_on(skipped.problems)] == [*"01235678"]
-    assert skipped.skipped == 1
+    assert skipped.report.num_skipped == 1
 
 
 def voted(votes: str) -> list[Row]:
@@ -404,7 +404,7 @@ def test_an_even_split_is_no_answer() -> None:
     with pytest.raises(DataError, match=r"raters are split evenly: row 1 \(2 to 2\)"):
         made(rows, raters="mean")
     found = made(rows, raters="mean", bad_rows="skip")
-    assert (len(found.problems), found.skipped) == (2, 1)
+    assert (len(found.problems), found.report.num_skipped) == (2, 1)
 
 
 def test_the_order_that_is_presented_is_a_fair_coin() -> None:

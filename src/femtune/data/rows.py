@@ -127,9 +127,11 @@ class Faults:
     unit: str  # the unit of a place: "line" or "row"
     counts: dict[str, int] = field(default_factory=dict)
     shown: dict[str, list[str]] = field(default_factory=dict)
+    examples: dict[str, tuple[int, str]] = field(default_factory=dict)  # the first place, its details
 
     def add(self, place: int, fault: BadRow) -> None:
         self.counts[fault.what] = self.counts.get(fault.what, 0) + 1
+        self.examples.setdefault(fault.what, (place, fault.detail))
         shown = self.shown.setdefault(fault.what, [])
         if len(shown) < SHOWN:
             shown.append(f"{place} ({fault.detail})" if fault.detail else str(place))

@@ -61,10 +61,10 @@ def _of_data(problems: Sequence[Problem], num_test: int, asked: TaskInputs[Train
     settings = asked.settings
     columns = sorted({name for problem in problems[:100] for name in problem.columns} - {"frame"})
     yield Finding("problems", f"{len(problems):,}; further columns: {', '.join(columns) or 'none'}")
-    if asked.skipped:
-        rows = asked.skipped + len(asked.problems)
+    if asked.report.skipped:
         said = "Check the columns, or correct the rows."
-        yield Finding("rows left out", f"{asked.skipped:,} of {rows:,}", said)
+        shares = f"{asked.report.num_skipped:,} of {asked.report.num_rows:,}"
+        yield Finding("rows left out", "; ".join([shares, *asked.report.reasons()]), said)
     if asked.rounded:
         yield Finding(
             "rounded", f"{asked.rounded:,} problems have a score between two points of the scale"

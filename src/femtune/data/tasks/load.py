@@ -21,6 +21,7 @@ from femtune.data.prompts import (
     instruct,
     rewritten,
 )
+from femtune.data.row_report import NO_ROWS, RowReport, skip_reasons
 from femtune.data.rows import BadRow, Faults, file_unit, problems_of_rows
 from femtune.data.tasks import choice, judge, math
 from femtune.data.tasks.frames import frame
@@ -86,7 +87,7 @@ class TaskData:
     leaks: tuple[str, ...] = LEAKS
     reward: str = "exact"
     scale: str | None = None  # in the form of Options.scale
-    skipped: int = 0  # rows left out
+    report: RowReport = NO_ROWS  # rows left out and why, how labels were coded
     rounded: int = 0  # problems whose score was between two points of the scale
 
     @property
@@ -204,14 +205,15 @@ def _fill(template: Template, prompt: Prompt, values: Mapping[str, Any]) -> Prom
 def _made(
     task: str, schema: Schema, rows: Iterable[Place], options: Options, faults: Faults
 ) -> TaskData:
-    rows = _wanted(rows, options.attributes, faults.source)
-    found = (_judging if task in _WORDINGS else _asking)(task, schema, rows, options, faults)
+    read = [*_wanted(rows, options.attributes, faults.source)]
+    found = (_judging if task in _WORDINGS else _asking)(task, schema, read, options, faults)
     if options.bad_rows == "stop":
         faults.report("Or skip them with --bad-rows skip.")
     if not found.problems:
         faults.report()
         raise DataError(f"{faults.source} holds no row that task {task} can use.")
-    return replace(found, skipped=sum(faults.counts.values()))
+    report = RowReport(num_rows=len(read), unit=faults.unit, skipped=skip_reasons(faults))
+    return replace(found, report=report)
 
 
 def _wanted(rows: Iterable[Place], attributes: tuple[str, ...], source: str) -> Iterator[Place]:
