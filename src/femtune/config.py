@@ -49,7 +49,9 @@ class Ask:
     attributes: Names = ()
     """Attributes to rate, for example helpfulness; default: all."""
     raters: Raters = "each"
-    """Treatment of several raters: each rating, named raters, or the mean or median of an item."""
+    """Treatment of several raters: each rating, named raters, or an item's mean, median or majority."""
+    labels: Names = ()
+    """Meaning of the file's labels, for example 1=A 2=B 0=tie or good=5 bad=1; default: by the data."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """Stop at unusable rows of a task's data, or skip them."""
     reward: str | None = None

@@ -21,6 +21,7 @@ from femtune.data.demos import load_demos
 from femtune.data.problems import check_disjoint, check_gold, split
 from femtune.data.prompts import HINT, Prompts
 from femtune.data.row_report import NO_ROWS, RowReport
+from femtune.data.tasks.codings import TEXT
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.load import Options, TaskData, read_places, read_task, trained_on
 from femtune.data.tasks.wording import text_or_file
@@ -96,6 +97,10 @@ def read_inputs(
         settings.accept_at,
         in_data="refuse" if answers else "allow",
     )
+    for said in found.report.codings:
+        log.info("%s", said)
+    if found.report.skipped:
+        log.warning("%s", found.report.describe_skipped())
     if found.rounded:
         how = "taken for both, each by its share" if settings.soft_labels else "rounded to the nearest"
         log.warning(
@@ -131,7 +136,8 @@ def _read(data: Any, settings: Ask, answers: bool) -> TaskData:
     if all(isinstance(each, Problem) for each in given):
         return TaskData(problems=given)
     if all(isinstance(each, Mapping) for each in given):
-        return read_places(enumerate(given, 1), "rows", settings.task, options, answers=answers)
+        places = enumerate(given, 1)
+        return read_places(places, "rows", settings.task, options, answers=answers, unit="row")
     other = next(each for each in given if not isinstance(each, Mapping | Problem))
     raise DataError(
         f"data is a {type(data).__name__} of {type(other).__name__}. Give a path, the id of a data set "
@@ -149,6 +155,7 @@ def task_options(settings: Ask) -> Options:
         scale=settings.scale,
         attributes=settings.attributes,
         raters=settings.raters,
+        labels=_labels(settings.labels),
         bad_rows=settings.bad_rows,
         answer_format=settings.answer_format,
         rubric=text_or_file("rubric", settings.rubric),
@@ -156,6 +163,11 @@ def task_options(settings: Ask) -> Options:
         round_scores=settings.round_scores,
         soft_labels=settings.soft_labels,
     )
+
+
+def _labels(items: Sequence[str]) -> dict[str, str]:
+    """Return a coding by hand; `text` alone says that answers are the texts of choices."""
+    return {TEXT: ""} if tuple(items) == (TEXT,) else named_pairs("labels", items)
 
 
 def held_out(asked: TaskInputs[Train], data: Data) -> tuple[list[Problem], list[Problem]]:

@@ -7,7 +7,7 @@ caller turns `Unreadable` into a femtune error with the file's name, its message
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,11 @@ def named_pairs(name: str, items: Sequence[str]) -> dict[str, str]:
         if "=" not in item:
             raise ConfigError(f"{name} needs the form name=value, got {item!r}.")
     return dict(item.split("=", 1) for item in items)
+
+
+def as_pairs(values: Mapping[Any, Any]) -> list[str]:
+    """Return a mapping in the form of a flag's values: {"1": "A"} as ["1=A"]."""
+    return [f"{name}={value}" for name, value in values.items()]
 
 
 def read_value(text: str) -> Any:

@@ -17,7 +17,7 @@ from cyclopts import CycloptsError
 from cyclopts.config import Dict
 
 from femtune._util import interrupts
-from femtune._util.parsing import Unreadable, read_yaml
+from femtune._util.parsing import Unreadable, as_pairs, read_yaml
 from femtune._util.text import brief
 from femtune.cli import inspect  # importing it registers its commands
 from femtune.cli.train import app
@@ -31,10 +31,13 @@ __all__ = ["app", "inspect", "main"]
 
 
 class _Warn(logging.Handler):
-    """A log handler that prints warnings like other output, above a progress bar if there is one."""
+    """A log handler that prints messages like other output, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        errors.print(literal(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
+        if record.levelno < logging.WARNING:
+            errors.print(literal(record.getMessage(), "dim"), soft_wrap=True)
+        else:
+            errors.print(literal(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before huggingface_hub is imported
     log = logging.getLogger("femtune")
     if not any(isinstance(handler, _Warn) for handler in log.handlers):
-        log.addHandler(_Warn(logging.WARNING))
+        log.addHandler(_Warn(logging.INFO))
+        log.setLevel(logging.INFO)
         log.propagate = False
     arguments = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
@@ -94,7 +98,9 @@ def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{name} holds a {type(found).__name__}, expected lines of `name: value`.")
     if strange := [key for key in found or {} if not isinstance(key, str)]:
         raise ConfigError(f"{name} has the name {strange[0]!r}, expected words: lines of `name: value`.")
-    return name, found or {}
+    # a mapping such as `labels: {1: A, 2: B}` stands for the flag's values, 1=A 2=B
+    pairs = {key: as_pairs(value) for key, value in (found or {}).items() if isinstance(value, dict)}
+    return name, {**(found or {}), **pairs}
 
 
 def _for_command(settings: Mapping[str, Any], command: Sequence[str]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class SkipReason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowReport:
-    """How rows were read: the number of rows, what was left out and why, how labels were coded.
+    """Describe how rows were read: their number, what was left out and why, how labels were coded.
 
     A published row with several ratings counts once for each rating.
     """

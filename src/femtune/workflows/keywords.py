@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, TypedDict, TypeVar, get_origin, get_type_hints
 
+from femtune._util.parsing import as_pairs
 from femtune._util.text import near
 from femtune.config import Train, check_types
 from femtune.data.tasks.judge import Raters
@@ -21,18 +22,20 @@ from femtune.types import Aggregate, Balance, CalibrationKind, Resume
 
 S = TypeVar("S")
 Names = list[str] | tuple[str, ...]  # the dataclasses hold tuples
+Pairs = Names | Mapping[str, str]  # ["1=A"] or {"1": "A"}
 
 
 class AskSettings(TypedDict, total=False):
     """Describe data, prompts, answers and the engine: config.Ask."""
 
     task: Literal["judge", "summarize", "choice", "math", "table"]
-    columns: Names
+    columns: Pairs
     data_config: str | None
     split: str | None
     scale: str | None
     attributes: Names
     raters: Raters
+    labels: Pairs
     bad_rows: Literal["stop", "skip"]
     accept_at: float
     check_gold: bool
@@ -172,12 +175,12 @@ def train_settings(values: Mapping[str, Any]) -> Train:
 
 
 def make_settings(kind: type[S], values: Mapping[str, Any], **more: Any) -> S:
-    """Return settings from keywords; lists stand for tuples, and paths for their text.
+    """Return settings from keywords; lists stand for tuples, dicts for pairs, and paths for their text.
 
     Raises ConfigError for a name that is no setting, or a value of a wrong type.
 
-    >>> make_settings(Train, {"columns": ["answer=label"]}).columns
-    ('answer=label',)
+    >>> make_settings(Train, {"columns": ["answer=label"], "labels": {1: "A"}}).labels
+    ('1=A',)
     """
     _check_names(values, names_of(kind))
     hints = get_type_hints(kind)
@@ -198,6 +201,8 @@ def _check_names(values: Mapping[str, Any], known: set[str]) -> None:
 
 
 def _plain(value: Any, hint: Any) -> Any:
-    if isinstance(value, list) and get_origin(hint) is tuple:
+    if get_origin(hint) is tuple and isinstance(value, Mapping):
+        return tuple(as_pairs(value))
+    if get_origin(hint) is tuple and isinstance(value, list):
         return tuple(value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value

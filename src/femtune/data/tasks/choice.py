@@ -26,7 +26,7 @@ def problem(row: Mapping[str, Any], default_id: str) -> Problem | BadRow:
     B. Sand
     """
     labels, choices = list(row["labels"]), [str(choice).strip() for choice in row["choices"]]
-    if len({choice.casefold() for choice in choices}) < len(choices):
+    if len({*choices}) < len(choices):  # Mg and mg, p and P differ
         return BadRow("two choices have the same text")
     question = row["question"]
     lines = _lines(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,15 +24,19 @@ from femtune.data.prompts import (
 )
 from femtune.data.row_report import NO_ROWS, RowReport, skip_reasons
 from femtune.data.rows import BadRow, Faults, file_unit, problems_of_rows
-from femtune.data.tasks import choice, judge, math
+from femtune.data.tasks import choice, codings, judge, math
+from femtune.data.tasks.columns import shown
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.judge import JUDGE, Raters
 from femtune.data.tasks.published import Schema
-from femtune.data.tasks.schemas import find_schema, read_given, read_rows
+from femtune.data.tasks.schemas import Found, find_schema, read_given, read_rows
+from femtune.data.tasks.sides import AS_TEXT
 from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.data.tasks.wording import Template, check_rubric, parse_template
 from femtune.errors import ConfigError, DataError
 from femtune.types import Problem, Prompt
+
+log = logging.getLogger("femtune")
 
 TASKS = ("judge", "summarize", "choice", "math", "table")
 _WORDINGS = {"judge": JUDGE, "summarize": SUMMARIZE}
@@ -50,6 +55,7 @@ class Options:
     scale: str | None = None
     attributes: tuple[str, ...] = ()  # empty: all
     raters: Raters = "each"
+    labels: dict[str, str] = field(default_factory=dict)  # value in the file: label, or score
     bad_rows: Literal["stop", "skip"] = "stop"
     answer_format: str = "line"
     rubric: str | None = None  # text
@@ -117,7 +123,7 @@ def read_task(
     if task not in TASKS:
         known = ", ".join(TASKS)
         raise ConfigError(f"no task {task!r}.{near(task, TASKS)} Choose one of {known}.")
-    schema, rows = read_rows(
+    found = read_rows(
         data,
         task,
         columns=options.columns,
@@ -126,22 +132,32 @@ def read_task(
         labels=answers,
     )
     if alter is not None:
-        rows = ((place, row if isinstance(row, BadRow) else alter(row)) for place, row in rows)
+        rows = ((place, row if isinstance(row, BadRow) else alter(row)) for place, row in found.rows)
+        found = found._replace(rows=rows)
     unit = file_unit(Path(data)) if Path(data).exists() else "row"
-    return _made(task, schema, rows, options, Faults(str(data), unit))
+    return _made(task, found, options, Faults(str(data), unit), answers)
 
 
 def read_places(
-    rows: Iterable[Place], source: str, task: str, options: Options, *, answers: bool = True
+    rows: Iterable[Place],
+    source: str,
+    task: str,
+    options: Options,
+    *,
+    answers: bool = True,
+    unit: str = "line",
 ) -> TaskData:
-    """Do as `read_task` for places and rows from elsewhere, such as a stream; `source` names them."""
+    """Do as `read_task` for places and rows from elsewhere, such as a stream.
+
+    `source` is their name in messages, `unit` the unit of a place: "line" or "row".
+    """
     _check_options(task, options)
     if task == "table":
         required = ("prompt", "answer") if answers else ("prompt",)
-        found = problems_of_rows(rows, source, "line", options.columns, required, named=source)
+        found = problems_of_rows(rows, source, unit, options.columns, required, named=source)
         return _table(found, options)
-    schema, made = read_given(iter(rows), source, "line", task, columns=options.columns, labels=answers)
-    return _made(task, schema, made, options, Faults(source, "line"))
+    given = read_given(iter(rows), source, unit, task, columns=options.columns, labels=answers)
+    return _made(task, given, options, Faults(source, unit), answers)
 
 
 def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, source: str) -> TaskData:
@@ -153,7 +169,7 @@ def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, 
             made += ((place, own) for own in schema.rows(row) if schema.label in own)
         except BadRow as fault:
             made.append((place, fault))
-    return _made(task, schema, made, options, Faults(source, "row"))
+    return _made(task, Found(schema, iter(made), {}), options, Faults(source, "row"), answers=True)
 
 
 def _check_options(task: str, options: Options) -> None:
@@ -202,18 +218,66 @@ def _fill(template: Template, prompt: Prompt, values: Mapping[str, Any]) -> Prom
     return rewritten(prompt, lambda _: text)
 
 
-def _made(
-    task: str, schema: Schema, rows: Iterable[Place], options: Options, faults: Faults
-) -> TaskData:
-    read = [*_wanted(rows, options.attributes, faults.source)]
-    found = (_judging if task in _WORDINGS else _asking)(task, schema, read, options, faults)
+def _made(task: str, read: Found, options: Options, faults: Faults, answers: bool) -> TaskData:
+    rows = [*_wanted(read.rows, options.attributes, faults.source)]
+    rows, said = _decoded(task, read, rows, options, faults.unit, answers)
+    advice = "Or skip them with --bad-rows skip."
+    try:
+        found = (_judging if task in _WORDINGS else _asking)(task, read.schema, rows, options, faults)
+    except (ConfigError, DataError):
+        if options.bad_rows == "stop":
+            faults.report(advice)  # a fault of the rows may be the cause of the other one
+        raise
     if options.bad_rows == "stop":
-        faults.report("Or skip them with --bad-rows skip.")
+        faults.report(advice)
     if not found.problems:
         faults.report()
         raise DataError(f"{faults.source} holds no row that task {task} can use.")
-    report = RowReport(num_rows=len(read), unit=faults.unit, skipped=skip_reasons(faults))
+    mapped = {name: column for name, column in read.columns.items() if name not in options.columns}
+    told = [f"{shown(mapped)}, by their names."] if mapped else []
+    report = RowReport(
+        num_rows=len(rows),
+        unit=faults.unit,
+        skipped=skip_reasons(faults),
+        codings=(*told, *said, *found.report.codings),
+    )
     return replace(found, report=report)
+
+
+def _decoded(
+    task: str, read: Found, rows: list[Place], options: Options, unit: str, answers: bool
+) -> tuple[list[Place], list[str]]:
+    """Return rows with labels of the task, and sentences that say how their column was read.
+
+    Raises DataError for a column that can be read in several ways, unless no answers are needed: then
+    its labels are left out.
+    """
+    schema, by_hand, columns = read.schema, options.labels, read.columns
+    published = schema.label if schema.label in schema.columns else min(schema.label_columns, default="")
+    column = columns.get(schema.label, published)
+    said = ""
+    for value in codings.unused(by_hand, rows, schema.label):
+        log.warning("no row has the label %s, which --labels names.", value)
+    try:
+        if schema.label == "preference" and schema.open_labels:
+            sides = {f"{_WORDINGS[task].thing}_{side}": side.upper() for side in "ab"}
+            names = {columns.get(name, name).lower(): side for name, side in sides.items()}
+            rows, said = codings.decode_pairs(rows, column, by_hand, names)
+        elif task == "choice" and schema.open_labels:
+            rows, said = codings.decode_choices(rows, column, by_hand, unit)
+        elif schema.label == "score" and by_hand:
+            rows = codings.decode_ratings(rows, column, by_hand)
+        elif by_hand:
+            raise ConfigError(f"labels is not for {schema.name}, whose labels are known: leave it out.")
+    except DataError:
+        if answers:
+            raise
+        rows = [(place, _without(row, schema.label)) for place, row in rows]
+    return rows, [said] if said else []
+
+
+def _without(row: Any, name: str) -> Any:
+    return row if isinstance(row, BadRow) else {key: row[key] for key in row if key != name}
 
 
 def _wanted(rows: Iterable[Place], attributes: tuple[str, ...], source: str) -> Iterator[Place]:
@@ -244,14 +308,46 @@ def _judging(
     faults: Faults,
 ) -> TaskData:
     wording = _WORDINGS[task]
+    rows, said = _texts(rows)
     good: list[Place] = []
     for place, row in judge.with_ids(rows, wording):
         if isinstance(row, BadRow):
             faults.add(place, row)
         else:
             good.append((place, row))
-    if good and wording.thing in good[0][1]:
-        return _rating_data(wording, schema, good, options, faults)
+    if not good:
+        faults.report()
+    if wording.thing in good[0][1]:
+        made = _rating_data(wording, schema, good, options, faults)
+    else:
+        made = _pair_data(wording, good, options, faults)
+    return replace(made, report=RowReport(codings=(*said, *made.report.codings)))
+
+
+def _texts(rows: Iterable[Place]) -> tuple[list[Place], list[str]]:
+    """Return rows without marks of responses that are numbers, true or false, and what to say of them.
+
+    They count as text among texts. In a column of nothing else, they are BadRows: it is probably
+    another column.
+    """
+    rows = [*rows]
+    num = sum(not isinstance(row, BadRow) for _, row in rows)
+    marked = [row[AS_TEXT] for _, row in rows if not isinstance(row, BadRow) and AS_TEXT in row]
+    if not marked:
+        return rows, []
+    if len(marked) < num:
+        rows = [(place, _without(row, AS_TEXT)) for place, row in rows]
+        return rows, [f"{len(marked):,} of {num:,} rows have a number, true or false as a response."]
+    made: list[Place] = []
+    for place, row in rows:
+        if not isinstance(row, BadRow):
+            name = row[AS_TEXT].split()[0]
+            row = BadRow(f"`{name}` is not text", row[name])
+        made.append((place, row))
+    return made, []
+
+
+def _pair_data(wording: judge.Wording, good: list[Place], options: Options, faults: Faults) -> TaskData:
     scale = "A,B,tie" if any(row.get("preference") == "tie" for _, row in good) else "A,B"
     if options.scale is not None:
         scale = ",".join(parse_scale(options.scale).answers)
@@ -275,9 +371,11 @@ def _rating_data(
     wording: judge.Wording, schema: Schema, rows: list[Place], options: Options, faults: Faults
 ) -> TaskData:
     spec = options.scale or schema.scale
+    told: list[str] = []
     if spec is None and any(row.get("score") is not None for _, row in rows):
         found = judge.find_scale(row for _, row in rows)
         spec = f"{found.answers[0]},{found.answers[-1]}"
+        told = [f"The scale is {found}, as the scores show."]
     if spec is None:
         raise ConfigError(
             "the items have no scores to infer a scale from: set it, for example --scale 1,5."
@@ -292,6 +390,7 @@ def _rating_data(
         reward=f'ordinal("{spec}")',
         scale=spec,
         rounded=sum(map(judge.is_rounded, problems)),
+        report=RowReport(codings=tuple(told)),
     )
 
 
@@ -299,7 +398,8 @@ def _checked(options: Options, rows: Sequence[Any], scale: Scale | None = None) 
     """Return the text around items, checked against columns and scale. Raises ConfigError."""
     asking = options.asking
     if asking.template is not None and rows:
-        labels = [options.columns[n] for n in ("score", "preference") if n in options.columns]
+        named = ("score", "preference", "chosen", "rejected")
+        labels = [each for n in named for each in options.columns.get(n, "").split(",") if each]
         asking.template.check(judge.known_names(rows), labels)
     if asking.rubric and scale is not None:
         check_rubric(asking.rubric, scale)

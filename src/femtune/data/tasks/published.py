@@ -24,6 +24,7 @@ class Schema:
     label_columns: frozenset[str]  # published columns of the label; items to predict may lack them
     also: frozenset[str] = frozenset()  # optional columns
     nested: frozenset[str] = frozenset()  # columns of lists or objects, or JSON text of them
+    open_labels: bool = False  # True if labels are as the file has them, and `codings` decodes them
     gaps: bool = False  # True if the publisher left out some labels: such a row is skipped, not an error
     scale: str | None = None  # lowest and highest score, "0,4"; None for no scale, or any
     config: str | None = None  # the default config
@@ -58,6 +59,7 @@ SCHEMAS: tuple[Schema, ...] = (
         label="score",
         label_columns=_names("score"),
         also=_names("id item attribute rater criterion reference source"),
+        open_labels=True,
     ),
     Schema(
         name="judge pairs",
@@ -66,7 +68,28 @@ SCHEMAS: tuple[Schema, ...] = (
         rows=forms.pair_rows,
         label="preference",
         label_columns=_names("preference"),
-        also=_names("id item attribute rater source"),
+        also=_names("id item attribute rater source model_a model_b"),
+        open_labels=True,
+    ),
+    Schema(
+        name="judge pairs, chosen and rejected",
+        task="judge",
+        columns=_names("chosen rejected"),
+        rows=forms.chosen_rows,
+        label="preference",
+        label_columns=frozenset(),  # which one is better stands in their names
+        also=_names("prompt id item attribute rater source"),
+    ),
+    Schema(
+        name="judge pairs of conversations",
+        task="judge",
+        columns=_names("conversation_a conversation_b winner"),
+        rows=forms.arena_rows,
+        label="preference",
+        label_columns=_names("winner"),
+        also=_names("prompt id item attribute rater source model_a model_b"),
+        nested=_names("conversation_a conversation_b"),
+        open_labels=True,
     ),
     Schema(
         name="summary pairs",
@@ -75,6 +98,16 @@ SCHEMAS: tuple[Schema, ...] = (
         rows=forms.summary_pair_rows,
         label="preference",
         label_columns=_names("preference"),
+        also=_names("id item title rater source"),
+        open_labels=True,
+    ),
+    Schema(
+        name="summary pairs, chosen and rejected",
+        task="summarize",
+        columns=_names("post chosen rejected"),
+        rows=forms.chosen_summary_rows,
+        label="preference",
+        label_columns=frozenset(),
         also=_names("id item title rater source"),
     ),
     Schema(
@@ -85,6 +118,7 @@ SCHEMAS: tuple[Schema, ...] = (
         label="score",
         label_columns=_names("score"),
         also=_names("id item title attribute rater source"),
+        open_labels=True,
     ),
     Schema(
         name="choice questions",
@@ -95,6 +129,7 @@ SCHEMAS: tuple[Schema, ...] = (
         label_columns=_names("answer"),
         also=_names("id labels subject"),
         nested=_names("choices labels"),
+        open_labels=True,
     ),
     Schema(
         name="math problems",
@@ -250,6 +285,7 @@ SCHEMAS: tuple[Schema, ...] = (
         label="answer",
         label_columns=_names("answer"),
         nested=_names("choices"),
+        open_labels=True,
         config="all",  # each subject is a config too
         split="auxiliary_train",
         eval_split="validation",
