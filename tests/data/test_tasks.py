@@ -346,7 +346,7 @@ def test_a_tie_is_a_tie_in_both_orders_and_all_are_asked_for_one() -> None:
         (
             {"response_b": " Because.\n"},
             "each",
-            "both responses have the same text",
+            "`response_a` and `response_b` have the same text",
         ),
         ({"response_a": ""}, "each", "`response_a` is empty"),
         ({"preference": "C"}, "each", "`preference` must be A, B or tie"),

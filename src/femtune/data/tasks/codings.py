@@ -68,8 +68,8 @@ def pair_meanings(values: Sequence[str], column: str, names: Mapping[str, str]) 
     open_zero = found == (0, 1) and not tie and _RATER.search(column) is not None
     if sides or found not in _NUMBERS or (tie and len(found) == 3) or open_zero:
         raise DataError(_two_ways(column, [*numbers, *known], len(values), open_zero))
-    meaning = dict(zip(found, _NUMBERS[found], strict=True))
-    return known | {value: meaning[number] for value, number in numbers.items()}
+    labels = dict(zip(found, _NUMBERS[found], strict=True))
+    return known | {value: labels[number] for value, number in numbers.items()}
 
 
 def _word(value: str) -> str:

@@ -324,7 +324,7 @@ def _pair(row: Row, wording: Wording, named: bool, tie: bool, asking: Asking) ->
             return [text]
     one, other = (str(text) for text in texts)
     if " ".join(one.split()) == " ".join(other.split()):
-        return [BadRow(f"both {wording.thing}s have the same text")]
+        return [BadRow(f"`{wording.thing}_a` and `{wording.thing}_b` have the same text")]
     rater = str(row.get("rater") or "")
     if named and not rater:
         return [BadRow("no `rater`, which --raters named needs")]

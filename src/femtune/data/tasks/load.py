@@ -255,7 +255,7 @@ def _decoded(
     schema, by_hand, columns = read.schema, options.labels, read.columns
     published = schema.label if schema.label in schema.columns else min(schema.label_columns, default="")
     column = columns.get(schema.label, published)
-    said = ""
+    said = schema.says
     for value in codings.unused(by_hand, rows, schema.label):
         log.warning("no row has the label %s, which --labels names.", value)
     try:

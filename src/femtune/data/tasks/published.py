@@ -25,6 +25,7 @@ class Schema:
     also: frozenset[str] = frozenset()  # optional columns
     nested: frozenset[str] = frozenset()  # columns of lists or objects, or JSON text of them
     open_labels: bool = False  # True if labels are as the file has them, and `codings` decodes them
+    says: str = ""  # how labels come about, for the log
     gaps: bool = False  # True if the publisher left out some labels: such a row is skipped, not an error
     scale: str | None = None  # lowest and highest score, "0,4"; None for no scale, or any
     config: str | None = None  # the default config
@@ -43,6 +44,8 @@ class Schema:
 def _names(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
+
+_CHOSEN = "`chosen` is the better one of each pair; A or B by a hash of the texts."
 
 _MATH_CONFIGS = (
     *("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory"),
@@ -79,6 +82,7 @@ SCHEMAS: tuple[Schema, ...] = (
         label="preference",
         label_columns=frozenset(),  # which one is better stands in their names
         also=_names("prompt id item attribute rater source"),
+        says=_CHOSEN,
     ),
     Schema(
         name="judge pairs of conversations",
@@ -109,6 +113,7 @@ SCHEMAS: tuple[Schema, ...] = (
         label="preference",
         label_columns=frozenset(),
         also=_names("id item title rater source"),
+        says=_CHOSEN,
     ),
     Schema(
         name="summary ratings",
