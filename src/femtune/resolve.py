@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,23 +18,24 @@ from femtune.config import Ask, Sample, Train, check_draws
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import parse_scale
 from femtune.data.demos import load_demos
-from femtune.data.problems import check_disjoint, check_gold, split
-from femtune.data.prompts import HINT, Prompts
-from femtune.data.row_report import NO_ROWS, RowReport
+from femtune.data.problems import check_disjoint, check_gold, prompt_length, split
+from femtune.data.prompts import HINT, Prompts, fit_prompts
+from femtune.data.row_report import NO_ROWS, RowReport, with_skipped
 from femtune.data.tasks.codings import TEXT
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.load import Options, TaskData, read_places, read_task, trained_on
 from femtune.data.tasks.wording import text_or_file
-from femtune.engines.model_files import adapter_base
+from femtune.engines.model_files import adapter_base, load_config, load_tokenizer, local_model
 from femtune.errors import ConfigError, DataError, ModelError
 from femtune.loop import Evaluation, LoopConfig
-from femtune.mstep.config import Training
+from femtune.model_info import read_info
+from femtune.mstep.config import Training, context_length
 from femtune.mstep.disk import sized
 from femtune.rewards.builtin import as_reward
 from femtune.runs.run import stored_config
 from femtune.schemes.acceptance import SoftAcceptance
 from femtune.schemes.named import parse_scheme, spelled_out
-from femtune.types import Demos, Problem, Request, Reward, Sampling, Scheme
+from femtune.types import Demo, Demos, Problem, Request, Reward, Sampling, Scheme
 
 log = logging.getLogger("femtune")
 
@@ -54,16 +55,28 @@ class TaskInputs(Generic[A]):
     reward: Reward
     settings: A
     report: RowReport = NO_ROWS  # rows left out and why, how labels were coded
+    places: Mapping[str, int] = field(default_factory=dict)  # id of a problem: its line or row
     rounded: int = 0  # problems whose score is between two points of the scale
     demos: Demos = ()  # worked examples named by the settings; `prompts` does not include them
 
+    def name_of(self, problem: Problem) -> str:
+        """Return the line of a problem, or its id if it is from elsewhere."""
+        own = any(problem is each for each in self.problems) and problem.id in self.places
+        return f"{self.report.unit} {self.places[problem.id]}" if own else problem.id
+
 
 def read_inputs(
-    data: Data, settings: A, reward: Callable[..., Any] | None = None, *, answers: bool = True
+    data: Data,
+    settings: A,
+    reward: Callable[..., Any] | None = None,
+    *,
+    answers: bool = True,
+    model: str | None = None,
 ) -> TaskInputs[A]:
     """Read the inputs from a file, the Hub, or objects; with answers=False, without answers.
 
-    A reward given as an object replaces the one named in the settings. Raises DataError if a problem is
+    A reward given as an object replaces the one named in the settings. With bad_rows "skip", problems
+    that are too long for the `model` are left out. Raises DataError if a problem is
     invalid, or if its own answer would not earn the reward; ConfigError for settings that do not suit
     the task.
     """
@@ -97,10 +110,6 @@ def read_inputs(
         settings.accept_at,
         in_data="refuse" if answers else "allow",
     )
-    for said in found.report.codings:
-        log.info("%s", said)
-    if found.report.skipped:
-        log.warning("%s", found.report.describe_skipped())
     if found.rounded:
         how = "taken for both, each by its share" if settings.soft_labels else "rounded to the nearest"
         log.warning(
@@ -109,15 +118,57 @@ def read_inputs(
         )
     if answers and settings.check_gold:
         check_gold(found.problems, grade, settings.accept_at, prompts)
-    return TaskInputs(
+    made = TaskInputs(
         problems=found.problems,
         prompts=prompts,
         reward=grade,
         settings=settings,
         report=found.report,
+        places=found.places,
         rounded=found.rounded,
         demos=demos,
     )
+    if model is not None and settings.bad_rows == "skip":
+        made = _without_long(made, model)
+    for said in made.report.codings:
+        log.info("%s", said)
+    if made.report.skipped:
+        log.warning("%s", made.report.describe_skipped())
+    return made
+
+
+def _without_long(asked: TaskInputs[A], model: str) -> TaskInputs[A]:
+    """Leave out problems that are too long for a model, both orders of a pair together.
+
+    Worked examples that may be left out do not count. Raises DataError if no problem is left.
+    """
+    settings, base = asked.settings, local_model(model)
+    tokenizer = load_tokenizer(base, settings.template_args)
+    info = read_info(base)
+    demos = asked.demos if settings.demos != "auto" else ()
+    if info is not None and info.demos and settings.demos == "auto":
+        demos = tuple(Demo(**demo) for demo in info.demos)
+    shown = fit_prompts(asked.prompts.with_demos(demos), tokenizer)
+    room = context_length(load_config(base)) - settings.max_new_tokens
+    over = dict[int, int]()  # place: tokens
+    for number, problem in enumerate(asked.problems, 1):
+        length, _ = prompt_length(problem, shown, tokenizer)
+        if length > room:
+            over.setdefault(asked.places.get(problem.id, number), length)
+    kept = [
+        problem
+        for number, problem in enumerate(asked.problems, 1)
+        if asked.places.get(problem.id, number) not in over
+    ]
+    if over and not kept:
+        raise DataError(
+            f"no problem fits the model: {room} tokens are left beside max_new_tokens "
+            f"{settings.max_new_tokens}, and the shortest prompt has {min(over.values())}. Lower "
+            "max_new_tokens, or take a model with a longer context."
+        )
+    what = f"too long for the model, which has room for {room} tokens"
+    value = f"{next(iter(over.values()), 0)} tokens"
+    return replace(asked, problems=kept, report=with_skipped(asked.report, [*over], what, value))
 
 
 def _with_texts(settings: A) -> A:
@@ -170,17 +221,36 @@ def _labels(items: Sequence[str]) -> dict[str, str]:
     return {TEXT: ""} if tuple(items) == (TEXT,) else named_pairs("labels", items)
 
 
-def held_out(asked: TaskInputs[Train], data: Data) -> tuple[list[Problem], list[Problem]]:
+def read_test(
+    asked: TaskInputs[Train], data: Data, model: str | None = None
+) -> TaskInputs[Train] | None:
+    """Read the problems to evaluate on from data of their own; None if they are a share of `data`."""
+    settings = asked.settings
+    if settings.eval_data is None and settings.eval_split is None:
+        return None
+    other: Data = settings.eval_data or data
+    split_ = settings.eval_split if settings.eval_data is None else settings.split
+    return read_inputs(other, replace(settings, split=split_), asked.reward, model=model)
+
+
+def held_out(
+    asked: TaskInputs[Train], data: Data, model: str | None = None
+) -> tuple[list[Problem], list[Problem]]:
+    """Do as `part` for evaluation problems that are read here: see `read_test`."""
+    return part(asked, read_test(asked, data, model))
+
+
+def part(
+    asked: TaskInputs[Train], other: TaskInputs[Train] | None
+) -> tuple[list[Problem], list[Problem]]:
     """Return training problems, with one order of each pair, and evaluation problems, with both.
 
-    Raises DataError if a prompt, or a judged item, is in both.
+    Those are `other`'s, or a share of the data. Raises DataError if a prompt, or a judged item, is in
+    both.
     """
     settings = asked.settings
-    if settings.eval_data is not None or settings.eval_split is not None:
-        other: Data = settings.eval_data or data
-        split_ = settings.eval_split if settings.eval_data is None else settings.split
-        read = replace(settings, split=split_)
-        test = read_inputs(other, read, asked.reward).problems
+    if other is not None:
+        test = other.problems
         train = trained_on(asked.problems)
         check_disjoint(train, test)
         check_varied(train)

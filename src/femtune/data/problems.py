@@ -198,24 +198,29 @@ def check_gold(
         )
 
 
+def prompt_length(problem: Problem, prompts: Prompts, tokenizer: Tokenizer) -> tuple[int, str]:
+    """Return the number of tokens of a problem's longer prompt, and which it is: plain or hinted."""
+    names = ("plain", "hinted")
+    return max((len(tokenizer.encode_prompt(prompts.render(name, problem))), name) for name in names)
+
+
 def check_lengths(
     problems: Sequence[Problem],
     prompts: Prompts,
     tokenizer: Tokenizer,
     context: int,
     max_new_tokens: int,
+    name_of: Callable[[Problem], str] = lambda problem: problem.id,
 ) -> int:
     """Check that all prompts fit the context; return the longest one's number of tokens.
 
     Counts plain and hinted prompts with the worked examples of `prompts`, and `max_new_tokens` after
-    them. Raises DataError with the number that don't fit, the longest, and what would make them fit.
+    them. Raises DataError with the number that don't fit, the longest, and what would make them fit;
+    `name_of` names a problem there.
     """
-    names = ("plain", "hinted")
-    lengths = [
-        max((len(tokenizer.encode_prompt(prompts.render(name, problem))), name) for name in names)
-        for problem in problems
-    ]
-    over = [p.id for p, (n, _) in zip(problems, lengths, strict=True) if n + max_new_tokens > context]
+    lengths = [prompt_length(problem, prompts, tokenizer) for problem in problems]
+    pairs = zip(problems, lengths, strict=True)
+    over = [name_of(problem) for problem, (n, _) in pairs if n + max_new_tokens > context]
     (longest, name), problem = max(
         zip(lengths, problems, strict=True), key=lambda pair: pair[0], default=((0, ""), None)
     )
@@ -225,10 +230,12 @@ def check_lengths(
         if prompts.demos:
             num = _demos_that_fit(problem, prompts, tokenizer, context - max_new_tokens)
             fits = f"leave out worked examples ({num} of {len(prompts.demos)} fit), or {fits}"
+        named = first([*dict.fromkeys(over)])  # both orders of a pair have one line
         raise DataError(
             f"{len(over)} of {len(problems)} problems don't fit the context of {context} tokens. "
-            f'The longest prompt (the {name} one of "{problem.id}") has {longest} tokens, and '
-            f"max_new_tokens is {max_new_tokens}: {fits}, or remove {first(over)}."
+            f'The longest prompt (the {name} one of "{name_of(problem)}") has {longest} tokens, and '
+            f"max_new_tokens is {max_new_tokens}: {fits}, or remove {named}, as "
+            "--bad-rows skip does."
         )
     return longest
 

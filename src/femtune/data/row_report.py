@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from femtune._util.parsing import Unreadable, read_json
 from femtune.data.rows import Faults
+from femtune.errors import DataError
+
+ROWS = "rows.json"  # in a run's folder: a report for problems.parquet and one for eval.parquet
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,26 @@ def report_from_data(data: Mapping[str, Any]) -> RowReport:
     """Return the report that `RowReport.to_data` stored."""
     skipped = tuple(SkipReason(**reason) for reason in data["skipped"])
     return RowReport(**{**data, "skipped": skipped, "codings": tuple(data["codings"])})
+
+
+def with_skipped(report: RowReport, places: Sequence[int], what: str, value: str) -> RowReport:
+    """Return a report with further rows left out for one reason; `value` is that of the first."""
+    if not places:
+        return report
+    return replace(report, skipped=(*report.skipped, SkipReason(what, len(places), places[0], value)))
+
+
+def read_reports(path: Path) -> dict[str, RowReport]:
+    """Return the reports in a run's rows.json by the name of their problems; {} without such a file.
+
+    Raises DataError if the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return {name: report_from_data(data) for name, data in read_json(path).items()}
+    except (Unreadable, AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not as it was stored: {error}. Restore or remove it.") from error
 
 
 def skip_reasons(faults: Faults) -> tuple[SkipReason, ...]:

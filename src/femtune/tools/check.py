@@ -45,10 +45,10 @@ def examine(
     data: Data, model: str, settings: Train
 ) -> tuple[SamplerBuilder, list[Problem], list[Finding]]:
     """Check everything that needs no weights. Raises what `train` would raise for the same input."""
-    asked = read_inputs(data, settings)
+    asked = read_inputs(data, settings, model=model)
     sampling(asked.settings)
     make_loop_config(asked.settings)
-    problems, test = held_out(asked, data)
+    problems, test = held_out(asked, data, model)
     num_test, own_test = len(test), settings.eval_data is not None or settings.eval_split is not None
     if not own_test:
         problems, test = asked.problems, []

@@ -94,6 +94,7 @@ class TaskData:
     reward: str = "exact"
     scale: str | None = None  # in the form of Options.scale
     report: RowReport = NO_ROWS  # rows left out and why, how labels were coded
+    places: dict[str, int] = field(default_factory=dict)  # id of a problem: its line or row
     rounded: int = 0  # problems whose score was between two points of the scale
 
     @property
@@ -357,13 +358,15 @@ def _pair_data(wording: judge.Wording, good: list[Place], options: Options, faul
     if options.round_scores or options.soft_labels:
         raise ConfigError("round_scores and soft_labels are for ratings, not for pairs: leave them out.")
     asking = _checked(options, [row for _, row in good])
-    problems = _sorted_out(judge.pairs(good, wording, options.raters, asking, tie=tie), faults)
+    made = judge.pairs(good, wording, options.raters, asking, tie=tie)
+    problems, places = _sorted_out(made, faults)
     return TaskData(
         problems=problems,
         instruction=judge.instruction(parse_scale(scale), parse_format(options.answer_format)),
         leaks=JUDGE_LEAKS,
         reward=f'choice("{scale}")',
         scale=scale,
+        places=places,
     )
 
 
@@ -382,13 +385,15 @@ def _rating_data(
         )
     scale = parse_scale(spec)
     asking = _checked(options, [row for _, row in rows], scale)
-    problems = _sorted_out(judge.ratings(rows, scale, wording, options.raters, asking), faults)
+    made = judge.ratings(rows, scale, wording, options.raters, asking)
+    problems, places = _sorted_out(made, faults)
     return TaskData(
         problems=problems,
         instruction=judge.instruction(scale, parse_format(options.answer_format)),
         leaks=JUDGE_LEAKS,
         reward=f'ordinal("{spec}")',
         scale=spec,
+        places=places,
         rounded=sum(map(judge.is_rounded, problems)),
         report=RowReport(codings=tuple(told)),
     )
@@ -411,14 +416,18 @@ def _checked(options: Options, rows: Sequence[Any], scale: Scale | None = None) 
     return asking
 
 
-def _sorted_out(found: Iterable[tuple[int, Problem | BadRow]], faults: Faults) -> list[Problem]:
-    problems = []
+def _sorted_out(
+    found: Iterable[tuple[int, Problem | BadRow]], faults: Faults
+) -> tuple[list[Problem], dict[str, int]]:
+    """Return the problems and their places; bad rows become faults."""
+    problems, places = [], {}
     for place, problem in found:
         if isinstance(problem, BadRow):
             faults.add(place, problem)
         else:
             problems.append(problem)
-    return problems
+            places[problem.id] = place
+    return problems, places
 
 
 # --- choice, math
@@ -458,7 +467,10 @@ def _asking(
         # all prompts become messages, since a stored column has one type
         problems = [replace(problem, prompt=as_messages(problem.prompt)) for problem in problems]
     return TaskData(
-        problems=problems, instruction=options.instruction(module.WHAT), reward=module.REWARD
+        problems=problems,
+        instruction=options.instruction(module.WHAT),
+        reward=module.REWARD,
+        places=ids,
     )
 
 
