@@ -18,10 +18,10 @@ from femtune.config import Ask, Sample, Train, check_draws
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import parse_scale
 from femtune.data.demos import load_demos
-from femtune.data.problems import check_disjoint, check_gold, prompt_length, split
+from femtune.data.problems import check_disjoint, check_gold, split, without_long
 from femtune.data.prompts import HINT, Prompts, fit_prompts
 from femtune.data.row_report import NO_ROWS, RowReport, with_skipped
-from femtune.data.tasks.codings import TEXT
+from femtune.data.tasks.codings import parse_labels
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.load import Options, TaskData, read_places, read_task, trained_on
 from femtune.data.tasks.wording import text_or_file
@@ -150,22 +150,7 @@ def _without_long(asked: TaskInputs[A], model: str) -> TaskInputs[A]:
         demos = tuple(Demo(**demo) for demo in info.demos)
     shown = fit_prompts(asked.prompts.with_demos(demos), tokenizer)
     room = context_length(load_config(base)) - settings.max_new_tokens
-    over = dict[int, int]()  # place: tokens
-    for number, problem in enumerate(asked.problems, 1):
-        length, _ = prompt_length(problem, shown, tokenizer)
-        if length > room:
-            over.setdefault(asked.places.get(problem.id, number), length)
-    kept = [
-        problem
-        for number, problem in enumerate(asked.problems, 1)
-        if asked.places.get(problem.id, number) not in over
-    ]
-    if over and not kept:
-        raise DataError(
-            f"no problem fits the model: {room} tokens are left beside max_new_tokens "
-            f"{settings.max_new_tokens}, and the shortest prompt has {min(over.values())}. Lower "
-            "max_new_tokens, or take a model with a longer context."
-        )
+    kept, over = without_long(asked.problems, asked.places, shown, tokenizer, room)
     what = f"too long for the model, which has room for {room} tokens"
     value = f"{next(iter(over.values()), 0)} tokens"
     return replace(asked, problems=kept, report=with_skipped(asked.report, [*over], what, value))
@@ -206,7 +191,7 @@ def task_options(settings: Ask) -> Options:
         scale=settings.scale,
         attributes=settings.attributes,
         raters=settings.raters,
-        labels=_labels(settings.labels),
+        labels=parse_labels(settings.labels),
         bad_rows=settings.bad_rows,
         answer_format=settings.answer_format,
         rubric=text_or_file("rubric", settings.rubric),
@@ -214,11 +199,6 @@ def task_options(settings: Ask) -> Options:
         round_scores=settings.round_scores,
         soft_labels=settings.soft_labels,
     )
-
-
-def _labels(items: Sequence[str]) -> dict[str, str]:
-    """Return a coding by hand; `text` alone says that answers are the texts of choices."""
-    return {TEXT: ""} if tuple(items) == (TEXT,) else named_pairs("labels", items)
 
 
 def read_test(

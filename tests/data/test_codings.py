@@ -66,7 +66,7 @@ def test_a_column_of_preferences_is_read_as_a_whole(labels: list[Any], expected:
         ([0, 0], "--labels 0=A 1=B"),
         ([2, 2], "--labels 1=A 2=B"),
         ([0, 2], "--labels 1=A 2=B 0=tie"),
-        ([-1, 1], "--labels -1=<A, B or tie> 1=<A, B or tie>"),
+        ([-1, 1], "--labels=-1=<A, B or tie> --labels=1=<A, B or tie>"),
         ([1, 2, 3], "--labels 1=<A, B or tie> 2=<A, B or tie>"),
         ([0, 1, 2, "tie"], "--labels 0=<A, B or tie> 1=<A, B or tie>"),
         (["A", 1, 2], "--labels 1=<A, B or tie> 2=<A, B or tie>"),

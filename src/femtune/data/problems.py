@@ -204,6 +204,34 @@ def prompt_length(problem: Problem, prompts: Prompts, tokenizer: Tokenizer) -> t
     return max((len(tokenizer.encode_prompt(prompts.render(name, problem))), name) for name in names)
 
 
+def without_long(
+    problems: Sequence[Problem],
+    places: Mapping[str, int],
+    prompts: Prompts,
+    tokenizer: Tokenizer,
+    room: int,
+) -> tuple[list[Problem], dict[int, int]]:
+    """Return the problems of places whose prompts have at most `room` tokens, and the other places.
+
+    `places` are lines or rows by id; a problem without one has its number. Each place that is left out
+    comes with the tokens of its first long prompt. Raises DataError if no problem is left.
+    """
+    placed = [(places.get(problem.id, n), problem) for n, problem in enumerate(problems, 1)]
+    over: dict[int, int] = {}
+    for place, problem in placed:
+        length, _ = prompt_length(problem, prompts, tokenizer)
+        if length > room:
+            over.setdefault(place, length)
+    kept = [problem for place, problem in placed if place not in over]
+    if over and not kept:
+        raise DataError(
+            f"no problem fits the model: beside max_new_tokens there is room for {room} tokens, and the "
+            f"shortest prompt has {min(over.values())}. Lower max_new_tokens, or take a model with a "
+            "longer context."
+        )
+    return kept, over
+
+
 def check_lengths(
     problems: Sequence[Problem],
     prompts: Prompts,

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from femtune._util.parsing import named_pairs
 from femtune._util.text import SHOWN, brief, first
 from femtune.data.rows import BadRow
 from femtune.data.tasks.cells import read_plain, read_score
@@ -32,7 +33,13 @@ _TIES = frozenset(
         *("both", "equal", "equally good", "draw", "same", "neither", "no preference"),
     )
 )
-_RATER = re.compile(r"annot|rater|worker|judge|labell?er|coder|expert|voter|human|person", re.I)
+# 0 and 1 in a column of such a name may say whether one side is better
+_SIDED = r"(?:^|[_ .])(?:a|b|first|second|left|right|[12])(?:$|[_ .])"
+_ONE_SIDE = re.compile(_SIDED, re.IGNORECASE)
+# and in one of an annotator, 0 may be a tie, where no 2 occurs
+_DOUBTFUL = re.compile(
+    rf"{_SIDED}|annot|rater|worker|judge|labell?er|coder|expert|voter|human|person", re.IGNORECASE
+)
 _NUMBERS: dict[tuple[int, ...], Sequence[str]] = {
     (1, 2): "AB",
     (0, 1): "AB",
@@ -40,6 +47,15 @@ _NUMBERS: dict[tuple[int, ...], Sequence[str]] = {
 }
 
 Meanings = dict[str, str]  # a value of a column in lower case: the label that it stands for
+
+
+def parse_labels(items: Sequence[str]) -> dict[str, str]:
+    """Return a coding by hand; `text` alone says that answers are the texts of choices.
+
+    >>> parse_labels(["1=A", "2=B"]), parse_labels(["text"])
+    ({'1': 'A', '2': 'B'}, {'text': ''})
+    """
+    return {TEXT: ""} if tuple(items) == (TEXT,) else named_pairs("labels", items)
 
 
 # --- which of two is better
@@ -61,13 +77,18 @@ def pair_meanings(values: Sequence[str], column: str, names: Mapping[str, str]) 
         for value in seen
         if value not in known and (match := _NUMBER.fullmatch(value))
     }
+    if seen and not known and not numbers:
+        raise DataError(
+            f"`{column}` has {first([*map(brief, seen)])}, and neither A, B nor tie. Say what they "
+            f"mean: {_line(seen)}"
+        )
     if not numbers:
         return known
     sides, tie = {*known.values()} - {"tie"}, "tie" in known.values()
     found = (*sorted({*numbers.values()}),)
-    open_zero = found == (0, 1) and not tie and _RATER.search(column) is not None
-    if sides or found not in _NUMBERS or (tie and len(found) == 3) or open_zero:
-        raise DataError(_two_ways(column, [*numbers, *known], len(values), open_zero))
+    doubtful = found == (0, 1) and (_ONE_SIDE if tie else _DOUBTFUL).search(column) is not None
+    if sides or found not in _NUMBERS or (tie and len(found) == 3) or doubtful:
+        raise DataError(_two_ways(column, [*numbers, *known], len(values)))
     labels = dict(zip(found, _NUMBERS[found], strict=True))
     return known | {value: labels[number] for value, number in numbers.items()}
 
@@ -77,21 +98,27 @@ def _word(value: str) -> str:
     return match[1].upper() if match else "tie" if value in _TIES else _WORDS.get(value, "")
 
 
-def _two_ways(column: str, seen: Sequence[str], num: int, open_zero: bool) -> str:
+def _two_ways(column: str, seen: Sequence[str], num: int) -> str:
     """Describe why a column is refused, and the lines that settle it."""
     shown = " and ".join(map(brief, seen)) if len(seen) < 3 else first(seen)
     only = "only " if len(seen) == 1 else ""
-    from_0 = "--labels 0=A 1=B if they count from 0"
-    if open_zero:
-        from_0 = "--labels 0=A 1=B if 0 is the first"
-    ways = ["--labels 1=A 2=B 0=tie if 1 is the first and 0 is a tie", from_0]
-    if not {*seen} <= {"0", "1", "2"}:
-        lines = [f"{_quoted(value)}=<A, B or tie>" for value in seen[:SHOWN]]
-        ways = [f"--labels {' '.join(lines)}"]
+    ways = [_line(seen)]
+    if {*seen} <= {"0", "1", "2"}:
+        ways = ["--labels 1=A 2=B 0=tie if 1 is the first and 0 is a tie"]
+        ways.append("--labels 0=A 1=B if 0 is the first and 1 the second")
+        ways.append("--labels 1=A 0=B if 1 says that the first is better")
     return (
         f"`{column}` has {only}{shown} in {num:,} rows, which can be read in two ways. Say which is the "
         f"first response: {'; '.join(ways)}."
     )
+
+
+def _line(seen: Iterable[str]) -> str:
+    """Return the setting that says what the values mean, to be filled in."""
+    lines = [f"{_quoted(value)}=<A, B or tie>" for value in [*seen][:9]]
+    if any(line.startswith("-") for line in lines):  # or -1 would be taken for a flag
+        return " ".join(f"--labels={line}" for line in lines)
+    return f"--labels {' '.join(lines)}"
 
 
 def _quoted(value: str) -> str:

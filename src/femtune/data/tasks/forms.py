@@ -14,10 +14,9 @@ judged. Each function raises BadRow for a row that it can't convert.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import string
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from femtune._util.text import brief
@@ -37,7 +36,8 @@ from femtune.data.tasks.cells import (
     read_text,
     wrong,
 )
-from femtune.data.tasks.sides import AS_TEXT, read_response, take_apart
+from femtune.data.tasks.pair_forms import plain_names
+from femtune.data.tasks.sides import AS_TEXT, read_response
 
 # --- judge: {prompt, response, score, attribute?, rater?, criterion?, reference?} or
 #            {prompt, response_a, response_b, preference: A, B or tie, attribute?, rater?}, item
@@ -48,68 +48,12 @@ def rating_rows(row: Row) -> Iterator[dict[str, Any]]:
     yield _rating(row, {"prompt": prompt}, "response")
 
 
-def _plain_names(given: Collection[str]) -> tuple[str, ...]:
-    return ("id", "item", "attribute", "rater", *(("title",) if "post" in given else ()))
-
-
 def _rating(row: Row, given: dict[str, str], thing: str) -> dict[str, Any]:
     """Return the row of a rated text; `given` is what it responds to."""
     text, as_text = read_response(row, thing)
     values = given | {thing: text, "score": read_score(row.get("score"), "score"), AS_TEXT: as_text}
-    values |= {name: read_plain(row.get(name), name) for name in _plain_names(given)}
+    values |= {name: read_plain(row.get(name), name) for name in plain_names(given)}
     return lean(row, *row, **values | {"item": values["item"] or item_of(*given.values(), text)})
-
-
-def pair_rows(row: Row) -> Iterator[dict[str, Any]]:
-    prompt = read_conversation(row.get("prompt"), "prompt")
-    yield _pair(row, {"prompt": prompt}, "response")
-
-
-def _pair(row: Row, given: dict[str, str], thing: str) -> dict[str, Any]:
-    """Return the row of two texts; its preference is as published, and decoded by `codings`."""
-    found = [read_response(row, f"{thing}_{side}") for side in "ab"]
-    (a, _), (b, _) = found
-    values = {f"{thing}_a": a, f"{thing}_b": b, AS_TEXT: " ".join(name for _, name in found).strip()}
-    return _of_two(row, given, values)
-
-
-def _of_two(row: Row, given: dict[str, str], texts: dict[str, str]) -> dict[str, Any]:
-    values = given | texts | {"preference": _winner(row)}
-    values |= {name: read_plain(row.get(name), name) for name in _plain_names(given)}
-    pair = [text for name, text in texts.items() if name != AS_TEXT]
-    return lean(row, *row, **values | {"item": values["item"] or item_of(*given.values(), *pair)})
-
-
-def _winner(row: Row) -> str | None:
-    """Return a preference as published; the name of one of the two models as that model's column."""
-    said = read_plain(row.get("preference"), "preference")
-    models = [read_plain(row.get(name), name) for name in ("model_a", "model_b")]
-    if said is not None and models.count(said) == 1:
-        return ("model_a", "model_b")[models.index(said)]
-    return said
-
-
-def chosen_rows(row: Row) -> Iterator[dict[str, Any]]:
-    """Yield a pair of a chosen and a rejected response, as A and B by a hash of their texts."""
-    yield _chosen(row, "prompt", "response")
-
-
-def _chosen(row: Row, prompt: str, thing: str) -> dict[str, Any]:
-    asked, chosen, rejected = take_apart(row, ("chosen", "rejected"), prompt)
-    # otherwise A would always be the better one
-    coin = hashlib.blake2b(f"sides {item_of(asked, chosen, rejected)}".encode(), digest_size=1).digest()
-    a, b, better = (chosen, rejected, "A") if coin[0] % 2 else (rejected, chosen, "B")
-    rest = {name: value for name, value in row.items() if name not in ("chosen", "rejected", prompt)}
-    texts = {f"{thing}_a": a, f"{thing}_b": b}
-    return _of_two(rest | {"preference": better}, {prompt: asked}, texts)
-
-
-def arena_rows(row: Row) -> Iterator[dict[str, Any]]:
-    """Yield a pair of two conversations with the same user, whose shared beginning is the prompt."""
-    asked, a, b = take_apart(row, ("conversation_a", "conversation_b"), "prompt")
-    rest = {name: value for name, value in row.items() if not name.startswith("conversation_")}
-    rest |= {"preference": row.get("winner")}
-    yield _of_two(rest, {"prompt": asked}, {"response_a": a, "response_b": b})
 
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -264,17 +208,8 @@ def _sides(row: Row, name: str, turns: int) -> tuple[str, str]:
 #                {post, title?, summary, score, attribute?, rater?}, item
 
 
-def summary_pair_rows(row: Row) -> Iterator[dict[str, Any]]:
-    yield _pair(row, {"post": read_text(row, "post")}, "summary")
-
-
 def summary_rating_rows(row: Row) -> Iterator[dict[str, Any]]:
     yield _rating(row, {"post": read_text(row, "post")}, "summary")
-
-
-def chosen_summary_rows(row: Row) -> Iterator[dict[str, Any]]:
-    """Yield a pair of a chosen and a rejected summary, as A and B by a hash of their texts."""
-    yield _chosen(row, "post", "summary")
 
 
 def comparison_rows(row: Row) -> Iterator[dict[str, Any]]:

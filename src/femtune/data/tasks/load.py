@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,25 +23,22 @@ from femtune.data.prompts import (
 )
 from femtune.data.row_report import NO_ROWS, RowReport, skip_reasons
 from femtune.data.rows import BadRow, Faults, file_unit, problems_of_rows
-from femtune.data.tasks import choice, codings, judge, math
+from femtune.data.tasks import choice, judge, math
+from femtune.data.tasks.codings import Place
 from femtune.data.tasks.columns import shown
+from femtune.data.tasks.decode import check_texts, decoded
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.judge import JUDGE, Raters
 from femtune.data.tasks.published import Schema
 from femtune.data.tasks.schemas import Found, find_schema, read_given, read_rows
-from femtune.data.tasks.sides import AS_TEXT
 from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.data.tasks.wording import Template, check_rubric, parse_template
 from femtune.errors import ConfigError, DataError
 from femtune.types import Problem, Prompt
 
-log = logging.getLogger("femtune")
-
 TASKS = ("judge", "summarize", "choice", "math", "table")
 _WORDINGS = {"judge": JUDGE, "summarize": SUMMARIZE}
 MODULES = {"choice": choice, "math": math}  # tasks of a question and its answer
-
-Place = tuple[int, Any]  # a place in a source, and its row or BadRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +158,8 @@ def read_places(
 
 
 def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, source: str) -> TaskData:
-    """Do as `read_task` for rows in memory, in any published schema of the task, with labels."""
+    """Do as `read_task` for rows in memory, in any published schema of the task, with its labels."""
+    options = replace(options, labels={})  # that coding is of the user's own file
     schema = find_schema(task, rows[0], source)
     made: list[Place] = []
     for place, row in enumerate(rows, 1):
@@ -221,7 +218,7 @@ def _fill(template: Template, prompt: Prompt, values: Mapping[str, Any]) -> Prom
 
 def _made(task: str, read: Found, options: Options, faults: Faults, answers: bool) -> TaskData:
     rows = [*_wanted(read.rows, options.attributes, faults.source)]
-    rows, said = _decoded(task, read, rows, options, faults.unit, answers)
+    rows, said = decoded(read, rows, options.labels, faults.unit, answers)
     advice = "Or skip them with --bad-rows skip."
     try:
         found = (_judging if task in _WORDINGS else _asking)(task, read.schema, rows, options, faults)
@@ -243,42 +240,6 @@ def _made(task: str, read: Found, options: Options, faults: Faults, answers: boo
         codings=(*told, *said, *found.report.codings),
     )
     return replace(found, report=report)
-
-
-def _decoded(
-    task: str, read: Found, rows: list[Place], options: Options, unit: str, answers: bool
-) -> tuple[list[Place], list[str]]:
-    """Return rows with labels of the task, and sentences that say how their column was read.
-
-    Raises DataError for a column that can be read in several ways, unless no answers are needed: then
-    its labels are left out.
-    """
-    schema, by_hand, columns = read.schema, options.labels, read.columns
-    published = schema.label if schema.label in schema.columns else min(schema.label_columns, default="")
-    column = columns.get(schema.label, published)
-    said = schema.says
-    for value in codings.unused(by_hand, rows, schema.label):
-        log.warning("no row has the label %s, which --labels names.", value)
-    try:
-        if schema.label == "preference" and schema.open_labels:
-            sides = {f"{_WORDINGS[task].thing}_{side}": side.upper() for side in "ab"}
-            names = {columns.get(name, name).lower(): side for name, side in sides.items()}
-            rows, said = codings.decode_pairs(rows, column, by_hand, names)
-        elif task == "choice" and schema.open_labels:
-            rows, said = codings.decode_choices(rows, column, by_hand, unit)
-        elif schema.label == "score" and by_hand:
-            rows = codings.decode_ratings(rows, column, by_hand)
-        elif by_hand:
-            raise ConfigError(f"labels is not for {schema.name}, whose labels are known: leave it out.")
-    except DataError:
-        if answers:
-            raise
-        rows = [(place, _without(row, schema.label)) for place, row in rows]
-    return rows, [said] if said else []
-
-
-def _without(row: Any, name: str) -> Any:
-    return row if isinstance(row, BadRow) else {key: row[key] for key in row if key != name}
 
 
 def _wanted(rows: Iterable[Place], attributes: tuple[str, ...], source: str) -> Iterator[Place]:
@@ -309,7 +270,7 @@ def _judging(
     faults: Faults,
 ) -> TaskData:
     wording = _WORDINGS[task]
-    rows, said = _texts(rows)
+    rows, said = check_texts(rows)
     good: list[Place] = []
     for place, row in judge.with_ids(rows, wording):
         if isinstance(row, BadRow):
@@ -323,29 +284,6 @@ def _judging(
     else:
         made = _pair_data(wording, good, options, faults)
     return replace(made, report=RowReport(codings=(*said, *made.report.codings)))
-
-
-def _texts(rows: Iterable[Place]) -> tuple[list[Place], list[str]]:
-    """Return rows without marks of responses that are numbers, true or false, and what to say of them.
-
-    They count as text among texts. In a column of nothing else, they are BadRows: it is probably
-    another column.
-    """
-    rows = [*rows]
-    num = sum(not isinstance(row, BadRow) for _, row in rows)
-    marked = [row[AS_TEXT] for _, row in rows if not isinstance(row, BadRow) and AS_TEXT in row]
-    if not marked:
-        return rows, []
-    if len(marked) < num:
-        rows = [(place, _without(row, AS_TEXT)) for place, row in rows]
-        return rows, [f"{len(marked):,} of {num:,} rows have a number, true or false as a response."]
-    made: list[Place] = []
-    for place, row in rows:
-        if not isinstance(row, BadRow):
-            name = row[AS_TEXT].split()[0]
-            row = BadRow(f"`{name}` is not text", row[name])
-        made.append((place, row))
-    return made, []
 
 
 def _pair_data(wording: judge.Wording, good: list[Place], options: Options, faults: Faults) -> TaskData:

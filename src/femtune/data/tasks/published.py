@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from femtune.data.tasks import forms
+from femtune.data.tasks import forms, pair_forms
 from femtune.data.tasks.cells import Row
 
 _HUB = "https://huggingface.co/datasets/"
@@ -68,7 +68,7 @@ SCHEMAS: tuple[Schema, ...] = (
         name="judge pairs",
         task="judge",
         columns=_names("prompt response_a response_b preference"),
-        rows=forms.pair_rows,
+        rows=pair_forms.pair_rows,
         label="preference",
         label_columns=_names("preference"),
         also=_names("id item attribute rater source model_a model_b"),
@@ -78,17 +78,35 @@ SCHEMAS: tuple[Schema, ...] = (
         name="judge pairs, chosen and rejected",
         task="judge",
         columns=_names("chosen rejected"),
-        rows=forms.chosen_rows,
+        rows=pair_forms.chosen_rows,
         label="preference",
         label_columns=frozenset(),  # which one is better stands in their names
         also=_names("prompt id item attribute rater source"),
         says=_CHOSEN,
     ),
     Schema(
+        name="judge pairs with a column for each winner",
+        task="judge",
+        columns=_names("prompt response_a response_b winner_model_a winner_model_b"),
+        rows=pair_forms.one_hot_rows,
+        label="preference",
+        label_columns=_names("winner_model_a winner_model_b"),
+        also=_names("winner_tie id item attribute rater source model_a model_b"),
+    ),
+    Schema(
+        name="stanfordnlp/SHP",
+        task="judge",
+        columns=_names("history human_ref_A human_ref_B labels"),
+        rows=pair_forms.labelled_rows,
+        label="preference",
+        label_columns=_names("labels"),
+        says="`labels`: 1 is A, 0 is B, as its publisher says.",
+    ),
+    Schema(
         name="judge pairs of conversations",
         task="judge",
         columns=_names("conversation_a conversation_b winner"),
-        rows=forms.arena_rows,
+        rows=pair_forms.arena_rows,
         label="preference",
         label_columns=_names("winner"),
         also=_names("prompt id item attribute rater source model_a model_b"),
@@ -99,7 +117,7 @@ SCHEMAS: tuple[Schema, ...] = (
         name="summary pairs",
         task="summarize",
         columns=_names("post summary_a summary_b preference"),
-        rows=forms.summary_pair_rows,
+        rows=pair_forms.summary_pair_rows,
         label="preference",
         label_columns=_names("preference"),
         also=_names("id item title rater source"),
@@ -109,7 +127,7 @@ SCHEMAS: tuple[Schema, ...] = (
         name="summary pairs, chosen and rejected",
         task="summarize",
         columns=_names("post chosen rejected"),
-        rows=forms.chosen_summary_rows,
+        rows=pair_forms.chosen_summary_rows,
         label="preference",
         label_columns=frozenset(),
         also=_names("id item title rater source"),

@@ -16,6 +16,7 @@ from typing import Any
 from femtune._util.text import brief
 from femtune.data.rows import BadRow
 from femtune.data.tasks.cells import Row, read_conversation, read_json, read_object, read_text, wrong
+from femtune.data.tasks.columns import likely
 
 Message = dict[str, str]
 
@@ -66,7 +67,12 @@ def take_apart(row: Row, sides: tuple[str, str], prompt: str) -> tuple[str, str,
         if not (isinstance(one, str) and isinstance(other, str)):
             raise BadRow(f"one of {both} is text, and the other one messages")
         if given is None:
-            raise BadRow(f"`{prompt}` is empty, and {both} are text without turns", brief(one))
+            rest = [name for name in row if name not in (prompt, *sides)]
+            raise BadRow(
+                f"`{prompt}` is empty, and {both} are text without turns: set --columns "
+                f"{prompt}={likely(prompt, rest) or '<its name>'}",
+                brief(one),
+            )
         return read_conversation(given, prompt), one, other
     pairs = zip(map(_plain, one), map(_plain, other), strict=False)
     num = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
