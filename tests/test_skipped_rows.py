@@ -99,9 +99,8 @@ def test_a_run_has_what_was_left_out_in_its_folder_its_report_and_its_card(tmp_p
     found = find([run])
     assert ("Rows left out", "2 of 8") in facts(found, found.runs[0], [])
     tables = {table.caption: table.rows for table in settings(found).tables}
-    assert ["training data", "`score` is off the scale, 1 to 5", "1", "line 2 9"] in tables[
-        "Rows left out"
-    ]
+    shown = ["training data", "`score` is off the scale, 1 to 5", "1", "line 2 9"]
+    assert shown in tables["Rows left out"]
     card = (run / "iteration-001" / "model" / "README.md").read_text()
     assert "Left out of the training data: 2 of 8 rows." in card
     assert "is off the scale, 1 to 5: 1" in card

@@ -37,6 +37,7 @@ def lines(*rows: Any) -> str:
 
 PAIRS = "prompt,response_a,response_b"
 TWO = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]
+OTHER = [TWO[0], {"role": "assistant", "content": "No."}]
 HABITS = {
     "a score under other names": Habit(
         "judge",
@@ -139,9 +140,7 @@ HABITS = {
     ),
     "messages in a cell": Habit(
         "judge",
-        lines(
-            {"chosen": json.dumps(TWO), "rejected": json.dumps([TWO[0], TWO[1] | {"content": "No."}])}
-        ),
+        lines({"chosen": json.dumps(TWO), "rejected": json.dumps(OTHER)}),
         "Yes.",
         kind="jsonl",
     ),
@@ -193,9 +192,6 @@ HABITS = {
         kind="jsonl",
         refused="--labels 1=A 2=B 3=C if they count from 1",
         mended="--labels 1=A 2=B 3=C",
-    ),
-    "an answer in a box": Habit(
-        "math", "input,target\n1 + 1?,2.0\n", "2", "--columns prompt=input answer=target"
     ),
 }
 
