@@ -143,6 +143,7 @@ def task_options(settings: Ask) -> Options:
     """Return the task's options for reading its data."""
     return Options(
         columns=named_pairs("columns", settings.columns),
+        header=settings.header,
         data_config=settings.data_config,
         split=settings.split,
         scale=settings.scale,

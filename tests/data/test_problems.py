@@ -128,8 +128,13 @@ def test_folder_unknown_suffix_and_empty_files(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("\n \n")
     (tmp_path / "b.json").write_text("[]")
     (tmp_path / "b.csv").write_text("prompt,answer\n")
-    refused(tmp_path, "is a folder", "give one file of it: a.jsonl, b.csv")
-    refused(tmp_path / "a.xlsx", '".xlsx"', "use one of .jsonl, .json, .csv")
+    refused(tmp_path, "is a folder of files of several kinds", "give one file of it: a.jsonl, b.csv")
+    refused(
+        tmp_path / "a.xlsx",
+        '".xlsx"',
+        "a spreadsheet: save it as CSV UTF-8",
+        "Use one of .jsonl, .ndjson",
+    )
     refused(tmp_path / "a.jsonl", "is empty")
     for name in ("b.jsonl", "b.json", "b.csv"):
         refused(tmp_path / name, "holds no rows")
@@ -145,7 +150,7 @@ def test_bad_utf8_names_the_line(tmp_path: Path, suffix: str) -> None:
 def test_json_that_is_no_list(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"prompt": "x"}')
-    refused(path, "JSON dict", "it must be a list of objects")
+    refused(path, "JSON dict with `prompt`", "it must be a list of objects")
     path.write_text('{"prompt": "x"}\n{"prompt": "y"}')
     refused(path, "line 2", "not JSON", "name it .jsonl")
     path.write_text("[" * 100_000)

@@ -1,27 +1,20 @@
-"""Rows of files, turned into problems; the faults of all rows are reported together.
+"""Rows turned into problems; the faults of all rows are reported together.
 
-The reader of each kind of file yields places and rows. A row that can't be parsed, or makes no
-problem, is a `BadRow`. Bad rows are counted, and reported in one error at the end.
+`files` yields places and rows. A row that can't be parsed, or makes no problem, is a `BadRow`. Bad rows
+are counted, and reported in one error at the end.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from femtune._util.parsing import Unreadable, reading_arrow
-from femtune._util.text import SHOWN, brief, first
+from femtune._util.text import SHOWN
 from femtune.errors import DataError
 from femtune.types import Problem, Prompt
 
@@ -33,20 +26,6 @@ ALIASES = {
         *("gold", "reference", "output"),
     ),
 }
-JSON_COLUMNS = b"femtune.json"  # key of Parquet metadata: columns stored as JSON text
-
-
-def read_problems(file: Path, renamed: Mapping[str, str], required: Sequence[str]) -> list[Problem]:
-    """Return the problems of a file, in its order; `renamed` maps femtune's column names to the file's.
-
-    Raises DataError if the file or a row of it can't be used, or lacks a `required` column.
-    """
-    problems = problems_of_rows(
-        file_rows(file), str(file), file_unit(file), renamed, required, named=file.stem
-    )
-    if not problems:
-        raise DataError(f"{file} holds no rows: it needs one problem in each row.")
-    return problems
 
 
 def problems_of_rows(
@@ -60,8 +39,8 @@ def problems_of_rows(
 ) -> list[Problem]:
     """Return the problems of places and rows; one without an id is called `named` and its number.
 
-    `source` is its name in messages, `unit` the unit of a place ("line" or "row"). Raises the errors of
-    `read_problems`.
+    `source` is its name in messages, `unit` the unit of a place ("line" or "row"). Raises
+    DataError if a row can't be used, or lacks a `required` column.
     """
     faults, checked = Faults(source, unit), False
     problems: list[Problem] = []
@@ -88,24 +67,6 @@ def problems_of_rows(
             problems.append(problem)
     faults.report()
     return problems
-
-
-def file_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """Yield place (line or row, from 1) and row of a file of any kind; an invalid row is a BadRow.
-
-    Raises DataError if the file is missing, empty, of unknown kind, or damaged as a whole.
-    """
-    file = _existing(file)
-    try:
-        yield from _READERS[file.suffix.lower()](file)
-    except UnicodeDecodeError as error:
-        message = f"{file}, line {_undecodable_line(file)}: not UTF-8. Save the file as UTF-8."
-        raise DataError(message) from error
-
-
-def file_unit(file: Path) -> str:
-    """Return the unit in which places of a file are counted: "row" or "line"."""
-    return "row" if file.suffix.lower() in (".json", ".parquet") else "line"
 
 
 # --- rows
@@ -247,139 +208,17 @@ def _check_columns(
         what = " or ".join(flags) or f"--columns {missing[0]}=<the file's name for it>"
         raise DataError(
             f"{file} has no column {names}; it has {has}. If it has another name, set {what}."
+            f"{header_hint(row, missing[0])}"
         )
 
 
-# --- files
+def header_hint(names: Iterable[str], wanted: str) -> str:
+    """Return the flag to set, as a sentence to append, if names of columns look like cells of a row.
 
-
-def _read_jsonl(file: Path) -> Iterator[tuple[int, Any]]:
-    with file.open(encoding="utf-8-sig") as lines:
-        yield from json_lines(lines)
-
-
-def json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
-    """Yield place, from 1, and row for each line of JSON as it arrives; blank lines are skipped."""
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line.rstrip())
-        except json.JSONDecodeError as error:
-            yield number, BadRow("not JSON", f"{error.msg}, column {error.colno}")
-        except (ValueError, RecursionError) as error:  # a number too long, a list nested too deeply
-            yield number, BadRow("not JSON", str(error))
-
-
-def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
-    text = file.read_text(encoding="utf-8-sig")
-    try:
-        rows = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
-        hint = " If each line is an object, name it .jsonl." if error.msg == "Extra data" else ""
-        where = f"line {error.lineno}, column {error.colno}"
-        raise DataError(f"{file}, {where}: not JSON ({error.msg}).{hint}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not JSON ({error}).") from error
-    if not isinstance(rows, list):
-        raise DataError(f"{file} holds a JSON {type(rows).__name__}: it must be a list of objects.")
-    yield from enumerate(rows, 1)
-
-
-def _read_table(file: Path) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses prompts over 131,072 characters
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-        rows = csv.reader(lines, delimiter=delimiter, strict=True)
-        try:
-            header = next(rows, [])
-            twice = sorted({name for name in header if header.count(name) > 1})
-            if twice:
-                raise DataError(
-                    f"{file}: column `{twice[0]}` occurs twice in the first line: rename one."
-                )
-            for cells in rows:
-                if len(cells) == len(header):
-                    yield rows.line_num, dict(zip(header, cells, strict=True))
-                elif cells:
-                    width = f"{len(cells)} cells, {len(header)} columns"
-                    yield rows.line_num, BadRow("wrong number of cells", width)
-        except csv.Error as error:
-            raise DataError(f"{file}, line {rows.line_num}: {error}. Check the quotes.") from error
-
-
-def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        with reading_arrow():
-            # as pyarrow would read a name with a colon as a URI
-            source = pq.ParquetFile(pa.memory_map(str(file)))
-            as_json = _json_columns(source.schema_arrow)
-            batches = source.iter_batches(batch_size=1024)
-        number = 0
-        while True:
-            with reading_arrow():
-                batch = next(batches, None)
-                rows = [] if batch is None else batch.to_pylist(maps_as_pydicts="strict")
-            if not rows:
-                return
-            for row in rows:
-                number += 1
-                yield number, _from_json(row, as_json)
-    except Unreadable as error:
-        raise DataError(f"{file} {error}. Create the file again.") from error
-
-
-def _json_columns(schema: Any) -> list[str]:
-    """Return the columns stored as JSON text. Raises Unreadable if the metadata don't fit the file."""
-    named = json.loads((schema.metadata or {}).get(JSON_COLUMNS, b"[]"))
-    if not isinstance(named, list) or not {*map(str, named)} <= {*schema.names}:
-        raise Unreadable(f"has metadata {JSON_COLUMNS.decode()!r} that do not list columns of the file")
-    return named
-
-
-def _from_json(row: dict[str, Any], as_json: Sequence[str]) -> dict[str, Any] | BadRow:
-    made = {}
-    for name in as_json:
-        try:
-            made[name] = None if row[name] is None else json.loads(row[name])
-        except (ValueError, TypeError, RecursionError) as error:
-            return BadRow(f"`{name}` is not the JSON that it was stored as", brief(str(error)))
-    return row | made
-
-
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_table,
-    ".tsv": _read_table,
-    ".parquet": _read_parquet,
-}
-
-
-def _existing(file: Path) -> Path:
-    """Return the file if it exists and can be read. Raises DataError that suggests alternatives."""
-    if file.is_dir():
-        readable = sorted(found.name for found in file.iterdir() if found.suffix in _READERS)
-        inside = f"give one file of it: {first(readable)}" if readable else "give a file"
-        raise DataError(f"{file} is a folder: {inside}.")
-    if not file.exists():
-        folder = file.parent
-        near = get_close_matches(file.name, os.listdir(folder), 3) if folder.is_dir() else []
-        hint = f"There is {', '.join(near)}." if near else f"The folder is {folder.resolve()}."
-        raise DataError(f"no file {file}. {hint}")
-    if file.suffix.lower() not in _READERS:
-        known = ", ".join(_READERS)
-        raise DataError(f'{file} is of unknown kind "{file.suffix}": use one of {known}.')
-    if file.stat().st_size == 0:
-        raise DataError(f"{file} is empty: it needs one problem in each row.")
-    return file
-
-
-def _undecodable_line(file: Path) -> int:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return number
+    >>> header_hint(["question", "label"], "prompt")
+    ''
+    """
+    cells = [name for name in names if re.fullmatch(r"-?\d+([.,]\d+)?|.{50,}|.+[.?!]", name, re.DOTALL)]
+    if not cells:
+        return ""
+    return f" If the first line is a row, set --no-header --columns {wanted}=1 and so on."

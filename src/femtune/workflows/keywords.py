@@ -28,6 +28,7 @@ class AskSettings(TypedDict, total=False):
 
     task: Literal["judge", "summarize", "choice", "math", "table"]
     columns: Names
+    header: bool
     data_config: str | None
     split: str | None
     scale: str | None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from femtune._util.text import first, near
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import Scale, parse_scale
+from femtune.data.files.reading import file_unit
 from femtune.data.problems import load_problems
 from femtune.data.prompts import (
     HINT,
@@ -21,9 +22,10 @@ from femtune.data.prompts import (
     instruct,
     rewritten,
 )
-from femtune.data.rows import BadRow, Faults, file_unit, problems_of_rows
+from femtune.data.rows import BadRow, Faults, problems_of_rows
 from femtune.data.tasks import choice, judge, math
 from femtune.data.tasks.frames import frame
+from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.judge import JUDGE, Raters
 from femtune.data.tasks.published import Schema
 from femtune.data.tasks.schemas import find_schema, read_given, read_rows
@@ -46,6 +48,7 @@ class Options:
     columns: dict[str, str] = field(default_factory=dict)  # femtune's name: the file's name
     data_config: str | None = None  # config of a data set on the Hub
     split: str | None = None
+    header: bool = True  # False: the first line of a .csv or .tsv file is a row
     scale: str | None = None
     attributes: tuple[str, ...] = ()  # empty: all
     raters: Raters = "each"
@@ -112,7 +115,8 @@ def read_task(
     options = options or Options()
     _check_options(task, options)
     if task == "table":
-        return _table(load_problems(data, columns=options.columns, answers=answers), options)
+        found = load_problems(data, columns=options.columns, answers=answers, header=options.header)
+        return _table(found, options)
     if task not in TASKS:
         known = ", ".join(TASKS)
         raise ConfigError(f"no task {task!r}.{near(task, TASKS)} Choose one of {known}.")
@@ -122,11 +126,12 @@ def read_task(
         columns=options.columns,
         config=options.data_config,
         split=options.split,
+        header=options.header,
         labels=answers,
     )
     if alter is not None:
         rows = ((place, row if isinstance(row, BadRow) else alter(row)) for place, row in rows)
-    unit = file_unit(Path(data)) if Path(data).exists() else "row"
+    unit = "row" if is_hub_id(str(data)) else file_unit(Path(data))
     return _made(task, schema, rows, options, Faults(str(data), unit))
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from femtune._util.text import near
-from femtune.data.rows import ALIASES, BadRow, Faults, file_rows, file_unit
+from femtune.data.files.reading import file_rows, file_unit
+from femtune.data.rows import ALIASES, BadRow, Faults, header_hint
 from femtune.data.tasks.cells import KEPT, Row, read_json
 from femtune.data.tasks.hub import Address, hub_rows, is_hub_id, open_hub
 from femtune.data.tasks.published import SCHEMAS, Schema
@@ -28,13 +29,15 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     config: str | None = None,
     split: str | None = None,
+    header: bool = True,
     labels: bool = True,
 ) -> tuple[Schema, Iterator[tuple[int, dict[str, Any] | BadRow]]]:
     """Return the schema of a file or a Hub data set, and its rows in the task's form, with places.
 
     `columns` maps femtune's names to the file's: `{"score": "rating"}`. A published row may become
     several rows, or none if its publisher left out the label; an invalid row is a BadRow. With
-    labels=False, rows may lack their label, as items to predict do. Rows are read lazily.
+    labels=False, rows may lack their label, as items to predict do. With header=False, the first line of
+    a .csv or .tsv file is a row. Rows are read lazily.
 
     Raises DataError if the data do not exist or the task can't read them, ConfigError for an unknown
     config or split. Reading all rows raises DataError if none has a label.
@@ -45,8 +48,9 @@ def read_rows(
             raise ConfigError(
                 f"{source} is a file; only data sets on the Hub have config and split. Leave them out."
             )
+        found = file_rows(Path(data), header)
         unit = file_unit(Path(data))
-        return read_given(file_rows(Path(data)), source, unit, task, columns=renamed, labels=labels)
+        return read_given(found, source, unit, task, columns=renamed, labels=labels)
     known = _published(source, task, config)
     opened = open_hub(_address(source, known, config, split), task)
     there = list(opened.column_names)
@@ -110,7 +114,7 @@ def find_schema(
     raise DataError(
         f"{source} holds no rows for task {task}: it has columns {_listed(there)}.{elsewhere}\n"
         f"  The nearest schema is {nearest.name}, which also has {_listed(missing)}. If they have "
-        f"other names, set --columns {flags}\n"
+        f"other names, set --columns {flags}{header_hint(there, missing[0])}\n"
         f"  Task {task} reads tables with columns {plain}; or those of {names}."
     )
 
