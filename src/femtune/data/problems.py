@@ -24,8 +24,8 @@ from femtune._util.atomic_files import replacing
 from femtune._util.text import brief, first
 from femtune.data.files.columnar import JSON_COLUMNS
 from femtune.data.files.reading import file_rows, file_unit
+from femtune.data.plain_table import problems_of_rows
 from femtune.data.prompts import Prompts, prompt_text, write_completion
-from femtune.data.rows import problems_of_rows
 from femtune.errors import ConfigError, DataError
 from femtune.types import Completion, Problem, Reward, Tokenizer
 

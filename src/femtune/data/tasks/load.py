@@ -10,7 +10,9 @@ from typing import Any, Literal
 from femtune._util.text import first, near
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import Scale, parse_scale
+from femtune.data.columns import root_of
 from femtune.data.files.reading import file_unit
+from femtune.data.plain_table import problems_of_rows
 from femtune.data.problems import load_problems
 from femtune.data.prompts import (
     HINT,
@@ -22,7 +24,7 @@ from femtune.data.prompts import (
     instruct,
     rewritten,
 )
-from femtune.data.rows import BadRow, Faults, problems_of_rows
+from femtune.data.rows import BadRow, Faults
 from femtune.data.tasks import choice, judge, math
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.hub import is_hub_id
@@ -73,6 +75,13 @@ class Options:
         """The text around items and the handling of scores, for the tasks that judge."""
         between: Literal["refuse", "round", "soft"] = "round" if self.round_scores else "refuse"
         return judge.Asking(self.rubric or "", self.template, "soft" if self.soft_labels else between)
+
+    @property
+    def labels(self) -> list[str]:
+        """The columns of the correct answer, and those in which a path to it begins."""
+        names = ("answer", "score", "preference")
+        given = [self.columns[name] for name in names if name in self.columns]
+        return [*given, *(root_of(column, ()) for column in given)]
 
     def instruction(self, what: str = "your answer") -> str:
         """Return the instruction of a task for its answer format."""
@@ -183,8 +192,8 @@ def _table(problems: list[Problem], options: Options) -> TaskData:
 
 def _templated(problems: list[Problem], template: Template, options: Options) -> list[Problem]:
     """Make the prompts of a plain table by a template. Raises ConfigError, DataError."""
-    labels = [options.columns[name] for name in ("answer",) if name in options.columns]
-    template.check({"prompt", "id", *(name for p in problems for name in p.columns)}, labels)
+    columns = {"prompt", "id", *(name for p in problems for name in p.columns)}
+    template.check(columns, options.labels)
     made, faults = [], []
     for problem in problems:
         try:
@@ -302,8 +311,7 @@ def _checked(options: Options, rows: Sequence[Any], scale: Scale | None = None) 
     """Return the text around items, checked against columns and scale. Raises ConfigError."""
     asking = options.asking
     if asking.template is not None and rows:
-        labels = [options.columns[n] for n in ("score", "preference") if n in options.columns]
-        asking.template.check(judge.known_names(rows), labels)
+        asking.template.check(judge.known_names(rows), options.labels)
     if asking.rubric and scale is not None:
         check_rubric(asking.rubric, scale)
     if asking.between != "refuse" and scale is not None and not scale.numeric:
@@ -336,14 +344,13 @@ def _asking(
 ) -> TaskData:
     module = MODULES[task]
     template, checked = options.template, False
-    labels = [options.columns[name] for name in ("answer",) if name in options.columns]
     problems: list[Problem] = []
     ids: dict[str, int] = {}
     for number, (place, row) in enumerate(rows, 1):
         found = row if isinstance(row, BadRow) else module.problem(row, f"{task}-{number}")
         if template is not None and isinstance(found, Problem):
             if not checked:
-                template.check({*row, "prompt"}, labels)
+                template.check({*row, "prompt"}, options.labels)
                 checked = True
             try:
                 values = {**row, **module.shown(row)}

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from femtune._util.text import near
+from femtune.data.columns import cell, check_column, root_of
 from femtune.data.files.reading import file_rows, file_unit
+from femtune.data.messages import with_messages
 from femtune.data.rows import ALIASES, BadRow, Faults, header_hint
-from femtune.data.tasks.cells import KEPT, Row, read_json
+from femtune.data.tasks.cells import KEPT, Row, read_nested
 from femtune.data.tasks.hub import Address, hub_rows, is_hub_id, open_hub
 from femtune.data.tasks.published import SCHEMAS, Schema
 from femtune.errors import ConfigError, DataError
@@ -55,11 +57,14 @@ def read_rows(
     opened = open_hub(_address(source, known, config, split), task)
     there = list(opened.column_names)
     rows = hub_rows(opened, there)
-    _check_renamed(source, task, there, renamed)
+    if renamed:
+        _, head = next(hub_rows(opened, there), (1, dict.fromkeys(there)))
+        _check_renamed(source, task, head, renamed)
     schema = known if known and not renamed and known.needs(labels) <= {*there} else None
     schema = schema or find_schema(task, {*there, *renamed}, source, renamed=renamed, labels=labels)
     if schema.card:
-        rows = hub_rows(opened, {*schema.columns, *schema.also, *KEPT, *renamed.values()})
+        roots = {root_of(column, there) for column in renamed.values()}
+        rows = hub_rows(opened, {*schema.columns, *schema.also, *KEPT, *roots})
     return schema, _made(schema, rows, renamed, source, labels)
 
 
@@ -74,7 +79,7 @@ def read_given(
 ) -> tuple[Schema, Iterator[tuple[int, dict[str, Any] | BadRow]]]:
     """Do as `read_rows` for places and rows from anywhere; `unit` is the unit of a place."""
     head, rows = _head(rows, source, unit)
-    _check_renamed(source, task, list(head), columns)
+    _check_renamed(source, task, head, columns)
     schema = find_schema(task, {*head, *columns}, source, renamed=columns, labels=labels)
     return schema, _made(schema, rows, columns, source, labels)
 
@@ -166,14 +171,12 @@ def _head(
     raise DataError(f"{source} holds no rows.")
 
 
-def _check_renamed(source: str, task: str, there: list[str], renamed: Mapping[str, str]) -> None:
+def _check_renamed(source: str, task: str, row: Row, renamed: Mapping[str, str]) -> None:
     known = {name for schema in SCHEMAS if schema.task == task for name in schema.columns | schema.also}
     for name, column in renamed.items():
         if name not in known:
             raise DataError(f"task {task} reads no column {name!r}.{near(name, known)}")
-        if column not in there:
-            has = f"it has {_listed(there)}.{near(column, there)}"
-            raise DataError(f"{source} has no column `{column}` for `{name}`; {has}")
+        check_column(row, column, name, source)
 
 
 def _made(
@@ -218,13 +221,15 @@ def _cells(schema: Schema, row: Any, renamed: Mapping[str, str], labels: bool) -
         raise row
     if not isinstance(row, Mapping):
         raise _no_object(row)
-    cells = {**row} | {name: row.get(column) for name, column in renamed.items()}
+    cells = {**row} | {name: cell(row, column) for name, column in renamed.items()}
     for name in sorted(schema.needs(labels)):
         if name not in cells:
             raise BadRow(f"`{name}` is missing")
     for name in schema.nested:
         if isinstance(cells.get(name), str):
-            cells[name] = read_json(name, cells[name])
+            cells[name] = read_nested(name, cells[name])
+    for name in schema.columns & cells.keys():
+        cells[name] = with_messages(cells[name], name)
     return cells
 
 
