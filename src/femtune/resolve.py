@@ -6,7 +6,7 @@ Errors are found here, in the first second, before a model is loaded or a direct
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,6 +18,7 @@ from femtune.config import Ask, Sample, Train, check_draws
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import parse_scale
 from femtune.data.demos import load_demos
+from femtune.data.objects import rows_of
 from femtune.data.problems import check_disjoint, check_gold, split
 from femtune.data.prompts import HINT, Prompts
 from femtune.data.tasks.frames import frame
@@ -37,7 +38,18 @@ from femtune.types import Demos, Problem, Request, Reward, Sampling, Scheme
 log = logging.getLogger("femtune")
 
 # a file, the id of a data set on the Hub, problems, rows, or the result of `read_task`
-Data = str | Path | Sequence[Problem] | Sequence[Mapping[str, Any]] | TaskData
+Source = str | Path | Sequence[Problem] | Sequence[Mapping[str, Any]] | TaskData
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Data to train on, and rows in memory to evaluate on, for which a setting has no name."""
+
+    train: Source
+    held_out: Source
+
+
+Data = Source | Divided
 
 
 A = TypeVar("A", bound=Ask)
@@ -67,6 +79,7 @@ def read_inputs(
     """
     settings = _with_texts(settings)
     form = parse_format(settings.answer_format)
+    data = data.train if isinstance(data, Divided) else data
     found = data if isinstance(data, TaskData) else _read(data, settings, answers)
     settings = replace(
         settings,
@@ -121,22 +134,17 @@ def _with_texts(settings: A) -> A:
     return replace(settings, **texts)
 
 
-def _read(data: Any, settings: Ask, answers: bool) -> TaskData:
+def _read(data: Source, settings: Ask, answers: bool) -> TaskData:
     """Read a file, a data set on the Hub, or rows; problems are used unchanged. Raises DataError."""
     options = task_options(settings)
     if isinstance(data, (str, Path)):
         return read_task(data, settings.task, options, answers=answers)
-    given = list(data) if isinstance(data, Iterable) else [data]
-    if all(isinstance(each, Problem) for each in given):
-        return TaskData(problems=given)
-    if all(isinstance(each, Mapping) for each in given):
-        return read_places(enumerate(given, 1), "rows", settings.task, options, answers=answers)
-    other = next(each for each in given if not isinstance(each, Mapping | Problem))
-    raise DataError(
-        f"data is a {type(data).__name__} of {type(other).__name__}. Give a path, the id of a data set "
-        "on the Hub, rows as dicts, or problems. A DataFrame gives rows by .to_dict('records'), a Table "
-        "by .to_pylist()."
-    )
+    given = rows_of(data)
+    problems = [each for each in given if isinstance(each, Problem)]
+    if problems:
+        return TaskData(problems=problems)
+    rows = enumerate(given, 1)
+    return read_places(rows, "rows", settings.task, options, answers=answers, unit="row")
 
 
 def task_options(settings: Ask) -> Options:
@@ -165,7 +173,7 @@ def held_out(asked: TaskInputs[Train], data: Data) -> tuple[list[Problem], list[
     """
     settings = asked.settings
     if settings.eval_data is not None or settings.eval_split is not None:
-        other: Data = settings.eval_data or data
+        other = data.held_out if isinstance(data, Divided) else settings.eval_data or data
         split_ = settings.eval_split if settings.eval_data is None else settings.split
         read = replace(settings, split=split_)
         test = read_inputs(other, read, asked.reward).problems

@@ -145,16 +145,22 @@ def read_task(
 
 
 def read_places(
-    rows: Iterable[Place], source: str, task: str, options: Options, *, answers: bool = True
+    rows: Iterable[Place],
+    source: str,
+    task: str,
+    options: Options,
+    *,
+    answers: bool = True,
+    unit: str = "line",
 ) -> TaskData:
     """Do as `read_task` for places and rows from elsewhere, such as a stream; `source` names them."""
     _check_options(task, options)
     if task == "table":
         required = ("prompt", "answer") if answers else ("prompt",)
-        found = problems_of_rows(rows, source, "line", options.columns, required, named=source)
+        found = problems_of_rows(rows, source, unit, options.columns, required, named=source)
         return _table(found, options)
-    schema, made = read_given(iter(rows), source, "line", task, columns=options.columns, labels=answers)
-    return _made(task, schema, made, options, Faults(source, "line"))
+    schema, made = read_given(iter(rows), source, unit, task, columns=options.columns, labels=answers)
+    return _made(task, schema, made, options, Faults(source, unit))
 
 
 def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, source: str) -> TaskData:
