@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ ROW: dict[str, Any] = {
         ("marks[].coherence", [4, 5]),
         ("summaries[0].text", "first"),
         ("summaries[]", ROW["summaries"]),
+        ("summaries[-1].text", "second"),
+        ("summaries[:-1]", ROW["summaries"][:1]),
+        ("summaries[:1].text", ["first"]),
+        ("marks[:-2]", []),
         ("grid[][0]", [1, 3]),
         ("grid[0][1]", 2),
         ("as_text[0].text", "inside"),
@@ -70,8 +75,9 @@ def test_a_path_leads_to_its_value(path: str, value: Any) -> None:
         ("question[0]", "`question` is an object"),
         ("summaries.text", "`summaries` is a list"),
         ("summaries[2].text", "there is no `summaries[2]`; the list has 2 items"),
-        ("summaries[x].text", "needs the form [] or [0]"),
-        ("summaries[-1]", "needs the form [] or [0]"),
+        ("summaries[x].text", "needs the form [], [0], [-1] or [:-1]"),
+        ("summaries[-3]", "there is no `summaries[-3]`; the list has 2 items"),
+        ("summaries[:]", "needs the form [], [0], [-1] or [:-1]"),
         ("question.stem.x", "`question.stem` is text ('Why?')"),
     ],
 )
@@ -129,6 +135,18 @@ def test_nested_columns_become_problems_and_stay_with_them(tmp_path: Path) -> No
         problems = load_problems(tmp_path / name, columns=columns)
         assert [(each.prompt, each.answer) for each in problems][1] == ("What is 1 + 2?", "3")
         assert problems[0].columns["meta.level"] == "easy" and "gold" in problems[0].columns
+
+
+def test_a_conversation_with_its_answer_is_taken_apart(tmp_path: Path) -> None:
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
+    row = {"messages": [*asked, {"role": "assistant", "content": "4"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    flags = "--columns 'prompt=messages[:-1]' 'answer=messages[-1].content'"
+    with pytest.raises(DataError, match=re.escape(flags)):
+        load_problems(tmp_path / "a.jsonl")
+    columns = {"prompt": "messages[:-1]", "answer": "messages[-1].content"}
+    [problem] = load_problems(tmp_path / "a.jsonl", columns=columns)
+    assert (problem.prompt, problem.answer) == (asked, "4")
 
 
 def test_a_choice_within_its_question_is_read(tmp_path: Path) -> None:

@@ -170,12 +170,14 @@ def test_missing_columns_suggest_the_flag(tmp_path: Path, suffix: str) -> None:
     else:
         jsonl(path, [{"question": "x", "Label": "4", "n": 1}])
     words = ["`prompt` and `answer`", "it has question, Label, n"]
-    refused(path, *words, "--columns prompt=question or --columns answer=Label")
+    refused(path, *words, "--columns prompt=question answer=Label")
     renamed = {"prompt": "question", "answer": "Label"}
     assert load_problems(path, columns=renamed)[0].answer == "4"
     refused(path, "no column `lable`", "Did you mean answer=Label", columns={"answer": "lable"})
+    jsonl(tmp_path / "b.jsonl", [{"Prompt": "x", "Human Score ": 1, "Score ": 2}])
+    refused(tmp_path / "b.jsonl", "--columns prompt=Prompt 'answer=Score '")
     jsonl(tmp_path / "b.jsonl", [{"a": 1, "b": 2}])
-    refused(tmp_path / "b.jsonl", "it has a, b", "--columns prompt=<the file's name for it>")
+    refused(tmp_path / "b.jsonl", "it has a, b", "--columns 'prompt=<its name>'")
 
 
 # --- what is refused: rows
@@ -224,7 +226,7 @@ def test_bad_rows_are_collected_by_kind(tmp_path: Path) -> None:
 
 
 def test_a_bad_first_row_does_not_hide_missing_columns(tmp_path: Path) -> None:
-    refused(jsonl(tmp_path / "a.jsonl", ["nonsense", {"label": 1}]), "--columns answer=label")
+    refused(jsonl(tmp_path / "a.jsonl", ["nonsense", {"label": 1}]), "answer=label")
 
 
 def test_csv_rows_of_wrong_width_and_bad_quotes(tmp_path: Path) -> None:

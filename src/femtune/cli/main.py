@@ -132,7 +132,7 @@ def _for_command(settings: Mapping[str, Any], command: Sequence[str]) -> dict[st
 def _advice(text: str, arguments: Sequence[str]) -> str:
     """Return what to do about an error of cyclopts, as a sentence to append, or ""."""
     found = re.match(r"Unknown option: (\w+) from", text)
-    if found and "Did you mean" not in text:
+    if found and "Did you mean" not in text and arguments and arguments[0] in app:
         flags = (
             name for each in app[arguments[0]].assemble_argument_collection() for name in each.names
         )

@@ -1,7 +1,8 @@
 """Columns by name, or by a path into nested cells, such as `choices[].text` or `summaries[0].text`.
 
-A dot leads into an object, `[0]` to an item of a list, counted from 0, and `[]` to all of them as a
-list. A key that itself has a dot or brackets in it is found first.
+A dot leads into an object, `[0]` to an item of a list, counted from 0, `[-1]` to the last one, `[]` to
+all of them as a list, and `[:-1]` to all but the last. A key that itself has a dot or brackets in it is
+found first.
 """
 
 from __future__ import annotations
@@ -99,17 +100,17 @@ def _follow(value: Any, path: str, at: str) -> Any:
 
 
 def _follow_list(value: Any, path: str, at: str) -> Any:
-    found = re.match(r"\[(\d*)\]", path)
-    if found is None:
-        raise _Stops(f"`{path}` needs the form [] or [0]")
+    found = re.match(r"\[(:?)(-?\d+)?\]", path)
+    if found is None or found[0] == "[:]":
+        raise _Stops(f"`{path}` needs the form [], [0], [-1] or [:-1]")
     if not isinstance(value, list):
         raise _Stops(f"`{at}` is {_shown(value)}, not a list")
-    rest, at = path[found.end() :], at + found[0]
-    if not found[1]:
-        return _follow_each(value, rest, at)
-    if int(found[1]) >= len(value):
+    rest, at, number = path[found.end() :], at + found[0], int(found[2] or 0)
+    if found[2] is None or found[1]:
+        return _follow_each(value[:number] if found[1] else value, rest, at)
+    if not -len(value) <= number < len(value):
         raise _Stops(f"there is no `{at}`; the list has {len(value)} items")
-    return _follow(value[int(found[1])], rest, at)
+    return _follow(value[number], rest, at)
 
 
 def _follow_each(items: list[Any], path: str, at: str) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -101,16 +102,24 @@ def _check_columns(
     has = ", ".join(row) or "no column at all"
     missing = [name for name in required if name not in row and name not in renamed]
     if missing:
-        lowered = {name.lower(): name for name in reversed(list(row))}
-        flags = [
-            f"--columns {name}={lowered[alias]}"
-            for name in missing
-            for alias in (name, *ALIASES[name])
-            if alias in lowered
-        ]
         names = " and ".join(f"`{name}`" for name in missing)
-        what = " or ".join(flags) or f"--columns {missing[0]}=<the file's name for it>"
         raise DataError(
-            f"{file} has no column {names}; it has {has}. If it has another name, set {what}."
-            f"{header_hint(row, missing[0])}"
+            f"{file} has no column {names}; it has {has}. If it has another name, set "
+            f"{_flags(row, missing)}.{header_hint(row, missing[0])}"
         )
+
+
+def _flags(row: Mapping[str, Any], missing: Sequence[str]) -> str:
+    """Return flags to paste for missing columns, by usual names of other data sets."""
+    for name, value in row.items():
+        if missing == ["prompt", "answer"] and isinstance(value, list) and len(value) > 1:
+            last = value[-1]
+            if isinstance(last, Mapping) and last.get("role") == "assistant":
+                return "--columns " + shlex.join([f"prompt={name}[:-1]", f"answer={name}[-1].content"])
+    plain = {name.strip().lower(): name for name in reversed(list(row))}
+    found = {
+        name: next((plain[alias] for alias in (name, *ALIASES[name]) if alias in plain), None)
+        for name in missing
+    }
+    pairs = [f"{name}={column or '<its name>'}" for name, column in found.items()]
+    return f"--columns {shlex.join(pairs)}"
