@@ -40,6 +40,8 @@ class Ask:
     """Kind of data; table: any file with prompt and answer."""
     columns: Names = ()
     """Names of columns in the file, for example answer=label prompt=question id=uid."""
+    header: bool = True
+    """First line of .csv and .tsv files names the columns; --no-header: they are 1, 2, ..."""
     data_config: str | None = None
     """Configuration of a data set on the Hub; default: the task's."""
     split: str | None = None

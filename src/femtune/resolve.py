@@ -6,7 +6,7 @@ Errors are found here, in the first second, before a model is loaded or a direct
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,6 +18,7 @@ from femtune.config import Ask, Sample, Train, check_draws
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import parse_scale
 from femtune.data.demos import load_demos
+from femtune.data.objects import rows_of
 from femtune.data.problems import check_disjoint, check_gold, split, without_long
 from femtune.data.prompts import HINT, Prompts, fit_prompts
 from femtune.data.row_report import NO_ROWS, RowReport, with_skipped
@@ -40,7 +41,18 @@ from femtune.types import Demo, Demos, Problem, Request, Reward, Sampling, Schem
 log = logging.getLogger("femtune")
 
 # a file, the id of a data set on the Hub, problems, rows, or the result of `read_task`
-Data = str | Path | Sequence[Problem] | Sequence[Mapping[str, Any]] | TaskData
+Source = str | Path | Sequence[Problem] | Sequence[Mapping[str, Any]] | TaskData
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Data to train on, and rows in memory to evaluate on, for which a setting has no name."""
+
+    train: Source
+    held_out: Source
+
+
+Data = Source | Divided
 
 
 A = TypeVar("A", bound=Ask)
@@ -82,6 +94,7 @@ def read_inputs(
     """
     settings = _with_texts(settings)
     form = parse_format(settings.answer_format)
+    data = data.train if isinstance(data, Divided) else data
     found = data if isinstance(data, TaskData) else _read(data, settings, answers)
     settings = replace(
         settings,
@@ -163,29 +176,24 @@ def _with_texts(settings: A) -> A:
     return replace(settings, **texts)
 
 
-def _read(data: Any, settings: Ask, answers: bool) -> TaskData:
+def _read(data: Source, settings: Ask, answers: bool) -> TaskData:
     """Read a file, a data set on the Hub, or rows; problems are used unchanged. Raises DataError."""
     options = task_options(settings)
     if isinstance(data, (str, Path)):
         return read_task(data, settings.task, options, answers=answers)
-    given = list(data) if isinstance(data, Iterable) else [data]
-    if all(isinstance(each, Problem) for each in given):
-        return TaskData(problems=given)
-    if all(isinstance(each, Mapping) for each in given):
-        places = enumerate(given, 1)
-        return read_places(places, "rows", settings.task, options, answers=answers, unit="row")
-    other = next(each for each in given if not isinstance(each, Mapping | Problem))
-    raise DataError(
-        f"data is a {type(data).__name__} of {type(other).__name__}. Give a path, the id of a data set "
-        "on the Hub, rows as dicts, or problems. A DataFrame gives rows by .to_dict('records'), a Table "
-        "by .to_pylist()."
-    )
+    given = rows_of(data)
+    problems = [each for each in given if isinstance(each, Problem)]
+    if problems:
+        return TaskData(problems=problems)
+    rows = enumerate(given, 1)
+    return read_places(rows, "rows", settings.task, options, answers=answers, unit="row")
 
 
 def task_options(settings: Ask) -> Options:
     """Return the task's options for reading its data."""
     return Options(
         columns=named_pairs("columns", settings.columns),
+        header=settings.header,
         data_config=settings.data_config,
         split=settings.split,
         scale=settings.scale,
@@ -208,7 +216,7 @@ def read_test(
     settings = asked.settings
     if settings.eval_data is None and settings.eval_split is None:
         return None
-    other: Data = settings.eval_data or data
+    other = data.held_out if isinstance(data, Divided) else settings.eval_data or data
     split_ = settings.eval_split if settings.eval_data is None else settings.split
     return read_inputs(other, replace(settings, split=split_), asked.reward, model=model)
 

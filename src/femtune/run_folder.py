@@ -19,7 +19,7 @@ from femtune.data.tasks.load import TaskData
 from femtune.engines.model_files import base_of_adapter, local_model
 from femtune.errors import ModelError, RunError
 from femtune.model_info import is_base
-from femtune.resolve import Data
+from femtune.resolve import Data, Divided
 from femtune.rewards.custom import UserReward
 from femtune.rewards.source import reward_code, reward_columns
 from femtune.runs.hashes import hash_config, hash_tokenizer, hash_value, hash_weights, template_source
@@ -131,6 +131,8 @@ def shown_data(data: Data) -> str:
     """Return the name of data in a run's configuration: its path or id, or its size."""
     if isinstance(data, (str, Path)):
         return str(data)
+    if isinstance(data, Divided):
+        return shown_data(data.train)
     given = data.problems if isinstance(data, TaskData) else data
     return f"{len(given)} problems"
 

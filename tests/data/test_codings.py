@@ -234,7 +234,7 @@ def test_an_answer_that_fits_nothing_is_a_bad_row() -> None:
 def test_choices_may_differ_by_case_alone() -> None:
     (problem,) = read(questions(["B"], ["BB", "Bb", "bb"]), "choice").problems
     assert (problem.answer, problem.columns["frame"]["scale"]) == ("B", ["A", "B", "C"])
-    with pytest.raises(DataError, match="two choices have the same text"):
+    with pytest.raises(DataError, match="another choice has the text of the right one"):
         read(questions(["A"], ["Bb", "Bb "]), "choice")
 
 

@@ -105,6 +105,52 @@ def test_pairs_whose_better_one_has_its_column() -> None:
     assert 139 < own(found).count("A") < 231  # balanced: 4.8 standard deviations
 
 
+AXES = ("coherence", "consistency", "fluency", "relevance")
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize(
+    ("people", "raters", "num"),
+    [
+        ("expert", "each", 720),
+        ("turker", "each", 1200),
+        ("expert", "majority", None),
+        ("expert", "mean", 239),  # two systems wrote the same summary
+    ],
+)
+def test_summaries_rated_by_lists_of_people(
+    axis: str, people: str, raters: str, num: int | None
+) -> None:
+    score = f"{people}_annotations[].{axis}"
+    columns = {"id": "id,model_id", "post": "text", "summary": "decoded", "score": score}
+    found = read(
+        "summeval.jsonl", "summarize", columns=columns, scale="1,5", raters=raters, bad_rows="skip"
+    )
+    if num is None:  # three experts who all differ have no majority
+        used = sum(len(problem.columns["ratings"]) for problem in found.problems)
+        assert used + found.report.num_skipped == found.report.num_rows == 720
+    else:
+        assert (len(found.problems), found.report.skipped) == (num, ())
+    assert {problem.answer for problem in found.problems} <= {*"12345"}
+    if raters == "mean" and axis in ("consistency", "fluency"):
+        fives = sum(problem.answer == "5" for problem in found.problems)
+        assert fives / 239 > 0.75
+
+
+def test_choices_in_nested_columns() -> None:
+    nested = {"question": "question.stem", "choices": "question.choices", "answer": "answerKey"}
+    lists = nested | {"choices": "question.choices[].text", "labels": "question.choices[].label"}
+    found = [
+        read("commonsenseqa_dev.jsonl", "choice", columns=each, bad_rows="skip")
+        for each in (nested, lists)
+    ]
+    assert len(found[0].problems) == 697
+    assert found[0].report.num_skipped == 3  # the right choice is there twice
+    for one, other in zip(*(each.problems for each in found), strict=True):
+        assert (one.prompt, one.answer) == (other.prompt, other.answer)
+    assert {problem.answer for problem in found[0].problems} == {*"ABCDE"}
+
+
 @pytest.mark.parametrize(("split", "num"), [("train", 500), ("test", 250)])
 def test_choices(split: str, num: int) -> None:
     found = read(f"arc_easy_{split}.jsonl", "choice")

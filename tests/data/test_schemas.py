@@ -252,7 +252,7 @@ def test_unknown_columns_are_named_with_the_flag_that_may_help(tmp_path: Path) -
     renamed = {"prompt": "question", "score": "rating"}
     assert made(file, "judge", columns=renamed)[0]["score"] == 3
     refused(file, "judge", "no column 'scor'", "Did you mean score?", columns={"scor": "rating"})
-    refused(file, "judge", "no column `ratin`", "Did you mean rating?", columns={"score": "ratin"})
+    refused(file, "judge", "no column `ratin`", "Did you mean score=rating?", columns={"score": "ratin"})
 
 
 def test_data_of_another_task_is_named() -> None:

@@ -103,9 +103,13 @@ def named_pairs(name: str, items: Sequence[str]) -> dict[str, str]:
     return dict(item.split("=", 1) for item in items)
 
 
-def as_pairs(values: Mapping[Any, Any]) -> list[str]:
-    """Return a mapping in the form of a flag's values: {"1": "A"} as ["1=A"]."""
-    return [f"{name}={value}" for name, value in values.items()]
+def as_pairs(values: Mapping[str, Any]) -> list[str]:
+    """Return names and values in the form of `named_pairs`; values other than text as JSON.
+
+    >>> as_pairs({"prompt": "question", "enable_thinking": False})
+    ['prompt=question', 'enable_thinking=false']
+    """
+    return [f"{k}={v if isinstance(v, str) else json.dumps(v, default=str)}" for k, v in values.items()]
 
 
 def read_value(text: str) -> Any:

@@ -22,8 +22,10 @@ import pyarrow.parquet as pq
 
 from femtune._util.atomic_files import replacing
 from femtune._util.text import brief, first
+from femtune.data.files.columnar import JSON_COLUMNS
+from femtune.data.files.reading import file_rows, file_unit
+from femtune.data.plain_table import problems_of_rows
 from femtune.data.prompts import Prompts, prompt_text, write_completion
-from femtune.data.rows import JSON_COLUMNS, read_problems
 from femtune.errors import ConfigError, DataError
 from femtune.types import Completion, Problem, Reward, Tokenizer
 
@@ -33,8 +35,9 @@ def load_problems(
     *,
     columns: Mapping[str, str] | None = None,
     answers: bool = True,
+    header: bool = True,
 ) -> list[Problem]:
-    """Load the problems of a .jsonl, .json (a list), .csv, .tsv or .parquet file, in the file's order.
+    """Load the problems of a file or folder of any kind that `files.reading` reads, in its order.
 
     `columns` maps femtune's name to the file's: `{"answer": "helpfulness"}`. The file's column stays
     available to the reward under its own name; a column that the file itself calls `answer` is then
@@ -42,10 +45,17 @@ def load_problems(
     4 and 4.0 are "4", 4.5 is "4.5", true is "true"; csv cells stay as they are. With answers=False, a
     row may lack its answer, as items to predict do; it is then "".
 
+    With header=False, the first line of a .csv or .tsv file is a row, and columns are called 1, 2, ...
+
     Raises DataError if the file or one of its rows can't be used.
     """
-    required = ("prompt", "answer") if answers else ("prompt",)
-    return read_problems(Path(path), columns or {}, required)
+    file, required = Path(path).expanduser(), ("prompt", "answer") if answers else ("prompt",)
+    problems = problems_of_rows(
+        file_rows(file, header), str(file), file_unit(file), columns or {}, required, named=file.stem
+    )
+    if not problems:
+        raise DataError(f"{file} holds no rows: it needs one problem in each row.")
+    return problems
 
 
 def save_problems(problems: Sequence[Problem], path: str | os.PathLike[str]) -> None:

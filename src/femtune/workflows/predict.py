@@ -13,7 +13,6 @@ processed in chunks as they arrive.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,8 +25,9 @@ import pyarrow.parquet as pq
 
 from femtune._util.atomic_files import replacing
 from femtune.config import CHANGEABLE, Evaluate, Predict
+from femtune.data.files.lines import json_lines
+from femtune.data.files.streams import stdin_lines
 from femtune.data.problems import check_lengths
-from femtune.data.rows import json_lines
 from femtune.data.tasks.frames import scale_of
 from femtune.data.tasks.load import read_places
 from femtune.data.tasks.published import SCHEMAS
@@ -253,7 +253,7 @@ def _read(data: Data, model: str, settings: Predict) -> Iterable[TaskInputs[Pred
 
 
 def _read_stream(model: str, settings: Predict) -> Iterator[TaskInputs[Predict]]:
-    lines = _named(json_lines(sys.stdin), "id" in task_options(settings).columns)
+    lines = _named(json_lines(stdin_lines()), "id" in task_options(settings).columns)
     try:
         while rows := list(islice(lines, settings.chunk_size)):
 

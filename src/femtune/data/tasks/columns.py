@@ -3,6 +3,7 @@
     prompt=instruction,input                     texts of several columns, one after the other
     preference=annotator1,annotator2             a label of each rater
     choices=A,B,C,D                              a choice in each column
+    id=article,system                            together they name a row
 
 Only names that leave no doubt are read without `--columns`: the two texts of a pair, and the columns of
 choices. Others are proposed in the message.
@@ -14,8 +15,9 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from femtune.data.columns import cell
 from femtune.data.rows import BadRow
-from femtune.data.tasks.cells import Row, read_json, read_plain
+from femtune.data.tasks.cells import Row, read_nested, read_plain
 
 TEXTS = frozenset(("prompt", "post", "question", "response", "summary", "title"))  # joined if several
 LABELS = frozenset(("score", "preference"))  # one for each rater if several
@@ -100,11 +102,11 @@ def read_cell(row: Row, name: str, column: str) -> Any:
     """Return the cell for a femtune column: of several columns their texts joined, or a list."""
     columns = parts(column, row)
     if len(columns) == 1:
-        return row.get(columns[0])
-    cells = [row.get(each) for each in columns]
-    if name in TEXTS:
-        texts = (read_plain(cell, each) for cell, each in zip(cells, columns, strict=True))
-        return "\n\n".join(filter(None, texts))
+        return cell(row, columns[0])
+    cells = [cell(row, each) for each in columns]
+    if name in TEXTS or name == "id":
+        texts = (read_plain(value, each) for value, each in zip(cells, columns, strict=True))
+        return ("/" if name == "id" else "\n\n").join(filter(None, texts))
     while name == "choices" and cells and cells[-1] in (None, ""):
         cells.pop()  # a question with fewer choices than columns
     return cells
@@ -118,7 +120,7 @@ def by_rater(cells: dict[str, Any], label: str, column: str) -> Iterator[dict[st
     """
     given = cells.get(label)
     if isinstance(given, str) and given.lstrip().startswith("["):
-        given = read_json(label, given)
+        given = read_nested(label, given)
     if not isinstance(given, list):
         yield cells
         return
@@ -131,7 +133,9 @@ def by_rater(cells: dict[str, Any], label: str, column: str) -> Iterator[dict[st
     there = [{label: value, "rater": rater} for rater, value in pairs if value not in (None, "")]
     if not there:
         raise BadRow(f"`{column}` is empty")
-    yield from ({**cells, **each} for each in there)
+    for each in there:
+        named = {} if cells.get("id") in (None, "") else {"id": f"{cells['id']}/{each['rater']}"}
+        yield {**cells, **each, **named}
 
 
 # --- proposals

@@ -20,18 +20,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from femtune._util.text import brief
+from femtune.data.messages import read_prompt
 from femtune.data.rows import BadRow
 from femtune.data.tasks.cells import (
     Row,
     item_of,
     lean,
     read_conversation,
-    read_json,
     read_list,
+    read_nested,
     read_number,
     read_object,
     read_plain,
-    read_prompt,
     read_score,
     read_text,
     wrong,
@@ -69,7 +69,7 @@ def helpsteer2_rows(row: Row) -> Iterator[dict[str, Any]]:
     for name in HELPSTEER:
         given = row.get(name)
         if isinstance(given, str) and given.startswith("["):  # a cell of a csv file
-            given = read_json(name, given)
+            given = read_nested(name, given)
         if not isinstance(given, list):
             yield lean(row, **values, attribute=name, score=read_number(given, name))
             continue
@@ -340,7 +340,7 @@ def gsm8k_rows(row: Row) -> Iterator[dict[str, Any]]:
         raise BadRow("`answer` has nothing after ####")
     kept = [name for name in row if name not in ("question", "prompt", "answer")]
     values = {
-        "prompt": read_text(row, "question"),
+        "prompt": read_prompt(row.get("question"), "question"),
         "answer": answer,
         "id": read_plain(row.get("id"), "id"),
     }
@@ -349,7 +349,8 @@ def gsm8k_rows(row: Row) -> Iterator[dict[str, Any]]:
 
 def math500_rows(row: Row) -> Iterator[dict[str, Any]]:
     answer, name = read_plain(row.get("answer"), "answer"), read_plain(row.get("unique_id"), "unique_id")
-    yield lean(row, "level", "subject", id=name, prompt=read_text(row, "problem"), answer=answer)
+    prompt = read_prompt(row.get("problem"), "problem")
+    yield lean(row, "level", "subject", id=name, prompt=prompt, answer=answer)
 
 
 def hendrycks_rows(row: Row) -> Iterator[dict[str, Any]]:
@@ -357,8 +358,8 @@ def hendrycks_rows(row: Row) -> Iterator[dict[str, Any]]:
     answer = None if solution is None else boxed(solution)
     if solution and not answer:
         raise BadRow(r"`solution` has no \boxed{answer}")
-    subject = read_plain(row.get("type"), "type")
-    yield lean(row, "level", prompt=read_text(row, "problem"), answer=answer, subject=subject)
+    prompt, subject = read_prompt(row.get("problem"), "problem"), read_plain(row.get("type"), "type")
+    yield lean(row, "level", prompt=prompt, answer=answer, subject=subject)
 
 
 def boxed(solution: str) -> str:

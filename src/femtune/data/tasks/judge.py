@@ -58,6 +58,8 @@ PLAINLY = Asking()
 JUDGE = Wording("response", (("Prompt", "prompt"),))
 EXTRAS = (("Criterion", "criterion"), ("Reference answer", "reference"))  # shown if the row has them
 _MADE_INTO_TEXT = {"prompt", "title", "post", "response", "summary", "criterion", "reference"}
+# the kind of fault of a row
+TWICE = "duplicate `id`; if several columns name a row, list them: --columns id=id,<another>"
 _PAIR = ("A", "B")
 _SWAPPED = " (swapped)"  # suffix of the id of a pair in the opposite order
 
@@ -402,7 +404,7 @@ def with_ids(rows: Iterable[tuple[int, Any]], wording: Wording) -> Iterator[tupl
         name = str(row["id"]) if own else _made_of(row, wording)
         seen[name] += 1
         if own and seen[name] > 1:
-            yield place, BadRow("duplicate `id`", f'"{name}"')
+            yield place, BadRow(TWICE, f'"{name}"')
         else:
             yield place, row | {"id": name if seen[name] == 1 else f"{name}#{seen[name]}"}
 

@@ -10,6 +10,9 @@ from typing import Any, Literal
 from femtune._util.text import first, near
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import Scale, parse_scale
+from femtune.data.columns import root_of
+from femtune.data.files.reading import file_unit
+from femtune.data.plain_table import problems_of_rows
 from femtune.data.problems import load_problems
 from femtune.data.prompts import (
     HINT,
@@ -22,12 +25,13 @@ from femtune.data.prompts import (
     rewritten,
 )
 from femtune.data.row_report import NO_ROWS, RowReport, skip_reasons
-from femtune.data.rows import BadRow, Faults, file_unit, problems_of_rows
+from femtune.data.rows import BadRow, Faults
 from femtune.data.tasks import choice, judge, math
 from femtune.data.tasks.codings import Place
-from femtune.data.tasks.columns import shown
+from femtune.data.tasks.columns import parts, shown
 from femtune.data.tasks.decode import check_texts, decoded
 from femtune.data.tasks.frames import frame
+from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.judge import JUDGE, Raters
 from femtune.data.tasks.published import Schema
 from femtune.data.tasks.schemas import Found, find_schema, read_given, read_rows
@@ -48,6 +52,7 @@ class Options:
     columns: dict[str, str] = field(default_factory=dict)  # femtune's name: the file's name
     data_config: str | None = None  # config of a data set on the Hub
     split: str | None = None
+    header: bool = True  # False: the first line of a .csv or .tsv file is a row
     scale: str | None = None
     attributes: tuple[str, ...] = ()  # empty: all
     raters: Raters = "each"
@@ -73,6 +78,13 @@ class Options:
         """The text around items and the handling of scores, for the tasks that judge."""
         between: Literal["refuse", "round", "soft"] = "round" if self.round_scores else "refuse"
         return judge.Asking(self.rubric or "", self.template, "soft" if self.soft_labels else between)
+
+    @property
+    def answer_columns(self) -> list[str]:
+        """The columns of the correct answer, and those in which a path to it begins."""
+        names = ("answer", "score", "preference", "chosen", "rejected")
+        given = [part for name in names for part in parts(self.columns.get(name, ""), ()) if part]
+        return [*given, *(root_of(column, ()) for column in given)]
 
     def instruction(self, what: str = "your answer") -> str:
         """Return the instruction of a task for its answer format."""
@@ -116,7 +128,8 @@ def read_task(
     options = options or Options()
     _check_options(task, options)
     if task == "table":
-        return _table(load_problems(data, columns=options.columns, answers=answers), options)
+        plain = load_problems(data, columns=options.columns, answers=answers, header=options.header)
+        return _table(plain, options)
     if task not in TASKS:
         known = ", ".join(TASKS)
         raise ConfigError(f"no task {task!r}.{near(task, TASKS)} Choose one of {known}.")
@@ -126,12 +139,13 @@ def read_task(
         columns=options.columns,
         config=options.data_config,
         split=options.split,
+        header=options.header,
         labels=answers,
     )
     if alter is not None:
         rows = ((place, row if isinstance(row, BadRow) else alter(row)) for place, row in found.rows)
         found = found._replace(rows=rows)
-    unit = file_unit(Path(data)) if Path(data).exists() else "row"
+    unit = "row" if is_hub_id(str(data)) else file_unit(Path(data))
     return _made(task, found, options, Faults(str(data), unit), answers)
 
 
@@ -193,8 +207,8 @@ def _table(problems: list[Problem], options: Options) -> TaskData:
 
 def _templated(problems: list[Problem], template: Template, options: Options) -> list[Problem]:
     """Make the prompts of a plain table by a template. Raises ConfigError, DataError."""
-    labels = [options.columns[name] for name in ("answer",) if name in options.columns]
-    template.check({"prompt", "id", *(name for p in problems for name in p.columns)}, labels)
+    columns = {"prompt", "id", *(name for p in problems for name in p.columns)}
+    template.check(columns, options.answer_columns)
     made, faults = [], []
     for problem in problems:
         try:
@@ -341,9 +355,7 @@ def _checked(options: Options, rows: Sequence[Any], scale: Scale | None = None) 
     """Return the text around items, checked against columns and scale. Raises ConfigError."""
     asking = options.asking
     if asking.template is not None and rows:
-        named = ("score", "preference", "chosen", "rejected")
-        labels = [each for n in named for each in options.columns.get(n, "").split(",") if each]
-        asking.template.check(judge.known_names(rows), labels)
+        asking.template.check(judge.known_names(rows), options.answer_columns)
     if asking.rubric and scale is not None:
         check_rubric(asking.rubric, scale)
     if asking.between != "refuse" and scale is not None and not scale.numeric:
@@ -380,14 +392,13 @@ def _asking(
 ) -> TaskData:
     module = MODULES[task]
     template, checked = options.template, False
-    labels = [options.columns[name] for name in ("answer",) if name in options.columns]
     problems: list[Problem] = []
     ids: dict[str, int] = {}
     for number, (place, row) in enumerate(rows, 1):
         found = row if isinstance(row, BadRow) else module.problem(row, f"{task}-{number}")
         if template is not None and isinstance(found, Problem):
             if not checked:
-                template.check({*row, "prompt"}, labels)
+                template.check({*row, "prompt"}, options.answer_columns)
                 checked = True
             try:
                 values = {**row, **module.shown(row)}
@@ -395,7 +406,7 @@ def _asking(
             except BadRow as fault:
                 found = fault
         if isinstance(found, Problem) and found.id in ids:
-            found = BadRow("duplicate `id`", f'"{found.id}", first in {faults.unit} {ids[found.id]}')
+            found = BadRow(judge.TWICE, f'"{found.id}", first in {faults.unit} {ids[found.id]}')
         if isinstance(found, BadRow):
             faults.add(place, found)
         else:

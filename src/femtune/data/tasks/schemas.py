@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from femtune._util.text import near
-from femtune.data.rows import BadRow, Faults, file_rows, file_unit
-from femtune.data.tasks.cells import KEPT, Row, read_json
+from femtune.data.columns import check_column, root_of
+from femtune.data.files.reading import file_rows, file_unit
+from femtune.data.messages import with_messages
+from femtune.data.rows import BadRow, Faults, header_hint
+from femtune.data.tasks.cells import KEPT, Row, read_nested
 from femtune.data.tasks.columns import LABELS, by_rater, implied, likely, parts, proposal, read_cell
 from femtune.data.tasks.hub import Address, hub_rows, is_hub_id, open_hub
 from femtune.data.tasks.published import SCHEMAS, Schema
@@ -37,13 +40,15 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     config: str | None = None,
     split: str | None = None,
+    header: bool = True,
     labels: bool = True,
 ) -> Found:
     """Return the schema of a file or a Hub data set, and its rows in the task's form, with places.
 
     `columns` maps femtune's names to the file's: `{"score": "rating"}`. A published row may become
     several rows, or none if its publisher left out the label; an invalid row is a BadRow. With
-    labels=False, rows may lack their label, as items to predict do. Rows are read lazily.
+    labels=False, rows may lack their label, as items to predict do. With header=False, the first line of
+    a .csv or .tsv file is a row. Rows are read lazily.
 
     Raises DataError if the data do not exist or the task can't read them, ConfigError for an unknown
     config or split. Reading all rows raises DataError if none has a label.
@@ -54,19 +59,23 @@ def read_rows(
             raise ConfigError(
                 f"{source} is a file; only data sets on the Hub have config and split. Leave them out."
             )
+        found = file_rows(Path(data), header)
         unit = file_unit(Path(data))
-        return read_given(file_rows(Path(data)), source, unit, task, columns=renamed, labels=labels)
+        return read_given(found, source, unit, task, columns=renamed, labels=labels)
     known = _published(source, task, config)
     opened = open_hub(_address(source, known, config, split), task)
     there = list(opened.column_names)
     rows = hub_rows(opened, there)
-    _check_renamed(source, task, there, renamed)
+    if renamed:
+        _, head = next(hub_rows(opened, there), (1, dict.fromkeys(there)))
+        _check_renamed(source, task, head, renamed)
     if known and not renamed and known.needs(labels) <= {*there}:
         schema = known
     else:
         schema, renamed = _schema_of(there, source, task, renamed, labels)
     if schema.card:
-        rows = hub_rows(opened, {*schema.columns, *schema.also, *KEPT, *renamed.values()})
+        roots = {root_of(part, there) for column in renamed.values() for part in parts(column, there)}
+        rows = hub_rows(opened, {*schema.columns, *schema.also, *KEPT, *roots})
     return Found(schema, _made(schema, rows, renamed, source, labels), renamed)
 
 
@@ -81,7 +90,7 @@ def read_given(
 ) -> Found:
     """Do as `read_rows` for places and rows from anywhere; `unit` is the unit of a place."""
     head, rows = _head(rows, source, unit)
-    _check_renamed(source, task, list(head), columns)
+    _check_renamed(source, task, head, columns)
     schema, renamed = _schema_of(head, source, task, columns, labels)
     return Found(schema, _made(schema, rows, renamed, source, labels), renamed)
 
@@ -144,7 +153,7 @@ def find_schema(
     raise DataError(
         f"{source} holds no rows for task {task}: it has columns {_listed(there)}.{elsewhere}\n"
         f"  The nearest schema is {nearest.name}, which also has {_listed(missing)}. If they have "
-        f"other names, set {proposal(missing, there)}\n"
+        f"other names, set {proposal(missing, there)}{header_hint(there, min(missing))}\n"
         f"  Task {task} reads tables with columns {plain}; or those of {names}."
     )
 
@@ -197,14 +206,13 @@ def _head(
     raise DataError(f"{source} holds no rows.")
 
 
-def _check_renamed(source: str, task: str, there: list[str], renamed: Mapping[str, str]) -> None:
+def _check_renamed(source: str, task: str, row: Row, renamed: Mapping[str, str]) -> None:
     known = {name for schema in SCHEMAS if schema.task == task for name in schema.columns | schema.also}
     for name, column in renamed.items():
         if name not in known:
             raise DataError(f"task {task} reads no column {name!r}.{near(name, known)}")
-        if not {*parts(column, there)} <= {*there}:
-            has = f"it has {_listed(there)}.{near(column, there)}"
-            raise DataError(f"{source} has no column `{column}` for `{name}`; {has}")
+        for part in parts(column, row):
+            check_column(row, part, name, source)
 
 
 def _made(
@@ -265,7 +273,9 @@ def _cells(schema: Schema, row: Any, renamed: Mapping[str, str], labels: bool) -
             raise BadRow(f"`{name}` is missing")
     for name in schema.nested:
         if isinstance(cells.get(name), str):
-            cells[name] = read_json(name, cells[name])
+            cells[name] = read_nested(name, cells[name])
+    for name in schema.columns & cells.keys():
+        cells[name] = with_messages(cells[name], name)
     return cells
 
 

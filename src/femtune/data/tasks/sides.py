@@ -15,7 +15,7 @@ from typing import Any
 
 from femtune._util.text import brief
 from femtune.data.rows import BadRow
-from femtune.data.tasks.cells import Row, read_conversation, read_json, read_object, read_text, wrong
+from femtune.data.tasks.cells import Row, read_conversation, read_nested, read_object, read_text, wrong
 from femtune.data.tasks.columns import likely
 
 Message = dict[str, str]
@@ -32,7 +32,7 @@ def read_messages(value: Any, name: str) -> list[Message] | str:
     {'role': 'assistant', 'content': 'Yes?'}
     """
     if isinstance(value, str) and re.match(r"\s*\[\s*\{", value):
-        value = read_json(name, value)
+        value = read_nested(name, value)
     if isinstance(value, list):
         return [_message(one, name) for one in value]
     text = read_text({name: value}, name)
