@@ -155,6 +155,10 @@ def read_places(
 ) -> TaskData:
     """Do as `read_task` for places and rows from elsewhere, such as a stream; `source` names them."""
     _check_options(task, options)
+    if not options.header:
+        raise ConfigError(
+            f"{source} are not a .csv or .tsv file, and have names of columns: drop no-header."
+        )
     if task == "table":
         required = ("prompt", "answer") if answers else ("prompt",)
         found = problems_of_rows(rows, source, unit, options.columns, required, named=source)
