@@ -192,6 +192,8 @@ def test_without_a_header_columns_are_counted_from_1(tmp_path: Path) -> None:
         ("What is 2 + 2?", "4"),
         ("What is 2 + 3?", "5"),
     ]
+    with pytest.raises(DataError, match="Without a header they are numbers: --columns prompt=1"):
+        load_problems(path, header=False)
     path.write_text("Why; and how?\nWhat\n")
     assert rows(path, header=False) == [{"1": "Why; and how?"}, {"1": "What"}]
     path.write_text("a;b\nc;d\n")

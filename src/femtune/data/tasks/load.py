@@ -24,7 +24,7 @@ from femtune.data.prompts import (
     instruct,
     rewritten,
 )
-from femtune.data.rows import BadRow, Faults
+from femtune.data.rows import DUPLICATE, BadRow, Faults
 from femtune.data.tasks import choice, judge, math
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.hub import is_hub_id
@@ -368,7 +368,7 @@ def _asking(
             except BadRow as fault:
                 found = fault
         if isinstance(found, Problem) and found.id in ids:
-            found = BadRow("duplicate `id`", f'"{found.id}", first in {faults.unit} {ids[found.id]}')
+            found = BadRow(DUPLICATE, f'"{found.id}", first in {faults.unit} {ids[found.id]}')
         if isinstance(found, BadRow):
             faults.add(place, found)
         else:
