@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from femtune.data.files.reading import file_rows, file_unit
 from femtune.data.problems import load_problems
 from femtune.data.rows import BadRow
+from femtune.data.tasks.load import Options, read_places, read_task
 from femtune.errors import ConfigError, DataError
 
 ROWS = [
@@ -191,10 +192,19 @@ def test_without_a_header_columns_are_counted_from_1(tmp_path: Path) -> None:
         ("What is 2 + 2?", "4"),
         ("What is 2 + 3?", "5"),
     ]
+    with pytest.raises(DataError, match="Without a header they are numbers: --columns prompt=1"):
+        load_problems(path, header=False)
     path.write_text("Why; and how?\nWhat\n")
     assert rows(path, header=False) == [{"1": "Why; and how?"}, {"1": "What"}]
     path.write_text("a;b\nc;d\n")
     assert rows(path, header=False) == [{"1": "a", "2": "b"}, {"1": "c", "2": "d"}]
+
+
+def test_columns_without_a_name_are_counted_too(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",prompt,,\n0,Why?,4,\n")
+    assert rows(tmp_path / "a.csv") == [{"1": "0", "prompt": "Why?", "3": "4", "4": ""}]
+    (tmp_path / "a.csv").write_text(",1\n0,Why?\n")
+    refused(tmp_path / "a.csv", "column `1` occurs twice")
 
 
 def test_a_first_row_in_place_of_a_header_gets_the_flag(tmp_path: Path) -> None:
@@ -210,6 +220,13 @@ def test_a_first_row_in_place_of_a_header_gets_the_flag(tmp_path: Path) -> None:
 def test_only_tables_of_cells_have_no_header(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"a{suffix}").write_text("{}")
     refused(tmp_path / f"a{suffix}", "no-header is for .csv and .tsv", header=False)
+
+
+def test_the_hub_and_rows_in_memory_have_names_of_columns() -> None:
+    with pytest.raises(ConfigError, match="names: drop no-header"):
+        read_task("openai/gsm8k", "math", Options(header=False))
+    with pytest.raises(ConfigError, match="drop no-header"):
+        read_places(enumerate(ROWS, 1), "rows", "table", Options(header=False))
 
 
 def test_a_row_is_named_by_the_line_on_which_it_begins(tmp_path: Path) -> None:

@@ -310,3 +310,18 @@ def test_a_few_responses_that_are_no_text_are_read_and_said() -> None:
     found = read(rows)
     assert str(found.problems[2].prompt).endswith("Response A:\ntrue\n\nResponse B:\n4")
     assert found.report.codings == ("1 of 2 rows have a number, true or false as a response.",)
+
+
+def test_an_id_that_rows_share_is_left_out_or_made_of_several_columns() -> None:
+    rows = [
+        {"id": "a", "system": name, "prompt": "P", "response": f"R{name}", "score": [1, 2]}
+        for name in ("x", "y")
+    ]
+    with pytest.raises(DataError, match="duplicate `id`"):
+        read(rows, scale="1,5")
+    own = read(rows, scale="1,5", columns={"id": "id,system"}).problems
+    assert [problem.id for problem in own] == [
+        *("a/x/rater 1", "a/x/rater 2", "a/y/rater 1", "a/y/rater 2")
+    ]
+    without = read(rows, scale="1,5", columns={"id": ""}).problems
+    assert len({problem.id for problem in without}) == 4

@@ -24,6 +24,7 @@ from femtune.data.problems import (
     split,
 )
 from femtune.data.prompts import Prompts, prompt_text
+from femtune.data.tasks.load import Options, read_task
 from femtune.errors import ConfigError, DataError, RewardError
 from femtune.rewards.builtin import as_reward
 from femtune.types import Problem, Prompt
@@ -217,6 +218,19 @@ def test_missing_columns_suggest_the_flag(tmp_path: Path, suffix: str) -> None:
 def test_bad_rows(tmp_path: Path, row: Any, words: list[str]) -> None:
     path = jsonl(tmp_path / "a.jsonl", [ROW, {**ROW, "id": "b"}, row, ROW])
     refused(path, "rows that can't be used: 1. Correct or remove them.", *words)
+
+
+def test_ids_that_are_not_unique_can_be_left_out(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{**ROW, "id": "x"}, {**ROW, "id": "x"}])
+    refused(path, "Without the ids of the data: --columns id=.")
+    assert [each.id for each in load_problems(path, columns={"id": ""})] == ["a-1", "a-2"]
+    rated = [{"id": "x", "prompt": "p", "response": f"r{n}", "score": n} for n in range(1, 6)]
+    jsonl(path, rated)
+    with pytest.raises(DataError, match="--columns id="):
+        read_task(path, "judge", Options(scale="1,5"))
+    assert len(read_task(path, "judge", Options(columns={"id": ""})).problems) == 5
+    jsonl(path, [{"id": "x", "prompt": "p", "answer": str(n)} for n in range(3)])
+    assert len(read_task(path, "math", Options(columns={"id": ""})).problems) == 3
 
 
 def test_bad_rows_are_collected_by_kind(tmp_path: Path) -> None:

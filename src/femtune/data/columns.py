@@ -26,7 +26,7 @@ class _Stops(Exception):
 
 
 def cell(row: Mapping[str, Any], column: str) -> Any:
-    """Return the value of a column or path; None where it is missing or null.
+    """Return the value of a column or path; None where it is missing or null, and for no column, "".
 
     >>> row = {"question": {"stem": "Why?", "choices": [{"text": "a"}, {"text": "b"}]}}
     >>> cell(row, "question.stem"), cell(row, "question.choices[].text")
@@ -35,7 +35,7 @@ def cell(row: Mapping[str, Any], column: str) -> Any:
     Raises BadRow where the path leads through something else than an object or list.
     """
     try:
-        return _follow(row, column, "")
+        return _follow(row, column, "") if column else None
     except _Stops as stop:
         if stop.missing:
             return None
@@ -47,7 +47,7 @@ def check_column(row: Mapping[str, Any], column: str, name: str, source: str) ->
 
     Raises DataError that says where a path stops, and what is there.
     """
-    if column in row:
+    if column in row or not column:
         return
     if root_of(column, row) not in row:
         has = ", ".join(f"`{key}`" for key in row) or "no column at all"

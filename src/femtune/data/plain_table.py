@@ -10,7 +10,7 @@ from typing import Any
 
 from femtune.data.columns import cell, check_column
 from femtune.data.messages import check_text, read_prompt
-from femtune.data.rows import ALIASES, BadRow, Faults, header_hint
+from femtune.data.rows import ALIASES, DUPLICATE, BadRow, Faults, header_hint
 from femtune.errors import DataError
 from femtune.types import Problem
 
@@ -39,12 +39,14 @@ def problems_of_rows(
                 _check_columns(source, values, renamed, required)
                 checked = True
             values |= {name: cell(values, column) for name, column in renamed.items()}
+            if renamed.get("id") == "":  # --columns id= leaves the file's ids out
+                del values["id"]
             problem = _problem(f"{named}-{number}", values, required)
             if problems and type(problem.prompt) is not type(problems[0].prompt):
                 raise BadRow("`prompt` is text in some rows and a list of messages in others")
             if problem.id in places:
                 raise BadRow(
-                    "duplicate `id`",
+                    DUPLICATE,
                     f'"{problem.id}", first in {faults.unit} {places[problem.id]}',
                 )
         except BadRow as fault:

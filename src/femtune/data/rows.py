@@ -19,6 +19,9 @@ ALIASES = {
 }
 
 
+DUPLICATE = "duplicate `id`"  # a kind of fault
+
+
 class BadRow(Exception):
     """A row that makes no problem: the kind of fault, equal for all such rows, and its details."""
 
@@ -49,6 +52,8 @@ class Faults:
         if not self.counts:
             return
         total = sum(self.counts.values())
+        if DUPLICATE in self.counts:
+            advice = f"{advice} Without the ids of the data: --columns id=.".strip()
         lines = [
             f"{self.source}: rows that can't be used: {total}. Correct or remove them. {advice}".rstrip()
         ]
@@ -65,6 +70,9 @@ def header_hint(names: Iterable[str], wanted: str) -> str:
     >>> header_hint(["question", "label"], "prompt")
     ''
     """
+    names = [*names]
+    if names == [str(number) for number in range(1, len(names) + 1)]:
+        return f" Without a header they are numbers: --columns {wanted}=1 and so on."
     cells = [name for name in names if re.fullmatch(r"-?\d+([.,]\d+)?|.{50,}|.+[.?!]", name, re.DOTALL)]
     if not cells:
         return ""

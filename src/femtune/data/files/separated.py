@@ -33,7 +33,8 @@ def read_table(file: Path, kind: Kind, header: bool = True) -> Iterator[tuple[in
     records = _records(file, kind, separator, skip=named is not None)
     start = next(records, (0, []))
     if header:
-        names = start[1]
+        # a column without a name is called by its number, as all are without a header
+        names = [name or str(number) for number, name in enumerate(start[1], 1)]
         _check_names(file, names)
     else:
         names = [str(number) for number in range(1, len(start[1]) + 1)]

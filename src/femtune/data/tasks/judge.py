@@ -27,7 +27,7 @@ from femtune._util.text import brief
 from femtune.data.answer_format import AnswerFormat
 from femtune.data.answers import Scale, as_fraction, infer_scale
 from femtune.data.prompts import LINE, instruct
-from femtune.data.rows import BadRow
+from femtune.data.rows import DUPLICATE, BadRow
 from femtune.data.tasks.frames import Frame, item_name
 from femtune.data.tasks.labels import SOFT, shares
 from femtune.data.tasks.wording import Template
@@ -58,8 +58,6 @@ PLAINLY = Asking()
 JUDGE = Wording("response", (("Prompt", "prompt"),))
 EXTRAS = (("Criterion", "criterion"), ("Reference answer", "reference"))  # shown if the row has them
 _MADE_INTO_TEXT = {"prompt", "title", "post", "response", "summary", "criterion", "reference"}
-# the kind of fault of a row
-TWICE = "duplicate `id`; if several columns name a row, list them: --columns id=id,<another>"
 _PAIR = ("A", "B")
 _SWAPPED = " (swapped)"  # suffix of the id of a pair in the opposite order
 
@@ -404,7 +402,7 @@ def with_ids(rows: Iterable[tuple[int, Any]], wording: Wording) -> Iterator[tupl
         name = str(row["id"]) if own else _made_of(row, wording)
         seen[name] += 1
         if own and seen[name] > 1:
-            yield place, BadRow(TWICE, f'"{name}"')
+            yield place, BadRow(DUPLICATE, f'"{name}"')
         else:
             yield place, row | {"id": name if seen[name] == 1 else f"{name}#{seen[name]}"}
 

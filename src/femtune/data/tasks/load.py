@@ -25,7 +25,7 @@ from femtune.data.prompts import (
     rewritten,
 )
 from femtune.data.row_report import NO_ROWS, RowReport, skip_reasons
-from femtune.data.rows import BadRow, Faults
+from femtune.data.rows import DUPLICATE, BadRow, Faults
 from femtune.data.tasks import choice, judge, math
 from femtune.data.tasks.codings import Place
 from femtune.data.tasks.columns import parts, shown
@@ -163,6 +163,10 @@ def read_places(
     `source` is their name in messages, `unit` the unit of a place: "line" or "row".
     """
     _check_options(task, options)
+    if not options.header:
+        raise ConfigError(
+            f"{source} are not a .csv or .tsv file, and have names of columns: drop no-header."
+        )
     if task == "table":
         required = ("prompt", "answer") if answers else ("prompt",)
         found = problems_of_rows(rows, source, unit, options.columns, required, named=source)
@@ -406,7 +410,7 @@ def _asking(
             except BadRow as fault:
                 found = fault
         if isinstance(found, Problem) and found.id in ids:
-            found = BadRow(judge.TWICE, f'"{found.id}", first in {faults.unit} {ids[found.id]}')
+            found = BadRow(DUPLICATE, f'"{found.id}", first in {faults.unit} {ids[found.id]}')
         if isinstance(found, BadRow):
             faults.add(place, found)
         else:

@@ -1,7 +1,8 @@
 """Schemas of published data sets, on the Hub or in a file, and the reading of their rows.
 
 A file is recognized by its columns, and read by the same code as the data set on the Hub. In CSV, the
-cells of nested columns are JSON. `forms.py` converts the rows; `hub.py` opens data sets of the Hub.
+cells of nested columns are JSON, or what Python prints. `forms.py` converts the rows; `hub.py` opens
+data sets of the Hub.
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ def read_rows(
         unit = file_unit(Path(data))
         return read_given(found, source, unit, task, columns=renamed, labels=labels)
     known = _published(source, task, config)
+    if not header:
+        raise ConfigError(
+            f"{source} is a data set on the Hub, whose columns have names: drop no-header."
+        )
     opened = open_hub(_address(source, known, config, split), task)
     there = list(opened.column_names)
     rows = hub_rows(opened, there)
