@@ -44,7 +44,7 @@ SCHEMES = (
     *("parse_scheme", "pps", "reasons", "rejection", "resample", "restart", "scheme_from_data"),
     *("scheme_to_data", "settle", "star", "trice", "wake"),
 )
-OBJECTS = {"scheme", "reward"}  # parameters of their own, as they may be objects
+OBJECTS = {"scheme", "reward", "eval_data"}  # parameters of their own, as they may be objects
 
 
 def test_what_is_public_is_listed_here() -> None:
@@ -100,12 +100,21 @@ def test_typed_keywords_are_the_settings_with_their_types(name: str, kinds: tupl
     fields = {field: get_type_hints(kind)[field] for kind in kinds for field in keywords.names_of(kind)}
     names = tuple[str, ...]
     expected = {
-        field: list[str] | tuple[str, ...] if hint == names else hint
+        field: _given(field) if hint == names else hint
         for field, hint in fields.items()
         if field not in OBJECTS
     }
     assert typed == expected
     assert getattr(keywords, name).__required_keys__ == frozenset()
+
+
+PAIRS = ("columns", "labels", "engine_args", "template_args")
+
+
+def _given(field: str) -> Any:
+    """The types that stand for a tuple of texts; of name=value a dict does too."""
+    names = list[str] | tuple[str, ...]
+    return names | dict[str, str] if field in PAIRS else names
 
 
 @pytest.mark.parametrize("verb", VERBS)

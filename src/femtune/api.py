@@ -9,7 +9,8 @@ calibrate(data, model)  a map of votes or probabilities to calibrated ones
 compare(data, model)    schemes and baselines side by side
 check(data, model)      data, prompts and some completions, before any training
 
-`data` is the path of a file, the id of a data set on the Hub, rows (dicts), or a list of `Problem`.
+`data` is the path of a file, the id of a data set on the Hub, a list of dicts or of `Problem`, or a
+table: `datasets.Dataset`, a DataFrame of pandas or polars, `pyarrow.Table`. So is `eval_data`.
 `progress` is a value of `--show`: "auto" (bars in a terminal, else lines), "lines", "json", "quiet", or
 an object with the methods of `loop.Progress`. Omitted settings have the defaults of the command.
 An unknown name raises ConfigError, as does a value of a wrong type.
@@ -25,12 +26,15 @@ from typing import Any, get_args, overload
 
 from femtune.comparison.experiment import CompareResult, run_compare
 from femtune.config import RL, Calibrate, Evaluate, Predict, Sample
+from femtune.data.objects import Table, rows_of
+from femtune.data.tasks.load import TaskData
 from femtune.errors import ConfigError
 from femtune.evaluation.aggregate import Prediction
 from femtune.loop import Progress
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import Show, showing
-from femtune.resolve import Data
+from femtune.resolve import Data, Divided
+from femtune.run_folder import shown_data
 from femtune.tools.check_run import CheckResult, run_check
 from femtune.types import Scheme
 from femtune.workflows.calibrate import CalibrateResult, run_calibrate
@@ -90,10 +94,11 @@ __all__ = [
 
 
 def train(
-    data: Data,
+    data: Data | Table,
     model: str | Path,
     *,
     scheme: str | Scheme = "auto",
+    eval_data: Data | Table | None = None,
     reward: Reward | None = None,
     output_dir: str | Path | None = None,
     progress: Show | Progress = "auto",
@@ -110,10 +115,11 @@ def train(
     ModelError before the model is loaded, and RunError if `output_dir` holds another
     run.
     """
-    chosen = train_settings({**settings, **_named(scheme, reward)})
+    rows, named = _divided(data, eval_data)
+    chosen = train_settings({**settings, **named, **_named(scheme, reward)})
     with _shown(progress) as shown:
         return run_train(
-            data,
+            rows,
             str(model),
             chosen,
             output_dir,
@@ -124,7 +130,7 @@ def train(
 
 
 def sample(
-    data: Data,
+    data: Data | Table,
     model: str | Path,
     *,
     scheme: str | Scheme = "auto",
@@ -144,7 +150,7 @@ def sample(
     chosen = make_settings(Sample, {**settings, **_named(scheme, reward)})
     with _shown(progress) as shown:
         return run_sample(
-            data,
+            _taken(data),
             str(model),
             chosen,
             output_dir,
@@ -175,7 +181,7 @@ def fit(
 
 
 def evaluate(
-    data: Data,
+    data: Data | Table,
     model: str | Path,
     *,
     reward: Reward | None = None,
@@ -197,7 +203,7 @@ def evaluate(
     chosen = make_settings(Evaluate, {**settings, **_named(None, reward)})
     with _shown(progress) as shown:
         return run_evaluate(
-            data,
+            _taken(data),
             str(model),
             chosen,
             output_dir,
@@ -209,7 +215,7 @@ def evaluate(
 
 @overload
 def predict(
-    data: Data,
+    data: Data | Table,
     model: str | Path,
     *,
     reward: str | None = ...,
@@ -220,7 +226,7 @@ def predict(
 
 @overload
 def predict(
-    data: Data,
+    data: Data | Table,
     model: str | Path,
     *,
     reward: str | None = ...,
@@ -230,7 +236,7 @@ def predict(
 
 
 def predict(
-    data: Data,
+    data: Data | Table,
     model: str | Path,
     *,
     reward: str | None = None,
@@ -268,12 +274,12 @@ def predict(
     """
     chosen = make_settings(Predict, {**settings, **_named(None, reward)})
     if output is None:
-        return predictions(data, str(model), chosen)
-    return predict_into(data, str(model), chosen, Path(output))
+        return predictions(_taken(data), str(model), chosen)
+    return predict_into(_taken(data), str(model), chosen, Path(output))
 
 
 def calibrate(
-    data: Data,
+    data: Data | Table,
     model: str | Path,
     *,
     output: str | Path,
@@ -293,12 +299,12 @@ def calibrate(
     chosen = make_settings(Calibrate, {**settings, **_named(None, reward)})
     with _shown(progress) as shown:
         return run_calibrate(
-            data, str(model), chosen, Path(output), output_dir, shown, reward=_function(reward)
+            _taken(data), str(model), chosen, Path(output), output_dir, shown, reward=_function(reward)
         )
 
 
 def compare(
-    data: Data,
+    data: Data | Table,
     model: str | Path,
     *,
     schemes: Sequence[str | Scheme] = ("rejection:1", "rejection:4", "star", "pps"),
@@ -306,6 +312,7 @@ def compare(
     baselines: Sequence[str] | None = None,
     baseline_draws: int = 16,
     workers: int | None = None,
+    eval_data: Data | Table | None = None,
     reward: str | None = None,
     output_dir: str | Path | None = None,
     progress: Show = "auto",
@@ -323,12 +330,13 @@ def compare(
     of_rl = names_of(RL)
     rl = make_settings(RL, {name: value for name, value in settings.items() if name in of_rl})
     others = {name: value for name, value in settings.items() if name not in of_rl}
+    rows, named = _divided(data, eval_data)
     return run_compare(
-        data,
+        rows,
         str(model),
         schemes,
         seeds,
-        train_settings({**others, **_named(None, reward)}),
+        train_settings({**others, **named, **_named(None, reward)}),
         output_dir,
         progress,
         baselines=baselines,
@@ -339,13 +347,14 @@ def compare(
 
 
 def check(
-    data: Data,
+    data: Data | Table,
     model: str | Path,
     *,
     row: int = 1,
     draws: int = 32,
     try_: bool = True,
     scheme: str | Scheme = "auto",
+    eval_data: Data | Table | None = None,
     reward: str | None = None,
     progress: Show = "auto",
     **settings: Unpack[TrainSettings],
@@ -358,9 +367,10 @@ def check(
 
     Takes the settings of `train`, and raises what it would raise. `try_=False` does not load the model.
     """
-    chosen = train_settings({**settings, **_named(scheme, reward)})
+    rows, named = _divided(data, eval_data)
+    chosen = train_settings({**settings, **named, **_named(scheme, reward)})
     return run_check(
-        data,
+        rows,
         str(model),
         chosen,
         row=row,
@@ -369,6 +379,22 @@ def check(
         show=progress,
         scheme=_object(scheme),
     )
+
+
+def _taken(data: Data | Table) -> Data:
+    """Return data with the rows of a table as dicts. Raises DataError for what can't be read."""
+    return data if isinstance(data, str | Path | TaskData | Divided) else rows_of(data)
+
+
+def _divided(data: Data | Table, eval_data: Data | Table | None) -> tuple[Data, dict[str, Any]]:
+    """Return data, with held-out rows in memory if there are any, and the setting that names these."""
+    train = _taken(data)
+    if eval_data is None or isinstance(eval_data, str | Path):
+        return train, {} if eval_data is None else {"eval_data": eval_data}
+    held_out = _taken(eval_data)
+    if isinstance(train, Divided) or isinstance(held_out, Divided):
+        raise ConfigError("data is divided already: give data and eval_data, each by itself.")
+    return Divided(train, held_out), {"eval_data": shown_data(held_out)}
 
 
 def _named(scheme: str | Scheme | None, reward: Reward | None) -> dict[str, str]:

@@ -40,6 +40,8 @@ class Ask:
     """Kind of data; table: any file with prompt and answer."""
     columns: Names = ()
     """Names of columns in the file, for example answer=label prompt=question id=uid."""
+    header: bool = True
+    """First line of .csv and .tsv files names the columns; --no-header: they are 1, 2, ..."""
     data_config: str | None = None
     """Configuration of a data set on the Hub; default: the task's."""
     split: str | None = None
@@ -49,7 +51,9 @@ class Ask:
     attributes: Names = ()
     """Attributes to rate, for example helpfulness; default: all."""
     raters: Raters = "each"
-    """Treatment of several raters: each rating, named raters, or the mean or median of an item."""
+    """Treatment of several raters: each rating, named raters, or an item's mean, median or majority."""
+    labels: Names = ()
+    """Meaning of the file's labels, for example 1=A 2=B 0=tie or good=5 bad=1; default: by the data."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """Stop at unusable rows of a task's data, or skip them."""
     reward: str | None = None

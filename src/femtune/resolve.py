@@ -6,8 +6,8 @@ Errors are found here, in the first second, before a model is loaded or a direct
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,26 +18,41 @@ from femtune.config import Ask, Sample, Train, check_draws
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import parse_scale
 from femtune.data.demos import load_demos
-from femtune.data.problems import check_disjoint, check_gold, split
-from femtune.data.prompts import HINT, Prompts
+from femtune.data.objects import rows_of
+from femtune.data.problems import check_disjoint, check_gold, split, without_long
+from femtune.data.prompts import HINT, Prompts, fit_prompts
+from femtune.data.row_report import NO_ROWS, RowReport, with_skipped
+from femtune.data.tasks.codings import parse_labels
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.load import Options, TaskData, read_places, read_task, trained_on
 from femtune.data.tasks.wording import text_or_file
-from femtune.engines.model_files import adapter_base
+from femtune.engines.model_files import adapter_base, load_config, load_tokenizer, local_model
 from femtune.errors import ConfigError, DataError, ModelError
 from femtune.loop import Evaluation, LoopConfig
-from femtune.mstep.config import Training
+from femtune.model_info import read_info
+from femtune.mstep.config import Training, context_length
 from femtune.mstep.disk import sized
 from femtune.rewards.builtin import as_reward
 from femtune.runs.run import stored_config
 from femtune.schemes.acceptance import SoftAcceptance
 from femtune.schemes.named import parse_scheme, spelled_out
-from femtune.types import Demos, Problem, Request, Reward, Sampling, Scheme
+from femtune.types import Demo, Demos, Problem, Request, Reward, Sampling, Scheme
 
 log = logging.getLogger("femtune")
 
 # a file, the id of a data set on the Hub, problems, rows, or the result of `read_task`
-Data = str | Path | Sequence[Problem] | Sequence[Mapping[str, Any]] | TaskData
+Source = str | Path | Sequence[Problem] | Sequence[Mapping[str, Any]] | TaskData
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Data to train on, and rows in memory to evaluate on, for which a setting has no name."""
+
+    train: Source
+    held_out: Source
+
+
+Data = Source | Divided
 
 
 A = TypeVar("A", bound=Ask)
@@ -51,22 +66,35 @@ class TaskInputs(Generic[A]):
     prompts: Prompts
     reward: Reward
     settings: A
-    skipped: int = 0  # rows left out
+    report: RowReport = NO_ROWS  # rows left out and why, how labels were coded
+    places: Mapping[str, int] = field(default_factory=dict)  # id of a problem: its line or row
     rounded: int = 0  # problems whose score is between two points of the scale
     demos: Demos = ()  # worked examples named by the settings; `prompts` does not include them
 
+    def name_of(self, problem: Problem) -> str:
+        """Return the line of a problem, or its id if it is from elsewhere."""
+        own = any(problem is each for each in self.problems) and problem.id in self.places
+        return f"{self.report.unit} {self.places[problem.id]}" if own else problem.id
+
 
 def read_inputs(
-    data: Data, settings: A, reward: Callable[..., Any] | None = None, *, answers: bool = True
+    data: Data,
+    settings: A,
+    reward: Callable[..., Any] | None = None,
+    *,
+    answers: bool = True,
+    model: str | None = None,
 ) -> TaskInputs[A]:
     """Read the inputs from a file, the Hub, or objects; with answers=False, without answers.
 
-    A reward given as an object replaces the one named in the settings. Raises DataError if a problem is
+    A reward given as an object replaces the one named in the settings. With bad_rows "skip", problems
+    that are too long for the `model` are left out. Raises DataError if a problem is
     invalid, or if its own answer would not earn the reward; ConfigError for settings that do not suit
     the task.
     """
     settings = _with_texts(settings)
     form = parse_format(settings.answer_format)
+    data = data.train if isinstance(data, Divided) else data
     found = data if isinstance(data, TaskData) else _read(data, settings, answers)
     settings = replace(
         settings,
@@ -103,15 +131,42 @@ def read_inputs(
         )
     if answers and settings.check_gold:
         check_gold(found.problems, grade, settings.accept_at, prompts)
-    return TaskInputs(
+    made = TaskInputs(
         problems=found.problems,
         prompts=prompts,
         reward=grade,
         settings=settings,
-        skipped=found.skipped,
+        report=found.report,
+        places=found.places,
         rounded=found.rounded,
         demos=demos,
     )
+    if model is not None and settings.bad_rows == "skip":
+        made = _without_long(made, model)
+    for said in made.report.codings:
+        log.info("%s", said)
+    if made.report.skipped:
+        log.warning("%s", made.report.describe_skipped())
+    return made
+
+
+def _without_long(asked: TaskInputs[A], model: str) -> TaskInputs[A]:
+    """Leave out problems that are too long for a model, both orders of a pair together.
+
+    Worked examples that may be left out do not count. Raises DataError if no problem is left.
+    """
+    settings, base = asked.settings, local_model(model)
+    tokenizer = load_tokenizer(base, settings.template_args)
+    info = read_info(base)
+    demos = asked.demos if settings.demos != "auto" else ()
+    if info is not None and info.demos and settings.demos == "auto":
+        demos = tuple(Demo(**demo) for demo in info.demos)
+    shown = fit_prompts(asked.prompts.with_demos(demos), tokenizer)
+    room = context_length(load_config(base)) - settings.max_new_tokens
+    kept, over = without_long(asked.problems, asked.places, shown, tokenizer, room)
+    what = f"too long for the model, which has room for {room} tokens"
+    value = f"{next(iter(over.values()), 0)} tokens"
+    return replace(asked, problems=kept, report=with_skipped(asked.report, [*over], what, value))
 
 
 def _with_texts(settings: A) -> A:
@@ -121,33 +176,30 @@ def _with_texts(settings: A) -> A:
     return replace(settings, **texts)
 
 
-def _read(data: Any, settings: Ask, answers: bool) -> TaskData:
+def _read(data: Source, settings: Ask, answers: bool) -> TaskData:
     """Read a file, a data set on the Hub, or rows; problems are used unchanged. Raises DataError."""
     options = task_options(settings)
     if isinstance(data, (str, Path)):
         return read_task(data, settings.task, options, answers=answers)
-    given = list(data) if isinstance(data, Iterable) else [data]
-    if all(isinstance(each, Problem) for each in given):
-        return TaskData(problems=given)
-    if all(isinstance(each, Mapping) for each in given):
-        return read_places(enumerate(given, 1), "rows", settings.task, options, answers=answers)
-    other = next(each for each in given if not isinstance(each, Mapping | Problem))
-    raise DataError(
-        f"data is a {type(data).__name__} of {type(other).__name__}. Give a path, the id of a data set "
-        "on the Hub, rows as dicts, or problems. A DataFrame gives rows by .to_dict('records'), a Table "
-        "by .to_pylist()."
-    )
+    given = rows_of(data)
+    problems = [each for each in given if isinstance(each, Problem)]
+    if problems:
+        return TaskData(problems=problems)
+    rows = enumerate(given, 1)
+    return read_places(rows, "rows", settings.task, options, answers=answers, unit="row")
 
 
 def task_options(settings: Ask) -> Options:
     """Return the task's options for reading its data."""
     return Options(
         columns=named_pairs("columns", settings.columns),
+        header=settings.header,
         data_config=settings.data_config,
         split=settings.split,
         scale=settings.scale,
         attributes=settings.attributes,
         raters=settings.raters,
+        labels=parse_labels(settings.labels),
         bad_rows=settings.bad_rows,
         answer_format=settings.answer_format,
         rubric=text_or_file("rubric", settings.rubric),
@@ -157,17 +209,36 @@ def task_options(settings: Ask) -> Options:
     )
 
 
-def held_out(asked: TaskInputs[Train], data: Data) -> tuple[list[Problem], list[Problem]]:
+def read_test(
+    asked: TaskInputs[Train], data: Data, model: str | None = None
+) -> TaskInputs[Train] | None:
+    """Read the problems to evaluate on from data of their own; None if they are a share of `data`."""
+    settings = asked.settings
+    if settings.eval_data is None and settings.eval_split is None:
+        return None
+    other = data.held_out if isinstance(data, Divided) else settings.eval_data or data
+    split_ = settings.eval_split if settings.eval_data is None else settings.split
+    return read_inputs(other, replace(settings, split=split_), asked.reward, model=model)
+
+
+def held_out(
+    asked: TaskInputs[Train], data: Data, model: str | None = None
+) -> tuple[list[Problem], list[Problem]]:
+    """Do as `part` for evaluation problems that are read here: see `read_test`."""
+    return part(asked, read_test(asked, data, model))
+
+
+def part(
+    asked: TaskInputs[Train], other: TaskInputs[Train] | None
+) -> tuple[list[Problem], list[Problem]]:
     """Return training problems, with one order of each pair, and evaluation problems, with both.
 
-    Raises DataError if a prompt, or a judged item, is in both.
+    Those are `other`'s, or a share of the data. Raises DataError if a prompt, or a judged item, is in
+    both.
     """
     settings = asked.settings
-    if settings.eval_data is not None or settings.eval_split is not None:
-        other: Data = settings.eval_data or data
-        split_ = settings.eval_split if settings.eval_data is None else settings.split
-        read = replace(settings, split=split_)
-        test = read_inputs(other, read, asked.reward).problems
+    if other is not None:
+        test = other.problems
         train = trained_on(asked.problems)
         check_disjoint(train, test)
         check_varied(train)

@@ -7,18 +7,19 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from femtune.config import CHANGEABLE
 from femtune.data.problems import save_problems
+from femtune.data.row_report import ROWS, RowReport
 from femtune.data.tasks.load import TaskData
 from femtune.engines.model_files import base_of_adapter, local_model
 from femtune.errors import ModelError, RunError
 from femtune.model_info import is_base
-from femtune.resolve import Data
+from femtune.resolve import Data, Divided
 from femtune.rewards.custom import UserReward
 from femtune.rewards.source import reward_code, reward_columns
 from femtune.runs.hashes import hash_config, hash_tokenizer, hash_value, hash_weights, template_source
@@ -61,8 +62,19 @@ def fingerprint(*groups: Sequence[Problem]) -> str:
     return digest.hexdigest()
 
 
-def store_problems(run: Run, problems: Sequence[Problem], test: Sequence[Problem] = ()) -> None:
-    """Store a run's problems for E-steps and evaluations, so that its draws can be read with them."""
+def store_problems(
+    run: Run,
+    problems: Sequence[Problem],
+    test: Sequence[Problem] = (),
+    reports: Mapping[str, RowReport] | None = None,
+) -> None:
+    """Store a run's problems for E-steps and evaluations, so that its draws can be read with them.
+
+    `reports` say, by the name of these files, what was left out and how labels were read.
+    """
+    rows = run.root / ROWS
+    if reports and not rows.exists():
+        run.write_json(rows, {name: report.to_data() for name, report in reports.items()})
     for name, group in (("problems", problems), ("eval", test)):
         path = run.root / f"{name}.parquet"
         if group and not path.exists():
@@ -119,6 +131,8 @@ def shown_data(data: Data) -> str:
     """Return the name of data in a run's configuration: its path or id, or its size."""
     if isinstance(data, (str, Path)):
         return str(data)
+    if isinstance(data, Divided):
+        return shown_data(data.train)
     given = data.problems if isinstance(data, TaskData) else data
     return f"{len(given)} problems"
 

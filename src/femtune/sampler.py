@@ -300,14 +300,14 @@ def make_sampler_builder(
     context = context_length(load_config(base))
     try:
         for problems in groups:
-            check_lengths(problems, shown, tokenizer, context, settings.max_new_tokens)
+            check_lengths(problems, shown, tokenizer, context, settings.max_new_tokens, asked.name_of)
     except DataError as error:
         if settings.demos != "auto" or not demos:
             raise
         _log.warning("no worked examples are shown: %s", error)
         demos, shown = (), fit_prompts(asked.prompts, tokenizer)
         for problems in groups:
-            check_lengths(problems, shown, tokenizer, context, settings.max_new_tokens)
+            check_lengths(problems, shown, tokenizer, context, settings.max_new_tokens, asked.name_of)
     shown = replace(shown, opening=tokenizer.opening)
     in_prompt = settings.demos_in_prompt
     prompts = shown if in_prompt else replace(shown, demos=asked.prompts.demos)

@@ -166,7 +166,7 @@ BAD = {
     "a task is unknown": Bad("train rated.jsonl {} --task jugde", ("--task", "judge", "jugde")),
     "a task's column is called otherwise": Bad(
         "train rated.jsonl {} [] --columns score=scor",
-        ("no column `scor` for `score`", "Did you mean score?"),
+        ("no column `scor` for `score`", "Did you mean score=score?"),
     ),
     "a rating is off the scale": Bad(
         "train bad.jsonl {} []",

@@ -24,6 +24,7 @@ from femtune.data.problems import (
     split,
 )
 from femtune.data.prompts import Prompts, prompt_text
+from femtune.data.tasks.load import Options, read_task
 from femtune.errors import ConfigError, DataError, RewardError
 from femtune.rewards.builtin import as_reward
 from femtune.types import Problem, Prompt
@@ -128,8 +129,13 @@ def test_folder_unknown_suffix_and_empty_files(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("\n \n")
     (tmp_path / "b.json").write_text("[]")
     (tmp_path / "b.csv").write_text("prompt,answer\n")
-    refused(tmp_path, "is a folder", "give one file of it: a.jsonl, b.csv")
-    refused(tmp_path / "a.xlsx", '".xlsx"', "use one of .jsonl, .json, .csv")
+    refused(tmp_path, "is a folder of files of several kinds", "give one file of it: a.jsonl, b.csv")
+    refused(
+        tmp_path / "a.xlsx",
+        '".xlsx"',
+        "a spreadsheet: save it as CSV UTF-8",
+        "Use one of .jsonl, .ndjson",
+    )
     refused(tmp_path / "a.jsonl", "is empty")
     for name in ("b.jsonl", "b.json", "b.csv"):
         refused(tmp_path / name, "holds no rows")
@@ -145,7 +151,7 @@ def test_bad_utf8_names_the_line(tmp_path: Path, suffix: str) -> None:
 def test_json_that_is_no_list(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"prompt": "x"}')
-    refused(path, "JSON dict", "it must be a list of objects")
+    refused(path, "JSON dict with `prompt`", "it must be a list of objects")
     path.write_text('{"prompt": "x"}\n{"prompt": "y"}')
     refused(path, "line 2", "not JSON", "name it .jsonl")
     path.write_text("[" * 100_000)
@@ -165,12 +171,14 @@ def test_missing_columns_suggest_the_flag(tmp_path: Path, suffix: str) -> None:
     else:
         jsonl(path, [{"question": "x", "Label": "4", "n": 1}])
     words = ["`prompt` and `answer`", "it has question, Label, n"]
-    refused(path, *words, "--columns prompt=question or --columns answer=Label")
+    refused(path, *words, "--columns prompt=question answer=Label")
     renamed = {"prompt": "question", "answer": "Label"}
     assert load_problems(path, columns=renamed)[0].answer == "4"
     refused(path, "no column `lable`", "Did you mean answer=Label", columns={"answer": "lable"})
+    jsonl(tmp_path / "b.jsonl", [{"Prompt": "x", "Human Score ": 1, "Score ": 2}])
+    refused(tmp_path / "b.jsonl", "--columns prompt=Prompt 'answer=Score '")
     jsonl(tmp_path / "b.jsonl", [{"a": 1, "b": 2}])
-    refused(tmp_path / "b.jsonl", "it has a, b", "--columns prompt=<the file's name for it>")
+    refused(tmp_path / "b.jsonl", "it has a, b", "--columns 'prompt=<its name>'")
 
 
 # --- what is refused: rows
@@ -212,6 +220,19 @@ def test_bad_rows(tmp_path: Path, row: Any, words: list[str]) -> None:
     refused(path, "rows that can't be used: 1. Correct or remove them.", *words)
 
 
+def test_ids_that_are_not_unique_can_be_left_out(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{**ROW, "id": "x"}, {**ROW, "id": "x"}])
+    refused(path, "Without the ids of the data: --columns id=.")
+    assert [each.id for each in load_problems(path, columns={"id": ""})] == ["a-1", "a-2"]
+    rated = [{"id": "x", "prompt": "p", "response": f"r{n}", "score": n} for n in range(1, 6)]
+    jsonl(path, rated)
+    with pytest.raises(DataError, match="--columns id="):
+        read_task(path, "judge", Options(scale="1,5"))
+    assert len(read_task(path, "judge", Options(columns={"id": ""})).problems) == 5
+    jsonl(path, [{"id": "x", "prompt": "p", "answer": str(n)} for n in range(3)])
+    assert len(read_task(path, "math", Options(columns={"id": ""})).problems) == 3
+
+
 def test_bad_rows_are_collected_by_kind(tmp_path: Path) -> None:
     bad = [{"prompt": "", "answer": "4"}] * 7
     path = jsonl(tmp_path / "a.jsonl", [ROW, *bad, "nonsense", {**ROW, "answer": {}}])
@@ -219,7 +240,7 @@ def test_bad_rows_are_collected_by_kind(tmp_path: Path) -> None:
 
 
 def test_a_bad_first_row_does_not_hide_missing_columns(tmp_path: Path) -> None:
-    refused(jsonl(tmp_path / "a.jsonl", ["nonsense", {"label": 1}]), "--columns answer=label")
+    refused(jsonl(tmp_path / "a.jsonl", ["nonsense", {"label": 1}]), "answer=label")
 
 
 def test_csv_rows_of_wrong_width_and_bad_quotes(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from femtune.data.rows import BadRow
 from femtune.data.tasks.forms import boxed
+from femtune.data.tasks.load import read_task
 from femtune.data.tasks.published import SCHEMAS, Schema
 from femtune.data.tasks.schemas import find_schema, read_rows
 from femtune.errors import ConfigError, DataError
@@ -32,14 +33,14 @@ def schema_of(file: Path) -> Schema:
 
 def made(data: str | Path, task: str, **options: Any) -> list[dict[str, Any]]:
     """The rows of data that has no bad one."""
-    rows = [row for _, row in read_rows(data, task, **options)[1]]
+    rows = [row for _, row in read_rows(data, task, **options).rows]
     bad = [(row.what, row.detail) for row in rows if isinstance(row, BadRow)]
     assert not bad
     return [row for row in rows if not isinstance(row, BadRow)]
 
 
 def faults(data: str | Path, task: str, **options: Any) -> list[str]:
-    return [row.what for _, row in read_rows(data, task, **options)[1] if isinstance(row, BadRow)]
+    return [row.what for _, row in read_rows(data, task, **options).rows if isinstance(row, BadRow)]
 
 
 def jsonl(path: Path, rows: Iterable[Any]) -> Path:
@@ -60,7 +61,7 @@ def test_published_rows_are_the_same_however_they_are_read(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schema = schema_of(file)
-    found, _ = read_rows(file, schema.task)
+    found = read_rows(file, schema.task).schema
     rows = made(file, schema.task)
     assert (found.name, found.rows) == (schema.name, schema.rows)
     assert len(rows) >= 6 and all(schema.label in row for row in rows)
@@ -140,7 +141,9 @@ def test_final_answers_are_found() -> None:
 def test_labels_of_choices_stay_as_published() -> None:
     row = made(FIXTURES / "allenai--ai2_arc--ARC-Challenge.jsonl", "choice")[2]
     assert (row["labels"], row["answer"]) == (["1", "2", "3", "4"], "3")
-    assert made(FIXTURES / "cais--mmlu--all.jsonl", "choice")[0]["answer"] == "B"
+    mmlu = read_task(FIXTURES / "cais--mmlu--all.jsonl", "choice")
+    assert mmlu.problems[0].answer == "B"
+    assert mmlu.report.codings == ("`answer`: each answer is a position from 0.",)
 
 
 # --- plain tables
@@ -158,7 +161,7 @@ def test_labels_of_choices_stay_as_published() -> None:
     ],
 )
 def test_plain_tables_are_known(file: str, task: str, name: str) -> None:
-    schema, _ = read_rows(FIXTURES / file, task)
+    schema = read_rows(FIXTURES / file, task).schema
     assert schema.name == name
     assert len(made(FIXTURES / file, task)) == 6
 
@@ -181,7 +184,7 @@ def test_other_columns_stay_with_a_row(tmp_path: Path) -> None:
 
 def test_renamed_columns_make_a_table_of_a_published_form() -> None:
     file = FIXTURES / "nvidia--HelpSteer2.jsonl"
-    schema, _ = read_rows(file, "judge", columns={"score": "helpfulness"})
+    schema = read_rows(file, "judge", columns={"score": "helpfulness"}).schema
     rows = made(file, "judge", columns={"score": "helpfulness"})
     assert schema.name == "judge ratings" and len(rows) == 9 and rows[0]["score"] == 4
 
@@ -192,26 +195,16 @@ def test_renamed_columns_make_a_table_of_a_published_form() -> None:
 @pytest.mark.parametrize(
     ("task", "row", "what"),
     [
-        ("judge", {"prompt": "a", "response": "b", "score": [1]}, "`score` is not a number or a label"),
-        ("judge", {"prompt": "a", "response": "b", "score": None}, "`score` is empty"),
-        ("judge", {"prompt": "a", "response": 7, "score": 1}, "`response` is not text"),
-        ("judge", {"prompt": [], "response": "b", "score": 1}, "`prompt` is empty"),
         (
             "judge",
-            {"prompt": "a", "response_a": "b", "response_b": "c", "preference": 2},
-            "`preference` must be A, B or tie (or 0 for A, 1 for B)",
+            {"prompt": "a", "response": "b", "score": [[1]]},
+            "`score` is not a number or a label",
         ),
+        ("judge", {"prompt": "a", "response": "b", "score": [None]}, "`score` is empty"),
+        ("judge", {"prompt": "a", "response": "b", "score": None}, "`score` is empty"),
+        ("judge", {"prompt": "a", "response": {"a": 7}, "score": 1}, "`response` is not text"),
+        ("judge", {"prompt": [], "response": "b", "score": 1}, "`prompt` is empty"),
         ("choice", {"question": "q", "choices": ["a"], "answer": "A"}, "`choices` must be 2 to 26"),
-        (
-            "choice",
-            {"question": "q", "choices": ["a", "b"], "answer": "C"},
-            "`answer` is not the label of a choice",
-        ),
-        (
-            "choice",
-            {"question": "q", "choices": ["a", "b"], "answer": 2},
-            "`answer` is not the position of a choice",
-        ),
         (
             "choice",
             {"question": "q", "choices": "a, b", "answer": "A"},
@@ -227,7 +220,7 @@ def test_a_bad_row_says_what_is_wrong(task: str, row: dict[str, Any], what: str,
 
 def test_a_later_row_without_a_column_is_bad(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "answer": 1}, {"prompt": "b"}, 7, {"prompt": "c", "answer": 2}]
-    found = [*read_rows(jsonl(tmp_path / "rows.jsonl", rows), "math")[1]]
+    found = [*read_rows(jsonl(tmp_path / "rows.jsonl", rows), "math").rows]
     assert [place for place, _ in found] == [1, 2, 3, 4]
     assert [row.what for _, row in found if isinstance(row, BadRow)] == [
         "`answer` is missing",
@@ -259,7 +252,7 @@ def test_unknown_columns_are_named_with_the_flag_that_may_help(tmp_path: Path) -
     renamed = {"prompt": "question", "score": "rating"}
     assert made(file, "judge", columns=renamed)[0]["score"] == 3
     refused(file, "judge", "no column 'scor'", "Did you mean score?", columns={"scor": "rating"})
-    refused(file, "judge", "no column `ratin`", "Did you mean rating?", columns={"score": "ratin"})
+    refused(file, "judge", "no column `ratin`", "Did you mean score=rating?", columns={"score": "ratin"})
 
 
 def test_data_of_another_task_is_named() -> None:

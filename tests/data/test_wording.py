@@ -141,7 +141,7 @@ def test_a_row_without_what_the_template_shows_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="`attribute` is empty"):
         asked(tmp_path, rated, **settings)
     found = asked(tmp_path, rated, bad_rows="skip", **settings)
-    assert (len(found.problems), found.skipped) == (1, 1)
+    assert (len(found.problems), found.report.num_skipped) == (1, 1)
 
 
 @given(st.text(max_size=30), st.text(max_size=30))

@@ -174,7 +174,7 @@ def test_a_file_of_a_worlds_rows_gives_its_problems(world, tmp_path):
     made = read_task(file, world.task, world.options)
     assert trained_on(made.problems) == world.make(30, seed=6)
     assert made.prompts == world.prompts()
-    assert made.skipped == 0
+    assert made.report.num_skipped == 0
 
 
 @worlds

@@ -11,9 +11,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, get_args
 
+from femtune.data.files.columnar import JSON_COLUMNS
 from femtune.data.problems import check_gold, load_problems, save_problems, split
 from femtune.data.prompts import Prompts
-from femtune.data.rows import JSON_COLUMNS
 from femtune.data.tasks import load
 from femtune.data.tasks.judge import Raters
 from femtune.data.tasks.load import Options, TaskData

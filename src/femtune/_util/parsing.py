@@ -7,7 +7,7 @@ caller turns `Unreadable` into a femtune error with the file's name, its message
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,15 @@ def named_pairs(name: str, items: Sequence[str]) -> dict[str, str]:
         if "=" not in item:
             raise ConfigError(f"{name} needs the form name=value, got {item!r}.")
     return dict(item.split("=", 1) for item in items)
+
+
+def as_pairs(values: Mapping[str, Any]) -> list[str]:
+    """Return names and values in the form of `named_pairs`; values other than text as JSON.
+
+    >>> as_pairs({"prompt": "question", "enable_thinking": False})
+    ['prompt=question', 'enable_thinking=false']
+    """
+    return [f"{k}={v if isinstance(v, str) else json.dumps(v, default=str)}" for k, v in values.items()]
 
 
 def read_value(text: str) -> Any:

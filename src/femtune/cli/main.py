@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from cyclopts import CycloptsError
 from cyclopts.config import Dict
 
 from femtune._util import interrupts
-from femtune._util.parsing import Unreadable, read_yaml
-from femtune._util.text import brief
+from femtune._util.parsing import Unreadable, as_pairs, read_yaml
+from femtune._util.text import brief, near
 from femtune.cli import inspect  # importing it registers its commands
 from femtune.cli.stored_scheme import keep_scheme
 from femtune.cli.train import app
@@ -32,10 +33,13 @@ __all__ = ["app", "inspect", "main"]
 
 
 class _Warn(logging.Handler):
-    """A log handler that prints warnings like other output, above a progress bar if there is one."""
+    """A log handler that prints messages like other output, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        errors().print(literal(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
+        if record.levelno < logging.WARNING:
+            errors().print(literal(record.getMessage(), "dim"), soft_wrap=True)
+        else:
+            errors().print(literal(f"! {record.getMessage()}", "yellow"), soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before huggingface_hub is imported
     log = logging.getLogger("femtune")
     if not any(isinstance(handler, _Warn) for handler in log.handlers):
-        log.addHandler(_Warn(logging.WARNING))
+        log.addHandler(_Warn(logging.INFO))
+        log.setLevel(logging.INFO)
         log.propagate = False
     arguments = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
@@ -63,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error)
         if kind is not type(error):
             text = brief(re.sub(r'"?\[(\w+)\]"?', r"\1", text), 1000)
+            text += _advice(text, arguments)
         errors().print(literal(f"{kind.__name__}: {text}"), soft_wrap=True)
         return 1
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
@@ -95,7 +101,19 @@ def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{name} holds a {type(found).__name__}, expected lines of `name: value`.")
     if strange := [key for key in found or {} if not isinstance(key, str)]:
         raise ConfigError(f"{name} has the name {strange[0]!r}, expected words: lines of `name: value`.")
-    return name, found or {}
+    return name, {key: _spelled(value) for key, value in (found or {}).items()}
+
+
+def _spelled(value: Any) -> Any:
+    """Return a value of the file as a flag has it: a mapping as name=value, a path without ~."""
+    if isinstance(value, dict):
+        return as_pairs(value)
+    return _expanded(value) if isinstance(value, str) else value
+
+
+def _expanded(value: str) -> str:
+    """Return a path below the home directory in full; any other text as it is."""
+    return os.path.expanduser(value) if value.startswith("~/") else value
 
 
 def _for_command(settings: Mapping[str, Any], source: str, words: Sequence[str]) -> dict[str, Any]:
@@ -118,12 +136,26 @@ def _for_command(settings: Mapping[str, Any], source: str, words: Sequence[str])
     return keep_scheme(own, source, any(word.partition("=")[0] == "--scheme" for word in words))
 
 
+def _advice(text: str, arguments: Sequence[str]) -> str:
+    """Return what to do about an error of cyclopts, as a sentence to append, or ""."""
+    found = re.match(r"Unknown option: (\w+) from", text)
+    if found and "Did you mean" not in text and arguments and arguments[0] in app:
+        flags = (
+            name for each in app[arguments[0]].assemble_argument_collection() for name in each.names
+        )
+        return near(found[1], (flag.removeprefix("--").replace("-", "_") for flag in flags))
+    for flag, value in pairwise(arguments):
+        if text.startswith("Unused Tokens") and value.lower() in ("true", "false"):
+            return f" {flag} takes no value: give {flag}, or --no-{flag.removeprefix('--')}."
+    return ""
+
+
 def _dashed(word: str) -> str:
-    """Return --output_dir as --output-dir: both spellings are common."""
+    """Return --output_dir as --output-dir: both spellings are common; and --output-dir=~/a in full."""
     if not word.startswith("--"):
-        return word
+        return _expanded(word)
     name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value
+    return name.replace("_", "-") + equals + _expanded(value)
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ def train(
 ) -> None:
     """Train a model to reason its way to the answers: E-step, M-step, evaluation, repeated.
 
-    DATA has columns `prompt` and `answer` (.jsonl, .json, .csv, .tsv, .parquet). The same command
-    resumes a run that was stopped.
+    DATA is a file, a folder of shards, or a data set on the Hub: see --task for its columns. The same
+    command resumes a run that was stopped.
     """
     from femtune.workflows.train import run_train
 

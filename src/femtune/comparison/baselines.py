@@ -138,7 +138,7 @@ def check(
 ) -> None:
     """Refuse at once what `run_baseline` would refuse. Raises DataError, ConfigError, RunError."""
     own = _own(asked, settings)
-    train, test = held_out(own, data)
+    train, test = held_out(own, data, model)
     own = without_held_out(own, test)
     _place(own, data, model, output_dir, train, test)
     if not test:
@@ -172,8 +172,8 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
     The history has one iteration; for reinforcement learning, the base and each pass, like a scheme's.
     Its "evaluation" has a scheme's keys; a regression's "evaluations" has one for each kind.
     """
-    asked = _own(read_inputs(data, settings), settings)
-    train, test = held_out(asked, data)
+    asked = _own(read_inputs(data, settings, model=model), settings)
+    train, test = held_out(asked, data, model)
     asked = without_held_out(asked, test)
     place, config = _place(asked, data, model, output_dir, train, test)
     with open_run(place, config, CHANGEABLE) as run:

@@ -242,7 +242,7 @@ def _begin(parent: int, threads: int, stop: Event) -> None:
 def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
     """Refuse early what a run would refuse."""
     settings = next((job.settings for job in todo if not job.is_baseline), todo[0].settings)
-    asked = read_inputs(data, settings)
+    asked = read_inputs(data, settings, model=model)
     for job in todo:
         if isinstance(job.settings, Baseline):
             check(asked, data, model, job.settings, job.output_dir)
@@ -250,7 +250,7 @@ def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
         own = replace(asked, settings=replace(asked.settings, scheme=job.settings.scheme, seed=job.seed))
         own = replace(own, settings=choose_peft(own.settings, local_model(model), job.output_dir))
         make_loop_config(own.settings, job.scheme_object)
-        groups = held_out(own, data)
+        groups = held_out(own, data, model)
         place, demos = job.output_dir, without_held_out(own, groups[1]).demos
         run_place(
             place,
@@ -263,7 +263,7 @@ def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
             demos=demos,
             scheme=job.scheme_object or named_scheme(own.settings),
         )
-    make_sampler_builder(model, asked, *held_out(asked, data))
+    make_sampler_builder(model, asked, *held_out(asked, data, model))
 
 
 def _histories(futures: dict[Job, Future[History]]) -> dict[Job, History]:

@@ -18,9 +18,11 @@ from femtune._util.atomic_files import read_lines, replacing
 from femtune._util.text import brief
 from femtune.data.answer_format import AnswerFormat
 from femtune.data.answers import parse_scale
+from femtune.data.files.reading import file_rows, file_unit
+from femtune.data.messages import read_prompt
 from femtune.data.prompts import Prompts, prompt_text, write_completion
-from femtune.data.rows import BadRow, file_rows, file_unit
-from femtune.data.tasks.cells import read_plain, read_prompt, read_text
+from femtune.data.rows import BadRow
+from femtune.data.tasks.cells import read_plain, read_text
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.load import Options, problems_of
 from femtune.data.tasks.shipped_demos import SHIPPED

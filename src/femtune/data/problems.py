@@ -22,8 +22,10 @@ import pyarrow.parquet as pq
 
 from femtune._util.atomic_files import replacing
 from femtune._util.text import brief, first
+from femtune.data.files.columnar import JSON_COLUMNS
+from femtune.data.files.reading import file_rows, file_unit
+from femtune.data.plain_table import problems_of_rows
 from femtune.data.prompts import Prompts, prompt_text, write_completion
-from femtune.data.rows import JSON_COLUMNS, read_problems
 from femtune.errors import ConfigError, DataError
 from femtune.types import Completion, Problem, Reward, Tokenizer
 
@@ -33,8 +35,9 @@ def load_problems(
     *,
     columns: Mapping[str, str] | None = None,
     answers: bool = True,
+    header: bool = True,
 ) -> list[Problem]:
-    """Load the problems of a .jsonl, .json (a list), .csv, .tsv or .parquet file, in the file's order.
+    """Load the problems of a file or folder of any kind that `files.reading` reads, in its order.
 
     `columns` maps femtune's name to the file's: `{"answer": "helpfulness"}`. The file's column stays
     available to the reward under its own name; a column that the file itself calls `answer` is then
@@ -42,10 +45,17 @@ def load_problems(
     4 and 4.0 are "4", 4.5 is "4.5", true is "true"; csv cells stay as they are. With answers=False, a
     row may lack its answer, as items to predict do; it is then "".
 
+    With header=False, the first line of a .csv or .tsv file is a row, and columns are called 1, 2, ...
+
     Raises DataError if the file or one of its rows can't be used.
     """
-    required = ("prompt", "answer") if answers else ("prompt",)
-    return read_problems(Path(path), columns or {}, required)
+    file, required = Path(path).expanduser(), ("prompt", "answer") if answers else ("prompt",)
+    problems = problems_of_rows(
+        file_rows(file, header), str(file), file_unit(file), columns or {}, required, named=file.stem
+    )
+    if not problems:
+        raise DataError(f"{file} holds no rows: it needs one problem in each row.")
+    return problems
 
 
 def save_problems(problems: Sequence[Problem], path: str | os.PathLike[str]) -> None:
@@ -198,24 +208,57 @@ def check_gold(
         )
 
 
+def prompt_length(problem: Problem, prompts: Prompts, tokenizer: Tokenizer) -> tuple[int, str]:
+    """Return the number of tokens of a problem's longer prompt, and which it is: plain or hinted."""
+    names = ("plain", "hinted")
+    return max((len(tokenizer.encode_prompt(prompts.render(name, problem))), name) for name in names)
+
+
+def without_long(
+    problems: Sequence[Problem],
+    places: Mapping[str, int],
+    prompts: Prompts,
+    tokenizer: Tokenizer,
+    room: int,
+) -> tuple[list[Problem], dict[int, int]]:
+    """Return the problems of places whose prompts have at most `room` tokens, and the other places.
+
+    `places` are lines or rows by id; a problem without one has its number. Each place that is left out
+    comes with the tokens of its first long prompt. Raises DataError if no problem is left.
+    """
+    placed = [(places.get(problem.id, n), problem) for n, problem in enumerate(problems, 1)]
+    over: dict[int, int] = {}
+    for place, problem in placed:
+        length, _ = prompt_length(problem, prompts, tokenizer)
+        if length > room:
+            over.setdefault(place, length)
+    kept = [problem for place, problem in placed if place not in over]
+    if over and not kept:
+        raise DataError(
+            f"no problem fits the model: beside max_new_tokens there is room for {room} tokens, and the "
+            f"shortest prompt has {min(over.values())}. Lower max_new_tokens, or take a model with a "
+            "longer context."
+        )
+    return kept, over
+
+
 def check_lengths(
     problems: Sequence[Problem],
     prompts: Prompts,
     tokenizer: Tokenizer,
     context: int,
     max_new_tokens: int,
+    name_of: Callable[[Problem], str] = lambda problem: problem.id,
 ) -> int:
     """Check that all prompts fit the context; return the longest one's number of tokens.
 
     Counts plain and hinted prompts with the worked examples of `prompts`, and `max_new_tokens` after
-    them. Raises DataError with the number that don't fit, the longest, and what would make them fit.
+    them. Raises DataError with the number that don't fit, the longest, and what would make them fit;
+    `name_of` names a problem there.
     """
-    names = ("plain", "hinted")
-    lengths = [
-        max((len(tokenizer.encode_prompt(prompts.render(name, problem))), name) for name in names)
-        for problem in problems
-    ]
-    over = [p.id for p, (n, _) in zip(problems, lengths, strict=True) if n + max_new_tokens > context]
+    lengths = [prompt_length(problem, prompts, tokenizer) for problem in problems]
+    pairs = zip(problems, lengths, strict=True)
+    over = [name_of(problem) for problem, (n, _) in pairs if n + max_new_tokens > context]
     (longest, name), problem = max(
         zip(lengths, problems, strict=True), key=lambda pair: pair[0], default=((0, ""), None)
     )
@@ -225,10 +268,12 @@ def check_lengths(
         if prompts.demos:
             num = _demos_that_fit(problem, prompts, tokenizer, context - max_new_tokens)
             fits = f"leave out worked examples ({num} of {len(prompts.demos)} fit), or {fits}"
+        named = first([*dict.fromkeys(over)])  # both orders of a pair have one line
         raise DataError(
             f"{len(over)} of {len(problems)} problems don't fit the context of {context} tokens. "
-            f'The longest prompt (the {name} one of "{problem.id}") has {longest} tokens, and '
-            f"max_new_tokens is {max_new_tokens}: {fits}, or remove {first(over)}."
+            f'The longest prompt (the {name} one of "{name_of(problem)}") has {longest} tokens, and '
+            f"max_new_tokens is {max_new_tokens}: {fits}, or remove {named}, as "
+            "--bad-rows skip does."
         )
     return longest
 

@@ -28,6 +28,7 @@ from femtune._util.parsing import read_value
 from femtune.data.answers import Scale
 from femtune.data.problems import load_problems
 from femtune.data.prompts import as_messages
+from femtune.data.row_report import NO_ROWS, ROWS, RowReport, read_reports
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.judge import JUDGE, Wording, write_pair, write_rating
@@ -93,6 +94,7 @@ class RunFacts:
     problems: Sequence[Problem]
     base: IterationMetrics  # metrics of iteration 0; {} if it was not measured
     history: Sequence[IterationMetrics]  # metrics of the iterations 1 to this one
+    reports: Mapping[str, RowReport]  # of rows: "problems", and "eval" if its data are of their own
     trains_hinted: bool  # True if some examples are trained under the hinted prompt
 
     @property
@@ -116,6 +118,7 @@ def read_told(root: Path, iteration: int) -> RunFacts:
         problems=load_problems(root / "problems.parquet"),
         base=metrics(0),
         history=[metrics(number) for number in range(1, iteration + 1)],
+        reports=read_reports(root / ROWS),
         trains_hinted="hinted" in _trained_under(root / f"iteration-{iteration:03}"),
     )
 
@@ -212,6 +215,8 @@ def _about(told: RunFacts) -> dict[str, Any]:
         "goal": GOALS[known.form] if known else "the correct answers",
         "is_judge": known is not None and known.form in ("rating", "pair"),
         "num_problems": len(told.problems),
+        "rows": told.reports.get("problems", NO_ROWS),
+        "eval_rows": told.reports.get("eval", NO_ROWS),
         "iterations": len(told.history),
         "e_step": told.metrics["e_step"],
         "m_step": told.metrics.get("m_step"),  # a data card has none

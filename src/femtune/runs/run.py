@@ -3,6 +3,7 @@
     config.yaml              format number, and the whole resolved configuration
     environment.json         versions, hardware and git state as the run began
     problems.parquet, eval.parquet
+    rows.json            which rows of the data were left out and why, how labels were read
     iteration-001/
         draws/00000.parquet  one shard a chunk: every draw, kept or not
         draws/00001.open.jsonl   the draws of a chunk that is still open: see journal.py

@@ -47,10 +47,10 @@ def examine(
 
     `scheme` stands in place of the one that the settings name.
     """
-    asked = read_inputs(data, settings)
+    asked = read_inputs(data, settings, model=model)
     sampling(asked.settings, scheme)
     scheme = make_loop_config(asked.settings, scheme).scheme
-    problems, test = held_out(asked, data)
+    problems, test = held_out(asked, data, model)
     num_test, own_test = len(test), settings.eval_data is not None or settings.eval_split is not None
     if not own_test:
         problems, test = asked.problems, []
@@ -65,10 +65,10 @@ def _of_data(
     settings = asked.settings
     columns = sorted({name for problem in problems[:100] for name in problem.columns} - {"frame"})
     yield Finding("problems", f"{len(problems):,}; further columns: {', '.join(columns) or 'none'}")
-    if asked.skipped:
-        rows = asked.skipped + len(asked.problems)
+    if asked.report.skipped:
         said = "Check the columns, or correct the rows."
-        yield Finding("rows left out", f"{asked.skipped:,} of {rows:,}", said)
+        shares = f"{asked.report.num_skipped:,} of {asked.report.num_rows:,}"
+        yield Finding("rows left out", "; ".join([shares, *asked.report.reasons()]), said)
     if asked.rounded:
         yield Finding(
             "rounded", f"{asked.rounded:,} problems have a score between two points of the scale"

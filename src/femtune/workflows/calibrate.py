@@ -62,7 +62,7 @@ def run_calibrate(
         temperature=settings.temperature,
         aggregate=settings.aggregate,
     )
-    problems = read_inputs(data, asking, reward).problems
+    problems = read_inputs(data, asking, reward, model=model).problems
     scale = _only_scale(problems)
     found = evaluate_as_set(data, model, asking, output_dir, progress, reward=reward)
     by_id = {problem.id: problem for problem in problems}

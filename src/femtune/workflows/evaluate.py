@@ -95,7 +95,7 @@ def evaluate_as_set(
     reader = trained_from(model) if reader_problems else None
     config = _loop_config(settings)
     calibration = read_calibration(settings)
-    asked = read_inputs(data, settings, reward)
+    asked = read_inputs(data, settings, reward, model=model)
     how = _combine(settings, calibration, asked)
     place, stored = run_place(
         output_dir,
@@ -112,7 +112,7 @@ def evaluate_as_set(
         stored["calibration"] = f"{settings.calibration} (blake2b {digest})"
     builder = make_sampler_builder(model, asked, asked.problems)
     with open_run(place, stored, CHANGEABLE) as run:
-        store_problems(run, [], asked.problems)
+        store_problems(run, [], asked.problems, {"eval": asked.report})
         store_demos(run, builder)
         with builder.sampler(Sampling(settings.max_new_tokens)) as sampler:
             steps = Steps(

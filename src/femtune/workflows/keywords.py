@@ -1,7 +1,8 @@
 """Typed keywords of the public functions: the fields of config.py and mstep/config.py, as TypedDicts.
 
 They are written out for editors and type checkers, which cannot read generated types. A test compares
-names and types. `scheme` and `reward` are parameters of the functions, as they may be objects.
+names and types. `scheme`, `reward` and `eval_data` are parameters of the functions, as they may be
+objects.
 config.py documents each setting at its field.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, TypedDict, TypeVar, get_origin, get_type_hints
 
+from femtune._util.parsing import as_pairs
 from femtune._util.text import near
 from femtune.config import Train, check_types
 from femtune.data.tasks.judge import Raters
@@ -21,18 +23,21 @@ from femtune.types import Aggregate, Balance, CalibrationKind, Resume
 
 S = TypeVar("S")
 Names = list[str] | tuple[str, ...]  # the dataclasses hold tuples
+Pairs = Names | dict[str, str]  # "name=value", or names and values
 
 
 class AskSettings(TypedDict, total=False):
     """Describe data, prompts, answers and the engine: config.Ask."""
 
     task: Literal["judge", "summarize", "choice", "math", "table"]
-    columns: Names
+    columns: Pairs
+    header: bool
     data_config: str | None
     split: str | None
     scale: str | None
     attributes: Names
     raters: Raters
+    labels: Pairs
     bad_rows: Literal["stop", "skip"]
     accept_at: float
     check_gold: bool
@@ -48,7 +53,7 @@ class AskSettings(TypedDict, total=False):
     demos: str
     demo_iterations: int
     demos_in_prompt: bool
-    template_args: Names
+    template_args: Pairs
     max_new_tokens: int
     seed: int
     reward_timeout: float
@@ -57,7 +62,7 @@ class AskSettings(TypedDict, total=False):
     overlap: bool
     resume: Resume
     engine: Literal["transformers", "vllm", "openai"]
-    engine_args: Names
+    engine_args: Pairs
     engine_dtype: Literal["auto", "float32", "bfloat16", "float16"]
     max_batch: int | None
     device: str | None
@@ -115,7 +120,6 @@ class TrainSettings(SampleSettings, TrainingSettings, total=False):
     share_device: bool
     start_from: Literal["previous", "base"]
     keep_last: int
-    eval_data: str | None
     eval_split: str | None
     eval_share: float
     eval_draws: int
@@ -172,12 +176,12 @@ def train_settings(values: Mapping[str, Any]) -> Train:
 
 
 def make_settings(kind: type[S], values: Mapping[str, Any], **more: Any) -> S:
-    """Return settings from keywords; lists stand for tuples, and paths for their text.
+    """Return settings from keywords; lists and dicts stand for tuples, and paths for their text.
 
     Raises ConfigError for a name that is no setting, or a value of a wrong type.
 
-    >>> make_settings(Train, {"columns": ["answer=label"]}).columns
-    ('answer=label',)
+    >>> make_settings(Train, {"columns": ["answer=label"], "labels": {1: "A"}}).labels
+    ('1=A',)
     """
     _check_names(values, names_of(kind))
     hints = get_type_hints(kind)
@@ -200,4 +204,6 @@ def _check_names(values: Mapping[str, Any], known: set[str]) -> None:
 def _plain(value: Any, hint: Any) -> Any:
     if isinstance(value, list) and get_origin(hint) is tuple:
         return tuple(value)
+    if isinstance(value, dict) and get_origin(hint) is tuple:
+        return tuple(as_pairs(value))
     return os.fspath(value) if isinstance(value, os.PathLike) else value

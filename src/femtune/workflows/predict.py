@@ -13,7 +13,6 @@ processed in chunks as they arrive.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,8 +25,9 @@ import pyarrow.parquet as pq
 
 from femtune._util.atomic_files import replacing
 from femtune.config import CHANGEABLE, Evaluate, Predict
+from femtune.data.files.lines import json_lines
+from femtune.data.files.streams import stdin_lines
 from femtune.data.problems import check_lengths
-from femtune.data.rows import json_lines
 from femtune.data.tasks.frames import scale_of
 from femtune.data.tasks.load import read_places
 from femtune.data.tasks.published import SCHEMAS
@@ -103,7 +103,7 @@ def predictions(data: Data, model: str, settings: Predict) -> Iterator[Predictio
     """
     chosen = as_trained(settings, model)
     calibration = read_calibration(chosen)
-    return _predictions(_read(data, chosen), model, chosen, calibration)
+    return _predictions(_read(data, model, chosen), model, chosen, calibration)
 
 
 def _predictions(
@@ -166,7 +166,7 @@ def predict_into(data: Data, model: str, settings: Predict, output: Path) -> Pre
         save_predictions(predictions(data, model, settings), output, settings.chunk_size)
         return PredictResult(output, None)
     calibration = read_calibration(settings)
-    [asked] = _read(data, settings)
+    [asked] = _read(data, model, settings)
     check_calibration(calibration, asked.problems)
     place = output.with_name(f"{output.name}.draws")
     config = _stored_config(data, model, asked)
@@ -174,7 +174,7 @@ def predict_into(data: Data, model: str, settings: Predict, output: Path) -> Pre
     # nothing is graded here, and a reward of the user's own may not bear a missing answer
     builder = make_sampler_builder(model, replace(asked, reward=exact()), asked.problems)
     with open_run(place, config, _OF_VOTES) as run:
-        store_problems(run, [], asked.problems)
+        store_problems(run, [], asked.problems, {"eval": asked.report})
         drawn = _stored_draws(run, builder, asked.problems, settings, calibration)
         save_predictions(_made(drawn, calibration, settings), output, settings.chunk_size)
     return PredictResult(output, place)
@@ -241,23 +241,26 @@ def _lacks(message: str, item: str) -> bool:
     return name in ANSWERS and f"has no column `{column}` for `{name}`" in message
 
 
-def _read(data: Data, settings: Predict) -> Iterable[TaskInputs[Predict]]:
+def _read(data: Data, model: str, settings: Predict) -> Iterable[TaskInputs[Predict]]:
     """Read the inputs, in one part; for a stream, in parts as they arrive."""
     if data == "-":
-        return _read_stream(settings)
+        return _read_stream(model, settings)
 
-    return [reading(settings, lambda settings: read_inputs(data, settings, answers=False))]
+    def read(settings: Predict) -> TaskInputs[Predict]:
+        return read_inputs(data, settings, answers=False, model=model)
+
+    return [reading(settings, read)]
 
 
-def _read_stream(settings: Predict) -> Iterator[TaskInputs[Predict]]:
-    lines = _named(json_lines(sys.stdin), "id" in task_options(settings).columns)
+def _read_stream(model: str, settings: Predict) -> Iterator[TaskInputs[Predict]]:
+    lines = _named(json_lines(stdin_lines()), "id" in task_options(settings).columns)
     try:
         while rows := list(islice(lines, settings.chunk_size)):
 
             def read(settings: Predict, rows: Places = rows) -> TaskInputs[Predict]:
                 options = task_options(settings)
                 found = read_places(rows, "stdin", settings.task, options, answers=False)
-                return read_inputs(found, settings, answers=False)
+                return read_inputs(found, settings, answers=False, model=model)
 
             asked = reading(settings, read)
             # ratings in the first part may show the scale, which then holds for all parts

@@ -62,7 +62,7 @@ def run_sample(
     if scheme is not None:
         check_storable(scheme)
     draws = sampling(settings, scheme)
-    asked, config, problems = _inputs(data, settings, scheme, reward)
+    asked, config, problems = _inputs(data, model, settings, scheme, reward)
     place, stored = run_place(
         output_dir,
         "sample",
@@ -77,7 +77,7 @@ def run_sample(
     builder = make_sampler_builder(model, asked, problems)
     config = replace(config, demos=usable_demos(builder.demos, config.scheme))
     with open_run(place, stored, CHANGEABLE) as run:
-        store_problems(run, problems)
+        store_problems(run, problems, reports={"problems": asked.report})
         store_demos(run, builder)
         with builder.sampler(draws, needs=config.scheme.needs) as sampler:
             steps = Steps(
@@ -105,11 +105,15 @@ def run_sample(
 
 
 def _inputs(
-    data: Data, settings: Sample, scheme: Scheme | None, reward: Callable[..., Any] | None
+    data: Data,
+    model: str,
+    settings: Sample,
+    scheme: Scheme | None,
+    reward: Callable[..., Any] | None,
 ) -> tuple[TaskInputs[Sample], LoopConfig, list[Problem]]:
     """Return inputs, loop settings and the problems to draw for. Raises ConfigError and DataError."""
     make_loop_config(replace(as_train(settings), soft_accept=None), scheme)  # checks that need no data
-    asked = read_inputs(data, settings, reward)
+    asked = read_inputs(data, settings, reward, model=model)
     config = make_loop_config(as_train(asked.settings), scheme)
     problems = trained_on(asked.problems)
     check_varied(problems)

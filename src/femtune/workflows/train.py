@@ -22,10 +22,11 @@ from femtune.resolve import (
     Data,
     TaskInputs,
     choose_peft,
-    held_out,
     make_loop_config,
     named_scheme,
+    part,
     read_inputs,
+    read_test,
     sampling,
 )
 from femtune.run_folder import check_storable, run_place, store_problems
@@ -75,7 +76,7 @@ def run_train(
     """Train from settings; a scheme or reward given as an object stands for its name in them."""
     _check(settings, scheme)
     draws = sampling(settings, scheme)
-    asked, problems, test = _inputs(data, model, settings, output_dir, scheme, reward)
+    asked, other, (problems, test) = _inputs(data, model, settings, output_dir, scheme, reward)
     config = make_loop_config(asked.settings, scheme)
     place, stored = run_place(
         output_dir,
@@ -100,7 +101,8 @@ def run_train(
         open_run(place, stored, CHANGEABLE) as run,
         tracking(settings.training.trackers, run.root, stored, progress) as progress,
     ):
-        store_problems(run, problems, test)
+        reports = {"problems": asked.report} | ({} if other is None else {"eval": other.report})
+        store_problems(run, problems, test, reports)
         store_demos(run, builder)
         with builder.sampler(draws, problems, config.scheme.needs) as sampler:
             _check_adapters(sampler)
@@ -139,15 +141,16 @@ def _inputs(
     output_dir: str | Path | None,
     scheme: Scheme | None,
     reward: Callable[..., Any] | None,
-) -> tuple[TaskInputs[Train], list[Problem], list[Problem]]:
-    """Return the inputs with all settings filled in, the problems to train on and those held out."""
-    asked = read_inputs(data, settings, reward)
+) -> tuple[TaskInputs[Train], TaskInputs[Train] | None, tuple[list[Problem], list[Problem]]]:
+    """Return the inputs with all settings filled in, those of evaluation data, and both's problems."""
+    asked = read_inputs(data, settings, reward, model=model)
     make_loop_config(asked.settings, scheme)  # before the model's files are read
-    problems, test = held_out(asked, data)
+    other = read_test(asked, data, model)
+    problems, test = part(asked, other)
     asked = without_held_out(asked, test)
     place = None if output_dir is None else Path(output_dir)
     own = choose_peft(asked.settings, local_model(model), place)
-    return replace(asked, settings=own), problems, test
+    return replace(asked, settings=own), other, (problems, test)
 
 
 def _info(

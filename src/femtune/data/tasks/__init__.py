@@ -6,6 +6,8 @@
     choice      multiple choice
     math        numbers and expressions
     schemas     published schemas of rows             frames      a task's knowledge about a problem
+    columns     names of columns, and their cells     codings     what a column of labels means
+    sides       two responses to one conversation
 
 The task `table` is any file with prompt and answer; see problems.load_problems.
 """

@@ -6,12 +6,13 @@ Cells come as the file gives them: a number may be text, an empty cell None or "
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from femtune._util.text import brief
+from femtune.data.messages import check_text, read_messages
+from femtune.data.nested import parse_nested
 from femtune.data.rows import BadRow
 
 Row = Mapping[str, Any]
@@ -29,13 +30,7 @@ def read_text(row: Row, name: str, within: str = "") -> str:
         raise BadRow(f"`{name}` is empty")
     if not isinstance(value, str):
         raise wrong(name, "text", value)
-    if not value.strip():
-        raise BadRow(f"`{name}` is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BadRow(f"`{name}` is not valid Unicode", error.reason) from None
-    return value
+    return check_text(name, value)
 
 
 def read_plain(value: Any, name: str) -> str | None:
@@ -100,22 +95,6 @@ def item_of(*texts: str) -> str:
     return hashlib.blake2b("\x00".join(texts).encode(), digest_size=8).hexdigest()
 
 
-def read_prompt(value: Any, name: str) -> str | list[dict[str, str]]:
-    """Return a prompt to ask: text, or messages of which the last is the user's."""
-    if not isinstance(value, list):
-        return read_text({name: value}, name)
-    said = [read_object(message, f"{name}[]") for message in value]
-    if not said:
-        raise BadRow(f"`{name}` is empty")
-    messages = []
-    for one in said:
-        role, content = read_text(one, "role", f"{name}."), read_text(one, "content", f"{name}.")
-        messages.append({"role": role, "content": content})
-    if messages[-1]["role"] != "user":
-        raise BadRow(f'the last message of `{name}` is not of role "user"', messages[-1]["role"])
-    return messages
-
-
 def read_conversation(value: Any, name: str) -> str:
     """Return a conversation as one text for a judge, each message after its role.
 
@@ -127,18 +106,15 @@ def read_conversation(value: Any, name: str) -> str:
     """
     if not isinstance(value, list):
         return read_text({name: value}, name)
-    said = [read_object(message, f"{name}[]") for message in value]
-    within = f"{name}."
-    texts = [(read_text(one, "role", within), read_text(one, "content", within)) for one in said]
-    if not texts:
-        raise BadRow(f"`{name}` is empty")
+    texts = [(said["role"], check_text(name, said["content"])) for said in read_messages(value, name)]
     if len(texts) == 1 and texts[0][0] == "user":
         return texts[0][1]
     return "\n\n".join(f"{role.capitalize()}: {text}" for role, text in texts)
 
 
-def read_json(name: str, cell: str) -> Any:
+def read_nested(name: str, cell: str) -> Any:
+    """Return the list or object that a text cell holds; None for an empty one."""
     try:
-        return json.loads(cell) if cell.strip() else None
-    except (ValueError, RecursionError):
+        return parse_nested(cell) if cell.strip() else None
+    except ValueError:
         raise BadRow(f"`{name}` is text, but not JSON of a list or object", brief(cell)) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from femtune._util.text import brief
 from femtune.data.prompts import as_messages, prompt_text, rewritten
 from femtune.data.rows import BadRow
 from femtune.data.tasks.cells import KEPT
@@ -26,8 +27,9 @@ def problem(row: Mapping[str, Any], default_id: str) -> Problem | BadRow:
     B. Sand
     """
     labels, choices = list(row["labels"]), [str(choice).strip() for choice in row["choices"]]
-    if len({choice.casefold() for choice in choices}) < len(choices):
-        return BadRow("two choices have the same text")
+    right = [text for label, text in zip(labels, choices, strict=True) if label == row.get("answer")]
+    if right and choices.count(right[0]) > 1:  # Mg and mg, p and P differ
+        return BadRow("another choice has the text of the right one", brief(right[0]))
     question = row["question"]
     lines = _lines(row)
     frame = Frame(

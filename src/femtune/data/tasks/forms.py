@@ -16,53 +16,44 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from femtune._util.text import brief
+from femtune.data.messages import read_prompt
 from femtune.data.rows import BadRow
 from femtune.data.tasks.cells import (
     Row,
     item_of,
     lean,
     read_conversation,
-    read_json,
     read_list,
+    read_nested,
     read_number,
     read_object,
     read_plain,
-    read_prompt,
     read_score,
     read_text,
     wrong,
 )
+from femtune.data.tasks.pair_forms import plain_names
+from femtune.data.tasks.sides import AS_TEXT, read_response
 
 # --- judge: {prompt, response, score, attribute?, rater?, criterion?, reference?} or
 #            {prompt, response_a, response_b, preference: A, B or tie, attribute?, rater?}, item
 
 
 def rating_rows(row: Row) -> Iterator[dict[str, Any]]:
-    prompt, response = read_conversation(row.get("prompt"), "prompt"), read_text(row, "response")
-    values = {"prompt": prompt, "response": response, "score": read_score(row.get("score"), "score")}
-    values |= {name: read_plain(row.get(name), name) for name in ("id", "item", "attribute", "rater")}
-    yield lean(row, *row, **values | {"item": values["item"] or item_of(prompt, response)})
-
-
-def pair_rows(row: Row) -> Iterator[dict[str, Any]]:
     prompt = read_conversation(row.get("prompt"), "prompt")
-    a, b = read_text(row, "response_a"), read_text(row, "response_b")
-    values = {"prompt": prompt, "response_a": a, "response_b": b, "preference": _preference(row)}
-    values |= {name: read_plain(row.get(name), name) for name in ("id", "item", "attribute", "rater")}
-    yield lean(row, *row, **values | {"item": values["item"] or item_of(prompt, a, b)})
+    yield _rating(row, {"prompt": prompt}, "response")
 
 
-def _preference(row: Row) -> str | None:
-    said = read_plain(row.get("preference"), "preference")
-    known = {"a": "A", "b": "B", "tie": "tie", "0": "A", "1": "B"}
-    if said is not None and said.lower() not in known:
-        why = "; 1 and 2 are ambiguous, as 1 may be the first" if said == "2" else ""
-        raise BadRow("`preference` must be A, B or tie (or 0 for A, 1 for B)", brief(said) + why)
-    return None if said is None else known[said.lower()]
+def _rating(row: Row, given: dict[str, str], thing: str) -> dict[str, Any]:
+    """Return the row of a rated text; `given` is what it responds to."""
+    text, as_text = read_response(row, thing)
+    values = given | {thing: text, "score": read_score(row.get("score"), "score"), AS_TEXT: as_text}
+    values |= {name: read_plain(row.get(name), name) for name in plain_names(given)}
+    return lean(row, *row, **values | {"item": values["item"] or item_of(*given.values(), text)})
 
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -78,7 +69,7 @@ def helpsteer2_rows(row: Row) -> Iterator[dict[str, Any]]:
     for name in HELPSTEER:
         given = row.get(name)
         if isinstance(given, str) and given.startswith("["):  # a cell of a csv file
-            given = read_json(name, given)
+            given = read_nested(name, given)
         if not isinstance(given, list):
             yield lean(row, **values, attribute=name, score=read_number(given, name))
             continue
@@ -175,13 +166,14 @@ def feedback_collection_rows(row: Row) -> Iterator[dict[str, Any]]:
 def mt_bench_rows(row: Row) -> Iterator[dict[str, Any]]:
     """Yield one row; in turn 2, prompt and responses hold both turns of the user and of the model."""
     turn = read_number(row.get("turn"), "turn")
-    if turn not in (1, 2):
-        raise wrong("turn", "1 or 2", row.get("turn"))
-    asked, a = _sides(row, "conversation_a", int(turn))
-    _, b = _sides(row, "conversation_b", int(turn))
+    if not isinstance(turn, int) or turn < 1:
+        raise wrong("turn", "a whole number from 1", row.get("turn"))
+    asked, a = _sides(row, "conversation_a", turn)
+    _, b = _sides(row, "conversation_b", turn)
     winner = read_plain(row.get("winner"), "winner")
     # GPT-4 judged each pair in both orders; "inconsistent" marks a verdict that changed with the order
     known = {"model_a": "A", "model_b": "B", "tie": "tie", "tie (inconsistent)": "tie"}
+    known |= {"tie (bothbad)": "tie"}
     if winner is not None and winner not in known:
         raise wrong("winner", f"one of {', '.join(known)}", winner)
     yield lean(
@@ -216,19 +208,8 @@ def _sides(row: Row, name: str, turns: int) -> tuple[str, str]:
 #                {post, title?, summary, score, attribute?, rater?}, item
 
 
-def summary_pair_rows(row: Row) -> Iterator[dict[str, Any]]:
-    post, a, b = read_text(row, "post"), read_text(row, "summary_a"), read_text(row, "summary_b")
-    values = {"post": post, "summary_a": a, "summary_b": b, "preference": _preference(row)}
-    values |= {name: read_plain(row.get(name), name) for name in ("id", "item", "title", "rater")}
-    yield lean(row, *row, **values | {"item": values["item"] or item_of(post, a, b)})
-
-
 def summary_rating_rows(row: Row) -> Iterator[dict[str, Any]]:
-    post, summary = read_text(row, "post"), read_text(row, "summary")
-    values = {"post": post, "summary": summary, "score": read_score(row.get("score"), "score")}
-    names = ("id", "item", "title", "rater", "attribute")
-    values |= {name: read_plain(row.get(name), name) for name in names}
-    yield lean(row, *row, **values | {"item": values["item"] or item_of(post, summary)})
+    yield _rating(row, {"post": read_text(row, "post")}, "summary")
 
 
 def comparison_rows(row: Row) -> Iterator[dict[str, Any]]:
@@ -287,31 +268,21 @@ def _about(row: Row) -> dict[str, Any]:
 
 
 def choice_rows(row: Row) -> Iterator[dict[str, Any]]:
-    """Yield one row; `answer` may be a label, or the position of a choice, counted from 0."""
+    """Yield one row; its answer is as published, and decoded by `codings`."""
     labels, choices = _choices(row.get("choices"), row.get("labels"))
-    answer = read_plain(row.get("answer"), "answer")
-    if answer is not None and answer not in labels:
-        if not re.fullmatch(r"-?[0-9]{1,9}", answer):
-            raise BadRow(
-                "`answer` is not the label of a choice", f"{brief(answer)} of {', '.join(labels)}"
-            )
-        if not 0 <= int(answer) < len(labels):
-            counted = f"{answer}, choices are counted from 0 to {len(labels) - 1}"
-            raise BadRow("`answer` is not the position of a choice", counted)
-        answer = labels[int(answer)]
     values = {
         "question": read_prompt(row.get("question"), "question"),
         "choices": choices,
         "labels": labels,
-        "answer": answer,
+        "answer": read_plain(row.get("answer"), "answer"),
+        "labels_given": row.get("labels") is not None or _is_keyed(row.get("choices")) or None,
     }
     yield lean(row, *row, **values | {"id": read_plain(row.get("id"), "id")})
 
 
 def keyed_rows(row: Row) -> Iterator[dict[str, Any]]:
     """Yield one row of ARC, OpenBookQA or CommonsenseQA; labels are A to E, in parts of ARC 1 to 4."""
-    keyed = read_object(row.get("choices"), "choices")
-    labels, choices = _choices(keyed.get("text"), read_list(keyed.get("label"), "choices.label"))
+    labels, choices = _choices(read_object(row.get("choices"), "choices"), None)
     answer = read_plain(row.get("answerKey"), "answerKey")
     if answer is not None and answer not in labels:
         raise BadRow(
@@ -323,7 +294,21 @@ def keyed_rows(row: Row) -> Iterator[dict[str, Any]]:
     yield lean(row, **values, id=read_plain(row.get("id"), "id"))
 
 
+def _is_keyed(choices: Any) -> bool:
+    """Return True for {"text": [...], "label": [...]} and for [{"text": ..., "label": ...}, ...]."""
+    one = choices[0] if isinstance(choices, list) and choices else choices
+    return isinstance(one, Mapping)
+
+
 def _choices(choices: Any, labels: Any) -> tuple[list[str], list[str]]:
+    """Return labels and texts of choices: a list of texts, or texts with their labels. Raises BadRow."""
+    if isinstance(choices, Mapping):
+        labels = read_list(choices.get("label"), "choices.label")
+        choices = read_list(choices.get("text"), "choices.text")
+    elif _is_keyed(choices):
+        keyed = [read_object(choice, "choices[]") for choice in choices]
+        labels = [choice.get("label") for choice in keyed]
+        choices = [choice.get("text") for choice in keyed]
     texts = [read_plain(choice, "choices") for choice in read_list(choices, "choices")]
     if len(texts) < 2 or len(texts) > len(string.ascii_uppercase):
         raise BadRow("`choices` must be 2 to 26", str(len(texts)))
@@ -355,7 +340,7 @@ def gsm8k_rows(row: Row) -> Iterator[dict[str, Any]]:
         raise BadRow("`answer` has nothing after ####")
     kept = [name for name in row if name not in ("question", "prompt", "answer")]
     values = {
-        "prompt": read_text(row, "question"),
+        "prompt": read_prompt(row.get("question"), "question"),
         "answer": answer,
         "id": read_plain(row.get("id"), "id"),
     }
@@ -364,7 +349,8 @@ def gsm8k_rows(row: Row) -> Iterator[dict[str, Any]]:
 
 def math500_rows(row: Row) -> Iterator[dict[str, Any]]:
     answer, name = read_plain(row.get("answer"), "answer"), read_plain(row.get("unique_id"), "unique_id")
-    yield lean(row, "level", "subject", id=name, prompt=read_text(row, "problem"), answer=answer)
+    prompt = read_prompt(row.get("problem"), "problem")
+    yield lean(row, "level", "subject", id=name, prompt=prompt, answer=answer)
 
 
 def hendrycks_rows(row: Row) -> Iterator[dict[str, Any]]:
@@ -372,8 +358,8 @@ def hendrycks_rows(row: Row) -> Iterator[dict[str, Any]]:
     answer = None if solution is None else boxed(solution)
     if solution and not answer:
         raise BadRow(r"`solution` has no \boxed{answer}")
-    subject = read_plain(row.get("type"), "type")
-    yield lean(row, "level", prompt=read_text(row, "problem"), answer=answer, subject=subject)
+    prompt, subject = read_prompt(row.get("problem"), "problem"), read_plain(row.get("type"), "type")
+    yield lean(row, "level", prompt=prompt, answer=answer, subject=subject)
 
 
 def boxed(solution: str) -> str:

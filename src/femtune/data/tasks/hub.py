@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from femtune._util.extras import check_extra
+from femtune.data.files.kinds import looks_like_file
 from femtune.errors import ConfigError, DataError
 
-_FILE_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 # messages of `datasets` about errors that a user can fix: 5.2, load.py, builder.py, arrow_reader.py
 _CHOOSABLE = re.compile(r"BuilderConfig .* not found|Config name is missing|Unknown split")
 
@@ -34,7 +34,7 @@ def is_hub_id(name: str) -> bool:
     (True, False, False)
     """
     is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
-    return is_id and not name.lower().endswith(_FILE_KINDS) and not Path(name).exists()
+    return is_id and not looks_like_file(name) and not Path(name).exists()
 
 
 def open_hub(address: Address, task: str) -> Any:

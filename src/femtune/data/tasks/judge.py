@@ -27,14 +27,14 @@ from femtune._util.text import brief
 from femtune.data.answer_format import AnswerFormat
 from femtune.data.answers import Scale, as_fraction, infer_scale
 from femtune.data.prompts import LINE, instruct
-from femtune.data.rows import BadRow
+from femtune.data.rows import DUPLICATE, BadRow
 from femtune.data.tasks.frames import Frame, item_name
 from femtune.data.tasks.labels import SOFT, shares
 from femtune.data.tasks.wording import Template
 from femtune.types import Problem
 
 Row = Mapping[str, Any]
-Raters = Literal["each", "named", "mean", "median"]
+Raters = Literal["each", "named", "mean", "median", "majority"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def ratings(
     raters: Raters = "each",
     asking: Asking = PLAINLY,
 ) -> Iterator[tuple[int, Problem | BadRow]]:
-    """Yield a problem for each rating, or for each text with its raters' mean or median rating.
+    """Yield a problem for each rating, or for each text with its raters' mean, median or majority.
 
     Yields place and problem, or place and BadRow. `named` asks for the rating of that rater; `each`
     names no rater. Means are over valid ratings. As `asking` says, a mean is rounded to the nearest
@@ -188,7 +188,13 @@ def ratings(
             continue
         place, row = good[0]
         score: dict[str, Any] = {}
-        if values:
+        if values and raters == "majority":
+            top = Counter(filter(None, answers)).most_common(2)
+            if len(top) == 2 and top[0][1] == top[1][1]:
+                yield from _split(group, top)
+                continue
+            score = {"score": top[0][0]}
+        elif values:
             middle = fmean(values) if raters == "mean" else median(values)
             score = {"score": middle if asking.between == "soft" else scale.nearest(middle)}
         merged = {key: value for key, value in row.items() if key not in ("rater", "score")} | score
@@ -263,9 +269,10 @@ def pairs(
     """Yield two problems for each pair, one in each order; `presented` marks the one to train on.
 
     A hash of the pair's id chooses the presented order, equal in every run, so that neither answer is
-    favored. With raters "mean" or "median", the answer of a pair is the majority's.
+    favored. With raters "mean", "median" or "majority", the answer of a pair is the
+    majority's.
     """
-    if raters in ("mean", "median"):
+    if raters in ("mean", "median", "majority"):
         rows = list(_majorities(rows, wording))
     for place, row in rows:
         if isinstance(row, BadRow):
@@ -287,12 +294,20 @@ def _majorities(rows: Iterable[tuple[int, Row]], wording: Wording) -> Iterator[t
         top = votes.most_common(2)
         if len(top) == 2 and top[0][1] == top[1][1]:
             if "tie" not in votes:
-                yield place, BadRow("raters are split evenly", f"{top[0][1]} to {top[1][1]}")
+                yield from _split(group, top)
                 continue
             top = [("tie", 0)]
         merged = {key: value for key, value in row.items() if key not in ("rater", "preference")}
         given = {"preference": top[0][0]} if top else {}
         yield place, merged | given | {"ratings": list(votes.elements())}
+
+
+def _split(
+    group: Iterable[tuple[int, Row]], top: Sequence[tuple[str, int]]
+) -> Iterator[tuple[int, BadRow]]:
+    """Yield all rows of an item without a majority as bad."""
+    for place, _ in group:
+        yield place, BadRow("raters are split evenly", f"{top[0][1]} to {top[1][1]}")
 
 
 def _vote(row: Row, first: Row, wording: Wording) -> str:
@@ -309,7 +324,7 @@ def _pair(row: Row, wording: Wording, named: bool, tie: bool, asking: Asking) ->
             return [text]
     one, other = (str(text) for text in texts)
     if " ".join(one.split()) == " ".join(other.split()):
-        return [BadRow(f"both {wording.thing}s have the same text")]
+        return [BadRow(f"`{wording.thing}_a` and `{wording.thing}_b` have the same text")]
     rater = str(row.get("rater") or "")
     if named and not rater:
         return [BadRow("no `rater`, which --raters named needs")]
@@ -387,7 +402,7 @@ def with_ids(rows: Iterable[tuple[int, Any]], wording: Wording) -> Iterator[tupl
         name = str(row["id"]) if own else _made_of(row, wording)
         seen[name] += 1
         if own and seen[name] > 1:
-            yield place, BadRow("duplicate `id`", f'"{name}"')
+            yield place, BadRow(DUPLICATE, f'"{name}"')
         else:
             yield place, row | {"id": name if seen[name] == 1 else f"{name}#{seen[name]}"}
 

@@ -10,6 +10,9 @@ from typing import Any, Literal
 from femtune._util.text import first, near
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import Scale, parse_scale
+from femtune.data.columns import root_of
+from femtune.data.files.reading import file_unit
+from femtune.data.plain_table import problems_of_rows
 from femtune.data.problems import load_problems
 from femtune.data.prompts import (
     HINT,
@@ -21,12 +24,17 @@ from femtune.data.prompts import (
     instruct,
     rewritten,
 )
-from femtune.data.rows import BadRow, Faults, file_unit, problems_of_rows
+from femtune.data.row_report import NO_ROWS, RowReport, skip_reasons
+from femtune.data.rows import DUPLICATE, BadRow, Faults
 from femtune.data.tasks import choice, judge, math
+from femtune.data.tasks.codings import Place
+from femtune.data.tasks.columns import parts, shown
+from femtune.data.tasks.decode import check_texts, decoded
 from femtune.data.tasks.frames import frame
+from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.judge import JUDGE, Raters
 from femtune.data.tasks.published import Schema
-from femtune.data.tasks.schemas import find_schema, read_given, read_rows
+from femtune.data.tasks.schemas import Found, find_schema, read_given, read_rows
 from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.data.tasks.wording import Template, check_rubric, parse_template
 from femtune.errors import ConfigError, DataError
@@ -36,8 +44,6 @@ TASKS = ("judge", "summarize", "choice", "math", "table")
 _WORDINGS = {"judge": JUDGE, "summarize": SUMMARIZE}
 MODULES = {"choice": choice, "math": math}  # tasks of a question and its answer
 
-Place = tuple[int, Any]  # a place in a source, and its row or BadRow
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -46,9 +52,11 @@ class Options:
     columns: dict[str, str] = field(default_factory=dict)  # femtune's name: the file's name
     data_config: str | None = None  # config of a data set on the Hub
     split: str | None = None
+    header: bool = True  # False: the first line of a .csv or .tsv file is a row
     scale: str | None = None
     attributes: tuple[str, ...] = ()  # empty: all
     raters: Raters = "each"
+    labels: dict[str, str] = field(default_factory=dict)  # value in the file: label, or score
     bad_rows: Literal["stop", "skip"] = "stop"
     answer_format: str = "line"
     rubric: str | None = None  # text
@@ -71,6 +79,13 @@ class Options:
         between: Literal["refuse", "round", "soft"] = "round" if self.round_scores else "refuse"
         return judge.Asking(self.rubric or "", self.template, "soft" if self.soft_labels else between)
 
+    @property
+    def answer_columns(self) -> list[str]:
+        """The columns of the correct answer, and those in which a path to it begins."""
+        names = ("answer", "score", "preference", "chosen", "rejected")
+        given = [part for name in names for part in parts(self.columns.get(name, ""), ()) if part]
+        return [*given, *(root_of(column, ()) for column in given)]
+
     def instruction(self, what: str = "your answer") -> str:
         """Return the instruction of a task for its answer format."""
         return instruct(parse_format(self.answer_format), what)
@@ -86,7 +101,8 @@ class TaskData:
     leaks: tuple[str, ...] = LEAKS
     reward: str = "exact"
     scale: str | None = None  # in the form of Options.scale
-    skipped: int = 0  # rows left out
+    report: RowReport = NO_ROWS  # rows left out and why, how labels were coded
+    places: dict[str, int] = field(default_factory=dict)  # id of a problem: its line or row
     rounded: int = 0  # problems whose score was between two points of the scale
 
     @property
@@ -112,39 +128,56 @@ def read_task(
     options = options or Options()
     _check_options(task, options)
     if task == "table":
-        return _table(load_problems(data, columns=options.columns, answers=answers), options)
+        plain = load_problems(data, columns=options.columns, answers=answers, header=options.header)
+        return _table(plain, options)
     if task not in TASKS:
         known = ", ".join(TASKS)
         raise ConfigError(f"no task {task!r}.{near(task, TASKS)} Choose one of {known}.")
-    schema, rows = read_rows(
+    found = read_rows(
         data,
         task,
         columns=options.columns,
         config=options.data_config,
         split=options.split,
+        header=options.header,
         labels=answers,
     )
     if alter is not None:
-        rows = ((place, row if isinstance(row, BadRow) else alter(row)) for place, row in rows)
-    unit = file_unit(Path(data)) if Path(data).exists() else "row"
-    return _made(task, schema, rows, options, Faults(str(data), unit))
+        rows = ((place, row if isinstance(row, BadRow) else alter(row)) for place, row in found.rows)
+        found = found._replace(rows=rows)
+    unit = "row" if is_hub_id(str(data)) else file_unit(Path(data))
+    return _made(task, found, options, Faults(str(data), unit), answers)
 
 
 def read_places(
-    rows: Iterable[Place], source: str, task: str, options: Options, *, answers: bool = True
+    rows: Iterable[Place],
+    source: str,
+    task: str,
+    options: Options,
+    *,
+    answers: bool = True,
+    unit: str = "line",
 ) -> TaskData:
-    """Do as `read_task` for places and rows from elsewhere, such as a stream; `source` names them."""
+    """Do as `read_task` for places and rows from elsewhere, such as a stream.
+
+    `source` is their name in messages, `unit` the unit of a place: "line" or "row".
+    """
     _check_options(task, options)
+    if not options.header:
+        raise ConfigError(
+            f"{source} are not a .csv or .tsv file, and have names of columns: drop no-header."
+        )
     if task == "table":
         required = ("prompt", "answer") if answers else ("prompt",)
-        found = problems_of_rows(rows, source, "line", options.columns, required, named=source)
+        found = problems_of_rows(rows, source, unit, options.columns, required, named=source)
         return _table(found, options)
-    schema, made = read_given(iter(rows), source, "line", task, columns=options.columns, labels=answers)
-    return _made(task, schema, made, options, Faults(source, "line"))
+    given = read_given(iter(rows), source, unit, task, columns=options.columns, labels=answers)
+    return _made(task, given, options, Faults(source, unit), answers)
 
 
 def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, source: str) -> TaskData:
-    """Do as `read_task` for rows in memory, in any published schema of the task, with labels."""
+    """Do as `read_task` for rows in memory, in any published schema of the task, with its labels."""
+    options = replace(options, labels={})  # that coding is of the user's own file
     schema = find_schema(task, rows[0], source)
     made: list[Place] = []
     for place, row in enumerate(rows, 1):
@@ -152,7 +185,7 @@ def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, 
             made += ((place, own) for own in schema.rows(row) if schema.label in own)
         except BadRow as fault:
             made.append((place, fault))
-    return _made(task, schema, made, options, Faults(source, "row"))
+    return _made(task, Found(schema, iter(made), {}), options, Faults(source, "row"), answers=True)
 
 
 def _check_options(task: str, options: Options) -> None:
@@ -178,8 +211,8 @@ def _table(problems: list[Problem], options: Options) -> TaskData:
 
 def _templated(problems: list[Problem], template: Template, options: Options) -> list[Problem]:
     """Make the prompts of a plain table by a template. Raises ConfigError, DataError."""
-    labels = [options.columns[name] for name in ("answer",) if name in options.columns]
-    template.check({"prompt", "id", *(name for p in problems for name in p.columns)}, labels)
+    columns = {"prompt", "id", *(name for p in problems for name in p.columns)}
+    template.check(columns, options.answer_columns)
     made, faults = [], []
     for problem in problems:
         try:
@@ -201,17 +234,30 @@ def _fill(template: Template, prompt: Prompt, values: Mapping[str, Any]) -> Prom
     return rewritten(prompt, lambda _: text)
 
 
-def _made(
-    task: str, schema: Schema, rows: Iterable[Place], options: Options, faults: Faults
-) -> TaskData:
-    rows = _wanted(rows, options.attributes, faults.source)
-    found = (_judging if task in _WORDINGS else _asking)(task, schema, rows, options, faults)
+def _made(task: str, read: Found, options: Options, faults: Faults, answers: bool) -> TaskData:
+    rows = [*_wanted(read.rows, options.attributes, faults.source)]
+    rows, said = decoded(read, rows, options.labels, faults.unit, answers)
+    advice = "Or skip them with --bad-rows skip."
+    try:
+        found = (_judging if task in _WORDINGS else _asking)(task, read.schema, rows, options, faults)
+    except (ConfigError, DataError):
+        if options.bad_rows == "stop":
+            faults.report(advice)  # a fault of the rows may be the cause of the other one
+        raise
     if options.bad_rows == "stop":
-        faults.report("Or skip them with --bad-rows skip.")
+        faults.report(advice)
     if not found.problems:
         faults.report()
         raise DataError(f"{faults.source} holds no row that task {task} can use.")
-    return replace(found, skipped=sum(faults.counts.values()))
+    mapped = {name: column for name, column in read.columns.items() if name not in options.columns}
+    told = [f"{shown(mapped)}, by their names."] if mapped else []
+    report = RowReport(
+        num_rows=len(rows),
+        unit=faults.unit,
+        skipped=skip_reasons(faults),
+        codings=(*told, *said, *found.report.codings),
+    )
+    return replace(found, report=report)
 
 
 def _wanted(rows: Iterable[Place], attributes: tuple[str, ...], source: str) -> Iterator[Place]:
@@ -242,14 +288,23 @@ def _judging(
     faults: Faults,
 ) -> TaskData:
     wording = _WORDINGS[task]
+    rows, said = check_texts(rows)
     good: list[Place] = []
     for place, row in judge.with_ids(rows, wording):
         if isinstance(row, BadRow):
             faults.add(place, row)
         else:
             good.append((place, row))
-    if good and wording.thing in good[0][1]:
-        return _rating_data(wording, schema, good, options, faults)
+    if not good:
+        faults.report()
+    if wording.thing in good[0][1]:
+        made = _rating_data(wording, schema, good, options, faults)
+    else:
+        made = _pair_data(wording, good, options, faults)
+    return replace(made, report=RowReport(codings=(*said, *made.report.codings)))
+
+
+def _pair_data(wording: judge.Wording, good: list[Place], options: Options, faults: Faults) -> TaskData:
     scale = "A,B,tie" if any(row.get("preference") == "tie" for _, row in good) else "A,B"
     if options.scale is not None:
         scale = ",".join(parse_scale(options.scale).answers)
@@ -259,13 +314,15 @@ def _judging(
     if options.round_scores or options.soft_labels:
         raise ConfigError("round_scores and soft_labels are for ratings, not for pairs: leave them out.")
     asking = _checked(options, [row for _, row in good])
-    problems = _sorted_out(judge.pairs(good, wording, options.raters, asking, tie=tie), faults)
+    made = judge.pairs(good, wording, options.raters, asking, tie=tie)
+    problems, places = _sorted_out(made, faults)
     return TaskData(
         problems=problems,
         instruction=judge.instruction(parse_scale(scale), parse_format(options.answer_format)),
         leaks=JUDGE_LEAKS,
         reward=f'choice("{scale}")',
         scale=scale,
+        places=places,
     )
 
 
@@ -273,23 +330,28 @@ def _rating_data(
     wording: judge.Wording, schema: Schema, rows: list[Place], options: Options, faults: Faults
 ) -> TaskData:
     spec = options.scale or schema.scale
+    told: list[str] = []
     if spec is None and any(row.get("score") is not None for _, row in rows):
         found = judge.find_scale(row for _, row in rows)
         spec = f"{found.answers[0]},{found.answers[-1]}"
+        told = [f"The scale is {found}, as the scores show."]
     if spec is None:
         raise ConfigError(
             "the items have no scores to infer a scale from: set it, for example --scale 1,5."
         )
     scale = parse_scale(spec)
     asking = _checked(options, [row for _, row in rows], scale)
-    problems = _sorted_out(judge.ratings(rows, scale, wording, options.raters, asking), faults)
+    made = judge.ratings(rows, scale, wording, options.raters, asking)
+    problems, places = _sorted_out(made, faults)
     return TaskData(
         problems=problems,
         instruction=judge.instruction(scale, parse_format(options.answer_format)),
         leaks=JUDGE_LEAKS,
         reward=f'ordinal("{spec}")',
         scale=spec,
+        places=places,
         rounded=sum(map(judge.is_rounded, problems)),
+        report=RowReport(codings=tuple(told)),
     )
 
 
@@ -297,8 +359,7 @@ def _checked(options: Options, rows: Sequence[Any], scale: Scale | None = None) 
     """Return the text around items, checked against columns and scale. Raises ConfigError."""
     asking = options.asking
     if asking.template is not None and rows:
-        labels = [options.columns[n] for n in ("score", "preference") if n in options.columns]
-        asking.template.check(judge.known_names(rows), labels)
+        asking.template.check(judge.known_names(rows), options.answer_columns)
     if asking.rubric and scale is not None:
         check_rubric(asking.rubric, scale)
     if asking.between != "refuse" and scale is not None and not scale.numeric:
@@ -309,14 +370,18 @@ def _checked(options: Options, rows: Sequence[Any], scale: Scale | None = None) 
     return asking
 
 
-def _sorted_out(found: Iterable[tuple[int, Problem | BadRow]], faults: Faults) -> list[Problem]:
-    problems = []
+def _sorted_out(
+    found: Iterable[tuple[int, Problem | BadRow]], faults: Faults
+) -> tuple[list[Problem], dict[str, int]]:
+    """Return the problems and their places; bad rows become faults."""
+    problems, places = [], {}
     for place, problem in found:
         if isinstance(problem, BadRow):
             faults.add(place, problem)
         else:
             problems.append(problem)
-    return problems
+            places[problem.id] = place
+    return problems, places
 
 
 # --- choice, math
@@ -331,14 +396,13 @@ def _asking(
 ) -> TaskData:
     module = MODULES[task]
     template, checked = options.template, False
-    labels = [options.columns[name] for name in ("answer",) if name in options.columns]
     problems: list[Problem] = []
     ids: dict[str, int] = {}
     for number, (place, row) in enumerate(rows, 1):
         found = row if isinstance(row, BadRow) else module.problem(row, f"{task}-{number}")
         if template is not None and isinstance(found, Problem):
             if not checked:
-                template.check({*row, "prompt"}, labels)
+                template.check({*row, "prompt"}, options.answer_columns)
                 checked = True
             try:
                 values = {**row, **module.shown(row)}
@@ -346,7 +410,7 @@ def _asking(
             except BadRow as fault:
                 found = fault
         if isinstance(found, Problem) and found.id in ids:
-            found = BadRow("duplicate `id`", f'"{found.id}", first in {faults.unit} {ids[found.id]}')
+            found = BadRow(DUPLICATE, f'"{found.id}", first in {faults.unit} {ids[found.id]}')
         if isinstance(found, BadRow):
             faults.add(place, found)
         else:
@@ -356,7 +420,10 @@ def _asking(
         # all prompts become messages, since a stored column has one type
         problems = [replace(problem, prompt=as_messages(problem.prompt)) for problem in problems]
     return TaskData(
-        problems=problems, instruction=options.instruction(module.WHAT), reward=module.REWARD
+        problems=problems,
+        instruction=options.instruction(module.WHAT),
+        reward=module.REWARD,
+        places=ids,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from femtune.data.tasks import forms
+from femtune.data.tasks import forms, pair_forms
 from femtune.data.tasks.cells import Row
 
 _HUB = "https://huggingface.co/datasets/"
@@ -24,6 +24,8 @@ class Schema:
     label_columns: frozenset[str]  # published columns of the label; items to predict may lack them
     also: frozenset[str] = frozenset()  # optional columns
     nested: frozenset[str] = frozenset()  # columns of lists or objects, or JSON text of them
+    open_labels: bool = False  # True if labels are as the file has them, and `codings` decodes them
+    says: str = ""  # how labels come about, for the log
     gaps: bool = False  # True if the publisher left out some labels: such a row is skipped, not an error
     scale: str | None = None  # lowest and highest score, "0,4"; None for no scale, or any
     config: str | None = None  # the default config
@@ -43,6 +45,8 @@ def _names(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
+_CHOSEN = "`chosen` is the better one of each pair; A or B by a hash of the texts."
+
 _MATH_CONFIGS = (
     *("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory"),
     *("prealgebra", "precalculus"),
@@ -58,24 +62,76 @@ SCHEMAS: tuple[Schema, ...] = (
         label="score",
         label_columns=_names("score"),
         also=_names("id item attribute rater criterion reference source"),
+        open_labels=True,
     ),
     Schema(
         name="judge pairs",
         task="judge",
         columns=_names("prompt response_a response_b preference"),
-        rows=forms.pair_rows,
+        rows=pair_forms.pair_rows,
         label="preference",
         label_columns=_names("preference"),
-        also=_names("id item attribute rater source"),
+        also=_names("id item attribute rater source model_a model_b"),
+        open_labels=True,
+    ),
+    Schema(
+        name="judge pairs, chosen and rejected",
+        task="judge",
+        columns=_names("chosen rejected"),
+        rows=pair_forms.chosen_rows,
+        label="preference",
+        label_columns=frozenset(),  # which one is better stands in their names
+        also=_names("prompt id item attribute rater source"),
+        says=_CHOSEN,
+    ),
+    Schema(
+        name="judge pairs with a column for each winner",
+        task="judge",
+        columns=_names("prompt response_a response_b winner_model_a winner_model_b"),
+        rows=pair_forms.one_hot_rows,
+        label="preference",
+        label_columns=_names("winner_model_a winner_model_b"),
+        also=_names("winner_tie id item attribute rater source model_a model_b"),
+    ),
+    Schema(
+        name="stanfordnlp/SHP",
+        task="judge",
+        columns=_names("history human_ref_A human_ref_B labels"),
+        rows=pair_forms.labelled_rows,
+        label="preference",
+        label_columns=_names("labels"),
+        says="`labels`: 1 is A, 0 is B, as its publisher says.",
+    ),
+    Schema(
+        name="judge pairs of conversations",
+        task="judge",
+        columns=_names("conversation_a conversation_b winner"),
+        rows=pair_forms.arena_rows,
+        label="preference",
+        label_columns=_names("winner"),
+        also=_names("prompt id item attribute rater source model_a model_b"),
+        nested=_names("conversation_a conversation_b"),
+        open_labels=True,
     ),
     Schema(
         name="summary pairs",
         task="summarize",
         columns=_names("post summary_a summary_b preference"),
-        rows=forms.summary_pair_rows,
+        rows=pair_forms.summary_pair_rows,
         label="preference",
         label_columns=_names("preference"),
         also=_names("id item title rater source"),
+        open_labels=True,
+    ),
+    Schema(
+        name="summary pairs, chosen and rejected",
+        task="summarize",
+        columns=_names("post chosen rejected"),
+        rows=pair_forms.chosen_summary_rows,
+        label="preference",
+        label_columns=frozenset(),
+        also=_names("id item title rater source"),
+        says=_CHOSEN,
     ),
     Schema(
         name="summary ratings",
@@ -85,6 +141,7 @@ SCHEMAS: tuple[Schema, ...] = (
         label="score",
         label_columns=_names("score"),
         also=_names("id item title attribute rater source"),
+        open_labels=True,
     ),
     Schema(
         name="choice questions",
@@ -95,6 +152,7 @@ SCHEMAS: tuple[Schema, ...] = (
         label_columns=_names("answer"),
         also=_names("id labels subject"),
         nested=_names("choices labels"),
+        open_labels=True,
     ),
     Schema(
         name="math problems",
@@ -250,6 +308,7 @@ SCHEMAS: tuple[Schema, ...] = (
         label="answer",
         label_columns=_names("answer"),
         nested=_names("choices"),
+        open_labels=True,
         config="all",  # each subject is a config too
         split="auxiliary_train",
         eval_split="validation",

@@ -1,7 +1,8 @@
 """Schemas of published data sets, on the Hub or in a file, and the reading of their rows.
 
 A file is recognized by its columns, and read by the same code as the data set on the Hub. In CSV, the
-cells of nested columns are JSON. `forms.py` converts the rows; `hub.py` opens data sets of the Hub.
+cells of nested columns are JSON, or what Python prints. `forms.py` converts the rows; `hub.py` opens
+data sets of the Hub.
 """
 
 from __future__ import annotations
@@ -9,16 +10,28 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from femtune._util.text import near
-from femtune.data.rows import ALIASES, BadRow, Faults, file_rows, file_unit
-from femtune.data.tasks.cells import KEPT, Row, read_json
+from femtune.data.columns import check_column, root_of
+from femtune.data.files.reading import file_rows, file_unit
+from femtune.data.messages import with_messages
+from femtune.data.rows import BadRow, Faults, header_hint
+from femtune.data.tasks.cells import KEPT, Row, read_nested
+from femtune.data.tasks.columns import LABELS, by_rater, implied, likely, parts, proposal, read_cell
 from femtune.data.tasks.hub import Address, hub_rows, is_hub_id, open_hub
 from femtune.data.tasks.published import SCHEMAS, Schema
 from femtune.errors import ConfigError, DataError
 
 # --- reading
+
+
+class Found(NamedTuple):
+    """The schema of a source, its rows in the task's form with their places, and its columns."""
+
+    schema: Schema
+    rows: Iterator[tuple[int, dict[str, Any] | BadRow]]
+    columns: dict[str, str]  # femtune's names: the source's, as set or as its own names say
 
 
 def read_rows(
@@ -28,13 +41,15 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     config: str | None = None,
     split: str | None = None,
+    header: bool = True,
     labels: bool = True,
-) -> tuple[Schema, Iterator[tuple[int, dict[str, Any] | BadRow]]]:
+) -> Found:
     """Return the schema of a file or a Hub data set, and its rows in the task's form, with places.
 
     `columns` maps femtune's names to the file's: `{"score": "rating"}`. A published row may become
     several rows, or none if its publisher left out the label; an invalid row is a BadRow. With
-    labels=False, rows may lack their label, as items to predict do. Rows are read lazily.
+    labels=False, rows may lack their label, as items to predict do. With header=False, the first line of
+    a .csv or .tsv file is a row. Rows are read lazily.
 
     Raises DataError if the data do not exist or the task can't read them, ConfigError for an unknown
     config or split. Reading all rows raises DataError if none has a label.
@@ -45,18 +60,28 @@ def read_rows(
             raise ConfigError(
                 f"{source} is a file; only data sets on the Hub have config and split. Leave them out."
             )
+        found = file_rows(Path(data), header)
         unit = file_unit(Path(data))
-        return read_given(file_rows(Path(data)), source, unit, task, columns=renamed, labels=labels)
+        return read_given(found, source, unit, task, columns=renamed, labels=labels)
     known = _published(source, task, config)
+    if not header:
+        raise ConfigError(
+            f"{source} is a data set on the Hub, whose columns have names: drop no-header."
+        )
     opened = open_hub(_address(source, known, config, split), task)
     there = list(opened.column_names)
     rows = hub_rows(opened, there)
-    _check_renamed(source, task, there, renamed)
-    schema = known if known and not renamed and known.needs(labels) <= {*there} else None
-    schema = schema or find_schema(task, {*there, *renamed}, source, renamed=renamed, labels=labels)
+    if renamed:
+        _, head = next(hub_rows(opened, there), (1, dict.fromkeys(there)))
+        _check_renamed(source, task, head, renamed)
+    if known and not renamed and known.needs(labels) <= {*there}:
+        schema = known
+    else:
+        schema, renamed = _schema_of(there, source, task, renamed, labels)
     if schema.card:
-        rows = hub_rows(opened, {*schema.columns, *schema.also, *KEPT, *renamed.values()})
-    return schema, _made(schema, rows, renamed, source, labels)
+        roots = {root_of(part, there) for column in renamed.values() for part in parts(column, there)}
+        rows = hub_rows(opened, {*schema.columns, *schema.also, *KEPT, *roots})
+    return Found(schema, _made(schema, rows, renamed, source, labels), renamed)
 
 
 def read_given(
@@ -67,12 +92,36 @@ def read_given(
     *,
     columns: Mapping[str, str],
     labels: bool = True,
-) -> tuple[Schema, Iterator[tuple[int, dict[str, Any] | BadRow]]]:
+) -> Found:
     """Do as `read_rows` for places and rows from anywhere; `unit` is the unit of a place."""
     head, rows = _head(rows, source, unit)
-    _check_renamed(source, task, list(head), columns)
-    schema = find_schema(task, {*head, *columns}, source, renamed=columns, labels=labels)
-    return schema, _made(schema, rows, columns, source, labels)
+    _check_renamed(source, task, head, columns)
+    schema, renamed = _schema_of(head, source, task, columns, labels)
+    return Found(schema, _made(schema, rows, renamed, source, labels), renamed)
+
+
+def _schema_of(
+    there: Collection[str], source: str, task: str, renamed: Mapping[str, str], labels: bool
+) -> tuple[Schema, dict[str, str]]:
+    """Return the schema of a source, and the mapping with what its own names say if none fits else."""
+    names = {*there, *renamed}
+    said = {
+        name: column
+        for name, column in implied(task, names).items()
+        if name not in renamed and column not in renamed
+    }
+    if said and not _fitting(task, names, renamed, labels):
+        own = {name: column for name, column in said.items() if {*parts(column, there)} <= {*there}}
+        if _fitting(task, {*names, *own}, {**renamed, **own}, labels):
+            renamed, names = {**renamed, **own}, {*names, *own}
+    return find_schema(task, names, source, renamed=renamed, labels=labels), dict(renamed)
+
+
+def _fitting(task: str, there: Collection[str], renamed: Collection[str], labels: bool) -> list[Schema]:
+    """Return the schemas whose columns are all present; they have all names in `renamed` if any does."""
+    mine = [schema for schema in SCHEMAS if schema.task == task]
+    mine = [schema for schema in mine if {*renamed} <= schema.columns | schema.also] or mine
+    return [schema for schema in mine if schema.needs(labels) <= {*there}]
 
 
 def find_schema(
@@ -90,7 +139,7 @@ def find_schema(
     there = set(columns)
     mine = [schema for schema in SCHEMAS if schema.task == task]
     mine = [schema for schema in mine if {*renamed} <= schema.columns | schema.also] or mine
-    fits = [schema for schema in mine if schema.needs(labels) <= there]
+    fits = _fitting(task, there, renamed, labels)
     best = max(fits, key=lambda schema: len(schema.columns & there), default=None)
     others = [schema for schema in SCHEMAS if schema.task != task and schema.columns <= there]
     other = max(others, key=lambda schema: len(schema.columns), default=None)
@@ -101,16 +150,15 @@ def find_schema(
         )
     if best:
         return best
-    nearest = max(mine, key=lambda schema: len(schema.columns & there) / len(schema.columns))
-    missing = sorted(nearest.needs(labels) - there)
-    flags = " ".join(f"{name}={_likely(name, there)}" for name in missing)
+    nearest = max(mine, key=lambda schema: _closeness(schema, there))
+    missing = nearest.needs(labels) - there
     elsewhere = f" They are those of {other.name}, for task {other.task}." if other else ""
     plain = "; ".join(_listed(schema.columns) for schema in mine if not schema.card)
     names = ", ".join(dict.fromkeys(schema.name for schema in mine if schema.card))
     raise DataError(
         f"{source} holds no rows for task {task}: it has columns {_listed(there)}.{elsewhere}\n"
         f"  The nearest schema is {nearest.name}, which also has {_listed(missing)}. If they have "
-        f"other names, set --columns {flags}\n"
+        f"other names, set {proposal(missing, there)}{header_hint(there, min(missing))}\n"
         f"  Task {task} reads tables with columns {plain}; or those of {names}."
     )
 
@@ -119,9 +167,10 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in sorted(map(str, names)))
 
 
-def _likely(name: str, there: Collection[str]) -> str:
-    aliases = ALIASES.get("prompt" if name in ("prompt", "question", "post") else "answer", ())
-    return next((alias for alias in aliases if alias in there), "<its name>")
+def _closeness(schema: Schema, there: Collection[str]) -> float:
+    """Return the share of a schema's columns that are there; one of another name counts half."""
+    found = [1.0 if name in there else 0.5 * bool(likely(name, there)) for name in schema.columns]
+    return sum(found) / len(found)
 
 
 def _published(name: str, task: str, config: str | None) -> Schema | None:
@@ -162,14 +211,13 @@ def _head(
     raise DataError(f"{source} holds no rows.")
 
 
-def _check_renamed(source: str, task: str, there: list[str], renamed: Mapping[str, str]) -> None:
+def _check_renamed(source: str, task: str, row: Row, renamed: Mapping[str, str]) -> None:
     known = {name for schema in SCHEMAS if schema.task == task for name in schema.columns | schema.also}
     for name, column in renamed.items():
         if name not in known:
             raise DataError(f"task {task} reads no column {name!r}.{near(name, known)}")
-        if column not in there:
-            has = f"it has {_listed(there)}.{near(column, there)}"
-            raise DataError(f"{source} has no column `{column}` for `{name}`; {has}")
+        for part in parts(column, row):
+            check_column(row, part, name, source)
 
 
 def _made(
@@ -182,7 +230,7 @@ def _made(
     hidden = others = 0
     for place, row in rows:
         try:
-            made = [*schema.rows(_cells(schema, row, renamed, labels))]
+            made = [*_task_rows(schema, _cells(schema, row, renamed, labels), renamed)]
         except BadRow as fault:
             made, others = [], others + 1
             yield place, fault
@@ -204,6 +252,16 @@ def _made(
         raise DataError(f"{source} holds no rows for task {schema.task}.")
 
 
+def _task_rows(
+    schema: Schema, cells: dict[str, Any], renamed: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the task's rows of a published row, one for each rater if its label is a list."""
+    column = renamed.get(schema.label, schema.label)
+    raters = schema.open_labels and schema.label in LABELS
+    for each in by_rater(cells, schema.label, column) if raters else [cells]:
+        yield from schema.rows(each)
+
+
 def _label_column(schema: Schema, row: Row) -> str:
     columns = sorted(schema.label_columns)
     return row["attribute"] if row.get("attribute") in columns else columns[0]
@@ -214,13 +272,15 @@ def _cells(schema: Schema, row: Any, renamed: Mapping[str, str], labels: bool) -
         raise row
     if not isinstance(row, Mapping):
         raise _no_object(row)
-    cells = {**row} | {name: row.get(column) for name, column in renamed.items()}
+    cells = {**row} | {name: read_cell(row, name, column) for name, column in renamed.items()}
     for name in sorted(schema.needs(labels)):
         if name not in cells:
             raise BadRow(f"`{name}` is missing")
     for name in schema.nested:
         if isinstance(cells.get(name), str):
-            cells[name] = read_json(name, cells[name])
+            cells[name] = read_nested(name, cells[name])
+    for name in schema.columns & cells.keys():
+        cells[name] = with_messages(cells[name], name)
     return cells
 
 

@@ -220,12 +220,31 @@ def settings(found: Found) -> Section:
     tables.append(
         Table("Settings of all runs" if len(runs) > 1 else "Settings", ["setting", "value"], rows)
     )
+    tables += _rows(runs[0])
     environment = _flat(runs[0].environment)
     if environment:
         tables.append(
             Table("Environment", ["", ""], [[key, name(value, 200)] for key, value in environment])
         )
     return Section("settings", "Settings and environment", tables=tables)
+
+
+def _rows(run: Record) -> list[Table]:
+    """Return the rows that were left out by reason, and how labels were read."""
+    where = {"problems": "training data", "eval": "evaluation data"}
+    left = [
+        [where.get(key, key), name(reason.what, 200), count(reason.count), name(example, 200)]
+        for key, report in run.rows.items()
+        for reason in report.skipped
+        for example in [f"{report.unit} {reason.place} {reason.value}".strip()]
+    ]
+    read = [
+        [where.get(key, key), name(said, 400)]
+        for key, report in run.rows.items()
+        for said in report.codings
+    ]
+    tables = [Table("Rows left out", ["of", "why", "rows", "for example"], left)] if left else []
+    return tables + ([Table("How labels were read", ["of", "how"], read)] if read else [])
 
 
 def _flat(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -11,7 +11,8 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from femtune.errors import ConfigError, RunError
+from femtune.data.row_report import ROWS, RowReport, read_reports
+from femtune.errors import ConfigError, DataError, RunError
 from femtune.evaluation.rationales import FILE as RATIONALES
 from femtune.metric_types import (
     EStepMetrics,
@@ -45,6 +46,7 @@ class Record:
     history: tuple[IterationMetrics, ...]  # metrics.json of each completed iteration, in order
     _: KW_ONLY
     events: tuple[Mapping[str, Any], ...]  # from log.jsonl, without metrics
+    rows: Mapping[str, RowReport] = field(default_factory=dict)  # by problems and eval
     notes: tuple[str, ...] = ()  # what could not be read
 
     @property
@@ -175,8 +177,18 @@ def read_record(root: Path) -> Record:
         _json(root / "environment.json", notes),
         tuple(sorted((m for m in history if isinstance(m.get("iteration"), int)), key=_iteration)),
         events=_events(root),
+        rows=_rows(root / ROWS, notes),
         notes=tuple(notes),
     )
+
+
+def _rows(path: Path, notes: list[str]) -> dict[str, RowReport]:
+    """Return the reports on a run's rows; damage is noted."""
+    try:
+        return read_reports(path)
+    except DataError as error:
+        notes.append(str(error))
+        return {}
 
 
 def _with_rationales(metrics: IterationMetrics, path: Path, notes: list[str]) -> IterationMetrics:

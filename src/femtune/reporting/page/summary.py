@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from femtune.data.row_report import NO_ROWS
 from femtune.metric_types import Part
 from femtune.reporting.page.contenders import (
     KEPT,
@@ -126,6 +127,9 @@ def facts(found: Found, lead: Record, known: Sequence[Contender]) -> list[tuple[
     if schemes:
         made.append(("Schemes" if len(schemes) > 1 else "Scheme", ", ".join(schemes)))
     made.append(("Trained on" if steps else "Data", asked + _base_name(config.get("data"))))
+    left = lead.rows.get("problems", NO_ROWS)
+    if left.skipped:
+        made.append(("Rows left out", f"{left.num_skipped:,} of {left.num_rows:,}"))
     if any(known):
         source = config.get("eval_data") or config.get("eval_split") or "the same data, held out"
         number = max(each.num_problems for each in known)

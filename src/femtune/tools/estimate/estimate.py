@@ -110,16 +110,16 @@ def look_ahead(
     """Estimate the cost of `train` with the same arguments. Raises what `train` would raise at once."""
     wish = wish or EstimateOptions()
     draws = sampling(settings, scheme)
-    asked = read_inputs(data, settings)
+    folder, name = config_folder(model, wish.measure > 0)
+    asked = read_inputs(data, settings, model=str(folder))
     steps = make_loop_config(asked.settings, scheme)
-    problems, test = held_out(asked, data)
+    problems, test = held_out(asked, data, str(folder))
     parallel = int(engine_args(settings).get("tensor_parallel_size", 1))
     if parallel > wish.num_devices:
         raise ConfigError(
             f"tensor_parallel_size is {parallel}, and num_devices {wish.num_devices}: an engine needs "
             f"that many. Set --num-devices {parallel} or more."
         )
-    folder, name = config_folder(model, wish.measure > 0)
     if wish.hardware != "here" and not wish.measure:
         asked = replace(asked, settings=_anywhere(asked.settings))
     builder = make_sampler_builder(str(folder), asked, problems, test)

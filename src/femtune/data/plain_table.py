@@ -1,0 +1,127 @@
+"""Problems of a plain table of prompts and answers, the task `table`."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from femtune.data.columns import cell, check_column
+from femtune.data.messages import check_text, read_prompt
+from femtune.data.rows import ALIASES, DUPLICATE, BadRow, Faults, header_hint
+from femtune.errors import DataError
+from femtune.types import Problem
+
+
+def problems_of_rows(
+    rows: Iterable[tuple[int, Any]],
+    source: str,
+    unit: str,
+    renamed: Mapping[str, str],
+    required: Sequence[str],
+    *,
+    named: str,
+) -> list[Problem]:
+    """Return the problems of places and rows; one without an id is called `named` and its number.
+
+    `source` is its name in messages, `unit` the unit of a place ("line" or "row"). Raises
+    DataError if a row can't be used, or lacks a `required` column.
+    """
+    faults, checked = Faults(source, unit), False
+    problems: list[Problem] = []
+    places: dict[str, int] = {}
+    for number, (place, row) in enumerate(rows, 1):
+        try:
+            values = _object(row)
+            if not checked:
+                _check_columns(source, values, renamed, required)
+                checked = True
+            values |= {name: cell(values, column) for name, column in renamed.items()}
+            if renamed.get("id") == "":  # --columns id= leaves the file's ids out
+                del values["id"]
+            problem = _problem(f"{named}-{number}", values, required)
+            if problems and type(problem.prompt) is not type(problems[0].prompt):
+                raise BadRow("`prompt` is text in some rows and a list of messages in others")
+            if problem.id in places:
+                raise BadRow(
+                    DUPLICATE,
+                    f'"{problem.id}", first in {faults.unit} {places[problem.id]}',
+                )
+        except BadRow as fault:
+            faults.add(place, fault)
+        else:
+            places[problem.id] = place
+            problems.append(problem)
+    faults.report()
+    return problems
+
+
+def _object(row: Any) -> dict[str, Any]:
+    if isinstance(row, BadRow):
+        raise row
+    if not isinstance(row, dict):
+        raise BadRow("not an object with prompt and answer", type(row).__name__)
+    return row
+
+
+def _problem(default_id: str, values: dict[str, Any], required: Sequence[str]) -> Problem:
+    for name in required:
+        if name not in values:
+            raise BadRow(f"`{name}` is missing")
+    others = {
+        sys.intern(name): value  # saves memory: a reader makes new key strings for every row
+        for name, value in values.items()
+        if name not in ("id", "prompt", "answer") and value is not None
+    }
+    problem_id = _canonical("id", values["id"]) if "id" in values else default_id
+    prompt, answer = read_prompt(values["prompt"], "prompt"), values.get("answer")
+    graded = "answer" in required or answer not in (None, "")
+    return Problem(problem_id, prompt, _canonical("answer", answer) if graded else "", others)
+
+
+def _canonical(name: str, value: Any) -> str:
+    """Return a cell as text; 4.0 becomes "4"."""
+    if value is None:
+        raise BadRow(f"`{name}` is empty")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return str(int(value)) if value == int(value) and abs(value) < 1e15 else str(value)
+    if not isinstance(value, str):
+        found = type(value).__name__ if not isinstance(value, float) else str(value)
+        raise BadRow(f"`{name}` must be text or a number", found)
+    return check_text(name, value).strip()
+
+
+def _check_columns(
+    file: str, row: Mapping[str, Any], renamed: Mapping[str, str], required: Sequence[str]
+) -> None:
+    """Check that the first row has the required columns. Raises DataError that suggests flags."""
+    for name, source in renamed.items():
+        check_column(row, source, name, file)
+    has = ", ".join(row) or "no column at all"
+    missing = [name for name in required if name not in row and name not in renamed]
+    if missing:
+        names = " and ".join(f"`{name}`" for name in missing)
+        raise DataError(
+            f"{file} has no column {names}; it has {has}. If it has another name, set "
+            f"{_flags(row, missing)}.{header_hint(row, missing[0])}"
+        )
+
+
+def _flags(row: Mapping[str, Any], missing: Sequence[str]) -> str:
+    """Return flags to paste for missing columns, by usual names of other data sets."""
+    for name, value in row.items():
+        if missing == ["prompt", "answer"] and isinstance(value, list) and len(value) > 1:
+            last = value[-1]
+            if isinstance(last, Mapping) and last.get("role") == "assistant":
+                return "--columns " + shlex.join([f"prompt={name}[:-1]", f"answer={name}[-1].content"])
+    plain = {name.strip().lower(): name for name in reversed(list(row))}
+    found = {
+        name: next((plain[alias] for alias in (name, *ALIASES[name]) if alias in plain), None)
+        for name in missing
+    }
+    pairs = [f"{name}={column or '<its name>'}" for name, column in found.items()]
+    return f"--columns {shlex.join(pairs)}"

@@ -1,0 +1,166 @@
+"""Names of columns: what `--columns` maps, what a file's own names say, and what a message proposes.
+
+    prompt=instruction,input                     texts of several columns, one after the other
+    preference=annotator1,annotator2             a label of each rater
+    choices=A,B,C,D                              a choice in each column
+    id=article,system                            together they name a row
+
+Only names that leave no doubt are read without `--columns`: the two texts of a pair, and the columns of
+choices. Others are proposed in the message.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from femtune.data.columns import cell
+from femtune.data.rows import BadRow
+from femtune.data.tasks.cells import Row, read_nested, read_plain
+
+TEXTS = frozenset(("prompt", "post", "question", "response", "summary", "title"))  # joined if several
+LABELS = frozenset(("score", "preference"))  # one for each rater if several
+
+# names of the two texts of a pair
+_SIDES = (
+    *("response_a response_b", "response_1 response_2", "response1 response2", "output_a output_b"),
+    *("output_1 output_2", "output1 output2", "answer_a answer_b", "answer_1 answer_2"),
+    *("completion_a completion_b", "summary_a summary_b", "summary_1 summary_2", "left right"),
+)
+_PREFERENCES = ("preference", "winner", "label")
+_CHOICES = ("", "option_", "option", "choice_", "choice", "op", "answer_")  # before A or a or 1
+
+# names of a column in other data sets: proposed in messages
+SYNONYMS = {
+    "prompt": ("question", "instruction", "query", "input", "context", "text", "post", "source"),
+    "post": ("article", "document", "text", "source", "prompt", "input", "context"),
+    "question": ("prompt", "stem", "query", "input", "text", "problem"),
+    "response": ("output", "completion", "answer", "generation", "generated", "reply", "text"),
+    "summary": ("response", "output", "generated", "decoded", "hypothesis", "text"),
+    "score": ("rating", "stars", "human_score", "human_rating", "label", "overall", "quality", "grade"),
+    "preference": ("winner", "label", "choice", "preferred", "better", "human_preference", "vote"),
+    "answer": ("label", "answerkey", "cop", "correct", "correct_answer", "target", "gold", "solution"),
+    "choices": ("options", "answers", "candidates"),
+    "response_a": ("answer_a", "completion_a", "output_a", "first", "text_a"),
+    "response_b": ("answer_b", "completion_b", "output_b", "second", "text_b"),
+    "rater": ("annotator", "worker", "user", "participant", "rater_name", "annotator_id", "worker_id"),
+}
+
+
+def implied(task: str, there: Collection[str]) -> dict[str, str]:
+    """Return the mapping that a file's own names say; {} if they say nothing.
+
+    >>> implied("judge", ["prompt", "output_1", "output_2", "label"])
+    {'response_a': 'output_1', 'response_b': 'output_2', 'preference': 'label'}
+    >>> implied("choice", ["question", "A", "B", "C", "answer"])
+    {'choices': 'A,B,C'}
+    """
+    if task in ("judge", "summarize"):
+        return _of_pairs("response" if task == "judge" else "summary", there)
+    return _of_choices(there) if task == "choice" and "choices" not in there else {}
+
+
+def _of_pairs(thing: str, there: Collection[str]) -> dict[str, str]:
+    own = (f"{thing}_a", f"{thing}_b")
+    found = [pair for names in _SIDES if {*(pair := names.split())} <= {*there}]
+    if not found:
+        return {}
+    sides = own if {*own} <= {*there} else tuple(found[0])
+    label = next((name for name in _PREFERENCES if name in there), "preference")
+    mapped = {**dict(zip(own, sides, strict=True)), "preference": label}
+    return {name: column for name, column in mapped.items() if name != column}
+
+
+def _of_choices(there: Collection[str]) -> dict[str, str]:
+    for before in _CHOICES:
+        for signs in ("ABCDEFGHIJ", "abcdefghij", "123456789", "0123456789"):
+            columns: list[str] = []
+            for sign in signs:
+                if f"{before}{sign}" not in there:
+                    break
+                columns.append(f"{before}{sign}")
+            if len(columns) > 1 and (before or signs[0] in "Aa"):
+                mapped = {"choices": ",".join(columns)}
+                return mapped if "answer" in there else mapped | _if_there("answer", "answerKey", there)
+    return {}
+
+
+def _if_there(name: str, column: str, there: Collection[str]) -> dict[str, str]:
+    return {name: column} if column in there else {}
+
+
+# --- cells
+
+
+def parts(column: str, there: Collection[str]) -> list[str]:
+    """Return the columns that a mapping names: one, or several with commas between."""
+    return [column] if column in there or "," not in column else [*map(str.strip, column.split(","))]
+
+
+def read_cell(row: Row, name: str, column: str) -> Any:
+    """Return the cell for a femtune column: of several columns their texts joined, or a list."""
+    columns = parts(column, row)
+    if len(columns) == 1:
+        return cell(row, columns[0])
+    cells = [cell(row, each) for each in columns]
+    if name in TEXTS or name == "id":
+        texts = (read_plain(value, each) for value, each in zip(cells, columns, strict=True))
+        return ("/" if name == "id" else "\n\n").join(filter(None, texts))
+    while name == "choices" and cells and cells[-1] in (None, ""):
+        cells.pop()  # a question with fewer choices than columns
+    return cells
+
+
+def by_rater(cells: dict[str, Any], label: str, column: str) -> Iterator[dict[str, Any]]:
+    """Yield a row for each rater, if a cell holds a list of labels; a rater without a label has no row.
+
+    A rater is named by `rater`, by the column of the label, or by a number within the row. Raises
+    BadRow if no rater has a label.
+    """
+    given = cells.get(label)
+    if isinstance(given, str) and given.lstrip().startswith("["):
+        given = read_nested(label, given)
+    if not isinstance(given, list):
+        yield cells
+        return
+    columns = parts(column, cells)
+    raters = cells.get("rater")
+    if not isinstance(raters, list) or len(raters) != len(given):
+        own = len(columns) == len(given) and len(given) > 1
+        raters = columns if own else [f"rater {number}" for number in range(1, len(given) + 1)]
+    pairs = zip(raters, given, strict=True)
+    there = [{label: value, "rater": rater} for rater, value in pairs if value not in (None, "")]
+    if not there:
+        raise BadRow(f"`{column}` is empty")
+    for each in there:
+        named = {} if cells.get("id") in (None, "") else {"id": f"{cells['id']}/{each['rater']}"}
+        yield {**cells, **each, **named}
+
+
+# --- proposals
+
+
+def likely(name: str, there: Iterable[str]) -> str:
+    """Return the column that is probably meant by a name, or ""; case and spaces do not count.
+
+    >>> likely("score", ["id", " Rating "]), likely("score", ["id"])
+    (' Rating ', '')
+    """
+    plain = {re.sub(r"[\s-]+", "_", str(column).strip().lower()): str(column) for column in there}
+    return next((plain[each] for each in (name, *SYNONYMS.get(name, ())) if each in plain), "")
+
+
+def proposal(missing: Iterable[str], there: Collection[str]) -> str:
+    """Return the settings that would map the missing names, to be pasted.
+
+    >>> proposal(["score", "response"], ["human score", "output"])
+    '--columns response=output "score=human score"'
+    """
+    flags = [f"{name}={likely(name, there) or '<its name>'}" for name in sorted(missing)]
+    return " ".join(["--columns", *(f'"{flag}"' if " " in flag else flag for flag in flags)])
+
+
+def shown(columns: Mapping[str, str]) -> str:
+    """Say which columns were taken for which, "" if each has its own name."""
+    return ", ".join(f"`{column}` as {name}" for name, column in columns.items() if column != name)
