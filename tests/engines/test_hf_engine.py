@@ -116,6 +116,33 @@ def test_prompts_that_share_their_beginning_pass_it_once_and_give_the_same(
     assert sum(passed) > 12 * 80
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_of_several_beginnings_and_of_none_are_written_side_by_side(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Prefixes come and go, more of them than are kept when unused; retries start from held prompts."""
+    engine = TransformersEngine(tiny_model(tmp_path, "qwen2", dtype=dtype), max_batch=10)
+    assert isinstance(engine._quickest, Fused)
+    asked = []
+    for request in requests(60, longest=9):
+        kind = int(request.key.problem_id) // 5 % 7  # five of a kind come in a row
+        shared = () if kind == 0 else tuple(range(5 + kind, 75 + 3 * kind))
+        asked.append(replace(request, tokens=(*shared, *request.tokens, 7, 9)))
+    asked += [replace(r, key=replace(r.key, problem_id=f"{r.key.problem_id}b")) for r in asked[-9:]]
+    together = run(engine, asked)
+    alone = {}
+    for request in asked:
+        alone |= run(engine, [request])
+    if dtype == torch.float32:
+        assert tokens_of(together) == tokens_of(alone)
+    for name, completion in together.items():  # rounding may turn a draw, not a log-probability
+        if completion.tokens == alone[name].tokens:
+            close = {"rel": 1e-4} if dtype == torch.float32 else {"abs": 0.5}
+            assert completion.logprob == pytest.approx(alone[name].logprob, **close)
+    same = sum(completion.tokens == alone[name].tokens for name, completion in together.items())
+    assert same > 0.8 * len(asked)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logprob_of_written_tokens_is_that_of_scoring_them(family: str, tmp_path: Path) -> None:
     engine = TransformersEngine(tiny_model(tmp_path, family), max_batch=4)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from femtune.engines.hf.fused import Fused
 from femtune.engines.hf.gumbel import choose_with_logprobs
 from femtune.engines.hf.kv_slots import Slots
 from femtune.engines.hf.model import common_prefix, fill, spans, step_logits
@@ -59,7 +60,7 @@ class Batch:
         self.ends = ends
         self.sampling = sampling
         self.rows: list[Row] = []
-        self._slots = Slots(max_batch)
+        self._slots = Slots(max_batch, apart=isinstance(model, Fused))
         self._held: list[tuple[int, ...]] = [()] * max_batch  # the prompt whose keys a slot holds
         # of each row: its newest token, that token's position, the position of the prompt's last
         # token, its seed, and 1 or 0 for going on or ended
@@ -121,7 +122,9 @@ class Batch:
         """Write one token per row; gives the rows that ended now."""
         num_rows = len(self.rows)
         tokens, positions, starts, seeds, going = self._state[:, :num_rows]
-        longest = max(row.length for row in self.rows if not row.finish_reason)
+        left_out = map(len, self._slots.apart_from)
+        pairs = zip(self.rows, left_out, strict=False)
+        longest = max(row.length - left for row, left in pairs if not row.finish_reason)
         logits = step_logits(self.model, self._slots, tokens, positions, longest)
         chosen, *logprobs = choose_with_logprobs(logits, seeds, positions - starts, self.sampling)
         self._logprobs[:, :num_rows] += torch.stack(logprobs)
@@ -165,6 +168,9 @@ class Batch:
         groups: defaultdict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
         for prompts in alike.values():
             groups[self._prefix(prompts)] += prompts
+        self._slots.leave_out(
+            (), [slot for prompt in slots_of if len(prompt) == 1 for slot in slots_of[prompt]]
+        )
         limit = most_pass_tokens(self.model.device)
         for prefix, prompts in groups.items():
             prompts.sort(key=len)

@@ -1,9 +1,9 @@
 """A forward pass for models of Llama's shape, over the model's own weights, with fewer operations.
 
 The queries', keys' and values' projections are one product, and so are the MLP's gate and up; a pass
-that only fills slots stops once the last layer's keys and values are stored. On a GPU a step attends by
-two products where heads share keys, which are then not copied for each. Sums round in another order than
-in the model, so `model.quickest` compares logits before it takes this for the model.
+that only fills slots stops once the last layer's keys and values are stored. In a step no key is copied
+for the heads that share it, and a prefix that rows share is read once for all of them. Sums round in
+another order than in the model, so `model.quickest` compares logits before it takes this for the model.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.cache_utils import Cache
 
+from femtune.engines.hf.kv_slots import Slots
+
 # of transformers, which differ only in biases and in whether queries and keys are normed
 _MODEL_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
+# torch's attention on a CPU, which also gives the logs of softmax's denominators
+_on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}  # of a layer
 
 
@@ -113,7 +117,11 @@ class Fused:
             keys, values = past_key_values.update(key.transpose(1, 2), value.transpose(1, 2), index)
             if attention_mask is None and layer is self._layers[-1]:
                 break
-            hidden = hidden + layer.out(self._attend(query, keys, values, attention_mask))
+            if attention_mask is not None and length == 1:
+                seen = self._attend_step(query, keys, values, attention_mask, past_key_values, index)
+            else:
+                seen = self._attend(query, keys, values, attention_mask)
+            hidden = hidden + layer.out(seen)
             gate_up = functional.linear(
                 self._norm(hidden, layer.mlp_norm), layer.gate_up, layer.gate_up_bias
             )
@@ -130,27 +138,71 @@ class Fused:
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Attend: return [n, t, Q D] for queries [n, t, Q, D] and keys and values [n, K, columns, D]."""
         num, length = query.shape[:2]
-        shared = self._num_queries != self._num_keys
-        is_prompt, columns = mask is None, keys.shape[2]
-        if is_prompt and columns > length:  # what follows a prefix: is_causal would count from its end
+        columns = keys.shape[2]
+        if (
+            mask is None and columns > length
+        ):  # what follows a prefix: is_causal would count from its end
             mask = torch.ones(length, columns, dtype=torch.bool, device=query.device)
             mask = mask.tril_(columns - length)
-        if is_prompt or not shared or length > 1 or query.device.type == "cpu":
+        seen = functional.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self._scale,
+            enable_gqa=self._num_queries != self._num_keys,
+        )
+        return seen.transpose(1, 2).reshape(num, length, -1)
+
+    def _attend_step(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, cache: Cache, layer: int
+    ) -> Tensor:
+        """Attend with one query a row [n, 1, Q, D]; return [n, 1, Q D].
+
+        Queries that share their keys pass as if they were tokens, so that no key is copied for them. A
+        prefix that slots leave out is attended to by all of its rows at once, and the two parts are
+        weighted by their shares of the softmax's denominator.
+        """
+        num, heads, size = len(query), self._num_keys, self._size
+        grouped = query.view(num, heads, -1, size)
+        beginnings = cache.beginnings(layer) if isinstance(cache, Slots) and cache.apart else []
+        if not beginnings and query.device.type == "cpu":
+            group_mask = mask.expand(-1, -1, grouped.shape[2], -1)
             seen = functional.scaled_dot_product_attention(
-                query.transpose(1, 2),
-                keys,
-                values,
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=self._scale,
-                enable_gqa=shared,
+                grouped, keys, values, attn_mask=group_mask, scale=self._scale
             )
-            return seen.transpose(1, 2).reshape(num, length, -1)
-        assert mask is not None
-        grouped = query.reshape(num, self._num_keys, -1, self._size)  # by the keys that they share
-        scores = grouped @ keys.transpose(2, 3)
-        share = scores.mul_(self._scale).add_(mask).softmax(-1, dtype=torch.float32)
-        return (share.to(values.dtype) @ values).view(num, length, -1)
+            return seen.view(num, 1, -1)
+        seen, total = self._weighed(grouped, keys, values, mask)
+        for rows, before, before_values in beginnings:
+            own = grouped if rows is None else grouped[rows]
+            together = own.transpose(0, 1).reshape(1, heads, -1, size)
+            part, part_total = self._weighed(together, before, before_values)
+            part = part.view(heads, len(own), -1, size).transpose(0, 1)
+            part_total = part_total.view(heads, len(own), -1).transpose(0, 1)
+            if rows is None:
+                seen = seen.lerp(part, torch.sigmoid(part_total - total)[..., None].to(seen.dtype))
+            else:
+                share = torch.sigmoid(part_total - total[rows])[..., None].to(seen.dtype)
+                seen[rows] = seen[rows].lerp(part, share)
+        return seen.reshape(num, 1, -1)
+
+    def _weighed(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend [n, K, t, D] to [n, K, columns, D].
+
+        Return what is seen [n, K, t, D] and the logs of softmax's denominators [n, K, t].
+        """
+        if query.device.type == "cpu":
+            mask = None if mask is None else mask.expand(-1, -1, query.shape[2], -1)
+            seen, total = _on_cpu(query, keys, values, attn_mask=mask, scale=self._scale)
+            return seen, total
+        scores = (query @ keys.transpose(2, 3)).float().mul_(self._scale)
+        if mask is not None:
+            scores.add_(mask)
+        total = scores.logsumexp(-1)
+        return (scores - total[..., None]).exp_().to(values.dtype) @ values, total
 
 
 def _is_plain(layer: Any) -> bool:

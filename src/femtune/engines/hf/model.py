@@ -21,7 +21,7 @@ from torch import Tensor
 from femtune._util.model_safety import check_weights, unreadable
 from femtune._util.safetensors_header import stored_dtype
 from femtune.engines.hf.agreement import STEPS, Reference
-from femtune.engines.hf.fused import fuse
+from femtune.engines.hf.fused import Fused, fuse
 from femtune.engines.hf.kv_slots import Slots
 from femtune.engines.rounding import HALVES, rounded
 from femtune.engines.weight_check import PROBE
@@ -142,9 +142,12 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 
 def step_logits(model: Any, slots: Slots, tokens: Tensor, positions: Tensor, longest: int) -> Tensor:
-    """Logits [n, V] after one more token for each row: tokens [n] at positions [n], < longest."""
-    slots.step(positions, longest)
-    before = positions[:, None, None] - torch.arange(slots.width, device=positions.device)
+    """Logits [n, V] after one more token for each row: tokens [n] at positions [n].
+
+    Rows have up to `longest` tokens, besides those of a prefix that their slots leave out.
+    """
+    columns = slots.step(positions, longest)
+    before = columns[:, None, None] - torch.arange(slots.width, device=positions.device)
     output = model(
         input_ids=tokens[:, None],
         attention_mask=masks(model.config.get_text_config(), before < 0, before, model.dtype),
@@ -315,7 +318,7 @@ def _check_slots(model: Any, tokenizer: Any) -> Reference:
 @torch.inference_mode()
 def _slotted_logits(served: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     """Logits [rows, STEPS, V] after the last tokens of rows, passed one at a time in shared slots."""
-    slots = Slots(len(rows))
+    slots = Slots(len(rows), apart=isinstance(served, Fused))
     starts = [len(row) - STEPS for row in rows]
     prompts = [row[: start + 1] for row, start in zip(rows, starts, strict=True)]
     fill(served, slots, prompts, [[number] for number in range(len(rows))])
