@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from femtune import evaluate, fit, resolve, train
+from femtune import evaluate, fit, train
 from femtune._util import device_memory
 from femtune.cli.main import main
 from femtune.config import Train
 from femtune.data.worlds import SEEDLING, WORLDS, make_rows
 from femtune.model_info import FILE, is_trained, read_info
+from femtune.mstep import memory
 from femtune.mstep.config import Training
-from femtune.resolve import choose_peft, needs_peft
+from femtune.mstep.memory import needs_peft
+from femtune.resolve import choose_peft
 from femtune.runs.hashes import hash_weights
 
 SETTINGS: dict[str, Any] = {"task": "judge", "raters": "named", "scale": "1,5", "max_new_tokens": 48}
@@ -136,7 +138,7 @@ def test_lora_is_chosen_where_full_fine_tuning_does_not_fit(
     assert not needs_peft(here, SEEDLING) and not caplog.records
     monkeypatch.setattr(device_memory, "machine_memory", lambda: 1e6)
     assert not needs_peft(here, SEEDLING)  # so small a model is not asked about
-    monkeypatch.setattr(resolve, "_ANY_DEVICE", 0)
+    monkeypatch.setattr(memory, "_ANY_DEVICE", 0)
     assert needs_peft(here, SEEDLING)
     assert "training a LoRA adapter instead" in caplog.text
     for given in (True, False):  # what is set stands

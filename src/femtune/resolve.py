@@ -11,9 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from femtune._util.device_memory import training_device_memory
 from femtune._util.parsing import named_pairs
-from femtune._util.safetensors_header import num_parameters
 from femtune.config import Ask, Sample, Train, check_draws
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import parse_scale
@@ -26,12 +24,12 @@ from femtune.data.tasks.codings import parse_labels
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.load import Options, TaskData, read_places, read_task, trained_on
 from femtune.data.tasks.wording import text_or_file
-from femtune.engines.model_files import adapter_base, load_config, load_tokenizer, local_model
-from femtune.errors import ConfigError, DataError, ModelError
+from femtune.engines.model_files import load_config, load_tokenizer, local_model
+from femtune.errors import ConfigError, DataError
 from femtune.loop import Evaluation, LoopConfig
 from femtune.model_info import read_info
-from femtune.mstep.config import Training, context_length
-from femtune.mstep.disk import sized
+from femtune.mstep.config import context_length
+from femtune.mstep.memory import needs_peft
 from femtune.rewards.builtin import as_reward
 from femtune.runs.run import stored_config
 from femtune.schemes.acceptance import SoftAcceptance
@@ -88,14 +86,13 @@ def read_inputs(
     """Read the inputs from a file, the Hub, or objects; with answers=False, without answers.
 
     A reward given as an object replaces the one named in the settings. With bad_rows "skip", problems
-    that are too long for the `model` are left out. Raises DataError if a problem is
-    invalid, or if its own answer would not earn the reward; ConfigError for settings that do not suit
-    the task.
+    too long for the `model` are left out. Raises DataError if a problem is invalid, or its own answer
+    would not earn the reward; ConfigError for settings that do not suit the task.
     """
     settings = _with_texts(settings)
     form = parse_format(settings.answer_format)
-    data = data.train if isinstance(data, Divided) else data
-    found = data if isinstance(data, TaskData) else _read(data, settings, answers)
+    source = data.train if isinstance(data, Divided) else data
+    found = source if isinstance(source, TaskData) else _read(source, settings, answers)
     settings = replace(
         settings,
         reward=settings.reward or found.reward,
@@ -123,12 +120,6 @@ def read_inputs(
         settings.accept_at,
         in_data="refuse" if answers else "allow",
     )
-    if found.rounded:
-        how = "taken for both, each by its share" if settings.soft_labels else "rounded to the nearest"
-        log.warning(
-            "%d of %d scores are between two points of the scale %s: %s.",
-            *(found.rounded, len(found.problems), found.scale, how),
-        )
     if answers and settings.check_gold:
         check_gold(found.problems, grade, settings.accept_at, prompts)
     made = TaskInputs(
@@ -141,20 +132,33 @@ def read_inputs(
         rounded=found.rounded,
         demos=demos,
     )
-    if model is not None and settings.bad_rows == "skip":
-        made = _without_long(made, model)
-    for said in made.report.codings:
-        log.info("%s", said)
-    if made.report.skipped:
-        log.warning("%s", made.report.describe_skipped())
+    made = _without_long(made, model)
+    _log_rows(made)
     return made
 
 
-def _without_long(asked: TaskInputs[A], model: str) -> TaskInputs[A]:
-    """Leave out problems that are too long for a model, both orders of a pair together.
+def _log_rows(asked: TaskInputs[A]) -> None:
+    """Log how labels were coded, scores between two points of the scale, and rows left out."""
+    if asked.rounded:
+        soft = asked.settings.soft_labels
+        how = "taken for both, each by its share" if soft else "rounded to the nearest"
+        log.warning(
+            "%d of %d scores are between two points of the scale %s: %s.",
+            *(asked.rounded, len(asked.problems), asked.settings.scale, how),
+        )
+    for said in asked.report.codings:
+        log.info("%s", said)
+    if asked.report.skipped:
+        log.warning("%s", asked.report.describe_skipped())
+
+
+def _without_long(asked: TaskInputs[A], model: str | None) -> TaskInputs[A]:
+    """With bad_rows "skip", leave out problems too long for a model, both orders of a pair together.
 
     Worked examples that may be left out do not count. Raises DataError if no problem is left.
     """
+    if model is None or asked.settings.bad_rows != "skip":
+        return asked
     settings, base = asked.settings, local_model(model)
     tokenizer = load_tokenizer(base, settings.template_args)
     info = read_info(base)
@@ -426,31 +430,3 @@ def _stored_peft(place: Path | None) -> bool | None:
         return None
     found = stored_config(place).get("use_peft")
     return found if isinstance(found, bool) else None
-
-
-_ANY_DEVICE = 2 << 30  # bytes that every device has
-
-
-def needs_peft(training: Training, base: Path, device: str | None = None) -> bool:
-    """Return True if full fine-tuning in float32 exceeds the device's memory, with a warning.
-
-    Weights, gradients and Adam's moments take 16 bytes per parameter; activations are not counted. Under
-    fsdp several devices share them, so the choice is left to the user.
-    """
-    if adapter_base(base) is not None:
-        return True  # full fine-tuning can't continue from an adapter
-    try:
-        needed = 16 * num_parameters(base)
-    except ModelError:
-        return False  # loading the weights reports the error
-    if training.fsdp or needed <= _ANY_DEVICE:  # torch, to find devices, is slow to import
-        return False
-    memory = training_device_memory(device, training.use_cpu)
-    if needed <= memory:
-        return False
-    log.warning(
-        "full fine-tuning needs at least %s and the device has %s: training a LoRA adapter instead. "
-        "Set --use-peft to confirm, or --no-use-peft to try full fine-tuning.",
-        *(sized(needed), sized(memory)),
-    )
-    return True

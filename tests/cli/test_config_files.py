@@ -83,7 +83,7 @@ def test_predict_reads_standard_input_with_a_mark(
 ) -> None:
     rows = [{"id": f"é{n}", "prompt": f"Rate {n}.", "response": "Fine."} for n in range(2)]
     text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
-    buffer = io.BufferedReader(io.BytesIO(text.encode(encoding)))  # type: ignore[arg-type]
+    buffer = io.BufferedReader(io.BytesIO(text.encode(encoding)))  # type: ignore[arg-type]  # bytes do as a raw stream
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(buffer, encoding="latin-1"))
     assert main(["predict", "-", *ASKED, "--draws", "1"]) == 0
     made = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -93,7 +93,7 @@ def test_predict_reads_standard_input_with_a_mark(
 def test_bytes_of_standard_input_that_are_no_text_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    buffer = io.BufferedReader(io.BytesIO(b'{"prompt": "\xe9"}\n'))  # type: ignore[arg-type]
+    buffer = io.BufferedReader(io.BytesIO(b'{"prompt": "\xe9"}\n'))  # type: ignore[arg-type]  # bytes do as a raw stream
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(buffer, encoding="latin-1"))
     assert main(["predict", "-", *ASKED, "--draws", "1"]) == 1
     assert "stdin: not UTF-8" in capsys.readouterr().err

@@ -101,7 +101,7 @@ def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{name} holds a {type(found).__name__}, expected lines of `name: value`.")
     if strange := [key for key in found or {} if not isinstance(key, str)]:
         raise ConfigError(f"{name} has the name {strange[0]!r}, expected words: lines of `name: value`.")
-    return name, {key: _spelled(value) for key, value in (found or {}).items()}
+    return name, found or {}
 
 
 def _spelled(value: Any) -> Any:
@@ -123,7 +123,7 @@ def _for_command(settings: Mapping[str, Any], source: str, words: Sequence[str])
     """
     command = words[0] if words else ""
     if not settings or not command or command.startswith("-") or command not in app:
-        return dict(settings)
+        return {key: _spelled(value) for key, value in settings.items()}
     verbs = [verb for verb in app if not verb.startswith("-")]
     names = {
         verb: {name for each in app[verb].assemble_argument_collection() for name in each.names}
@@ -133,7 +133,8 @@ def _for_command(settings: Mapping[str, Any], source: str, words: Sequence[str])
     stored = {"--format", "--problems", "--relies-on", "--epochs-factor", "--scheme-data"}
     others = stored.union(*names.values()) - names[command]
     own = {key: value for key, value in settings.items() if f"--{key.replace('_', '-')}" not in others}
-    return keep_scheme(own, source, any(word.partition("=")[0] == "--scheme" for word in words))
+    kept = keep_scheme(own, source, any(word.partition("=")[0] == "--scheme" for word in words))
+    return {key: _spelled(value) for key, value in kept.items()}
 
 
 def _advice(text: str, arguments: Sequence[str]) -> str:

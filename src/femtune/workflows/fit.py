@@ -12,9 +12,9 @@ from femtune.loop import Progress
 from femtune.metric_types import MStepMetrics
 from femtune.model_info import ModelInfo, femtune_version, info_of, read_info, write_info
 from femtune.mstep.config import Training
+from femtune.mstep.memory import needs_peft
 from femtune.reporting.terminal import Quiet
 from femtune.reporting.trackers import check_trackers, tracking
-from femtune.resolve import needs_peft
 from femtune.run_folder import check_new
 from femtune.runs.hashes import hash_weights
 from femtune.runs.run import stored_config
