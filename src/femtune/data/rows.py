@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from femtune._util.text import SHOWN
 from femtune.errors import DataError
 
-
 DUPLICATE = "duplicate `id`"  # a kind of fault
 
 
