@@ -25,6 +25,7 @@ from femtune.cli.stored_scheme import keep_scheme
 from femtune.cli.train import app
 from femtune.errors import ConfigError, FemtuneError
 from femtune.reporting.terminal import (
+    PipeConsole,
     errors,
     literal,
 )
@@ -60,7 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = _for_command(settings, name, arguments)
         app.config = (Dict(known, source=name, use_commands_as_keys=False),) if known else ()
         with interrupts.graceful():
-            status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            status = app(
+                arguments,
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+                console=PipeConsole(),  # of help
+            )
         sys.stdout.flush()  # here, where a closed pipe is caught
     except (FemtuneError, CycloptsError) as error:
         kind = type(error) if isinstance(error, FemtuneError) else ConfigError
