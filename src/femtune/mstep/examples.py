@@ -170,7 +170,7 @@ def _columns(path: Path) -> dict[str, list[Any]]:
 
 
 def _json_table(path: Path) -> Any:
-    """Return the rows of a file of JSON lines as a table. Raises DataError for a line without an object."""
+    """Return the objects of a file of JSON lines as a table. Raises DataError for other lines."""
     rows: list[dict[str, Any]] = []
     # not pyarrow's own reader: a line of null ends the process, and text like a date becomes one
     for place, row in file_rows(path):
