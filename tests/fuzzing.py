@@ -1,8 +1,10 @@
 """Everything that reads what others wrote, and inputs for it that hardly anybody should write.
 
 A target makes an input from a seed and reads it. What reads must give a result or raise a FemtuneError
-within `LIMIT_S`; anything else is a fault: another exception, a warning, a traceback, a hang. An input
-hangs on its target's name, the seed and its number alone, so `made` makes it again.
+within `LIMIT_S`; anything else is a fault: another exception, a warning, a traceback, a hang. So is a
+loss in tables: a row that is neither in a problem nor counted, a text that the prompt lacks, proposed
+flags that do not read the columns. An input depends on its target's name, the seed and its number
+alone, so `made` makes it again.
 
 `test_fuzz.py` runs a few inputs of each target, `bench/fuzz.py` 100,000.
 """

@@ -5,13 +5,18 @@ The inputs hang on their numbers alone, so that it gives the same everywhere. `b
 
 from __future__ import annotations
 
+import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from femtune.data.tasks.load import Options, read_task
 from femtune.errors import DataError
+from femtune.evaluation.aggregate import item_id
 
+from .fuzz import tables
 from .fuzzing import TARGETS, Target, made, outcome
 
 CI_SHARE = 0.02  # of those that the bench gives to a target, and 40 or more
@@ -65,3 +70,38 @@ def test_what_is_a_fault() -> None:
     assert found(lambda value, folder: raise_(SystemExit(2))) == ("fault", "SystemExit: 2")
     assert found(lambda value, folder: compile("1 is 1", "x", "eval"))[0] == "fault"
     assert found(spin) == ("fault", "tests.fuzzing.Hung: took over 0.2 s")
+
+
+RATED = [{"prompt": f"Why {n}?", "response": f"So {n}.", "score": 1 + n} for n in range(4)]
+
+
+def test_a_row_or_a_text_that_is_lost_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*RATED, {**RATED[0], "response": " "}]))
+    options = Options(bad_rows="skip", scale="1,5")
+    found = read_task(path, "judge", options)
+    tables.check_rows(path, "judge", options, found, True)
+    first, *rest = found.problems
+    for lossy in (
+        replace(found, problems=rest),
+        replace(found, report=replace(found.report, skipped=())),
+        replace(found, problems=[replace(first, prompt=first.prompt[:-4]), *rest]),
+        replace(found, places=found.places | {first.id: 2}),  # the text is another row's
+    ):
+        with pytest.raises(AssertionError):
+            tables.check_rows(path, "judge", options, lossy, True)
+
+
+@pytest.mark.parametrize("task", tables.FORMS)
+def test_each_form_is_read_by_some_input(task: str, tmp_path: Path) -> None:
+    """As it is, or by the flags that the error proposes."""
+    for rows, columns in tables.FORMS[task]:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        options = Options(columns=columns, scale="1,5" if "stars" in rows[0] else None)
+        try:
+            found = read_task(path, task, options)
+        except DataError as error:
+            assert "These flags would read it" in str(error) or "--labels" in str(error), error
+        else:
+            assert len({item_id(problem) for problem in found.problems}) >= len(rows)

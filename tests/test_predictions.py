@@ -26,7 +26,7 @@ from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.scored_answers import read_scored
 from femtune.runs.draws import read_draws
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
-from femtune.workflows.predict import save_predictions
+from femtune.workflows.prediction_files import save_predictions
 
 ASKED = ("--model", "seedling", "--max-new-tokens", "32", "--draws", "3", "--chunk-size", "2")
 RATING = Frame(form="rating", scale=("1", "2", "3", "4", "5"), item="item")
@@ -65,6 +65,7 @@ def test_the_most_frequent_answer_wins_with_its_share() -> None:
         "answer": "5",
         "confidence": 2 / 3,  # of the three draws with an answer on the scale
         "abstained": False,
+        "no_answer": None,
         "num_answered": 3,
         "votes": {"5": 2, "4": 1},
         "aggregate": "votes",
@@ -86,7 +87,8 @@ def test_votes_shares_and_expectation_agree(answers: list[str]) -> None:
     cast = [float(answer) for answer in answers if answer in RATING.scale]
     assert made["num_answered"] == len(cast) == sum(made["votes"].values())
     if not cast:
-        assert (made["answer"], made["confidence"], made["distribution"]) == ("", 0, None)
+        assert (made["answer"], made["confidence"], made["distribution"]) == (None, None, None)
+        assert (made["no_answer"], made["abstained"]) == ("unreadable", False)
         return
     assert (
         made["confidence"] == made["distribution"][made["answer"]] == max(made["distribution"].values())
@@ -124,7 +126,10 @@ def test_the_rationale_is_the_likeliest_by_token_of_the_winners() -> None:
 def test_below_the_threshold_there_is_no_answer() -> None:
     assert voted(RATING, "4", "5", abstain_below=0.5)["answer"] == "4"
     made = voted(RATING, "4", "5", abstain_below=0.6)
-    assert (made["answer"], made["abstained"], made["votes"]) == ("", True, {"4": 1, "5": 1})
+    assert (made["answer"], made["abstained"], made["votes"]) == (None, True, {"4": 1, "5": 1})
+    assert (made["no_answer"], made["confidence"]) == ("abstained", 0.5)
+    unreadable = voted(RATING, "", "9", abstain_below=0.6)
+    assert (unreadable["no_answer"], unreadable["abstained"]) == ("unreadable", False)
 
 
 def test_a_calibration_makes_shares_probabilities() -> None:
@@ -281,7 +286,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path: Path) ->
         (["--calibration", "nowhere.json"], "nowhere.json can't be read"),
         (["--calibration", "map.json", "--columns", "prompt=response"], "these have none"),
         (["--calibration", "map.json", "--task", "judge", "--scale", "0,5"], "fit it again"),
-        (["--output", "out.csv"], ".jsonl or .parquet"),
+        (["--output", "out.xlsx"], "must end in .jsonl, .parquet or .csv"),
     ],
 )
 def test_what_is_refused(

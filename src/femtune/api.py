@@ -186,6 +186,7 @@ def evaluate(
     *,
     reward: Reward | None = None,
     reader_problems: int = 0,
+    output: str | Path | None = None,
     output_dir: str | Path | None = None,
     progress: Show | Progress = "auto",
     **settings: Unpack[EvaluateSettings],
@@ -198,7 +199,8 @@ def evaluate(
 
     Unset settings come from the model's femtune.json: its task, scale, instruction, and so on.
     With `reader_problems`, the base reads the rationales of so many problems, and
-    `result.metrics["rationales"]` measures how much they help it.
+    `result.metrics["rationales"]` measures how much they help it. With `output`, a .jsonl, .parquet or
+    .csv file, the prediction of each item is written there beside its input row and correct answer.
     """
     chosen = make_settings(Evaluate, {**settings, **_named(None, reward)})
     with _shown(progress) as shown:
@@ -210,6 +212,7 @@ def evaluate(
             shown,
             reward=_function(reward),
             reader_problems=reader_problems,
+            output=None if output is None else Path(output),
         )
 
 
@@ -248,15 +251,17 @@ def predict(
         for item in predict("new.jsonl", "runs/judge/best"):
             print(item["id"], item["answer"], item["confidence"])
 
-    Items need no answers; "-" reads JSON lines from standard input. With `output`, a .jsonl or .parquet
-    file, predictions are written there, and the draws beside it; the same call resumes a stopped one.
-    Unset settings come from the model's femtune.json. Nothing is graded: `reward` exists only so that
-    the settings of a run work here too. Each item has
+    Items need no answers; "-" reads JSON lines from standard input. With `output`, a .jsonl, .parquet or
+    .csv file, predictions are written there, and the draws beside it; the same call resumes a stopped
+    one. Unset settings come from the model's femtune.json. Nothing is graded: `reward` exists only so
+    that the settings of a run work here too. Each item has the columns of its input row, which
+    `input_columns=False` leaves out; one that is called as a field is `input_answer`, for example. Then
 
     id              the id of the item or pair
-    answer          the likeliest one under `distribution`; the first one on a tie of votes
-    confidence      its share in `distribution`, or of the votes; 0 without a vote
-    abstained       True if that is below `abstain_below`: `answer` is then ""
+    answer          the likeliest one under `distribution`; the first one on a tie of votes; or None
+    confidence      its share in `distribution`, or of the votes; None without a vote
+    abstained       True if that is below `abstain_below`
+    no_answer       why `answer` is None: "abstained", or "unreadable" if no draw could be read
     num_answered    draws with an answer (on the scale, if there is one); for a pair, in both orders
     votes           answers and the number of their draws, the most frequent first
     aggregate       "probabilities" or "votes": the source of `answer` and `distribution`

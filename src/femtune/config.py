@@ -247,6 +247,8 @@ class Predict(Evaluate):
     """0 is greedy; several draws need more."""
     abstain_below: float = 0.0
     """Give no answer if the confidence is below this."""
+    input_columns: bool = True
+    """Write the columns of each input row before its prediction."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

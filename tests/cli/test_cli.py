@@ -153,12 +153,12 @@ BAD = {
         (
             "holds no rows for task judge",
             "The nearest schema is judge ratings",
-            "--columns score=<its name>",
+            "--columns 'score=<its name>'",
         ),
         changed(1, "rated.jsonl", score=None),
     ),
     "ratings are no table of prompts and answers": Bad(
-        "train rated.jsonl {}", ("no column `answer`", "--columns answer=score")
+        "train rated.jsonl {}", ("no column `answer`", "These flags would read it", "--task judge")
     ),
     "a table of prompts and answers is no ratings": Bad(
         "train train.jsonl {} []", ("holds no rows for task judge", "`response`, `score`")
@@ -542,7 +542,9 @@ def test_sample_fit_evaluate_and_predict_are_a_pipeline(
         main(["predict", items, *trained, "--draws", "3", "--temperature", "1", "--output", str(file)])
         == 0
     )
-    assert capsys.readouterr().out == f"predictions: {file}\ntheir draws: {file}.draws\n"
+    counts, *where = capsys.readouterr().out.splitlines()
+    assert counts.startswith("12 items: ")
+    assert where == [f"predictions: {file}", f"their draws: {file}.draws"]
     assert main(["predict", items, *trained, "--draws", "1", "--temperature", "0"]) == 0
     greedy = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     voted = rows_of(file)
@@ -621,10 +623,10 @@ def test_a_reader_that_has_had_enough_makes_no_traceback(
         "write = femtune.comparison.demo.write_world\n"
         f"femtune.comparison.demo.write_world = lambda *args: write(*args)[:1] * 10_000\n{CLI}"
     )
-    shell = f'"{sys.executable}" -c "$CODE" {command} {argv} | head -1'
-    done = subprocess.run(
-        shell, shell=True, env={**os.environ, "CODE": code}, capture_output=True, text=True, timeout=60
-    )
+    shell = f'set -o pipefail; "{sys.executable}" -c "$CODE" {command} {argv} | head -1'
+    environ = {**os.environ, "CODE": code}
+    done = subprocess.run(["bash", "-c", shell], env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
     assert done.stdout == line.replace("{}", str(tmp_path)) + "\n"
     assert done.stderr == ""
 

@@ -19,6 +19,7 @@ from femtune.config import Train
 from femtune.data.answers import Scale, parse_scale
 from femtune.data.problems import check_disjoint, load_problems, save_problems, split
 from femtune.data.prompts import JUDGE_LEAKS
+from femtune.data.row_report import RowReport
 from femtune.data.rows import BadRow
 from femtune.data.tasks.frames import Frame, frame, item_name, scale_of
 from femtune.data.tasks.judge import JUDGE, instruction, turned, with_ids, write_pair, write_rating
@@ -589,7 +590,8 @@ def test_an_unknown_task_is_refused_with_those_there_are() -> None:
 def test_a_table_is_what_it_was(tmp_path: Path) -> None:
     file = file_of(tmp_path / "table.jsonl", [{"prompt": "2 + 2?", "answer": 4}])
     found = read_task(file, "table")
-    assert found == TaskData(problems=load_problems(file))
+    known = {"places": {"table-1": 1}, "report": RowReport(num_rows=1, unit="line")}
+    assert found == TaskData(problems=load_problems(file), **known)
     assert frame(found.problems[0]) is None
 
 

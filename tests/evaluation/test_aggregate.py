@@ -140,7 +140,7 @@ def test_by_hand() -> None:
     assert made["rationale"] == "p z0"
     # nobody gave the likeliest answer: the rationale after which it is likeliest
     assert rated([certain, even], ["3", ""])["rationale"] == "p z0"
-    assert rated([certain, even], ["3", ""], abstain_below=0.8)["answer"] == ""
+    assert rated([certain, even], ["3", ""], abstain_below=0.8)["answer"] is None
 
 
 def test_a_calibration_of_probabilities_maps_them_and_one_of_votes_does_not() -> None:

@@ -216,6 +216,19 @@ def test_stored_tokens_must_not_be_empty(tmp_path: Path) -> None:
         read_examples(tmp_path / "a.parquet", TOKENIZER, 256)
 
 
+@pytest.mark.parametrize("line", ["null", "3", "[]", '"x"'])
+def test_a_line_that_is_no_object_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{line}\n{json.dumps(GOOD)}\n")
+    with pytest.raises(DataError, match="line 1: not an object"):
+        read_examples(path, TOKENIZER, 256)
+
+
+def test_text_like_a_date_stays_text(tmp_path: Path) -> None:
+    data = read_examples(jsonl(tmp_path / "a.jsonl", {**GOOD, "prompt": "2024-02-29"}), TOKENIZER, 256)
+    assert [*data.prompts[0]] == [*TOKENIZER.encode_prompt("2024-02-29")]
+
+
 def test_files_without_the_columns_are_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"question": "x", "answer": "y"})
     with pytest.raises(DataError, match=r"has columns \['answer', 'question'\]; examples need"):
@@ -225,8 +238,14 @@ def test_files_without_the_columns_are_refused(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_text("PAR1")
     (tmp_path / "broken.jsonl").write_text("{")
-    for name in ("none.parquet", "none.jsonl", "broken.parquet", "broken.jsonl"):
-        with pytest.raises(DataError, match=f"{name} can't be read"):
+    said = {
+        "none.parquet": "none.parquet can't be read",
+        "none.jsonl": r"no file .*none\.jsonl",
+        "broken.parquet": "broken.parquet can't be read",
+        "broken.jsonl": r"broken\.jsonl, line 1: not JSON",
+    }
+    for name, what in said.items():
+        with pytest.raises(DataError, match=what):
             read_examples(tmp_path / name, TOKENIZER, 256)
     with pytest.raises(DataError, match=r"read from \.parquet or \.jsonl"):
         read_examples(tmp_path / "a.csv", TOKENIZER, 256)

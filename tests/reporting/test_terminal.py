@@ -116,6 +116,16 @@ def test_metrics_with_worked_examples_stand_in_a_second_column(
     assert capsys.readouterr().out.splitlines()[1] == f"{'accuracy':22}0.025  0.000 to 0.100"
 
 
+def test_groups_and_missing_values_are_shown_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    reasons = {"plain": {"wrong": 41, "kept": 19}, "hinted": {"kept": 36}}
+    show_metrics({"solved_by": {"1": 160, "2": 30}, "reasons": reasons, "mae": None}, "lines")
+    assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()] == [
+        ["solved_by", "1: 160, 2: 30"],
+        ["reasons", "plain: wrong 41, kept 19; hinted: kept 36"],
+        ["mae", "none"],
+    ]
+
+
 def test_json_lines_are_the_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     told("json")
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [BASE, FIRST]

@@ -18,20 +18,24 @@ from rich.console import Console
 from femtune.cli.main import main
 from femtune.config import Train
 from femtune.data.prompts import ChatTokenizer
+from femtune.data.tasks.frames import Frame
 from femtune.data.worlds import WORLDS, make_rows, make_splits
 from femtune.errors import ConfigError, DataError, FemtuneError
 from femtune.reporting.terminal import console
+from femtune.resolve import TaskInputs, read_inputs
 from femtune.sampler import SamplerBuilder
 from femtune.schemes.named import parse_scheme
-from femtune.tools.check import Finding, examine, show_prompts, show_tokens, token_pieces, trained_under
+from femtune.tools.check import examine, show_prompts, show_tokens, token_pieces, trained_under
+from femtune.tools.check_data import Finding, data_findings, held_out_items
 from femtune.tools.check_model import Planned, plan_trials, try_model
-from femtune.tools.check_report import Counting
+from femtune.tools.check_report import Counting, finding_line
 from femtune.types import Completion, Draw, DrawKey, Problem, Score
 
 from ..models import byte_tokenizer, tiny_model
 
 TRAIN, _ = make_splits(WORLDS["rubric"], 30, 10, seed=0)
 SETTINGS = Train(max_new_tokens=48)
+AUTO = parse_scheme("auto")
 JUDGE = replace(SETTINGS, task="judge", raters="named", scale="1,5")
 
 
@@ -44,14 +48,15 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 
 def test_a_sound_setup_has_every_finding_and_no_warning() -> None:
-    _, problems, findings = examine(TRAIN, "seedling", SETTINGS)
-    assert problems == TRAIN
+    examined = examine(TRAIN, "seedling", SETTINGS)
+    findings = examined.findings
+    assert examined.problems == TRAIN
     found = by_name(findings)
     assert [*found] == [
         *("problems", "held out", "answers", "labels", "majority", "right by luck", "reward", "model"),
         *("chat template", "end token", "plain prompt", "hinted prompt"),
     ]
-    assert not any(finding.warning for finding in findings)
+    assert [finding.what for finding in findings if finding.warning] == ["held out"]  # 3 problems
     assert found["problems"].found == "30; further columns: evidence, rater, truth, world"
     assert found["reward"].found == "exact; every correct answer earns at least 1"
     assert "context 512 tokens" in found["model"].found
@@ -61,7 +66,7 @@ def test_a_sound_setup_has_every_finding_and_no_warning() -> None:
 @pytest.mark.parametrize(("same", "warned"), [(24, False), (25, True)])  # 24 of 30 is 80%
 def test_one_sided_answers_are_warned_of(same: int, warned: bool) -> None:
     problems = [replace(p, answer="3" if i < same else "4") for i, p in enumerate(TRAIN)]
-    answers = by_name(examine(problems, "seedling", SETTINGS)[2])["answers"]
+    answers = by_name(examine(problems, "seedling", SETTINGS).findings)["answers"]
     assert answers.found == f"2 different: 3 ({same}), 4 ({30 - same})"
     assert bool(answers.warning) == warned
     assert not warned or answers.warning.startswith("83% are the same")  # 25 / 30
@@ -73,7 +78,7 @@ def test_a_second_bos_token_is_warned_of(tmp_path: Path) -> None:
     for name, doubled in (("once", False), ("twice", True)):
         tokenizer.chat_template = "{{ bos_token }}" * (1 + doubled) + "{{ messages[0]['content'] }}"
         folder = tiny_model(tmp_path / name, "llama", tokenizer=tokenizer, max_position_embeddings=1024)
-        found = by_name(examine(TRAIN, str(folder), SETTINGS)[2])
+        found = by_name(examine(TRAIN, str(folder), SETTINGS).findings)
         for prompt in ("plain prompt", "hinted prompt"):
             assert ("two BOS tokens" in found[prompt].warning) == doubled
 
@@ -81,7 +86,7 @@ def test_a_second_bos_token_is_warned_of(tmp_path: Path) -> None:
 def test_a_model_without_a_chat_template_is_said_to_have_none(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(template=False)
     folder = tiny_model(tmp_path / "m", "llama", tokenizer=tokenizer, max_position_embeddings=1024)
-    found = by_name(examine(TRAIN, str(folder), SETTINGS)[2])
+    found = by_name(examine(TRAIN, str(folder), SETTINGS).findings)
     assert found["chat template"].found.startswith("none")
 
 
@@ -118,10 +123,11 @@ def test_test_problems_are_looked_at_too(tmp_path: Path) -> None:
 def test_a_task_brings_its_words_and_its_reward(tmp_path: Path) -> None:
     rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
     write(file := tmp_path / "rated.jsonl", rows)
-    builder, problems, findings = examine(file, "seedling", JUDGE)
-    assert problems == TRAIN
-    assert by_name(findings)["reward"].found.startswith('ordinal("1,5"); every correct answer earns')
-    for panel in show_prompts(builder, problems[0]):
+    examined = examine(file, "seedling", JUDGE)
+    assert examined.problems == TRAIN
+    reward = by_name(examined.findings)["reward"].found
+    assert reward.startswith('ordinal("1,5"); every correct answer earns')
+    for panel in show_prompts(examined.builder, TRAIN[0]):
         assert "the rating, a whole number from 1 to 5." in shown(panel)
 
 
@@ -130,17 +136,17 @@ def test_of_pairs_both_orders_are_looked_at(tmp_path: Path) -> None:
     for name, group in (("train", rows), ("test", test)):
         write(tmp_path / f"{name}.jsonl", group)
     settings = replace(SETTINGS, task="summarize", raters="named", max_new_tokens=96)
-    _, problems, findings = examine(tmp_path / "train.jsonl", "seedling", settings)
-    assert len(problems) == 60
-    answers = by_name(findings)["answers"].found
+    examined = examine(tmp_path / "train.jsonl", "seedling", settings)
+    assert len(examined.problems) == 60
+    answers = by_name(examined.findings)["answers"].found
     assert answers.startswith("2 different: ") and answers.count("(30)") == 2  # neither is likelier
     own = replace(settings, eval_data=str(tmp_path / "test.jsonl"))
-    assert len(examine(tmp_path / "train.jsonl", "seedling", own)[1]) == 30
+    assert len(examine(tmp_path / "train.jsonl", "seedling", own).problems) == 30
 
 
 def test_the_reward_is_not_said_to_be_earned_where_nobody_looked() -> None:
     settings = replace(SETTINGS, check_gold=False)
-    assert "were not checked" in by_name(examine(TRAIN, "seedling", settings)[2])["reward"].found
+    assert "were not checked" in by_name(examine(TRAIN, "seedling", settings).findings)["reward"].found
 
 
 def shown(panel: object) -> str:
@@ -151,7 +157,7 @@ def shown(panel: object) -> str:
 
 @pytest.fixture(scope="module")
 def builder() -> SamplerBuilder:
-    return examine(TRAIN, "seedling", SETTINGS)[0]
+    return examine(TRAIN, "seedling", SETTINGS).builder
 
 
 def test_prompts_are_shown_as_the_model_gets_them(builder: SamplerBuilder) -> None:
@@ -214,13 +220,6 @@ def test_pieces_of_tokens_are_the_text_in_every_script(builder: SamplerBuilder, 
         assert ("\ufffd" in "".join(pieces)) == ("\ufffd" in text)
 
 
-def test_a_refused_example_is_said_to_be_one(builder: SamplerBuilder) -> None:
-    draw = replace(_draw(builder), score=Score(0.0, "", "parse_error"))
-    assert str(show_tokens(builder, TRAIN[0], draw).title).startswith(
-        "refused (parse_error), shown as an ex"
-    )
-
-
 def test_a_cut_draw_is_shown_as_it_is_trained(builder: SamplerBuilder) -> None:
     """The line break that closed its answer gives way to the end token."""
     tokens = builder.tokenizer.encode_text("So it is.\nAnswer: 3\n")
@@ -231,28 +230,89 @@ def test_a_cut_draw_is_shown_as_it_is_trained(builder: SamplerBuilder) -> None:
 
 def test_one_prompt_with_several_answers_is_warned_of() -> None:
     twice = [*TRAIN, *(replace(p, id=f"{p.id}-2", answer="3") for p in TRAIN)]
-    found = by_name(examine(twice, "seedling", SETTINGS)[2])
+    found = by_name(examine(twice, "seedling", SETTINGS).findings)
     same = sum(p.answer == "3" for p in TRAIN) / len(TRAIN)
-    assert found["same prompt"].found.endswith(f"all agree in {same:.0%} of them")
+    assert f"all agree in {same:.0%} of them" in found["same prompt"].found
+    most = (1 + same) / 2  # a prompt with two different answers: one of them
+    assert found["same prompt"].found.endswith(f"right for at most {most:.0%} of the problems")
     assert "--raters" in found["same prompt"].warning
 
 
 def test_the_luck_of_guesses_is_exact() -> None:
     problems = [replace(p, answer="12345"[i % 5]) for i, p in enumerate(TRAIN)]
-    found = by_name(examine(problems, "seedling", SETTINGS)[2])["right by luck"].found
+    found = by_name(examine(problems, "seedling", SETTINGS).findings)["right by luck"].found
     assert found.startswith("20% of guesses") and "4 attempts keep 59% of" in found  # 1 - .8^4 = .590
     near = replace(JUDGE, task="table", scale=None, accept_at=0.75, reward="ordinal(1,5)")
-    assert "attempts" not in by_name(examine(problems, "seedling", near)[2])["right by luck"].found
+    assert "attempts" not in by_name(examine(problems, "seedling", near).findings)["right by luck"].found
     free = [replace(p, columns={}) for p in TRAIN]
-    assert "right by luck" not in by_name(examine(free, "seedling", SETTINGS)[2])
+    assert "right by luck" not in by_name(examine(free, "seedling", SETTINGS).findings)
 
 
 def test_rows_that_are_left_out_are_counted(tmp_path: Path) -> None:
     rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
-    rows[3]["score"] = 9
+    rows[3]["score"], rows[5]["score"], rows[8]["response"] = 9, 0, " "
     write(file := tmp_path / "rated.jsonl", rows)
-    found = by_name(examine(file, "seedling", replace(JUDGE, bad_rows="skip"))[2])
-    assert found["rows left out"].found == "1 of 30" and found["rows left out"].warning
+    examined = examine(file, "seedling", replace(JUDGE, bad_rows="skip"))
+    found = by_name(examined.findings)["rows left out"]
+    assert found.found == "3 of 30 (10%)" and found.warning
+    assert found.details == (
+        "`score` is off the scale, 1 to 5: 2 (for example line 4: 9)",
+        "`response` is empty: 1 (for example line 9)",
+    )
+    assert examined.rows.num_skipped == 3
+    lines = finding_line(found).plain.splitlines()
+    assert lines[0].startswith("! rows left out") and lines[1].strip() == found.details[0]
+
+
+def test_few_held_out_items_are_warned_of_and_a_pair_is_one() -> None:
+    ratings = [problem("rating", item=str(n)) for n in range(50)]
+    pairs = [problem("pair", item=str(n // 2), swapped=n % 2 == 1) for n in range(98)]
+    assert [held_out_items(each) for each in (ratings, pairs, TRAIN)] == [50, 49, 30]
+    for num, warned in ((50, False), (49, True)):
+        [found] = [f for f in data_findings(TRAIN, num, inputs(), AUTO) if f.what == "held out"]
+        assert bool(found.warning) == warned
+        assert found.found == f"{num}; an accuracy of 50% is measured to ±14%"  # 1.96 * .5 / sqrt(50)
+
+
+def problem(form: Any, **known: Any) -> Problem:
+    columns = {"frame": Frame(form=form, **known).column()}
+    return Problem(f"{known}", "Which?", "", columns)
+
+
+def inputs() -> TaskInputs[Train]:
+    return read_inputs(TRAIN, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "warned"),
+    [
+        ("5", False),
+        ("No, as it is dark.", False),
+        ("x = 5", False),
+        ("So 2 + 3 = 5", True),
+        ("#### 5", True),
+        (r"So it is \boxed{5}", True),
+        ("The answer is 5", True),
+        ("so that " * 13, True),  # 104 characters
+    ],
+)
+def test_a_correct_answer_that_is_a_whole_solution_is_warned_of(answer: str, warned: bool) -> None:
+    problems = [Problem("a", "Why?", answer), Problem("b", "How?", "4")]
+    found = by_name([*data_findings(problems, 0, inputs(), AUTO)])
+    assert ("whole solutions" in found) == warned
+    assert not warned or found["whole solutions"].found.startswith("1 of 2 correct answers")
+
+
+def test_columns_that_femtune_adds_are_not_the_tables(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{n}?", "response": "So.", "score": 1 + n % 4 * 0.8, "rater": f"r{n % 2}", "note": n}
+        for n in range(40)
+    ]
+    write(file := tmp_path / "rated.jsonl", rows)
+    for raters in ("mean", "each"):
+        settings = replace(JUDGE, raters=raters, soft_labels=True)
+        names = by_name(examine(file, "seedling", settings).findings)["problems"].found
+        assert names == f"40; further columns: note{', rater' * (raters == 'each')}"
 
 
 def test_a_draw_is_kept_from_the_reward_on_that_was_asked_for(builder: SamplerBuilder) -> None:
@@ -279,7 +339,7 @@ def check_of_ratings(folder: Path) -> list[str]:
     return ["check", str(file), "--model", "seedling", *words]
 
 
-@pytest.mark.parametrize("flags", [["--no-try"], ["--draws", "3"]])
+@pytest.mark.parametrize("flags", [["--no-try"], ["--draws", "8"]])
 def test_the_command_fits_80_columns_and_ends_with_a_verdict(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +349,7 @@ def test_the_command_fits_80_columns_and_ends_with_a_verdict(
     lines = out.splitlines()
     table = lines[lines.index(next(line for line in lines if "╰" in line)) :]
     assert all(cell_len(line) <= 80 for line in table if not line.startswith(("✓", "!")))
-    assert lines[-1].startswith(("Ready, ", "Settings to try: "))
+    assert lines[-1].startswith("Ready, 1 warning.")  # few are held out
     assert ("answered  truncated" in out) == (flags != ["--no-try"])
 
 
@@ -297,19 +357,19 @@ def test_json_has_all_that_is_shown_and_nothing_else_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = check_of_ratings(tmp_path)
-    assert main([*words, "--draws", "3", "--show", "json"]) == 0
+    assert main([*words, "--draws", "8", "--show", "json"]) == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
     assert not printed.err
     assert [*found["prompts"]] == ["plain prompt", "hinted prompt"]
     first, *_, hinted = found["trials"]
-    assert (first["prompt"], first["num_draws"], first["temperature"]) == ("plain", 3, 1.0)
+    assert (first["prompt"], first["num_draws"], first["temperature"]) == ("plain", 8, 1.0)
     assert hinted["prompt"] == "hinted" and hinted["tokens_median"] <= hinted["tokens_99th"] <= 48
     refused = sum(each["count"] for each in first["unanswered"])
-    assert refused <= 3 and first["kept"] <= first["right"] <= first["answered"] <= 1
+    assert refused <= 8 and first["kept"] <= first["right"] <= first["answered"] <= 1
     assert {label["label"] for label in found["labels"]} == set("12345")
-    assert found["ready"] == any(trial["kept"] for trial in found["trials"])
-    assert found["verdict"].startswith("Ready" if found["ready"] else "Not ready")
+    assert found["ready"] and first["kept"] and found["verdict"] == "Ready, 1 warning."
+    assert (found["rows"]["num_rows"], found["rows"]["skipped"]) == (30, [])
 
     assert main([*words, "--no-try", "--show", "json"]) == 0
     bare = json.loads(capsys.readouterr().out)
@@ -325,7 +385,7 @@ def test_json_has_all_that_is_shown_and_nothing_else_is_printed(
 def test_what_will_be_drawn_is_said_first_and_what_is_done_as_it_goes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*check_of_ratings(tmp_path), "--draws", "3"]) == 0
+    assert main([*check_of_ratings(tmp_path), "--draws", "3"]) == 1  # none of 3 is right
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("drawing for each prompt: 3 completions of at most 48 tokens")
     assert lines[start + 1 : start + 4] == [
@@ -379,7 +439,14 @@ def test_check_of_nothing_is_an_error_without_a_traceback(
     for file, words in (("empty.jsonl", []), ("none.jsonl", []), ("one.jsonl", ["--draws", "0"])):
         flags = ["--model", "seedling", "--max-new-tokens", "8", *words]
         assert main(["check", str(tmp_path / file), *flags]) == 1
-        assert "Error: " in capsys.readouterr().err
+        said = capsys.readouterr().err.splitlines()
+        assert "Error: " in said[0] and said[-1] == "Not ready: 1 error."
+    assert main(["check", str(tmp_path / "none.jsonl"), "--model", "seedling", "--show", "json"]) == 1
+    refused = json.loads(capsys.readouterr().out)
+    assert (refused["ready"], refused["verdict"]) == (False, "Not ready: 1 error.")
+    assert "no file" in refused["error"]
     flags = ["--model", "seedling", "--max-new-tokens", "8", "--draws", "2", "--eval-share", "0"]
-    assert main(["check", str(tmp_path / "one.jsonl"), *flags]) == 0  # a single problem
-    assert "Not ready: none of " in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "one.jsonl"), *flags]) == 1  # a single problem
+    said = capsys.readouterr().out.splitlines()
+    assert "No draw was kept, so there is no training example to show." in said
+    assert said[-1].startswith("Not ready: 1 error, ")

@@ -18,9 +18,10 @@ from femtune.data.truncation import Cut
 from femtune.data.worlds import WORLDS, make_splits
 from femtune.engines.fake import FakeEngine
 from femtune.estep.scheduler import Sampler
-from femtune.rewards.builtin import exact, score
+from femtune.rewards.builtin import as_reward, score
 from femtune.sampler import SamplerBuilder
-from femtune.tools.check import Finding, examine
+from femtune.tools.check import examine
+from femtune.tools.check_data import Finding
 from femtune.tools.check_model import Tried, advise, copied_shares, draw_trials, fitting_tokens
 from femtune.tools.check_report import (
     example_draw,
@@ -47,7 +48,7 @@ Write = Callable[[str, int], str]
 
 @pytest.fixture(scope="module")
 def builder() -> SamplerBuilder:
-    return examine(RATED, "seedling", replace(SETTINGS, max_new_tokens=48))[0]
+    return examine(RATED, "seedling", replace(SETTINGS, max_new_tokens=48)).builder
 
 
 def tried(
@@ -56,16 +57,18 @@ def tried(
     problems: list[Problem] = SUMS,
     settings: Train = SETTINGS,
     draws: int = 32,
+    reward: str = "exact",
 ) -> Tried:
     """Trials and advice where a function is the model."""
     engine = FakeEngine(write)
     prompts = Prompts()
-    builder = replace(builder, prompts=prompts, reward=exact(), settings=settings)
+    grade = as_reward(reward)
+    builder = replace(builder, prompts=prompts, reward=grade, settings=settings)
     sampler = Sampler(
         engine,
         engine.tokenizer,
         prompts,
-        partial(score, prompts=prompts, reward=exact()),
+        partial(score, prompts=prompts, reward=grade),
         Sampling(settings.max_new_tokens, settings.temperature),
         cut=Cut(prompts.format, engine.tokenizer),
         force="all",  # which a check never does
@@ -91,7 +94,7 @@ def test_a_model_that_solves_all_needs_no_change(builder: SamplerBuilder) -> Non
     ]
     assert (warned(found), found.changes) == ({}, {"max-new-tokens": "64"})  # 28 * 1.25, at least 64
     assert pasted(found) == "--max-new-tokens 64"
-    assert verdict(found.findings, found) == "Ready, no warnings."
+    assert verdict(found.findings) == "Ready."
     assert [*written_lines(found.trials[0], SUMS)] == []
 
 
@@ -116,8 +119,11 @@ def test_unanswered_draws_are_warned_of_and_grouped_by_form(builder: SamplerBuil
     assert counts.keys() == {r"\boxed{...}", "a list"} and sum(counts.values()) == 32
     assert all(cell_len(line) <= 80 for line in lines)
     assert found.changes.get("answer-format") == ("boxed" if counts[r"\boxed{...}"] > 0.3 * 32 else None)
-    assert verdict(found.findings, found).startswith("Not ready: none of ")
-    assert example_draw(found, SUMS[0]) is not None  # a refused one
+    assert verdict(found.findings).startswith("Not ready: 1 error, ")
+    assert [finding.found for finding in found.findings if finding.error] == [
+        "none of 64 draws that the scheme makes"  # half of them at the other temperature
+    ]
+    assert example_draw(found, SUMS[0]) is None
 
 
 def test_a_cooler_temperature_is_advised_only_where_it_was_measured_to_be_better(
@@ -274,7 +280,38 @@ def test_a_text_fits_into_its_cells(text: str, width: int) -> None:
     assert cell_len(fitted(text, width)) <= width and "\n" not in fitted(text, width)
 
 
-def test_the_verdict_counts_warnings() -> None:
-    bad, good = Finding("a", "b", "c"), Finding("a", "b")
-    assert verdict([bad, good], None) == "Ready, 1 warning."
-    assert verdict([bad, bad], None) == "Ready, 2 warnings."
+def test_the_verdict_counts_errors_and_warnings() -> None:
+    bad, good, worst = Finding("a", "b", "c"), Finding("a", "b"), Finding("a", "b", error="c")
+    assert verdict([good, good]) == "Ready."
+    assert verdict([bad, good]) == "Ready, 1 warning."
+    assert verdict([bad, bad]) == "Ready, 2 warnings."
+    assert verdict([bad, worst, bad]) == "Not ready: 1 error, 2 warnings."
+
+
+@pytest.mark.parametrize(("scheme", "is_kept"), [("rejection:4", False), ("star", True), ("pps", True)])
+def test_only_draws_that_the_scheme_would_keep_are_shown_as_examples(
+    scheme: str, is_kept: bool, builder: SamplerBuilder
+) -> None:
+    """The model is right where it is told the answer, and only there."""
+
+    def told(prompt: str, seed: int) -> str:
+        return solve(prompt, seed) if "correct answer is" in prompt else "No.\nAnswer: 0"
+
+    found = tried(builder, told, settings=replace(SETTINGS, scheme=scheme))
+    shown = example_draw(found, SUMS[0])
+    assert (shown is not None) == is_kept
+    assert shown is None or (shown.accepted and shown.prompt_kind == "hinted")
+    assert verdict(found.findings).startswith("Ready" if is_kept else "Not ready: 1 error")
+
+
+def test_other_thresholds_are_said_with_the_share_that_they_keep(builder: SamplerBuilder) -> None:
+    """Half of the draws are right, half are one off."""
+
+    def write(prompt: str, seed: int) -> str:
+        number = int(solve(prompt, seed).rpartition(" ")[2])
+        return f"So it is.\nAnswer: {number + seed % 2}"
+
+    found = tried(builder, write, reward="ordinal(0,200)")
+    [said] = [finding.found for finding in found.findings if finding.what == "accept_at"]
+    right = sum(draw.score.reward == 1 for draw in found.first.draws) / 32
+    assert said == f"draws kept: {right:.0%} at 1, 100% at 0.995 (plain)"

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from femtune.cli.stored_scheme import SchemeData, read_scheme
 from femtune.cli.train import Model, Output, app, tell
 from femtune.config import Evaluate, Flat, Train
-from femtune.errors import ConfigError, RunError
+from femtune.errors import ConfigError, FemtuneError, RunError
 from femtune.reporting.terminal import (
     Show,
     console,
@@ -36,25 +36,33 @@ def check(
     draws: int = 32,
     try_: Annotated[bool, Parameter(name="--try", negative="--no-try")] = True,
     show: Show = "auto",
-) -> None:
+) -> int:
     """Check data and prompts, draw some completions from the model, and suggest settings to change.
 
     Takes the settings of train. Shows the prompts for --row, the tokens in the loss, and, for --draws
     completions of each prompt, how many are answered, truncated or right.
     --no-try does not load the model. --show json prints one JSON object and nothing else.
+    The last line says whether training can start; the exit status is 1 if it can't.
     """
-    from femtune.tools.check_run import run_check
+    from femtune.tools import check_report, check_run
 
-    run_check(
-        data,
-        model,
-        settings or Train(),
-        row=row,
-        num_draws=draws,
-        tries=try_,
-        show=show,
-        scheme=read_scheme(scheme_data),
-    )
+    try:
+        found = check_run.run_check(
+            data,
+            model,
+            settings or Train(),
+            row=row,
+            num_draws=draws,
+            tries=try_,
+            show=show,
+            scheme=read_scheme(scheme_data),
+        )
+    except FemtuneError as error:
+        if show == "json":
+            print(json.dumps(check_report.refused_json(error)))
+        error.args = (f"{error}\n{check_report.NOT_READY}",)
+        raise
+    return int(found.ready is False)
 
 
 @app.command

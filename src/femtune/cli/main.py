@@ -25,6 +25,7 @@ from femtune.cli.stored_scheme import keep_scheme
 from femtune.cli.train import app
 from femtune.errors import ConfigError, FemtuneError
 from femtune.reporting.terminal import (
+    PipeConsole,
     errors,
     literal,
 )
@@ -43,7 +44,7 @@ class _Warn(logging.Handler):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit status: 1 if femtune refuses, 130 after Ctrl-C.
+    """Run a command and return its exit status: 1 if femtune refuses, 130 after Ctrl-C.
 
     After the first Ctrl-C or SIGTERM, the work in progress is finished and stored: see interrupts.py.
     """
@@ -60,7 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = _for_command(settings, name, arguments)
         app.config = (Dict(known, source=name, use_commands_as_keys=False),) if known else ()
         with interrupts.graceful():
-            app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
+            status = app(
+                arguments,
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+                console=PipeConsole(),  # of help
+            )
         sys.stdout.flush()  # here, where a closed pipe is caught
     except (FemtuneError, CycloptsError) as error:
         kind = type(error) if isinstance(error, FemtuneError) else ConfigError
@@ -77,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         errors().print(literal("Stopped. Finished work is stored; run the same command to resume."))
         return stop.status if isinstance(stop, interrupts.Stopped) else 130
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ from femtune.mstep.config import Training
 from femtune.reporting.terminal import (
     Show,
     console,
+    errors,
     literal,
     plain_table,
     showing,
@@ -212,10 +213,13 @@ def evaluate(
     model: Model,
     settings: Evaluate | None = None,
     reader_problems: int = 0,
+    output: Path | None = None,
     output_dir: Output = None,
     show: Show = "auto",
 ) -> None:
     """Measure how well a model answers held-out problems, with intervals.
+
+    --output, .jsonl, .parquet or .csv, is a file for the prediction of each item beside its input row.
 
     With --reader-problems N, the base model reads the rationales of N problems. This measures how much
     they help it to the correct answer, and how much is copied from the prompt.
@@ -224,9 +228,14 @@ def evaluate(
 
     with showing(show) as progress:
         chosen = settings or Evaluate()
-        result = run_evaluate(data, model, chosen, output_dir, progress, reader_problems=reader_problems)
+        result = run_evaluate(
+            data, model, chosen, output_dir, progress, reader_problems=reader_problems, output=output
+        )
     show_metrics(result.metrics, show)
     if show in ("auto", "lines"):
+        if result.counts is not None:
+            console().print(literal(result.counts), soft_wrap=True)
+            tell("predictions", output)
         tell("draws", result.draws)
 
 
@@ -241,23 +250,27 @@ def predict(
     """Answer new items from several rationales each, with a confidence for each answer.
 
     DATA is a file, a data set on the Hub, or - for JSON lines on standard input, --chunk-size at a time.
-    Each item gives a JSON line on standard output, or a row of --output, .jsonl or .parquet: id, answer,
-    confidence, abstained, num_answered, votes, aggregate, probabilities, distribution, expected,
-    consistent, rationale. With --output the draws and probabilities are stored beside it, and the same
+    Each item gives a JSON line on standard output, or a row of --output, .jsonl, .parquet or .csv: the
+    columns of its input row, then id, answer, confidence, abstained, no_answer, num_answered, votes,
+    aggregate, probabilities, distribution, expected, consistent, rationale. An answer is null where
+    no_answer says why. With --output the draws and probabilities are stored beside it, and the same
     command resumes a stopped one.
     """
-    from femtune.workflows.predict import as_line, predict_into, predictions
+    from femtune.workflows import predict, prediction_files
 
     chosen = settings or Predict()
     if output is not None:
-        result = predict_into(data, model, chosen, output)
+        result = predict.predict_into(data, model, chosen, output)
+        console().print(literal(result.counts), soft_wrap=True)
         tell("predictions", result.output)
         if result.draws is not None:
             tell("their draws", result.draws)
         return
-    for item in predictions(data, model, chosen):
-        line = as_line(item)
+    counts = prediction_files.PredictionCounts()
+    for item in predict.predictions(data, model, chosen, counts):
+        line = prediction_files.as_line(item)
         print(visible(line) if console().is_terminal else line, flush=True)
+    errors().print(literal(counts), soft_wrap=True)
 
 
 @app.command
@@ -368,8 +381,28 @@ def _show_ways(ways: Mapping[str, Mapping[str, Any]], end: str) -> None:
 def _with_interval(metrics: Mapping[str, Any], name: str, suffix: str = "") -> str:
     value, interval = metrics[name + suffix], metrics.get(f"{name}_ci{suffix}")
     is_tiny = isinstance(value, float) and 0 < abs(value) < 5e-4  # a learning rate of 5e-5 is not 0.000
-    shown = f"{value:.3{'g' if is_tiny else 'f'}}" if isinstance(value, float) else json.dumps(value)
+    shown = f"{value:.3{'g' if is_tiny else 'f'}}" if isinstance(value, float) else _in_words(value)
     return shown if interval is None else f"{shown}  {interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def _in_words(value: Any) -> str:
+    """Return a value as a reader's text.
+
+    >>> _in_words({"1": 19, "2": 36}), _in_words({"plain": {"wrong": 41}, "hinted": {"kept": 3}})
+    ('1: 19, 2: 36', 'plain: wrong 41; hinted: kept 3')
+    >>> _in_words(None), _in_words(True), _in_words(["a", 2]), _in_words("so")
+    ('none', 'yes', 'a, 2', 'so')
+    """
+    if isinstance(value, Mapping):
+        if not any(isinstance(each, Mapping) for each in value.values()):
+            return ", ".join(f"{name}: {_in_words(each)}" for name, each in value.items()) or "none"
+        groups = ((name, _in_words(each).replace(": ", " ")) for name, each in value.items())
+        return "; ".join(f"{name}: {said}" for name, said in groups)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_in_words, value)) or "none"
+    if value is None:
+        return "none"
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
 def tell(what: str, where: object) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from femtune._util.text import brief, first, near
 from femtune.data.nested import parse_nested
-from femtune.data.rows import BadRow
+from femtune.data.rows import BadRow, ColumnsError
 from femtune.errors import DataError
 
 
@@ -52,7 +52,8 @@ def check_column(row: Mapping[str, Any], column: str, name: str, source: str) ->
     if root_of(column, row) not in row:
         has = ", ".join(f"`{key}`" for key in row) or "no column at all"
         close = near(column, row).replace("Did you mean ", f"Did you mean {name}=")
-        raise DataError(f"{source} has no column `{column}` for `{name}`; it has {has}.{close}")
+        what = f"{source} has no column `{column}` for `{name}`; it has {has}.{close}"
+        raise DataError(what) if close else ColumnsError(what, "", row)
     try:
         _follow(row, column, "")
     except _Stops as stop:

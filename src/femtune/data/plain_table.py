@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from femtune.data.column_names import flags_for
 from femtune.data.columns import cell, check_column
 from femtune.data.messages import check_text, read_prompt
-from femtune.data.rows import ALIASES, DUPLICATE, BadRow, Faults, header_hint
+from femtune.data.rows import DUPLICATE, BadRow, ColumnsError, Faults, header_hint
 from femtune.errors import DataError
 from femtune.types import Problem
 
@@ -23,15 +24,17 @@ def problems_of_rows(
     required: Sequence[str],
     *,
     named: str,
+    places: dict[str, int] | None = None,
 ) -> list[Problem]:
     """Return the problems of places and rows; one without an id is called `named` and its number.
 
-    `source` is its name in messages, `unit` the unit of a place ("line" or "row"). Raises
-    DataError if a row can't be used, or lacks a `required` column.
+    `source` is its name in messages, `unit` the unit of a place ("line" or "row"); `places` receives the
+    place of each problem by its id. Raises DataError if a row can't be used, or lacks a `required`
+    column.
     """
     faults, checked = Faults(source, unit), False
     problems: list[Problem] = []
-    places: dict[str, int] = {}
+    places = {} if places is None else places
     for number, (place, row) in enumerate(rows, 1):
         try:
             values = _object(row)
@@ -105,23 +108,18 @@ def _check_columns(
     missing = [name for name in required if name not in row and name not in renamed]
     if missing:
         names = " and ".join(f"`{name}`" for name in missing)
-        raise DataError(
-            f"{file} has no column {names}; it has {has}. If it has another name, set "
-            f"{_flags(row, missing)}.{header_hint(row, missing[0])}"
-        )
+        what = f"{file} has no column {names}; it has {has}."
+        if conversation := _conversation(row, missing):
+            raise DataError(f"{what} These flags would read it:\n  --columns {conversation}")
+        hint = header_hint(row, missing[0])
+        raise ColumnsError(what, f" If they have other names, set {flags_for(missing, row)}{hint}", row)
 
 
-def _flags(row: Mapping[str, Any], missing: Sequence[str]) -> str:
-    """Return flags to paste for missing columns, by usual names of other data sets."""
+def _conversation(row: Mapping[str, Any], missing: Sequence[str]) -> str:
+    """Return what maps a column of messages that ends with the assistant's; "" if there is none."""
     for name, value in row.items():
         if missing == ["prompt", "answer"] and isinstance(value, list) and len(value) > 1:
             last = value[-1]
             if isinstance(last, Mapping) and last.get("role") == "assistant":
-                return "--columns " + shlex.join([f"prompt={name}[:-1]", f"answer={name}[-1].content"])
-    plain = {name.strip().lower(): name for name in reversed(list(row))}
-    found = {
-        name: next((plain[alias] for alias in (name, *ALIASES[name]) if alias in plain), None)
-        for name in missing
-    }
-    pairs = [f"{name}={column or '<its name>'}" for name, column in found.items()]
-    return f"--columns {shlex.join(pairs)}"
+                return shlex.join([f"prompt={name}[:-1]", f"answer={name}[-1].content"])
+    return ""

@@ -84,7 +84,7 @@ def save_problems(problems: Sequence[Problem], path: str | os.PathLike[str]) -> 
         columns[name] = [problem.columns.get(name) for problem in problems]
     as_json = []
     for name, values in columns.items():
-        table[name] = _native(values, _messages if name == "prompt" else None)
+        table[name] = native_array(values, _messages if name == "prompt" else None)
         if table[name] is None:
             as_json.append(name)
             try:
@@ -99,7 +99,7 @@ def save_problems(problems: Sequence[Problem], path: str | os.PathLike[str]) -> 
         pq.write_table(stored, file, write_page_checksum=True)
 
 
-def _native(values: list[Any], read: Callable[[Any], Any] | None = None) -> Any:
+def native_array(values: list[Any], read: Callable[[Any], Any] | None = None) -> Any:
     """Return values as an Arrow array, or None if `read` would not restore them from it exactly."""
     try:
         array = pa.array(values)

@@ -9,16 +9,6 @@ from dataclasses import dataclass, field
 from femtune._util.text import SHOWN
 from femtune.errors import DataError
 
-# Names for our columns in other data sets: suggested to the user, never used automatically.
-ALIASES = {
-    "prompt": ("question", "problem", "instruction", "query", "input", "text"),
-    "answer": (
-        *("solution", "ground_truth", "label", "target", "response_score", "score", "rating"),
-        *("gold", "reference", "output"),
-    ),
-}
-
-
 DUPLICATE = "duplicate `id`"  # a kind of fault
 
 
@@ -28,6 +18,15 @@ class BadRow(Exception):
     def __init__(self, what: str, detail: str = "") -> None:
         super().__init__(what)
         self.what, self.detail = what, detail
+
+
+class ColumnsError(DataError):
+    """A table has other columns than those that are asked for."""
+
+    def __init__(self, what: str, advice: str, columns: Iterable[object]) -> None:
+        super().__init__(f"{what}{advice}")
+        self.what = what  # the message without the advice
+        self.columns = [*map(str, columns)]  # those that the table has
 
 
 @dataclass

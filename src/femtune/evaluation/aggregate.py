@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from femtune.types import Draw, Problem
 
 Prediction = dict[str, Any]
 Shares = dict[str, float]
+# why an item has no answer: its confidence is too low, or no draw of it has an answer that can be read
+NoAnswer = Literal["abstained", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +82,15 @@ def prediction(
         confidence = distribution[winner]
     # where there is no scale, equal answers may be written in several ways: the first stands for all
     written = {vote.answer: bare(vote.draw.score.answer) for vote in reversed(cast)} if not scale else {}
-    abstained = confidence < abstain_below
+    why: NoAnswer | None = "abstained" if confidence < abstain_below else None
+    if by_votes and not cast:
+        why = "unreadable"
     return {
         "id": item_id(problem),
-        "answer": "" if abstained else written.get(winner, winner),
-        "confidence": confidence,
-        "abstained": abstained,
+        "answer": None if why else written.get(winner, winner),
+        "confidence": None if why == "unreadable" else confidence,
+        "abstained": why == "abstained",
+        "no_answer": why,
         "num_answered": len(cast),
         "votes": {written.get(answer, answer): count for answer, count in _ranked(votes).items()},
         "aggregate": "votes" if by_votes else "probabilities",

@@ -18,13 +18,14 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from femtune._util.atomic_files import replacing
 from femtune._util.parsing import Unreadable, reading_arrow
 from femtune._util.text import brief
+from femtune.data.files.reading import file_rows
 from femtune.data.prompts import ChatTokenizer, Prompts
+from femtune.data.rows import BadRow
 from femtune.data.truncation import trained_tokens
 from femtune.errors import DataError
 from femtune.runs.draws import by_problem
@@ -156,8 +157,8 @@ def _columns(path: Path) -> dict[str, list[Any]]:
         raise DataError(f"{path}: examples are read from .parquet or .jsonl files.")
     try:
         with reading_arrow("Parquet" if path.suffix == ".parquet" else "JSON lines"):
-            read = pq.read_table if path.suffix == ".parquet" else pyarrow.json.read_json
-            table = read(pa.memory_map(str(path)))
+            is_parquet = path.suffix == ".parquet"
+            table = pq.read_table(pa.memory_map(str(path))) if is_parquet else _json_table(path)
             names = [*_TOKENS] if {*_TOKENS} <= {*table.column_names} else [*_TEXTS]
             if not {*names} <= {*table.column_names}:
                 found = f"{path} has columns {sorted(table.column_names)}"
@@ -166,6 +167,20 @@ def _columns(path: Path) -> dict[str, list[Any]]:
             return {name: _values(path, name, table[name]) for name in names}
     except Unreadable as error:
         raise DataError(f"{path} {error}") from error
+
+
+def _json_table(path: Path) -> Any:
+    """Return the objects of a file of JSON lines as a table. Raises DataError for other lines."""
+    rows: list[dict[str, Any]] = []
+    # not pyarrow's own reader: a line of null ends the process, and text like a date becomes one
+    for place, row in file_rows(path):
+        if isinstance(row, BadRow):
+            raise DataError(f"{path}, line {place}: {row.what} ({row.detail}).")
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {place}: not an object, but {type(row).__name__}.")
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
 
 
 _TOKENS = ("prompt_tokens", "completion_tokens")

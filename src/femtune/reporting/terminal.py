@@ -24,10 +24,17 @@ from femtune.types import Draw
 Show = Literal["auto", "lines", "json", "quiet"]
 
 
+class PipeConsole(Console):
+    """A console whose reader may go away, as `head` does."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would exit with status 1; `cli.main` ends the command well
+
+
 @functools.cache
 def console() -> Console:
     """Return the console of standard output, made at the first call."""
-    made = Console(markup=False, emoji=False)
+    made = PipeConsole(markup=False, emoji=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = 120  # a file or a pipe has no width: rich's 80 would break tables
     return made

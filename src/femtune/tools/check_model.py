@@ -24,7 +24,7 @@ from femtune.mstep.config import context_length
 from femtune.resolve import named_scheme, sampling
 from femtune.sampler import SamplerBuilder
 from femtune.schemes.filters import paper_filter
-from femtune.tools.check import Finding
+from femtune.tools.check_data import Finding
 from femtune.tools.unanswered import FORMATS, form_of, is_truncated, refused, repeats_itself
 from femtune.types import Demos, Draw, Problem, Scheme, Stage
 
@@ -70,6 +70,7 @@ class Tried:
     first: Trial
     findings: list[Finding] = field(default_factory=list)
     changes: dict[str, str] = field(default_factory=dict)  # settings to try, by flag
+    kept: Sequence[Draw] = ()  # draws that the run would keep
     seconds: float = 0.0  # including loading
 
     @property
@@ -216,8 +217,10 @@ def advise(
     _of_answered(best, builder, settings, findings, changes)
     _of_length(best, builder, problems, settings, findings, changes)
     _of_right(tried, best, scheme, findings, changes)
+    _of_kept(tried, best, settings, scheme, findings)
     _of_examples(tried, problems, findings, changes)
-    return replace(tried, findings=findings, changes=changes)
+    kept = [draw for draw in scheme_draws(tried, scheme) if draw.accepted]
+    return replace(tried, findings=findings, changes=changes, kept=kept)
 
 
 def _of_temperature(
@@ -342,7 +345,7 @@ def _of_right(
     hinted = next(trial for trial in tried.trials if trial.prompt == "hinted")
     leaks = hinted.share(lambda draw: draw.score.reason == "hint_leak")
     warning = ""
-    has_hints = any(stage.prompt_kind == "hinted" for stage in scheme.asked)
+    has_hints = "hinted" in prompts_drawn(scheme)
     if not any(draw.accepted for draw in best.draws):
         warning = "No plain draw is kept: the first E-step may keep nothing."
         works = hinted.share(lambda draw: draw.accepted) >= FEW_RIGHT
@@ -353,6 +356,36 @@ def _of_right(
     if leaks > 0.5:
         said = f"{leaks:.0%} of the draws mention it"
         findings.append(Finding("hint", said, "They are refused. Word --hint otherwise."))
+
+
+def _of_kept(
+    tried: Tried, best: Trial, settings: Train, scheme: Scheme, findings: list[Finding]
+) -> None:
+    """Report what other thresholds would keep, and whether there is anything to train on."""
+    answered = [draw for draw in best.draws if draw.score.reason in ("", "wrong")]
+    lower = sorted({draw.score.reward for draw in answered} - {0.0}, reverse=True)
+    lower = [reward for reward in lower if reward < settings.accept_at]
+    if lower and settings.soft_accept is None and best.draws:
+        shares = (
+            f"{sum(draw.score.reward >= least for draw in answered) / len(best.draws):.0%} at {least:g}"
+            for least in (settings.accept_at, *lower[:3])
+        )
+        findings.append(Finding("accept_at", f"draws kept: {', '.join(shares)} ({best.name})"))
+    made = scheme_draws(tried, scheme)
+    if not any(draw.accepted for draw in made):
+        error = "An M-step has nothing to train on. See the warnings and the settings to try."
+        findings.append(Finding("kept", f"none of {len(made)} draws that the scheme makes", error=error))
+
+
+def scheme_draws(tried: Tried, scheme: Scheme) -> list[Draw]:
+    """Return the draws under prompts that the run's scheme asks."""
+    asked = prompts_drawn(scheme)
+    return [draw for trial in tried.trials if trial.prompt in asked for draw in trial.draws]
+
+
+def prompts_drawn(scheme: Scheme) -> set[str]:
+    """Return the kinds of prompts that the run's scheme asks."""
+    return {stage.prompt_kind for stage in scheme.asked}
 
 
 def _of_examples(

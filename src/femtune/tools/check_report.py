@@ -19,16 +19,8 @@ from femtune._util.text import span, visible
 from femtune.data.tasks.frames import scale_of
 from femtune.evaluation.chance import is_closed
 from femtune.reporting.terminal import Show, console, literal, plain_table
-from femtune.sampler import SamplerBuilder
-from femtune.tools.check import (
-    MOST_LABELS,
-    Finding,
-    labels_of,
-    prompt_texts,
-    show_prompts,
-    show_tokens,
-    trained_under,
-)
+from femtune.tools.check import Examined, prompt_texts, show_prompts, show_tokens, trained_under
+from femtune.tools.check_data import MOST_LABELS, Finding, labels_of
 from femtune.tools.check_model import COOLER, Planned, Trial, Tried, percentile
 from femtune.tools.unanswered import written
 from femtune.types import Draw, Problem, Scheme
@@ -37,12 +29,10 @@ SECONDS = 15.0  # between two lines of progress
 HEAD = ("prompt", "draws", "answered", "truncated", "right", "tokens", "99th")
 
 
-def data_lines(
-    findings: Sequence[Finding], builder: SamplerBuilder, problem: Problem
-) -> Iterator[RenderableType]:
+def data_lines(examined: Examined, problem: Problem) -> Iterator[RenderableType]:
     """Yield what is known before the model is loaded: the findings, and the prompts of a problem."""
-    yield from map(finding_line, findings)
-    yield from show_prompts(builder, problem)
+    yield from map(finding_line, examined.findings)
+    yield from show_prompts(examined.builder, problem)
 
 
 def planned_lines(planned: Planned, max_new_tokens: int) -> Iterator[Text]:
@@ -55,17 +45,13 @@ def planned_lines(planned: Planned, max_new_tokens: int) -> Iterator[Text]:
 
 
 def model_lines(
-    findings: Sequence[Finding],
-    tried: Tried | None,
-    builder: SamplerBuilder,
-    problems: Sequence[Problem],
-    problem: Problem,
-    scheme: Scheme,
+    examined: Examined, tried: Tried | None, problem: Problem, scheme: Scheme
 ) -> Iterator[RenderableType]:
     """Yield the results of the draws and the verdict; `tried` is None if the model was skipped."""
     if tried is None:
-        yield literal(verdict(findings, None), "bold")
+        yield literal(verdict(examined.findings), "bold")
         return
+    problems = examined.problems
     yield from map(finding_line, tried.findings)
     yield plain_table(*table(tried))
     if (labels := label_table(tried, problems)) is not None:
@@ -75,18 +61,23 @@ def model_lines(
     if (shown := example_draw(tried, problem)) is not None:
         asked = next(each for each in problems if each.id == shown.key.problem_id)
         for prompt in trained_under(scheme):
-            yield show_tokens(builder, asked, shown, prompt)
+            yield show_tokens(examined.builder, asked, shown, prompt)
+    else:
+        yield literal("No draw was kept, so there is no training example to show.")
     took = f"{len(tried.draws)} draws in {span(tried.seconds)}, loading included"
-    yield literal(f"{verdict([*findings, *tried.findings], tried)} {took}.", "bold")
     if flags := pasted(tried):
         yield literal(f"Settings to try: {flags}")
+    yield literal(f"{verdict([*examined.findings, *tried.findings])} {took}.", "bold")
 
 
 def finding_line(finding: Finding) -> Text:
-    text = literal(f"{'!' if finding.warning else '✓'} {finding.what:<16}{finding.found}")
-    lines = textwrap.wrap(finding.warning, 78, break_long_words=False, break_on_hyphens=False)
-    warning = "".join(f"\n  {line}" for line in lines)
-    return text.append_text(literal(warning, "yellow"))
+    mark = "✗" if finding.error else "!" if finding.warning else "✓"
+    text = literal(f"{mark} {finding.what:<16}{finding.found}")
+    text.append_text(literal("".join(f"\n    {line}" for line in finding.details)))
+    for said, style in ((finding.warning, "yellow"), (finding.error, "red")):
+        lines = textwrap.wrap(said, 78, break_long_words=False, break_on_hyphens=False)
+        text.append_text(literal("".join(f"\n  {line}" for line in lines), style))
+    return text
 
 
 class Counting:
@@ -190,21 +181,17 @@ def fitted(text: str, width: int) -> str:
     return line if cell_len(line) <= width else set_cell_size(line, width - 3).rstrip() + "..."
 
 
-def as_json(
-    findings: Sequence[Finding],
-    tried: Tried | None,
-    builder: SamplerBuilder,
-    problems: Sequence[Problem],
-    problem: Problem,
-) -> dict[str, Any]:
+def as_json(examined: Examined, tried: Tried | None, problem: Problem) -> dict[str, Any]:
     """Return the results of a check as plain values; `tried` is None if the model was skipped."""
-    every = [*findings, *(tried.findings if tried is not None else ())]
+    problems = examined.problems
+    every = [*examined.findings, *(tried.findings if tried is not None else ())]
     found: dict[str, Any] = {
-        "ready": is_ready(tried) if tried is not None else None,
-        "verdict": verdict(every, tried),
+        "ready": is_ready(every) if tried is not None else None,
+        "verdict": verdict(every),
         "findings": [asdict(finding) for finding in every],
+        "rows": examined.rows.to_data(),
         "problem": problem.id,
-        "prompts": prompt_texts(builder, problem),
+        "prompts": prompt_texts(examined.builder, problem),
     }
     if tried is None:
         return found
@@ -217,6 +204,11 @@ def as_json(
         "changes": tried.changes,
         "seconds": round(tried.seconds, 1),
     }
+
+
+def refused_json(error: Exception) -> dict[str, Any]:
+    """Return what `as_json` does for a check that ended with an error."""
+    return {"ready": False, "verdict": NOT_READY, "findings": [], "error": str(error)}
 
 
 def _as_numbers(trial: Trial, problems: Sequence[Problem]) -> dict[str, Any]:
@@ -243,24 +235,29 @@ def _as_numbers(trial: Trial, problems: Sequence[Problem]) -> dict[str, Any]:
 def _as_example(draw: Draw) -> Mapping[str, Any]:
     return {
         "problem": draw.key.problem_id,
-        "kept": draw.accepted,
-        "reason": draw.score.reason,
         "completion": draw.completion.text,
     }
 
 
-def is_ready(tried: Tried) -> bool:
-    """Return True if any draw was kept, so that an M-step has something to train on."""
-    return any(draw.accepted for draw in tried.draws)
+NOT_READY = "Not ready: 1 error."  # the verdict on data that can't be read
 
 
-def verdict(findings: Sequence[Finding], tried: Tried | None) -> str:
-    """Return the closing line: whether training can start, and the number of warnings."""
-    num = sum(bool(finding.warning) for finding in findings)
-    warnings = f"{num} warning{'s' * (num != 1)}" if num else "no warnings"
-    if tried is not None and not is_ready(tried):
-        return f"Not ready: none of {len(tried.draws)} draws was kept; {warnings}."
-    return f"Ready, {warnings}."
+def is_ready(findings: Sequence[Finding]) -> bool:
+    """Return True if training can start."""
+    return not any(finding.error for finding in findings)
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """Return the closing line: whether training can start, the number of errors and warnings.
+
+    >>> verdict([]), verdict([Finding("x", "", "Do it."), Finding("y", "", error="Stop.")])
+    ('Ready.', 'Not ready: 1 error, 1 warning.')
+    """
+    errors = sum(bool(finding.error) for finding in findings)
+    warnings = sum(bool(finding.warning) for finding in findings)
+    counts = [(errors, "error"), (warnings, "warning")]
+    said = ", ".join(f"{num} {name}{'s' * (num != 1)}" for num, name in counts if num)
+    return f"Not ready: {said}." if errors else f"Ready, {said}." if said else "Ready."
 
 
 def pasted(tried: Tried) -> str:
@@ -270,9 +267,6 @@ def pasted(tried: Tried) -> str:
 
 
 def example_draw(tried: Tried, problem: Problem) -> Draw | None:
-    """Return the draw to show as an example: a kept one of the problem, else any kept one, else any."""
-    mine = [draw for draw in tried.draws if draw.key.problem_id == problem.id]
-    for draws in (mine, tried.draws):
-        if kept := [draw for draw in draws if draw.accepted]:
-            return kept[0]
-    return next(iter([*mine, *tried.draws]), None)
+    """Return a draw that training would keep, of this problem if there is one; None without any."""
+    mine = [draw for draw in tried.kept if draw.key.problem_id == problem.id]
+    return next(iter([*mine, *tried.kept]), None)

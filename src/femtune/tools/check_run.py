@@ -16,7 +16,8 @@ from femtune.reporting.terminal import Show, console
 from femtune.resolve import Data, named_scheme
 from femtune.run_folder import check_storable, shown_data
 from femtune.tools import check_model, check_report
-from femtune.tools.check import Finding, examine
+from femtune.tools.check import examine
+from femtune.tools.check_data import Finding
 from femtune.types import Scheme
 
 
@@ -25,11 +26,11 @@ class CheckResult:
     """Findings of a check."""
 
     ready: bool | None
-    """True if a draw was kept, so that an M-step has something to train on; None without draws."""
+    """True if no finding has an error; None without draws."""
     verdict: str
     """The conclusion in a sentence."""
     warnings: Sequence[Finding]
-    """Findings that look wrong; each has a `warning` that says what to do."""
+    """Findings that look wrong; each has a `warning`, or an `error`, that says what to do."""
     changes: Mapping[str, str]
     """Settings to try, by the name of their flag."""
     findings: Sequence[Finding] = field(repr=False)
@@ -58,13 +59,14 @@ def run_check(
     if scheme is not None:
         check_storable(scheme)
     scheme = scheme or named_scheme(settings)
-    builder, problems, findings = examine(data, model, settings, scheme)
+    examined = examine(data, model, settings, scheme)
+    builder, problems = examined.builder, examined.problems
     if not 1 <= row <= len(problems):
         raise DataError(f"--row {row}: {shown_data(data)} has rows 1 to {len(problems)}.")
     problem = problems[row - 1]
     shows = show in ("auto", "lines")
     if shows:  # all that is cheap, before the model is loaded
-        _print(check_report.data_lines(findings, builder, problem))
+        _print(check_report.data_lines(examined, problem))
     tried = None
     if tries:
         planned = check_model.plan_trials(builder, settings, len(problems), num_draws, scheme)
@@ -74,18 +76,16 @@ def run_check(
             tried = check_model.try_model(
                 builder, problems, settings, num_draws, row=problem, on_draws=on_draws, scheme=scheme
             )
-    details = check_report.as_json(findings, tried, builder, problems, problem)
+    details = check_report.as_json(examined, tried, problem)
     if show == "json":
         print(json.dumps(details))
     elif shows:
-        _print(
-            check_report.model_lines(findings, tried, builder, problems, problem, scheme),
-        )
-    every = [*findings, *(tried.findings if tried is not None else ())]
+        _print(check_report.model_lines(examined, tried, problem, scheme))
+    every = [*examined.findings, *(tried.findings if tried is not None else ())]
     return CheckResult(
         ready=details["ready"],
         verdict=details["verdict"],
-        warnings=[each for each in every if each.warning],
+        warnings=[each for each in every if each.warning or each.error],
         changes=dict(tried.changes) if tried is not None else {},
         findings=every,
         details=details,

@@ -11,6 +11,7 @@ from typing import Any, cast
 from femtune.config import CHANGEABLE, Evaluate, Train
 from femtune.errors import ConfigError
 from femtune.estep.scheduler import Sampler
+from femtune.evaluation.aggregate import item_id
 from femtune.evaluation.answer_metrics import side_by_side
 from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.evaluate import evaluation_metrics
@@ -25,7 +26,21 @@ from femtune.runs.draws import read_draws
 from femtune.runs.run import Run, open_run
 from femtune.sampler import make_sampler_builder, trained_from
 from femtune.types import Aggregate, Demos, Problem, Sampling
-from femtune.workflows.predict import check_calibration, read_calibration
+from femtune.workflows.predict import (
+    Part,
+    check_calibration,
+    input_rows,
+    made,
+    read_calibration,
+    stored_items,
+)
+from femtune.workflows.prediction_files import (
+    CORRECT,
+    PredictionCounts,
+    check_output,
+    save_predictions,
+    warn_of_clashes,
+)
 from femtune.workflows.worked_examples import store_demos
 
 # metrics shown of an untrained model with worked examples, beside those without them
@@ -53,6 +68,8 @@ class EvaluateResult:
     """95% interval of the accuracy by bootstrap over problems; None if it is undefined."""
     metrics: EvaluateMetrics = field(repr=False)
     """All measures by name; an interval has the suffix `_ci`."""
+    counts: PredictionCounts | None = None
+    """Numbers of the items in the file of predictions; None without such a file."""
 
 
 def run_evaluate(
@@ -64,6 +81,7 @@ def run_evaluate(
     *,
     reward: Callable[..., Any] | None = None,
     reader_problems: int = 0,
+    output: Path | None = None,
 ) -> EvaluateResult:
     """Measure a model on problems; unset settings come from its femtune.json.
 
@@ -71,13 +89,23 @@ def run_evaluate(
     votes; `ece_raw` and `brier_raw` are of the votes themselves. The draws are the same either way.
 
     With `reader_problems` the model's base reads the rationales of so many problems: see
-    `rationales.rationale_metrics`. Raises ModelError if that base is not available.
+    `rationales.rationale_metrics`. Raises ModelError if that base is not available. `output` is a file
+    for the predictions beside their input rows, as `predict` writes them, with the correct answer.
     """
+    if output is not None:
+        check_output(output)
     if reader_problems < 0:
         raise ConfigError(f"reader_problems must be at least 0, got {reader_problems}.")
     settings = as_trained(settings, model)
     return evaluate_as_set(
-        data, model, settings, output_dir, progress, reward=reward, reader_problems=reader_problems
+        data,
+        model,
+        settings,
+        output_dir,
+        progress,
+        reward=reward,
+        reader_problems=reader_problems,
+        output=output,
     )
 
 
@@ -90,6 +118,7 @@ def evaluate_as_set(
     *,
     reward: Callable[..., Any] | None = None,
     reader_problems: int = 0,
+    output: Path | None = None,
 ) -> EvaluateResult:
     """Measure a model by the given settings only, without its femtune.json."""
     reader = trained_from(model) if reader_problems else None
@@ -128,6 +157,7 @@ def evaluate_as_set(
             metrics = _measure(steps, builder.demos, how)
             rationales = read_all(steps, reader_problems, reader)
         run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
+    counts = None if output is None else _save(run.iteration(0), data, asked, calibration, output)
     interval = metrics.get("accuracy_ci")
     return EvaluateResult(
         run=run.root,
@@ -135,7 +165,28 @@ def evaluate_as_set(
         accuracy=metrics["accuracy"],
         accuracy_ci=None if interval is None else (interval[0], interval[1]),
         metrics=metrics | ({"rationales": rationales[0]} if rationales else {}),
+        counts=counts,
     )
+
+
+def _save(
+    folder: Path,
+    data: Data,
+    asked: TaskInputs[Evaluate],
+    calibration: Calibration | None,
+    output: Path,
+) -> PredictionCounts:
+    """Write the predictions of an iteration's stored draws, with the correct answer of each."""
+    counts = PredictionCounts(rows_left_out=asked.report.num_skipped)
+    by_probabilities = (folder / "eval_answers").is_dir() and asked.settings.aggregate != "votes"
+    scored = read_scored(folder / "eval_answers") if by_probabilities else {}
+    part = Part(asked, input_rows(data, asked))
+    correct = {item_id(problem): problem.answer for problem in reversed(asked.problems)}
+    items = made(stored_items(folder / "eval", asked.problems, scored), calibration)
+    warn_of_clashes(part.rows.values())
+    graded = ({**one, CORRECT: correct[one["id"]]} for one in part.beside(items))
+    save_predictions(counts.count(graded), output)
+    return counts
 
 
 def _loop_config(settings: Evaluate) -> LoopConfig:

@@ -152,6 +152,7 @@ class PredictSettings(EvaluateSettings, total=False):
     """Describe predictions: config.Predict."""
 
     abstain_below: float
+    input_columns: bool
 
 
 class CalibrateSettings(AskSettings, total=False):

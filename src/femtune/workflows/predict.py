@@ -1,18 +1,19 @@
 """Answers to new items from several rationales each, with a confidence: see `aggregate`.
 
-    {"id": "r7", "answer": "4", "confidence": 0.71, "abstained": false, "num_answered": 16,
-     "votes": {"4": 12, "3": 4}, "aggregate": "probabilities",
+    {"prompt": "Why?", "response": "So.", "id": "r7", "answer": "4", "confidence": 0.71,
+     "abstained": false, "no_answer": null, "num_answered": 16, "votes": {"4": 12, "3": 4},
+     "aggregate": "probabilities",
      "probabilities": {"1": 0.0, "2": 0.01, "3": 0.26, "4": 0.71, "5": 0.02},
      "distribution": {"1": 0.0, "2": 0.01, "3": 0.26, "4": 0.71, "5": 0.02},
      "expected": 3.74, "consistent": null, "rationale": "The response names ..."}
 
 A pair is asked in both orders and is one item, with A and B as in the data. Items of a stream, "-", are
-processed in chunks as they arrive.
+processed in chunks as they arrive. prediction_files.py puts input rows beside predictions.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,17 +21,15 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from femtune._util.atomic_files import replacing
 from femtune.config import CHANGEABLE, Evaluate, Predict
 from femtune.data.files.lines import json_lines
 from femtune.data.files.streams import stdin_lines
+from femtune.data.objects import rows_of
 from femtune.data.problems import check_lengths
 from femtune.data.tasks.frames import scale_of
-from femtune.data.tasks.load import read_places
+from femtune.data.tasks.load import TaskData, read_places
 from femtune.data.tasks.published import SCHEMAS
+from femtune.data.tasks.schemas import source_rows
 from femtune.engines.model_files import base_of_adapter, load_config, local_model
 from femtune.errors import ConfigError, DataError
 from femtune.estep.scheduler import Sampler
@@ -50,11 +49,22 @@ from femtune.model_info import read_info, with_defaults
 from femtune.mstep.config import context_length
 from femtune.resolve import Data, TaskInputs, read_inputs, task_options
 from femtune.rewards.builtin import exact
-from femtune.run_folder import check_new, fingerprint, relied_on, resolved, shown_data, store_problems
+from femtune.run_folder import fingerprint, relied_on, resolved, shown_data, store_problems
 from femtune.runs.draws import by_problem, read_draws
 from femtune.runs.run import Run, check_run, open_run
 from femtune.sampler import SamplerBuilder, make_sampler_builder
 from femtune.types import Aggregate, Draw, Problem, Sampling
+from femtune.workflows.prediction_files import (
+    PredictionCounts,
+    Row,
+    beside,
+    check_output,
+    problem_row,
+    save_predictions,
+    warn_of_clashes,
+)
+
+log = logging.getLogger("femtune")
 
 T = TypeVar("T")
 
@@ -64,25 +74,7 @@ Places = list[tuple[int, Any]]
 ANSWERS = frozenset({"answer"}.union(*(schema.label_columns for schema in SCHEMAS)))
 
 # settings that say what is made of votes, not how they are drawn
-_OF_VOTES = CHANGEABLE | {"abstain_below"}
-
-SHARES = pa.list_(pa.struct([("answer", pa.string()), ("share", pa.float64())]))
-PREDICTIONS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("answer", pa.string()),
-        ("confidence", pa.float64()),
-        ("abstained", pa.bool_()),
-        ("num_answered", pa.int32()),
-        ("votes", pa.list_(pa.struct([("answer", pa.string()), ("count", pa.int32())]))),
-        ("aggregate", pa.string()),  # votes or probabilities: the source of the answer
-        ("probabilities", SHARES),  # mean of pi(y | x, z), not calibrated; null where not scored
-        ("distribution", SHARES),  # null for free-form answers
-        ("expected", pa.float64()),
-        ("consistent", pa.bool_()),
-        ("rationale", pa.string()),
-    ]
-)
+_OF_VOTES = CHANGEABLE | {"abstain_below", "input_columns"}
 
 
 @dataclass(frozen=True)
@@ -93,29 +85,41 @@ class PredictResult:
     """File with one row per item."""
     draws: Path | None
     """Folder of the run with the draws; None for a stream, whose draws are not stored."""
+    counts: PredictionCounts
+    """Numbers of items: answered, abstained on, unreadable; and their mean confidence."""
 
 
-def predictions(data: Data, model: str, settings: Predict) -> Iterator[Prediction]:
+def predictions(
+    data: Data, model: str, settings: Predict, counts: PredictionCounts | None = None
+) -> Iterator[Prediction]:
     """Return answers to items in the order of the data; `api.predict` documents their fields.
 
-    Raises ConfigError, DataError or ModelError at once, except for errors in a later line of a stream
-    or while the model is loaded.
+    They are counted in `counts` as they come. Raises ConfigError, DataError or ModelError at once,
+    except for errors in a later line of a stream or while the model is loaded.
     """
     chosen = as_trained(settings, model)
     calibration = read_calibration(chosen)
-    return _predictions(_read(data, model, chosen), model, chosen, calibration)
+    counts = counts or PredictionCounts()
+    return counts.count(_predictions(_read(data, model, chosen), model, chosen, calibration, counts))
 
 
 def _predictions(
-    parts: Iterable[TaskInputs[Predict]], model: str, settings: Predict, calibration: Calibration | None
+    parts: Iterable[Part],
+    model: str,
+    settings: Predict,
+    calibration: Calibration | None,
+    counts: PredictionCounts,
 ) -> Iterator[Prediction]:
     builder = sampler = None
     with ExitStack() as stack:
-        for asked in parts:
+        for part in parts:
+            asked = part.asked
+            counts.rows_left_out += asked.report.num_skipped
             check_calibration(calibration, asked.problems)
             aggregate = chosen_aggregate(settings, calibration)
             scores = uses_probabilities(aggregate, asked.problems, asked.prompts)
             if builder is None or sampler is None:
+                warn_of_clashes(part.rows.values())
                 # nothing is graded here, and a reward of the user's own may not bear a missing answer
                 builder = make_sampler_builder(model, replace(asked, reward=exact()), asked.problems)
                 sampling = Sampling(settings.max_new_tokens, settings.temperature)
@@ -126,7 +130,8 @@ def _predictions(
                 shown = builder.prompts.with_demos(builder.demos or builder.prompts.demos)
                 check_lengths(asked.problems, shown, builder.tokenizer, context, room)
             scores = scores and engine_scores(sampler, aggregate)
-            yield from _made(_drawn(asked.problems, sampler, settings, scores), calibration, settings)
+            drawn = _drawn(asked.problems, sampler, settings, scores)
+            yield from part.beside(made(drawn, calibration, settings.abstain_below))
 
 
 def _drawn(
@@ -140,21 +145,21 @@ def _drawn(
             yield by_id[name], draws, scored
 
 
-def _made(
+def made(
     drawn: Iterable[tuple[Problem, Sequence[Draw], Scored]],
     calibration: Calibration | None,
-    settings: Predict,
+    abstain_below: float = 0.0,
 ) -> Iterator[Prediction]:
     """Yield predictions from problems and their draws, both orders of a pair together."""
     for _, group in groupby(drawn, key=lambda one: item_id(one[0])):
         orders = list(group)
         scored = {key: nats for _, _, each in orders for key, nats in each.items()}
         asked = [(problem, draws) for problem, draws, _ in orders]
-        yield prediction(asked, calibration, settings.abstain_below, scored)
+        yield prediction(asked, calibration, abstain_below, scored)
 
 
 def predict_into(data: Data, model: str, settings: Predict, output: Path) -> PredictResult:
-    """Store predictions as a file, .jsonl or .parquet.
+    """Store predictions as a file, .jsonl, .parquet or .csv.
 
     The draws are stored first, in a run directory beside the file, so the same call resumes a stopped
     one. Draws of a stream are not stored, as a stream cannot be repeated. Raises what `predictions`
@@ -162,11 +167,15 @@ def predict_into(data: Data, model: str, settings: Predict, output: Path) -> Pre
     """
     check_output(output)
     settings = as_trained(settings, model)
+    counts = PredictionCounts()
     if data == "-":
-        save_predictions(predictions(data, model, settings), output, settings.chunk_size)
-        return PredictResult(output, None)
+        save_predictions(predictions(data, model, settings, counts), output, settings.chunk_size)
+        return PredictResult(output, None, counts)
     calibration = read_calibration(settings)
-    [asked] = _read(data, model, settings)
+    [part] = _read(data, model, settings)
+    asked = part.asked
+    warn_of_clashes(part.rows.values())
+    counts.rows_left_out = asked.report.num_skipped
     check_calibration(calibration, asked.problems)
     place = output.with_name(f"{output.name}.draws")
     config = _stored_config(data, model, asked)
@@ -176,8 +185,9 @@ def predict_into(data: Data, model: str, settings: Predict, output: Path) -> Pre
     with open_run(place, config, _OF_VOTES) as run:
         store_problems(run, [], asked.problems, {"eval": asked.report})
         drawn = _stored_draws(run, builder, asked.problems, settings, calibration)
-        save_predictions(_made(drawn, calibration, settings), output, settings.chunk_size)
-    return PredictResult(output, place)
+        rows = part.beside(made(drawn, calibration, settings.abstain_below))
+        save_predictions(counts.count(rows), output, settings.chunk_size)
+    return PredictResult(output, place, counts)
 
 
 def _stored_config(data: Data, model: str, asked: TaskInputs[Predict]) -> dict[str, Any]:
@@ -199,13 +209,20 @@ def _stored_draws(
     """Draw for all problems into a run, score the answers if possible, and yield both."""
     aggregate = chosen_aggregate(settings, calibration)
     scores = uses_probabilities(aggregate, problems, builder.prompts)
-    by_id = {problem.id: problem for problem in problems}
     with builder.sampler(Sampling(settings.max_new_tokens, settings.temperature)) as sampler:
         sampler = replace(sampler, demos=builder.demos)
         folder = ask_into(run, "eval", problems, sampler, draws=settings.draws)
         scored: Scored = {}
         if scores and engine_scores(sampler, aggregate):
             scored = read_scored(score_into(run, "eval", problems, sampler))
+    yield from stored_items(folder, problems, scored)
+
+
+def stored_items(
+    folder: Path, problems: Sequence[Problem], scored: Scored
+) -> Iterator[tuple[Problem, Sequence[Draw], Scored]]:
+    """Yield problems with their stored draws and the scores of all, in the order of the draws."""
+    by_id = {problem.id: problem for problem in problems}
     for chunk, _ in read_draws(folder):
         for name, draws in by_problem(chunk):
             yield by_id[name], draws, scored
@@ -229,9 +246,11 @@ def reading(settings: Predict, read: Callable[[Predict], T]) -> T:
         try:
             return read(settings)
         except DataError as error:
-            rest = tuple(item for item in settings.columns if not _lacks(str(error), item))
-            if rest == settings.columns:
+            lacked = [item for item in settings.columns if _lacks(str(error), item)]
+            if not lacked:
                 raise
+            log.warning("No answers are in %s: the mapping is ignored.", ", ".join(lacked))
+            rest = tuple(item for item in settings.columns if item not in lacked)
             settings = replace(settings, columns=rest)
 
 
@@ -241,7 +260,20 @@ def _lacks(message: str, item: str) -> bool:
     return name in ANSWERS and f"has no column `{column}` for `{name}`" in message
 
 
-def _read(data: Data, model: str, settings: Predict) -> Iterable[TaskInputs[Predict]]:
+@dataclass(frozen=True)
+class Part:
+    """Items to predict, and the input row of each by its id."""
+
+    asked: TaskInputs[Any]
+    rows: Mapping[str, Row]
+
+    def beside(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        """Yield predictions with the columns of their input rows, if these are wanted."""
+        for one in predictions:
+            yield beside(one, self.rows[one["id"]]) if self.rows else one
+
+
+def _read(data: Data, model: str, settings: Predict) -> Iterable[Part]:
     """Read the inputs, in one part; for a stream, in parts as they arrive."""
     if data == "-":
         return _read_stream(model, settings)
@@ -249,10 +281,36 @@ def _read(data: Data, model: str, settings: Predict) -> Iterable[TaskInputs[Pred
     def read(settings: Predict) -> TaskInputs[Predict]:
         return read_inputs(data, settings, answers=False, model=model)
 
-    return [reading(settings, read)]
+    asked = reading(settings, read)
+    return [Part(asked, input_rows(data, asked) if settings.input_columns else {})]
 
 
-def _read_stream(model: str, settings: Predict) -> Iterator[TaskInputs[Predict]]:
+def input_rows(data: Data, asked: TaskInputs[Any]) -> dict[str, Row]:
+    """Return the input row of each item by its id; of an item of several raters, the first one's.
+
+    Of objects, and where it is not known which row an item is of, the row has what the problem knows.
+    """
+    places: dict[int, Any] = {}
+    settings = asked.settings
+    if isinstance(data, (str, Path)):
+        config, split, header = settings.data_config, settings.split, settings.header
+        rows = source_rows(data, settings.task, config=config, split=split, header=header)
+        places = dict(rows)
+    elif not isinstance(data, TaskData):
+        places = dict(enumerate(rows_of(data), 1))
+    return _by_item(asked, places)
+
+
+def _by_item(asked: TaskInputs[Any], places: Mapping[int, Any]) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
+    for problem in asked.problems:
+        row = places.get(asked.places.get(problem.id, 0))
+        known = row if isinstance(row, Mapping) else problem_row(problem)
+        rows.setdefault(item_id(problem), known)
+    return rows
+
+
+def _read_stream(model: str, settings: Predict) -> Iterator[Part]:
     lines = _named(json_lines(stdin_lines()), "id" in task_options(settings).columns)
     try:
         while rows := list(islice(lines, settings.chunk_size)):
@@ -265,7 +323,7 @@ def _read_stream(model: str, settings: Predict) -> Iterator[TaskInputs[Predict]]
             asked = reading(settings, read)
             # ratings in the first part may show the scale, which then holds for all parts
             settings = replace(settings, scale=asked.settings.scale)
-            yield asked
+            yield Part(asked, _by_item(asked, dict(rows)) if settings.input_columns else {})
     except UnicodeDecodeError as error:
         raise DataError(f"stdin: not UTF-8 ({error.reason}).") from error
 
@@ -309,48 +367,3 @@ def check_calibration(calibration: Calibration | None, problems: Sequence[Proble
         if scale is None:
             raise ConfigError("a calibration is of answers on a scale, and these have none.")
         check_scale(calibration, scale.answers)
-
-
-# --- output
-
-
-def check_output(path: Path) -> None:
-    """Refuse, before any work, a file that exists, is not writable, or is of unknown kind."""
-    check_new(path, "--output")
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise ConfigError(f"--output {path}: its name must end in .jsonl or .parquet.")
-
-
-def save_predictions(predictions: Iterator[Prediction], path: Path, at_once: int = 1024) -> None:
-    """Write predictions as they arrive, `at_once` per row group; the file appears when all are written.
-
-    The file has JSON lines, or Parquet with votes, probabilities and distribution as lists: see
-    `PREDICTIONS`. Raises RunError if it cannot be written.
-    """
-    with replacing(path) as part:
-        if path.suffix == ".jsonl":
-            with part.open("w", encoding="utf-8") as lines:
-                lines.writelines(f"{as_line(one)}\n" for one in predictions)
-            return
-        with part.open("wb") as file, pq.ParquetWriter(file, PREDICTIONS) as writer:
-            while rows := [_columns(one) for one in islice(predictions, at_once)]:
-                writer.write_table(pa.Table.from_pylist(rows, schema=PREDICTIONS))
-
-
-def as_line(one: Prediction) -> str:
-    """Return a prediction as a line of JSON."""
-    return json.dumps(one, ensure_ascii=False)
-
-
-def _columns(one: Prediction) -> Prediction:
-    votes = [{"answer": answer, "count": count} for answer, count in one["votes"].items()]
-    return {
-        **one,
-        "votes": votes,
-        "probabilities": _listed(one["probabilities"]),
-        "distribution": _listed(one["distribution"]),
-    }
-
-
-def _listed(shares: Mapping[str, float] | None) -> list[dict[str, Any]] | None:
-    return [{"answer": a, "share": share} for a, share in shares.items()] if shares else None

@@ -1,4 +1,4 @@
-"""Names of columns: what `--columns` maps, what a file's own names say, and what a message proposes.
+"""Names of columns: what `--columns` maps, and what a file's own names say.
 
     prompt=instruction,input                     texts of several columns, one after the other
     preference=annotator1,annotator2             a label of each rater
@@ -6,13 +6,12 @@
     id=article,system                            together they name a row
 
 Only names that leave no doubt are read without `--columns`: the two texts of a pair, and the columns of
-choices. Others are proposed in the message.
+choices. Others are proposed in the message: see proposals.py.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from femtune.data.columns import cell
@@ -30,22 +29,6 @@ _SIDES = (
 )
 _PREFERENCES = ("preference", "winner", "label")
 _CHOICES = ("", "option_", "option", "choice_", "choice", "op", "answer_")  # before A or a or 1
-
-# names of a column in other data sets: proposed in messages
-SYNONYMS = {
-    "prompt": ("question", "instruction", "query", "input", "context", "text", "post", "source"),
-    "post": ("article", "document", "text", "source", "prompt", "input", "context"),
-    "question": ("prompt", "stem", "query", "input", "text", "problem"),
-    "response": ("output", "completion", "answer", "generation", "generated", "reply", "text"),
-    "summary": ("response", "output", "generated", "decoded", "hypothesis", "text"),
-    "score": ("rating", "stars", "human_score", "human_rating", "label", "overall", "quality", "grade"),
-    "preference": ("winner", "label", "choice", "preferred", "better", "human_preference", "vote"),
-    "answer": ("label", "answerkey", "cop", "correct", "correct_answer", "target", "gold", "solution"),
-    "choices": ("options", "answers", "candidates"),
-    "response_a": ("answer_a", "completion_a", "output_a", "first", "text_a"),
-    "response_b": ("answer_b", "completion_b", "output_b", "second", "text_b"),
-    "rater": ("annotator", "worker", "user", "participant", "rater_name", "annotator_id", "worker_id"),
-}
 
 
 def implied(task: str, there: Collection[str]) -> dict[str, str]:
@@ -136,29 +119,6 @@ def by_rater(cells: dict[str, Any], label: str, column: str) -> Iterator[dict[st
     for each in there:
         named = {} if cells.get("id") in (None, "") else {"id": f"{cells['id']}/{each['rater']}"}
         yield {**cells, **each, **named}
-
-
-# --- proposals
-
-
-def likely(name: str, there: Iterable[str]) -> str:
-    """Return the column that is probably meant by a name, or ""; case and spaces do not count.
-
-    >>> likely("score", ["id", " Rating "]), likely("score", ["id"])
-    (' Rating ', '')
-    """
-    plain = {re.sub(r"[\s-]+", "_", str(column).strip().lower()): str(column) for column in there}
-    return next((plain[each] for each in (name, *SYNONYMS.get(name, ())) if each in plain), "")
-
-
-def proposal(missing: Iterable[str], there: Collection[str]) -> str:
-    """Return the settings that would map the missing names, to be pasted.
-
-    >>> proposal(["score", "response"], ["human score", "output"])
-    '--columns response=output "score=human score"'
-    """
-    flags = [f"{name}={likely(name, there) or '<its name>'}" for name in sorted(missing)]
-    return " ".join(["--columns", *(f'"{flag}"' if " " in flag else flag for flag in flags)])
 
 
 def shown(columns: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,8 @@ from femtune._util.text import first, near
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import Scale, parse_scale
 from femtune.data.columns import root_of
-from femtune.data.files.reading import file_unit
+from femtune.data.files.reading import file_rows, file_unit
 from femtune.data.plain_table import problems_of_rows
-from femtune.data.problems import load_problems
 from femtune.data.prompts import (
     HINT,
     INSTRUCTION,
@@ -25,7 +25,7 @@ from femtune.data.prompts import (
     rewritten,
 )
 from femtune.data.row_report import NO_ROWS, RowReport, skip_reasons
-from femtune.data.rows import DUPLICATE, BadRow, Faults
+from femtune.data.rows import DUPLICATE, BadRow, ColumnsError, Faults
 from femtune.data.tasks import choice, judge, math
 from femtune.data.tasks.codings import Place
 from femtune.data.tasks.columns import parts, shown
@@ -33,6 +33,7 @@ from femtune.data.tasks.decode import check_texts, decoded
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.judge import JUDGE, Raters
+from femtune.data.tasks.proposals import proposal
 from femtune.data.tasks.published import Schema
 from femtune.data.tasks.schemas import Found, find_schema, read_given, read_rows
 from femtune.data.tasks.summarize import SUMMARIZE
@@ -127,21 +128,21 @@ def read_task(
     """
     options = options or Options()
     _check_options(task, options)
-    if task == "table":
-        plain = load_problems(data, columns=options.columns, answers=answers, header=options.header)
-        return _table(plain, options)
     if task not in TASKS:
         known = ", ".join(TASKS)
         raise ConfigError(f"no task {task!r}.{near(task, TASKS)} Choose one of {known}.")
-    found = read_rows(
-        data,
-        task,
-        columns=options.columns,
-        config=options.data_config,
-        split=options.split,
-        header=options.header,
-        labels=answers,
-    )
+    with _proposing(task, answers):
+        if task == "table":
+            return _plain_file(Path(data).expanduser(), options, answers)
+        found = read_rows(
+            data,
+            task,
+            columns=options.columns,
+            config=options.data_config,
+            split=options.split,
+            header=options.header,
+            labels=answers,
+        )
     if alter is not None:
         rows = ((place, row if isinstance(row, BadRow) else alter(row)) for place, row in found.rows)
         found = found._replace(rows=rows)
@@ -167,12 +168,22 @@ def read_places(
         raise ConfigError(
             f"{source} are not a .csv or .tsv file, and have names of columns: drop no-header."
         )
-    if task == "table":
-        required = ("prompt", "answer") if answers else ("prompt",)
-        found = problems_of_rows(rows, source, unit, options.columns, required, named=source)
-        return _table(found, options)
-    given = read_given(iter(rows), source, unit, task, columns=options.columns, labels=answers)
+    with _proposing(task, answers):
+        if task == "table":
+            return _plain(rows, source, unit, source, options, answers)
+        given = read_given(iter(rows), source, unit, task, columns=options.columns, labels=answers)
     return _made(task, given, options, Faults(source, unit), answers)
+
+
+@contextmanager
+def _proposing(task: str, answers: bool) -> Iterator[None]:
+    """Add the flags that would read the table to an error about its columns."""
+    try:
+        yield
+    except ColumnsError as error:
+        flags = proposal(task, error.columns, labels=answers)
+        advised = f"{error.what}\n  These flags would read it:\n  {flags}"
+        raise DataError(advised if flags else str(error)) from error
 
 
 def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, source: str) -> TaskData:
@@ -202,11 +213,27 @@ def _check_options(task: str, options: Options) -> None:
             raise ConfigError(f"{name} is only for ratings, not for task {task}: leave it out.")
 
 
-def _table(problems: list[Problem], options: Options) -> TaskData:
+def _plain_file(file: Path, options: Options, answers: bool) -> TaskData:
+    rows, unit = file_rows(file, options.header), file_unit(file)
+    found = _plain(rows, str(file), unit, file.stem, options, answers)
+    if not found.problems:
+        raise DataError(f"{file} holds no rows: it needs one problem in each row.")
+    return found
+
+
+def _plain(
+    rows: Iterable[Place], source: str, unit: str, named: str, options: Options, answers: bool
+) -> TaskData:
+    required = ("prompt", "answer") if answers else ("prompt",)
+    places: dict[str, int] = {}
+    problems = problems_of_rows(
+        rows, source, unit, options.columns, required, named=named, places=places
+    )
     template = options.template
     if template is not None:
         problems = _templated(problems, template, options)
-    return TaskData(problems=problems, instruction=options.instruction())
+    report = RowReport(num_rows=len(problems), unit=unit)
+    return TaskData(problems=problems, instruction=options.instruction(), report=report, places=places)
 
 
 def _templated(problems: list[Problem], template: Template, options: Options) -> list[Problem]:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from femtune._util.text import near
+from femtune.data.column_names import flags_for, likely
 from femtune.data.columns import check_column, root_of
 from femtune.data.files.reading import file_rows, file_unit
 from femtune.data.messages import with_messages
-from femtune.data.rows import BadRow, Faults, header_hint
+from femtune.data.rows import BadRow, ColumnsError, Faults, header_hint
 from femtune.data.tasks.cells import KEPT, Row, read_nested
-from femtune.data.tasks.columns import LABELS, by_rater, implied, likely, parts, proposal, read_cell
+from femtune.data.tasks.columns import LABELS, by_rater, implied, parts, read_cell
 from femtune.data.tasks.hub import Address, hub_rows, is_hub_id, open_hub
 from femtune.data.tasks.published import SCHEMAS, Schema
 from femtune.errors import ConfigError, DataError
@@ -60,9 +61,8 @@ def read_rows(
             raise ConfigError(
                 f"{source} is a file; only data sets on the Hub have config and split. Leave them out."
             )
-        found = file_rows(Path(data), header)
-        unit = file_unit(Path(data))
-        return read_given(found, source, unit, task, columns=renamed, labels=labels)
+        rows, unit = source_rows(data, task, header=header), file_unit(Path(data))
+        return read_given(rows, source, unit, task, columns=renamed, labels=labels)
     known = _published(source, task, config)
     if not header:
         raise ConfigError(
@@ -82,6 +82,23 @@ def read_rows(
         roots = {root_of(part, there) for column in renamed.values() for part in parts(column, there)}
         rows = hub_rows(opened, {*schema.columns, *schema.also, *KEPT, *roots})
     return Found(schema, _made(schema, rows, renamed, source, labels), renamed)
+
+
+def source_rows(
+    data: str | Path,
+    task: str,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    header: bool = True,
+) -> Iterator[tuple[int, Any]]:
+    """Yield the places and rows of a file or a Hub data set, as they are. Raises as `read_rows` does."""
+    source = str(data)
+    if not is_hub_id(source):
+        yield from file_rows(Path(data), header)
+        return
+    opened = open_hub(_address(source, _published(source, task, config), config, split), task)
+    yield from hub_rows(opened, opened.column_names)
 
 
 def read_given(
@@ -155,11 +172,13 @@ def find_schema(
     elsewhere = f" They are those of {other.name}, for task {other.task}." if other else ""
     plain = "; ".join(_listed(schema.columns) for schema in mine if not schema.card)
     names = ", ".join(dict.fromkeys(schema.name for schema in mine if schema.card))
-    raise DataError(
-        f"{source} holds no rows for task {task}: it has columns {_listed(there)}.{elsewhere}\n"
-        f"  The nearest schema is {nearest.name}, which also has {_listed(missing)}. If they have "
-        f"other names, set {proposal(missing, there)}{header_hint(there, min(missing))}\n"
-        f"  Task {task} reads tables with columns {plain}; or those of {names}."
+    own = sorted(str(name) for name in there if name not in renamed)
+    raise ColumnsError(
+        f"{source} holds no rows for task {task}: it has columns {_listed(there)}.{elsewhere}",
+        f"\n  The nearest schema is {nearest.name}, which also has {_listed(missing)}. If they have "
+        f"other names, set {flags_for(missing, own)}{header_hint(there, min(missing))}\n"
+        f"  Task {task} reads tables with columns {plain}; or those of {names}.",
+        own,
     )
 
 

@@ -14,9 +14,9 @@ from itertools import takewhile
 from typing import Any
 
 from femtune._util.text import brief
+from femtune.data.column_names import likely
 from femtune.data.rows import BadRow
 from femtune.data.tasks.cells import Row, read_conversation, read_nested, read_object, read_text, wrong
-from femtune.data.tasks.columns import likely
 
 Message = dict[str, str]
 
