@@ -56,7 +56,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_text().splitlines()]
     if path.suffix == ".parquet":
-        return pq.read_table(path).to_pylist()  # type: ignore[no-any-return]
+        return pq.read_table(path).to_pylist()  # type: ignore[no-any-return]  # pyarrow has no types
     with path.open(encoding="utf-8", newline="") as file:
         return [*csv.DictReader(file)]
 

@@ -62,7 +62,7 @@ class Trial:
         return self.share(is_right)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tried:
     """All trials of a model; `first` draws as the run's first E-step would."""
 
@@ -153,7 +153,7 @@ def draw_trials(
     if planned.cooler and (first.answered < FEW_ANSWERED or first.right < FEW_RIGHT):
         trials.append(trial(f"{first.name}, T {COOLER:g}", "plain", first.demos, COOLER))
     trials.append(trial(hinted, "hinted", first.demos))
-    return Tried(trials, first)
+    return Tried(trials=trials, first=first)
 
 
 @dataclass(frozen=True)

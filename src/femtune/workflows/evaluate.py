@@ -50,7 +50,7 @@ _SHOWN = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateResult:
     """The accuracy and other measures of a model on held-out problems.
 

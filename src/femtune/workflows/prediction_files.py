@@ -104,7 +104,7 @@ def problem_row(problem: Problem) -> Row:
 # --- counts
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PredictionCounts:
     """Numbers of items by what became of them; as text, the closing line of a prediction."""
 
