@@ -39,15 +39,15 @@ _VERDICT = re.compile(
 )
 # Signs after a label that it is taken back, or that another one stands beside it.
 _TAKEN_BACK = re.compile(
-    r"\b(?:wait|actually|hmm+|sorry|oops|mistake|correction|instead|rather|no[:,.]|answer:|i mean"
-    r"|on second thought|alternatively)",
+    r"\\boxed|\b(?:wait|actually|hmm+|sorry|oops|mistake|correction|instead|rather|no[:,.]|answer:"
+    r"|i mean|on second thought|alternatively)",
     re.IGNORECASE,
 )
 _OTHER = re.compile(r"(?<!\w)(?:[(\[][A-Za-z][)\]]|[A-Z][.):](?=\s))", re.ASCII)
 _OTHER_LAST = re.compile(
     r"(?:\b(?i:or|nor|not|but|maybe|perhaps)\s+[(\[]?(?i:[a-z])|[,/&]\s*[(\[]?[A-Z])[)\]]?$"
 )
-_OTHER_FIRST = re.compile(r"(?:or|and|nor)\b|[,/&]|[(\[](?:[a-z]|\d\d?)[)\]]", re.IGNORECASE)
+_OTHER_FIRST = re.compile(r"(?:or|and|nor)\b|[,;|/&]|[(\[](?:[a-z]|\d\d?)[)\]]", re.IGNORECASE)
 _ONLY_LABELS = re.compile(r"[a-z](?:\s*(?:or|and|nor|,|/|&)\s*[a-z])+", re.IGNORECASE)
 _SIGNS = (
     _TAKEN_BACK.search,
@@ -74,7 +74,7 @@ class Choices:
 def read_label(answer: str) -> str:
     """Return the label of "B", "(b)", "B. Paris" or "3) Paris" in lower case; "" for other answers."""
     match = _LABEL.match(undecorated(answer))
-    return match["label"].lower() if match and _is_comment(match["rest"]) else ""
+    return match["label"].lower() if match and _is_comment(match["label"], match["rest"]) else ""
 
 
 def undecorated(answer: str) -> str:
@@ -90,11 +90,13 @@ def undecorated(answer: str) -> str:
     return " ".join(unbracketed(text).split())
 
 
-def _is_comment(rest: str) -> bool:
+def _is_comment(label: str, rest: str) -> bool:
     """Return True for words after a label that take nothing back, and name no other label."""
     if not rest or _VERDICT.fullmatch(rest):
         return True
-    if rest.startswith("is ") or (rest.startswith("(") and DOUBT.search(rest)):
+    # after a number, or in brackets, words of doubt and numbers are no part of a choice's text
+    strict = label.isdigit() or rest.startswith("(")
+    if rest.startswith("is ") or (strict and (DOUBT.search(rest) or re.search(r"\d", rest))):
         return False
     return not any(sign(rest) for sign in _SIGNS)
 
@@ -115,7 +117,7 @@ def _read(choices: Choices, answer: str) -> str | None:
     if choices.texts and any(choices.texts) and DOUBT.search(rest):
         return None
     other = not _VERDICT.fullmatch(rest) and _names_another(choices, label, rest)
-    return label if _is_comment(rest) and not other else None
+    return label if _is_comment(label, rest) and not other else None
 
 
 def _label(choices: Choices, written: str) -> str | None:

@@ -49,6 +49,8 @@ def same_expression(answer: str, gold: str) -> bool:
 
 def _readable(text: str) -> bool:
     text = bare(text).replace("\\$", "")
+    if re.search(r"(?<!\\)[:;]|[%?\n]", text):  # TeX skips what is after a %, math-verify after a colon
+        return False
     sizes = [len(digits) for digits in re.findall(r"\d+", text)]
     if not text or len(text) > LONGEST or "$" in text.strip("$") or max(sizes, default=0) > 30:
         return False

@@ -119,7 +119,8 @@ def _spelt(text: str) -> str:
 
 _MATH_WORD = r"(?:sqrt|arcsin|arccos|arctan)\b"
 _WORD = re.compile(rf"(?<![\\A-Za-z])(?!{_MATH_WORD})[A-Za-z]{{4,}}(?![A-Za-z]*\}})|\\text\{{[^{{}}]*\w")
-_SCORE = re.compile(r"\d+(?:\.\d+)?(?:\s*[-–—:]\s*\d+(?:\.\d+)?)+", re.ASCII)
+_AMOUNT = r"[+-]?\\?[$€£¥]?\s?[+-]?\d+(?:\.\d*)?\s?\\?%?"
+_SCORE = re.compile(rf"{_AMOUNT}(?:\s*[-–—:]\s*{_AMOUNT})+", re.ASCII)
 
 
 def _is_text(text: str) -> bool:
