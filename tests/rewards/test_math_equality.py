@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from femtune.data.answer_format import parse_format
-from femtune.rewards.builtin import as_reward, choice, number
+from femtune.rewards.builtin import AnswerReward, as_reward, choice, number
 from femtune.rewards.math_equality import same_value
 
 # fmt: off
@@ -261,7 +261,6 @@ def test_no_text_with_two_different_answers_is_right(
 def test_percent_is_one_unit_in_all_rewards(answer: str) -> None:
     for spec in ("number", "math", "ordinal(0, 100)", 'ordinal("0,100")'):
         reward = as_reward(spec)
-        values = [reward.grade(answer, gold) for gold in ("75", "75%")]  # type: ignore[attr-defined]
-        assert values == [1, 1], spec
-    for spec in ("number", "math"):
-        assert as_reward(spec).grade(answer, "0.75") == 0  # type: ignore[attr-defined]
+        assert isinstance(reward, AnswerReward)
+        assert reward.grade(answer, "75") == reward.grade(answer, "75%") == 1, spec
+        assert "ordinal" in spec or reward.grade(answer, "0.75") == 0
