@@ -11,15 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from femtune.data.answers import (
-    Scale,
-    as_fraction,
-    as_letter,
-    infer_scale,
-    parse_scale,
-    plain,
-    same_text,
-)
+from femtune.data.answer_text import plain, same_text
+from femtune.data.answers import Scale, infer_scale, parse_scale
+from femtune.data.labels import read_label
+from femtune.data.numbers import as_fraction
 from femtune.errors import ConfigError, DataError
 
 # --- scales as users write them
@@ -135,6 +130,7 @@ def test_what_shows_no_scale_is_refused_with_what_to_give(answers: list[str]) ->
 # --- reading
 
 
+# fmt: off
 @pytest.mark.parametrize(
     ("scale", "text", "answer"),
     [
@@ -170,11 +166,25 @@ def test_what_shows_no_scale_is_refused_with_what_to_give(answers: list[str]) ->
         ("1,5", "4 or 5", None),
         ("1,5", "4-5", None),
         ("1,5", "4,5", None),
-        ("1,5", "4 stars", None),
         ("1,5", "four", None),
         ("1,5", "", None),
         ("1,5", "4²", None),
         ("1,50", "4²", None),
+        *(("1,5", text, "4") for text in (
+            "[[4]]", '"4"', "“4”", "(4)", "[4]", "4 (good)", "**4** (very good)", "4 - good", "4: good",
+            "4 stars", "4 points", "4 out of 5 stars", "4/5 stars", "4 of 5", "(4/5)", "4 / 5 (good)",
+            "Rating: 4", "**Rating:** 4", "Rating：4", "My rating is 4", "The final score is 4/5.",
+            "4;", "4,", "4。", r"\text{4}", "$4$", "Answer: 4", r"\boxed{\text{4}}",
+        )),
+        *(("1,5", text, None) for text in (
+            "4 (not 5)", "4 (5)", "4 (or five)", "4 (wait)", "4 - 5", "4 maybe", "not 4", "~4", "4?",
+            "4 km", "4 hours", "4 stars out of 10", "4 out of 10 stars", "between 4 and 5", "4 4", "4!",
+            "4%", "3/5/2", "$4 or 5$", "4 stars or 5", "Rating: 4 or 5", "four", "-4 stars",
+        )),
+        ("0,100", "85%", "85"),
+        ("0,100", "85 percent", "85"),
+        ("0,100", "0.85", None),
+        ("1,5,0.5", "3 1/2", "3.5"),
         ("bad,fair,good", "Good.", "good"),
         ("bad,fair,good", "*good*", "good"),
         ("bad,fair,good", "very good", None),
@@ -191,6 +201,18 @@ def test_what_shows_no_scale_is_refused_with_what_to_give(answers: list[str]) ->
         ("A,B,tie", "Assistant A", "A"),
         ("A,B,tie", "B. It is a better one.", "B"),
         ("A,B,tie", "Response B: it is clearer.", "B"),
+        *(("A,B,tie", text, "A") for text in (
+            "[[A]]", "[A]", '"A"', "**A**", r"\text{A}", r"\boxed{A}", "Response A is better",
+            "A is better",
+            "Response A is better than Response B.", "Response **A**", "A is the best one", "Answer: A",
+            "The better response is A", "A (clearer)", "Option A: it is clearer", "The answer is (A).",
+        )),
+        *(("A,B,tie", text, None) for text in (
+            "A or a tie", "A and B", "A, B", "A/B",
+            "Response A or B", "A is worse", "A is not better", "A is better or B",
+            "A (or B)", "A is better, wait, B", "B is worse than A", "AB", "A B", "neither",
+        )),
+        ("A,B,tie", "It is a tie.", "tie"),
         ("A,B,tie", "Tie", "tie"),
         ("A,B", "tie", None),
         ("A,B,tie", "C", None),
@@ -208,12 +230,16 @@ def test_what_shows_no_scale_is_refused_with_what_to_give(answers: list[str]) ->
 )
 def test_what_is_read_on_a_scale(scale: str, text: str, answer: str | None) -> None:
     assert parse_scale(scale).read(text) == answer
+# fmt: on
 
 
 def digits(text: str) -> str:
     """Text with digits of every script as 0 to 9, without markup: what is left is plain to a reader."""
+    text = re.sub(r"(\d*) *([¼½¾])", lambda m: str(int(m[1] or 0) + unicodedata.numeric(m[2])), text)
+    text = re.sub(r"(\d+) +1/([2-9])(?!\d)", lambda m: str(int(m[1]) + 1 / int(m[2])), text)
     shown = "".join(str(unicodedata.decimal(c, c)) for c in unicodedata.normalize("NFKC", text))
-    return re.sub(r"[*_`$£€¥%\\(){}\s]|boxed", "", shown.replace("−", "-"))
+    alone = re.sub(r"(?<=[\w)\]*`]) *[-–—:(] *[^\W\d]\D*$", "", shown.replace("−", "-"))  # "4 (good)"
+    return re.sub(r"[*_`$£€¥%\\(){}\[\]\"'“”‘’\s]|boxed", "", alone)
 
 
 SCALES = [parse_scale(text) for text in ("1,5", "0,4", "1,10", "1,5,0.5", "-2,2", "0,1,0.25")]
@@ -228,6 +254,7 @@ NOISE = st.sampled_from(
         " out of ",
         "e",
         "**",
+        " (good)",
         r"\boxed{",
     ]
 )
@@ -243,8 +270,8 @@ def test_a_number_is_read_only_where_it_is_the_one_that_stands_there(scale: Scal
     if answer is None:
         return
     assert answer in scale.answers
-    stands = digits(text).rstrip(".")
-    points, of, most = re.fullmatch(r"(.*?)(?:(/|outof)([^/]*))?", stands, re.IGNORECASE).groups()
+    stands = digits(text).rstrip(".。;；,，、")
+    points, of, most = re.fullmatch(r"(.*?)(?:(/|(?:out)?of)([^/]*))?", stands, re.IGNORECASE).groups()
     if of and scale.answers[-1] != "1":
         assert Fraction(most.rstrip(".")) == Fraction(scale.answers[-1])
         assert Fraction(points) == Fraction(answer)
@@ -332,7 +359,7 @@ def test_what_is_no_number_is_none(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "letter"),
     [("B", "b"), ("(b) Paris", "b"), ("B. Paris", "b"), ("B) Paris", "b"), ("b: Paris", "b"),
-     ("Bob", ""), ("B or C", ""), ("1", ""), ("", ""), ("B.C.", "")],
+     ("Bob", ""), ("B or C", ""), ("1", "1"), ("3) hen", "3"), ("3.5", ""), ("", ""), ("B.C.", "")],
 )  # fmt: skip
-def test_a_letter_stands_alone_or_before_its_choice(text: str, letter: str) -> None:
-    assert as_letter(text) == letter
+def test_a_label_stands_alone_or_before_its_choice(text: str, letter: str) -> None:
+    assert read_label(text) == letter

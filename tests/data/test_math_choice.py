@@ -19,7 +19,8 @@ from femtune.data.tasks.load import Options, read_task
 from femtune.errors import ConfigError, DataError
 from femtune.evaluation.evaluate import as_item, evaluation_metrics
 from femtune.rewards.builtin import as_reward, choice, math, regex, score
-from femtune.rewards.math_equality import LONGEST, same_value
+from femtune.rewards.expressions import LONGEST
+from femtune.rewards.math_equality import same_value
 from femtune.types import Completion, Draw, DrawKey, Parsed, Problem, Score
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -293,8 +294,8 @@ def test_every_gold_choice_passes_and_no_other(name: str) -> None:
     for problem in found.problems:
         scale = scale_of(problem)
         assert scale is not None
-        for label in scale.answers:
-            said = [label, f"({label.lower()})", f"{label}. {problem.prompt}", f"{label}) so"]
+        for label, text in zip(scale.answers, scale.texts, strict=True):
+            said = [label, f"({label.lower()})", f"{label}. {text}", f"{label}) so"]
             parsed = [Parsed("z", text) for text in said]
             made = list(reward([problem] * 4, [Completion((), "", "stop", 0.0)] * 4, parsed))
             assert made == [float(label == problem.answer)] * 4

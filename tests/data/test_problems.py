@@ -388,6 +388,59 @@ def test_gold_answers_that_no_completion_can_give_are_named() -> None:
         check_gold([Problem("a", "x", "4\n5")], as_reward("exact"))
 
 
+@pytest.mark.parametrize("reward", ["exact", "math", "number", "ordinal(1, 9)"])
+@pytest.mark.parametrize(
+    "gold",
+    [
+        *(
+            "So it is \\boxed{5}",
+            "#### 5",
+            "2 + 3 = 5 #### 5",
+            "<answer>5</answer>",
+            "We add. So <answer>5</answer>.",
+        ),
+        *(
+            "We add 2 and 3. The answer is 5.",
+            "2 + 3 = 5.\nAnswer: 5",
+            "2 + 3 = 5\n#### 5",
+            "So: $\\boxed{5}$.",
+        ),
+    ],
+)
+def test_gold_that_is_a_whole_solution_is_named_with_its_answer(gold: str, reward: str) -> None:
+    with pytest.raises(DataError, match=r'1 of 2 problems are not accepted: "a": .*') as caught:
+        check_gold([Problem("a", "x", gold), Problem("b", "x", "5")], as_reward(reward))
+    assert "is a solution whose answer '5' is not accepted" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("gold", "reward"),
+    [
+        *(
+            ("\\boxed{5}", "math"),
+            ("[[5]]", "exact"),
+            ("The answer is 5", "math"),
+            ("Answer: 5", "number"),
+        ),
+        *(("$\\frac{1}{2}$", "math"), ("B. Paris", "choice"), ("Response B", 'choice("A,B")')),
+        *(
+            ("The answer to life", "exact"),
+            ("4 stars", 'ordinal("1,5")'),
+            ("A tie", 'choice("A,B,tie")'),
+        ),
+    ],
+)
+def test_gold_in_any_form_that_a_draw_can_equal_passes(gold: str, reward: str) -> None:
+    check_gold([Problem("a", "x", gold)], as_reward(reward))
+
+
+def test_a_reward_that_reads_solutions_may_have_them_as_gold() -> None:
+    def ends_alike(answer: str, predicted: str) -> float:
+        return float(answer.endswith(f"#### {predicted}") or answer == predicted)
+
+    check_gold([Problem("a", "x", "2 + 3 = 5 #### 5")], as_reward(ends_alike))
+
+
 def test_gold_check_tells_of_rewards_that_abstain_or_fail() -> None:
     def abstains(completion: str) -> None: ...
 

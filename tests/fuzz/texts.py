@@ -7,6 +7,8 @@ from pathlib import Path
 from random import Random
 
 from femtune.data import answers
+from femtune.data.dates import read_date
+from femtune.data.labels import Choices, read_label
 from femtune.data.prompts import JUDGE_LEAKS, Prompts
 from femtune.errors import FemtuneError
 from femtune.rewards.builtin import AnswerReward, as_reward, score
@@ -53,7 +55,8 @@ def read_answer(text: str, folder: Path) -> None:
     number = answers.as_fraction(text)
     if number is not None and len(str(number)) <= 400:
         assert answers.as_fraction(str(number)) == number
-    answers.as_letter(text), answers.as_label(text), answers.same_text(text, "4")
+    read_label(text), read_date(text), answers.same_text(text, "4")
+    assert Choices(("A", "B"), ("Paris", text)).read(text) in (None, "A", "B")
     for scale in _SCALES:
         read = scale.read(text)
         assert read is None or (scale.read(read) == read and scale.value(read) is not None)

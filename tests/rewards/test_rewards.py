@@ -165,7 +165,11 @@ def test_exact(answer: str, gold: str, same: bool) -> None:
         ("inf", "inf", False),
         ("1e999999999", "1", False),
         ("four", "four", False),
-        ("4 apples", "4", False),
+        ("4 apples", "4", True),
+        ("4 apples", "4 pears", False),
+        ("3 1/2", "3.5", True),
+        ("3,5", "3.5", False),
+        ("4 or 5", "4", False),
         ("4 5", "45", False),
         ("9" * 5000, "9" * 5000, False),
         ("", "", False),
@@ -197,7 +201,8 @@ def test_ordinal() -> None:
 def test_choice() -> None:
     for answer in ("B", "b", "(B)", "B)", "B. Paris", "B: Paris", "**B**", "`B`."):
         assert choice().grade(answer, "B") == 1, answer
-    for answer in ("A", "", "Bob", "B Paris", "BC", "B.C.", "the answer is B"):
+    assert choice().grade("the answer is B", "B") == 1
+    for answer in ("A", "", "Bob", "B Paris", "BC", "B.C.", "the answer is B or C"):
         assert choice().grade(answer, "B") == 0, answer
     assert choice().grade("b", "B. Paris") == 1
 
@@ -612,11 +617,61 @@ def test_only_hinted_draws_can_leak_and_accept_at_counts() -> None:
 
 
 def test_nothing_to_grade_is_not_asked_for() -> None:
-    def never(completions: list[str]) -> list[float]:
-        raise AssertionError
+    def of_answer(predicted: str) -> float:
+        return 1.0
 
-    assert [s.reason for s in scored(never, ["no answer"] * 2)] == ["parse_error"] * 2
-    assert scored(never, [], []) == []
+    def of_text(completions: list[str]) -> list[float]:
+        return [1.0] * len(completions)
+
+    assert [s.reason for s in scored(of_answer, ["no answer"] * 2)] == ["parse_error"] * 2
+    assert scored(of_text, [], []) == []
+    unfinished = [Completion((1,), "Rating: [[4]]", "length", 0.0), Completion((), "", "stop", 0.0)]
+    unread = ["Answer: 4", "z\nAnswer: 4\nAnswer: 5", "<think>z\nAnswer: 4"]
+    for one in (*unfinished, *map(completion, unread)):
+        reward = as_reward(of_text)
+        [found] = score(PROBLEMS[:1], [one], [False], prompts=Prompts(), reward=reward)
+        assert found.reason in ("truncated", "parse_error")
+
+
+OTHER_FORM = "It is clear.\nMy rating: [[4]], no less."
+
+
+def test_a_function_that_reads_completions_gets_those_whose_form_the_format_does_not_know() -> None:
+    def of_text(completion: str, answer: str) -> float:
+        return float(f"[[{answer}]]" in completion)
+
+    def of_texts(completions: list[str], answer: list[str], **_: Any) -> list[float]:
+        return [of_text(*pair) for pair in zip(completions, answer, strict=True)]
+
+    def of_any(completion: str, answer: str, **columns: Any) -> float:
+        return of_text(completion, answer)
+
+    for function in (of_text, of_texts, of_any):
+        right, wrong = scored(function, [OTHER_FORM] * 2)
+        assert (right.reward, right.reason, right.answer) == (1, "", "")
+        assert right.rationale == OTHER_FORM
+        assert (wrong.reward, wrong.reason) == (0, "parse_error")
+        assert wrong.detail == 'the last line is not "Answer: ..."'
+        [leak, _] = scored(function, [f"I was told the answer.\n{OTHER_FORM}"] * 2, hinted=[True] * 2)
+        assert (leak.reward, leak.reason) == (1, "hint_leak")
+
+
+def test_a_function_of_the_parsed_answer_gets_parsed_ones_only() -> None:
+    def of_answer(completion: str, predicted: str) -> float:
+        return 1.0
+
+    def own(problems: Any, completions: Any, parsed: Any) -> list[float]:
+        return [1.0] * len(parsed)
+
+    for function in (of_answer, own):
+        assert [s.reason for s in scored(function, [OTHER_FORM, "z\nAnswer: 4"])] == ["parse_error", ""]
+
+
+def test_a_function_that_fails_on_another_form_leaves_it_unread() -> None:
+    def picky(completion: str) -> float:
+        return float(completion.split("Answer:")[1].strip() == "4")
+
+    assert [s.reason for s in scored(picky, [OTHER_FORM, "z\nAnswer: 4"])] == ["parse_error", ""]
 
 
 def test_plain_callables_of_the_reward_type_are_checked_too() -> None:

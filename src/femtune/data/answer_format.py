@@ -25,7 +25,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from femtune.data.answer_forms import Form, Found, bare, form_of
+from femtune.data.answer_forms import Form, Found, form_of
+from femtune.data.answer_text import DOUBT, bare
+from femtune.data.labels import read_label, undecorated
+from femtune.data.numbers import as_quantity
 from femtune.types import Parsed
 
 __all__ = ["AnswerFormat", "bare", "parse_format"]
@@ -82,7 +85,7 @@ class AnswerFormat:
         if not found:
             return Parsed(whole, "", "the answer is empty" if forms else form.missing)
         first, last = found[0], found[-1]
-        if len({_folded(one.answer) for one in found}) > 1 or _is_choice(first.answer):
+        if not all(_agree(first.answer, one.answer) for one in found) or _is_choice(first.answer):
             return Parsed(whole, "", "two different answers")
         if problem := _after(final[last.end :], last.answer, form):
             return Parsed(whole, "", problem)
@@ -98,6 +101,11 @@ class AnswerFormat:
         if require_rationale and no_words:
             return Parsed(rationale, first.answer, "no rationale before the answer")
         return Parsed(rationale, first.answer)
+
+    @property
+    def missing(self) -> str:
+        """The error of a completion that does not end with the answer's form."""
+        return form_of(self.spec).missing
 
     @property
     def closing(self) -> str:
@@ -181,12 +189,6 @@ _REMARK = re.compile(
     r"|Do you|Is there any|If you (?:have|need|want|would)|Would you|Have a |Good luck).*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_DOUBT = re.compile(
-    r"\b(?:wait|actually|however|but|not?|or|maybe|perhaps|hmm+|sorry|oops|mistake|wrong|incorrect"
-    r"|instead|correction|should|alternatively|rather|if|whether|unless|suppose|assum\w+|might|could)\b"
-    r"|n['’]t\b|\?",
-    re.IGNORECASE,
-)
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?。](?=\s)|(?=\n|\Z))")
 _IS = re.compile(
     r"(?:^|,\s|\b(?:so|thus|therefore|hence|then|means|that)\s)[\s*_`]*(?:(?:the|my|our)\s+)?"
@@ -215,7 +217,6 @@ _VERDICTS = tuple(
         rf"\b(?:rating|score)[*_`]*:\s?[*_`]*{_POINTS}",
     )
 )
-_NAMED = re.compile(r"(?:the )?(?:response|summary|option|choice) (?=\(?[a-z]\)?$)")
 
 
 def _outside(text: str) -> list[str]:
@@ -241,10 +242,10 @@ def _is_choice(answer: str) -> bool:
 def _after(tail: str, answer: str, form: Form) -> str:
     """Return what is wrong with the text after an answer; "" if it only comments on the answer."""
     rest = _REMARK.sub("", tail)
-    if any(_folded(one.answer) != _folded(answer) for one in _sentences(rest)):
+    if not all(_agree(one.answer, answer) for one in _sentences(rest)):
         return "two different answers"
     apart = not form.whole_line or re.match(r"[^\S\n]*\n[^\S\n]*\n", rest)
-    return "" if not rest.strip() or (apart and not _DOUBT.search(rest)) else form.missing
+    return "" if not rest.strip() or (apart and not DOUBT.search(rest)) else form.missing
 
 
 def _sentences(text: str) -> Iterator[Found]:
@@ -261,7 +262,7 @@ def _sentences(text: str) -> Iterator[Found]:
             match = next(filter(None, (pattern.search(said) for pattern in patterns)), None)
             # in "A is not polite, so B is better.", the conclusion is not in doubt
             whole = found or patterns is not _VERDICTS
-            if _DOUBT.search(said if whole else _THEN.split(said)[-1]) and (match or found):
+            if DOUBT.search(said if whole else _THEN.split(said)[-1]) and (match or found):
                 return
             if match:
                 answer = bare(re.split(r",? (?:because|since|as|which|so) ", match["answer"])[0])
@@ -278,6 +279,12 @@ def _rationale(before: str, said: str) -> str:
     return f"{text}\n{said}".strip()
 
 
-def _folded(answer: str) -> str:
-    """Drop differences that do not matter between answers: spaces, case, "Response" before a letter."""
-    return _NAMED.sub("", " ".join(answer.split()).casefold())
+def _agree(one: str, other: str) -> bool:
+    """Return True for one answer in two spellings: 18 and 18 eggs, B and (B) Paris."""
+    numbers = as_quantity(one), as_quantity(other)
+    if numbers[0] is not None and numbers[1] is not None:
+        return numbers[0].same(numbers[1])
+    said = undecorated(one).casefold(), undecorated(other).casefold()
+    return (
+        said[0] == said[1] or (read_label(one) == said[1] != "") or (read_label(other) == said[0] != "")
+    )

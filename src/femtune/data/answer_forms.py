@@ -1,4 +1,4 @@
-"""Finders of answers in a text, one for each form, and the removal of markup around an answer.
+"""Finders of answers in a text, one for each form.
 
 `answer_format` decides about what they find: a form may hold a placeholder, or be one of several.
 """
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import regex as patterns
 
 from femtune._util.text import brief
+from femtune.data.answer_text import BRACES, bare
 from femtune.errors import ConfigError
 
 MOST_MISSES = 300  # objects that are invalid or lack the key; limits the time for a text of a million {
-LONGEST = 2_000  # characters of the longest answer that is searched for markup
 
 
 class Found(NamedTuple):
@@ -80,7 +80,7 @@ def _boxes(text: str) -> Iterator[Found]:
     r"""Yield each \boxed{...}; of nested boxes, the inner one."""
     opened: list[tuple[re.Match[str], int]] = []
     num = 0
-    for brace in _BRACES.finditer(text):
+    for brace in BRACES.finditer(text):
         if brace[0] == "}" and opened:
             start, before = opened.pop()
             if len(start[0]) > 1 and num == before:
@@ -185,7 +185,6 @@ _HASH = re.compile(
     r"(?:[^\S\n]*(?:final )?answer:)?(?P<answer>.*)(?=\n)",
     re.IGNORECASE,
 )
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 _FORMS = {
     "line": Form(
@@ -234,42 +233,3 @@ _FORMS = {
         closing="]]",
     ),
 }
-
-
-# Markup around a whole answer. It must be paired: A* and $5 differ from A and 5.
-_WRAPPED = re.compile(
-    r"(?P<mark>\*{1,3}|`{1,3}|\${1,2})(?P<marked>(?:(?!(?P=mark)).)+)(?P=mark)"
-    r"|\\\((?P<inline>(?:(?!\\\)).)+)\\\)|\\\[(?P<display>(?:(?!\\\]).)+)\\\]"
-    r"|\[\[(?P<bracketed>[^\[\]]+)\]\]",
-    re.DOTALL,
-)
-
-
-def bare(answer: str) -> str:
-    r"""Return an answer without the markup around all of it, and without its full stop.
-
-    >>> bare("**4**."), bare(r"$\boxed{\frac{1}{2}}$"), bare("A*"), bare("$5")
-    ('4', '\\frac{1}{2}', 'A*', '$5')
-    """
-    for _ in range(20 if len(answer) <= LONGEST else 0):
-        while (stripped := answer.strip().rstrip(".。")) != answer:
-            answer = stripped
-        match = _WRAPPED.fullmatch(answer)
-        if match is not None:
-            answer = match[match.lastgroup or 0]
-        elif (inner := _unboxed(answer)) is not None:
-            answer = inner
-        else:
-            break
-    return answer.strip()
-
-
-def _unboxed(answer: str) -> str | None:
-    """Return the content of a box that is the whole answer; None if there is no box, or an empty one."""
-    depth, start = 0, re.match(r"\\(?:boxed|fbox)\s*\{", answer)
-    for brace in _BRACES.finditer(answer) if start else ():
-        depth += -1 if brace[0] == "}" else brace[0][-1] == "{" and brace[0] != "\\{"
-        if depth == 0 and start:
-            whole = brace.end() == len(answer)
-            return answer[start.end() : brace.start()].strip() or None if whole else None
-    return None

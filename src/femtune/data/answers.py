@@ -1,97 +1,27 @@
-"""Comparison of answers as text, numbers, letters, and points of a scale.
+"""Scales: the possible answers of a rating, a pair or a choice, and the one that an answer stands for.
 
->>> same_text("**Paris.**", "paris"), as_fraction("3/4"), as_letter("(b) Paris")
-(True, Fraction(3, 4), 'b')
 >>> scale = parse_scale("1,5")
->>> scale.answers, scale.read("**4**"), scale.read("4 out of 5"), scale.read("6")
+>>> scale.answers, scale.read("**4**"), scale.read("4 out of 5 stars"), scale.read("6")
 (('1', '2', '3', '4', '5'), '4', '4', None)
+
+Texts, numbers and labels are compared alike everywhere: see `answer_text`, `numbers` and `labels`.
 """
 
 from __future__ import annotations
 
-import functools
 import re
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
 from femtune._util.text import first
-from femtune.data.answer_format import bare
+from femtune.data.answer_text import DOUBT, plain, remembered, same_text, unbracketed, unled, unmarked
+from femtune.data.labels import Choices
+from femtune.data.numbers import as_fraction, as_quantity
+from femtune.data.units import Unit
 from femtune.errors import ConfigError, DataError
 
-remembered = functools.lru_cache(maxsize=65536)  # the answers of a data set repeat a lot
-
-# --- text, numbers, letters
-
-_KEPT = ("<super>", "<sub>", "<fraction>")  # NFKC would turn 10² into 102, and 1½ into 11/2
-_NUMBER = re.compile(
-    r"(?P<sign>[+-]?) ?[$€£¥]? ?"
-    r"(?P<value>\d+ ?/ ?\d+|(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:e[+-]?\d{1,3})?)"
-    r" ?%?",
-    re.ASCII | re.IGNORECASE,
-)
-_LETTER = re.compile(r"\(?([a-z])(?:\)|[.:](?:\s|$)|$)(.*)", re.DOTALL)
-_OTHER = re.compile(r"\([a-z]\)|\b(?:or|and) [a-z]$")
-_PLACE = re.compile(r"\(?([0-9]{1,2})(?:\)|[.:](?:\s|$)|$)", re.ASCII)
-_OF_MOST = re.compile(r"(?P<points>.+?) ?(?:/|out of) ?(?P<most>[^/]+)", re.IGNORECASE)
-_NOUN = re.compile(r"(?:answer|assistant|choice|option|response|summary) ", re.IGNORECASE)
-
-
-def same_text(answer: str, gold: str) -> bool:
-    """Return True if two answers are equal, ignoring case, spaces, markup and forms of characters."""
-    return plain(answer) == plain(gold) != ""
-
-
-@remembered
-def plain(answer: str) -> str:
-    """Normalize an answer: no markup, one case, single spaces, one form of each character."""
-    return " ".join(_folded(bare(answer)).casefold().split())
-
-
-def _folded(text: str) -> str:
-    """Replace compatibility forms of characters by one, and digits of all scripts by 0 to 9."""
-    if text.isascii():
-        return text
-    composed = unicodedata.normalize("NFC", text)
-    return "".join(map(_folded_character, composed)).replace("\N{MINUS SIGN}", "-")
-
-
-def _folded_character(character: str) -> str:
-    digit = unicodedata.decimal(character, None)
-    if digit is not None:
-        return str(digit)
-    kept = unicodedata.decomposition(character).startswith(_KEPT)
-    return character if kept else unicodedata.normalize("NFKC", character)
-
-
-@remembered
-def as_fraction(answer: str) -> Fraction | None:
-    """Return the exact number that an answer is, or None."""
-    if len(answer) > 400:  # int() of thousands of digits is slow, and refused in the end
-        return None
-    text = re.sub("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3})", ",", bare(answer))
-    match = _NUMBER.fullmatch(_folded(text).strip())
-    try:
-        return Fraction(re.sub("[, ]", "", match["sign"] + match["value"])) if match else None
-    except (ValueError, ZeroDivisionError):  # "", "e5", "." and "1/0"
-        return None
-
-
-@remembered
-def as_letter(answer: str) -> str:
-    """Return the letter of "B", "(b)", "B. Paris" or "B) Paris" in lower case; "" for other answers."""
-    match = _LETTER.match(plain(answer))
-    # "(A) or (B)" names no single letter
-    return match[1] if match and not _OTHER.search(match[2]) else ""
-
-
-@remembered
-def as_label(answer: str) -> str:
-    """Return the letter or the number of a choice: 3 for "(3)" and "3. Paris", as in parts of ARC."""
-    match = _PLACE.match(plain(answer))
-    return match[1] if match else as_letter(answer)
-
+__all__ = ["Scale", "as_fraction", "infer_scale", "parse_scale", "plain", "read_rating", "same_text"]
 
 # --- scales
 
@@ -101,6 +31,7 @@ class Scale:
     """The possible answers: ratings or labels from the lowest to the highest, or letters."""
 
     answers: tuple[str, ...]
+    texts: tuple[str, ...] = ()  # for a choice, the text of each answer's choice, "" if not known
 
     def __post_init__(self) -> None:
         different = {*map(plain, self.answers)}
@@ -149,32 +80,51 @@ class Scale:
 
 @remembered
 def _read(scale: Scale, text: str) -> str | None:
+    if scale.texts:
+        return Choices(scale.answers, scale.texts).read(text)
     if scale.numeric:
-        places = {as_fraction(answer): answer for answer in scale.answers}
-        match = _OF_MOST.fullmatch(bare(text))
-        most = places and as_fraction(scale.answers[-1])
-        if match and most != 1:  # if the highest is 1, "1/2" is a half, and "10/10" is not 1
-            return (
-                places.get(as_fraction(match["points"])) if as_fraction(match["most"]) == most else None
-            )
-        number = as_fraction(text)
-        return None if number is None else places.get(number)
-    named = _NOUN.sub("", bare(text), count=1)
-    for written in (text, named):
-        same = [answer for answer in scale.answers if plain(answer) == plain(written)]
+        points = {as_fraction(answer): answer for answer in scale.answers}
+        number = read_rating(text, as_fraction(scale.answers[-1]))
+        return None if number is None else points.get(number)
+    said = unled(unmarked(text))
+    for written in (text, said, _ARTICLE.sub("", said)):
+        same = [answer for answer in scale.answers if same_text(answer, written)]
         if same:
             return same[0]
-    letter = as_letter(named)
-    lettered = [answer for answer in scale.answers if plain(answer) == letter]
-    return lettered[0] if lettered and not _names_another(scale, lettered[0], bare(named)) else None
+    return Choices(scale.answers).read(text)
 
 
-def _names_another(scale: Scale, answer: str, text: str) -> bool:
-    """Return True if a text that begins with an answer's letter names another one: "(A) or (B)"."""
-    small = text.lstrip("(")[:1].islower()  # otherwise "a" may be the article
-    others = [each for each in scale.answers if each != answer]
-    others += [each.lower() for each in others if small]
-    return any(re.search(rf"\b{re.escape(other)}\b", text) for other in others)
+_ARTICLE = re.compile(r"(?:it(?: is|['’]s) )?an? (?=tie\b)", re.IGNORECASE)
+_OF_MOST = re.compile(r"(?P<points>.+?) ?(?:/|(?:out )?of) ?(?P<most>[^/]+)", re.IGNORECASE)
+_MIXED = re.compile(r"-?\d+ +\d+ ?/ ?\d+")
+_COMMENT = re.compile(
+    r"(?<=[\d)\]])(?: \((?!or\b)[^\W\d][^()\d]*\)| [-–—] [^\W\d][^\d]*|: [^\W\d][^\d]*)$"
+)
+_POINTS = re.compile(r"(?<=\d) ?(?:stars?|points?)$", re.IGNORECASE)
+
+
+def read_rating(text: str, most: Fraction | None) -> Fraction | None:
+    """Return the number of points in "4", "Rating: 4", "4 (good)" or "4 out of 5 stars", or None.
+
+    `most` is the highest point. Of another one ("4/10") it is None.
+    """
+    text = unled(unmarked(text))
+    if (comment := _COMMENT.search(text)) is not None:
+        if DOUBT.search(comment[0]):
+            return None
+        text = text[: comment.start()]
+    text = unbracketed(_POINTS.sub("", unbracketed(text)))
+    match = None if _MIXED.fullmatch(text) else _OF_MOST.fullmatch(text)
+    if match is None or most == 1:  # if the highest is 1, "1/2" is a half, and "10/10" is not 1
+        return _points(text, most)
+    return _points(match["points"], most) if _points(match["most"], most) == most else None
+
+
+def _points(text: str, most: Fraction | None) -> Fraction | None:
+    """Return a number of points; of units, only stars, points, and percent of at most 100."""
+    found = as_quantity(_POINTS.sub("", unbracketed(text)))
+    units = (Unit(""), Unit("%")) if most == 100 else (Unit(""),)
+    return found.value if found and found.unit in units else None
 
 
 def parse_scale(text: str) -> Scale:

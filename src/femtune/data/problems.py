@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 
 from femtune._util.atomic_files import replacing
 from femtune._util.text import brief, first
+from femtune.data.answer_format import parse_format
+from femtune.data.answer_text import bare
 from femtune.data.files.columnar import JSON_COLUMNS
 from femtune.data.files.reading import file_rows, file_unit
 from femtune.data.plain_table import problems_of_rows
@@ -183,21 +185,24 @@ def check_gold(
 ) -> None:
     """Check that each problem's correct answer would be accepted, since otherwise no draw could be.
 
-    y* is written as a model would write it, parsed by `prompts.parse`, then graded. Raises DataError
-    that names the problems and the reward's result, RewardError if the reward itself fails.
+    y* is written as a model would write it, parsed by `prompts.parse`, then graded. If y* is a whole
+    solution ("#### 5"), the answer in it must be accepted too. Raises DataError that names the problems
+    and the reward's result, RewardError if the reward itself fails.
     """
     read = prompts or Prompts()
-    texts = [
-        write_completion(read.format, f"It must be {problem.answer}.", problem.answer)
-        for problem in problems
-    ]
-    parsed = [read.parse(text) for text in texts]
-    rewards = reward(problems, [Completion((), text, "stop", 0.0) for text in texts], parsed)
+    answers = [problem.answer for problem in problems]
+    inner = [_answer_within(answer) for answer in answers]
+    graded = _graded(problems, answers, reward, read)
+    held = [row for row, answer in enumerate(inner) if answer]
+    again = _graded([problems[row] for row in held], [inner[row] for row in held], reward, read)
     found = []
-    for problem, written, value in zip(problems, parsed, rewards, strict=True):
+    for row, (problem, (error, value)) in enumerate(zip(problems, graded, strict=True)):
         said = f'"{problem.id}": answer {brief(problem.answer)!r}'
-        if written.error:
-            found.append(f"{said} can't be read back, {written.error}")
+        alone = again[held.index(row)][1] if inner[row] else None
+        if inner[row] and not (alone is not None and alone >= accept_at):
+            found.append(f"{said} is a solution whose answer {brief(inner[row])!r} is not accepted")
+        elif error:
+            found.append(f"{said} can't be read back, {error}")
         elif value is None or not value >= accept_at:
             earned = "no reward" if value is None else f"reward {value:g}"
             found.append(f"{said} earns {earned}, and {accept_at:g} is needed")
@@ -206,6 +211,27 @@ def check_gold(
             f"the correct answers of {len(found)} of {len(problems)} problems are not accepted: "
             f"{first(found, '; ')}. Correct the answers, or choose a reward that accepts them."
         )
+
+
+def _graded(
+    problems: Sequence[Problem], answers: Sequence[str], reward: Reward, prompts: Prompts
+) -> list[tuple[str, float | None]]:
+    """Return what prevents reading each answer from a completion ("" if nothing), and its reward."""
+    if not problems:
+        return []
+    texts = [write_completion(prompts.format, f"It must be {answer}.", answer) for answer in answers]
+    parsed = [prompts.parse(text) for text in texts]
+    rewards = reward(problems, [Completion((), text, "stop", 0.0) for text in texts], parsed)
+    return [(one.error, value) for one, value in zip(parsed, rewards, strict=True)]
+
+
+_SOLUTIONS = tuple(parse_format(spec) for spec in ("boxed", "hash", "tag", "line"))
+
+
+def _answer_within(gold: str) -> str:
+    """Return the answer that a solution ends with, read as a completion's; "" for an answer alone."""
+    read = (form.read(gold, require_rationale=False).answer for form in _SOLUTIONS)
+    return next((answer for answer in read if answer and answer != bare(gold)), "")
 
 
 def prompt_length(problem: Problem, prompts: Prompts, tokenizer: Tokenizer) -> tuple[int, str]:

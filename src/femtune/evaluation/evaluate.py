@@ -16,7 +16,8 @@ from typing import cast
 
 import numpy as np
 
-from femtune.data.answers import as_fraction, as_label, plain
+from femtune.data.answer_text import plain
+from femtune.data.numbers import as_quantity
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.worlds import WORLDS
 from femtune.estep.driver import e_step
@@ -146,8 +147,6 @@ def as_item(problem: Problem, draws: Sequence[Draw]) -> Item:
     answers = [draw.score.answer for draw in draws]
     if scale is None:
         answers = [_as_vote(answer, known is not None and known.form == "math") for answer in answers]
-    elif known is not None and known.form == "choice" and scale.numeric:  # "3. Paris" is no rating
-        answers = [scale.read(as_label(answer)) or "" for answer in answers]
     else:
         answers = [scale.read(answer) or "" for answer in answers]
     return Item(problem.answer, tuple(answers), group_of(problem))
@@ -161,8 +160,8 @@ def group_of(problem: Problem) -> str:
 
 def _as_vote(answer: str, numeric: bool) -> str:
     """The same for answers that say the same: 1/2 and 0.5 are one number, if numbers are asked for."""
-    number = as_fraction(answer) if numeric else None
-    return plain(answer) if number is None else str(number)
+    number = as_quantity(answer) if numeric else None
+    return plain(answer) if number is None else str(number.value)
 
 
 def _passes(

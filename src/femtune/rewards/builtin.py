@@ -24,8 +24,12 @@ import regex as patterns
 
 from femtune._util.extras import check_extra
 from femtune._util.text import brief, near
-from femtune.data.answers import Scale, as_fraction, as_label, parse_scale, remembered, same_text
+from femtune.data.answer_text import remembered, same_text
+from femtune.data.answers import Scale, parse_scale, read_rating
+from femtune.data.labels import read_label
+from femtune.data.numbers import as_quantity
 from femtune.data.prompts import Prompts
+from femtune.data.tasks.frames import scale_of
 from femtune.errors import ConfigError, RewardError
 from femtune.rewards.custom import Outcome, UserReward, checked, load_function, user_reward
 from femtune.rewards.math_equality import same_value
@@ -36,10 +40,14 @@ from femtune.types import Completion, Parsed, Problem, Reason, Reward, Score
 
 @dataclass(frozen=True)
 class AnswerReward:
-    """A reward that depends on the two answers only: `grade(y, y*)`."""
+    """A reward that depends on the two answers only: `grade(y, y*)`.
+
+    With `knows_choices`, an answer that the problem's own choices settle is compared as their label.
+    """
 
     name: str
     grade: Callable[[str, str], float]
+    knows_choices: bool = False
 
     def __call__(
         self,
@@ -47,8 +55,15 @@ class AnswerReward:
         completions: Sequence[Completion],
         parsed: Sequence[Parsed],
     ) -> list[float]:
-        grade, pairs = self.grade, zip(problems, parsed, strict=True)
-        return [grade(read.answer, problem.answer) for problem, read in pairs]
+        pairs = zip(problems, parsed, strict=True)
+        return [self.of(read.answer, problem) for problem, read in pairs]
+
+    def of(self, answer: str, problem: Problem) -> float:
+        """Return the reward of an answer to a problem, from 0 to 1."""
+        scale = scale_of(problem) if self.knows_choices else None
+        if scale is None or not scale.texts:
+            return self.grade(answer, problem.answer)
+        return float(scale.read(answer) == scale.read(problem.answer) is not None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return as_reward, (self.name,)  # pickled by name
@@ -71,8 +86,8 @@ def exact() -> AnswerReward:
 def number(tol: float = 0.0, rel: float = 1e-9) -> AnswerReward:
     """Reward 1 for the same number: |y - y*| <= tol, or rel·|y*| unless both are whole numbers.
 
-    Reads 1,234.5, −3, 3/4, 1e-3, $5 and digits of every script. A percent sign is an optional unit, as
-    is a currency before the number: 50% is 50, not 0.5. An answer with text around the number earns 0.
+    Reads 1,234.5, −3, 3/4, 3 1/2, 1e-3, $5 and digits of every script. A unit may be left out, but two
+    different units are not the same. Percent is a unit: 50% is 50, not 0.5. See `femtune.data.numbers`.
 
     >>> grade = number().grade
     >>> grade("1,000", "1000"), grade("0.75", "3/4"), grade("٤٢", "42"), grade("1001", "1000")
@@ -84,9 +99,10 @@ def number(tol: float = 0.0, rel: float = 1e-9) -> AnswerReward:
 
     @remembered
     def grade(answer: str, gold: str) -> float:
-        y, wanted = as_fraction(answer), as_fraction(gold)
-        if y is None or wanted is None:
+        mine, right = as_quantity(answer), as_quantity(gold)
+        if mine is None or right is None or not mine.unit.agrees(right.unit):
             return 0.0
+        y, wanted = mine.value, right.value
         whole = y.denominator == wanted.denominator == 1
         return float(abs(y - wanted) <= max(most, 0 if whole else share * abs(wanted)))
 
@@ -97,7 +113,8 @@ def ordinal(scale: tuple[float, float] | str) -> AnswerReward:
     """Reward 1 - |y - y*| / (hi - lo) on the scale, and 0 for an answer off the scale.
 
     (lo, hi) accepts any number between the two. As text ("1,5", "1,5,0.5" or "bad,fair,good"), the scale
-    accepts only these answers. Labels are valued by position; 4/5 and "4 out of 5" are read as 4.
+    accepts only these answers. Labels are valued by position. If 5 is the highest, "4/5", "4 stars" and
+    "4 (good)" are 4.
 
     >>> grade = ordinal(scale=(1, 5)).grade
     >>> grade("4", "4"), grade("2", "4"), grade("6", "5"), grade("good", "5")
@@ -115,7 +132,7 @@ def ordinal(scale: tuple[float, float] | str) -> AnswerReward:
 
     @remembered
     def grade(answer: str, gold: str) -> float:
-        y, wanted = as_fraction(answer), as_fraction(gold)
+        y, wanted = read_rating(answer, Fraction(hi)), read_rating(gold, Fraction(hi))
         if y is None or wanted is None or not (lo <= y <= hi and lo <= wanted <= hi):
             return 0.0
         return 1.0 - float(abs(y - wanted)) / (hi - lo)
@@ -144,16 +161,12 @@ def _on(scale: Scale, spec: str) -> AnswerReward:
     return AnswerReward(f"ordinal({spec!r})", grade)
 
 
-_TWO_LABELS = re.compile(
-    r"\(?\w{1,2}[).:]*\s*(?:or|and|nor|,|/|&|(?<=\))(?=\s*\())\s*\(?\w{1,2}[).:]*", re.IGNORECASE
-)
-
-
 def choice(answers: str = "") -> AnswerReward:
-    """Reward 1 for the same letter: "B", "(b)", "B. Paris" and "B) Paris" are all B.
+    """Reward 1 for the same label: "B", "(b)", "Option B", "B. Paris" and "B) Paris" are all B.
 
-    Labels 1, 2, 3 are read the same way, other labels as text; "(A) or (B)" matches neither. With
-    `answers`, such as "A,B,tie", reward 1 for the same one of these; "Response B" is then B too.
+    Labels 1, 2, 3 are read the same way, other labels as text; "(A) or (B)" matches neither. Problems of
+    the task `choice` have the texts of their choices: a copy of one is its label. With `answers`, such
+    as "A,B,tie", reward 1 for the same one of these. See `femtune.data.labels`.
 
     >>> grade = choice().grade
     >>> grade("(b)", "B"), grade("B. Paris", "B"), grade("A", "B"), grade("Bob", "B")
@@ -166,11 +179,11 @@ def choice(answers: str = "") -> AnswerReward:
     def grade(answer: str, gold: str) -> float:
         if known is not None:
             return float(known.read(answer) == known.read(gold) is not None)
-        if _TWO_LABELS.fullmatch(answer.strip()):
-            return 0.0
-        return float(as_label(answer) == as_label(gold) != "" or same_text(answer, gold))
+        return float(read_label(answer) == read_label(gold) != "" or same_text(answer, gold))
 
-    return AnswerReward(f"choice({answers!r})" if answers else "choice", grade)
+    return (
+        AnswerReward(f"choice({answers!r})", grade) if answers else AnswerReward("choice", grade, True)
+    )
 
 
 def math() -> AnswerReward:
@@ -311,19 +324,25 @@ def score(
 
     `accept_at` is the smallest reward that is accepted, for all completions or for each.
 
-    A hint leak keeps its reward, as information. Truncated and unparsable completions are not graded.
+    A hint leak keeps its reward, as information. Truncated and unparsable completions are not graded,
+    but for a user's function that reads the answer itself, where the format's form is missing.
     `timeout_s` limits each call of a user's function. A failing reward raises RewardError; with
     on_error="skip" it scores 0 as "reward_failed" instead. An abstaining reward (None) always does.
     """
     read = [_read(completion, prompts) for completion in completions]
     scores = [Score(0.0, p.answer, reason, detail, p.rationale) for p, reason, detail in read]
-    rows = [row for row, (_, reason, _) in enumerate(read) if not reason]
+    unread = prompts.format.missing if _reads_completions(reward) else None
+    rows = [
+        row
+        for row, (parsed, reason, detail) in enumerate(read)
+        if not reason or (detail == unread and parsed.rationale)
+    ]
     asked, written = [problems[row] for row in rows], [completions[row] for row in rows]
     outcomes = _outcomes(reward, asked, written, [read[row][0] for row in rows], timeout_s)
     for row, outcome in zip(rows, outcomes, strict=True):
-        if isinstance(outcome, RewardError) and on_error == "stop":
-            raise outcome
         problem, parsed = problems[row], read[row][0]
+        if isinstance(outcome, RewardError) and on_error == "stop" and not parsed.error:
+            raise outcome
         leak = prompts.leak(problem, parsed.rationale) if hinted[row] else ""
         least = accept_at if isinstance(accept_at, int | float) else accept_at[row]
         scores[row] = _graded(problem, parsed, outcome, leak, least)
@@ -340,6 +359,10 @@ def _read(completion: Completion, prompts: Prompts) -> tuple[Parsed, Reason, str
         return Parsed(completion.text.strip(), ""), "truncated", detail
     parsed = prompts.parse(completion.text)
     return parsed, "parse_error" if parsed.error else "", parsed.error
+
+
+def _reads_completions(reward: Reward) -> bool:
+    return isinstance(reward, UserReward) and reward.reads_completions
 
 
 def _outcomes(
@@ -360,7 +383,7 @@ def _outcomes(
 
 def _tried(reward: AnswerReward, parsed: Parsed, problem: Problem) -> Outcome:
     try:
-        return reward.grade(parsed.answer, problem.answer)
+        return reward.of(parsed.answer, problem)
     except RewardError as error:
         return error
 
@@ -370,6 +393,8 @@ def _graded(problem: Problem, parsed: Parsed, outcome: Outcome, leak: str, accep
     value = outcome if isinstance(outcome, int | float) else 0.0
     if leak:
         return Score(value, answer, "hint_leak", leak, rationale)
+    if parsed.error and not (isinstance(outcome, int | float) and outcome >= accept_at):
+        return Score(value, answer, "parse_error", parsed.error, rationale)
     if isinstance(outcome, RewardError):
         return Score(0.0, answer, "reward_failed", str(outcome), rationale)
     if outcome is None:

@@ -6,6 +6,9 @@ A user's function is called in one of three ways, chosen by the names of its par
     f(completion, answer, predicted, rationale, prompt, **columns) -> float      one item at a time
     f(problems, completions, parsed) -> list[float | None]                       femtune's own types
 
+A completion in which the format finds no answer is passed to functions that read the answer themselves:
+the first form, and the second with `completion` and without `predicted`.
+
 Each may take fewer parameters. `answer` is always y*, the correct answer in the data; `predicted` is
 the model's. These names take precedence over columns of the same name. A column that a row lacks is
 None. A reward of None abstains. `async def` works in all three forms.
@@ -49,6 +52,12 @@ class UserReward:
     form: Literal["batch", "item", "own"]
     takes: frozenset[str] | None  # names of parameters; None: any
     needs: tuple[str, ...]  # parameters without a default
+
+    @property
+    def reads_completions(self) -> bool:
+        """True if the function reads the answer itself: it takes completions, and no parsed answer."""
+        named = (self.takes or frozenset()) | {*self.needs}
+        return self.form == "batch" or ("completion" in named and "predicted" not in named)
 
     def __call__(
         self,

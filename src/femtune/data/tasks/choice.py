@@ -32,9 +32,8 @@ def problem(row: Mapping[str, Any], default_id: str) -> Problem | BadRow:
         return BadRow("another choice has the text of the right one", brief(right[0]))
     question = row["question"]
     lines = _lines(row)
-    frame = Frame(
-        form="choice", scale=tuple(labels), item=item_name(prompt_text(question).strip(), *choices)
-    )
+    item = item_name(prompt_text(question).strip(), *choices)
+    frame = Frame(form="choice", scale=tuple(labels), choices=tuple(choices), item=item)
     kept = ("subject", "level", *KEPT)
     others = {key: row[key] for key in kept if row.get(key) is not None}
     return Problem(

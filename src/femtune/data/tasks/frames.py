@@ -23,6 +23,7 @@ class Frame:
 
     form: Form
     scale: tuple[str, ...] = ()  # the possible answers, lowest first; empty for open answers
+    choices: tuple[str, ...] = ()  # the text of each possible answer, for multiple choice
     # the judged item: problems that share it are never split apart, and count as one
     item: str = ""
     length: float = 0.0  # words of the judged text; for a pair, the second's minus the first's
@@ -32,7 +33,7 @@ class Frame:
 
     def column(self) -> dict[str, Any]:
         """Return the frame as it is stored with the problem."""
-        return asdict(self) | {"scale": list(self.scale)}
+        return asdict(self) | {"scale": list(self.scale), "choices": list(self.choices)}
 
 
 def frame(problem: Problem) -> Frame | None:
@@ -43,7 +44,8 @@ def frame(problem: Problem) -> Frame | None:
     stored = problem.columns.get("frame")
     if not isinstance(stored, Mapping) or not _is_frame(stored):
         return None
-    known = Frame(**{**stored, "scale": tuple(stored["scale"])})
+    texts = tuple(stored.get("choices") or ())
+    known = Frame(**{**stored, "scale": tuple(stored["scale"]), "choices": texts})
     off = known.scale and problem.answer and problem.answer not in known.scale
     return None if off else known
 
@@ -51,23 +53,26 @@ def frame(problem: Problem) -> Frame | None:
 def _is_frame(stored: Mapping[str, Any]) -> bool:
     """Return True if these are the fields of a frame, with the right types."""
     return (
-        stored.keys() == _TYPES.keys()
-        and all(isinstance(stored[name], kind) for name, kind in _TYPES.items())
-        and all(isinstance(answer, str) for answer in stored["scale"])
+        {*stored} | {"choices"} == {*_TYPES}  # earlier runs have no `choices`
+        and all(isinstance(value, _TYPES[name]) for name, value in stored.items())
+        and all(isinstance(text, str) for text in (*stored["scale"], *stored.get("choices", ())))
         and stored["form"] in get_args(Form)
     )
 
 
 _TYPES: dict[str, Any] = {
-    **{"form": str, "scale": (list, tuple), "item": str, "length": (int, float), "pair": str},
-    **{"swapped": bool, "presented": bool},
+    **{"form": str, "scale": (list, tuple), "choices": (list, tuple), "item": str},
+    **{"length": (int, float), "pair": str, "swapped": bool, "presented": bool},
 }
 
 
 def scale_of(problem: Problem) -> Scale | None:
     """Return the scale of a problem's answers; None if its task knows none."""
     known = frame(problem)
-    return Scale(known.scale) if known and known.scale else None
+    if known is None or not known.scale:
+        return None
+    unknown = ("",) * len(known.scale) if known.form == "choice" else ()
+    return Scale(known.scale, known.choices or unknown)
 
 
 def item_name(*texts: str) -> str:
