@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from femtune.data.prompts import (
     rewritten,
 )
 from femtune.data.row_report import NO_ROWS, RowReport, skip_reasons
-from femtune.data.rows import DUPLICATE, BadRow, ColumnsError, Faults
+from femtune.data.rows import DUPLICATE, BadRow, Faults
 from femtune.data.tasks import choice, judge, math
 from femtune.data.tasks.codings import Place
 from femtune.data.tasks.columns import parts, shown
@@ -33,7 +32,7 @@ from femtune.data.tasks.decode import check_texts, decoded
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.judge import JUDGE, Raters
-from femtune.data.tasks.proposals import proposal
+from femtune.data.tasks.proposals import proposing
 from femtune.data.tasks.published import Schema
 from femtune.data.tasks.schemas import Found, find_schema, read_given, read_rows
 from femtune.data.tasks.summarize import SUMMARIZE
@@ -131,7 +130,7 @@ def read_task(
     if task not in TASKS:
         known = ", ".join(TASKS)
         raise ConfigError(f"no task {task!r}.{near(task, TASKS)} Choose one of {known}.")
-    with _proposing(task, answers):
+    with proposing(task, labels=answers):
         if task == "table":
             return _plain_file(Path(data).expanduser(), options, answers)
         found = read_rows(
@@ -168,22 +167,11 @@ def read_places(
         raise ConfigError(
             f"{source} are not a .csv or .tsv file, and have names of columns: drop no-header."
         )
-    with _proposing(task, answers):
+    with proposing(task, labels=answers):
         if task == "table":
             return _plain(rows, source, unit, source, options, answers)
         given = read_given(iter(rows), source, unit, task, columns=options.columns, labels=answers)
     return _made(task, given, options, Faults(source, unit), answers)
-
-
-@contextmanager
-def _proposing(task: str, answers: bool) -> Iterator[None]:
-    """Add the flags that would read the table to an error about its columns."""
-    try:
-        yield
-    except ColumnsError as error:
-        flags = proposal(task, error.columns, labels=answers)
-        advised = f"{error.what}\n  These flags would read it:\n  {flags}"
-        raise DataError(advised if flags else str(error)) from error
 
 
 def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, source: str) -> TaskData:

@@ -7,11 +7,14 @@ instruction, output, human_score, rater name
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from femtune.data.column_names import SYNONYMS, likely, spelled
+from femtune.data.rows import ColumnsError
 from femtune.data.tasks.columns import implied, parts
 from femtune.data.tasks.published import SCHEMAS, Schema
+from femtune.errors import DataError
 
 _TABLE = Schema(
     name="plain table",
@@ -43,6 +46,17 @@ def proposal(task: str, columns: Collection[str], *, labels: bool = True) -> str
         if rank > best:
             best, flags = rank, _flags(schema, mapping)
     return flags
+
+
+@contextmanager
+def proposing(task: str, *, labels: bool) -> Iterator[None]:
+    """Raise a ColumnsError within the block as a DataError with the flags that would read the table."""
+    try:
+        yield
+    except ColumnsError as error:
+        flags = proposal(task, error.columns, labels=labels)
+        advised = f"{error.what}\n  These flags would read it:\n  {flags}"
+        raise DataError(advised if flags else str(error)) from error
 
 
 def _mapping(schema: Schema, columns: Collection[str], labels: bool) -> dict[str, str] | None:
