@@ -7,7 +7,8 @@ from pathlib import Path
 from random import Random
 
 from femtune.data import answers
-from femtune.data.prompts import JUDGE_LEAKS, Prompts
+from femtune.data.leaks import JUDGE_LEAKS
+from femtune.data.prompts import Prompts
 from femtune.errors import FemtuneError
 from femtune.rewards.builtin import AnswerReward, as_reward, score
 from femtune.rewards.math_equality import same_value

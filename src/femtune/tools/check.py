@@ -13,7 +13,8 @@ from typing import Literal
 from rich.panel import Panel
 
 from femtune.config import Train
-from femtune.data.prompts import ChatTokenizer, Prompts
+from femtune.data.chat_tokenizer import ChatTokenizer
+from femtune.data.prompts import Prompts
 from femtune.data.row_report import RowReport
 from femtune.data.truncation import trained_tokens
 from femtune.engines.model_files import load_config
