@@ -254,7 +254,7 @@ BAD = {
     "a flag is unknown": Bad("train train.jsonl {} --iterationz 3", ("--iterationz", "--iterations")),
     "a key of the file is unknown": Bad(
         "train train.jsonl {} --config run.yaml",
-        ("Unknown option: iterationz", "run.yaml", "--iterations"),
+        ("run.yaml has an unknown setting, 'iterationz'", "Did you mean iterations?"),
         a_file("run.yaml", "iterationz: 3\n"),
     ),
     "a value of the file is wrong": Bad(

@@ -180,12 +180,14 @@ def _names_another(scale: Scale, answer: str, text: str) -> bool:
 def parse_scale(text: str) -> Scale:
     """Parse a scale: "lowest,highest", "lowest,highest,step", or labels in ascending order.
 
-    >>> parse_scale("0, 2").answers, parse_scale("1,2,0.5").answers, parse_scale("bad,ok").answers
+    >>> parse_scale("0, 2").answers, parse_scale("[1,2,0.5]").answers, parse_scale("bad,ok").answers
     (('0', '1', '2'), ('1', '1.5', '2'), ('bad', 'ok'))
 
     Raises ConfigError for an invalid scale.
     """
-    parts = [part.strip() for part in text.split(",")]
+    listed = re.fullmatch(r"\s*(?:\[([^][]*)\]|\(([^()]*)\))\s*", text)  # as lists are written elsewhere
+    inner = text if listed is None else listed[1] or listed[2] or ""
+    parts = [part.strip() for part in inner.split(",")]
     numbers = [as_fraction(part) for part in parts]
     known = [number for number in numbers if number is not None]
     if not known:
