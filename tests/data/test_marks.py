@@ -72,11 +72,20 @@ def bytes_of(*, normal: bool = False, template: str | None = TEMPLATE, bos: bool
     return finished(core, template)
 
 
+def in_python() -> Any:
+    """A tokenizer of bytes that is not of the `tokenizers` library."""
+    made = transformers.ByT5Tokenizer(extra_ids=0, additional_special_tokens=list(SPECIAL))
+    made.bos_token = "<s>"
+    made.chat_template = TEMPLATE
+    return made
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "bytes": bytes_of,
     "normalized": lambda: bytes_of(normal=True),
     "base": lambda: bytes_of(template=None),
     "base with BOS": lambda: bytes_of(template=None, bos=True),
+    "in Python": in_python,
     "metaspace first": lambda: metaspace("first"),
     "metaspace always": lambda: metaspace("always"),
     "metaspace never": lambda: metaspace("never"),
@@ -89,9 +98,8 @@ EVERY = pytest.mark.parametrize("name", CHATS)
 
 def controls(chat: ChatTokenizer, tokens: tuple[int, ...]) -> list[str]:
     """The control tokens among tokens."""
-    added = chat.tokenizer.added_tokens_decoder
-    named = chat.tokenizer.chat_template or ""
-    return [str(added[t]) for t in tokens if t in added and (added[t].special or str(added[t]) in named)]
+    added = {number: str(token) for number, token in chat.tokenizer.added_tokens_decoder.items()}
+    return [added[token] for token in tokens if token in added]
 
 
 def decoded(chat: ChatTokenizer, tokens: tuple[int, ...]) -> str:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from femtune._util.text import brief
-from femtune.data.marks import Marks
+from femtune.data.marks import Marks, special_ids
 from femtune.data.prompts import Prompts, as_messages, prompt_text
 from femtune.errors import ModelError
 from femtune.types import Message, Problem, Prompt, Tokenizer
@@ -185,8 +185,7 @@ class ChatTokenizer:
 
     def _special_in(self, text: str) -> list[int]:
         """Return the special tokens that a template wrote, in order."""
-        added = self.tokenizer.added_tokens_decoder
-        special = {number for number, token in added.items() if token.special}
+        special = special_ids(self.tokenizer)
         tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return [int(token) for token in tokens if token in special]
 

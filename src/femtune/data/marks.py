@@ -122,10 +122,11 @@ class Marks:
     @cached_property
     def _marks(self) -> dict[str, int]:
         named = self.tokenizer.chat_template or ""
+        special = special_ids(self.tokenizer)
         return {
             str(token): number
             for number, token in self.tokenizer.added_tokens_decoder.items()
-            if (token.special or str(token) in named) and len(str(token).strip()) > 1
+            if (number in special or str(token) in named) and len(str(token).strip()) > 1
         }
 
     @cached_property
@@ -140,6 +141,12 @@ class Marks:
     @cached_property
     def _of_answers(self) -> re.Pattern[str] | None:
         return _any_of(mark for mark in self._marks if not _THINKING.fullmatch(mark))
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the tokens flagged as special, or with a role of one, such as padding."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(number for number, token in added if token.special).union(tokenizer.all_special_ids)
 
 
 def _any_of(marks: Iterable[str]) -> re.Pattern[str] | None:

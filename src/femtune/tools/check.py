@@ -143,7 +143,8 @@ def token_pieces(tokenizer: ChatTokenizer, tokens: Sequence[int]) -> Iterator[st
         known, text = decode(before, start), decode(before, end)
         if not text.startswith(known):
             known, text = "", decode(start, end)
-        is_open = text.endswith("\ufffd") and end < len(tokens) and end - start < LONGEST_CHARACTER
+        is_part = text.endswith("\ufffd") or text == known  # some decoders leave a part out
+        is_open = is_part and end < len(tokens) and end - start < LONGEST_CHARACTER
         if not is_open:
             yield text[len(known) :]
             before, start = start, end
