@@ -608,7 +608,7 @@ CLI = (
     ("command", "line"),
     [
         ("predict", '{"item": 0}'),  # plain print
-        ("--help", "Usage: femtune COMMAND"),
+        ("--help", "Settings may also stand in a YAML file, which flags override: --config run.yaml,"),
         ("world", "written: {}/train.jsonl"),  # through rich
     ],
 )

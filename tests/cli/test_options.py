@@ -48,7 +48,7 @@ def test_a_flag_takes_true_and_false_as_a_word(
 
     seen: list[Any] = []
 
-    def watched(data: str, model: str, settings: Any, *_: Any) -> Any:
+    def watched(data: str, model: str, settings: Any, *_: Any, **__: Any) -> Any:
         seen.append(settings)
         raise DataError(data)
 
