@@ -41,7 +41,7 @@ import transformers
 import trl
 
 from clock import clock
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.mstep.config import Training
 from femtune.mstep.fit import m_step
 from generate import SEEDLING, random_model

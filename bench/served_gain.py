@@ -27,7 +27,7 @@ import torch
 import transformers
 
 from femtune._util.safetensors_header import stored_dtype
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.model_files import load_tokenizer, local_model
 from femtune.engines.weight_check import ROUNDING, serve

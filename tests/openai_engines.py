@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.openai.engine import OpenAIEngine
 from femtune.engines.openai.http import RetryPolicy
 from femtune.types import Completion, DrawKey, Request, Sampling, draw_seed

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from femtune import train
 from femtune.comparison.demo import write_world
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.worlds import SEEDLING, WORLDS
 
 FILE = Path(__file__).parent.parent / "examples" / "fem_in_one_file.py"

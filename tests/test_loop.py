@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from femtune._util.safetensors_header import stored_dtype
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.worlds import WORLDS, make_splits, sums
 from femtune.engines.fake import FakeEngine
 from femtune.engines.hf.engine import TransformersEngine

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.worlds import SEEDLING, WORLDS
 from train_demo_model import Recipe, make_model, make_tokenizer, measure, pretrain  # in scripts
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from femtune._util import interrupts
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.tasks.labels import label_of
 from femtune.engines.weight_check import serve
 from femtune.errors import NothingKept

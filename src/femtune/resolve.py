@@ -15,10 +15,11 @@ from femtune._util.parsing import named_pairs
 from femtune.config import Ask, Sample, Train, check_draws
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import parse_scale
+from femtune.data.chat_tokenizer import fit_prompts
 from femtune.data.demos import load_demos
 from femtune.data.objects import rows_of
 from femtune.data.problems import check_disjoint, check_gold, split, without_long
-from femtune.data.prompts import HINT, Prompts, fit_prompts
+from femtune.data.prompts import HINT, Prompts
 from femtune.data.row_report import NO_ROWS, RowReport, with_skipped
 from femtune.data.tasks.codings import parse_labels
 from femtune.data.tasks.frames import frame

@@ -16,8 +16,9 @@ from typing import Any
 from femtune._util.parsing import named_pairs, read_value
 from femtune._util.safetensors_header import stored_dtype
 from femtune.config import Ask
+from femtune.data.chat_tokenizer import ChatTokenizer, fit_prompts
 from femtune.data.problems import check_lengths
-from femtune.data.prompts import ChatTokenizer, Prompts, fit_prompts
+from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.engines.dtypes import usable_dtype
 from femtune.engines.model_files import base_of_adapter, load_config, load_tokenizer, local_model

@@ -329,7 +329,7 @@ Reward = Callable[[Sequence[Problem], Sequence[Completion], Sequence[Parsed]], S
 
 
 class Tokenizer(Protocol):
-    """Text to prompt tokens and back: see prompts.ChatTokenizer, and engines/fake.py for bytes."""
+    """Text to prompt tokens and back: see data.chat_tokenizer, and engines/fake.py for bytes."""
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Return a model's input tokens for a prompt, template and BOS included."""

@@ -254,7 +254,7 @@ BAD = {
     "a flag is unknown": Bad("train train.jsonl {} --iterationz 3", ("--iterationz", "--iterations")),
     "a key of the file is unknown": Bad(
         "train train.jsonl {} --config run.yaml",
-        ("Unknown option: iterationz", "run.yaml", "--iterations"),
+        ("run.yaml has an unknown setting, 'iterationz'", "Did you mean iterations?"),
         a_file("run.yaml", "iterationz: 3\n"),
     ),
     "a value of the file is wrong": Bad(
@@ -608,7 +608,7 @@ CLI = (
     ("command", "line"),
     [
         ("predict", '{"item": 0}'),  # plain print
-        ("--help", "Usage: femtune COMMAND"),
+        ("--help", "Settings may also stand in a YAML file, which flags override: --config run.yaml,"),
         ("world", "written: {}/train.jsonl"),  # through rich
     ],
 )

@@ -17,13 +17,14 @@ from femtune.comparison.compare import jobs
 from femtune.comparison.demo import write_world
 from femtune.comparison.table import rows
 from femtune.config import RL, Train
-from femtune.data.prompts import ChatTokenizer, Prompts
+from femtune.data.chat_tokenizer import ChatTokenizer
+from femtune.data.prompts import Prompts
 from femtune.engines.hf.engine import read_tokenizer
 from femtune.errors import ConfigError, RunError
 from femtune.mstep.config import Training
 from femtune.types import Problem
 
-from ..models import byte_tokenizer, tiny_model
+from ..models import EOS, TURN, byte_tokenizer, tiny_model
 
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason='TRL is not there: "femtune[trl]"')
 
@@ -196,7 +197,7 @@ def test_trl_feeds_the_prompts_that_schemes_feed(
         return usual(self, prompt_ids, *others)
 
     monkeypatch.setattr(policy_gradient.GRPO, "_generate_single_turn", watched)
-    problems = [Problem(f"p{n}", f"What is {n} + 2?", str(n + 2)) for n in range(4)]
+    problems = [Problem(f"p{n}", f"What is {n} + 2?{TURN}{EOS}", str(n + 2)) for n in range(4)]
     held = tmp_path / "eval.jsonl"
     held.write_text('{"id": "x", "prompt": "What is 9 + 2?", "answer": "11"}\n')
     settings = Train(

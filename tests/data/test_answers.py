@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from femtune.data.answer_text import plain, same_text
 from femtune.data.answers import Scale, infer_scale, parse_scale
-from femtune.data.labels import read_label
-from femtune.data.numbers import as_fraction
+from femtune.data.grammar.labels import read_label
+from femtune.data.grammar.numbers import as_fraction
+from femtune.data.grammar.text import plain, same_text
 from femtune.errors import ConfigError, DataError
 
 # --- scales as users write them
@@ -363,3 +363,23 @@ def test_what_is_no_number_is_none(text: str) -> None:
 )  # fmt: skip
 def test_a_label_stands_alone_or_before_its_choice(text: str, letter: str) -> None:
     assert read_label(text) == letter
+
+
+@pytest.mark.parametrize("text", ["[1,5]", "(1,5)", " [1, 5] ", "( 1 , 5 )", "[1,5,1]"])
+def test_a_scale_in_brackets_is_the_scale(text: str) -> None:
+    assert parse_scale(text) == parse_scale("1,5")
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("[bad, fair, good]", ("bad", "fair", "good")),
+        ("(0,1,0.5)", ("0", "0.5", "1")),
+        ("[A,B]", ("A", "B")),
+        ("good (mostly),bad (mostly)", ("good (mostly)", "bad (mostly)")),
+        ("[a],[b]", ("[a]", "[b]")),
+        ("(a),(b)", ("(a)", "(b)")),
+    ],
+)
+def test_brackets_of_a_list_alone_are_taken_off(text: str, answers: tuple[str, ...]) -> None:
+    assert parse_scale(text).answers == answers

@@ -12,9 +12,10 @@ from tests.models import byte_tokenizer
 from tests.templates import FAMILY
 
 from femtune.data.answers import parse_scale
+from femtune.data.chat_tokenizer import ChatTokenizer, fit_prompts, is_shown
 from femtune.data.demos import demos_digest, load_demos, without_problems
 from femtune.data.problems import check_lengths
-from femtune.data.prompts import INSTRUCTION, ChatTokenizer, Prompts, fit_prompts, is_shown
+from femtune.data.prompts import INSTRUCTION, Prompts
 from femtune.data.tasks.load import Options, TaskData, problems_of
 from femtune.errors import DataError, ModelError
 from femtune.rewards.builtin import as_reward

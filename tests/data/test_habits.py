@@ -50,7 +50,7 @@ HABITS = {
         "judge",
         'Prompt, Response,"Score "\nP,R,1\nP,S,2\nP,T,3\n',
         "1 2 3",
-        refused='--columns prompt=Prompt "response= Response" "score=Score "',
+        refused="--columns prompt=Prompt 'response= Response' 'score=Score '",
         mended='--columns prompt=Prompt "response= Response" "score=Score "',
     ),
     "words for scores": Habit(
@@ -152,7 +152,7 @@ HABITS = {
         "choice",
         "question,opa,opb,opc,opd,cop\nQ?,w,x,y,z,0\nR?,w,x,y,z,3\n",
         "A D",
-        refused="--columns answer=cop",
+        refused="--columns choices=opa,opb,opc,opd answer=cop",
         mended="--columns answer=cop",
     ),
     "endings and a number as text": Habit(

@@ -1,15 +1,13 @@
-"""Prompts: what a completion is read as, and what counts as a leak of the hint."""
+"""Prompts: what a model is asked, and what a completion is read as."""
 
 from __future__ import annotations
 
-import re
-
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from femtune.data.answer_format import bare
-from femtune.data.prompts import LEAKS, Prompts, as_messages
+from femtune.data.prompts import Prompts, as_messages
 from femtune.errors import ConfigError, DataError
 from femtune.types import Parsed, Problem
 
@@ -144,85 +142,3 @@ def test_cutting_an_answer_line_short_never_gives_more_of_it(rationale: str) -> 
 def test_long_texts_are_read_fast() -> None:
     for text in ("*" * 50_000, "Answer: " + "$" * 50_000, "x\nAnswer: " + "\\boxed{" * 20_000):
         PROMPTS.parse(text)
-        PROMPTS.leak(JUDGE, text)
-
-
-# --- leaks
-
-
-@pytest.mark.parametrize(
-    "rationale",
-    [
-        "The hint says 4.",
-        "As hinted, it is 4.",
-        "The hint that it is 4 helps.",
-        "I was told the answer is 4.",
-        "We are given the correct answer.",
-        "The correct answer was given as 4.",
-        "The rating is provided: 4.",
-        "The given correct rating fits.",
-        "This matches the given answer.",
-        "Since the correct answer is 4, it must be good.",
-        "Given that the rating is 4, the flaws are small.",
-        "KNOWING THAT THE ANSWER IS 4, we look back.",
-    ],
-)
-def test_leaks_are_caught(rationale: str) -> None:
-    found = PROMPTS.leak(JUDGE, f"It is short. {rationale}")
-    assert found and found in rationale
-
-
-@pytest.mark.parametrize(
-    "rationale",
-    [
-        "",
-        "The response is correct and complete, so I give it a 4.",
-        "There is no hint of irony in it.",
-        "The author hinted at a second reason.",
-        "Among the given answer choices, B fits best.",
-        "The user is given a list of steps.",
-        "We are told that Ann has four apples.",
-        "So the answer is 4.",
-        "The final answer must be even.",
-        "It answers what was asked. The rating should be 4.",
-        "The label on the box was red.",
-        "A chinthe is a lion.",
-    ],
-)
-def test_ordinary_sentences_are_no_leaks(rationale: str) -> None:
-    assert PROMPTS.leak(JUDGE, rationale) == ""
-
-
-def test_words_of_the_problem_are_no_leak() -> None:
-    problem = Problem("q", "Use the hint: it is even.", "4")
-    assert PROMPTS.leak(problem, "The Hint says even.") == ""
-    assert PROMPTS.leak(problem, "By the hint, the given answer fits.") == "the given answer"
-
-
-def test_leak_patterns_can_be_replaced() -> None:
-    assert Prompts(leaks=()).leak(JUDGE, "The hint says 4.") == ""
-    assert Prompts(leaks=("secret(?:ly)?",)).leak(JUDGE, "Secretly 4.") == "Secretly"
-
-
-@given(words, words)
-def test_any_text_can_be_searched_for_leaks(question: str, rationale: str) -> None:
-    problem = Problem("q", question, "4")
-    found = PROMPTS.leak(problem, rationale)
-    assert found in rationale
-    assert re.search("answer|hint|rating|score|label", found, re.IGNORECASE) or not found
-
-
-# dotted I, dotless i, long s and the Kelvin sign: re.IGNORECASE takes them for i, s and k
-odd_case = st.sampled_from(["", "i\u0130", "i\u0131", "s\u017f", "k\u212a"])
-leaks = st.one_of([st.from_regex(re.compile(leak, re.IGNORECASE)) for leak in LEAKS])
-
-
-@settings(max_examples=200)
-@given(leaks, leaks | words, odd_case)
-def test_the_quick_look_for_leaks_overlooks_none(rationale: str, question: str, odd: str) -> None:
-    rationale = rationale.replace(odd[:1], odd[1:]) if odd else rationale
-    in_full = Prompts(leaks=(*LEAKS, r"(?!)"))  # other patterns than LEAKS are searched for as they are
-    problem = Problem("q", question, "4")
-    assert in_full.leak(JUDGE, rationale)
-    assert PROMPTS.leak(JUDGE, rationale) == in_full.leak(JUDGE, rationale)
-    assert PROMPTS.leak(problem, rationale) == in_full.leak(problem, rationale)

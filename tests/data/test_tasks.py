@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from femtune.config import Train
 from femtune.data.answers import Scale, parse_scale
+from femtune.data.leaks import JUDGE_LEAKS
 from femtune.data.problems import check_disjoint, load_problems, save_problems, split
-from femtune.data.prompts import JUDGE_LEAKS
 from femtune.data.row_report import RowReport
 from femtune.data.rows import BadRow
 from femtune.data.tasks.frames import Frame, frame, item_name, scale_of

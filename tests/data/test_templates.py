@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from femtune.data.prompts import ChatTokenizer, Prompts
+from femtune.data.chat_tokenizer import ChatTokenizer
+from femtune.data.prompts import Prompts
 from femtune.engines.model_files import load_tokenizer
 from femtune.errors import ModelError
 from femtune.mstep.examples import read_examples, write_examples
 from femtune.mstep.trainer import Batches
-from femtune.types import Completion, Draw, DrawKey, Example, Problem, Score
+from femtune.types import Completion, Draw, DrawKey, Example, Message, Problem, Score
 
 from ..templates import FAMILIES, FAMILY, Family
 
@@ -145,15 +146,143 @@ def test_a_template_that_renders_nothing_is_a_model_error() -> None:
         ChatTokenizer(tokenizer).encode_prompt("Hi")
 
 
-def test_a_template_that_drops_the_text_is_refused_as_it_is_loaded() -> None:
-    tokenizer = FAMILY["qwen3"].tokenizer()
-    ChatTokenizer(tokenizer).check()
-    tokenizer.chat_template = (  # it reads a list of parts, and of text every letter has no `text`
-        "{% for m in messages %}<|im_start|>{{ m.role }}{% for c in m.content %}{{ c.text }}{% endfor %}"
-        "<|im_end|>{% endfor %}"
-    )
+def with_template(template: str, family: str = "qwen3") -> ChatTokenizer:
+    tokenizer = FAMILY[family].tokenizer()
+    tokenizer.chat_template = template
+    return ChatTokenizer(tokenizer)
+
+
+OPEN = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+TURN = "<|im_start|>{{ m.role }}\n%s<|im_end|>\n"
+# of text, every letter has no `text`
+PARTS = TURN % "{% for c in m.content %}{{ c.text }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<|im_start|>{{ m.role }}<|im_end|>",
+        TURN % "{{ m.text }}",
+        TURN % "{{ m.content[:5] }}",
+        TURN % "{{ m.content | replace('leaves', '') | replace('coins', '') }}",
+        TURN % "{% for c in m.content %}{% if c.type == 'image' %}<image>{% endif %}{% endfor %}",
+        TURN % "{% for c in m.content %}{{ c.caption }}{% endfor %}",
+        "{{ '' }}",
+    ],
+)
+def test_a_template_that_drops_the_text_is_refused_as_it_is_loaded(body: str) -> None:
     with pytest.raises(ModelError, match="drops the text of messages"):
-        ChatTokenizer(tokenizer).check()
+        with_template(f"{{% for m in messages %}}{body}{{% endfor %}}{OPEN}").check()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        PARTS,
+        TURN % "{{ m.content[0]['text'] }}",
+        TURN % "{% for c in m.content if c.type == 'text' %}{{ c.text | trim }}{% endfor %}",
+        TURN % "{{ m.content | map(attribute='text') | join('') }}",
+        "{% if m.content is string %}{{ raise_exception('a list, please') }}{% endif %}" + PARTS,
+    ],
+)
+def test_a_template_that_reads_parts_gets_parts(body: str) -> None:
+    chat = with_template(f"{{% for m in messages %}}{body}{{% endfor %}}{OPEN}")
+    chat.check()
+    usual = ChatTokenizer(FAMILY["qwen3"].tokenizer())
+    assert chat.encode_prompt(TURNS[:1]) == usual.encode_prompt(TURNS[:1])
+    assert chat.end_token_id == usual.end_token_id
+
+
+def test_a_template_that_takes_both_gets_text() -> None:
+    both = "{% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0].text }}!{% endif %}"
+    chat = with_template(f"{{% for m in messages %}}{TURN % both}{{% endfor %}}{OPEN}")
+    assert "Hi<" in chat.prompt_text("Hi")
+
+
+WHOLE = TURN % "{{ m.content }}"
+SHORT = TURN % "{{ m.content[:9] }}"  # of what is longer, the end is gone
+
+
+@pytest.mark.parametrize(
+    ("body", "role"),
+    [
+        ("{% if m.role != 'system' %}" + WHOLE + "{% endif %}", "system"),
+        ("{% if m.role != 'assistant' %}" + WHOLE + "{% endif %}", "assistant"),
+        ("{% if loop.last %}" + WHOLE + "{% endif %}", "system"),
+        ("{% if not loop.first or loop.last %}" + WHOLE + "{% endif %}", "system"),
+        (
+            "{% if m.role == 'user' %}"
+            + TURN % "{{ m.content }}"
+            + "{% else %}"
+            + SHORT
+            + "{% endif %}",
+            "system",
+        ),
+        (
+            "{% if m.role == 'assistant' %}"
+            + SHORT
+            + "{% else %}"
+            + TURN % "{{ m.content }}"
+            + "{% endif %}",
+            "assistant",
+        ),
+        ("{% if m.role != 'user' or loop.last %}" + WHOLE + "{% endif %}", "user"),
+    ],
+)
+def test_a_prompt_of_which_the_template_drops_a_message_is_refused(body: str, role: str) -> None:
+    chat = with_template(f"{{% for m in messages %}}{body}{{% endfor %}}{OPEN}")
+    chat.check()  # one question of a user alone is shown
+    talk: list[Message] = [
+        {"role": "system", "content": "Answer briefly, and in verse."},
+        {"role": "user", "content": "How many leaves has it?"},
+        {"role": "assistant", "content": "It has seven, and no more."},
+        {"role": "user", "content": "And how many roots?"},
+    ]
+    with pytest.raises(ModelError, match=f"drops text of the {role} message"):
+        chat.encode_prompt(talk)
+
+
+@CHATS
+def test_trimmed_and_escaped_text_is_shown(family: Family) -> None:
+    chat = ChatTokenizer(family.tokenizer())
+    assert "a < b" in chat.prompt_text("  a < b\n\n")
+    chat.encode_prompt("  a < b\n\n")
+    escaping = TURN % "{{ m.content | e }}"
+    with_template(f"{{% for m in messages %}}{escaping}{{% endfor %}}").encode_prompt("a < b & c")
+
+
+# --- the end of a turn
+
+OTHER = "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (f"{{% for m in messages %}}{TURN % '{{ m.content }}'}{{% endfor %}}{OPEN}", "<|im_end|>"),
+        # it always opens the assistant's turn
+        (
+            "{% for m in messages %}{{ m.content }}\n{% endfor %}<|im_start|>",
+            "<|im_end|>",  # EOS
+        ),
+        ("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}<|im_start|>", "<|im_end|>"),
+        ("{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}<|im_start|>", "<|endoftext|>"),
+        ("{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}", "<|im_end|>"),
+        # it shows no answers
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}<|endoftext|>"
+            "{% endif %}{% endfor %}",
+            "<|im_end|>",
+        ),
+        (
+            "{% for m in messages %}{{ m.content }}.\n<|endoftext|>\n<|im_end|>{% endfor %}",
+            "<|endoftext|>",
+        ),
+    ],
+)
+def test_the_end_token_ends_the_assistants_turn(template: str, end: str) -> None:
+    chat = with_template(template)
+    assert chat.tokenizer.convert_ids_to_tokens(chat.end_token_id) == end
 
 
 @EVERY

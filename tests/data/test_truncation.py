@@ -12,7 +12,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models
 
 from femtune.data.answer_format import parse_format
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.truncation import Cut, trained_tokens
 from femtune.data.worlds import SEEDLING
 

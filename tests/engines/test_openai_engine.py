@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.worlds import SEEDLING
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.openai.dialects import LLAMACPP, SGLANG, VLLM, completion_body

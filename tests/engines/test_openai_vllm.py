@@ -19,7 +19,7 @@ import peft
 import torch
 import transformers
 
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.worlds import SEEDLING
 from femtune.engines.hf.engine import TransformersEngine, read_tokenizer
 from femtune.engines.openai.engine import OpenAIEngine

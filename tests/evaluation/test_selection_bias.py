@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.tasks.frames import Frame
 from femtune.engines.fake import FakeEngine
 from femtune.evaluation.selection_bias import (

@@ -7,9 +7,10 @@ from pathlib import Path
 from random import Random
 
 from femtune.data import answers
-from femtune.data.dates import read_date
-from femtune.data.labels import Choices, read_label
-from femtune.data.prompts import JUDGE_LEAKS, Prompts
+from femtune.data.grammar.dates import read_date
+from femtune.data.grammar.labels import Choices, read_label
+from femtune.data.leaks import JUDGE_LEAKS
+from femtune.data.prompts import Prompts
 from femtune.errors import FemtuneError
 from femtune.rewards.builtin import AnswerReward, as_reward, score
 from femtune.rewards.math_equality import same_value

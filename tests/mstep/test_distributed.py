@@ -20,7 +20,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.weight_check import read_probe
 from femtune.errors import ConfigError, FemtuneError
 from femtune.mstep.config import Training
@@ -57,7 +57,7 @@ from pathlib import Path
 import transformers
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from femtune.mstep.fit import m_step
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.mstep.config import Training
 
 folder = Path(sys.argv[1])

@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, Probe, check_served, read_probe
 from femtune.errors import ConfigError, DataError, EngineError, FemtuneError, ModelError, RunError
 from femtune.mstep import fit, trainer

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.hf.engine import TransformersEngine, end_tokens
 from femtune.engines.hf.model import quiet_peft
 from femtune.mstep.config import Training

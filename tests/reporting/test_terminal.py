@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console, Group
 
 import femtune.reporting.terminal as progress
-from femtune.cli.train import show_metrics
+from femtune.cli.output import show_metrics
 from femtune.comparison.compare import Job, State
 from femtune.comparison.live_table import Watch
 from femtune.config import Train

@@ -599,7 +599,7 @@ def test_every_reason() -> None:
         Score(0.75, "3", "wrong", "answer 3, expected 4, reward 0.75 < 1", "Good."),
         Score(0.0, "", "parse_error", 'the last line is not "Answer: ..."', "Good."),
         Score(
-            *(1.0, "4", "hint_leak", "correct answer was given"),
+            *(1.0, "4", "hint_leak", "correct answer was given as 4"),
             "The correct answer was given as 4.",
         ),
         Score(0.0, "", "truncated", "no end after 2 tokens", "Good.\nAnswer: 4"),

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from femtune.cli.main import main
 from femtune.config import Train
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.tasks.frames import Frame
 from femtune.data.worlds import WORLDS, make_rows, make_splits
 from femtune.errors import ConfigError, DataError, FemtuneError

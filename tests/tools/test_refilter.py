@@ -17,9 +17,9 @@ import yaml
 
 from femtune.cli.main import main
 from femtune.config import Train
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.demos import save_demos
 from femtune.data.problems import save_problems
-from femtune.data.prompts import ChatTokenizer
 from femtune.data.tasks.load import Options, problems_of
 from femtune.engines.fake import FakeEngine
 from femtune.errors import ConfigError, DataError, ModelError, NothingKept, RunError

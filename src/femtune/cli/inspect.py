@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from femtune.cli.output import tell
 from femtune.cli.stored_scheme import SchemeData, read_scheme
-from femtune.cli.train import Model, Output, app, tell
+from femtune.cli.train import Data, Model, Output, Shown, app
 from femtune.config import Evaluate, Flat, Train
 from femtune.errors import ConfigError, FemtuneError, RunError
 from femtune.reporting.terminal import (
@@ -27,7 +28,7 @@ from femtune.tools.refilter import Change
 
 @app.command
 def check(
-    data: str,
+    data: Data,
     *,
     model: Model,
     settings: Train | None = None,
@@ -35,7 +36,7 @@ def check(
     row: int = 1,
     draws: int = 32,
     try_: Annotated[bool, Parameter(name="--try", negative="--no-try")] = True,
-    show: Show = "auto",
+    show: Shown = "auto",
 ) -> int:
     """Check data and prompts, draw some completions from the model, and suggest settings to change.
 
@@ -43,6 +44,11 @@ def check(
     completions of each prompt, how many are answered, truncated or right.
     --no-try does not load the model. --show json prints one JSON object and nothing else.
     The last line says whether training can start; the exit status is 1 if it can't.
+
+    Args:
+        row: Number of the problem whose prompts are shown, from 1.
+        draws: Completions to draw of each prompt.
+        try_: Load the model and draw.
     """
     from femtune.tools import check_report, check_run
 
@@ -70,12 +76,16 @@ def verify(
     runs: Annotated[Path, Parameter(name="RUN")],
     *,
     repair: bool = False,
-    show: Show = "auto",
+    show: Shown = "auto",
 ) -> None:
     """Compare all files of a run with their checksums, and list damaged files.
 
     RUN is the folder of a run, or of several. --repair moves damaged files aside, so that the run's
     command creates them again.
+
+    Args:
+        runs: Folder of a run, or of several.
+        repair: Move damaged files aside.
     """
     from femtune.tools.verify import runs_in
 
@@ -113,13 +123,13 @@ def _check_runs(runs: Sequence[Path], repair: bool, show: Show) -> None:
 
 @app.command
 def estimate(
-    data: str,
+    data: Data,
     *,
     model: Model,
     wish: Flat[EstimateOptions] | None = None,
     settings: Train | None = None,
     scheme_data: SchemeData = None,
-    show: Show = "auto",
+    show: Shown = "auto",
 ) -> None:
     """Estimate what `train` would take with the same settings: tokens, FLOPs, memory, time, cost.
 
@@ -145,15 +155,21 @@ def refilter(
     *,
     change: Flat[Change] | None = None,
     iteration: int | None = None,
-    output_dir: Output = None,
+    output_dir: Annotated[Path | None, Parameter(help="Folder for the examples; default: none.")] = None,
     train: bool = False,
     model: Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])] = None,
-    show: Show = "auto",
+    show: Shown = "auto",
 ) -> None:
     """Filter the stored draws of RUN again, with another threshold, reward or balance.
 
     RUN is the folder of a train or sample run; nothing is written into it. --output-dir stores the
     examples. --train trains on them, from the weights that the iteration started from, or --model.
+
+    Args:
+        run: Folder of a train or sample run.
+        iteration: Iteration to filter; default: the last one.
+        train: Train on the examples.
+        model: Weights to train from; default: those that the iteration started from.
     """
     from femtune.tools import refilter as again
     from femtune.tools import refilter_report
@@ -184,12 +200,12 @@ def refilter(
 
 @app.command
 def bias(
-    data: str,
+    data: Data,
     *,
     model: Model,
     settings: Evaluate | None = None,
     output_dir: Output = None,
-    show: Show = "auto",
+    show: Shown = "auto",
 ) -> None:
     """Measure known biases of a judge on held-out items: length, order, padding, self-praise.
 
@@ -217,12 +233,18 @@ def replay(
     draw: str,
     eval_: Annotated[bool, Parameter(name="--eval", negative=())] = False,
     device: str | None = None,
-    show: Show = "auto",
+    show: Shown = "auto",
 ) -> None:
     """Repeat a stored draw with its seed and its weights, and compare the result.
 
     --draw takes ITERATION/PROBLEM/STAGE/INDEX, or ITERATION/PROBLEM for all draws of a problem. --eval
     selects draws of the evaluation.
+
+    Args:
+        run: Folder of a run.
+        draw: Draw to repeat: ITERATION/PROBLEM or ITERATION/PROBLEM/STAGE/INDEX.
+        eval_: Take a draw of the evaluation.
+        device: Device: cpu, cuda or cuda:1; default: a GPU if there is one.
     """
     from femtune.tools import replay as again
 
@@ -247,6 +269,10 @@ def report(runs: Annotated[list[Path], Parameter(negative=())], *, output: Path 
 
     RUNS are folders of train, shown side by side, or a folder of compare or demo. The page is
     report.html in the first one, or --output. It needs no network, and an existing page is replaced.
+
+    Args:
+        runs: Folders of train runs, or one folder of compare or demo.
+        output: File for the page; default: report.html in the first folder.
     """
     from femtune.reporting.page.render import report as run
 
@@ -265,6 +291,12 @@ def demos(
 
     RUN is the folder of a train or sample run. Use the file as --demos for another data set: an example
     whose prompt is in the data is refused there.
+
+    Args:
+        run: Folder of a train or sample run.
+        output: New file for the worked examples, .jsonl.
+        number: Number of worked examples.
+        iteration: Iteration whose draws are taken; default: the last one.
     """
     from femtune.data.demos import save_demos
     from femtune.run_folder import check_new
@@ -288,6 +320,11 @@ def view(
 
     RUN is one or several folders of train, sample, evaluate or compare; nothing is written there.
     --port 0 selects a free port; --open opens a browser.
+
+    Args:
+        run: Folders of train, sample, evaluate or compare.
+        port: Port of the page; 0: any free one.
+        open_browser: Open a browser.
     """
     from femtune.reporting.browser.serve import view as serve
 
@@ -310,6 +347,15 @@ def push(
     RUN is the folder of a train run, or with --what data of a sample run; REPO is owner/name. The files
     are listed first; --dry-run stops there. --draws adds all draws to the data, kept or not. --private
     makes a new repository private. The token comes from `hf auth login` or HF_TOKEN.
+
+    Args:
+        run: Folder of a train run, or of a sample run for data.
+        repo: Name of the repository on the Hub: owner/name.
+        what: Part of the run to upload: its model, or its rationales as data.
+        which: Model to upload: the best by evaluation, or the last.
+        draws: Add all draws to the data, kept or not.
+        private: Make a new repository private.
+        dry_run: List the files, and upload nothing.
     """
     from femtune.reporting import hub
 

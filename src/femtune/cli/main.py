@@ -10,14 +10,14 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cyclopts import CycloptsError
 from cyclopts.config import Dict
 
 from femtune._util import interrupts
+from femtune._util.consoles import make_printable
 from femtune._util.parsing import Unreadable, as_pairs, read_yaml
 from femtune._util.text import brief, near
 from femtune.cli import inspect  # importing it registers its commands
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before huggingface_hub is imported
+    make_printable()
     log = logging.getLogger("femtune")
     if not any(isinstance(handler, _Warn) for handler in log.handlers):
         log.addHandler(_Warn(logging.INFO))
@@ -58,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
         name, settings = _take_config(arguments)
-        known = _for_command(settings, name, arguments)
+        known = _for_command(name, settings, arguments)
+        arguments = _with_values(arguments)
         app.config = (Dict(known, source=name, use_commands_as_keys=False),) if known else ()
         with interrupts.graceful():
             status = app(
@@ -75,7 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error)
         if kind is not type(error):
             text = brief(re.sub(r'"?\[(\w+)\]"?', r"\1", text), 1000)
-            text += _advice(text, arguments)
         errors().print(literal(f"{kind.__name__}: {text}"), soft_wrap=True)
         return 1
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
@@ -123,13 +124,12 @@ def _expanded(value: str) -> str:
     return os.path.expanduser(value) if value.startswith("~/") else value
 
 
-def _for_command(settings: Mapping[str, Any], source: str, words: Sequence[str]) -> dict[str, Any]:
+def _for_command(file: str, settings: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """Return settings without those of other commands, so that one file serves all commands.
 
-    Settings that no command knows are kept, and refused later.
+    Raises ConfigError for a setting that no command knows.
     """
-    command = words[0] if words else ""
-    if not settings or not command or command.startswith("-") or command not in app:
+    if not settings or not _is_command(words):
         return {key: _spelled(value) for key, value in settings.items()}
     verbs = [verb for verb in app if not verb.startswith("-")]
     names = {
@@ -137,25 +137,50 @@ def _for_command(settings: Mapping[str, Any], source: str, words: Sequence[str])
         for verb in verbs
     }
     # entries of a run's config.yaml that are not settings
-    stored = {"--format", "--problems", "--relies-on", "--epochs-factor", "--scheme-data"}
-    others = stored.union(*names.values()) - names[command]
-    own = {key: value for key, value in settings.items() if f"--{key.replace('_', '-')}" not in others}
-    kept = keep_scheme(own, source, any(word.partition("=")[0] == "--scheme" for word in words))
+    own = {"--format", "--problems", "--relies-on", "--epochs-factor", "--scheme-data"}
+    known = own.union(*names.values())
+    if strange := [key for key in settings if _flag(key) not in known]:
+        lists = (sorted(map(_key, flags)) for flags in (names[words[0]], known))
+        meant = next(filter(None, (near(strange[0].lower(), keys) for keys in lists)), "")
+        raise ConfigError(f"{file} has an unknown setting, {strange[0]!r}.{meant}")
+    others = known - names[words[0]]
+    kept = {key: value for key, value in settings.items() if _flag(key) not in others}
+    kept = keep_scheme(kept, file, any(word.partition("=")[0] == "--scheme" for word in words))
     return {key: _spelled(value) for key, value in kept.items()}
 
 
-def _advice(text: str, arguments: Sequence[str]) -> str:
-    """Return what to do about an error of cyclopts, as a sentence to append, or ""."""
-    found = re.match(r"Unknown option: (\w+) from", text)
-    if found and "Did you mean" not in text and arguments and arguments[0] in app:
-        flags = (
-            name for each in app[arguments[0]].assemble_argument_collection() for name in each.names
-        )
-        return near(found[1], (flag.removeprefix("--").replace("-", "_") for flag in flags))
-    for flag, value in pairwise(arguments):
-        if text.startswith("Unused Tokens") and value.lower() in ("true", "false"):
-            return f" {flag} takes no value: give {flag}, or --no-{flag.removeprefix('--')}."
-    return ""
+def _flag(key: str) -> str:
+    """Return the flag of a setting's name in a file."""
+    return f"--{key.replace('_', '-')}"
+
+
+def _key(flag: str) -> str:
+    """Return the name in a file of a flag's setting."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _is_command(words: Sequence[str]) -> bool:
+    return bool(words) and not words[0].startswith("-") and words[0] in app
+
+
+def _with_values(arguments: list[str]) -> list[str]:
+    """Return arguments with "--use-peft false" as "--use-peft=false": a flag alone takes no word."""
+    if not _is_command(arguments):
+        return arguments
+    flags = {
+        name
+        for each in app[arguments[0]].assemble_argument_collection()
+        if each.hint is bool or bool in get_args(each.hint)
+        for name in each.names
+        if not name.startswith("--no-")
+    }
+    joined: list[str] = []
+    for word in arguments:
+        if joined and joined[-1] in flags and word.lower() in ("true", "false"):
+            joined[-1] += f"={word.lower()}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _dashed(word: str) -> str:

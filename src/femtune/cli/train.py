@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-from collections.abc import Mapping
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from femtune._util.consoles import ascii_of, is_utf8
 from femtune._util.text import visible
+from femtune.cli.output import show_metrics, tell, write_report
 from femtune.cli.stored_scheme import SchemeData, read_scheme
 from femtune.config import RL, Calibrate, Evaluate, Flat, Names, Predict, Sample, Train
 from femtune.mstep.config import Training
@@ -33,18 +33,43 @@ app = App(
     name="femtune",
     help="Learn to reason from questions and correct answers alone, by filtered EM.",
     default_parameter=Parameter(negative_iterable=(), negative_none=()),
+    help_prologue=(
+        "Settings may also stand in a YAML file, which flags override: --config run.yaml, with lines "
+        "such as `iterations: 4`."
+    ),
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # `main` handles it
 )
 
-Model = Annotated[str, Parameter(name=["--model", "--model-name-or-path"])]
-Output = Annotated[Path | None, Parameter(name="--output-dir")]
+_DATA = "File of rows (.jsonl, .json, .csv, .tsv, .parquet), or id of a data set on the Hub."
+Data = Annotated[str, Parameter(help=_DATA)]
+Model = Annotated[
+    str,
+    Parameter(
+        name=["--model", "--model-name-or-path"],
+        help="Folder or Hub id of a causal language model; seedling: the demo model.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    Parameter(
+        name="--output-dir",
+        help="Folder for the results; default: one under runs/, named after the command and the data.",
+    ),
+]
+Shown = Annotated[
+    Show, Parameter(help="Output: auto (bars in a terminal, else lines), lines, json or quiet.")
+]
 Baselines = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative_iterable="no-")]
 
 
 @app.command
-def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
-    """Run the paper's comparison offline, in minutes: four schemes, a synthetic task, the demo model."""
+def demo(*, output_dir: Path = Path("runs/demo"), show: Shown = "auto") -> None:
+    """Run the paper's comparison offline, in minutes: four schemes, a synthetic task, the demo model.
+
+    Args:
+        output_dir: Folder for data, runs and report.
+    """
     from femtune.comparison.demo import SETTINGS, changes, write_world
     from femtune.comparison.experiment import run_compare
 
@@ -74,13 +99,13 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Show = "auto") -> None:
 
 @app.command
 def train(
-    data: str,
+    data: Data,
     *,
     model: Model,
     settings: Train | None = None,
     scheme_data: SchemeData = None,
     output_dir: Output = None,
-    show: Show = "auto",
+    show: Shown = "auto",
 ) -> None:
     """Train a model to reason its way to the answers: E-step, M-step, evaluation, repeated.
 
@@ -103,7 +128,7 @@ def train(
 
 @app.command
 def compare(
-    data: str,
+    data: Data,
     *,
     model: Model,
     schemes: Names = ("rejection:1", "rejection:4", "star", "pps"),
@@ -114,7 +139,7 @@ def compare(
     settings: Train | None = None,
     output_dir: Output = None,
     workers: int | None = None,
-    show: Show = "auto",
+    show: Shown = "auto",
 ) -> None:
     """Run schemes on the same problems with the same settings, and print one table.
 
@@ -122,6 +147,13 @@ def compare(
     By default all that suit the task run; --no-baselines runs none. Votes and regression take
     --baseline-draws rationales per problem. --baselines grpo rloo latro add reinforcement learning.
     With several seeds, each number has a 95% interval.
+
+    Args:
+        schemes: Schemes to run, for example rejection:4 star pps.
+        seeds: Number of seeds for each scheme, from --seed on.
+        baselines: Baselines beside the schemes; default: all that suit the task.
+        baseline_draws: Rationales per problem for votes and regression.
+        workers: Runs at the same time; default: one for each core, and 1 on a GPU.
     """
     from femtune.comparison.experiment import run_compare
 
@@ -158,13 +190,13 @@ def _show_comparison(result: CompareResult, show: Show) -> None:
 
 @app.command
 def sample(
-    data: str,
+    data: Data,
     *,
     model: Model,
     settings: Sample | None = None,
     scheme_data: SchemeData = None,
     output_dir: Output = None,
-    show: Show = "auto",
+    show: Shown = "auto",
 ) -> None:
     """Run only the E-step: store rationales that lead to the correct answers as a data set."""
     from femtune.workflows.sample import run_sample
@@ -189,11 +221,16 @@ def fit(
     output_dir: Path,
     training: Flat[Training] | None = None,
     seed: int = 0,
-    show: Show = "auto",
+    show: Shown = "auto",
 ) -> None:
     """Run only the M-step: fine-tune on examples (.parquet, .jsonl: prompt, completion, weight).
 
     On several GPUs: accelerate launch -m femtune fit, or torchrun --nproc-per-node 8 -m femtune fit.
+
+    Args:
+        examples: File of examples: prompt, completion and, optionally, weight.
+        output_dir: New folder for the model.
+        seed: Seed of the order of examples and of new adapters.
     """
     from femtune.workflows.fit import run_fit
 
@@ -208,14 +245,14 @@ def fit(
 
 @app.command
 def evaluate(
-    data: str,
+    data: Data,
     *,
     model: Model,
     settings: Evaluate | None = None,
     reader_problems: int = 0,
     output: Path | None = None,
     output_dir: Output = None,
-    show: Show = "auto",
+    show: Shown = "auto",
 ) -> None:
     """Measure how well a model answers held-out problems, with intervals.
 
@@ -223,6 +260,10 @@ def evaluate(
 
     With --reader-problems N, the base model reads the rationales of N problems. This measures how much
     they help it to the correct answer, and how much is copied from the prompt.
+
+    Args:
+        reader_problems: Problems whose rationales the base model reads; 0: none.
+        output: File for the predictions, .jsonl, .parquet or .csv; default: none.
     """
     from femtune.workflows.evaluate import run_evaluate
 
@@ -241,7 +282,7 @@ def evaluate(
 
 @app.command
 def predict(
-    data: Annotated[str, Parameter(allow_leading_hyphen=True)],  # which - is
+    data: Annotated[str, Parameter(allow_leading_hyphen=True, help=_DATA)],  # which - is
     *,
     model: Model,
     settings: Predict | None = None,
@@ -255,6 +296,9 @@ def predict(
     aggregate, probabilities, distribution, expected, consistent, rationale. An answer is null where
     no_answer says why. With --output the draws and probabilities are stored beside it, and the same
     command resumes a stopped one.
+
+    Args:
+        output: File for the predictions, .jsonl, .parquet or .csv; default: standard output.
     """
     from femtune.workflows import predict, prediction_files
 
@@ -269,24 +313,28 @@ def predict(
     counts = prediction_files.PredictionCounts()
     for item in predict.predictions(data, model, chosen, counts):
         line = prediction_files.as_line(item)
+        line = line if is_utf8(sys.stdout) else ascii_of(line)
         print(visible(line) if console().is_terminal else line, flush=True)
     errors().print(literal(counts), soft_wrap=True)
 
 
 @app.command
 def calibrate(
-    data: str,
+    data: Data,
     *,
     model: Model,
     output: Path,
     settings: Calibrate | None = None,
     output_dir: Output = None,
-    show: Show = "auto",
+    show: Shown = "auto",
 ) -> None:
     """Fit a map of votes or probabilities to calibrated ones, for evaluate and predict --calibration.
 
     DATA is a validation split, separate from training and test data. The measures after calibration are
     cross-fitted over five folds. The stored map is fitted to all items.
+
+    Args:
+        output: New file for the map, .json.
     """
     from femtune.workflows.calibrate import run_calibrate
 
@@ -312,6 +360,15 @@ def world(
 
     Use rubric and raters with --task judge, tldr and tldr-axis with summarize, sums with math, quiz with
     choice.
+
+    Args:
+        name: Synthetic task: rubric, raters, tldr, tldr-axis, sums or quiz.
+        output_dir: Folder for train.jsonl and test.jsonl.
+        num_train: Number of rows to train on.
+        num_test: Number of held-out rows.
+        seed: Seed of the rows.
+        noise: Probability that an answer is wrong.
+        difficulty: Smallest and largest difficulty of a problem; default: the task's.
     """
     from femtune.comparison.demo import write_world
     from femtune.data.worlds import WORLDS
@@ -325,98 +382,3 @@ def world(
 
 
 # --- output of commands
-
-
-# measures of the same draws, made from votes and from probabilities
-BOTH_WAYS = {
-    "by_votes": "by votes",
-    "by_probabilities": "by probabilities",
-    "calibrated": "calibrated",
-}
-WITH = "_with_examples"  # suffix of an untrained model's metrics with worked examples
-
-
-def show_metrics(metrics: Mapping[str, Any], show: Show) -> None:
-    """Print metrics, one per line, with their interval or the reason why they are undefined.
-
-    Metrics with worked examples are in a second column.
-    """
-    if show == "json":
-        print(json.dumps(metrics))
-    elif show != "quiet":
-        metrics = dict(metrics)
-        worth = metrics.pop("rationales", None)
-        why = metrics.get("undefined", {})
-        if any(name.endswith(WITH) for name in metrics):
-            console().print(literal(f"{'':<22}{'without examples':<28}with examples", "bold"))
-        for name in metrics:
-            if name.endswith(("_ci", f"_ci{WITH}", WITH)) or name == "undefined" or name in BOTH_WAYS:
-                continue
-            shown = f"undefined: {why[name]}" if name in why else _with_interval(metrics, name)
-            if f"{name}{WITH}" in metrics:
-                shown = f"{shown:<28}{_with_interval(metrics, name, WITH)}"
-            console().print(literal(f"{name:<22}{shown}"))
-        for end in ("", WITH):
-            ways = {
-                title: metrics[name + end] for name, title in BOTH_WAYS.items() if name + end in metrics
-            }
-            if ways:
-                _show_ways(ways, " with examples" if end else "")
-        if worth:
-            console().print(literal("what the rationales are worth to the base", "bold"))
-            show_metrics(worth, show)
-
-
-def _show_ways(ways: Mapping[str, Mapping[str, Any]], end: str) -> None:
-    """Print the measures by votes and by probabilities in columns."""
-    heads = "".join(f"{title + end:<28}" for title in ways)
-    console().print(literal(f"{'':<22}{heads}".rstrip(), "bold"))
-    names = [name for name in next(iter(ways.values())) if not name.endswith("_ci")]
-    for name in names:
-        if name != "undefined":
-            cells = [_with_interval(each, name) for each in ways.values()]
-            console().print(literal(f"{name:<22}" + "".join(f"{cell:<28}" for cell in cells).rstrip()))
-
-
-def _with_interval(metrics: Mapping[str, Any], name: str, suffix: str = "") -> str:
-    value, interval = metrics[name + suffix], metrics.get(f"{name}_ci{suffix}")
-    is_tiny = isinstance(value, float) and 0 < abs(value) < 5e-4  # a learning rate of 5e-5 is not 0.000
-    shown = f"{value:.3{'g' if is_tiny else 'f'}}" if isinstance(value, float) else _in_words(value)
-    return shown if interval is None else f"{shown}  {interval[0]:.3f} to {interval[1]:.3f}"
-
-
-def _in_words(value: Any) -> str:
-    """Return a value as a reader's text.
-
-    >>> _in_words({"1": 19, "2": 36}), _in_words({"plain": {"wrong": 41}, "hinted": {"kept": 3}})
-    ('1: 19, 2: 36', 'plain: wrong 41; hinted: kept 3')
-    >>> _in_words(None), _in_words(True), _in_words(["a", 2]), _in_words("so")
-    ('none', 'yes', 'a, 2', 'so')
-    """
-    if isinstance(value, Mapping):
-        if not any(isinstance(each, Mapping) for each in value.values()):
-            return ", ".join(f"{name}: {_in_words(each)}" for name, each in value.items()) or "none"
-        groups = ((name, _in_words(each).replace(": ", " ")) for name, each in value.items())
-        return "; ".join(f"{name}: {said}" for name, said in groups)
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_in_words, value)) or "none"
-    if value is None:
-        return "none"
-    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
-
-
-def tell(what: str, where: object) -> None:
-    console().print(literal(f"{what}: {where}"), soft_wrap=True)
-
-
-def write_report(place: Path, show: Show) -> None:
-    """Write the report of a finished run; only warn if that fails, as the run has succeeded."""
-    try:
-        from femtune.reporting.page.render import report as run
-
-        written = run([place])
-    except Exception as error:
-        logging.getLogger("femtune").warning(f"the report could not be written: {error}")
-        return
-    if show in ("auto", "lines"):
-        tell("report", written)

@@ -18,7 +18,8 @@ import torch
 from trl import RLOOTrainer
 from trl.trainer.utils import pad
 
-from femtune.data.prompts import ChatTokenizer, Prompts
+from femtune.data.chat_tokenizer import ChatTokenizer
+from femtune.data.prompts import Prompts
 
 
 class LaTRO(RLOOTrainer):  # type: ignore[misc]  # TRL is untyped to mypy

@@ -25,7 +25,8 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from femtune._util.atomic_files import replacing
 from femtune.comparison.latro import LaTRO
 from femtune.config import RL
-from femtune.data.prompts import ChatTokenizer, Prompts
+from femtune.data.chat_tokenizer import ChatTokenizer
+from femtune.data.prompts import Prompts
 from femtune.engines.hf.engine import end_tokens
 from femtune.engines.hf.memory import give_back, is_out_of_memory
 from femtune.engines.hf.model import quiet_peft
@@ -63,11 +64,20 @@ class Environment:
     seed: int = 0  # of the run
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return plain prompts for TRL, which encodes them to the same tokens as `encode_prompt`."""
+        """Return plain prompts for TRL, with the number of each problem."""
         plain: list[Any] = [self.prompts.plain(problem) for problem in self.problems]
         if not self.tokenizer.tokenizer.chat_template:
             plain = [self.tokenizer.as_text(prompt) for prompt in plain]
         return [{"prompt": prompt, "number": number} for number, prompt in enumerate(plain)]
+
+    def tokenized(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Return the tokens of prompts of `rows`, in the form of TRL's `_tokenize_prompts`.
+
+        TRL itself would read special tokens that data spell out as control tokens.
+        """
+        chat = self.tokenizer
+        encode = chat.encode_prompt if chat.tokenizer.chat_template else chat.encode_plain
+        return [list(encode(prompt)) for prompt in prompts], None, {}
 
 
 def policy_gradient(
@@ -128,6 +138,7 @@ def _train(
             callbacks=[seen],
             **_more(name, world),
         )
+        trainer._tokenize_prompts = world.tokenized
         trainer.remove_callback(PrinterCallback)
         begun = time.perf_counter()
         num_steps = trainer.train().global_step

@@ -26,9 +26,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from femtune.data.answer_forms import Form, Found, form_of
-from femtune.data.answer_text import DOUBT, bare
-from femtune.data.labels import read_label, undecorated
-from femtune.data.numbers import as_quantity
+from femtune.data.grammar.labels import read_label, undecorated
+from femtune.data.grammar.numbers import as_quantity
+from femtune.data.grammar.text import DOUBT, bare
 from femtune.types import Parsed
 
 __all__ = ["AnswerFormat", "bare", "parse_format"]

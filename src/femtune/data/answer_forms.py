@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import regex as patterns
 
 from femtune._util.text import brief
-from femtune.data.answer_text import BRACES, bare
+from femtune.data.grammar.text import BRACES, bare
 from femtune.errors import ConfigError
 
 MOST_MISSES = 300  # objects that are invalid or lack the key; limits the time for a text of a million {

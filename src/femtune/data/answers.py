@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from femtune._util.text import first
-from femtune.data.answer_text import DOUBT, plain, remembered, same_text, unbracketed, unled, unmarked
-from femtune.data.labels import Choices
-from femtune.data.numbers import as_fraction, as_quantity
-from femtune.data.units import Unit
+from femtune.data.grammar.labels import Choices
+from femtune.data.grammar.numbers import as_fraction, as_quantity
+from femtune.data.grammar.text import DOUBT, plain, remembered, same_text, unbracketed, unled, unmarked
+from femtune.data.grammar.units import Unit
 from femtune.errors import ConfigError, DataError
 
 __all__ = ["Scale", "as_fraction", "infer_scale", "parse_scale", "plain", "read_rating", "same_text"]
@@ -130,12 +130,14 @@ def _points(text: str, most: Fraction | None) -> Fraction | None:
 def parse_scale(text: str) -> Scale:
     """Parse a scale: "lowest,highest", "lowest,highest,step", or labels in ascending order.
 
-    >>> parse_scale("0, 2").answers, parse_scale("1,2,0.5").answers, parse_scale("bad,ok").answers
+    >>> parse_scale("0, 2").answers, parse_scale("[1,2,0.5]").answers, parse_scale("bad,ok").answers
     (('0', '1', '2'), ('1', '1.5', '2'), ('bad', 'ok'))
 
     Raises ConfigError for an invalid scale.
     """
-    parts = [part.strip() for part in text.split(",")]
+    listed = re.fullmatch(r"\s*(?:\[([^][]*)\]|\(([^()]*)\))\s*", text)  # as lists are written elsewhere
+    inner = text if listed is None else listed[1] or listed[2] or ""
+    parts = [part.strip() for part in inner.split(",")]
     numbers = [as_fraction(part) for part in parts]
     known = [number for number in numbers if number is not None]
     if not known:

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from femtune._util.atomic_files import replacing
 from femtune._util.text import brief, first
 from femtune.data.answer_format import parse_format
-from femtune.data.answer_text import bare
 from femtune.data.files.columnar import JSON_COLUMNS
 from femtune.data.files.reading import file_rows, file_unit
+from femtune.data.grammar.text import bare
 from femtune.data.plain_table import problems_of_rows
 from femtune.data.prompts import Prompts, prompt_text, write_completion
 from femtune.errors import ConfigError, DataError

@@ -8,7 +8,7 @@ from typing import Any
 
 from femtune._util.model_safety import check_fetched, check_weights, unreadable
 from femtune._util.parsing import Unreadable, named_pairs, read_json, read_value
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.worlds import SEEDLING
 from femtune.errors import ModelError
 

@@ -16,8 +16,8 @@ from typing import cast
 
 import numpy as np
 
-from femtune.data.answer_text import plain
-from femtune.data.numbers import as_quantity
+from femtune.data.grammar.numbers import as_quantity
+from femtune.data.grammar.text import plain
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.worlds import WORLDS
 from femtune.estep.driver import e_step

@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 from femtune._util.atomic_files import replacing
 from femtune._util.parsing import Unreadable, reading_arrow
 from femtune._util.text import brief
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.files.reading import file_rows
-from femtune.data.prompts import ChatTokenizer, Prompts
+from femtune.data.prompts import Prompts
 from femtune.data.rows import BadRow
 from femtune.data.truncation import trained_tokens
 from femtune.errors import DataError

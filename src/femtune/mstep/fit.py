@@ -29,7 +29,7 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from femtune._util.atomic_files import remove, replacing
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.hf.memory import give_back, is_out_of_memory
 from femtune.engines.rounding import HALVES, round_in_place, rounded_state
 from femtune.engines.weight_check import NUM_PAIRS, Probe, read_probe, write_probe

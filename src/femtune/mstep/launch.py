@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from femtune import errors
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.errors import ConfigError, FemtuneError
 from femtune.mstep.config import Training
 from femtune.mstep.fit import MStep, OutOfMemory, m_step

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from femtune._util.consoles import make_printable
 from femtune._util.text import span, visible
 from femtune.metric_types import DrawMetrics, EStepMetrics, IterationMetrics, measure
 from femtune.types import Draw
@@ -145,6 +146,7 @@ class Bars(Lines):
 @contextmanager
 def showing(show: Show) -> Iterator[Quiet]:
     """Yield the requested progress; "auto" means bars if the output is a terminal, else lines."""
+    make_printable()  # for Python's own callers
     if show == "auto" and console().is_terminal:
         with Screen(
             TextColumn("{task.description:<24}", markup=False),

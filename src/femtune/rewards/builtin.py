@@ -24,10 +24,10 @@ import regex as patterns
 
 from femtune._util.extras import check_extra
 from femtune._util.text import brief, near
-from femtune.data.answer_text import remembered, same_text
 from femtune.data.answers import Scale, parse_scale, read_rating
-from femtune.data.labels import read_label
-from femtune.data.numbers import as_quantity
+from femtune.data.grammar.labels import read_label
+from femtune.data.grammar.numbers import as_quantity
+from femtune.data.grammar.text import remembered, same_text
 from femtune.data.prompts import Prompts
 from femtune.data.tasks.frames import scale_of
 from femtune.errors import ConfigError, RewardError
@@ -87,7 +87,7 @@ def number(tol: float = 0.0, rel: float = 1e-9) -> AnswerReward:
     """Reward 1 for the same number: |y - y*| <= tol, or rel·|y*| unless both are whole numbers.
 
     Reads 1,234.5, −3, 3/4, 3 1/2, 1e-3, $5 and digits of every script. A unit may be left out, but two
-    different units are not the same. Percent is a unit: 50% is 50, not 0.5. See `femtune.data.numbers`.
+    different units are not the same. Percent is a unit: 50% is 50, not 0.5. See docs/answers.md.
 
     >>> grade = number().grade
     >>> grade("1,000", "1000"), grade("0.75", "3/4"), grade("٤٢", "42"), grade("1001", "1000")
@@ -166,7 +166,7 @@ def choice(answers: str = "") -> AnswerReward:
 
     Labels 1, 2, 3 are read the same way, other labels as text; "(A) or (B)" matches neither. Problems of
     the task `choice` have the texts of their choices: a copy of one is its label. With `answers`, such
-    as "A,B,tie", reward 1 for the same one of these. See `femtune.data.labels`.
+    as "A,B,tie", reward 1 for the same one of these. See `femtune.data.grammar.labels`.
 
     >>> grade = choice().grade
     >>> grade("(b)", "B"), grade("B. Paris", "B"), grade("A", "B"), grade("Bob", "B")

@@ -19,7 +19,7 @@ from functools import cache
 from math import prod
 from typing import Any
 
-from femtune.data.answer_text import bare, remembered
+from femtune.data.grammar.text import bare, remembered
 
 LONGEST = 120  # characters of the longest answer that is parsed
 

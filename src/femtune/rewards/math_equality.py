@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 
-from femtune.data.answer_text import DOUBT, bare, folded, plain, remembered, split_parts, unled
-from femtune.data.dates import is_date_like, read_date
-from femtune.data.numbers import as_quantity, spelled
-from femtune.data.units import Unit, read_unit
+from femtune.data.grammar.dates import is_date_like, read_date
+from femtune.data.grammar.numbers import as_quantity, spelled
+from femtune.data.grammar.text import DOUBT, bare, folded, plain, remembered, split_parts, unled
+from femtune.data.grammar.units import Unit, read_unit
 from femtune.rewards.expressions import LONGEST, RELATION, same_expression
 
 MOST_PARTS = 12  # of a list or a system of equations; each part is compared with each

@@ -13,7 +13,8 @@ from typing import Literal
 from rich.panel import Panel
 
 from femtune.config import Train
-from femtune.data.prompts import ChatTokenizer, Prompts
+from femtune.data.chat_tokenizer import ChatTokenizer
+from femtune.data.prompts import Prompts
 from femtune.data.row_report import RowReport
 from femtune.data.truncation import trained_tokens
 from femtune.engines.model_files import load_config
@@ -142,7 +143,8 @@ def token_pieces(tokenizer: ChatTokenizer, tokens: Sequence[int]) -> Iterator[st
         known, text = decode(before, start), decode(before, end)
         if not text.startswith(known):
             known, text = "", decode(start, end)
-        is_open = text.endswith("\ufffd") and end < len(tokens) and end - start < LONGEST_CHARACTER
+        is_part = text.endswith("\ufffd") or text == known  # some decoders leave a part out
+        is_open = is_part and end < len(tokens) and end - start < LONGEST_CHARACTER
         if not is_open:
             yield text[len(known) :]
             before, start = start, end

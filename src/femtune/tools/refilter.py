@@ -23,7 +23,7 @@ from typing import Any
 from femtune._util.atomic_files import write_json
 from femtune._util.text import first
 from femtune.config import Train
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.tasks.load import TaskData
 from femtune.engines.model_files import base_of_adapter, load_tokenizer, local_model
 from femtune.errors import ConfigError, ModelError, NothingKept, RunError

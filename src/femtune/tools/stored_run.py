@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from femtune.config import Train, check_types
 from femtune.data.answer_format import parse_format
+from femtune.data.chat_tokenizer import ChatTokenizer, fit_prompts
 from femtune.data.demos import read_demos
+from femtune.data.leaks import JUDGE_LEAKS, LEAKS
 from femtune.data.problems import load_problems
-from femtune.data.prompts import HINT, JUDGE_LEAKS, LEAKS, ChatTokenizer, Prompts, fit_prompts
+from femtune.data.prompts import HINT, Prompts
 from femtune.data.tasks.frames import frame
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, RunError

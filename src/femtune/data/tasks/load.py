@@ -12,17 +12,9 @@ from femtune.data.answer_format import parse_format
 from femtune.data.answers import Scale, parse_scale
 from femtune.data.columns import root_of
 from femtune.data.files.reading import file_rows, file_unit
+from femtune.data.leaks import JUDGE_LEAKS, LEAKS
 from femtune.data.plain_table import problems_of_rows
-from femtune.data.prompts import (
-    HINT,
-    INSTRUCTION,
-    JUDGE_LEAKS,
-    LEAKS,
-    Prompts,
-    as_messages,
-    instruct,
-    rewritten,
-)
+from femtune.data.prompts import HINT, INSTRUCTION, Prompts, as_messages, instruct, rewritten
 from femtune.data.row_report import NO_ROWS, RowReport, skip_reasons
 from femtune.data.rows import DUPLICATE, BadRow, Faults
 from femtune.data.tasks import choice, judge, math

@@ -23,7 +23,7 @@ import transformers
 from torch import Tensor
 
 from femtune._util.model_safety import unreadable
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.hf import answer_tree
 from femtune.engines.hf.batch import Batch, Row, most_pass_tokens
 from femtune.engines.hf.batch_size import usual_rows

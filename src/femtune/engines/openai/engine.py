@@ -26,7 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.openai import dialects
 from femtune.engines.openai.http import (
     Failed,

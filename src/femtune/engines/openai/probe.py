@@ -13,7 +13,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.openai import dialects
 from femtune.engines.openai.http import Failed, HttpClient, RetriesExhausted, complaint, shown
 from femtune.engines.openai.server import Server, adapter_url, complete, request_body

@@ -31,7 +31,7 @@ from typing import Any
 
 from femtune._util import interrupts
 from femtune._util.model_safety import check_weights
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.hf.model import stamp_of
 from femtune.engines.pairs import logprobs_by_pairs
 from femtune.engines.vllm.requests import SPARE, make_prompt, one_line, read_completion

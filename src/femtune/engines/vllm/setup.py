@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from femtune._util.safetensors_header import stored_dtype
-from femtune.data.prompts import ChatTokenizer
+from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.hf.engine import end_tokens
 from femtune.engines.hf.model import rounding_seed
 from femtune.engines.rounding import HALVES, rounded_state

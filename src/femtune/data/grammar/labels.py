@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from femtune.data.answer_text import DOUBT, remembered, unbracketed, unled, unmarked
+from femtune.data.grammar.text import DOUBT, remembered, unbracketed, unled, unmarked
 
 _NOUN = re.compile(
     r"(?:the )?(?:answer|assistant|choice|label|option|response|summary) (?P<label>.+)",

@@ -16,8 +16,8 @@ import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
-from femtune.data.answer_text import bare, folded, remembered, unbracketed, unled
-from femtune.data.units import Unit, read_unit
+from femtune.data.grammar.text import bare, folded, remembered, unbracketed, unled
+from femtune.data.grammar.units import Unit, read_unit
 
 LONGEST = 400  # characters; int() of thousands of digits is slow, and refused in the end
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.data.labels import Choices, read_label
+from femtune.data.grammar.labels import Choices, read_label
 from femtune.data.rows import BadRow
 from femtune.data.tasks.choice import problem as choice_problem
 from femtune.data.tasks.frames import frame, scale_of

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune.data.dates import Date, is_date_like, read_date
-from femtune.data.numbers import as_fraction, as_quantity
-from femtune.data.units import Unit
+from femtune.data.grammar.dates import Date, is_date_like, read_date
+from femtune.data.grammar.numbers import as_fraction, as_quantity
+from femtune.data.grammar.units import Unit
 
 # fmt: off
 NUMBERS = {

@@ -15,7 +15,7 @@ import datetime
 import re
 from typing import NamedTuple
 
-from femtune.data.answer_text import plain, remembered, unled
+from femtune.data.grammar.text import plain, remembered, unled
 
 
 class Date(NamedTuple):

@@ -1,0 +1,86 @@
+"""Options on the command line and in a file of settings: their descriptions, values and misspellings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from femtune.cli.main import app, main
+from femtune.errors import DataError
+
+# --- help
+
+
+VERBS = [verb for verb in app if not verb.startswith("-")]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_a_description_and_the_file_of_settings_is_named(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = app[verb].assemble_argument_collection(parse_docstring=True)
+    assert [option.name for option in options if option.show and not option.parameter.help] == []
+    assert main([verb, "--help"]) == 0
+    assert "--config run.yaml" in capsys.readouterr().out
+
+
+# --- values of flags and of the file
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("--use-peft false", False),
+        ("--use-peft true", True),
+        ("--use_peft False", False),
+        ("--use-peft=false", False),
+        ("--no-use-peft", False),
+        ("--use-peft", True),
+        ("--use-peft --check-gold FALSE", True),
+    ],
+)
+def test_a_flag_takes_true_and_false_as_a_word(
+    given: str, value: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from femtune.workflows import train
+
+    seen: list[Any] = []
+
+    def watched(data: str, model: str, settings: Any, *_: Any, **__: Any) -> Any:
+        seen.append(settings)
+        raise DataError(data)
+
+    monkeypatch.setattr(train, "run_train", watched)
+    assert main(["train", "true", "--model", "seedling", *given.split()]) == 1
+    assert seen[0].training.use_peft is value
+    assert seen[0].check_gold is ("FALSE" not in given)
+
+
+def test_a_word_after_another_option_stays_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "x.jsonl", "--model", "seedling", "false"]) == 1
+    assert "['false']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("scael", "scale"),
+        ("Scale", "scale"),
+        ("max_new_tokns", "max_new_tokens"),
+        ("iteratons", "iterations"),
+        ("learning-rat", "learning_rate"),
+        ("usepeft", "use_peft"),
+        ("qqq", ""),
+    ],
+)
+def test_a_key_of_the_file_that_no_command_knows(
+    key: str, meant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.yaml").write_text(f"{key}: 1\n")
+    argv = ["train", "x.jsonl", "--model", "seedling", "--config", str(tmp_path / "r.yaml")]
+    assert main(argv) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"has an unknown setting, '{key}'." in said
+    assert (f"Did you mean {meant}?" in said) == bool(meant)
