@@ -398,3 +398,37 @@ def test_an_answer_alone_is_read_and_is_no_reasoning(text: str, answer: str) -> 
 @pytest.mark.parametrize("text", ["A or B", "Yes", "4 apples", "A B", "AB", ""])
 def test_a_few_words_are_no_answer(text: str) -> None:
     assert parse_format("line").read(text).answer == ""
+
+
+@pytest.mark.parametrize(
+    ("spec", "text", "answer"),
+    [
+        ("line", "B covers more.\n[[B]]", "B"),
+        ("line", "One gap.\nRating: [[4]]", "4"),
+        ("line", "So it is $\\boxed{12}$.", "12"),
+        ("line", "We subtract.\n### Answer\n\n**73**", "73"),
+        ("line", "B is longer.\nGiven the text, the correct answer is:\n\nB", "B"),
+        ("line", "很好，但缺一个例子。\n评分：4", "4"),
+        ("line", "Wir zählen.\nAntwort: 7", "7"),
+        ("line", "The motor runs cool.\n\nC", "C"),
+        ("line", "A\n\nB\n\nC", ""),
+        ("line", "Half of 28.\nAnswer: 14\n\nQuestion: Tom has 4 apples.\nAnswer: 9", "14"),
+        ("line", "Question: Half of 28?\nIt is 14.\nAnswer: 14", "14"),
+        (
+            "line",
+            "We add.\nFinal Answer: The final answer is $71$. I hope it is correct.",
+            "The final answer is $71$",
+        ),
+        ("line", "It fits.\nAnswer: 4\n\nIt is not long, so few errors are there.", "4"),
+        ("line", "It fits.\nAnswer: 4\n\nBut that is not right.", ""),
+        ("line", "The box is $\\boxed{3}$, the rest 4.\n[[4]]", ""),
+        ("line", "D. The answer is A.\n\nHunger drives it.\n\nE. The answer is E.", ""),
+        ("boxed", "7 * 6 = 42 pens, so the answer is 42.", "42"),
+        ("boxed", "We add.\nAnswer: 8", "8"),
+        ("boxed", "We add.\n#### 8\nThe answer is 9.", ""),
+        ("hash", "We add.\n\\boxed{8}", "8"),
+    ],
+)
+def test_an_answer_in_another_form_is_read_if_people_would(spec: str, text: str, answer: str) -> None:
+    parsed = parse_format(spec).read(text)
+    assert (parsed.answer, bool(parsed.error)) == (answer, not answer)

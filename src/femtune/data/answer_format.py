@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from femtune.data.answer_forms import Form, Found, form_of
+from femtune.data.answer_forms import FORMS, Form, Found, form_of, in_other_words
 from femtune.data.grammar.labels import read_label, undecorated
 from femtune.data.grammar.numbers import as_quantity
 from femtune.data.grammar.text import DOUBT, bare
@@ -76,16 +76,21 @@ class AnswerFormat:
             forms = list(form.find(final))
         except TimeoutError:
             return Parsed(whole, "", "the pattern takes over a second")
+        if forms and (turn := _NEXT_TURN.search(final, forms[0].end)):  # the next question is not asked
+            final = final[: turn.start() + 1]
+            forms = [one for one in forms if one.end <= turn.start()]
         found = [one for one in forms if not _is_placeholder(one.answer)]
-        if self.spec == "line" and not forms:
-            found = list(_sentences(final))
+        if not forms and self.spec in FORMS:  # people read an answer in another form, too
+            found = list(_in_other_forms(final, self.spec))
             form = form._replace(whole_line=False)  # a sentence may follow
-        if self.spec == "line" and not forms and not found and _ALONE.fullmatch(final.strip()):
-            return Parsed("", bare(final), "no rationale before the answer" * require_rationale)
+            if not found and self.spec == "line" and _ALONE.fullmatch(final.strip()):
+                return Parsed("", bare(final), "no rationale before the answer" * require_rationale)
         if not found:
             return Parsed(whole, "", "the answer is empty" if forms else form.missing)
         first, last = found[0], found[-1]
         if not all(_agree(first.answer, one.answer) for one in found) or _is_choice(first.answer):
+            return Parsed(whole, "", "two different answers")
+        if not forms and not all(_agree(first.answer, one.answer) for one in _every_sentence(final)):
             return Parsed(whole, "", "two different answers")
         if problem := _after(final[last.end :], last.answer, form):
             return Parsed(whole, "", problem)
@@ -134,7 +139,8 @@ class AnswerFormat:
         final = _outside(text)[-1] + "\n"
         offset = len(text) + 1 - len(final)
         found = [one for one in form_of(self.spec).find(final) if not _is_placeholder(one.answer)]
-        found = found or list(_sentences(final))
+        if not found and self.spec in FORMS:
+            found = list(_in_other_forms(final, self.spec))
         return offset + found[0].start if found else offset
 
     def closed(self, text: str) -> bool:
@@ -177,7 +183,8 @@ _PLACEHOLDER = re.compile(
 # a completion that is only a letter or a number, perhaps after a word such as "Score"
 _ALONE = re.compile(
     r"[*_`]*(?:(?:response|option|choice|summary|rating|score) )?"
-    r"[(\[]?(?:[A-Z]|-?\d[\d.,]*%?)[)\]]?[.*_`]*",
+    r"[(\[]?(?:[A-Z]|-?\d[\d.,]*%?)[)\]]?[.*_`]*"
+    r"|(?-i:[A-Z])[.:)]\s(?!.*\b(?:is|are|was|were)\b)[^\n]{1,60}",  # a copy of a choice
     re.IGNORECASE,
 )
 _NO_WORDS = re.compile(
@@ -189,6 +196,21 @@ _REMARK = re.compile(
     r"|Do you|Is there any|If you (?:have|need|want|would)|Would you|Have a |Good luck).*$",
     re.IGNORECASE | re.MULTILINE,
 )
+# doubt in a paragraph of its own, which may say "not" of other matter
+_TAKEN_BACK = re.compile(
+    r"\b(?:wait|actually|however|but|maybe|perhaps|hmm+|sorry|oops|mistake|wrong|incorrect|instead"
+    r"|correction|should be|alternatively|rather|not (?:right|correct|true|sure|the answer))\b|\?",
+    re.IGNORECASE,
+)
+# the beginning of another question and its answer, as base models write them
+_NEXT_TURN = re.compile(
+    r"\n[^\S\n]*\n[#*\s]*(?:Question|Problem|Exercise|Q|Human|User|Prompt)\b[^\S\n]*\d*[*]*[:.]",
+    re.IGNORECASE,
+)
+# a last paragraph that is only a letter
+_LETTER_ALONE = re.compile(r"\n[^\S\n]*\n[*_`]*[(\[]*(?P<answer>[A-Z])[)\]]*[.*_`]*\s*\Z")
+_LISTED = re.compile(r"^\W*[A-Z]\W*$", re.MULTILINE)
+_BECAUSE = re.compile(r",? (?:because|since|as|which|so) ")
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?。](?=\s)|(?=\n|\Z))")
 _IS = re.compile(
     r"(?:^|,\s|\b(?:so|thus|therefore|hence|then|means|that)\s)[\s*_`]*(?:(?:the|my|our)\s+)?"
@@ -214,7 +236,7 @@ _VERDICTS = tuple(
         rf"{_SO}{_LETTER}(?:right|correct)(?:\s(?:{_THING}|one))?",
         rf"(?:^|,\s|{_SO})[*_`]*(?:it|this)(?:\sis|['’]s)\sa\s(?P<answer>tie)",
         rf"\b(?:deserves|gets|receives|earns)\s(?:an?\s)?(?:(?:rating|score)\sof\s)?[*_`]*{_POINTS}",
-        rf"\b(?:rating|score)[*_`]*:\s?[*_`]*{_POINTS}",
+        rf"\b(?:rating|score|overall)[*_`]*:\s?[*_`]*{_POINTS}",
     )
 )
 
@@ -244,8 +266,36 @@ def _after(tail: str, answer: str, form: Form) -> str:
     rest = _REMARK.sub("", tail)
     if not all(_agree(one.answer, answer) for one in _sentences(rest)):
         return "two different answers"
-    apart = not form.whole_line or re.match(r"[^\S\n]*\n[^\S\n]*\n", rest)
-    return "" if not rest.strip() or (apart and not DOUBT.search(rest)) else form.missing
+    new_paragraph = re.match(r"[^\S\n]*\n[^\S\n]*\n", rest)
+    doubt = (_TAKEN_BACK if new_paragraph else DOUBT).search(rest)
+    apart = new_paragraph or not form.whole_line
+    return "" if not rest.strip() or (apart and not doubt) else form.missing
+
+
+def _in_other_forms(text: str, spec: str) -> Iterator[Found]:
+    """Yield answers in other forms than a format's own; without any, in sentences."""
+    others = (form.find(text) for name, form in FORMS.items() if name != spec)
+    found = [
+        one
+        for each in (*others, in_other_words(text))
+        for one in each
+        if not _is_placeholder(one.answer)
+    ]
+    if not found and not (found := list(_sentences(text))) and spec == "line":
+        alone = _LETTER_ALONE.search(text)
+        if alone and len(_LISTED.findall(text)) == 1:
+            found = [Found(alone.start("answer"), alone.end(), alone["answer"])]
+    yield from sorted(found, key=lambda one: one.end)
+
+
+def _every_sentence(text: str) -> Iterator[Found]:
+    """Yield all sentences such as "The answer is 5." that are not in doubt, in any paragraph."""
+    for sentence in _SENTENCE.finditer(text):
+        match = _IS.search(sentence[0].strip("*_` "))
+        if match and not DOUBT.search(sentence[0]):
+            answer = bare(_BECAUSE.split(match["answer"])[0])
+            if len(answer.split()) <= 8 and not _is_placeholder(answer):
+                yield Found(sentence.start(), sentence.end(), answer)
 
 
 def _sentences(text: str) -> Iterator[Found]:
@@ -265,7 +315,7 @@ def _sentences(text: str) -> Iterator[Found]:
             if DOUBT.search(said if whole else _THEN.split(said)[-1]) and (match or found):
                 return
             if match:
-                answer = bare(re.split(r",? (?:because|since|as|which|so) ", match["answer"])[0])
+                answer = bare(_BECAUSE.split(match["answer"])[0])
                 if len(answer.split()) <= 8 and not _is_placeholder(answer):
                     at = sentence.start() + sentence[0].find(match[0])
                     found.append(Found(at, sentence.end(), answer))

@@ -154,8 +154,8 @@ def _groups(pattern: str) -> Callable[[str], Iterator[Found]]:
 @lru_cache(maxsize=64)
 def form_of(spec: str) -> Form:
     kind, _, given = spec.partition(":")
-    if spec in _FORMS:
-        return _FORMS[spec]
+    if spec in FORMS:
+        return FORMS[spec]
     if kind == "json" and given:
         name = json.dumps(given, ensure_ascii=False)
         missing = f"the end is not a JSON object with {name}"
@@ -171,13 +171,29 @@ def form_of(spec: str) -> Form:
         return Form("", "\n", "WHAT", "the pattern is not found", _groups(given))
     raise ConfigError(
         f"answer_format {brief(repr(spec))} is unknown. "
-        f"Choose {', '.join(_FORMS)}, json:KEY or regex:PATTERN."
+        f"Choose {', '.join(FORMS)}, json:KEY or regex:PATTERN."
     )
 
 
 _LINE = re.compile(
     r"^(?:[^\S\n]|[#>])*(?:[*-][^\S\n]+)?(?P<mark>[*_`\"“]*)(?:final[^\S\n]+)?answer"
-    r"(?P<closed>(?:[^\S\n]|[*_`\"”])*)[:：](?P<answer>.*)(?=\n)",
+    r"(?P<closed>(?:[^\S\n]|[*_`\"”])*)[:：](?P<answer>.*?)"
+    r"(?:(?<=[.!$*])[^\S\n]+(?:I hope|Hope|Let me know|Feel free).*)?(?=\n)",
+    re.IGNORECASE | re.MULTILINE,
+)
+# "The correct answer is:", or a heading "Answer", with the answer in the next line
+_ABOVE = re.compile(
+    r"^(?:(?:.*\b(?:the|my)[^\S\n]+)(?:(?:final|correct|right|best)[^\S\n]+)*answer[^\S\n]+is[:：]"
+    r"|[^\S\n]*#+[^\S\n]*(?:final[^\S\n]+)?answer)(?P<mark>)(?P<closed>)"
+    r"(?P<answer>[*_`]*[^\S\n]*)(?=\n)",
+    re.IGNORECASE | re.MULTILINE,
+)
+# words for "answer" and "rating" in other languages
+_ELSEWHERE = re.compile(
+    r"^[^\S\n]*(?P<mark>[*_`]*)(?:(?:die|la|el|a|o|il|最終的な|最终|正しい|正确)?[^\S\n]*"
+    r"(?:antwort|respuesta|réponse|risposta|resposta|ответ|答案|答え|回答|答|정답|답변|답|الإجابة|الجواب|उत्तर|উত্তর"
+    r"|bewertung|puntuación|note|оценка|評価|评分|評分|평가))(?P<closed>[*_`]*)"
+    r"[^\S\n]*(?:(?:ist|es|est|è|é|是|为|は)?[^\S\n]*[:：])(?P<answer>.+)(?=\n)",
     re.IGNORECASE | re.MULTILINE,
 )
 _HASH = re.compile(
@@ -186,7 +202,7 @@ _HASH = re.compile(
     re.IGNORECASE,
 )
 
-_FORMS = {
+FORMS = {
     "line": Form(
         "\nAnswer:",
         "\n",
@@ -233,3 +249,11 @@ _FORMS = {
         closing="]]",
     ),
 }
+
+_FINDERS = (_lines(_ABOVE), _lines(_ELSEWHERE))
+
+
+def in_other_words(text: str) -> Iterator[Found]:
+    """Yield answers after a heading, and after the word for "answer" in other languages."""
+    for find in _FINDERS:
+        yield from find(text)

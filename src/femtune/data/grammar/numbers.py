@@ -33,7 +33,8 @@ class Quantity(NamedTuple):
         return self.value == other.value and self.unit.agrees(other.unit)
 
 
-_WHOLE = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)"
+# 1,234,567, the same grouped as in India, 12,34,567, and 1234567
+_WHOLE = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|[1-9]\d?(?:,\d{2})+,\d{3}(?!\d)|\d+)"
 _CURRENCY = r"(?:US\$|[$€£¥₹]|(?:USD|EUR|GBP|JPY|INR|Rs) )"
 _NUMBER = re.compile(
     rf"(?P<sign>[+-]?) ?(?P<currency>{_CURRENCY}?) ?(?P<inner_sign>(?<=[$€£¥₹])[+-]|) ?(?:"
