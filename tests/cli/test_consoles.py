@@ -48,7 +48,7 @@ def run(encoding: str, *argv: object, statuses: tuple[int, ...] = (0,)) -> tuple
     return out, err
 
 
-@pytest.mark.parametrize(("encoding", "tries"), [("ascii", ("--draws", 2)), ("cp1252", ("--no-try",))])
+@pytest.mark.parametrize(("encoding", "tries"), [("ascii", ("--draws", 16)), ("cp1252", ("--no-try",))])
 def test_check_shows_what_it_can(encoding: str, tries: tuple[object, ...], data: Path) -> None:
     out, _ = run(encoding, "check", data, *MODEL, *tries, statuses=(0, 1))  # 1: it is not ready to train
     assert "\n+ " in out  # the mark of what is well
