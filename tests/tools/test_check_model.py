@@ -108,7 +108,7 @@ def test_problems_are_spread_and_asked_several_times_where_they_are_few(builder:
 
 def test_unanswered_draws_are_warned_of_and_grouped_by_form(builder: SamplerBuilder) -> None:
     def write(prompt: str, seed: int) -> str:
-        return "It is \\boxed{4}." if seed % 2 else "The sum of 日本 is\n1. a\n2. b\n"
+        return 'It is {"sum": 4}.' if seed % 2 else "The sum of 日本 is\n1. a\n2. b\n"
 
     found = tried(builder, write)
     assert {"answered", "right"} <= warned(found).keys()
@@ -116,7 +116,7 @@ def test_unanswered_draws_are_warned_of_and_grouped_by_form(builder: SamplerBuil
     lines = [line.plain for line in written_lines(found.trials[0], SUMS)]
     assert lines[0] == "No usable answer in 32 of 32 draws (plain):"
     counts = {line[7:40].strip(): int(line[:5]) for line in lines[1:]}
-    assert counts.keys() == {r"\boxed{...}", "a list"} and sum(counts.values()) == 32
+    assert counts.keys() == {"a JSON object", "a list"} and sum(counts.values()) == 32
     assert all(cell_len(line) <= 80 for line in lines)
     assert found.changes.get("answer-format") == ("boxed" if counts[r"\boxed{...}"] > 0.3 * 32 else None)
     assert verdict(found.findings).startswith("Not ready: 1 error, ")
