@@ -118,12 +118,21 @@ def test_unanswered_draws_are_warned_of_and_grouped_by_form(builder: SamplerBuil
     counts = {line[7:40].strip(): int(line[:5]) for line in lines[1:]}
     assert counts.keys() == {"a JSON object", "a list"} and sum(counts.values()) == 32
     assert all(cell_len(line) <= 80 for line in lines)
-    assert found.changes.get("answer-format") == ("boxed" if counts["a JSON object"] > 0.3 * 32 else None)
+    assert "answer-format" not in found.changes
     assert verdict(found.findings).startswith("Not ready: 1 error, ")
     assert [finding.found for finding in found.findings if finding.error] == [
         "none of 64 draws that the scheme makes"  # half of them at the other temperature
     ]
     assert example_draw(found, SUMS[0]) is None
+
+
+def test_a_form_that_most_draws_have_is_advised_also_where_it_is_read(builder: SamplerBuilder) -> None:
+    def write(prompt: str, seed: int) -> str:
+        return "We add. It is \\boxed{4}." if seed % 8 else "We add.\nAnswer: 4"
+
+    found = tried(builder, write)
+    assert found.first.answered == 1
+    assert found.changes["answer-format"] == "boxed"
 
 
 def test_a_cooler_temperature_is_advised_only_where_it_was_measured_to_be_better(

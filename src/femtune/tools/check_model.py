@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from femtune.config import Train
+from femtune.data.answer_format import parse_format
 from femtune.data.answers import as_fraction, plain
 from femtune.engines.model_files import load_config
 from femtune.estep.driver import e_step
@@ -25,7 +26,7 @@ from femtune.resolve import named_scheme, sampling
 from femtune.sampler import SamplerBuilder
 from femtune.schemes.filters import paper_filter
 from femtune.tools.check_data import Finding
-from femtune.tools.unanswered import FORMATS, form_of, is_truncated, refused, repeats_itself
+from femtune.tools.unanswered import FORMATS, form_of, is_truncated, repeats_itself
 from femtune.types import Demos, Draw, Problem, Scheme, Stage
 
 COOLER = 0.7  # a second temperature to try if few draws at the run's have an answer
@@ -252,14 +253,17 @@ def _of_answered(
     changes: dict[str, str],
 ) -> None:
     said = f"{best.answered:.0%} of the draws ({best.name})"
+    own = parse_format(settings.answer_format)
+    others = [draw for draw in best.draws if not own.closed(f"{draw.completion.text}\n")]
+    forms = Counter(form_of(draw, None)[0] for draw in others)
+    least = max(len(best.draws) - len(others), 0.3 * len(best.draws))
+    for form, spec in FORMATS.items():
+        if forms[form] > least:
+            changes["answer-format"] = spec
     if best.answered >= FEW_ANSWERED:
         findings.append(Finding("answered", said))
         return
     remedy = "The table below shows what was written instead."
-    forms = Counter(form_of(draw, None)[0] for draw in refused(best.draws))
-    for form, spec in FORMATS.items():
-        if spec != settings.answer_format and forms[form] > max(best.answered, 0.3) * len(best.draws):
-            changes["answer-format"] = spec
     if settings.demos == "none" and is_base(str(builder.base)):
         changes["demos"] = "auto"
     elif not builder.demos and not builder.prompts.demos:
