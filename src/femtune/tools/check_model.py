@@ -377,8 +377,12 @@ def _of_kept(
         findings.append(Finding("accept_at", f"draws kept: {', '.join(shares)} ({best.name})"))
     made = scheme_draws(tried, scheme)
     if not any(draw.accepted for draw in made):
-        error = "An M-step has nothing to train on. See the warnings and the settings to try."
-        findings.append(Finding("kept", f"none of {len(made)} draws that the scheme makes", error=error))
+        said = f"none of {len(made)} draws that the scheme makes"
+        lack = "An M-step has nothing to train on. See the warnings and the settings to try."
+        if len(made) >= ENOUGH_DRAWS:
+            findings.append(Finding("kept", said, error=lack))
+        else:
+            findings.append(Finding("kept", said, "So few draws show little: raise --draws."))
 
 
 def scheme_draws(tried: Tried, scheme: Scheme) -> list[Draw]:
