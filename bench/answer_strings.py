@@ -57,6 +57,8 @@ def main() -> None:
         else [Reading(each[key]["answer"], each[key]["correct"]) for each in readers]
         for key, row in rows.items()
     }
+    if without := [key for key, found in readings.items() if not found]:
+        raise SystemExit(f"{len(without)} strings have no readings: give --labels FILE FILE.")
     agreed = {key: reading for key in rows if (reading := agreement(readings[key]))}
     print(f"{len(rows)} strings; the readers agree on {len(agreed)} ({len(agreed) / len(rows):.3f})")
     systems = {"femtune": femtune(), "math-verify": math_verify()}

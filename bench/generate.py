@@ -4,6 +4,7 @@
     python bench/generate.py --random 20M --dtype bfloat16
     python bench/generate.py --random 700M --vocabulary 151936 --dtype bfloat16 --device cuda
     python bench/generate.py --model DIR --new 64 --requests 512 --lengths ragged
+    python bench/generate.py --model DIR --dtype bfloat16 --prompt 330 --shared 260      # worked examples
 
 Both sides write completions of the same lengths: "ragged" ends them at random, 5 tokens to --new,
 "equal" at --new. As a random model never ends by itself, ends come by cutting rows at their length:
@@ -48,11 +49,14 @@ def main() -> None:
         engine = TransformersEngine(weights, dtype=dtype, device=args.device, max_batch=args.batch)
     config = engine._model.config.get_text_config()
     rng = random.Random(0)
-    prompts = [tuple(rng.choices(range(config.vocab_size), k=args.prompt)) for _ in lengths]
+    shared = rng.choices(range(config.vocab_size), k=args.shared)
+    own = args.prompt - args.shared
+    prompts = [(*shared, *rng.choices(range(config.vocab_size), k=own)) for _ in lengths]
     end_rows_at(lengths)
     rates = compared(engine, prompts, lengths, args)
     parameters = sum(weight.numel() for weight in engine._model.parameters())
-    print(f"{parameters / 1e6:.2f}M parameters, {args.dtype}, prompts of {args.prompt} tokens")
+    said = f", the first {args.shared} shared" if args.shared else ""
+    print(f"{parameters / 1e6:.2f}M parameters, {args.dtype}, prompts of {args.prompt} tokens{said}")
     print(f"{len(lengths)} completions, {args.lengths}, mean {statistics.mean(lengths):.1f} tokens")
     if args.device == "cuda":
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
@@ -60,7 +64,8 @@ def main() -> None:
         shown = " ".join(f"{value:,.0f}" for value in values)
         print(f"{name:14} tokens/s  median {statistics.median(values):8,.0f}   ({shown})")
     ours, *others = (statistics.median(values) for values in rates.values())
-    print(f"ratio {ours / max(others):.2f} to generate at its best batch size")
+    if others:
+        print(f"ratio {ours / max(others):.2f} to generate at its best batch size")
 
 
 def compared(
@@ -181,10 +186,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--requests", type=int, default=1024)
     parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
+    parser.add_argument("--shared", type=int, default=0, help="first tokens that all prompts share")
     parser.add_argument("--new", type=int, default=64, help="tokens of the longest completion")
     parser.add_argument("--lengths", choices=("ragged", "equal"), default="ragged")
     parser.add_argument("--batch", type=int, help="slots of the engine; else its default")
-    parser.add_argument("--generate-batches", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--generate-batches", type=int, nargs="*", default=[64, 128, 256])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--turns", type=int, default=3)
     return parser.parse_args()

@@ -88,9 +88,8 @@ class AnswerFormat:
         if not found:
             return Parsed(whole, "", "the answer is empty" if forms else form.missing)
         first, last = found[0], found[-1]
-        if not all(_agree(first.answer, one.answer) for one in found) or _is_choice(first.answer):
-            return Parsed(whole, "", "two different answers")
-        if not forms and not all(_agree(first.answer, one.answer) for one in _every_sentence(final)):
+        said = [*found, *(() if forms else _every_sentence(final))]
+        if not all(_agree(first.answer, one.answer) for one in said) or _is_choice(first.answer):
             return Parsed(whole, "", "two different answers")
         if problem := _after(final[last.end :], last.answer, form):
             return Parsed(whole, "", problem)
@@ -274,28 +273,38 @@ def _after(tail: str, answer: str, form: Form) -> str:
 
 def _in_other_forms(text: str, spec: str) -> Iterator[Found]:
     """Yield answers in other forms than a format's own; without any, in sentences."""
-    others = (form.find(text) for name, form in FORMS.items() if name != spec)
+    finds = [(name, form.find(text)) for name, form in FORMS.items() if name != spec]
+    finds.append(("", in_other_words(text)))
     found = [
         one
-        for each in (*others, in_other_words(text))
+        for name, each in finds
         for one in each
-        if not _is_placeholder(one.answer)
+        # a line that begins with #### may be a heading
+        if not _is_placeholder(one.answer) and (name != "hash" or _is_value(one.answer))
     ]
     if not found and not (found := list(_sentences(text))) and spec == "line":
         alone = _LETTER_ALONE.search(text)
         if alone and len(_LISTED.findall(text)) == 1:
             found = [Found(alone.start("answer"), alone.end(), alone["answer"])]
-    yield from sorted(found, key=lambda one: one.end)
+    yield from sorted(found)
+
+
+def _is_value(answer: str) -> bool:
+    return as_quantity(answer) is not None or read_label(answer) != ""
 
 
 def _every_sentence(text: str) -> Iterator[Found]:
     """Yield all sentences such as "The answer is 5." that are not in doubt, in any paragraph."""
     for sentence in _SENTENCE.finditer(text):
         match = _IS.search(sentence[0].strip("*_` "))
-        if match and not DOUBT.search(sentence[0]):
-            answer = bare(_BECAUSE.split(match["answer"])[0])
-            if len(answer.split()) <= 8 and not _is_placeholder(answer):
-                yield Found(sentence.start(), sentence.end(), answer)
+        if match and not DOUBT.search(sentence[0]) and (answer := _stated(match)):
+            yield Found(sentence.start(), sentence.end(), answer)
+
+
+def _stated(match: re.Match[str]) -> str:
+    """Return the answer of a sentence; "" if it is a placeholder, or too long for an answer."""
+    answer = bare(_BECAUSE.split(match["answer"])[0])
+    return answer if len(answer.split()) <= 8 and not _is_placeholder(answer) else ""
 
 
 def _sentences(text: str) -> Iterator[Found]:
@@ -314,11 +323,9 @@ def _sentences(text: str) -> Iterator[Found]:
             whole = found or patterns is not _VERDICTS
             if DOUBT.search(said if whole else _THEN.split(said)[-1]) and (match or found):
                 return
-            if match:
-                answer = bare(_BECAUSE.split(match["answer"])[0])
-                if len(answer.split()) <= 8 and not _is_placeholder(answer):
-                    at = sentence.start() + sentence[0].find(match[0])
-                    found.append(Found(at, sentence.end(), answer))
+            if match and (answer := _stated(match)):
+                at = sentence.start() + sentence[0].find(match[0])
+                found.append(Found(at, sentence.end(), answer))
         if found:
             yield from found
             return

@@ -192,7 +192,7 @@ _ABOVE = re.compile(
 _ELSEWHERE = re.compile(
     r"^[^\S\n]*(?P<mark>[*_`]*)(?:(?:die|la|el|a|o|il|最終的な|最终|正しい|正确)?[^\S\n]*"
     r"(?:antwort|respuesta|réponse|risposta|resposta|ответ|答案|答え|回答|答|정답|답변|답|الإجابة|الجواب|उत्तर|উত্তর"
-    r"|bewertung|puntuación|note|оценка|評価|评分|評分|평가))(?P<closed>[*_`]*)"
+    r"|bewertung|puntuación|оценка|評価|评分|評分|평가))(?P<closed>[*_`]*)"
     r"[^\S\n]*(?:(?:ist|es|est|è|é|是|为|は)?[^\S\n]*[:：])(?P<answer>.+)(?=\n)",
     re.IGNORECASE | re.MULTILINE,
 )
