@@ -5,6 +5,7 @@ Also the one definition of invisible characters, for terminal, report, browser a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
@@ -52,6 +53,15 @@ def near(name: str, known: Iterable[str]) -> str:
     """
     found = get_close_matches(name, list(known), 1)
     return f" Did you mean {found[0]}?" if found else ""
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that occurs more than once, or None.
+
+    >>> repeated(["a", "b", "c", "b"]), repeated(["a", "b"])
+    ('b', None)
+    """
+    return next((name for name, number in Counter(names).items() if number > 1), None)
 
 
 def span(seconds: float) -> str:

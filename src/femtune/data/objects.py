@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 import pyarrow as pa
 
 from femtune._util.parsing import Unreadable, reading_arrow
-from femtune._util.text import first
+from femtune._util.text import first, repeated
 from femtune.errors import DataError
 from femtune.types import Problem
 
@@ -66,8 +66,8 @@ def _row(row: Any, data: Any) -> dict[str, Any]:
 
 def _arrow_rows(data: Any) -> list[dict[str, Any]]:
     names = [*map(str, getattr(data, "column_names", getattr(data, "columns", ())))]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"data has the column `{twice[0]}` twice: rename one.")
+    if (twice := repeated(names)) is not None:
+        raise DataError(f"data has the column `{twice}` twice: rename one.")
     try:
         with reading_arrow("rows"):
             table = pa.table(data)

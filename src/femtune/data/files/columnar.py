@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune._util.parsing import Unreadable, read_json, reading_arrow
-from femtune._util.text import brief, first
+from femtune._util.text import brief, first, repeated
 from femtune.data.files.streams import HEAD, check_start
 from femtune.data.rows import BadRow
 from femtune.errors import DataError
@@ -59,8 +59,8 @@ def _check(file: Path, own: bytes) -> None:
 
 def _rows(batches: Any, schema: Any, as_json: Sequence[str], form: str) -> Iterator[Any]:
     """Yield the rows of record batches. Raises Unreadable for values that Python does not have."""
-    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise Unreadable(f"has the column `{twice[0]}` twice")
+    if (twice := repeated(schema.names)) is not None:
+        raise Unreadable(f"has the column `{twice}` twice")
     batches = iter(batches)
     while True:
         with reading_arrow(form):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from femtune._util.text import first
+from femtune._util.text import first, repeated
 from femtune.data.files.kinds import Kind
 from femtune.data.files.streams import open_text
 from femtune.data.rows import BadRow
@@ -89,9 +89,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object; a key that occurs twice is refused, as all but the last value would be lost."""
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key `{twice}` occurs twice")
+        raise ValueError(f"the key `{repeated(name for name, _ in pairs)}` occurs twice")
     return made
 
 

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from femtune._util.text import first
+from femtune._util.text import first, repeated
 from femtune.data.files.kinds import Kind
 from femtune.data.files.streams import open_text
 from femtune.data.rows import BadRow
@@ -111,9 +111,8 @@ def _widths(file: Path, kind: Kind, separator: str) -> list[int]:
 
 
 def _check_names(file: Path, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if (twice := repeated(names)) is not None:
         raise DataError(
-            f"{file}: column `{twice[0]}` occurs twice in the first line: rename one. If that line is a "
+            f"{file}: column `{twice}` occurs twice in the first line: rename one. If that line is a "
             "row, set --no-header, and --columns prompt=1 and so on."
         )

@@ -80,11 +80,13 @@ def stdin_lines() -> Iterable[str]:
 
 def undecodable_line(file: Path, kind: Kind) -> int:
     """Return the number of the first line that is not UTF-8."""
-    number = 0
     with open_bytes(file, kind) as lines:
-        for number, line in enumerate(lines, 1):  # noqa: B007
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                break
-    return number
+        return next(number for number, line in enumerate(lines, 1) if not _is_utf8(line))
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
