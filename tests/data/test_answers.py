@@ -127,6 +127,11 @@ def test_what_shows_no_scale_is_refused_with_what_to_give(answers: list[str]) ->
         assert part in str(error.value)
 
 
+def test_decimals_with_a_comma_are_refused_by_name() -> None:
+    with pytest.raises(DataError, match=r"ratings 1,5; 2,0; 3\. Write decimals with a point"):
+        infer_scale(["3", "1,5", "2,0"])
+
+
 # --- reading
 
 

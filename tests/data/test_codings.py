@@ -132,6 +132,10 @@ def test_a_coding_by_hand_of_pairs() -> None:
         read(pairs([1]), labels={"1": "C"})
 
 
+def test_a_value_is_read_as_it_is_written_first() -> None:
+    assert preferred(read(pairs(["A", "a"]), labels={"A": "A", "a": "B"})) == ["A", "B"]
+
+
 def test_an_unused_entry_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     read(pairs([1, 2]), labels={"1": "A", "2": "B", "3": "tie"})
     assert "no row has the label 3, which --labels names" in caplog.text
@@ -164,9 +168,10 @@ def test_the_scale_that_the_scores_show_is_said() -> None:
     assert read(rows, scale="1,5").report.codings == ()
 
 
-def test_labels_are_only_for_labels() -> None:
+def test_labels_are_only_for_labels(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match="labels is not for math problems"):
         read([{"prompt": "1 + 1?", "answer": 2}], "math", labels={"1": "A"})
+    assert not caplog.text  # no advice on labels that are to be left out
 
 
 # --- choices
@@ -203,6 +208,12 @@ def test_positions_that_may_count_from_0_or_1_are_refused(bad_rows: Any) -> None
     assert "--labels 1=A 2=B 3=C if they count from 1" in str(error.value)
     found = read(questions([1, 2]), "choice", labels={"1": "A", "2": "B", "3": "C"})
     assert [problem.answer for problem in found.problems] == ["A", "B"]
+
+
+def test_what_is_said_of_a_coding_by_hand_is_what_was_read() -> None:
+    found = read(questions(["x", "X"]), "choice", labels={"x": "A"}, bad_rows="skip")
+    assert ([problem.answer for problem in found.problems], found.report.num_skipped) == (["A"], 1)
+    assert found.report.codings == ("`answer`: x is A.",)
 
 
 def test_a_value_that_is_the_text_of_another_choice_is_refused_with_its_row() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -92,11 +93,14 @@ def test_hidden_labels_are_named_and_give_items_to_predict() -> None:
     assert len(rows) == 6 and not any("answer" in row for row in rows)
 
 
-def test_a_label_that_is_not_applicable_gives_no_row() -> None:
+def test_a_label_that_is_not_applicable_gives_no_row(caplog: pytest.LogCaptureFixture) -> None:
     file = FIXTURES / "openbmb--UltraFeedback.jsonl"
     # 6 rows of 2 completions with 4 aspects; honesty is N/A in 2 rows, that is of 4 completions
-    assert len(made(file, "judge")) == 6 * 2 * 4 - 4
+    caplog.set_level(logging.INFO, "femtune")
     assert len(made(file, "judge", labels=False)) == 6 * 2 * 4
+    assert not caplog.text
+    assert len(made(file, "judge")) == 6 * 2 * 4 - 4
+    assert "UltraFeedback.jsonl: 4 items have no label, and are left out." in caplog.text
 
 
 def test_of_several_raters_each_gives_a_row() -> None:

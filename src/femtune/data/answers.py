@@ -164,10 +164,12 @@ def infer_scale(answers: Iterable[str]) -> Scale:
     numbers = [as_fraction(answer) for answer in seen]
     whole = [int(number) for number in numbers if number is not None and number.denominator == 1]
     if len(whole) < len(numbers) or len(whole) < 3 or sorted(whole) not in _counted(whole):
-        found = first(sorted(seen))
+        commas = any(re.fullmatch(r"[-+]?\d+,\d+", answer) for answer in seen)
+        found = first(sorted(seen), "; " if commas else ", ")
+        dots = " Write decimals with a point, as in 1.5." * commas
         raise DataError(
-            f"the scale can't be inferred from the ratings {found}. Set --scale 1,5, or with a step "
-            "--scale 1,5,0.5, or with labels in ascending order --scale bad,fair,good."
+            f"the scale can't be inferred from the ratings {found}.{dots} Set --scale 1,5, or with a "
+            "step --scale 1,5,0.5, or with labels in ascending order --scale bad,fair,good."
         )
     return parse_scale(f"{min(whole)},{max(whole)}")
 

@@ -126,14 +126,13 @@ def _quoted(value: str) -> str:
 
 
 def decode_pairs(
-    places: Iterable[Place], column: str, by_hand: Mapping[str, str], names: Mapping[str, str]
+    places: Sequence[Place], column: str, by_hand: Mapping[str, str], names: Mapping[str, str]
 ) -> tuple[list[Place], str]:
     """Return rows whose `preference` is A, B or tie, and a sentence that says how it was read.
 
     A value without a meaning makes its row a BadRow. Raises DataError if the column can be read in two
     ways, ConfigError for a coding by hand with other labels.
     """
-    places = [*places]
     values = _values(places, "preference")
     if by_hand:
         off = [label for label in by_hand.values() if label not in ("A", "B", "tie")]
@@ -146,7 +145,7 @@ def decode_pairs(
 
     def read(row: Mapping[str, Any]) -> dict[str, Any]:
         value = str(row["preference"]).strip()
-        meaning = meanings.get(value.lower()) or meanings.get(value)
+        meaning = _meaning(value, meanings)
         if meaning is None:
             raise BadRow(expected, brief(value))
         return {**row, "preference": meaning}
@@ -260,14 +259,13 @@ def _mixed(
 
 
 def decode_choices(
-    places: Iterable[Place], column: str, by_hand: Mapping[str, str], unit: str
+    places: Sequence[Place], column: str, by_hand: Mapping[str, str], unit: str
 ) -> tuple[list[Place], str]:
     """Return rows whose `answer` is the label of a choice, and a sentence that says how it was read.
 
     `by_hand` maps values to labels, or is {"text": ""}. An answer that does not fit is a BadRow. Raises
     DataError if the column can be read in several ways.
     """
-    places = [*places]
     way = ""
     if by_hand == {TEXT: ""}:
         way = "text"
@@ -290,7 +288,8 @@ def decode_choices(
 
     said = f"`{column}`: each answer is {_WAYS[way]}." if way else ""
     if by_hand and not way:
-        said = _sentence(column, _values(places, "answer"), by_hand)
+        read_ones = [value for value in _values(places, "answer") if value in by_hand]
+        said = _sentence(column, read_ones, by_hand)
     return _each(places, "answer", read), said
 
 
@@ -325,6 +324,11 @@ def _each(places: Iterable[Place], name: str, read: Any) -> list[Place]:
     return made
 
 
+def _meaning(value: str, meanings: Mapping[str, str]) -> str | None:
+    """Return what a value means as it is written, else in lower case, as `pair_meanings` has it."""
+    return meanings.get(value) or meanings.get(value.lower())
+
+
 def _sentence(column: str, values: Sequence[str], meanings: Mapping[str, str]) -> str:
     """Say what the values that occur mean; "" if each means itself.
 
@@ -332,7 +336,7 @@ def _sentence(column: str, values: Sequence[str], meanings: Mapping[str, str]) -
     '`label`: 1 is A, 2 is B.'
     """
     seen = sorted(dict.fromkeys(values))
-    pairs = [(value, meanings.get(value.lower()) or meanings.get(value)) for value in seen]
+    pairs = [(value, _meaning(value, meanings)) for value in seen]
     told = [f"{brief(value)} is {meaning}" for value, meaning in pairs if meaning]
     if all(value == meaning for value, meaning in pairs if meaning):
         return ""

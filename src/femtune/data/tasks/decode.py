@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from femtune.data.rows import BadRow
@@ -28,8 +28,7 @@ def decoded(
     published = schema.label if schema.label in schema.columns else min(schema.label_columns, default="")
     column = columns.get(schema.label, published)
     said = schema.says
-    for value in codings.unused(by_hand, rows, schema.label):
-        log.warning("no row has the label %s, which --labels names.", value)
+    unused = codings.unused(by_hand, rows, schema.label)
     try:
         if schema.label == "preference" and schema.open_labels:
             thing = "response" if schema.task == "judge" else "summary"
@@ -46,6 +45,8 @@ def decoded(
         if answers:
             raise
         rows = [(place, _without(row, schema.label)) for place, row in rows]
+    for value in unused:
+        log.warning("no row has the label %s, which --labels names.", value)
     return rows, [said] if said else []
 
 
@@ -53,24 +54,22 @@ def _without(row: Any, name: str) -> Any:
     return row if isinstance(row, BadRow) else {key: row[key] for key in row if key != name}
 
 
-def check_texts(rows: Iterable[Place]) -> tuple[list[Place], list[str]]:
+def check_texts(rows: Sequence[Place]) -> tuple[list[Place], list[str]]:
     """Return rows without marks of responses that are numbers, true or false, and what to say of them.
 
     They count as text among texts. In a column of nothing else, they are BadRows: it is probably
     another column.
     """
-    rows = [*rows]
-    num = sum(not isinstance(row, BadRow) for _, row in rows)
-    marked = [row[AS_TEXT] for _, row in rows if not isinstance(row, BadRow) and AS_TEXT in row]
-    if not marked:
-        return rows, []
-    if len(marked) < num:
-        rows = [(place, _without(row, AS_TEXT)) for place, row in rows]
-        return rows, [f"{len(marked):,} of {num:,} rows have a number, true or false as a response."]
-    made: list[Place] = []
-    for place, row in rows:
-        if not isinstance(row, BadRow):
-            name = row[AS_TEXT].split()[0]
-            row = BadRow(f"`{name}` is not text", row[name])
-        made.append((place, row))
-    return made, []
+    marks = [{*row.get(AS_TEXT, "").split()} for _, row in rows if not isinstance(row, BadRow)]
+    num = sum(map(bool, marks))
+    if not num:
+        return [*rows], []
+    if not (columns := set.intersection(*marks)):
+        made = [(place, _without(row, AS_TEXT)) for place, row in rows]
+        return made, [f"{num:,} of {len(marks):,} rows have a number, true or false as a response."]
+    name = min(columns)
+
+    def refused(row: Any) -> BadRow:
+        return row if isinstance(row, BadRow) else BadRow(f"`{name}` is not text", row[name])
+
+    return [(place, refused(row)) for place, row in rows], []

@@ -290,7 +290,7 @@ def _wanted(rows: Iterable[Place], attributes: tuple[str, ...], source: str) -> 
 def _judging(
     task: str,
     schema: Schema,
-    rows: Iterable[Place],
+    rows: Sequence[Place],
     options: Options,
     faults: Faults,
 ) -> TaskData:

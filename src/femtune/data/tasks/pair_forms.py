@@ -68,7 +68,8 @@ def one_hot_rows(row: Row) -> Iterator[dict[str, Any]]:
     cells = {name: read_number(row.get(name), name) for name in WINNERS}
     won = [label for name, label in WINNERS.items() if cells[name] == 1]
     if len(won) != 1 and any(cell is not None for cell in cells.values()):
-        raise BadRow(f"not one of {', '.join(f'`{name}`' for name in WINNERS)} is 1", str(len(won)))
+        columns = ", ".join(f"`{name}`" for name in WINNERS)
+        raise BadRow(f"exactly one of {columns} must be 1", f"{len(won)} are")
     rest = {name: value for name, value in row.items() if name not in WINNERS}
     yield from pair_rows(rest | {"preference": won[0] if won else None})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from femtune.data.tasks import forms, pair_forms
@@ -50,6 +50,18 @@ _CHOSEN = "`chosen` is the better one of each pair; A or B by a hash of the text
 _MATH_CONFIGS = (
     *("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory"),
     *("prealgebra", "precalculus"),
+)
+
+_HELPSTEER2 = Schema(
+    name="nvidia/HelpSteer2",
+    task="judge",
+    columns=_names("prompt response") | {*forms.HELPSTEER},
+    rows=forms.helpsteer2_rows,
+    label="score",
+    label_columns=frozenset(forms.HELPSTEER),
+    scale="0,4",
+    eval_split="validation",
+    card=f"{_HUB}nvidia/HelpSteer2",
 )
 
 SCHEMAS: tuple[Schema, ...] = (
@@ -120,7 +132,7 @@ SCHEMAS: tuple[Schema, ...] = (
         rows=pair_forms.summary_pair_rows,
         label="preference",
         label_columns=_names("preference"),
-        also=_names("id item title rater source"),
+        also=_names("id item title attribute rater source"),
         open_labels=True,
     ),
     Schema(
@@ -130,7 +142,7 @@ SCHEMAS: tuple[Schema, ...] = (
         rows=pair_forms.chosen_summary_rows,
         label="preference",
         label_columns=frozenset(),
-        also=_names("id item title rater source"),
+        also=_names("id item title attribute rater source"),
         says=_CHOSEN,
     ),
     Schema(
@@ -164,28 +176,13 @@ SCHEMAS: tuple[Schema, ...] = (
         also=_names("id level subject"),
     ),
     # judge
-    Schema(
-        name="nvidia/HelpSteer2",
-        task="judge",
-        columns=_names("prompt response") | {*forms.HELPSTEER},
-        rows=forms.helpsteer2_rows,
-        label="score",
-        label_columns=frozenset(forms.HELPSTEER),
-        scale="0,4",
-        eval_split="validation",
-        card=f"{_HUB}nvidia/HelpSteer2",
-    ),
-    Schema(  # the card: load_dataset("nvidia/HelpSteer2", data_dir="disagreements")["train"]
-        name="nvidia/HelpSteer2",
-        task="judge",
-        columns=_names("prompt response") | {*forms.HELPSTEER},
-        rows=forms.helpsteer2_rows,
-        label="score",
-        label_columns=frozenset(forms.HELPSTEER),
-        scale="0,4",
+    _HELPSTEER2,
+    replace(  # the card: load_dataset("nvidia/HelpSteer2", data_dir="disagreements")["train"]
+        _HELPSTEER2,
         config="disagreements",
         configs=("disagreements",),
         in_folder=True,
+        eval_split=None,
         card=f"{_HUB}nvidia/HelpSteer2#disagreements-new---1-oct-2024",
     ),
     Schema(  # its one split holds both: its column `split` is train or validation

@@ -7,6 +7,7 @@ data sets of the Hub.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,8 @@ from femtune.data.tasks.columns import LABELS, by_rater, implied, parts, read_ce
 from femtune.data.tasks.hub import Address, hub_rows, is_hub_id, open_hub
 from femtune.data.tasks.published import SCHEMAS, Schema
 from femtune.errors import ConfigError, DataError
+
+log = logging.getLogger("femtune")
 
 # --- reading
 
@@ -136,9 +139,14 @@ def _schema_of(
 
 def _fitting(task: str, there: Collection[str], renamed: Collection[str], labels: bool) -> list[Schema]:
     """Return the schemas whose columns are all present; they have all names in `renamed` if any does."""
-    mine = [schema for schema in SCHEMAS if schema.task == task]
-    mine = [schema for schema in mine if {*renamed} <= schema.columns | schema.also] or mine
+    mine = _candidates(task, renamed)
     return [schema for schema in mine if schema.needs(labels) <= {*there}]
+
+
+def _candidates(task: str, renamed: Collection[str]) -> list[Schema]:
+    """Return the schemas of a task that have all names in `renamed`, or all schemas if none has."""
+    mine = [schema for schema in SCHEMAS if schema.task == task]
+    return [schema for schema in mine if {*renamed} <= schema.columns | schema.also] or mine
 
 
 def find_schema(
@@ -153,9 +161,7 @@ def find_schema(
 
     It must have all names in `renamed`, which the user gave. Raises DataError if none fits.
     """
-    there = set(columns)
-    mine = [schema for schema in SCHEMAS if schema.task == task]
-    mine = [schema for schema in mine if {*renamed} <= schema.columns | schema.also] or mine
+    there, mine = set(columns), _candidates(task, renamed)
     fits = _fitting(task, there, renamed, labels)
     best = max(fits, key=lambda schema: len(schema.columns & there), default=None)
     others = [schema for schema in SCHEMAS if schema.task != task and schema.columns <= there]
@@ -269,6 +275,8 @@ def _made(
         )
     if not hidden and not others:
         raise DataError(f"{source} holds no rows for task {schema.task}.")
+    if hidden:
+        log.info("%s: %s items have no label, and are left out.", source, f"{hidden:,}")
 
 
 def _task_rows(

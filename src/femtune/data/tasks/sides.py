@@ -17,18 +17,17 @@ from femtune._util.text import brief
 from femtune.data.column_names import likely
 from femtune.data.rows import BadRow
 from femtune.data.tasks.cells import Row, read_conversation, read_nested, read_object, read_text, wrong
-
-Message = dict[str, str]
+from femtune.types import Message
 
 AS_TEXT = "as text"  # a row's key: the responses that are numbers, true or false, read as text
 _TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 
 
-def read_messages(value: Any, name: str) -> list[Message] | str:
+def read_turns(value: Any, name: str) -> list[Message] | str:
     """Return the messages of a cell, or its text if it is no conversation. Raises BadRow.
 
-    >>> read_messages("\\n\\nHuman: Hi\\n\\nAssistant: Yes?", "chosen")[1]
+    >>> read_turns("\\n\\nHuman: Hi\\n\\nAssistant: Yes?", "chosen")[1]
     {'role': 'assistant', 'content': 'Yes?'}
     """
     if isinstance(value, str) and re.match(r"\s*\[\s*\{", value):
@@ -40,7 +39,7 @@ def read_messages(value: Any, name: str) -> list[Message] | str:
     if len(parts) < 3 or parts[0].strip() or parts[1] != "Human":
         return text
     roles = ["user" if role == "Human" else "assistant" for role in parts[1::2]]
-    said = [
+    said: list[Message] = [
         {"role": role, "content": part.strip()} for role, part in zip(roles, parts[2::2], strict=True)
     ]
     # a prompt may end with "Assistant:"
@@ -60,8 +59,8 @@ def take_apart(row: Row, sides: tuple[str, str], prompt: str) -> tuple[str, str,
     `sides` and `prompt` are names of columns; the prompt may be missing if both sides begin with it.
     Raises BadRow if it can't be told what the prompt is.
     """
-    given = None if row.get(prompt) in (None, "", []) else read_messages(row[prompt], prompt)
-    one, other = (read_messages(row.get(side), side) for side in sides)
+    given = None if row.get(prompt) in (None, "", []) else read_turns(row[prompt], prompt)
+    one, other = (read_turns(row.get(side), side) for side in sides)
     both = f"`{sides[0]}` and `{sides[1]}`"
     if isinstance(one, str) or isinstance(other, str):
         if not (isinstance(one, str) and isinstance(other, str)):
