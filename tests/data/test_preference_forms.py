@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from femtune.data.rows import BadRow
 from femtune.data.tasks.judge import turned
 from femtune.data.tasks.load import Options, TaskData, read_places, trained_on
-from femtune.data.tasks.sides import read_messages, take_apart
+from femtune.data.tasks.sides import read_turns, take_apart
 from femtune.errors import DataError
 from femtune.types import Problem
 
@@ -131,7 +131,7 @@ def test_text_with_turns_gives_its_messages_back(texts: list[str]) -> None:
     roles = [("Human", "user"), ("Assistant", "assistant")]
     said = [(roles[n % 2], text) for n, text in enumerate(texts)]
     text = "".join(f"\n\n{name}: {content}" for (name, _), content in said)
-    assert read_messages(text, "chosen") == [message(role, content) for (_, role), content in said]
+    assert read_turns(text, "chosen") == [message(role, content) for (_, role), content in said]
 
 
 @given(st.recursive(st.none() | st.text() | st.integers(), lambda x: st.lists(x) | st.just({"role": 1})))
@@ -244,6 +244,29 @@ def test_raters_in_a_list_may_have_names() -> None:
     assert [str(p.prompt).splitlines()[0][-9:] for p in found.problems] == ["im would.", "ex would."]
 
 
+@pytest.mark.parametrize(("rater", "names"), [(["a", "b"], "ab"), ("['a', 'b']", "ab")])
+def test_a_list_of_raters_names_them(rater: Any, names: str) -> None:
+    row = {"prompt": "P", "response": "R", "score": [5, 4], "rater": rater}
+    assert [p.columns["rater"] for p in read([row], scale="1,5").problems] == [*names]
+
+
+@pytest.mark.parametrize(("rater", "num"), [(["a"], 1), ("a", 1), (["a", "b", "c"], 3)])
+def test_names_for_other_raters_are_refused(rater: Any, num: int) -> None:
+    row = {"prompt": "P", "response": "R", "score": [5, 4], "rater": rater}
+    with pytest.raises(DataError, match=rf"`rater` must name a rater for each label.*\({num} for 2\)"):
+        read([row], scale="1,5")
+    found = read([row], scale="1,5", columns={"rater": ""})
+    assert [p.columns["rater"] for p in found.problems] == ["rater 1", "rater 2"]
+
+
+def test_a_score_off_the_scale_is_counted_once_where_the_others_are_split() -> None:
+    row = {"prompt": "P", "response": "R"}
+    rows = [row | {"score": score} for score in (1, 2, 9)] + [row | {"response": "S", "score": 3}]
+    found = read(rows, scale="1,5", raters="majority", bad_rows="skip")
+    reasons = {reason.what.split(",")[0]: reason.count for reason in found.report.skipped}
+    assert reasons == {"`score` is off the scale": 1, "raters are split evenly": 2}
+
+
 def test_a_split_majority_leaves_all_rows_of_the_item_out_and_counts_them() -> None:
     rows = [
         {"prompt": "P", "response": "R", "score": [5, 5, 1, 1]},
@@ -310,6 +333,33 @@ def test_a_few_responses_that_are_no_text_are_read_and_said() -> None:
     found = read(rows)
     assert str(found.problems[2].prompt).endswith("Response A:\ntrue\n\nResponse B:\n4")
     assert found.report.codings == ("1 of 2 rows have a number, true or false as a response.",)
+
+
+def test_a_column_of_responses_that_is_all_numbers_is_refused_by_its_name() -> None:
+    rows = [PAIR | {"response_b": 4}, PAIR | {"response_a": 5, "response_b": 6}]
+    with pytest.raises(DataError, match=r"`response_b` is not text: rows 1 \(4\), 2 \(6\)"):
+        read([row | {"preference": "A"} for row in rows])
+    either = [PAIR | {"response_a": 5, "preference": "A"}, PAIR | {"response_b": 4, "preference": "B"}]
+    assert read(either).report.codings == ("2 of 2 rows have a number, true or false as a response.",)
+
+
+@pytest.mark.parametrize("won", [(1, 1, 0), (0, 0, 0)])
+def test_a_pair_has_one_column_of_a_winner(won: tuple[int, int, int]) -> None:
+    names = ("winner_model_a", "winner_model_b", "winner_tie")
+    columns = ", ".join(f"`{name}`" for name in names)
+    row = PAIR | dict(zip(names, won, strict=True))
+    with pytest.raises(
+        DataError, match=rf"exactly one of {columns} must be 1: row 1 \({sum(won)} are\)"
+    ):
+        read([row])
+
+
+@pytest.mark.parametrize("texts", [("summary_a", "summary_b"), ("chosen", "rejected")])
+def test_summaries_are_compared_in_the_attribute_that_a_column_names(texts: tuple[str, str]) -> None:
+    one, other = texts
+    row = {"post": "P", one: "S", other: "T", "preference": "A", "axis": "coverage"}
+    found = read([row], "summarize", columns={"attribute": "axis"})
+    assert str(found.problems[0].prompt).startswith("Which summary is better in coverage, A or B?")
 
 
 def test_an_id_that_rows_share_is_left_out_or_made_of_several_columns() -> None:

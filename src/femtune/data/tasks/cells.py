@@ -112,6 +112,12 @@ def read_conversation(value: Any, name: str) -> str:
     return "\n\n".join(f"{role.capitalize()}: {text}" for role, text in texts)
 
 
+def opened_list(value: Any, name: str) -> Any:
+    """Return the list that a text cell holds; any other cell as it is. Raises BadRow."""
+    is_list = isinstance(value, str) and value.lstrip().startswith("[")
+    return read_nested(name, value) if is_list else value
+
+
 def read_nested(name: str, cell: str) -> Any:
     """Return the list or object that a text cell holds; None for an empty one."""
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from femtune.data.columns import cell
 from femtune.data.rows import BadRow
-from femtune.data.tasks.cells import Row, read_nested, read_plain
+from femtune.data.tasks.cells import Row, opened_list, read_plain
 
 TEXTS = frozenset(("prompt", "post", "question", "response", "summary", "title"))  # joined if several
 LABELS = frozenset(("score", "preference"))  # one for each rater if several
@@ -99,19 +99,22 @@ def by_rater(cells: dict[str, Any], label: str, column: str) -> Iterator[dict[st
     """Yield a row for each rater, if a cell holds a list of labels; a rater without a label has no row.
 
     A rater is named by `rater`, by the column of the label, or by a number within the row. Raises
-    BadRow if no rater has a label.
+    BadRow if no rater has a label, or `rater` has names for others.
     """
-    given = cells.get(label)
-    if isinstance(given, str) and given.lstrip().startswith("["):
-        given = read_nested(label, given)
+    given = opened_list(cells.get(label), label)
     if not isinstance(given, list):
         yield cells
         return
     columns = parts(column, cells)
-    raters = cells.get("rater")
-    if not isinstance(raters, list) or len(raters) != len(given):
-        own = len(columns) == len(given) and len(given) > 1
-        raters = columns if own else [f"rater {number}" for number in range(1, len(given) + 1)]
+    raters = opened_list(cells.get("rater"), "rater")
+    if not isinstance(raters, list) and len(columns) == len(given) > 1:
+        raters = columns
+    elif raters in (None, ""):
+        raters = [f"rater {number}" for number in range(1, len(given) + 1)]
+    raters = raters if isinstance(raters, list) else [raters]
+    if len(raters) != len(given):
+        what = "`rater` must name a rater for each label; --columns rater= leaves it out"
+        raise BadRow(what, f"{len(raters)} for {len(given)}")
     pairs = zip(raters, given, strict=True)
     there = [{label: value, "rater": rater} for rater, value in pairs if value not in (None, "")]
     if not there:

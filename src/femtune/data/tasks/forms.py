@@ -26,9 +26,9 @@ from femtune.data.tasks.cells import (
     Row,
     item_of,
     lean,
+    opened_list,
     read_conversation,
     read_list,
-    read_nested,
     read_number,
     read_object,
     read_plain,
@@ -67,9 +67,7 @@ def helpsteer2_rows(row: Row) -> Iterator[dict[str, Any]]:
     prompt, response = _turns(read_text(row, "prompt")), read_text(row, "response")
     values = {"item": item_of(prompt, response), "prompt": prompt, "response": response}
     for name in HELPSTEER:
-        given = row.get(name)
-        if isinstance(given, str) and given.startswith("["):  # a cell of a csv file
-            given = read_nested(name, given)
+        given = opened_list(row.get(name), name)
         if not isinstance(given, list):
             yield lean(row, **values, attribute=name, score=read_number(given, name))
             continue

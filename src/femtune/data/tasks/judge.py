@@ -191,7 +191,7 @@ def ratings(
         if values and raters == "majority":
             top = Counter(filter(None, answers)).most_common(2)
             if len(top) == 2 and top[0][1] == top[1][1]:
-                yield from _split(group, top)
+                yield from _split(good, top)
                 continue
             score = {"score": top[0][0]}
         elif values:
@@ -303,10 +303,10 @@ def _majorities(rows: Iterable[tuple[int, Row]], wording: Wording) -> Iterator[t
 
 
 def _split(
-    group: Iterable[tuple[int, Row]], top: Sequence[tuple[str, int]]
+    rows: Iterable[tuple[int, Row]], top: Sequence[tuple[str, int]]
 ) -> Iterator[tuple[int, BadRow]]:
-    """Yield all rows of an item without a majority as bad."""
-    for place, _ in group:
+    """Yield the rows of an item without a majority as bad."""
+    for place, _ in rows:
         yield place, BadRow("raters are split evenly", f"{top[0][1]} to {top[1][1]}")
 
 
