@@ -158,6 +158,7 @@ def test_a_coding_by_hand_of_ratings() -> None:
     by_hand = {"good": "5", "fair": "3", "bad": "1"}
     found = read(rows, scale="1,5", labels=by_hand)
     assert [problem.answer for problem in found.problems] == ["1", "5", "3"]
+    assert found.report.codings == ("`score`: bad is 1, fair is 3, good is 5.",)
     with pytest.raises(DataError, match=r"`score` is not in --labels: row 3 \(fair\)"):
         read(rows, scale="1,5", labels={"good": "5", "bad": "1"})
 

@@ -156,8 +156,13 @@ def decode_pairs(
 # --- ratings
 
 
-def decode_ratings(places: Iterable[Place], column: str, by_hand: Mapping[str, str]) -> list[Place]:
-    """Return rows whose `score` is what a coding by hand says; a value that it lacks is a BadRow."""
+def decode_ratings(
+    places: Sequence[Place], column: str, by_hand: Mapping[str, str]
+) -> tuple[list[Place], str]:
+    """Return rows whose `score` is what a coding by hand says, and a sentence that repeats it.
+
+    A value that it lacks is a BadRow.
+    """
 
     def read(row: Mapping[str, Any]) -> dict[str, Any]:
         value = read_plain(row["score"], column) or ""
@@ -165,7 +170,7 @@ def decode_ratings(places: Iterable[Place], column: str, by_hand: Mapping[str, s
             raise BadRow(f"`{column}` is not in --labels", brief(value))
         return {**row, "score": read_score(by_hand[value], column)}
 
-    return _each(places, "score", read)
+    return _each(places, "score", read), _sentence_by_hand(column, _values(places, "score"), by_hand)
 
 
 # --- choices
@@ -288,8 +293,7 @@ def decode_choices(
 
     said = f"`{column}`: each answer is {_WAYS[way]}." if way else ""
     if by_hand and not way:
-        read_ones = [value for value in _values(places, "answer") if value in by_hand]
-        said = _sentence(column, read_ones, by_hand)
+        said = _sentence_by_hand(column, _values(places, "answer"), by_hand)
     return _each(places, "answer", read), said
 
 
@@ -341,3 +345,8 @@ def _sentence(column: str, values: Sequence[str], meanings: Mapping[str, str]) -
     if all(value == meaning for value, meaning in pairs if meaning):
         return ""
     return f"`{column}`: {first(told)}."
+
+
+def _sentence_by_hand(column: str, values: Sequence[str], by_hand: Mapping[str, str]) -> str:
+    """Do as `_sentence` for values that are read only as they are written."""
+    return _sentence(column, [value for value in values if value in by_hand], by_hand)

@@ -38,7 +38,7 @@ def decoded(
         elif schema.task == "choice" and schema.open_labels:
             rows, said = codings.decode_choices(rows, column, by_hand, unit)
         elif schema.label == "score" and by_hand:
-            rows = codings.decode_ratings(rows, column, by_hand)
+            rows, said = codings.decode_ratings(rows, column, by_hand)
         elif by_hand:
             raise ConfigError(f"labels is not for {schema.name}, whose labels are known: leave it out.")
     except DataError:
