@@ -4,7 +4,7 @@
     python bench/generate.py --random 20M --dtype bfloat16
     python bench/generate.py --random 700M --vocabulary 151936 --dtype bfloat16 --device cuda
     python bench/generate.py --model DIR --new 64 --requests 512 --lengths ragged
-    python bench/generate.py --model DIR --dtype bfloat16 --prompt 330 --shared 260      # worked examples
+    python bench/generate.py --model DIR --dtype bfloat16 --prompt 330 --shared 260  # worked examples
 
 Both sides write completions of the same lengths: "ragged" ends them at random, 5 tokens to --new,
 "equal" at --new. As a random model never ends by itself, ends come by cutting rows at their length:
