@@ -385,8 +385,10 @@ def test_json_has_all_that_is_shown_and_nothing_else_is_printed(
 def test_what_will_be_drawn_is_said_first_and_what_is_done_as_it_goes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*check_of_ratings(tmp_path), "--draws", "3"]) == 1  # none of 3 is right
+    assert main([*check_of_ratings(tmp_path), "--draws", "3"]) == 0  # none of 3 proves nothing
     lines = capsys.readouterr().out.splitlines()
+    assert "  So few draws show little: raise --draws." in lines
+    assert lines[-1].startswith("Ready, 3 warnings.")
     start = lines.index("drawing for each prompt: 3 completions of at most 48 tokens")
     assert lines[start + 1 : start + 4] == [
         "prompts: plain; hinted",
@@ -445,7 +447,7 @@ def test_check_of_nothing_is_an_error_without_a_traceback(
     refused = json.loads(capsys.readouterr().out)
     assert (refused["ready"], refused["verdict"]) == (False, "Not ready: 1 error.")
     assert "no file" in refused["error"]
-    flags = ["--model", "seedling", "--max-new-tokens", "8", "--draws", "2", "--eval-share", "0"]
+    flags = ["--model", "seedling", "--max-new-tokens", "8", "--draws", "16", "--eval-share", "0"]
     assert main(["check", str(tmp_path / "one.jsonl"), *flags]) == 1  # a single problem
     said = capsys.readouterr().out.splitlines()
     assert "No draw was kept, so there is no training example to show." in said
