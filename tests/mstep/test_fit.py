@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from femtune.data.chat_tokenizer import ChatTokenizer
+from femtune.engines import dtypes
 from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, Probe, check_served, read_probe
 from femtune.errors import ConfigError, DataError, EngineError, FemtuneError, ModelError, RunError
-from femtune.mstep import fit, trainer
+from femtune.mstep import fit, model, trainer
 from femtune.mstep.config import Training
 from femtune.mstep.fit import MStep, m_step
 
@@ -156,6 +157,39 @@ def test_the_sliced_loss_is_the_plain_one(dtype: torch.dtype, monkeypatch: pytes
 def test_autocast_changes_a_loss_by_rounding_alone(start: Path, tmp_path: Path) -> None:
     exact = train(start, tmp_path / "1", ROWS).loss
     assert train(start, tmp_path / "2", ROWS, bf16=True).loss == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("capable", [False, True], ids=["without instructions", "with"])
+def test_a_cpu_trains_in_bfloat16_where_it_can_and_the_base_is(
+    stored: str, capable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from the float32 master of an M-step before, and never against the user's own setting."""
+    monkeypatch.setattr(dtypes, "cpu_has_bfloat16", lambda: capable)
+    base = tiny_model(tmp_path / "base", "llama", dtype=getattr(torch, stored))
+    first = train(base, tmp_path / "1", ROWS, dtype=stored, master=tmp_path / "master")
+    start = tmp_path / "master" if stored == "bfloat16" else tmp_path / "1" / "out"
+    second = train(start, tmp_path / "2", ROWS, dtype=stored)
+    assert (first.bf16, second.bf16) == (expected := capable and stored == "bfloat16",) * 2
+    assert train(base, tmp_path / "3", ROWS, dtype=stored, bf16=not expected).bf16 is not expected
+    assert "eager" not in (tmp_path / "1" / "out" / "config.json").read_text()
+
+
+def test_plain_attention_has_the_loss_of_torchs_own(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Spy(trainer.WeightedTrainer):
+        def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+            seen.append(model.config._attn_implementation)
+            super().__init__(model, *args, **kwargs)
+
+    monkeypatch.setattr(fit, "WeightedTrainer", Spy)
+    plain = train(start, tmp_path / "1", ROWS, bf16=True).loss
+    monkeypatch.setattr(model, "_SHORT", 10)  # B has 11 tokens
+    own = train(start, tmp_path / "2", ROWS, bf16=True).loss
+    assert seen == ["eager", "sdpa"] and own == pytest.approx(plain, rel=0.01)
 
 
 # Memory
@@ -336,7 +370,7 @@ def test_three_m_steps_on_a_bfloat16_base_lose_nothing(half_start: Path, tmp_pat
     base = sum(logprob(half_start, row) for row in ROWS)
     for seed in (1, 2, 3):
         folder = tmp_path / str(seed)
-        settings = {"seed": seed, "learning_rate": 2e-4, "num_train_epochs": 8}
+        settings = {"seed": seed, "learning_rate": 2e-4, "num_train_epochs": 8, "bf16": True}
         done = train(start, folder, ROWS, dtype="bfloat16", master=folder / "master", **settings)
         train(plain, tmp_path / f"plain {seed}", ROWS, **settings)
         out, start, plain = folder / "out", folder / "master", tmp_path / f"plain {seed}" / "out"

@@ -38,7 +38,6 @@ from femtune.mstep.config import MAX_BATCH, Training
 from femtune.mstep.examples import TokenExamples
 from femtune.mstep.fit import completion_logprobs
 from femtune.mstep.model import load_model
-from femtune.mstep.trainer import numbers
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling
 
 
@@ -172,7 +171,7 @@ def _config(name: str, scratch: str, world: Environment, training: Training, rl:
     batch = groups * rl.rl_num_generations
     most = training.per_device_train_batch_size or MAX_BATCH
     fed = max(size for size in range(1, batch + 1) if batch % size == 0 and size <= most)
-    on_gpu, bf16 = numbers(training)
+    on_gpu = torch.cuda.is_available() and not training.use_cpu
     kind = trl.GRPOConfig if name == "grpo" else trl.RLOOConfig
     return kind(
         output_dir=scratch,
@@ -192,7 +191,7 @@ def _config(name: str, scratch: str, world: Environment, training: Training, rl:
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,
-        bf16=bf16,
+        bf16=training.computes_in_bf16("float32"),
         use_cpu=not on_gpu,
         seed=seed,
         report_to=[],

@@ -29,6 +29,7 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from femtune._util.atomic_files import remove, replacing
+from femtune._util.safetensors_header import stored_dtype
 from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.hf.memory import give_back, is_out_of_memory
 from femtune.engines.rounding import HALVES, round_in_place, rounded_state
@@ -37,7 +38,7 @@ from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
 from femtune.mstep import distributed
 from femtune.mstep.config import Training, context_length, halved_batches, make_batches, shared_batches
 from femtune.mstep.examples import TokenExamples, read_examples
-from femtune.mstep.model import load_model, whole_weights
+from femtune.mstep.model import attend_plainly, load_model, whole_weights
 from femtune.mstep.trainer import Batches, WeightedTrainer, is_sharded, training_arguments
 
 log = logging.getLogger("femtune")
@@ -60,6 +61,7 @@ class MStep:
     num_epochs: float
     batch_size: int  # examples of a batch on one device
     learning_rate: float  # the peak
+    bf16: bool = False  # autocast
     # gain in log-probability of the probe's examples by the saved 16-bit weights, over that by the
     # float32 ones; None if nothing was rounded, or nothing was gained
     exported_gain_share: float | None = None
@@ -110,8 +112,7 @@ def m_step(
 
     Raises DataError for unusable examples, ModelError for an unusable start, or one too large for the
     memory (OutOfMemory if halving may help), ConfigError if `fsdp` has a single process, RunError if
-    `out` is not empty, and FemtuneError, naming the examples, if the loss becomes NaN or
-    infinite.
+    `out` is not empty, and FemtuneError, naming the examples, if the loss becomes NaN or infinite.
     """
     if out.is_dir() and any(out.iterdir()):  # checked before any work is done
         raise RunError(f"{out} holds something already: choose another folder.")
@@ -120,9 +121,12 @@ def m_step(
             "fsdp shards over several processes, and this is one: set launch to what starts them "
             '("accelerate launch --num_processes 8"), or leave fsdp off.'
         )
-    export = _Export(out, tokenizer, seed, HALVES.get(dtype), master)
-    if training.use_peft:
-        export = replace(export, dtype=None, master=None)
+    half = None if training.use_peft else HALVES.get(dtype)
+    if training.bf16 is None:  # a folder of float32 masters does not show the base's dtype
+        stored = dtype if half or training.use_peft else stored_dtype(start)
+        training = replace(training, bf16=training.computes_in_bf16(stored))
+    export = _Export(out, tokenizer, seed, half, master if half else None)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if export.dtype and master is not None and distributed.count() == 1 and (master / M_STEP).exists():
         return _export_again(master, training, export)
     while True:
@@ -130,8 +134,8 @@ def m_step(
             return _attempt(examples, start, training, export, on_step, halvings)
         except _TooLarge as error:
             largest = error.rows
-        # outside of the handler, whose traceback references the model
-        give_back(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        finally:
+            give_back(device)
         halvings += 1
         log.warning(
             "out of memory in a micro-batch of up to %d examples: the M-step starts over with batches "
@@ -171,6 +175,7 @@ def _attempt(
                 raise FemtuneError(f"{examples} holds no examples: there is nothing to learn from.")
             micro_batches = _make_batches(data, training, seed, halvings)
             batches = Batches(data, micro_batches, pad=tokenizer.pad_token_id)
+            attend_plainly(model, data, arguments, training)
             return _train(model, batches, arguments, training, export, on_step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -218,8 +223,8 @@ def _train(
         len(data.prompts[row]) + len(data.completions[row]) for rows in micro_batches for row in rows
     )
     schedule = asdict(training.schedule(len(data), distributed.count()))
-    took = round(seconds, 3)
-    done = MStep(len(data), result.global_step, fed, result.training_loss, seconds=took, **schedule)
+    about = {"seconds": round(seconds, 3), "bf16": arguments.bf16}
+    done = MStep(len(data), result.global_step, fed, result.training_loss, **about, **schedule)
     prompts, completions = ([side[row] for row in rows] for side in (data.prompts, data.completions))
     after = completion_logprobs(trainer.network(), data, rows)
     probe = Probe(prompts, completions, after, before)

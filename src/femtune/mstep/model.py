@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 
 from femtune._util.model_safety import check_weights, unreadable
 from femtune.engines.dtypes import usable_dtype
 from femtune.engines.hf.model import quiet_peft
 from femtune.errors import ConfigError, FemtuneError
 from femtune.mstep.config import Training
+from femtune.mstep.examples import TokenExamples
 from femtune.mstep.trainer import WeightedTrainer, environment
+
+_SHORT = 512  # tokens of an example: longer ones take less time by torch's own attention
 
 
 def load_model(start: Path, training: Training) -> PreTrainedModel:
@@ -41,6 +44,17 @@ def load_model(start: Path, training: Training) -> PreTrainedModel:
         if isinstance(error, FemtuneError):
             raise
         raise unreadable(start, "causal language model", error) from error
+
+
+def attend_plainly(
+    model: Any, data: TokenExamples, arguments: TrainingArguments, training: Training
+) -> None:
+    """Use plain attention where it is faster than torch's own: a CPU in bfloat16, short examples."""
+    if training.attn_implementation or arguments.device.type != "cpu" or not arguments.bf16:
+        return
+    longest = max(len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True))
+    if longest <= _SHORT:
+        model.set_attn_implementation("eager")
 
 
 def _load_lora(start: Path, training: Training, common: dict[str, Any]) -> Any:

@@ -155,7 +155,7 @@ def _anywhere(settings: Train) -> Train:
 
 
 def _here(shape: Shape, dtype: str, settings: Train) -> Hardware:
-    kinds = {dtype, "bfloat16" if settings.training.bf16 else "float32"}
+    kinds = {dtype, "bfloat16" if settings.training.computes_in_bf16(dtype) else "float32"}
     sides = [*shape.adapter.values(), (shape.vocabulary, shape.width)]
     return this_machine(sides, kinds, settings.device)
 
@@ -182,7 +182,8 @@ def _job(
     }
     length = wish.tokens_per_draw or max(1.0, settings.max_new_tokens / 2)
     training = _mean_training(steps)
-    half = training.bf16 if training.bf16 is not None else device.is_gpu and not training.use_cpu
+    on_gpu = device.is_gpu and not training.use_cpu
+    half = training.bf16 if training.bf16 is not None else on_gpu or training.computes_in_bf16(dtype)
     if training.use_peft and (training.dtype if training.dtype in BYTES else shape.dtype) != "float32":
         half = True  # the dtype of the base
     every = steps.evaluation.every
