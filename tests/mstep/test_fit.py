@@ -21,7 +21,7 @@ from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines import dtypes
 from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, Probe, check_served, read_probe
 from femtune.errors import ConfigError, DataError, EngineError, FemtuneError, ModelError, RunError
-from femtune.mstep import fit, model, trainer
+from femtune.mstep import fit, memory, model, trainer
 from femtune.mstep.config import Training
 from femtune.mstep.fit import MStep, m_step
 
@@ -193,6 +193,35 @@ def test_plain_attention_has_the_loss_of_torchs_own(
 
 
 # Memory
+
+
+def test_micro_batches_on_a_cpu_are_halved_to_fit_and_change_no_step(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 3 * ROWS
+    whole = train(start, tmp_path / "whole", rows)
+    config = transformers.AutoConfig.from_pretrained(start)
+    length, wide = 11, 34 * config.hidden_size + 5 * config.num_attention_heads * 11
+    row_bytes = 2 * length * config.num_hidden_layers * wide  # float32
+    fed = []
+
+    class Spy(trainer.WeightedTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            fed.append(len(inputs["input_ids"]))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(fit, "WeightedTrainer", Spy)
+    for room, parts in (
+        (9 * row_bytes, [9]),
+        (9 * row_bytes - 1, [5, 4]),
+        (3 * row_bytes, [3, 2, 2, 2]),
+    ):
+        monkeypatch.setattr(memory, "_ACTIVATIONS", room)
+        fed.clear()
+        done = train(start, tmp_path / f"{len(parts)}", rows)
+        assert fed == parts and done.num_steps == whole.num_steps == 1
+        assert done.loss == pytest.approx(whole.loss, rel=1e-5)
+        assert furthest(tmp_path / f"{len(parts)}" / "out", tmp_path / "whole" / "out") < 1e-6
 
 
 @pytest.mark.parametrize("use_peft", [False, True], ids=["full", "LoRA"])

@@ -38,6 +38,7 @@ from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
 from femtune.mstep import distributed
 from femtune.mstep.config import Training, context_length, halved_batches, make_batches, shared_batches
 from femtune.mstep.examples import TokenExamples, read_examples
+from femtune.mstep.memory import halvings_on_cpu
 from femtune.mstep.model import attend_plainly, load_model, whole_weights
 from femtune.mstep.trainer import Batches, WeightedTrainer, is_sharded, training_arguments
 
@@ -173,6 +174,10 @@ def _attempt(
             data = read_examples(examples, tokenizer, context_length(model.config))
             if not len(data):
                 raise FemtuneError(f"{examples} holds no examples: there is nothing to learn from.")
+            if arguments.device.type == "cpu" and distributed.count() == 1:
+                more = _halvings_on_cpu(model, data, training, seed)
+                arguments.gradient_accumulation_steps <<= max(0, more - halvings)
+                halvings = max(more, halvings)
             micro_batches = _make_batches(data, training, seed, halvings)
             batches = Batches(data, micro_batches, pad=tokenizer.pad_token_id)
             attend_plainly(model, data, arguments, training)
@@ -183,11 +188,16 @@ def _attempt(
             raise _too_large(batches, arguments, error) from None
 
 
+def _halvings_on_cpu(model: Any, data: TokenExamples, training: Training, seed: int) -> int:
+    whole = _make_batches(data, training, seed, halvings=0)
+    return halvings_on_cpu(model.config.get_text_config(), whole, data.lengths, bool(training.bf16))
+
+
 def _make_batches(
     data: TokenExamples, training: Training, seed: int, halvings: int
 ) -> list[Sequence[int]]:
-    lengths = [len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True)]
-    micro_batches: list[Sequence[int]] = list(make_batches(lengths, training, seed, distributed.count()))
+    planned = make_batches(data.lengths, training, seed, distributed.count())
+    micro_batches: list[Sequence[int]] = list(planned)
     for _ in range(halvings):
         micro_batches = halved_batches(micro_batches)
     return shared_batches(micro_batches, distributed.count())

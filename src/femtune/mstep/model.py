@@ -52,8 +52,7 @@ def attend_plainly(
     """Use plain attention where it is faster than torch's own: a CPU in bfloat16, short examples."""
     if training.attn_implementation or arguments.device.type != "cpu" or not arguments.bf16:
         return
-    longest = max(len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True))
-    if longest <= _SHORT:
+    if max(data.lengths) <= _SHORT:
         model.set_attn_implementation("eager")
 
 

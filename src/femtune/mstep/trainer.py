@@ -33,8 +33,7 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __init__(self, data: TokenExamples, micro_batches: Sequence[Sequence[int]], pad: int) -> None:
         self.data, self.micro_batches, self.pad = data, micro_batches, pad
         self.num_fed = 0
-        lengths = [len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True)]
-        self.shortest = min(range(len(lengths)), key=lengths.__getitem__)
+        self.shortest = min(range(len(data)), key=data.lengths.__getitem__)
 
     def __len__(self) -> int:
         return len(self.micro_batches)
