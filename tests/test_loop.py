@@ -19,7 +19,7 @@ from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.worlds import WORLDS, make_splits, sums
 from femtune.engines.fake import FakeEngine
 from femtune.engines.hf.engine import TransformersEngine
-from femtune.engines.weight_check import ROUNDING, read_probe
+from femtune.engines.weight_check import ROUNDING, read_check
 from femtune.errors import EngineError, ModelError, NothingKept
 from femtune.estep.scoring import read_logprobs
 from femtune.loop import Evaluation, LoopConfig, Steps
@@ -381,5 +381,5 @@ def test_m_steps_in_processes_of_their_own_go_back_to_the_engine(
     launch = "torchrun --standalone --nproc-per-node 2"
     history = steps(tmp_path, base, Fuse(), iterations=1, launch=launch, training=half).iterate()
     assert history[1]["m_step"]["num_examples"] == whole.history[1]["m_step"]["num_examples"]
-    assert read_probe(tmp_path / "iteration-001/model") is not None
+    assert read_check(tmp_path / "iteration-001/model") is not None
     assert (tmp_path / "iteration-001/eval/00000.parquet").exists()

@@ -421,7 +421,7 @@ class Steps:
     def _serve(self, weights: Path) -> None:
         if self.serving != weights:
             self._trust(weights)
-            serve(self.sampler.engine, weights, self.sampler.rounding, self.sampler.base_probe)
+            serve(self.sampler.engine, weights, self.sampler.rounding, self.sampler.base_check)
             self.serving = weights
 
     def _trust(self, weights: Path) -> None:
