@@ -23,6 +23,7 @@ from femtune._util.safetensors_header import stored_dtype
 from femtune.engines.hf.agreement import STEPS, Reference
 from femtune.engines.hf.fused import Fused, fuse
 from femtune.engines.hf.kv_slots import Slots
+from femtune.engines.model_files import local_model
 from femtune.engines.rounding import HALVES, rounded
 from femtune.engines.weight_check import check_file
 from femtune.errors import ModelError
@@ -216,6 +217,8 @@ def _read_full(weights: str | Path, dtype: str | torch.dtype, trust: bool) -> An
             "save_pretrained wrote."
         )
     check_weights(weights)
+    if not Path(weights).is_dir():  # an id on the Hub: transformers would fetch what its index names
+        weights = local_model(str(weights))
     try:
         model, report = _loaded(weights, dtype, trust)
         if wants_rounding(weights, str(dtype)):
