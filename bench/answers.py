@@ -60,8 +60,8 @@ def main() -> None:
         draws = timed("draws", drawn, problems, args.scheme, sampler)
         found = timed("answers", answer_logprobs, draws, by_id, sampler)
         same = timed("in pairs", answer_logprobs, draws, by_id, pairs)
-    nats, others = (torch.tensor([each.logprobs for each in one]) for one in (found, same))
-    apart = (nats - others).abs().max().item()
+    logprobs, others = (torch.tensor([each.logprobs for each in one]) for one in (found, same))
+    apart = (logprobs - others).abs().max().item()
     prompts = [sampler.tokenizer.encode_prompt(sampler.prompts.render("plain", p)) for p in problems]
     print(f"{args.model}, {args.dtype}, {len(draws)} draws of {len(problems)} problems, {args.scheme}")
     written = mean([draw.completion.tokens for draw in draws])

@@ -19,8 +19,8 @@ from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.worlds import WORLDS, make_splits, sums
 from femtune.engines.fake import FakeEngine
 from femtune.engines.hf.engine import TransformersEngine
-from femtune.engines.weight_check import ROUNDING, read_probe
-from femtune.errors import EngineError, ModelError, NothingKept
+from femtune.engines.weight_check import ROUNDING, read_check
+from femtune.errors import EngineError, ModelError, NothingKept, RunError
 from femtune.estep.scoring import read_logprobs
 from femtune.loop import Evaluation, LoopConfig, Steps
 from femtune.mstep.config import Training
@@ -239,10 +239,37 @@ def test_what_is_missing_is_made_again_and_the_same(
     assert again.sampler.engine.loaded == loaded  # and nothing is loaded for what is there
 
 
-def test_a_finished_run_does_nothing_again(whole: Whole, base: Path) -> None:
+def test_a_finished_run_does_nothing_again(
+    whole: Whole, base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "femtune")
     again = steps(whole.root, base, fuse := Fuse())
     assert again.iterate() == whole.history
+    assert f"{whole.root} was done before" in caplog.text
     assert (again.sampler.engine.loaded, again.sampler.engine.asked, fuse.phases) == ([], [], [])
+
+
+@pytest.mark.parametrize("link", ["best", "last"])
+def test_a_finished_run_with_a_changed_model_is_refused(
+    whole: Whole, base: Path, tmp_path: Path, link: str
+) -> None:
+    root = shutil.copytree(whole.root, tmp_path / "run", symlinks=True)
+    with (root / link / "model.safetensors").open("r+b") as weights:
+        weights.seek(-8, 2)
+        end = weights.read(8)
+        weights.seek(-8, 2)
+        weights.write(bytes(255 - byte for byte in end))  # the size stays
+    with pytest.raises(RunError, match=r"model\.safetensors \(other bytes than were stored\)"):
+        steps(root, base, Fuse()).iterate()
+
+
+def test_a_finished_run_without_its_last_model_is_refused(
+    whole: Whole, base: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(whole.root, tmp_path / "run", symlinks=True)
+    shutil.rmtree((root / "last").resolve())
+    with pytest.raises(RunError, match=r"last model, is missing"):
+        steps(root, base, Fuse()).iterate()
 
 
 def test_more_iterations_may_be_asked_for_later(whole: Whole, base: Path, tmp_path: Path) -> None:
@@ -381,5 +408,5 @@ def test_m_steps_in_processes_of_their_own_go_back_to_the_engine(
     launch = "torchrun --standalone --nproc-per-node 2"
     history = steps(tmp_path, base, Fuse(), iterations=1, launch=launch, training=half).iterate()
     assert history[1]["m_step"]["num_examples"] == whole.history[1]["m_step"]["num_examples"]
-    assert read_probe(tmp_path / "iteration-001/model") is not None
+    assert read_check(tmp_path / "iteration-001/model") is not None
     assert (tmp_path / "iteration-001/eval/00000.parquet").exists()

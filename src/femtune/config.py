@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from cyclopts import Parameter
 
 from femtune._util.extras import check_extra
-from femtune._util.redaction import check_no_keys
+from femtune._util.redaction import check_no_keys, check_values
 from femtune._util.text import brief
 from femtune.data.tasks.judge import Raters
 from femtune.errors import ConfigError
@@ -135,6 +135,7 @@ class Ask:
         return made
 
     def __post_init__(self) -> None:
+        check_no_keys(self)  # first, as the other messages show values
         for name in ("max_new_tokens", "chunk_size", "max_batch", "engine_timeout", "worker_cpus"):
             if (value := getattr(self, name)) is not None and not value >= 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
@@ -144,7 +145,6 @@ class Ask:
         for name, engine in of_one.items():
             if getattr(self, name) and self.engine != engine:
                 raise ConfigError(f"{name} is for --engine {engine}; the engine is {self.engine}.")
-        check_no_keys(self)
         if self.ray_workers and self.overlap:
             raise ConfigError("overlap is not supported with ray_workers; drop one of them.")
         for name in ("ray_address", "worker_gpus"):
@@ -337,6 +337,7 @@ def check_types(kind: type, given: Mapping[str, Any]) -> None:
 
     >>> check_types(Train, {"iterations": 3, "top_p": 1, "columns": ("a=b",), "scale": None})
     """
+    check_values(given)  # as messages show values
     hints = get_type_hints(kind)
     for name, value in given.items():
         if not _is_of(hints[name], value):

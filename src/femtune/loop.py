@@ -51,7 +51,14 @@ from femtune.model_info import ModelInfo, is_trained, write_info
 from femtune.mstep.config import Training
 from femtune.mstep.disk import check_room, exported_dtype
 from femtune.mstep.examples import write_examples
-from femtune.runs.checkpoints import MASTER, drop_masters, link_models, next_start, thin_out
+from femtune.runs.checkpoints import (
+    MASTER,
+    check_models,
+    drop_masters,
+    link_models,
+    next_start,
+    thin_out,
+)
 from femtune.runs.draws import read_draws
 from femtune.runs.run import Run
 from femtune.types import Balance, Demos, Draw, Problem, Sampling, Scheme
@@ -203,6 +210,9 @@ class Steps:
                 thin_out(self.run, history, self.config.keep_last)
             self.progress.measured(iteration, history[-1])
             interrupts.check()
+        if history[-1]["iteration"] and not is_new:
+            check_models(self.run, history)
+            log.info("%s was done before: its models are as they were stored.", self.run.root)
         return history
 
     def e_step(self, iteration: int) -> EStepMetrics:
@@ -421,7 +431,7 @@ class Steps:
     def _serve(self, weights: Path) -> None:
         if self.serving != weights:
             self._trust(weights)
-            serve(self.sampler.engine, weights, self.sampler.rounding, self.sampler.base_probe)
+            serve(self.sampler.engine, weights, self.sampler.rounding, self.sampler.base_check)
             self.serving = weights
 
     def _trust(self, weights: Path) -> None:

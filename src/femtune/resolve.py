@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from femtune._util.parsing import named_pairs
+from femtune._util.redaction import check_values
 from femtune.config import Ask, Sample, Train, check_draws
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import parse_scale
@@ -90,6 +91,7 @@ def read_inputs(
     too long for the `model` are left out. Raises DataError if a problem is invalid, or its own answer
     would not earn the reward; ConfigError for settings that do not suit the task.
     """
+    check_values({"data": data if isinstance(data, (str, Path)) else None, "model": model})
     settings = _with_texts(settings)
     form = parse_format(settings.answer_format)
     source = data.train if isinstance(data, Divided) else data

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from femtune._util.redaction import check_values
 from femtune.config import CHANGEABLE
 from femtune.data.problems import save_problems
 from femtune.data.row_report import ROWS, RowReport
@@ -44,6 +45,7 @@ def check_new(place: Path, flag: str = "--output-dir") -> None:
 
     Raises RunError.
     """
+    check_values({flag: place})
     if place.exists():
         raise RunError(f"{place} exists already: choose another {flag}.")
     there = next(parent for parent in place.absolute().parents if parent.exists())
@@ -100,6 +102,7 @@ def run_place(
     `scheme` is stored as data, from which readers of the run rebuild it. Raises ConfigError if it
     cannot be stored.
     """
+    check_values({"data": str(shown_data(data)), "model": model, "output_dir": output_dir})
     shown = shown_data(data)
     config = resolved(settings, data=shown, model=model, problems=fingerprint(*groups))
     if scheme is not None:

@@ -55,7 +55,7 @@ def as_trees(engine: Engine, asked: Sequence[Asked]) -> list[float]:
     """The same by `logprobs_after`."""
     found = engine.logprobs_after(asked)
     assert [len(each) for each in found] == [len(several) for _, several in asked]
-    return [nats for each in found for nats in each]
+    return [logprob for each in found for logprob in each]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

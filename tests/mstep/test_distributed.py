@@ -21,7 +21,7 @@ import transformers
 from safetensors.torch import load_file
 
 from femtune.data.chat_tokenizer import ChatTokenizer
-from femtune.engines.weight_check import read_probe
+from femtune.engines.weight_check import read_check
 from femtune.errors import ConfigError, FemtuneError
 from femtune.mstep.config import Training
 from femtune.mstep.fit import MStep, m_step
@@ -159,12 +159,12 @@ def test_the_folder_and_its_probe_are_those_of_one_process(
     one, two = place / "one" / name, place / "two" / name
     assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
     assert not [path for path in two.parent.iterdir() if path.name.startswith(".")]
-    mine, theirs = read_probe(one), read_probe(two)
+    mine, theirs = read_check(one), read_check(two)
     assert mine is not None and theirs is not None
     assert theirs.prompts == mine.prompts
-    assert theirs.nats == pytest.approx(mine.nats, abs=1e-4)
-    assert theirs.nats_before == pytest.approx(mine.nats_before, abs=1e-4)
-    assert theirs.nats != pytest.approx(theirs.nats_before, abs=1e-2)
+    assert theirs.logprobs == pytest.approx(mine.logprobs, abs=1e-4)
+    assert theirs.logprobs_before == pytest.approx(mine.logprobs_before, abs=1e-4)
+    assert theirs.logprobs != pytest.approx(theirs.logprobs_before, abs=1e-2)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].get("use_peft")])

@@ -135,7 +135,7 @@ def test_a_card_says_where_it_is_not_told_apart_from_its_base(judged: Path) -> N
     _, body = head_and_body(judged / "last" / "README.md")
     line = next(line for line in body.splitlines() if "Not told apart" in line)
     assert "accuracy" in line
-    assert "One run with one seed" in body and "No bias probe" in body
+    assert "One run with one seed" in body and "measured no biases" in body
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def reinforce(
     what = make_loop_config(
         replace(settings, soft_accept=None), Scheme(settings.scheme, (), weigh=Chain())
     )
-    with builder.sampler(sampling(settings, what.scheme), probed=train) as sampler:
+    with builder.sampler(sampling(settings, what.scheme), check_on=train) as sampler:
         steps = Steps(
             run=run,
             base=builder.base,

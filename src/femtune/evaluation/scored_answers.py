@@ -1,7 +1,7 @@
 """The probabilities of answers, stored beside the draws that they follow.
 
     iteration-000/eval/00000.parquet           draws
-    iteration-000/eval_answers/00000.parquet   problem_id, index, answers, nats: pi(y | x, z) after each
+    iteration-000/eval_answers/00000.parquet   problem_id, index, answers, logprobs of each after z
 
 A shard is scored once its draws are stored, and written whole. So a stopped command resumes with the
 shards that are missing, and scores nothing twice.
@@ -37,7 +37,7 @@ SCORED = pa.schema(
         ("problem_id", pa.string()),
         ("index", pa.int32()),
         ("answers", pa.list_(pa.string())),
-        ("nats", pa.list_(pa.float64())),  # log pi(y | x, z) of each answer, not normalised
+        ("logprobs", pa.list_(pa.float64())),  # log pi(y | x, z) of each answer, not normalized
     ]
 )
 
@@ -128,7 +128,7 @@ def write_scored(path: Path, scored: Scored, seconds: float) -> None:
         "problem_id": [problem_id for problem_id, _ in scored],
         "index": [index for _, index in scored],
         "answers": [logprobs.answers for logprobs in scored.values()],
-        "nats": [logprobs.logprobs for logprobs in scored.values()],
+        "logprobs": [logprobs.logprobs for logprobs in scored.values()],
     }
     table = pa.Table.from_pydict(columns, schema=SCORED)
     with replacing(path) as part, part.open("wb") as file:
@@ -163,6 +163,6 @@ def _read(path: Path) -> dict[tuple[str, int], AnswerLogprobs]:
             f"{path} {error}. It is damaged: `femtune verify` of its run tells what can be made again."
         ) from error
     return {
-        (row["problem_id"], row["index"]): AnswerLogprobs(tuple(row["answers"]), tuple(row["nats"]))
+        (row["problem_id"], row["index"]): AnswerLogprobs(tuple(row["answers"]), tuple(row["logprobs"]))
         for row in rows
     }

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from femtune._util.redaction import check_values
 from femtune._util.text import near
 from femtune.engines.dtypes import gpu_has_bfloat16, usable_dtype
 from femtune.errors import ConfigError
@@ -73,7 +74,7 @@ class Training:
     """Dropout on the input of the LoRA adapter."""
     lora_target_modules: str = "all-linear"
     """Modules with a LoRA adapter, in PEFT's notation."""
-    report_to: tuple[str, ...] = ()
+    report_to: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = ()
     """Trackers for metrics and some completions: tensorboard, wandb, mlflow, trackio."""
     use_cpu: bool = False
     """Train on the CPU even if there is a GPU."""
@@ -83,6 +84,7 @@ class Training:
     epochs_factor: Annotated[float, Parameter(parse=False)] = 1.0
 
     def __post_init__(self) -> None:
+        check_values(vars(self))  # first, as the other messages show values
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "lora_r"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")

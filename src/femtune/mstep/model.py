@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArgument
 from femtune._util.model_safety import check_weights, unreadable
 from femtune.engines.dtypes import usable_dtype
 from femtune.engines.hf.model import quiet_peft
+from femtune.engines.model_files import base_of_adapter
 from femtune.errors import ConfigError, FemtuneError
 from femtune.mstep.config import Training
 from femtune.mstep.examples import TokenExamples
@@ -26,6 +27,8 @@ def load_model(start: Path, training: Training) -> PreTrainedModel:
     weights, and the others get their shards.
     """
     check_weights(start)
+    if (base := base_of_adapter(start)) is not None:
+        check_weights(base)
     common = {
         "attn_implementation": training.attn_implementation,
         "use_safetensors": True,

@@ -215,8 +215,8 @@ def answer_parts(e_step: EStepMetrics) -> list[str]:
     if (right := e_step.get("expected_right")) is not None:
         parts.append(f"right with probability {right:.3f}")
     if (share := e_step.get("reasons_share")) is not None:
-        nats = e_step.get("reasons_logprob")
-        mean = f" (mean {nats:+.2f} nats)" if nats is not None else ""
+        logprob = e_step.get("reasons_logprob")
+        mean = f" (mean {logprob:+.2f} nats)" if logprob is not None else ""
         parts.append(f"{share:.0%} of rationales lead to the answer{mean}")
     return parts
 

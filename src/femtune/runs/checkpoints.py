@@ -51,6 +51,21 @@ def link_models(run: Run, history: Sequence[IterationMetrics]) -> None:
             raise RunError(f"{link} can't be made: {error.strerror}.") from error
 
 
+def check_models(run: Run, history: Sequence[IterationMetrics]) -> None:
+    """Check that `best` and `last` of a run that was done before are what was stored.
+
+    Raises RunError that names what is damaged or missing.
+    """
+    for name, iteration in (("last", history[-1]["iteration"]), ("best", best_of(history))):
+        model = run.iteration(iteration) / "model"
+        if not model.is_dir():
+            raise RunError(
+                f"{model}, the run's {name} model, is missing. Put it back, or start again in another "
+                "--output-dir."
+            )
+        run.verify(model)
+
+
 def thin_out(run: Run, history: Sequence[IterationMetrics], keep_last: int) -> None:
     """Remove models but the last `keep_last` ones and the best; 0 keeps all.
 

@@ -321,10 +321,10 @@ def _side(
 def _gains(stored: Stored) -> dict[DrawKey, float]:
     """Return by how many nats each scored rationale raises log p(y* | x); {} if none was scored."""
     return {
-        draw.key: nats
+        draw.key: added
         for part in scored(stored.draws, stored.draws.with_name("scored"))
         for draw in part
-        if (nats := gain(draw)) is not None
+        if (added := gain(draw)) is not None
     }
 
 
@@ -338,7 +338,7 @@ def _worth(folder: Path, gains: Mapping[DrawKey, float]) -> dict[str, Any]:
     return {
         "num_rationales": len(found),
         "rationale_gain": mean if math.isfinite(mean) else None,
-        "helpful_share": fmean(nats > 0 for nats in found) if found else None,
+        "helpful_share": fmean(added > 0 for added in found) if found else None,
     }
 
 

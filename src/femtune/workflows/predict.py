@@ -153,7 +153,7 @@ def made(
     """Yield predictions from problems and their draws, both orders of a pair together."""
     for _, group in groupby(drawn, key=lambda one: item_id(one[0])):
         orders = list(group)
-        scored = {key: nats for _, _, each in orders for key, nats in each.items()}
+        scored = {key: logprobs for _, _, each in orders for key, logprobs in each.items()}
         asked = [(problem, draws) for problem, draws, _ in orders]
         yield prediction(asked, calibration, abstain_below, scored)
 

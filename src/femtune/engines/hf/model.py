@@ -23,8 +23,9 @@ from femtune._util.safetensors_header import stored_dtype
 from femtune.engines.hf.agreement import STEPS, Reference
 from femtune.engines.hf.fused import Fused, fuse
 from femtune.engines.hf.kv_slots import Slots
+from femtune.engines.model_files import local_model
 from femtune.engines.rounding import HALVES, rounded
-from femtune.engines.weight_check import PROBE
+from femtune.engines.weight_check import check_file
 from femtune.errors import ModelError
 
 _log = logging.getLogger("femtune")
@@ -216,10 +217,12 @@ def _read_full(weights: str | Path, dtype: str | torch.dtype, trust: bool) -> An
             "save_pretrained wrote."
         )
     check_weights(weights)
+    if not Path(weights).is_dir():  # an id on the Hub: transformers would fetch what its index names
+        weights = local_model(str(weights))
     try:
         model, report = _loaded(weights, dtype, trust)
         if wants_rounding(weights, str(dtype)):
-            _round_anew(model, _loaded(weights, torch.float32, trust)[0], rounding_seed(Path(weights)))
+            _round_again(model, _loaded(weights, torch.float32, trust)[0], rounding_seed(Path(weights)))
     except Exception as error:  # OSError, ValueError, SafetensorError, or the model's own
         raise unreadable(weights, "causal language model", error) from error
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
@@ -238,18 +241,20 @@ def _loaded(weights: str | Path, dtype: str | torch.dtype, trust: bool) -> tuple
 
 def wants_rounding(weights: str | Path, dtype: str) -> bool:
     """Return whether a folder has float32 weights that femtune trained, and `dtype` has 16 bits."""
-    is_trained = Path(weights, PROBE).is_file()
+    is_trained = check_file(Path(weights)) is not None
     halves = dtype.removeprefix("torch.") in HALVES
     return halves and is_trained and stored_dtype(Path(weights)) == "float32"
 
 
 def rounding_seed(folder: Path) -> str:
     """Return a seed that follows from trained weights: from the log-probabilities that they give."""
-    return hashlib.blake2b((folder / PROBE).read_bytes(), digest_size=16).hexdigest()
+    path = check_file(folder)
+    assert path is not None, f"{folder} has no weight check"
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 @torch.no_grad()
-def _round_anew(model: Any, exact: Any, seed: str) -> None:
+def _round_again(model: Any, exact: Any, seed: str) -> None:
     """Replace 16-bit parameters of a model by stochastically rounded ones of its float32 copy."""
     own = dict(model.named_parameters())
     for name, weight in exact.named_parameters():

@@ -203,13 +203,13 @@ def changes(
     ids = [name for _, _, shown in made for name in shown]
     takes = _takes(lead, others, ids, notes)
     return [
-        Change(title, num, tuple(_exhibit(problems[name], takes[name]) for name in shown))
+        Change(title, num, tuple(_shown_item(problems[name], takes[name]) for name in shown))
         for title, num, shown in made
         if num
     ]
 
 
-def _exhibit(problem: Problem, takes: Sequence[ItemDraws]) -> ShownItem:
+def _shown_item(problem: Problem, takes: Sequence[ItemDraws]) -> ShownItem:
     return ShownItem(problem.id, prompt_text(problem.prompt), problem.answer, tuple(takes))
 
 
