@@ -135,13 +135,11 @@ def read_inputs(
         rounded=found.rounded,
         demos=demos,
     )
-    made = _without_long(made, model)
-    _log_rows(made)
-    return made
+    return _logged(_without_long(made, model))
 
 
-def _log_rows(asked: TaskInputs[A]) -> None:
-    """Log how labels were coded, scores between two points of the scale, and rows left out."""
+def _logged(asked: TaskInputs[A]) -> TaskInputs[A]:
+    """Return the inputs; log how labels were coded, scores that were rounded, and rows left out."""
     if asked.rounded:
         soft = asked.settings.soft_labels
         how = "taken for both, each by its share" if soft else "rounded to the nearest"
@@ -153,6 +151,7 @@ def _log_rows(asked: TaskInputs[A]) -> None:
         log.info("%s", said)
     if asked.report.skipped:
         log.warning("%s", asked.report.describe_skipped())
+    return asked
 
 
 def _without_long(asked: TaskInputs[A], model: str | None) -> TaskInputs[A]:
