@@ -325,6 +325,7 @@ def test_a_run_unpickles_nothing_and_talks_to_nobody_and_runs_nothing_of_the_dat
         *("train", "world/train.jsonl", "--eval-data", "world/test.jsonl", "--model", "seedling"),
         *("--task", "judge", "--raters", "named", "--scale", "1,5", "--max-new-tokens", "48"),
         *("--iterations", "1", "--learning-rate", "1e-3", "--output-dir", "run"),
+        *("--num-train-epochs", "1", "--per-device-train-batch-size", "8"),
     )
     assert (status, seen) == (0, [])
     assert (tmp_path / "run" / "last" / "model.safetensors").exists()
