@@ -30,6 +30,20 @@ for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):  # a developer's own server i
 settings.register_profile("shared", deadline=None)  # a machine that is shared has slow moments
 settings.load_profile("shared")
 
+# files that take longest, each on one core: begun last, one would keep the others waiting at the end
+LONGEST = (
+    *("test_kills", "test_distributed", "test_guides", "test_docs", "test_wheel", "test_ray_pool"),
+    *("test_faults", "test_compare", "test_signals", "test_verify", "test_rl_baselines", "test_cli"),
+    *("test_hf_engine", "test_browser_view", "test_report", "test_cards", "test_loop", "test_trackers"),
+    *("test_recipes", "test_baselines", "test_consoles", "test_terminal", "test_replay", "test_fuzz"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest; the order within a file stays."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 @pytest.fixture(autouse=True, scope="module")
 def frozen() -> None:
