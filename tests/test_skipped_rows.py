@@ -90,6 +90,7 @@ def test_a_run_has_what_was_left_out_in_its_folder_its_report_and_its_card(tmp_p
         scheme="pps",
         iterations=1,
         learning_rate=1e-4,
+        num_train_epochs=1,
         bound_draws=0,
         output_dir=tmp_path / "run",
         progress="quiet",

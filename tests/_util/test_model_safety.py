@@ -125,6 +125,7 @@ def test_an_adapter_over_a_base_of_pickles_is_refused(
         load_model(folder, Training(use_peft=True))
 
 
+@pytest.mark.slow
 def test_what_the_message_says_converts_them(whole: Path, adapter: Path, tmp_path: Path) -> None:
     for kind in (whole, adapter):
         folder = pickled(kind, tmp_path / kind.name)
@@ -287,7 +288,7 @@ def watched(tmp_path: Path, *argv: str) -> tuple[int, list[list[str]]]:
     """A command's status, and what it did that Python's audit events tell, in a process of its own."""
     told = tmp_path / "told.json"
     command = [sys.executable, "-c", WATCHER, str(told), *argv]
-    subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=tmp_path)
+    subprocess.run(command, check=True, capture_output=True, timeout=290, cwd=tmp_path)
     status, seen = json.loads(told.read_text())
     # what Python asks of the processor, environment.json of the source, accelerate of GPUs
     known = ["('uname', ['uname', '-p']", "('git', ['git', '-c', 'core.fsmonitor=false', '-C'"]
@@ -307,6 +308,7 @@ def traps(folder: Path) -> Iterator[str]:
     yield f"{{0.__class__}} %(x)s [bold]{run}[/bold]"
 
 
+@pytest.mark.slow
 def test_a_run_unpickles_nothing_and_talks_to_nobody_and_runs_nothing_of_the_data(
     tmp_path: Path,
 ) -> None:
@@ -325,6 +327,7 @@ def test_a_run_unpickles_nothing_and_talks_to_nobody_and_runs_nothing_of_the_dat
         *("train", "world/train.jsonl", "--eval-data", "world/test.jsonl", "--model", "seedling"),
         *("--task", "judge", "--raters", "named", "--scale", "1,5", "--max-new-tokens", "48"),
         *("--iterations", "1", "--learning-rate", "1e-3", "--output-dir", "run"),
+        *("--num-train-epochs", "1", "--per-device-train-batch-size", "8"),
     )
     assert (status, seen) == (0, [])
     assert (tmp_path / "run" / "last" / "model.safetensors").exists()

@@ -36,7 +36,8 @@ from femtune.types import Capabilities, Draw, Reward  # noqa: E402
 from .. import oracle  # noqa: E402
 from ..oracle import DEMOS, LINE_CUT, Tables, problem, sampler  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's own sockets and files
+# Ray's own sockets and files; its workers take seconds to start
+pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning"), pytest.mark.slow]
 
 WORLD = Tables.random(seed=5)
 PROBLEMS = [problem(f"p{i}", i % 3, 0) for i in range(40)]

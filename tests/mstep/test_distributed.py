@@ -136,6 +136,7 @@ def found(place: Path, alone: dict[str, MStep]) -> list[dict[str, Any]]:
 # The steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_take_the_steps_of_one(
     name: str, place: Path, alone: dict[str, MStep], found: list[dict[str, Any]]
@@ -152,6 +153,7 @@ def test_two_processes_take_the_steps_of_one(
     assert done.loss == pytest.approx(alone[name].loss, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_folder_and_its_probe_are_those_of_one_process(
     name: str, place: Path, found: list[dict[str, Any]]
@@ -167,6 +169,7 @@ def test_the_folder_and_its_probe_are_those_of_one_process(
     assert theirs.logprobs != pytest.approx(theirs.logprobs_before, abs=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].get("use_peft")])
 def test_the_folder_is_loaded_as_any(name: str, place: Path, found: list[dict[str, Any]]) -> None:
     _, said = transformers.AutoModelForCausalLM.from_pretrained(
@@ -175,6 +178,7 @@ def test_the_folder_is_loaded_as_any(name: str, place: Path, found: list[dict[st
     assert not any(said.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_each_process_holds_half_of_what_is_sharded(name: str, found: list[dict[str, Any]]) -> None:
     """Not DDP under another name, as transformers' own flag gives on the CPU."""

@@ -39,6 +39,7 @@ from femtune.schemes.named import parse_scheme, star, trice, wake
 from femtune.schemes.serialization import scheme_to_data
 from femtune.types import Scheme
 
+SHORT: dict[str, Any] = {"num_train_epochs": 1, "per_device_train_batch_size": 16}  # the M-step
 PARSER = MarkdownIt("commonmark").enable("table")
 
 
@@ -60,6 +61,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         learning_rate=3e-4,
         max_new_tokens=40,
         bound_draws=0,
+        **SHORT,
     ).run
 
 
@@ -183,7 +185,7 @@ def test_rows_that_a_trainer_must_not_take_as_they_are_are_told_and_left_out(
     data, _ = write_world("rubric", tmp_path / "world", 24, 6)
     told = train(
         str(data), "seedling", scheme=scheme, output_dir=tmp_path / "run", task="judge", scale="1,5",
-        raters="named", iterations=1, eval_share=0, max_new_tokens=40,
+        raters="named", iterations=1, eval_share=0, max_new_tokens=40, **SHORT,
     )  # fmt: skip
     card = write_data_card(told.run, 1)
     table = pq.read_table(told.run / "iteration-001" / "examples.parquet")
@@ -209,7 +211,7 @@ def rows_by(rows: list[dict[str, Any]]) -> Any:
 def test_an_adapters_card_uses_peft_and_stands_in_place_of_pefts_own(tmp_path: Path) -> None:
     data, test = write_world("rubric", tmp_path / "world", 24, 6)
     options = {"task": "judge", "raters": "named", "scale": "1,5", "use_peft": True, "lora_r": 4}
-    options |= {"iterations": 1, "eval_every": 0, "max_new_tokens": 40}
+    options |= {"iterations": 1, "eval_every": 0, "max_new_tokens": 40, **SHORT}
     run = train(str(data), "seedling", output_dir=tmp_path / "run", eval_data=str(test), **options).run
     head, body = head_and_body(run / "last" / "README.md")
     assert head["library_name"] == "peft" and "lora" in head["tags"]

@@ -32,7 +32,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run that trained an adapter, and one that sampled."""
     folder = tmp_path_factory.mktemp("runs")
     data, test = write_world("rubric", folder / "world", 24, 6)
-    options = JUDGE | {"iterations": 1, "eval_data": str(test), "use_peft": True, "lora_r": 4}
+    options = JUDGE | {
+        "num_train_epochs": 1,
+        "iterations": 1,
+        "eval_data": str(test),
+        "use_peft": True,
+        "lora_r": 4,
+    }
     trained = train(str(data), "seedling", output_dir=folder / "trained", **options).run
     drawn = sample(str(data), "seedling", output_dir=folder / "drawn", **JUDGE).run / "iteration-001"
     return {"trained": trained, "drawn": drawn.parent}

@@ -25,7 +25,7 @@ from femtune.tools.stored_run import open_stored
 from ..demo_runs import make_world, train_command
 from ..oracle import LINE_CUT, sampler
 
-SHORT = ("--eval-every", "0", "--num-train-epochs", "1", "--show", "quiet")
+SHORT = ("--eval-every", "0", "--show", "quiet")
 SPECS = ["rejection:2+expected", "mixture:1,1+importance+expected", "star+reasons"]
 
 

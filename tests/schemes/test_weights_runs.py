@@ -31,7 +31,7 @@ from ..demo_runs import make_world, train_command
 RESTARTS = "pps:2+importance+resample:1+restart:2"
 SETTLES = "pps+base+importance+restart:2+settle:1"
 SPECS = ["star+memo+doubt+wake", "trice", RESTARTS, SETTLES]
-SHORT = ("--eval-every", "0", "--num-train-epochs", "1", "--show", "quiet")
+SHORT = ("--eval-every", "0", "--show", "quiet")
 KINDS = {"draws", "scored", "examples.parquet", "model", "metrics.json"}
 
 
