@@ -82,6 +82,13 @@ _VERDICTS = tuple(
         r"(?P<answer>\S.{0,40}?)",
     )
 )
+# a word that each pattern needs, found faster than the patterns
+_NEEDED = re.compile(r"answer|rating|score|choice|option|response|summary|letter", re.IGNORECASE)
+_NEEDED_VERDICT = re.compile(
+    r"\b(?:is|chose|choose|deserves|earns|gets|gives?|grade|pick|prefer|rate|receives|say|select|vote)\b"
+    r"|go with|rating|score|overall|decision|result|total|verdict|winner|['’]s a tie",
+    re.IGNORECASE,
+)
 # "should" in a judgement
 _SHOULD = re.compile(r"\bshould\s(?=(?:be\s(?:given|rated|scored)|get|have|receive)\b)", re.IGNORECASE)
 # another choice turned down: "A is incorrect.", after "The answer is B."
@@ -132,16 +139,24 @@ def sentences(text: str) -> list[Found]:
 def _stating(text: str, start: int, patterns: tuple[re.Pattern[str], ...]) -> list[Found] | None:
     """Return what sentences state from an index on; None if one of them, or one after, is in doubt."""
     found: list[Found] = []
+    needed = _NEEDED_VERDICT if patterns is _VERDICTS else _NEEDED
+    if needed.search(text, start) is None:
+        return found
     for sentence in _SENTENCE.finditer(text, start):
+        likely = needed.search(sentence[0])
+        if not likely and not found:
+            continue
         said = _SHOULD.sub("", sentence[0].strip("*_` "))
-        match = next(filter(None, (pattern.search(said) for pattern in patterns)), None)
+        match = likely and next(filter(None, (pattern.search(said) for pattern in patterns)), None)
         # in "A is not polite, so B is better.", the conclusion is not in doubt
         whole = found or patterns is not _VERDICTS
-        if DOUBT.search(said if whole else _THEN.split(said)[-1]) and (match or found):
+        if not match and not found:
+            continue
+        if DOUBT.search(said if whole else _THEN.split(said)[-1]):
             other = _REJECTED.fullmatch(said) if found and not match else None
             if other is None or any(other["other"] == label_of(one.answer) for one in found):
                 return None
-        elif match:
+        elif match is not None:
             at = sentence.start() + max(0, sentence[0].find(match[0]))
             stated = [Found(at, sentence.end(), answer) for answer in _stated(match)]
             found += stated if patterns is _VERDICTS else [_with_text(text, one) for one in stated]
