@@ -355,7 +355,7 @@ def test_a_grouped_number_is_the_number(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ".", "e5", "1/0", "1,5", "1.2.3", "two three", "9" * 5000, "1 000", "10²x"]
+    "text", ["", ".", "e5", "1/0", "1,5", "1.2.3", "two", "9" * 5000, "1 000", "10²x"]
 )
 def test_what_is_no_number_is_none(text: str) -> None:
     assert as_fraction(text) is None

@@ -172,6 +172,8 @@ def number_said(sentence: str) -> str:
     """
     if _UNSURE.search(sentence) or not _VERB.search(sentence) or len(sentence) > LONGEST:
         return ""
+    if re.search(r"\\(?![$%])", sentence):  # a formula or a box
+        return ""
     *before, concluded = _SO.split(spelled(sentence.rstrip(" .!")))
     *others, said = concluded.split("=")
     if any(re.search(r"\d", part) and "=" not in part for part in before):
@@ -203,8 +205,11 @@ def stated_quantity(answer: str) -> Quantity | None:
 
 
 def as_fraction(answer: str) -> Fraction | None:
-    """Return the exact number that an answer is, or None; of units, only percent and a currency."""
-    found = as_quantity(answer)
+    """Return the exact number that an answer is, or None; of units, only percent and a currency.
+
+    Words are no number here, so that a scale of labels may be one, two, three.
+    """
+    found = as_quantity(answer) if any(map(str.isnumeric, answer)) else None
     return found.value if found and found.unit in _OPTIONAL else None
 
 
