@@ -6,7 +6,7 @@ Errors are found here, in the first second, before a model is loaded or a direct
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,7 +22,7 @@ from femtune.data.objects import rows_of
 from femtune.data.problems import check_disjoint, check_gold, split, without_long
 from femtune.data.prompts import HINT, Prompts
 from femtune.data.row_report import NO_ROWS, RowReport, with_skipped
-from femtune.data.tasks.codings import parse_labels
+from femtune.data.tasks.codings import Place, parse_labels
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.load import Options, TaskData, read_places, read_task, trained_on
 from femtune.data.tasks.wording import text_or_file
@@ -84,18 +84,22 @@ def read_inputs(
     *,
     answers: bool = True,
     model: str | None = None,
+    rows: Callable[[], Iterable[Place]] | None = None,
+    log_rows: bool = True,
 ) -> TaskInputs[A]:
     """Read the inputs from a file, the Hub, or objects; with answers=False, without answers.
 
     A reward given as an object replaces the one named in the settings. With bad_rows "skip", problems
-    too long for the `model` are left out. Raises DataError if a problem is invalid, or its own answer
-    would not earn the reward; ConfigError for settings that do not suit the task.
+    too long for the `model` are left out. `rows` yields the rows of a file in place of reading it. With
+    log_rows=False, the caller says what is left out and how labels are coded. Raises DataError if a
+    problem is invalid, or its own answer would not earn the reward; ConfigError for settings that do not
+    suit the task.
     """
     check_values({"data": data if isinstance(data, (str, Path)) else None, "model": model})
     settings = _with_texts(settings)
-    form = parse_format(settings.answer_format)
+    parse_format(settings.answer_format)  # raises before anything is read
     source = data.train if isinstance(data, Divided) else data
-    found = source if isinstance(source, TaskData) else _read(source, settings, answers)
+    found = source if isinstance(source, TaskData) else _read(source, settings, answers, rows)
     settings = replace(
         settings,
         reward=settings.reward or found.reward,
@@ -106,13 +110,7 @@ def read_inputs(
     if isinstance(settings, Sample):
         settings = replace(settings, scheme=spelled_out(settings.scheme))
     grade = as_reward(reward or settings.reward or found.reward)
-    prompts = Prompts(
-        instruction=settings.instruction or "",
-        hint=settings.hint or HINT,
-        leaks=found.leaks,
-        format=form,
-        system_prompt=settings.system_prompt,
-    )
+    prompts = _worded(settings, found)
     demos = load_demos(
         settings.demos,
         settings.task,
@@ -135,11 +133,24 @@ def read_inputs(
         rounded=found.rounded,
         demos=demos,
     )
-    return _logged(_without_long(made, model))
+    made = _without_long(made, model)
+    if log_rows:
+        _log_rows(made)
+    return made
 
 
-def _logged(asked: TaskInputs[A]) -> TaskInputs[A]:
-    """Return the inputs; log how labels were coded, scores that were rounded, and rows left out."""
+def _worded(settings: Ask, found: TaskData) -> Prompts:
+    return Prompts(
+        instruction=settings.instruction or "",
+        hint=settings.hint or HINT,
+        leaks=found.leaks,
+        format=parse_format(settings.answer_format),
+        system_prompt=settings.system_prompt,
+    )
+
+
+def _log_rows(asked: TaskInputs[A]) -> None:
+    """Log how labels were coded, scores between two points of the scale, and rows left out."""
     if asked.rounded:
         soft = asked.settings.soft_labels
         how = "taken for both, each by its share" if soft else "rounded to the nearest"
@@ -151,7 +162,6 @@ def _logged(asked: TaskInputs[A]) -> TaskInputs[A]:
         log.info("%s", said)
     if asked.report.skipped:
         log.warning("%s", asked.report.describe_skipped())
-    return asked
 
 
 def _without_long(asked: TaskInputs[A], model: str | None) -> TaskInputs[A]:
@@ -182,16 +192,18 @@ def _with_texts(settings: A) -> A:
     return replace(settings, **texts)
 
 
-def _read(data: Source, settings: Ask, answers: bool) -> TaskData:
+def _read(
+    data: Source, settings: Ask, answers: bool, given: Callable[[], Iterable[Place]] | None
+) -> TaskData:
     """Read a file, a data set on the Hub, or rows; problems are used unchanged. Raises DataError."""
     options = task_options(settings)
     if isinstance(data, (str, Path)):
-        return read_task(data, settings.task, options, answers=answers)
-    given = rows_of(data)
-    problems = [each for each in given if isinstance(each, Problem)]
+        return read_task(data, settings.task, options, answers=answers, rows=given)
+    objects = rows_of(data)
+    problems = [each for each in objects if isinstance(each, Problem)]
     if problems:
         return TaskData(problems=problems)
-    rows = enumerate(given, 1)
+    rows = enumerate(objects, 1)
     return read_places(rows, "rows", settings.task, options, answers=answers, unit="row")
 
 

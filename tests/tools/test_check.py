@@ -264,6 +264,20 @@ def test_rows_that_are_left_out_are_counted(tmp_path: Path) -> None:
     assert lines[0].startswith("! rows left out") and lines[1].strip() == found.details[0]
 
 
+def test_what_was_found_in_the_rows_is_not_logged_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
+    rows[3]["score"] = 2.5
+    rows[5]["score"] = 9
+    write(file := tmp_path / "rated.jsonl", rows)
+    settings = replace(JUDGE, bad_rows="skip", round_scores=True, scale=None)
+    with caplog.at_level("INFO", logger="femtune"):
+        found = examine(file, "seedling", replace(settings, scale="1,5")).findings
+    assert {"rounded", "rows left out"} <= {*by_name(found)}
+    assert not any("left out" in said or "between two" in said for said in caplog.messages)
+
+
 def test_few_held_out_items_are_warned_of_and_a_pair_is_one() -> None:
     ratings = [problem("rating", item=str(n)) for n in range(50)]
     pairs = [problem("pair", item=str(n // 2), swapped=n % 2 == 1) for n in range(98)]

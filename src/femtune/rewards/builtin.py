@@ -26,7 +26,7 @@ from femtune._util.extras import check_extra
 from femtune._util.text import brief, near
 from femtune.data.answers import Scale, parse_scale, read_rating
 from femtune.data.grammar.labels import read_label
-from femtune.data.grammar.numbers import as_quantity
+from femtune.data.grammar.numbers import stated_quantity
 from femtune.data.grammar.text import remembered, same_text
 from femtune.data.prompts import Prompts
 from femtune.data.tasks.frames import scale_of
@@ -86,8 +86,8 @@ def exact() -> AnswerReward:
 def number(tol: float = 0.0, rel: float = 1e-9) -> AnswerReward:
     """Reward 1 for the same number: |y - y*| <= tol, or rel·|y*| unless both are whole numbers.
 
-    Reads 1,234.5, −3, 3/4, 3 1/2, 1e-3, $5 and digits of every script. A unit may be left out, but two
-    different units are not the same. Percent is a unit: 50% is 50, not 0.5. See docs/answers.md.
+    Reads 1,234.5, −3, 3/4, 3 1/2, 1e-3, $5, twelve and digits of every script. A unit may be left out;
+    1 km is 1000 m, and not 1 m. Percent is a unit: 50% is 50, not 0.5. See docs/answers.md.
 
     >>> grade = number().grade
     >>> grade("1,000", "1000"), grade("0.75", "3/4"), grade("٤٢", "42"), grade("1001", "1000")
@@ -99,10 +99,10 @@ def number(tol: float = 0.0, rel: float = 1e-9) -> AnswerReward:
 
     @remembered
     def grade(answer: str, gold: str) -> float:
-        mine, right = as_quantity(answer), as_quantity(gold)
-        if mine is None or right is None or not mine.unit.agrees(right.unit):
+        mine, right = stated_quantity(answer), stated_quantity(gold)
+        if mine is None or right is None or (y := mine.beside(right)) is None:
             return 0.0
-        y, wanted = mine.value, right.value
+        wanted = right.value
         whole = y.denominator == wanted.denominator == 1
         return float(abs(y - wanted) <= max(most, 0 if whole else share * abs(wanted)))
 

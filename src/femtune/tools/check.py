@@ -43,7 +43,7 @@ def examine(data: Data, model: str, settings: Train, scheme: Scheme | None = Non
 
     `scheme` stands in place of the one that the settings name.
     """
-    asked = read_inputs(data, settings, model=model)
+    asked = read_inputs(data, settings, model=model, log_rows=False)  # the findings say it
     sampling(asked.settings, scheme)
     scheme = make_loop_config(asked.settings, scheme).scheme
     problems, test = held_out(asked, data, model)

@@ -28,7 +28,9 @@ from femtune.sampler import make_sampler_builder, trained_from
 from femtune.types import Aggregate, Demos, Problem, Sampling
 from femtune.workflows.predict import (
     Part,
+    Rows,
     check_calibration,
+    file_once,
     input_rows,
     made,
     read_calibration,
@@ -124,7 +126,8 @@ def evaluate_as_set(
     reader = trained_from(model) if reader_problems else None
     config = _loop_config(settings)
     calibration = read_calibration(settings)
-    asked = read_inputs(data, settings, reward, model=model)
+    rows = None if output is None else file_once(data, settings)
+    asked = read_inputs(data, settings, reward, model=model, rows=rows)
     how = _combine(settings, calibration, asked)
     place, stored = run_place(
         output_dir,
@@ -157,7 +160,7 @@ def evaluate_as_set(
             metrics = _measure(steps, builder.demos, how)
             rationales = read_all(steps, reader_problems, reader)
         run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
-    counts = None if output is None else _save(run.iteration(0), data, asked, calibration, output)
+    counts = None if output is None else _save(run.iteration(0), data, asked, rows, calibration, output)
     interval = metrics.get("accuracy_ci")
     return EvaluateResult(
         run=run.root,
@@ -173,14 +176,15 @@ def _save(
     folder: Path,
     data: Data,
     asked: TaskInputs[Evaluate],
+    rows: Rows | None,
     calibration: Calibration | None,
     output: Path,
 ) -> PredictionCounts:
     """Write the predictions of an iteration's stored draws, with the correct answer of each."""
+    part = Part(asked, input_rows(data, asked, rows))
     counts = PredictionCounts(rows_left_out=asked.report.num_skipped)
     by_probabilities = (folder / "eval_answers").is_dir() and asked.settings.aggregate != "votes"
     scored = read_scored(folder / "eval_answers") if by_probabilities else {}
-    part = Part(asked, input_rows(data, asked))
     correct = {item_id(problem): problem.answer for problem in reversed(asked.problems)}
     items = made(stored_items(folder / "eval", asked.problems, scored), calibration)
     warn_of_clashes(part.rows.values())

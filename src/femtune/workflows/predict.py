@@ -21,15 +21,17 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from femtune.config import CHANGEABLE, Evaluate, Predict
+from femtune.config import CHANGEABLE, Ask, Evaluate, Predict
 from femtune.data.files.lines import json_lines
+from femtune.data.files.reading import rows_once
 from femtune.data.files.streams import stdin_lines
 from femtune.data.objects import rows_of
 from femtune.data.problems import check_lengths
 from femtune.data.tasks.frames import scale_of
+from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.load import TaskData, read_places
 from femtune.data.tasks.published import SCHEMAS
-from femtune.data.tasks.schemas import source_rows
+from femtune.data.tasks.schemas import hub_source
 from femtune.engines.model_files import base_of_adapter, load_config, local_model
 from femtune.errors import ConfigError, DataError
 from femtune.estep.scheduler import Sampler
@@ -69,6 +71,7 @@ log = logging.getLogger("femtune")
 T = TypeVar("T")
 
 Places = list[tuple[int, Any]]
+Rows = Callable[[], Iterator[tuple[int, Any]]]
 
 # femtune's names of columns with answers, which items to predict may lack
 ANSWERS = frozenset({"answer"}.union(*(schema.label_columns for schema in SCHEMAS)))
@@ -278,24 +281,33 @@ def _read(data: Data, model: str, settings: Predict) -> Iterable[Part]:
     if data == "-":
         return _read_stream(model, settings)
 
+    rows = file_once(data, settings)
+
     def read(settings: Predict) -> TaskInputs[Predict]:
-        return read_inputs(data, settings, answers=False, model=model)
+        return read_inputs(data, settings, answers=False, model=model, rows=rows)
 
     asked = reading(settings, read)
-    return [Part(asked, input_rows(data, asked) if settings.input_columns else {})]
+    return [Part(asked, input_rows(data, asked, rows) if settings.input_columns else {})]
 
 
-def input_rows(data: Data, asked: TaskInputs[Any]) -> dict[str, Row]:
+def file_once(data: Data, settings: Ask) -> Rows | None:
+    """Return what yields a file's rows, for its items and again beside them; None for other data."""
+    is_file = isinstance(data, (str, Path)) and not is_hub_id(str(data))
+    return rows_once(Path(str(data)), settings.header) if is_file else None
+
+
+def input_rows(data: Data, asked: TaskInputs[Any], rows: Rows | None) -> dict[str, Row]:
     """Return the input row of each item by its id; of an item of several raters, the first one's.
 
-    Of objects, and where it is not known which row an item is of, the row has what the problem knows.
+    `rows` yields those of a file. Of objects, and where it is not known which row an item is of, the row
+    has what the problem knows.
     """
     places: dict[int, Any] = {}
-    settings = asked.settings
-    if isinstance(data, (str, Path)):
-        config, split, header = settings.data_config, settings.split, settings.header
-        rows = source_rows(data, settings.task, config=config, split=split, header=header)
-        places = dict(rows)
+    if rows is not None:
+        places = dict(rows())
+    elif isinstance(data, (str, Path)):
+        config, split = asked.settings.data_config, asked.settings.split
+        places = dict(hub_source(str(data), asked.settings.task, config=config, split=split))
     elif not isinstance(data, TaskData):
         places = dict(enumerate(rows_of(data), 1))
     return _by_item(asked, places)

@@ -19,7 +19,7 @@ from femtune.data.row_report import NO_ROWS, RowReport, skip_reasons
 from femtune.data.rows import DUPLICATE, BadRow, Faults
 from femtune.data.tasks import choice, judge, math
 from femtune.data.tasks.codings import Place
-from femtune.data.tasks.columns import parts, shown
+from femtune.data.tasks.columns import EmptyLabels, parts, shown
 from femtune.data.tasks.decode import check_texts, decoded
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.hub import is_hub_id
@@ -110,12 +110,14 @@ def read_task(
     *,
     answers: bool = True,
     alter: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    rows: Callable[[], Iterable[Place]] | None = None,
 ) -> TaskData:
     """Load the problems of a file, or of a data set on the Hub, in the wording of the task.
 
     With answers=False, rows may lack their answer, as items to predict do. `alter` changes each of the
-    task's rows before it becomes a problem, as `judge_biases` changes texts. Raises ConfigError for an
-    unknown task or scale, DataError if the data or a row can't be used.
+    task's rows before it becomes a problem, as `judge_biases` changes texts. `rows` yields the rows of a
+    file in place of reading it: see `rows_once`. Raises ConfigError for an unknown task or scale,
+    DataError if the data or a row can't be used.
     """
     options = options or Options()
     _check_options(task, options)
@@ -124,7 +126,7 @@ def read_task(
         raise ConfigError(f"no task {task!r}.{near(task, TASKS)} Choose one of {known}.")
     with proposing(task, labels=answers):
         if task == "table":
-            return _plain_file(Path(data).expanduser(), options, answers)
+            return _plain_file(Path(data).expanduser(), options, answers, rows)
         found = read_rows(
             data,
             task,
@@ -133,10 +135,11 @@ def read_task(
             split=options.split,
             header=options.header,
             labels=answers,
+            given=rows,
         )
     if alter is not None:
-        rows = ((place, row if isinstance(row, BadRow) else alter(row)) for place, row in found.rows)
-        found = found._replace(rows=rows)
+        altered = ((place, row if isinstance(row, BadRow) else alter(row)) for place, row in found.rows)
+        found = found._replace(rows=altered)
     unit = "row" if is_hub_id(str(data)) else file_unit(Path(data))
     return _made(task, found, options, Faults(str(data), unit), answers)
 
@@ -176,7 +179,8 @@ def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, 
             made += ((place, own) for own in schema.rows(row) if schema.label in own)
         except BadRow as fault:
             made.append((place, fault))
-    return _made(task, Found(schema, iter(made), {}), options, Faults(source, "row"), answers=True)
+    found = Found(schema, iter(made), {}, EmptyLabels())
+    return _made(task, found, options, Faults(source, "row"), answers=True)
 
 
 def _check_options(task: str, options: Options) -> None:
@@ -193,8 +197,10 @@ def _check_options(task: str, options: Options) -> None:
             raise ConfigError(f"{name} is only for ratings, not for task {task}: leave it out.")
 
 
-def _plain_file(file: Path, options: Options, answers: bool) -> TaskData:
-    rows, unit = file_rows(file, options.header), file_unit(file)
+def _plain_file(
+    file: Path, options: Options, answers: bool, given: Callable[[], Iterable[Place]] | None
+) -> TaskData:
+    rows, unit = given() if given else file_rows(file, options.header), file_unit(file)
     found = _plain(rows, str(file), unit, file.stem, options, answers)
     if not found.problems:
         raise DataError(f"{file} holds no rows: it needs one problem in each row.")
@@ -262,7 +268,7 @@ def _made(task: str, read: Found, options: Options, faults: Faults, answers: boo
         num_rows=len(rows),
         unit=faults.unit,
         skipped=skip_reasons(faults),
-        codings=(*told, *said, *found.report.codings),
+        codings=(*told, *said, *read.empty.describe(faults.unit), *found.report.codings),
     )
     return replace(found, report=report)
 
