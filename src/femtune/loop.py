@@ -37,6 +37,7 @@ from femtune.evaluation.chance import plain_attempts
 from femtune.evaluation.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
 from femtune.evaluation.likelihood_bound import mixture_draws, posterior_metrics, score_right, subset
 from femtune.evaluation.rationales import read_all
+from femtune.evaluation.scored_answers import Scoring
 from femtune.evaluation.selection_bias import kept_by, kept_scores, made_factors, outcomes
 from femtune.metric_types import (
     EStepMetrics,
@@ -323,24 +324,31 @@ class Steps:
 
         return m_step
 
-    def evaluate(self, iteration: int, demos: Demos = ()) -> EvaluationMetrics:
-        """Evaluate theta_k on held-out problems, with these worked examples in their prompts."""
+    def evaluate(self, iteration: int, demos: Demos = (), *, scores: bool = False) -> EvaluationMetrics:
+        """Evaluate theta_k on held-out problems, with these worked examples in their prompts.
+
+        With `scores`, the answers after new draws are scored and stored, too: see scored_answers.py.
+        """
         kind = "eval_demos" if demos else "eval"
         self.progress.phase("evaluation", iteration, len(self.eval_problems))
         self.run.log("evaluation", iteration=iteration)
         asked = self.config.evaluation
         greedy = Sampling(self.sampler.sampling.max_new_tokens, asked.temperature)
         force: Force = "never" if self.config.force == "never" else "all"
+        sampler = replace(self.sampler, sampling=greedy, demos=demos, force=force)
+        scoring = Scoring(self.eval_problems, sampler, self.progress.draws) if scores else None
         chunks = evaluation_draws(
             self.eval_problems,
-            replace(self.sampler, sampling=greedy, demos=demos, force=force),
+            scoring.sampler if scoring else sampler,
             draws=asked.draws,
             iteration=iteration,
             place=self.place(iteration, kind, self.eval_problems, self.weights(iteration)),
-            on_draws=self.progress.draws,
+            on_draws=scoring.add if scoring else self.progress.draws,
         )
         for chunk in chunks:
             self.run.record(self.run.shard(iteration, kind, chunk.index))
+            if scoring:
+                scoring.store(self.run, kind, iteration, chunk)
         by_id = {problem.id: problem for problem in self.eval_problems}
         most = greedy.max_new_tokens
         stored = read_draws(self.run.iteration(iteration) / kind)

@@ -33,6 +33,7 @@ from femtune.evaluation.metrics import (
     rater_ceiling,
     rating_metrics,
 )
+from femtune.evaluation.scored_answers import Scoring
 from femtune.metric_types import DrawMetrics, EStepMetrics, EvaluationMetrics
 from femtune.runs.draws import by_problem
 from femtune.runs.run import Run
@@ -65,17 +66,24 @@ def ask_into(
     draws: int,
     iteration: int = 0,
     on_draws: Callable[[Sequence[Draw]], None] = lambda draws: None,
+    scoring: Scoring | None = None,
 ) -> Path:
     """Ask of problems what is not stored yet, store it in the run, and give the folder of all draws.
 
+    With `scoring`, of the same problems and sampler, it sees the draws in place of `on_draws`, and the
+    answers after new ones are scored and stored, too.
     What is there is looked at first. Raises RunError where it is damaged.
     """
+    if scoring:
+        sampler, on_draws = scoring.sampler, scoring.add
     place = partial(run.shard, iteration, kind)
     run.verify(*(place(index) for index in range(-(-len(problems) // sampler.chunk_size))))
     for chunk in evaluation_draws(
         problems, sampler, draws=draws, iteration=iteration, place=place, on_draws=on_draws
     ):
         run.record(place(chunk.index))
+        if scoring:
+            scoring.store(run, kind, iteration, chunk)
     return run.iteration(iteration) / kind
 
 

@@ -226,11 +226,12 @@ def _combine(
 
 def _measure(steps: Steps, demos: Demos, how: _Combination) -> EvaluateMetrics:
     """Draw and measure, and repeat with worked examples if there are any."""
-    metrics: dict[str, Any] = {**steps.evaluate(0)}
-    shown: dict[str, Any] = {**steps.evaluate(0, demos)} if demos else {}
     run, problems, sampler = steps.run, steps.eval_problems, steps.sampler
+    scores = how.scores and engine_scores(sampler, how.aggregate)
+    metrics: dict[str, Any] = {**steps.evaluate(0, scores=scores)}
+    shown: dict[str, Any] = {**steps.evaluate(0, demos, scores=scores)} if demos else {}
     both: dict[str, Any] = {}
-    if how.scores and engine_scores(sampler, how.aggregate):
+    if scores:
         both |= _both_ways(run, "eval", problems, sampler, how.calibration)
         if demos:
             own = replace(sampler, demos=demos)

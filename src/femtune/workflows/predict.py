@@ -41,9 +41,9 @@ from femtune.evaluation.calibration_map import Calibration, check_scale
 from femtune.evaluation.evaluate import ask_into, evaluation_draws
 from femtune.evaluation.scored_answers import (
     Scored,
+    Scoring,
     engine_scores,
     read_scored,
-    score_draws,
     score_into,
     uses_probabilities,
 )
@@ -142,8 +142,11 @@ def _drawn(
 ) -> Iterator[tuple[Problem, Sequence[Draw], Scored]]:
     """Draw, and score the answers after each draw, by chunk."""
     by_id = {problem.id: problem for problem in problems}
-    for chunk in evaluation_draws(problems, sampler, draws=settings.draws, iteration=0):
-        scored = score_draws(chunk.draws, by_id, sampler) if scores else {}
+    scoring = Scoring(problems, sampler) if scores else None
+    sampler, add = (scoring.sampler, scoring.add) if scoring else (sampler, lambda draws: None)
+    chunks = evaluation_draws(problems, sampler, draws=settings.draws, iteration=0, on_draws=add)
+    for chunk in chunks:
+        scored = scoring.finish(chunk.draws) if scoring else {}
         for name, draws in by_problem(chunk.draws):
             yield by_id[name], draws, scored
 
@@ -214,9 +217,11 @@ def _stored_draws(
     scores = uses_probabilities(aggregate, problems, builder.prompts)
     with builder.sampler(Sampling(settings.max_new_tokens, settings.temperature)) as sampler:
         sampler = replace(sampler, demos=builder.demos)
-        folder = ask_into(run, "eval", problems, sampler, draws=settings.draws)
+        scores = scores and engine_scores(sampler, aggregate)
+        scoring = Scoring(problems, sampler) if scores else None
+        folder = ask_into(run, "eval", problems, sampler, draws=settings.draws, scoring=scoring)
         scored: Scored = {}
-        if scores and engine_scores(sampler, aggregate):
+        if scores:  # what was drawn before without scores, too
             scored = read_scored(score_into(run, "eval", problems, sampler))
     yield from stored_items(folder, problems, scored)
 

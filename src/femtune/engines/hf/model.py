@@ -124,6 +124,37 @@ def fill(
     _pass(model, slots, rest)
 
 
+def extend(
+    model: Any,
+    slots: Slots,
+    prompts: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    to: Sequence[int],
+    prefix: tuple[int, ...] = (),
+) -> None:
+    """Pass prompts less their last tokens and their first starts[i], which slots to[i] hold.
+
+    All begin with `prefix`, which is kept, and have a token to pass at least.
+    """
+    rows = torch.tensor(to, device=model.device)
+    stops = [len(prompt) - 1 for prompt in prompts]
+    width = slots.extend(rows, starts, stops, prefix)
+    triples = zip(prompts, starts, stops, strict=True)
+    tokens = pad([prompt[start:stop] for prompt, start, stop in triples], model.device)
+    first, last = torch.tensor([[*starts], [stop - 1 for stop in stops]], device=model.device)[..., None]
+    # padding is at the right, where no token sees it; its positions stay within the context
+    positions = (first + torch.arange(tokens.shape[1], device=model.device)).minimum(last)
+    before = positions[..., None] - torch.arange(width, device=model.device)
+    model(
+        input_ids=tokens,
+        attention_mask=masks(model.config.get_text_config(), before < 0, before, model.dtype),
+        position_ids=positions,
+        past_key_values=slots,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+
+
 def _pass(model: Any, slots: Slots, rows: Sequence[Sequence[int]]) -> None:
     # padding is at the right, where causal attention hides it: the model's own mask will do
     tokens = pad(rows, model.device)
@@ -329,6 +360,11 @@ def _slotted_logits(served: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     fill(served, slots, prompts, [[number] for number in range(len(rows))])
     for number, prompt in list(enumerate(prompts))[1::2]:  # some again, after a part that is kept
         fill(served, slots, [prompt], [[number]], tuple(prompt[: len(prompt) // 2]))
+    for number, prompt in list(enumerate(prompts))[::2]:  # others after tokens that are copied
+        half = len(prompt) // 2
+        if slots.is_uniform and half + 1 < len(prompt):
+            slots.write(number, [(slots.read(number, 0, half), half)])
+            extend(served, slots, [prompt], [half], [number])
     longest = max(map(len, rows))
     made = []
     for step in range(STEPS):
