@@ -147,7 +147,7 @@ def split(
         raise ConfigError(f"eval_share is {eval_share:g}: it must be >= 0 and < 1.")
     sides: tuple[list[Problem], list[Problem]] = ([], [])
     for problem in problems:
-        name = f"{seed}\x00{_asked(problem)}".encode()
+        name = f"{seed}\x00{asked_key(problem)}".encode()
         place = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") / 2**64
         sides[place < eval_share].append(problem)
     if eval_share and not all(sides):
@@ -163,9 +163,10 @@ def check_disjoint(train: Sequence[Problem], test: Sequence[Problem]) -> None:
 
     Raises DataError that names those that are.
     """
-    trained = {name(problem): problem.id for problem in train for name in (_asked, _spaced)}
+    trained = {name(problem): problem.id for problem in train for name in (asked_key, _spaced)}
     pairs = (
-        (problem.id, trained.get(_asked(problem)) or trained.get(_spaced(problem))) for problem in test
+        (problem.id, trained.get(asked_key(problem)) or trained.get(_spaced(problem)))
+        for problem in test
     )
     found = [
         f'"{test_id}" (in training "{train_id}")' for test_id, train_id in pairs if train_id is not None
@@ -314,7 +315,7 @@ def _demos_that_fit(problem: Problem, prompts: Prompts, tokenizer: Tokenizer, ro
     return 0
 
 
-def _asked(problem: Problem) -> str:
+def asked_key(problem: Problem) -> str:
     """Return the key that decides a problem's side: the item that its task judges, else its prompt."""
     frame = problem.columns.get("frame")
     item = frame.get("item") if isinstance(frame, Mapping) else None

@@ -122,9 +122,7 @@ def evaluation_metrics(
             unforced.append(fmean(free))
             counts.append((len(hits), sum(hits)))
             asked.append((problem, item := as_item(problem, draws)))
-            votes = Counter(filter(None, item.votes))
-            winner = votes.most_common(1)[0][0] if votes else None
-            majority.append(any(h for h, vote in zip(hits, item.votes, strict=True) if vote == winner))
+            majority.append(vote_is_right(item, hits))
             errors += [e for draw in draws if (e := absolute_error(draw, problem)) is not None]
             steps += filter(None, (sound_steps(draw, problem) for draw in draws))
     numeric = all(as_number(problem.answer) is not None for problem in problems.values())
@@ -139,6 +137,13 @@ def evaluation_metrics(
         **_soundness([each for own in steps for each in own], [all(own) for own in steps]),
         **tally.metrics(),
     }
+
+
+def vote_is_right(item: Item, hits: Sequence[bool]) -> bool:
+    """Return True if the most frequent answer is right; `hits` tell which of the votes are."""
+    votes = Counter(filter(None, item.votes))
+    winner = votes.most_common(1)[0][0] if votes else None
+    return any(hit for hit, vote in zip(hits, item.votes, strict=True) if vote == winner)
 
 
 def as_item(problem: Problem, draws: Sequence[Draw]) -> Item:

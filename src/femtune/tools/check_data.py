@@ -37,15 +37,20 @@ class Finding:
 
 
 def data_findings(
-    problems: Sequence[Problem], num_test: int, asked: TaskInputs[Train], scheme: Scheme
+    problems: Sequence[Problem],
+    num_test: int,
+    asked: TaskInputs[Train],
+    scheme: Scheme,
+    num_dev: int = 0,
 ) -> Iterator[Finding]:
-    """Yield what the data show; `num_test` is the number of held-out items."""
+    """Yield what the data show; there are `num_test` held-out items, `num_dev` development problems."""
     settings = asked.settings
     names = {name for problem in problems[:100] for name in problem.columns} - OWN_COLUMNS
     columns = ", ".join(sorted(names)) or "none"
     yield Finding("problems", f"{len(problems):,}; further columns: {columns}")
     yield from _of_rows(asked)
     yield _of_held_out(num_test)
+    yield _of_dev(num_dev)
     yield from _of_answers(problems, settings, scheme)
     earned = f"every correct answer earns at least {settings.accept_at:g}"
     unknown = "correct answers were not checked against it (check_gold is off)"
@@ -83,6 +88,11 @@ def _of_held_out(num_test: int) -> Finding:
         "A smaller gain can't be told from chance. Hold out more (--eval-share, --eval-data)."
         * (num_test < FEW_HELD_OUT),
     )
+
+
+def _of_dev(num_dev: int) -> Finding:
+    chosen = f"{num_dev:,} problems of the training data choose the best iteration"
+    return Finding("development", chosen if num_dev else "none: the best model is the last")
 
 
 def _of_answers(problems: Sequence[Problem], settings: Train, scheme: Scheme) -> Iterator[Finding]:
