@@ -54,6 +54,8 @@ class Ask:
     """Treatment of several raters: each rating, named raters, or an item's mean, median or majority."""
     labels: Names = ()
     """Meaning of the file's labels, for example 1=A 2=B 0=tie or good=5 bad=1; default: by the data."""
+    group: str | None = None
+    """Column of clusters of items (post, prompt, rater), which no split parts and intervals resample."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """Stop at unusable rows of a task's data, or skip them."""
     reward: str | None = None

@@ -18,8 +18,8 @@ from femtune.data.answers import parse_scale
 from femtune.data.chat_tokenizer import fit_prompts
 from femtune.data.demos import load_demos
 from femtune.data.objects import rows_of
-from femtune.data.partition import Parts, hold_out, set_aside
-from femtune.data.problems import check_disjoint, check_gold, without_long
+from femtune.data.partition import Parts, hold_out, set_aside, warn_of_groups
+from femtune.data.problems import check_disjoint, check_gold, group_problems, without_long
 from femtune.data.prompts import HINT, Prompts
 from femtune.data.row_report import NO_ROWS, RowReport, with_skipped
 from femtune.data.tasks.codings import parse_labels
@@ -184,12 +184,15 @@ def _with_texts(settings: A) -> A:
 
 def _read(data: Source, settings: Ask, answers: bool) -> TaskData:
     """Read a file, a data set on the Hub, or rows; problems are used unchanged. Raises DataError."""
-    options = task_options(settings)
+    group = settings.group if answers else None  # without answers, nothing is split or measured
+    options = replace(task_options(settings), group=group)
     if isinstance(data, (str, Path)):
         return read_task(data, settings.task, options, answers=answers)
     given = rows_of(data)
     problems = [each for each in given if isinstance(each, Problem)]
     if problems:
+        if group is not None:
+            problems = group_problems(problems, group)
         return TaskData(problems=problems)
     rows = enumerate(given, 1)
     return read_places(rows, "rows", settings.task, options, answers=answers, unit="row")
@@ -242,6 +245,7 @@ def part(asked: TaskInputs[Train], other: TaskInputs[Train] | None) -> Parts:
     if other is not None:
         labelled, test = trained_on(asked.problems), other.problems
         check_disjoint(labelled, test)
+        warn_of_groups(labelled, test)
     else:
         rest, test = hold_out(asked.problems, settings.eval_share, settings.seed)
         labelled = trained_on(rest)

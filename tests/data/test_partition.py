@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from femtune.config import Train
 from femtune.data.partition import hold_out, num_dev, num_held_out, num_items, set_aside
-from femtune.data.problems import asked_key
+from femtune.data.problems import GROUP, asked_key
 from femtune.errors import ConfigError, DataError
-from femtune.resolve import held_out, read_inputs
+from femtune.evaluation.evaluate import as_item, group_of
+from femtune.resolve import Divided, held_out, read_inputs
 from femtune.types import Problem
 
 
@@ -89,3 +90,62 @@ def test_a_run_parts_its_data_and_small_data_stay_whole() -> None:
         assert [len(group) > 0 for group in parts.groups] == [True] * len(parts.groups)
         assert len(parts.groups) == (3 if parts.dev else 2)
     assert sizes == {100: 0, 400: 40}
+
+
+# --- clusters that the user names
+
+
+def rated(num_posts: int, each: int = 4) -> list[dict[str, object]]:
+    """Rows of a judge: so many responses to each post, by raters who rate one response of every post."""
+    return [
+        {"prompt": f"Post {post}", "response": f"It is {post}-{n}.", "score": 1 + (post + n) % 5}
+        | {"thread": post, "worker": f"w{n}"}
+        for post in range(num_posts)
+        for n in range(each)
+    ]
+
+
+@pytest.mark.parametrize("column", ["thread", "prompt"])
+def test_a_group_is_in_one_part_and_resampled_as_one(column: str) -> None:
+    settings = Train(task="judge", scale="1,5", group=column)
+    parts = held_out(read_inputs(rated(100), settings), rated(100))
+    groups = [{problem.columns[GROUP] for problem in part} for part in parts]
+    assert len(groups[0] | groups[1] | groups[2]) == sum(map(len, groups)) == 100
+    assert [len(part) for part in parts] == [240, 40, 120]  # whole posts of 4, from 400 items
+    assert {group_of(problem) for problem in parts.test} == groups[2]
+    alone = held_out(read_inputs(rated(100), Train(task="judge", scale="1,5")), rated(100))
+    assert len({group_of(problem) for problem in alone.test}) == 120  # items, without --group
+
+
+def test_the_group_changes_neither_items_nor_pairs() -> None:
+    with_group = read_inputs(rated(3), Train(task="judge", scale="1,5", group="worker")).problems
+    without = read_inputs(rated(3), Train(task="judge", scale="1,5")).problems
+    items = [[as_item(problem, ()).group for problem in each] for each in (with_group, without)]
+    assert items[0] == items[1] and len({*items[0]}) == 12
+    assert {as_item(problem, ()).resampled for problem in with_group} == {"w0", "w1", "w2", "w3"}
+
+
+def test_a_group_that_items_cross_or_that_is_nowhere_is_refused() -> None:
+    rows = [row | {"worker": name} for row in rated(2) for name in ("Ann", "Bo")]
+    with pytest.raises(DataError, match="8 items are in several groups, such as Ann, Bo"):
+        read_inputs(rows, Train(task="judge", scale="1,5", group="worker"))
+    for data, task in ((rated(2), "judge"), (problems(3), "table")):
+        with pytest.raises(ConfigError, match="group 'shred' is no column of the data"):
+            read_inputs(data, Train(task=task, group="shred"))  # type: ignore[arg-type]  # one of two
+
+
+def test_items_to_predict_need_no_group_and_a_plain_table_has_them_too() -> None:
+    rows = [{"prompt": f"What is {n}?", "answer": str(n), "topic": n // 2} for n in range(6)]
+    found = read_inputs(rows, Train(group="topic")).problems
+    assert [problem.columns[GROUP] for problem in found] == ["0", "0", "1", "1", "2", "2"]
+    bare = [{"prompt": "What is 1?"}]
+    assert GROUP not in read_inputs(bare, Train(group="topic"), answers=False).problems[0].columns
+
+
+def test_groups_of_held_out_data_that_are_trained_on_are_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = [{"prompt": f"What is {n}?", "answer": str(n), "topic": n // 2} for n in range(8)]
+    settings = Train(group="topic", eval_data="held out")
+    held_out(read_inputs(rows[:5], settings), Divided(rows[:5], rows[5:]))
+    assert "1 of 2 groups of the held-out data are trained on too" in caplog.text  # 2 of 2 and 3

@@ -8,12 +8,15 @@ test    the held-out part: nothing is chosen by it, so it measures the chosen mo
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from femtune.data.problems import asked_key, split
+from femtune.data.problems import GROUP, asked_key, item_key, split
 from femtune.errors import ConfigError, DataError
 from femtune.types import Problem
+
+log = logging.getLogger("femtune")
 
 # Items held out where the user gives no share: a tenth, and of small data more. At a true accuracy of
 # 50% the 95% interval of 200 items is +-7 points.
@@ -97,18 +100,38 @@ def set_aside(
 
 def num_items(problems: Sequence[Problem]) -> int:
     """Return the number of items among problems: what is judged, or the prompt, once each."""
-    return len({asked_key(problem) for problem in problems})
+    return len({item_key(problem) for problem in problems})
 
 
 def _least(problems: Sequence[Problem], num: int, salt: str) -> tuple[list[Problem], list[Problem]]:
-    """Return the other problems, and those of the `num` items whose salted hashes are least."""
+    """Return the other problems, and `num` items, those whose salted hashes are least.
 
-    def place(item: str) -> bytes:
-        return hashlib.blake2b(f"{salt}{item}".encode(), digest_size=8).digest()
+    Of clusters, so many are taken that at least `num` items are.
+    """
 
-    items = [asked_key(problem) for problem in problems]
-    chosen = {*sorted({*items}, key=place)[:num]}
+    def place(unit: str) -> bytes:
+        return hashlib.blake2b(f"{salt}{unit}".encode(), digest_size=8).digest()
+
+    units: dict[str, set[str]] = {}
+    for problem in problems:
+        units.setdefault(asked_key(problem), set()).add(item_key(problem))
+    chosen, taken = set[str](), 0
+    for unit in sorted(units, key=place):
+        if taken >= num:
+            break
+        chosen.add(unit)
+        taken += len(units[unit])
     sides: tuple[list[Problem], list[Problem]] = ([], [])
-    for problem, item in zip(problems, items, strict=True):
-        sides[item in chosen].append(problem)
+    for problem in problems:
+        sides[asked_key(problem) in chosen].append(problem)
     return sides
+
+
+def warn_of_groups(train: Sequence[Problem], test: Sequence[Problem]) -> None:
+    """Warn of clusters that are in the data of both."""
+    groups, trained = ({each.columns.get(GROUP) for each in part} - {None, ""} for part in (test, train))
+    if shared := groups & trained:
+        log.warning(
+            "%d of %d groups of the held-out data are trained on too, so they are not new to the model.",
+            *(len(shared), len(groups)),
+        )

@@ -18,6 +18,7 @@ import numpy as np
 
 from femtune.data.grammar.numbers import as_quantity
 from femtune.data.grammar.text import plain
+from femtune.data.problems import GROUP
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.worlds import WORLDS
 from femtune.estep.driver import e_step
@@ -154,13 +155,13 @@ def as_item(problem: Problem, draws: Sequence[Draw]) -> Item:
         answers = [_as_vote(answer, known is not None and known.form == "math") for answer in answers]
     else:
         answers = [scale.read(answer) or "" for answer in answers]
-    return Item(problem.answer, tuple(answers), group_of(problem))
+    item = (known.pair or known.item) if known else ""
+    return Item(problem.answer, tuple(answers), item, str(problem.columns.get(GROUP) or ""))
 
 
 def group_of(problem: Problem) -> str:
-    """Return the name of the cluster that is resampled as one: a pair or an item; "" stands alone."""
-    known = frame(problem)
-    return (known.pair or known.item) if known else ""
+    """Return the name of the cluster that is resampled as one: group, pair or item; "" stands alone."""
+    return as_item(problem, ()).resampled
 
 
 def _as_vote(answer: str, numeric: bool) -> str:
@@ -193,7 +194,9 @@ def _shares(
     def statistic(weights: Floats) -> dict[str, Floats]:
         return {name: mean(weights, each) for name, each in arrays.items()}
 
-    return cast(EvaluationMetrics, summary(bootstrap(statistic, [item.group for _, item in asked]), {}))
+    return cast(
+        EvaluationMetrics, summary(bootstrap(statistic, [item.resampled for _, item in asked]), {})
+    )
 
 
 def _of_the_task(

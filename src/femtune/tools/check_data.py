@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from femtune._util.text import brief
 from femtune.config import Train
+from femtune.data.problems import GROUP
 from femtune.data.prompts import prompt_text
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.tasks.judge import ROUNDED
@@ -22,7 +23,7 @@ from femtune.types import Problem, Scheme
 MOST_LABELS = 11  # the largest scale that is shown as a histogram
 FEW_HELD_OUT = 50  # items; an accuracy of fewer is measured to worse than 14 points
 LONG_ANSWER = 100  # characters; few models give so long an answer word for word
-OWN_COLUMNS = {"frame", "ratings", ROUNDED, SOFT}  # columns that femtune adds to problems
+OWN_COLUMNS = {"frame", "ratings", ROUNDED, SOFT, GROUP}  # columns that femtune adds to problems
 
 
 @dataclass(frozen=True)

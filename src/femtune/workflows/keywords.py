@@ -38,6 +38,7 @@ class AskSettings(TypedDict, total=False):
     attributes: Names
     raters: Raters
     labels: Pairs
+    group: str | None
     bad_rows: Literal["stop", "skip"]
     accept_at: float
     check_gold: bool
