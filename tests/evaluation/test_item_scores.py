@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from femtune.data.problems import save_problems
+from femtune.errors import RunError
 from femtune.evaluation.evaluate import evaluation_metrics
 from femtune.evaluation.item_scores import (
     FILE,
@@ -64,6 +65,9 @@ def test_a_run_compares_its_iterations_on_stored_draws(tmp_path: Path) -> None:
     assert found is not None and describe_difference(found).startswith("+0.875 (0.")
     run.write_json(run.iteration(0) / FILE, {"ls": {"a": 1.0}})  # of a baseline, before the draws
     assert stored_scores(tmp_path, 0) == {"ls": {"a": 1.0}}
+    (run.iteration(0) / FILE).write_text("{")
+    with pytest.raises(RunError, match=r"scores\.json is not valid JSON"):
+        stored_scores(tmp_path, 0)
 
 
 def test_a_row_of_one_seed_stands_beside_all_of_another() -> None:

@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-from femtune._util.parsing import read_json
+from femtune._util.parsing import Unreadable, read_json
 from femtune.data.problems import load_problems
+from femtune.errors import RunError
 from femtune.evaluation.evaluate import as_item, group_of, is_right, vote_is_right
 from femtune.evaluation.paired import RESAMPLES, PairedDifference, paired_difference
 from femtune.runs.draws import by_problem, drawn
@@ -31,10 +32,13 @@ def item_scores(
     """Return the score of each problem: the share of its draws that are right; without an answer, 0.
 
     With `by_vote` it is 1 if the most frequent answer is right, else 0. The mean is an evaluation's
-    `accuracy`, or `majority_accuracy`. Problems without a draw are left out.
+    `accuracy`, or `majority_accuracy`. Problems without a draw, and draws of other problems, are left
+    out.
     """
     found: dict[str, float] = {}
     for problem_id, own in by_problem(draws):
+        if problem_id not in problems:
+            continue
         hits = [is_right(draw) for draw in own]
         item = as_item(problems[problem_id], own)
         found[problem_id] = float(vote_is_right(item, hits)) if by_vote else fmean(hits)
@@ -44,11 +48,15 @@ def item_scores(
 def stored_scores(root: Path, iteration: int, *, by_vote: bool = False) -> dict[str, dict[str, float]]:
     """Return the scores of an iteration's held-out evaluation, by row; "" names the only row.
 
-    Returns {} for a run that does not have them, such as one of an older femtune.
+    Returns {} for a run that does not have them, such as one of an older femtune. Raises RunError for
+    a damaged file.
     """
     folder = root / f"iteration-{iteration:03}"
     if (folder / FILE).exists():
-        rows: dict[str, dict[str, float]] = read_json(folder / FILE)
+        try:
+            rows: dict[str, dict[str, float]] = read_json(folder / FILE)
+        except Unreadable as error:
+            raise RunError(f"{folder / FILE} {error}. See `femtune verify {root}`.") from error
         return rows
     if not (root / "eval.parquet").exists() or not (folder / "eval").is_dir():
         return {}
