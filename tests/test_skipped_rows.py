@@ -69,7 +69,7 @@ def test_both_orders_of_a_pair_are_left_out_together() -> None:
 def test_evaluation_data_are_treated_alike(tmp_path: Path) -> None:
     test = jsonl(tmp_path / "test.jsonl", [row | {"prompt": "T"} for row in rated(5)])
     asked = read_inputs(rated(6), Train(**FIT, eval_data=str(test)), model="seedling")
-    train_, test_ = held_out(asked, rated(6), "seedling")
+    train_, _, test_ = held_out(asked, rated(6), "seedling")
     assert (len(train_), len(test_)) == (4, 3)
 
 

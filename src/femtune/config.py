@@ -54,6 +54,8 @@ class Ask:
     """Treatment of several raters: each rating, named raters, or an item's mean, median or majority."""
     labels: Names = ()
     """Meaning of the file's labels, for example 1=A 2=B 0=tie or good=5 bad=1; default: by the data."""
+    group: str | None = None
+    """Column of clusters of items (post, prompt, rater), which no split parts and intervals resample."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """Stop at unusable rows of a task's data, or skip them."""
     reward: str | None = None
@@ -192,12 +194,18 @@ class Train(Sample):
     """Start of each M-step: previous weights as in FEM, or the base as in STaR and +restart."""
     keep_last: int = 0
     """Number of newest models to keep in addition to the best one; 0: all."""
+    dev_share: float | None = None
+    """Fraction of the training data to choose the best iteration by (0: none, the best is the last);
+    default: a tenth, 40 to 200 items, none of fewer than 200."""
+    patience: int = 0
+    """Stop after this many iterations without a better accuracy on the development part; 0: never."""
     eval_data: str | None = None
     """Data with held-out problems; default: a fraction of the training data."""
     eval_split: str | None = None
     """Held-out split of the same data set on the Hub."""
-    eval_share: float = 0.1
-    """Fraction of the data to hold out (0 disables); the split depends only on prompts and the seed."""
+    eval_share: float | None = None
+    """Fraction of the data to hold out (0 disables); default: a tenth, and of fewer than 2,000 items 200
+    items or 30%. The split depends only on prompts and the seed."""
     eval_draws: int = 1
     """Draws per held-out problem."""
     eval_temperature: float = 0.0
@@ -375,7 +383,15 @@ def check_draws(prefix: str, draws: int, temperature: float) -> None:
 # survive a batch that does not fit into memory, and a change of machine.
 CHANGEABLE = frozenset(
     {
-        *("iterations", "report_to", "max_batch", "reward_timeout", "calibration", "aggregate"),
+        *(
+            "iterations",
+            "patience",
+            "report_to",
+            "max_batch",
+            "reward_timeout",
+            "calibration",
+            "aggregate",
+        ),
         *(
             "resume",
             "keep_last",

@@ -69,6 +69,8 @@ def store_problems(
     problems: Sequence[Problem],
     test: Sequence[Problem] = (),
     reports: Mapping[str, RowReport] | None = None,
+    *,
+    dev: Sequence[Problem] = (),
 ) -> None:
     """Store a run's problems for E-steps and evaluations, so that its draws can be read with them.
 
@@ -77,7 +79,7 @@ def store_problems(
     rows = run.root / ROWS
     if reports and not rows.exists():
         run.write_json(rows, {name: report.to_data() for name, report in reports.items()})
-    for name, group in (("problems", problems), ("eval", test)):
+    for name, group in (("problems", problems), ("eval", test), ("dev", dev)):
         path = run.root / f"{name}.parquet"
         if group and not path.exists():
             save_problems(group, path)

@@ -438,7 +438,8 @@ def test_a_completed_run_given_again_does_nothing_and_prints_the_same(
     lines = first.splitlines()
     assert lines[0].startswith("base ")
     assert lines[1].startswith("iteration 1  kept ")
-    models = [f"best model (iteration 1): {root / 'best'}", f"last model: {root / 'last'}"]
+    why = "iteration 1, the last: there is no development part to choose by"
+    models = [f"best model ({why}): {root / 'best'}", f"last model: {root / 'last'}"]
     told = [*models, f"draws, examples, metrics: {root}"]
     assert lines[-4:] == [*told, f"report: {root / 'report.html'}"]
 

@@ -53,10 +53,11 @@ def test_a_sound_setup_has_every_finding_and_no_warning() -> None:
     assert examined.problems == TRAIN
     found = by_name(findings)
     assert [*found] == [
-        *("problems", "held out", "answers", "labels", "majority", "right by luck", "reward", "model"),
+        *("problems", "held out", "development", "answers", "labels", "majority", "right by luck"),
+        *("reward", "model"),
         *("chat template", "end token", "plain prompt", "hinted prompt"),
     ]
-    assert [finding.what for finding in findings if finding.warning] == ["held out"]  # 3 problems
+    assert [finding.what for finding in findings if finding.warning] == ["held out"]  # 9 problems
     assert found["problems"].found == "30; further columns: evidence, rater, truth, world"
     assert found["reward"].found == "exact; every correct answer earns at least 1"
     assert "context 512 tokens" in found["model"].found

@@ -337,7 +337,7 @@ def push(
     repo: str,
     *,
     what: Literal["model", "data"] = "model",
-    which: Literal["best", "last"] = "last",
+    which: Literal["best", "last"] = "best",
     draws: bool = False,
     private: bool = False,
     dry_run: bool = False,
@@ -352,7 +352,7 @@ def push(
         run: Folder of a train run, or of a sample run for data.
         repo: Name of the repository on the Hub: owner/name.
         what: Part of the run to upload: its model, or its rationales as data.
-        which: Model to upload: the best by evaluation, or the last.
+        which: Model to upload: the best by the development part, or the last.
         draws: Add all draws to the data, kept or not.
         private: Make a new repository private.
         dry_run: List the files, and upload nothing.

@@ -9,6 +9,8 @@ from femtune.config import Train
 from femtune.data.prompts import write_completion
 from femtune.estep.scheduler import Sampler
 from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics
+from femtune.evaluation.item_scores import FILE as SCORES
+from femtune.evaluation.item_scores import item_scores
 from femtune.metric_types import EStepMetrics, EvaluationMetrics
 from femtune.resolve import TaskInputs
 from femtune.rewards.builtin import score
@@ -52,6 +54,13 @@ def judged(problems: Sequence[Problem], draws: Sequence[Draw]) -> EvaluationMetr
     """Return the evaluation of answers without rationales."""
     by_id = {problem.id: problem for problem in problems}
     return without_soundness(evaluation_metrics(by_id, [(draws, NO_TIME)]))
+
+
+def store_scores(run: Run, problems: Sequence[Problem], rows: Mapping[str, Sequence[Draw]]) -> None:
+    """Store the score of each problem by row, for rows whose answers are no stored draws."""
+    by_id = {problem.id: problem for problem in problems}
+    scores = {name: item_scores(draws, by_id) for name, draws in rows.items()}
+    run.write_json(run.iteration(0) / SCORES, scores)
 
 
 def draw_all(

@@ -33,6 +33,7 @@ from femtune.comparison.baseline_draws import (
     answered,
     draw_one,
     judged,
+    store_scores,
     without_soundness,
 )
 from femtune.comparison.direct import direct_answers, direct_metrics, expected_score
@@ -51,7 +52,7 @@ from femtune.metric_types import EvaluationMetrics, History, IterationMetrics
 from femtune.mstep.examples import write_examples
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs
-from femtune.run_folder import run_place
+from femtune.run_folder import run_place, store_problems
 from femtune.runs.draws import read_draws, write_draws
 from femtune.runs.run import Run, open_run
 from femtune.sampler import SamplerBuilder, make_sampler_builder
@@ -91,7 +92,7 @@ def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
     if names is not None and "none" in names and len(names) > 1:
         raise ConfigError(f"baselines {' '.join(names)}: none goes with no other.")
     measured = settings.eval_every > 0 and (
-        settings.eval_share > 0 or settings.eval_data is not None or settings.eval_split is not None
+        settings.eval_share != 0 or settings.eval_data is not None or settings.eval_split is not None
     )
     suit = APPLY[settings.task] if measured else ()
     has_cue = bool(parse_format(settings.answer_format).cue)
@@ -130,6 +131,8 @@ def baseline_settings(name: str, settings: Train, draws: int, rl: RL | None = No
     own = {"scheme": name, "training": training, "iterations": iterations}
     if name in RL_BASELINES:
         return Reinforced(**(fields | own), **vars(rl or RL()))
+    # no iterations to choose among, so these learn from the development part too
+    own |= {"dev_share": 0.0, "patience": 0}
     return Baseline(**(fields | own), draws=draws if name in DRAWING else 1)
 
 
@@ -138,16 +141,16 @@ def check(
 ) -> None:
     """Refuse at once what `run_baseline` would refuse. Raises DataError, ConfigError, RunError."""
     own = _own(asked, settings)
-    train, test = held_out(own, data, model)
-    own = without_held_out(own, test)
-    _place(own, data, model, output_dir, train, test)
-    if not test:
+    parts = held_out(own, data, model)
+    own = without_held_out(own, [*parts.dev, *parts.test])
+    _place(own, data, model, output_dir, *parts.groups)
+    if not parts.test:
         raise DataError(
             f"baseline {settings.scheme}: no problem is held out to measure it on. Give --eval-data, a "
             "larger --eval-share, or --no-baselines."
         )
     if settings.scheme == "regression":
-        check_regression(both_orders(train, asked.problems))
+        check_regression(both_orders(parts.train, asked.problems))
 
 
 def _place(
@@ -173,17 +176,18 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
     Its "evaluation" has a scheme's keys; a regression's "evaluations" has one for each kind.
     """
     asked = _own(read_inputs(data, settings, model=model), settings)
-    train, test = held_out(asked, data, model)
-    asked = without_held_out(asked, test)
-    place, config = _place(asked, data, model, output_dir, train, test)
+    parts = held_out(asked, data, model)
+    asked = without_held_out(asked, [*parts.dev, *parts.test])
+    place, config = _place(asked, data, model, output_dir, *parts.groups)
     with open_run(place, config, CHANGEABLE) as run:
+        store_problems(run, [], parts.test)
         if isinstance(settings, Reinforced):
-            builder = make_sampler_builder(model, asked, train, test)
-            return reinforce(run, builder, settings, settings, train, test)
+            builder = make_sampler_builder(model, asked, *parts.groups)
+            return reinforce(run, builder, settings, settings, parts)
         number = 1 if settings.scheme == "answer-only" else 0
         stored = run.iteration(number) / "metrics.json"
         if not stored.exists():
-            metrics = {"iteration": number} | _made(run, asked, model, settings, train, test)
+            metrics = {"iteration": number} | _made(run, asked, model, settings, parts.train, parts.test)
             run.write_json(stored, metrics)
             run.log("iteration", **metrics)
         return [json.loads(stored.read_text())]
@@ -275,13 +279,16 @@ def _direct(
     with builder.sampler(Sampling(settings.max_new_tokens)) as sampler:
         found = direct_answers(run, test, replace(sampler, demos=builder.demos))
     answers = [logprobs.likeliest if logprobs else "" for logprobs in found]
-    ways = {"direct": judged(test, answered(test, answers, asked)) | direct_metrics(test, found)}
+    drawn = {"direct": answered(test, answers, asked)}
+    ways = {"direct": judged(test, drawn["direct"]) | direct_metrics(test, found)}
     known = frame(test[0])
     if known is not None and known.form == "rating" and all(found):
         scale = Scale(known.scale)
         values = np.array([expected_score(logprobs, scale) for logprobs in found if logprobs])
-        nearest = judged(test, answered(test, [*map(scale.nearest, values)], asked))
+        drawn["expected-score"] = answered(test, [*map(scale.nearest, values)], asked)
+        nearest = judged(test, drawn["expected-score"])
         ways["expected-score"] = with_values(nearest, test, values, known.scale)
+    store_scores(run, test, drawn)
     return {"evaluation": ways["direct"], "evaluations": ways}
 
 

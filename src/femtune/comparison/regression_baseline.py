@@ -16,6 +16,7 @@ from femtune.comparison.baseline_draws import (
     best_device,
     draw_all,
     judged,
+    store_scores,
 )
 from femtune.comparison.regression import Features, features, predictions, with_values
 from femtune.config import Train
@@ -74,8 +75,10 @@ def run_regression(
     fit_s = time.perf_counter() - begun
     drawn = {kind: base_metrics(run, kind, problems) for kind, problems in groups.items()}
     made: dict[str, EvaluationMetrics] = {}
-    for name, (answers, values) in found.items():
-        metrics = judged(test, answered(test, answers, asked))
+    rows = {name: answered(test, answers, asked) for name, (answers, _) in found.items()}
+    store_scores(run, test, rows)
+    for name, (_, values) in found.items():
+        metrics = judged(test, rows[name])
         if values is not None:
             metrics = with_values(metrics, test, values, known.scale)
         made[name] = cast(EvaluationMetrics, {**metrics, **drawn["eval"]})

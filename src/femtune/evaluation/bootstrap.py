@@ -146,13 +146,12 @@ def bootstrap(
     >>> bootstrap(lambda weights: {"share": mean(weights, heads)}, [""] * 4)["share"]
     Estimate(value=0.75, ci=(0.25, 1.0))
     """
-    numbers: dict[str | int, int] = {}
-    group = np.array([numbers.setdefault(name or n, len(numbers)) for n, name in enumerate(groups)], int)
+    group, num_groups = numbered(groups)
     rng = np.random.default_rng(seed)
     at_once = max(1, WEIGHTS_AT_ONCE // max(1, len(group)))
     parts: list[Mapping[str, Floats]] = []
-    for start in range(0, resamples if len(numbers) > 1 else 0, at_once):
-        times = _resample(rng, min(at_once, resamples - start), len(numbers))
+    for start in range(0, resamples if num_groups > 1 else 0, at_once):
+        times = resample(rng, min(at_once, resamples - start), num_groups)
         parts.append(statistic(times[:, group]))
     return {
         name: _estimate(float(value[0]), [part[name] for part in parts], resamples)
@@ -160,7 +159,14 @@ def bootstrap(
     }
 
 
-def _resample(rng: np.random.Generator, rows: int, size: int) -> Floats:
+def numbered(groups: Sequence[str]) -> tuple[Ints, int]:
+    """Return each item's group as a number [items], and how many groups there are; "" stands alone."""
+    numbers: dict[str | int, int] = {}
+    group = np.array([numbers.setdefault(name or n, len(numbers)) for n, name in enumerate(groups)], int)
+    return group, len(numbers)
+
+
+def resample(rng: np.random.Generator, rows: int, size: int) -> Floats:
     """Return how often each of `size` items is drawn in `size` draws with replacement, [rows, size]."""
     drawn = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
     times = np.bincount(drawn.ravel(), minlength=rows * size)

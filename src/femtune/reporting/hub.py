@@ -49,7 +49,7 @@ class Upload:
         return here | {name: len(text.encode()) for name, text in self.changed.items()}
 
 
-def pack(root: Path, repo: str, what: What, which: Which = "last", *, draws: bool = False) -> Upload:
+def pack(root: Path, repo: str, what: What, which: Which = "best", *, draws: bool = False) -> Upload:
     """Collect what the run in `root` would send. Writes only a missing card.
 
     Raises RunError if the run lacks it, ConfigError for an invalid repository name.

@@ -40,13 +40,13 @@ from femtune.evaluation.selection_bias import (
     outcomes,
     weighed,
 )
-from femtune.loop import LoopConfig, drawn
+from femtune.loop import LoopConfig
 from femtune.model_info import info_of, write_info
 from femtune.mstep.examples import write_examples
 from femtune.resolve import make_loop_config, read_inputs
 from femtune.rewards.builtin import score
 from femtune.run_folder import check_new
-from femtune.runs.draws import by_problem, read_draws, write_draws
+from femtune.runs.draws import by_problem, drawn, read_draws, write_draws
 from femtune.runs.hashes import hash_weights
 from femtune.schemes.answer_rules import gain
 from femtune.schemes.filters import Accepted, Chain, Share

@@ -14,6 +14,7 @@ from femtune.data.columns import root_of
 from femtune.data.files.reading import file_rows, file_unit
 from femtune.data.leaks import JUDGE_LEAKS, LEAKS
 from femtune.data.plain_table import problems_of_rows
+from femtune.data.problems import group_problems
 from femtune.data.prompts import HINT, INSTRUCTION, Prompts, as_messages, instruct, rewritten
 from femtune.data.row_report import NO_ROWS, RowReport, skip_reasons
 from femtune.data.rows import DUPLICATE, BadRow, Faults
@@ -55,6 +56,7 @@ class Options:
     prompt_template: str | None = None  # text
     round_scores: bool = False
     soft_labels: bool = False
+    group: str | None = None  # column of the clusters that are kept whole
 
     def __post_init__(self) -> None:
         if self.round_scores and self.soft_labels:
@@ -218,6 +220,8 @@ def _plain(
     template = options.template
     if template is not None:
         problems = _templated(problems, template, options)
+    if options.group is not None:
+        problems = group_problems(problems, options.group)
     report = RowReport(num_rows=len(problems), unit=unit)
     return TaskData(problems=problems, instruction=options.instruction(), report=report, places=places)
 
@@ -270,6 +274,10 @@ def _made(task: str, read: Found, options: Options, faults: Faults, answers: boo
         skipped=skip_reasons(faults),
         codings=(*told, *said, *read.empty.describe(faults.unit), *found.report.codings),
     )
+    if options.group is not None:
+        by_place = {place: row for place, row in rows if not isinstance(row, BadRow)}
+        problems = group_problems(found.problems, options.group, by_place, found.places)
+        found = replace(found, problems=problems)
     return replace(found, report=report)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from femtune.config import Train
+from femtune.data.partition import Parts
 from femtune.errors import ConfigError
 from femtune.loop import LoopConfig
 from femtune.mstep.config import Training
@@ -33,7 +34,7 @@ from femtune.tools.estimate.hardware import DISK, TABLE, Hardware, check_hardwar
 from femtune.tools.estimate.memory import Memory, advice, batch_rows, engine_memory, training_memory
 from femtune.tools.estimate.schedule import is_steady, schedule
 from femtune.tools.estimate.shapes import config_folder, read_shape
-from femtune.types import Problem, Scheme
+from femtune.types import Scheme
 
 RIGHT = {"plain": 0.5, "hinted": 0.9}  # assumed by default
 _LOOKED_AT = 200  # problems whose prompts are tokenized
@@ -113,7 +114,7 @@ def look_ahead(
     folder, name = config_folder(model, options.measure > 0)
     asked = read_inputs(data, settings, model=str(folder))
     steps = make_loop_config(asked.settings, scheme)
-    problems, test = held_out(asked, data, str(folder))
+    parts = held_out(asked, data, str(folder))
     parallel = int(engine_args(settings).get("tensor_parallel_size", 1))
     if parallel > options.num_devices:
         raise ConfigError(
@@ -122,7 +123,7 @@ def look_ahead(
         )
     if options.hardware != "here" and not options.measure:
         asked = replace(asked, settings=_anywhere(asked.settings))
-    builder = make_sampler_builder(str(folder), asked, problems, test)
+    builder = make_sampler_builder(str(folder), asked, *parts.groups)
     shape = read_shape(builder.base, name)
     if options.tokens_per_draw is not None and options.tokens_per_draw > settings.max_new_tokens:
         raise ConfigError(
@@ -131,8 +132,8 @@ def look_ahead(
         )
     dtype = settings.engine_dtype if settings.engine_dtype != "auto" else shape.dtype
     device = TABLE[options.hardware] if options.hardware in TABLE else _here(shape, dtype, settings)
-    job = _job(shape, steps, builder, problems, test, options, dtype, device, settings, parallel)
-    benchmark = try_out(builder, steps, problems, options.measure, draws) if options.measure else None
+    job = _job(shape, steps, builder, parts, options, dtype, device, settings, parallel)
+    benchmark = try_out(builder, steps, parts.train, options.measure, draws) if options.measure else None
     trained = shape.lora(steps.training) if steps.training.use_peft else shape.parameters
     stored = "float32" if steps.training.use_peft else shape.dtype
     models = models_bytes(steps, BYTES[stored] * trained)
@@ -168,14 +169,14 @@ def _job(
     shape: Shape,
     steps: LoopConfig,
     builder: SamplerBuilder,
-    problems: Sequence[Problem],
-    test: Sequence[Problem],
+    parts: Parts,
     options: EstimateOptions,
     dtype: str,
     device: Hardware,
     settings: Train,
     parallel: int,
 ) -> Job:
+    problems, dev, test = parts
     some = problems[:: max(1, len(problems) // _LOOKED_AT)][:_LOOKED_AT]
     lengths = {
         name: [len(builder.tokenizer.encode_prompt(builder.prompts.render(name, each))) for each in some]
@@ -195,6 +196,7 @@ def _job(
     return Job(
         problems=len(problems),
         eval_problems=len(test),
+        dev_problems=len(dev),
         prompt_tokens={name: fmean(each) for name, each in lengths.items()},
         longest=max(map(max, lengths.values())),
         tokens_per_draw=length,
@@ -203,7 +205,7 @@ def _job(
         max_new_tokens=settings.max_new_tokens,
         asking=run.asking,
         iterations=steps.iterations,
-        evaluations=len(measured) if test else 0,
+        evaluations=len(measured) if test or dev else 0,
         eval_draws=steps.evaluation.draws,
         chunk_size=settings.chunk_size,
         engine=settings.engine,
@@ -267,6 +269,8 @@ def _estimate(
     once = [Attempt("plain", job.eval_draws, 1.0, True)]
     drawn = writing(shape, job, device, job.asking.attempts, job.problems, rows=rows, engines=engines)
     checked = writing(shape, job, device, once, job.eval_problems, rows=rows, engines=engines)
+    once = [Attempt("plain", 1, 1.0, True)]
+    chosen = writing(shape, job, device, once, job.dev_problems, rows=rows, engines=engines)
     scored = scoring(shape, job, device, engines)
     bounded = bounding(shape, job, device, _right(options), rows=rows, engines=engines)
     fitted = fitting(shape, job, device, options.num_devices)
@@ -274,8 +278,8 @@ def _estimate(
     if benchmark is not None and options.hardware == "here":
         num, asked = benchmark.drawn.problems, benchmark.drawn.asking.attempts
         slower = benchmark.drawn.seconds / writing(shape, job, device, asked, num, rows=rows).seconds
-        drawn, checked, bounded = (
-            replace(p, seconds=p.seconds * slower) for p in (drawn, checked, bounded)
+        drawn, checked, chosen, bounded = (
+            replace(p, seconds=p.seconds * slower) for p in (drawn, checked, chosen, bounded)
         )
         fitted = replace(fitted, seconds=fitted.tokens * benchmark.token_s / options.num_devices)
         loaded = Phase(seconds=benchmark.loading_s)
@@ -284,11 +288,12 @@ def _estimate(
     each = {"E-step": drawn, "M-step": fitted, "evaluation": checked, "loading": loaded}
     if job.scored:
         each = {"E-step": drawn, "scoring": scored} | each
+    each |= {"development": chosen} if job.dev_problems else {}
     each |= {"bound": bounded} if bounded.draws else {}
     times = {"evaluation": job.evaluations, "bound": job.evaluations}
+    times |= {"development": max(0, job.evaluations - 1)}  # not of the base
     whole = {name: phase.times(times.get(name, job.iterations)) for name, phase in each.items()}
-    draws = sum(phase.draws for phase in whole.values())
-    draws += job.iterations * job.problems * job.remembered
+    draws = sum(each.draws for each in whole.values()) + job.iterations * job.problems * job.remembered
     return RunEstimate(
         shape=shape,
         job=job,
