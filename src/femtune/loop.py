@@ -108,9 +108,7 @@ class LoopConfig:
     bound_draws: int = 0  # per held-out problem, for the bound: half plain, half hinted; 0: none
     bound_problems: int = 100  # maximum number of held-out problems for the bound
     reader_problems: int = 0  # held-out problems whose rationales the base reads: see rationales.py
-    # worked examples in the prompts of the first `demo_iterations` E-steps, of draws from the base, and
-    # of the base's evaluation; training does not show them
-    demos: Demos = ()
+    demos: Demos = ()  # in the first E-steps, draws from the base and its evaluation; never in training
     demo_iterations: int = 1
     force: Literal["evaluation", "always", "never"] = "evaluation"  # where answers are forced
 
@@ -122,8 +120,7 @@ class LoopConfig:
     def m_step(self, iteration: int) -> tuple[Literal["previous", "base"], Training]:
         """Return where the M-step of an iteration starts, and how it trains.
 
-        A restart takes more epochs. Once settled, a constant learning rate decays, so that the last
-        steps of an M-step do not dominate its model.
+        A restart takes more epochs. Once settled, a constant learning rate decays in each M-step.
         """
         training, schedule = self.training, self.scheme.m_steps
         if schedule.restarts(iteration):
@@ -333,10 +330,7 @@ class Steps:
         return m_step
 
     def evaluate(self, iteration: int, demos: Demos = (), *, scores: bool = False) -> EvaluationMetrics:
-        """Evaluate theta_k on held-out problems, with these worked examples in their prompts.
-
-        With `scores`, the answers after new draws are scored and stored, too: see scored_answers.py.
-        """
+        """Evaluate theta_k with these worked examples; `scores`: see scored_answers.py."""
         asked = self.config.evaluation
         kind = "eval_demos" if demos else "eval"
         metrics = self._measure(iteration, kind, self.eval_problems, asked, demos, scores=scores)
@@ -404,8 +398,8 @@ class Steps:
         if self.sampler.engine.capabilities.scores:
             return True
         log.warning(
-            "the server can't score completions: the bound on the likelihood, the effective sample size "
-            "and hint leakage are not measured, as with bound_draws 0."
+            "the server can't score completions: bound, effective sample size and hint leakage are not "
+            "measured, as with bound_draws 0."
         )
         return False
 

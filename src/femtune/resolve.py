@@ -54,8 +54,6 @@ class Divided:
 
 
 Data = Source | Divided
-
-
 A = TypeVar("A", bound=Ask)
 
 
@@ -91,10 +89,9 @@ def read_inputs(
     """Read the inputs from a file, the Hub, or objects; with answers=False, without answers.
 
     A reward given as an object replaces the one named in the settings. With bad_rows "skip", problems
-    too long for the `model` are left out. `rows` yields the rows of a file in place of reading it. With
-    log_rows=False, the caller says what is left out and how labels are coded. Raises DataError if a
-    problem is invalid, or its own answer would not earn the reward; ConfigError for settings that do not
-    suit the task.
+    too long for the `model` are left out. `rows` yields the rows of a file in place of reading it.
+    Raises DataError if a problem is invalid, or its own answer would not earn the reward; ConfigError
+    for settings that do not suit the task.
     """
     check_values({"data": data if isinstance(data, (str, Path)) else None, "model": model})
     settings = _with_texts(settings)

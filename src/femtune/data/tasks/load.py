@@ -302,11 +302,7 @@ def _wanted(rows: Iterable[Place], attributes: tuple[str, ...], source: str) -> 
 
 
 def _judging(
-    task: str,
-    schema: Schema,
-    rows: Sequence[Place],
-    options: Options,
-    faults: Faults,
+    task: str, schema: Schema, rows: Sequence[Place], options: Options, faults: Faults
 ) -> TaskData:
     wording = _WORDINGS[task]
     rows, said = check_texts(rows)
@@ -409,11 +405,7 @@ def _sorted_out(
 
 
 def _asking(
-    task: str,
-    schema: Schema,
-    rows: Iterable[Place],
-    options: Options,
-    faults: Faults,
+    task: str, schema: Schema, rows: Iterable[Place], options: Options, faults: Faults
 ) -> TaskData:
     module = MODULES[task]
     template, checked = options.template, False
