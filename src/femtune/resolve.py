@@ -91,7 +91,6 @@ def read_inputs(
     too long for the `model` are left out. Raises DataError if a problem is invalid, or its own answer
     would not earn the reward; ConfigError for settings that do not suit the task.
     """
-    check_values({"data": data if isinstance(data, (str, Path)) else None, "model": model})
     settings = _with_texts(settings)
     form = parse_format(settings.answer_format)
     source = data.train if isinstance(data, Divided) else data
@@ -187,6 +186,7 @@ def _read(data: Source, settings: Ask, answers: bool) -> TaskData:
     """Read a file, a data set on the Hub, or rows; problems are used unchanged. Raises DataError."""
     options = task_options(settings)
     if isinstance(data, (str, Path)):
+        check_values({"data": data})  # as messages show it
         return read_task(data, settings.task, options, answers=answers)
     given = rows_of(data)
     problems = [each for each in given if isinstance(each, Problem)]

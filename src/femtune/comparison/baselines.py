@@ -51,7 +51,7 @@ from femtune.metric_types import EvaluationMetrics, History, IterationMetrics
 from femtune.mstep.examples import write_examples
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs
-from femtune.run_folder import run_place
+from femtune.run_folder import run_place, with_pinned_date
 from femtune.runs.draws import read_draws, write_draws
 from femtune.runs.run import Run, open_run
 from femtune.sampler import SamplerBuilder, make_sampler_builder
@@ -176,6 +176,7 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
     train, test = held_out(asked, data, model)
     asked = without_held_out(asked, test)
     place, config = _place(asked, data, model, output_dir, train, test)
+    asked = with_pinned_date(asked, config)
     with open_run(place, config, CHANGEABLE) as run:
         if isinstance(settings, Reinforced):
             builder = make_sampler_builder(model, asked, train, test)
