@@ -93,7 +93,6 @@ def read_inputs(
     Raises DataError if a problem is invalid, or its own answer would not earn the reward; ConfigError
     for settings that do not suit the task.
     """
-    check_values({"data": data if isinstance(data, (str, Path)) else None, "model": model})
     settings = _with_texts(settings)
     parse_format(settings.answer_format)  # raises before anything is read
     source = data.train if isinstance(data, Divided) else data
@@ -197,6 +196,7 @@ def _read(
     group = settings.group if answers else None  # without answers, nothing is split or measured
     options = replace(task_options(settings), group=group)
     if isinstance(data, (str, Path)):
+        check_values({"data": data})  # as messages show it
         return read_task(data, settings.task, options, answers=answers, rows=given)
     objects = rows_of(data)
     problems = [each for each in objects if isinstance(each, Problem)]

@@ -213,7 +213,7 @@ def test_a_malformed_url_is_refused_and_not_shown(url: str, monkeypatch: pytest.
     assert "hush" not in str(refused.value)
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     with pytest.raises(ConfigError, match="OPENAI_BASE_URL holds") as refused:
-        engine.OpenAIEngine(Path("none"), tokenizer=None)  # type: ignore[arg-type]  # refused before it is read
+        engine.OpenAIEngine(Path("none"), tokenizer=None)  # type: ignore[arg-type]  # refused first
     assert "hush" not in str(refused.value)
 
 

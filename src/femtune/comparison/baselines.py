@@ -52,7 +52,7 @@ from femtune.metric_types import EvaluationMetrics, History, IterationMetrics
 from femtune.mstep.examples import write_examples
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs
-from femtune.run_folder import run_place, store_problems
+from femtune.run_folder import run_place, store_problems, with_pinned_date
 from femtune.runs.draws import read_draws, write_draws
 from femtune.runs.run import Run, open_run
 from femtune.sampler import SamplerBuilder, make_sampler_builder
@@ -179,6 +179,7 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
     parts = held_out(asked, data, model)
     asked = without_held_out(asked, [*parts.dev, *parts.test])
     place, config = _place(asked, data, model, output_dir, *parts.groups)
+    asked = with_pinned_date(asked, config)
     with open_run(place, config, CHANGEABLE) as run:
         store_problems(run, [], parts.test)
         if isinstance(settings, Reinforced):

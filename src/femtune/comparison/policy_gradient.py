@@ -184,7 +184,7 @@ def _config(name: str, scratch: str, world: Environment, training: Training, rl:
         temperature=world.sampling.temperature,
         top_p=world.sampling.top_p,
         top_k=world.sampling.top_k,
-        chat_template_kwargs=dict(world.tokenizer.template_args),
+        chat_template_kwargs=world.tokenizer.rendering_args,
         learning_rate=rl.rate(training),
         lr_scheduler_type=training.lr_scheduler_type,
         warmup_steps=training.warmup_steps,

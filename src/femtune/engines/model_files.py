@@ -10,6 +10,7 @@ from typing import Any
 
 from femtune._util.model_safety import check_fetched, check_weights, unreadable
 from femtune._util.parsing import Unreadable, named_pairs, read_json, read_value
+from femtune._util.redaction import check_values
 from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.worlds import SEEDLING
 from femtune.errors import ModelError
@@ -24,8 +25,9 @@ def find_model(name: str) -> Path | str:
     """A local folder, one of `MODELS`, or the id of a model on the Hub.
 
     The folder of a run of `train` stands for its best model. Raises ModelError for a path that is no
-    model folder, or has pickled weights alone.
+    model folder, or has pickled weights alone, and ConfigError for a name that looks like a secret.
     """
+    check_values({"model": name})  # as messages show it
     if name in MODELS:
         return MODELS[name]
     path = Path(name).expanduser()

@@ -26,6 +26,7 @@ from femtune._util import markdown
 from femtune._util.atomic_files import replacing
 from femtune._util.parsing import read_value
 from femtune.data.answers import Scale
+from femtune.data.chat_tokenizer import DATE
 from femtune.data.problems import load_problems
 from femtune.data.prompts import as_messages
 from femtune.data.row_report import NO_ROWS, ROWS, RowReport, read_reports
@@ -302,6 +303,7 @@ def _use(told: RunFacts, folder: Path) -> dict[str, Any]:
         "template_args": {
             name: read_value(value)
             for name, _, value in (item.partition("=") for item in told.config["template_args"])
+            if name != DATE  # a function there
         },
         "end": None if end in (eos if isinstance(eos, list) else [eos]) else end,
     }

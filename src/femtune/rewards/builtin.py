@@ -33,6 +33,7 @@ from femtune.data.tasks.frames import scale_of
 from femtune.errors import ConfigError, RewardError
 from femtune.rewards.custom import Outcome, UserReward, checked, load_function, user_reward
 from femtune.rewards.math_equality import same_value
+from femtune.rewards.trl import trl_function
 from femtune.types import Completion, Parsed, Problem, Reason, Reward, Score
 
 # --- built in
@@ -64,6 +65,12 @@ class AnswerReward:
         if scale is None or not scale.texts:
             return self.grade(answer, problem.answer)
         return float(scale.read(answer) == scale.read(problem.answer) is not None)
+
+    def for_trl(
+        self, *, answer_column: str = "answer", answer_format: str = "line"
+    ) -> Callable[..., list[float | None]]:
+        """Return the reward as TRL's trainers call it: see `rewards.trl`."""
+        return trl_function(self, self.name, answer_column=answer_column, answer_format=answer_format)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return as_reward, (self.name,)  # pickled by name
@@ -250,7 +257,7 @@ REWARDS: dict[str, Callable[..., AnswerReward]] = {
 }
 
 
-def as_reward(spec: str | Callable[..., Any]) -> Reward:
+def as_reward(spec: str | Callable[..., Any]) -> AnswerReward | UserReward:
     """Return the reward for a specification: "exact", "ordinal(1, 5)", "file.py:fn", or a function.
 
     >>> as_reward("number(tol=0.5)").name
@@ -298,7 +305,7 @@ def _expression(spec: str) -> ast.expr:
         return ast.parse(spec, mode="eval").body
 
 
-def load_reward(spec: str) -> Reward:
+def load_reward(spec: str) -> AnswerReward | UserReward:
     """Load a user's reward from "package.module:function" or "path/file.py:function".
 
     Raises ConfigError if the file, module or function does not exist, or its import fails.

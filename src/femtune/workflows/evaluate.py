@@ -21,7 +21,7 @@ from femtune.loop import LoopConfig, Progress, Steps
 from femtune.metric_types import BothWays, EvaluateMetrics
 from femtune.model_info import as_trained
 from femtune.resolve import Data, TaskInputs, make_loop_config, read_inputs
-from femtune.run_folder import run_place, store_problems
+from femtune.run_folder import run_place, store_problems, with_pinned_date
 from femtune.runs.draws import read_draws
 from femtune.runs.run import Run, open_run
 from femtune.sampler import make_sampler_builder, trained_from
@@ -142,6 +142,7 @@ def evaluate_as_set(
     if settings.calibration is not None:
         digest = hashlib.blake2b(Path(settings.calibration).read_bytes(), digest_size=12).hexdigest()
         stored["calibration"] = f"{settings.calibration} (blake2b {digest})"
+    asked = with_pinned_date(asked, stored)
     builder = make_sampler_builder(model, asked, asked.problems)
     with open_run(place, stored, CHANGEABLE) as run:
         store_problems(run, [], asked.problems, {"eval": asked.report})

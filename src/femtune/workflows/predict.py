@@ -51,7 +51,15 @@ from femtune.model_info import read_info, with_defaults
 from femtune.mstep.config import context_length
 from femtune.resolve import Data, TaskInputs, read_inputs, task_options
 from femtune.rewards.builtin import exact
-from femtune.run_folder import fingerprint, relied_on, resolved, shown_data, store_problems
+from femtune.run_folder import (
+    fingerprint,
+    pin_date,
+    relied_on,
+    resolved,
+    shown_data,
+    store_problems,
+    with_pinned_date,
+)
 from femtune.runs.draws import by_problem, read_draws
 from femtune.runs.run import Run, check_run, open_run
 from femtune.sampler import SamplerBuilder, make_sampler_builder
@@ -184,7 +192,8 @@ def predict_into(data: Data, model: str, settings: Predict, output: Path) -> Pre
     counts.rows_left_out = asked.report.num_skipped
     check_calibration(calibration, asked.problems)
     place = output.with_name(f"{output.name}.draws")
-    config = _stored_config(data, model, asked)
+    config = _stored_config(data, model, asked, place)
+    asked = with_pinned_date(asked, config)
     check_run(place, config, _OF_VOTES)
     # nothing is graded here, and a reward of the user's own may not bear a missing answer
     builder = make_sampler_builder(model, replace(asked, reward=exact()), asked.problems)
@@ -196,13 +205,14 @@ def predict_into(data: Data, model: str, settings: Predict, output: Path) -> Pre
     return PredictResult(output, place, counts)
 
 
-def _stored_config(data: Data, model: str, asked: TaskInputs[Predict]) -> dict[str, Any]:
+def _stored_config(data: Data, model: str, asked: TaskInputs[Predict], place: Path) -> dict[str, Any]:
     """Return the configuration of the run that holds the draws."""
     base, settings = local_model(model), asked.settings
-    relies = relied_on(base, base=base_of_adapter(base), template_args=settings.template_args)
     marks = fingerprint(asked.problems)
-    shown = shown_data(data)
-    return resolved(settings, data=shown, model=model, problems=marks, relies_on=relies)
+    config = resolved(settings, data=shown_data(data), model=model, problems=marks)
+    pin_date(config, base, place)
+    args = config["template_args"]
+    return config | {"relies_on": relied_on(base, base=base_of_adapter(base), template_args=args)}
 
 
 def _stored_draws(

@@ -33,9 +33,8 @@ from femtune.resolve import (
     read_test,
     sampling,
 )
-from femtune.run_folder import check_storable, run_place, store_problems
+from femtune.run_folder import check_storable, run_place, store_problems, with_pinned_date
 from femtune.runs.checkpoints import best_of, describe_best
-from femtune.runs.hashes import warn_of_date
 from femtune.runs.run import open_run
 from femtune.sampler import SamplerBuilder, check_installed, make_sampler_builder
 from femtune.tools.estimate.disk import at_most, check_disk
@@ -97,7 +96,7 @@ def run_train(
         demos=asked.demos,
         scheme=scheme or named_scheme(asked.settings),
     )
-    warn_of_date(local_model(model), asked.settings.template_args)
+    asked = with_pinned_date(asked, stored)
     builder = make_sampler_builder(model, asked, *parts.groups)
     config = replace(config, demos=usable_demos(builder.demos, config.scheme))
     info = _info(model, settings, asked, builder, stored)
