@@ -85,9 +85,8 @@ def main() -> None:
         median = statistics.median(values[1:])
         shown = " ".join(f"{value:.2f}" for value in values[1:])
         print(f"{name:13} {median:7.2f} s  {median / whole:6.1%} of the draws'   ({shown})")
-    extra = statistics.median(
-        b / a - 1 for a, b in zip(spent["draws"], spent["and answers"], strict=True)
-    )
+    turns = zip(spent["draws"][1:], spent["and answers"][1:], strict=True)
+    extra = statistics.median(after / alone - 1 for alone, after in turns)
     print(f"answers as draws come cost {extra:.1%} of the draws")
 
 
