@@ -331,8 +331,7 @@ class Steps:
 
     def evaluate(self, iteration: int, demos: Demos = (), *, scores: bool = False) -> EvaluationMetrics:
         """Evaluate theta_k with these worked examples; `scores`: see scored_answers.py."""
-        asked = self.config.evaluation
-        kind = "eval_demos" if demos else "eval"
+        asked, kind = self.config.evaluation, "eval_demos" if demos else "eval"
         metrics = self._measure(iteration, kind, self.eval_problems, asked, demos, scores=scores)
         most = self.sampler.sampling.max_new_tokens
         if demos or not self.config.demos or iteration:  # else the evaluation with examples follows
