@@ -81,7 +81,7 @@ def test_it_is_found_apart_from_the_source(python: Path, wheel: Path) -> None:
 
 def test_a_users_script_runs(python: Path, wheel: Path) -> None:
     said = run(python, SCRIPT, cwd=wheel.parent)
-    assert "best: judge/best (iteration 1)" in said
+    assert "best: judge/best (iteration 1, the last" in said
     assert (wheel.parent / "judge/best/femtune.json").exists()
 
 

@@ -108,6 +108,7 @@ class MStepMetrics(TypedDict, total=False):
     num_epochs: float
     batch_size: int
     learning_rate: float
+    bf16: bool
     exported_gain_share: float | None
 
 
