@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from femtune.config import Train
 from femtune.data.prompts import write_completion
 from femtune.estep.scheduler import Sampler
-from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics
+from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics, is_right
+from femtune.loop import Progress
 from femtune.metric_types import EStepMetrics, EvaluationMetrics
 from femtune.resolve import TaskInputs
 from femtune.rewards.builtin import score
@@ -54,13 +55,30 @@ def judged(problems: Sequence[Problem], draws: Sequence[Draw]) -> EvaluationMetr
     return without_soundness(evaluation_metrics(by_id, [(draws, NO_TIME)]))
 
 
+ANSWERS = "answers.json"  # of baselines that write no draws, beside metrics.json
+
+
+def store_answers(run: Run, graded: Mapping[str, Sequence[Draw]]) -> None:
+    """Store the answers of each row of a baseline by problem, and which are right."""
+    rows = {
+        name: {d.key.problem_id: {"answer": d.score.answer, "right": is_right(d)} for d in draws}
+        for name, draws in graded.items()
+    }
+    run.write_json(run.iteration(0) / ANSWERS, rows)
+
+
 def draw_all(
-    run: Run, builder: SamplerBuilder, settings: Baseline, groups: Mapping[str, Sequence[Problem]]
+    run: Run,
+    builder: SamplerBuilder,
+    settings: Baseline,
+    groups: Mapping[str, Sequence[Problem]],
+    progress: Progress,
 ) -> None:
     """Draw for all groups; the engine and its model are freed at the end."""
     with builder.sampler(Sampling(settings.max_new_tokens, temperature=1.0)) as sampler:
         for kind, problems in groups.items():
-            draw_one(run, kind, problems, sampler, settings.draws)
+            progress.phase("evaluation" if kind == "eval" else "E-step", 0, len(problems))
+            draw_one(run, kind, problems, sampler, settings.draws, progress)
 
 
 def base_metrics(run: Run, kind: str, problems: Sequence[Problem]) -> EStepMetrics:
@@ -95,6 +113,13 @@ def without_soundness(metrics: EvaluationMetrics) -> EvaluationMetrics:
     return made
 
 
-def draw_one(run: Run, kind: str, problems: Sequence[Problem], sampler: Sampler, draws: int) -> None:
+def draw_one(
+    run: Run,
+    kind: str,
+    problems: Sequence[Problem],
+    sampler: Sampler,
+    draws: int,
+    progress: Progress,
+) -> None:
     """Draw from the base under the plain prompt and store the draws by chunk in iteration 0."""
-    ask_into(run, kind, problems, sampler, draws=draws)
+    ask_into(run, kind, problems, sampler, draws=draws, on_draws=progress.draws)

@@ -16,11 +16,13 @@ from femtune.comparison.baseline_draws import (
     best_device,
     draw_all,
     judged,
+    store_answers,
 )
 from femtune.comparison.regression import Features, features, predictions, with_values
 from femtune.config import Train
 from femtune.data.tasks.frames import frame
 from femtune.errors import DataError
+from femtune.loop import Progress
 from femtune.metric_types import EvaluationMetrics, IterationMetrics
 from femtune.resolve import TaskInputs
 from femtune.runs.run import Run
@@ -58,12 +60,13 @@ def run_regression(
     settings: Baseline,
     train: Sequence[Problem],
     test: Sequence[Problem],
+    progress: Progress,
 ) -> IterationMetrics:
     known = frame(train[0])
     assert known is not None  # check_regression
     groups = {"draws": train, "eval": test}
     run.log("E-step", iteration=0)
-    draw_all(run, builder, settings, groups)
+    draw_all(run, builder, settings, groups, progress)
     begun = time.perf_counter()
     run.log("M-step", iteration=0)
     seen = _stored_features(run, builder, groups, known.scale)
@@ -74,8 +77,10 @@ def run_regression(
     fit_s = time.perf_counter() - begun
     drawn = {kind: base_metrics(run, kind, problems) for kind, problems in groups.items()}
     made: dict[str, EvaluationMetrics] = {}
-    for name, (answers, values) in found.items():
-        metrics = judged(test, answered(test, answers, asked))
+    graded = {name: answered(test, answers, asked) for name, (answers, _) in found.items()}
+    store_answers(run, graded)
+    for name, (_, values) in found.items():
+        metrics = judged(test, graded[name])
         if values is not None:
             metrics = with_values(metrics, test, values, known.scale)
         made[name] = cast(EvaluationMetrics, {**metrics, **drawn["eval"]})

@@ -122,9 +122,7 @@ def evaluation_metrics(
             unforced.append(fmean(free))
             counts.append((len(hits), sum(hits)))
             asked.append((problem, item := as_item(problem, draws)))
-            votes = Counter(filter(None, item.votes))
-            winner = votes.most_common(1)[0][0] if votes else None
-            majority.append(any(h for h, vote in zip(hits, item.votes, strict=True) if vote == winner))
+            majority.append(wins_vote(hits, item.votes))
             errors += [e for draw in draws if (e := absolute_error(draw, problem)) is not None]
             steps += filter(None, (sound_steps(draw, problem) for draw in draws))
     numeric = all(as_number(problem.answer) is not None for problem in problems.values())
@@ -150,6 +148,17 @@ def as_item(problem: Problem, draws: Sequence[Draw]) -> Item:
     else:
         answers = [scale.read(answer) or "" for answer in answers]
     return Item(problem.answer, tuple(answers), group_of(problem))
+
+
+def wins_vote(hits: Sequence[bool], votes: Sequence[str]) -> bool:
+    """Return True if the most frequent of the answers is right; "" is no vote.
+
+    >>> wins_vote([True, False, False], ["3", "4", ""]), wins_vote([False, False], ["", ""])
+    (True, False)
+    """
+    counts = Counter(filter(None, votes))
+    winner = counts.most_common(1)[0][0] if counts else None
+    return any(hit for hit, vote in zip(hits, votes, strict=True) if vote == winner)
 
 
 def group_of(problem: Problem) -> str:
