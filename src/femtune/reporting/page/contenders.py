@@ -152,7 +152,8 @@ def contenders(found: Found) -> list[Contender]:
         if bases:
             made.append(Contender("the base", "base", tuple(bases), 0, group))
     for group in found.groups:
-        if group.is_baseline:
+        # a ladder has the base as a run of its own too
+        if group.is_baseline and not (made and group.runs[0].scheme == "base"):
             made += _baselines(group)
     for group in schemes:
         last = [_last(run) for run in group.runs if any(run.evaluations())]  # beyond the base's, 0
