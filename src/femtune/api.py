@@ -375,6 +375,8 @@ def ladder(
     price_prompt: float | None = None,
     price_generated: float | None = None,
     price_trained: float | None = None,
+    answer: Data | Table | None = None,
+    output: str | Path | None = None,
     scheme: str = "auto",
     eval_data: Data | Table | None = None,
     reward: Reward | None = None,
@@ -386,10 +388,9 @@ def ladder(
 
         result = ladder("judge.jsonl", "Qwen/Qwen3-1.7B", task="judge", up_to="votes")
         result.chosen, result.verdict
-        result.command  # answers new items like the chosen rung
 
-    docs/guides/ladder.md has the rungs and the rule. Takes the settings of `train`. The same call
-    resumes a stopped ladder. Raises what `train` raises, and DataError if no problem is held out.
+    Takes the settings of `train`. The same call resumes a stopped ladder; with `answer`, it answers new
+    items like the chosen rung. Raises what `train` raises, and DataError if no problem is held out.
     """
     rows, named = divided(data, eval_data)
     options = LadderOptions(
@@ -409,6 +410,8 @@ def ladder(
         progress,
         options,
         reward=reward_function(reward),
+        answer=None if answer is None else taken(answer),
+        output=None if output is None else Path(output),
     )
 
 

@@ -221,13 +221,28 @@ def test_the_command_of_a_rung_answers_as_the_rung_did(
 
 
 @pytest.mark.slow
-def test_rungs_without_a_command_say_so(climbed: Path) -> None:
+@pytest.mark.parametrize("name", ["majority", "direct", "regression", "probabilities", "fem"])
+def test_new_items_are_answered_as_the_rung_did(
+    climbed: Path, world: Path, tmp_path: Path, name: str
+) -> None:
+    from femtune.comparison.ladder.answer import answer_like
+    from femtune.comparison.ladder.climb import _prepare
     from femtune.comparison.ladder.store import read_rung
     from femtune.comparison.ladder.use import command as command_of
 
-    for name in ("majority", "direct", "regression"):
-        rung = read_rung(climbed, name)
-        assert rung is not None and command_of(rung, "seedling", SETTINGS, None, DRAWS) == ""
+    rung = read_rung(climbed, name)
+    assert rung is not None
+    settings = replace(SETTINGS, scale=None, eval_data=str(world / "test.jsonl"))
+    options = LadderOptions(draws=DRAWS)
+    ground = _prepare(str(world / "train.jsonl"), "seedling", settings, climbed, options, None)
+    output = tmp_path / "answers.jsonl"
+    counts = answer_like(rung, ground, str(world / "test.jsonl"), output)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert counts.items == counts.answered == 12 and all("response" in row for row in rows)
+    problems = {problem.id: problem.answer for problem in ground.test}
+    assert {row["id"]: float(row["answer"] == problems[row["id"]]) for row in rows} == rung.scores
+    has_command = name not in ("majority", "direct", "regression")
+    assert bool(command_of(rung, "seedling", SETTINGS, None, DRAWS)) == has_command
 
 
 @pytest.mark.slow
@@ -286,6 +301,7 @@ def test_a_budget_ends_a_rung_whose_draws_are_kept(world: Path, tmp_path: Path) 
         (("--margin", "2"), "margin must be from 0 to 1, got 2"),
         (("--budget", "soon"), "budget is 'soon'"),
         (("--price-prompt", "-1"), "price_prompt must be at least 0"),
+        (("--answer", "new.jsonl"), "give both or none"),
         (("--eval-draws", "4", "--eval-temperature", "1"), "leave out eval_draws"),
     ],
 )
@@ -330,7 +346,13 @@ def test_word_problems_have_a_majority_and_no_closed_answers(tmp_path: Path) -> 
         max_new_tokens=24,
         output_dir=tmp_path / "open",
         progress="quiet",
+        answer=[{"prompt": "What is 1 + 1?"}, {"prompt": "What is 2 + 0?"}],
+        output=tmp_path / "answers.csv",
     )
+    assert result.answers == tmp_path / "answers.csv"
+    written = result.answers.read_text().splitlines()
+    most = result.table["majority"]["detail"]["answer"]
+    assert len(written) == 3 and written[1].split(",")[2] == most
     assert [*result.table] == ["majority", "base"]
     assert result.not_run["direct"] == "the answers are no closed set"
     assert "nothing beats the majority" in result.verdict and result.command == ""

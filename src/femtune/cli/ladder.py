@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from femtune.cli.output import tell, write_report
 from femtune.cli.train import Data, Model, Output, Shown, app
 from femtune.config import Train
@@ -19,6 +21,8 @@ def ladder(
     price_prompt: float | None = None,
     price_generated: float | None = None,
     price_trained: float | None = None,
+    answer: str | None = None,
+    output: Path | None = None,
     settings: Train | None = None,
     output_dir: Output = None,
     show: Shown = "auto",
@@ -37,6 +41,8 @@ def ladder(
         price_prompt: Price of a million prompt tokens, which scored ones cost too.
         price_generated: Price of a million generated tokens.
         price_trained: Price of a million trained tokens.
+        answer: New items to answer like the chosen rung, a file or data set as DATA.
+        output: File for these answers, .jsonl, .parquet or .csv.
     """
     from femtune.comparison.ladder.climb import LadderOptions, run_ladder
 
@@ -49,7 +55,8 @@ def ladder(
         price_generated=price_generated,
         price_trained=price_trained,
     )
-    result = run_ladder(data, model, settings or Train(), output_dir, show, options)
+    chosen = settings or Train()
+    result = run_ladder(data, model, chosen, output_dir, show, options, answer=answer, output=output)
     if show == "json":
         print(result.stored.read_text(), end="")
     if show in ("auto", "lines"):

@@ -85,7 +85,7 @@ def line(rung: Rung, prices: Prices, width: int) -> str:
         "trained": compact(tokens.trained),
         "CPU s": compact(rung.processor_s) if rung.processor_s >= 100 else f"{rung.processor_s:.1f}",
         "seconds": compact(rung.seconds) if rung.seconds >= 100 else f"{rung.seconds:.1f}",
-        "money": "–" if money is None else f"{money:.3g}",
+        "money": "–" if money is None else f"{money:.2g}",
     }
     cells = "".join(f"{values[name]:>{_NUMBER}}" for name in _columns(prices, width))
     return f"{rung.name:<{_NAME}}{share(rung.accuracy) + interval:<{_ACCURACY}}{cells}"

@@ -16,6 +16,7 @@ from typing import Any
 from femtune._util import interrupts
 from femtune._util.atomic_files import write_json
 from femtune._util.text import near
+from femtune.comparison.ladder.answer import answer_like
 from femtune.comparison.ladder.board import Board
 from femtune.comparison.ladder.budget import Budget, Metered, parse_budget
 from femtune.comparison.ladder.cost import Prices
@@ -49,8 +50,10 @@ from femtune.resolve import Data, choose_peft, held_out, make_loop_config, read_
 from femtune.run_folder import fingerprint, resolved, shown_data
 from femtune.runs.run import locked
 from femtune.sampler import make_sampler_builder
+from femtune.workflows.prediction_files import check_output
 from femtune.workflows.worked_examples import without_held_out
 
+ANSWERING = "--answer NEW.jsonl --output answers.jsonl"
 FEW = 200  # held-out problems, below which a ladder says that it can't see much
 
 
@@ -94,20 +97,34 @@ def run_ladder(
     options: LadderOptions,
     *,
     reward: Callable[..., Any] | None = None,
+    answer: Data | None = None,
+    output: Path | None = None,
 ) -> LadderResult:
     """Run the rungs that suit the data, within the budget, and choose one: see `verdict`.
+
+    With `answer`, new items are answered like the chosen rung, into the file `output`.
 
     Raises what a run of `train` raises for its settings and data, ConfigError for an evaluation that is
     not greedy, DataError without held-out problems, and RunError if the folder holds another ladder.
     """
     folder = Path(output_dir or Path("runs") / f"ladder-{Path(shown_data(data)).stem.replace(' ', '-')}")
+    if (answer is None) != (output is None):
+        raise ConfigError("answer names the new items and output the file for them: give both or none.")
+    if output is not None:
+        check_output(output)
     board = Board(show, options.prices)
     with _each_warning_once():
         ground = _prepare(data, model, settings, folder, options, reward)
         with locked(folder):
             check_settings(folder, _settings(ground, options))
             rungs, not_run = _climb(ground, options, board)
-            return _conclude(ground, rungs, not_run, options, settings, board)
+            result = _conclude(ground, rungs, not_run, options, settings, board)
+            if answer is None or output is None:
+                return result
+            chosen = next(rung for rung in rungs if rung.name == result.chosen)
+            counts = answer_like(chosen, ground, answer, output)
+            board.say(f"{counts}: {output}")
+            return replace(result, answers=output)
 
 
 def _prepare(
@@ -302,15 +319,16 @@ def _conclude(
 def _closing(ground: Ground, chosen: Rung, use: str, not_run: dict[str, str]) -> list[str]:
     """Return the lines after the verdict: its command, what was not run, and what can't be seen."""
     lines = []
-    if use:
-        lines.append(f"Use it: {use}")
-    elif chosen.name == "majority":
+    if chosen.name == "majority":
         lines.append(f"Use it: answer {chosen.detail['answer']} to every item; no model is needed.")
+    elif use:
+        lines.append(f"Use it: {use}")
     else:
-        lines.append(
-            f"Use it: no command of femtune answers so yet; its run is {ground.folder / chosen.name}."
-        )
-    lines += [f"Not run: {name} ({why})" for name, why in not_run.items()]
+        lines.append(f"Use it: the same command with {ANSWERING}")
+    by_reason: dict[str, list[str]] = {}
+    for name, why in not_run.items():
+        by_reason.setdefault(why, []).append(name)
+    lines += [f"Not run: {', '.join(names)} ({why})" for why, names in by_reason.items()]
     if len(ground.test) < FEW:
         lines.append(
             f"{len(ground.test)} held-out problems are few: give {FEW} or more (--eval-data, "

@@ -30,13 +30,15 @@ class LadderResult:
     verdict: str
     """Two sentences, by the rule in docs/guides/ladder.md."""
     command: str
-    """Command that answers new items like the chosen rung; "" if no command does."""
+    """Command of `predict` that answers new items like the chosen rung; "" if only `answer` does."""
     table: Mapping[str, Mapping[str, Any]] = field(repr=False)
     """By rung: accuracy, accuracy_ci, tokens, passes, money, seconds, processor_s, and so on."""
     not_run: Mapping[str, str] = field(repr=False)
     """Rungs that were not run, with the reason."""
     text: str = field(repr=False)
     """What the command line prints of it."""
+    answers: Path | None = None
+    """File with answers to the new items that were given; None without such items."""
 
     def __repr__(self) -> str:
         return self.text
