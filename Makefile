@@ -10,18 +10,24 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 VLLM_TESTS := $(wildcard tests/engines/test_vllm_engine.py tests/engines/test_openai_vllm.py)
 
+# a file stays on one core, as its tests share runs and models; tests/conftest.py puts the longest first
+EACH_CORE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 # what needs no model and no process of its own
 FAST_TESTS := tests/_util tests/data tests/rewards tests/runs tests/schemes/test_schemes.py tests/schemes/test_filters.py \
 	tests/schemes/test_weights.py tests/mstep/test_config.py tests/evaluation/test_metrics.py tests/evaluation/test_copying.py \
 	--ignore tests/_util/test_model_safety.py
 
-.PHONY: demo docs help test test-fast test-real test-vllm test-real-vllm real-model install-vllm check install clean
+.PHONY: demo docs help test test-fast test-slow test-real test-vllm test-real-vllm real-model install-vllm check install clean
 
 demo: $(VENV)/.installed ## the paper's comparison, offline, in minutes
 	$(BIN)/femtune demo
 
-test: $(VENV)/.installed-dev ## all tests, a file at a time on each core
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.installed-dev ## all tests but the long ones, a file at a time on each core
+	$(BIN)/python -m pytest -m "not slow and not real" $(EACH_CORE)
+
+test-slow: $(VENV)/.installed-dev ## the long ones: kills, processes that train together, guides, wheel, site
+	$(BIN)/python -m pytest -m "slow and not real" $(EACH_CORE)
 
 test-fast: $(VENV)/.installed-dev ## the quick tests, in under a minute: before each commit
 	$(BIN)/python -m pytest -m "not slow and not real" --numprocesses auto --maxprocesses 4 $(FAST_TESTS)

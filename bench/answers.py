@@ -4,7 +4,9 @@
     python bench/answers.py --model DIR --dtype bfloat16 --problems 8 --new 128 --max-batch 32
 
 Draws are those of an E-step over the rubric world. All are measured in turns in one process on one
-thread. "In pairs" scores the same by `logprob`, a row for each answer.
+thread. "And answers" draws the same, and scores the answers after draws as these come, as `evaluate`
+and `predict` do: what it takes more than the draws is the cost. "Answers after" scores them when all are
+drawn, as of stored draws. "In pairs" is the same by whole passes, a row for each answer.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ import torch
 from clock import clock
 from femtune.config import Sample
 from femtune.data.worlds import WORLDS
-from femtune.engines.pairs import logprobs_by_pairs
 from femtune.estep.answer_probs import answer_logprobs, closed_set
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Sampler
+from femtune.evaluation.scored_answers import Scored, Scoring
 from femtune.resolve import read_inputs
 from femtune.sampler import make_sampler_builder
 from femtune.schemes.named import parse_scheme
@@ -36,8 +38,13 @@ class InPairs:
         self.engine = engine
 
     def logprobs_after(self, asked):
-        """Score by `logprob`."""
-        return logprobs_by_pairs(self.engine.logprob, asked)
+        """Score by whole passes."""
+        pairs = [(prefix, each) for prefix, several in asked for each in several]
+        most = 8192 // max(sum(map(len, pair)) for pair in pairs)
+        with torch.inference_mode():
+            parts = [self.engine._score(pairs[i : i + most]) for i in range(0, len(pairs), most)]
+        nats = iter(torch.cat(parts).tolist())
+        return [[next(nats) for _ in several] for _, several in asked]
 
 
 def main() -> None:
@@ -45,7 +52,8 @@ def main() -> None:
     torch.set_num_threads(1)
     problems, sampler = opened(args)
     by_id = {problem.id: problem for problem in problems}
-    spent: dict[str, list[float]] = {"draws": [], "answers": [], "in pairs": []}
+    names = ("draws", "and answers", "answers after", "in pairs")
+    spent: dict[str, list[float]] = {name: [] for name in names}
     now = clock("cpu")
 
     def timed(name: str, run: Callable[..., list], *given: object) -> list:
@@ -58,10 +66,15 @@ def main() -> None:
     draws: list[Draw] = []
     for _ in range(args.turns + 1):  # the first warms up
         draws = timed("draws", drawn, problems, args.scheme, sampler)
-        found = timed("answers", answer_logprobs, draws, by_id, sampler)
+        found = timed("answers after", answer_logprobs, draws, by_id, sampler)
         same = timed("in pairs", answer_logprobs, draws, by_id, pairs)
-    nats, others = (torch.tensor([each.logprobs for each in one]) for one in (found, same))
-    apart = (nats - others).abs().max().item()
+        both = timed("and answers", scored, problems, args.scheme, sampler)
+    [between] = both
+    at_once = [between[draw.key.problem_id, draw.key.index] for draw in draws]
+    logprobs, others, more = (
+        torch.tensor([each.logprobs for each in one]) for one in (found, same, at_once)
+    )
+    apart = max((each - others).abs().max().item() for each in (logprobs, more))
     prompts = [sampler.tokenizer.encode_prompt(sampler.prompts.render("plain", p)) for p in problems]
     print(f"{args.model}, {args.dtype}, {len(draws)} draws of {len(problems)} problems, {args.scheme}")
     written = mean([draw.completion.tokens for draw in draws])
@@ -71,7 +84,10 @@ def main() -> None:
     for name, values in spent.items():
         median = statistics.median(values[1:])
         shown = " ".join(f"{value:.2f}" for value in values[1:])
-        print(f"{name:9} {median:7.2f} s  {median / whole:6.1%} of the draws'   ({shown})")
+        print(f"{name:13} {median:7.2f} s  {median / whole:6.1%} of the draws'   ({shown})")
+    turns = zip(spent["draws"][1:], spent["and answers"][1:], strict=True)
+    extra = statistics.median(after / alone - 1 for alone, after in turns)
+    print(f"answers as draws come cost {extra:.1%} of the draws")
 
 
 def mean(rows: list) -> float:
@@ -98,6 +114,13 @@ def drawn(problems: list[Problem], scheme: str, sampler: Sampler) -> list[Draw]:
     """An E-step's draws that hold tokens."""
     chunks = e_step(problems, parse_scheme(scheme), sampler, iteration=1)
     return [draw for chunk in chunks for draw in chunk.draws if draw.completion.tokens]
+
+
+def scored(problems: list[Problem], scheme: str, sampler: Sampler) -> list[Scored]:
+    """Scores of the answers after the same draws, scored as these come."""
+    scoring = Scoring(problems, sampler)
+    chunks = e_step(problems, parse_scheme(scheme), scoring.sampler, iteration=1, on_draws=scoring.add)
+    return [scoring.finish(chunk.draws) for chunk in chunks]
 
 
 def arguments() -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """Trained tokens per second of femtune's M-step beside TRL's SFTTrainer, in turns, one thread or a GPU.
 
     python bench/mstep.py                          # the seedling
-    python bench/mstep.py --model DIR --examples 512 --turns 5
+    python bench/mstep.py --model DIR --batch 8 --examples 64 --memory
     python bench/mstep.py --random 700M --device cuda --examples 512
 
 All sides train the same model on the same token ids for the same epochs at the same learning rate.
@@ -9,7 +9,8 @@ All sides train the same model on the same token ids for the same epochs at the 
 GPU by the wall): loading, tokenizing and saving do not count. A trained token is one of a prompt or
 completion that was fed; padding is none. The sides:
 
-    femtune            batches of 32, as all results were measured with
+    femtune            batches of 32, as all results were measured with, or --batch; bf16 by default
+    femtune, float32   the same with bf16=False; on a CPU
     TRL                SFTConfig() as it is: 8 rows a batch, bf16 autocast, gradient checkpointing
     TRL, our batch     the same with femtune's number of rows a batch
     TRL, float32       SFTConfig() with bf16=False, as femtune has it on a CPU; not on a GPU
@@ -17,6 +18,7 @@ completion that was fed; padding is none. The sides:
 
 Only `max_length=None` (no row is cut), `use_cpu`, and no saving or tracking are set everywhere. A CPU
 without avx512_bf16 emulates bfloat16 slowly: the third and fourth rows of TRL tell what is left then.
+`--memory` shows the process's peak memory in each side's last turn, with loading and saving.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ import trl
 
 from clock import clock
 from femtune.data.chat_tokenizer import ChatTokenizer
+from femtune.engines.hf.memory import give_back
 from femtune.mstep.config import Training
 from femtune.mstep.fit import m_step
 from generate import SEEDLING, random_model
@@ -67,14 +71,33 @@ def main() -> None:
         sides = make_sides(rows, model, Path(scratch), args)
         sides = {name: sides[name] for name in args.sides or sides}
         rates: dict[str, list[float]] = {name: [] for name in sides}
+        peaks: dict[str, int] = {}
         if args.device == "cuda":  # which is slower when it does a thing first
             for warm_up in sides.values():
                 warm_up()
         for _ in range(args.turns):
             for name, seconds in sides.items():
+                reset_peak()
                 rates[name].append(tokens / seconds())
+                peaks[name] = peak_bytes()
+                give_back(torch.device(args.device))
                 print(f"{name} {rates[name][-1]:,.0f}", file=sys.stderr)
         show(rates, rows, tokens, model, args)
+        if args.memory:
+            print(
+                "peak memory:", ", ".join(f"{name} {peak / 1e9:.2f} GB" for name, peak in peaks.items())
+            )
+
+
+def reset_peak() -> None:
+    """Start Linux's record of the process's peak memory again."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """Return the process's peak memory since then."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def make_rows(num: int, model: Path) -> Rows:
@@ -101,7 +124,7 @@ def make_sides(
         examples,
     )
     cpu = args.device == "cpu"
-    batch = 32
+    batch = args.batch
     training = Training(
         num_train_epochs=args.epochs,
         learning_rate=args.rate,
@@ -110,7 +133,7 @@ def make_sides(
     )
     tokenizer = ChatTokenizer(transformers.AutoTokenizer.from_pretrained(model))
 
-    def ours() -> float:
+    def ours(training: Training = training) -> float:
         with tempfile.TemporaryDirectory() as out, train_timed(args.device) as seconds:
             m_step(examples, model, Path(out), training, tokenizer, seed=0)
         return seconds[0]
@@ -121,6 +144,7 @@ def make_sides(
 
     return {
         "femtune": ours,
+        **({"femtune, float32": lambda: ours(replace(training, bf16=False))} if cpu else {}),
         "TRL": theirs(),
         "TRL, our batch": theirs(per_device_train_batch_size=batch),
         **({"TRL, float32": theirs(bf16=False)} if cpu else {}),
@@ -203,7 +227,7 @@ def show(
     for name, values in rates.items():
         median = statistics.median(values)
         spread = " ".join(f"{value:,.0f}" for value in values)
-        print(f"{name:14} {median:8,.0f} tokens/s   femtune is {ours / median:5.2f} x   ({spread})")
+        print(f"{name:16} {median:8,.0f} tokens/s   femtune is {ours / median:5.2f} x   ({spread})")
 
 
 def arguments() -> argparse.Namespace:
@@ -217,6 +241,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=32, help="rows of a batch")
+    parser.add_argument("--memory", action="store_true", help="show each side's peak memory")
     return parser.parse_args()
 
 

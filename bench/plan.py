@@ -148,14 +148,14 @@ def foretold(plan: RunEstimate) -> list[float]:
 def told(folder: Path) -> EstimateOptions:
     """What an iteration's draws say of shares and lengths."""
     draws = [draw for chunk, _ in read_draws(folder) for draw in chunk]
-    wish = EstimateOptions(
+    options = EstimateOptions(
         tokens_per_draw=sum(len(draw.completion.tokens) for draw in draws) / len(draws)
     )
     for prompt, name in (("plain", "right"), ("hinted", "hinted_right")):
         first = [draw.accepted for draw in draws if draw.prompt_kind == prompt and draw.key.index == 0]
         if first:
-            wish = replace(wish, **{name: sum(first) / len(first)})
-    return wish
+            options = replace(options, **{name: sum(first) / len(first)})
+    return options
 
 
 def sevens(folder: Path) -> tuple[Path, Path]:

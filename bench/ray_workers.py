@@ -45,16 +45,16 @@ def main() -> None:
     builder = make_sampler_builder("seedling", asked, asked.problems)
     make_engine = partial(builder.open_sampler, Sampling(64))
     made = builder.open_sampler(Sampling(64))
-    crews = {
+    pools = {
         number: Pool(make_engine, WorkerSpec(number, address="here", gpus=0))
         for number in (1, args.workers)
     }
-    seconds: dict[int, list[float]] = {number: [] for number in crews}
+    seconds: dict[int, list[float]] = {number: [] for number in pools}
     drawn: dict[int, list[Draw]] = {}
     for turn in range(args.turns + 1):  # the first warms up
-        for number, crew in crews.items():
+        for number, pool in pools.items():
             with tempfile.TemporaryDirectory() as folder:
-                sampler = replace(made, engine=crew, chunk_size=args.chunk_size)
+                sampler = replace(made, engine=pool, chunk_size=args.chunk_size)
                 begun = time.perf_counter()
                 for _chunk in e_step(
                     asked.problems,
@@ -77,8 +77,8 @@ def main() -> None:
         print(f"{number} workers  median {middle:6.1f} s  {tokens / middle:8,.0f} tokens/s ({shown})")
     ratio = statistics.median(seconds[1]) / statistics.median(seconds[args.workers])
     print(f"{ratio:.2f} times; the same draws: {same}")
-    for crew in crews.values():
-        crew.close()
+    for pool in pools.values():
+        pool.close()
 
 
 def arguments() -> argparse.Namespace:

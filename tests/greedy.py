@@ -93,12 +93,12 @@ class Model:
     ) -> tuple[list[int], list[float]]:
         """Tokens up to the end token or `most`, and the nats of each at temperature 1."""
         rng = torch.Generator().manual_seed(seed)
-        tokens, nats = list(prompt), list[float]()
-        while len(nats) < most and (not nats or tokens[-1] != self.coder.eos_token_id):
+        tokens, logprobs = list(prompt), list[float]()
+        while len(logprobs) < most and (not logprobs or tokens[-1] != self.coder.eos_token_id):
             logits = self._model(input_ids=torch.tensor([tokens]), logits_to_keep=1).logits[0, -1]
             token = int(logits.argmax())
             if temperature >= 0.1:
                 token = int((logits / temperature).softmax(-1).multinomial(1, generator=rng))
             tokens.append(token)
-            nats.append(float(logits.log_softmax(-1)[token]))
-        return tokens[len(prompt) :], nats
+            logprobs.append(float(logits.log_softmax(-1)[token]))
+        return tokens[len(prompt) :], logprobs

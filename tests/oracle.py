@@ -72,17 +72,17 @@ class Tables:
         z, y = divmod(number, self.y.shape[2])
         return f"z{z}\nAnswer: y{y}"
 
-    def nats(self, prompt: str, completion: str) -> float:
+    def logprob(self, prompt: str, completion: str) -> float:
         """Log-probability of a completion: log pi, or log q after a hinted prompt."""
         found = re.fullmatch(r"z(\d+)\nAnswer: y(\d+)", completion)
-        return self._nats(prompt)[int(found[1])][int(found[2])] if found else -math.inf
+        return self._logprobs(prompt)[int(found[1])][int(found[2])] if found else -math.inf
 
     @cache  # noqa: B019  (tables are few, and live as long as the tests)
     def _below(self, prompt: str) -> list[float]:
         return self._asked(prompt).flatten().cumsum(0)[:-1].tolist()
 
     @cache  # noqa: B019
-    def _nats(self, prompt: str) -> list[list[float]]:
+    def _logprobs(self, prompt: str) -> list[list[float]]:
         return self._asked(prompt).log().tolist()
 
     def _asked(self, prompt: str) -> torch.Tensor:
@@ -133,7 +133,7 @@ class TableEngine(FakeEngine):
     def __init__(self, thetas: Sequence[Tables]) -> None:
         super().__init__(
             lambda prompt, seed: self.theta.write(prompt, seed),
-            nats=lambda prompt, text: self.theta.nats(prompt, text),
+            logprob_of=lambda prompt, text: self.theta.logprob(prompt, text),
             room=256,
         )
         self.thetas = thetas
@@ -263,7 +263,7 @@ class EndingsEngine(FakeEngine):
         self._known: dict[Any, Any] = {}
 
     def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
-        return [math.fsum(self._nats_of(prompt, tokens, 1.0)) for prompt, tokens in pairs]
+        return [math.fsum(self._logprobs_of(prompt, tokens, 1.0)) for prompt, tokens in pairs]
 
     def following(self, tokens: tuple[int, ...], temperature: float) -> Law:
         """The law of what is written after a prompt, or a prompt and the start of a completion."""
@@ -276,7 +276,7 @@ class EndingsEngine(FakeEngine):
                 if whole[: len(begun)] == begun and chance
             ]
             self._known[tokens, temperature] = {
-                rest: math.exp(math.fsum(self._nats_of(tokens, rest, temperature))) for rest in rests
+                rest: math.exp(math.fsum(self._logprobs_of(tokens, rest, temperature))) for rest in rests
             }
         found: Law = self._known[tokens, temperature]
         return found
@@ -296,14 +296,16 @@ class EndingsEngine(FakeEngine):
             place = sampling.cut([*request.cue, *(token for token in tokens if token != END)])
             if place is not None:
                 tokens, reason = tokens[: place - len(request.cue)], "answered"
-        nats, drawn = (self._nats_of(request.tokens, tokens, t) for t in (1.0, sampling.temperature))
+        logprobs, drawn = (
+            self._logprobs_of(request.tokens, tokens, t) for t in (1.0, sampling.temperature)
+        )
         return Completion(
             tokens,
             self.tokenizer.decode(tokens),
             reason,
-            math.fsum(nats),
+            math.fsum(logprobs),
             drawn_logprob=math.fsum(drawn) if self.early else math.nan,
-            token_logprobs=None if self.early else tuple(nats),
+            token_logprobs=None if self.early else tuple(logprobs),
         )
 
     def _complete(self, request: Request, sampling: Sampling) -> Completion:
@@ -311,7 +313,9 @@ class EndingsEngine(FakeEngine):
         place = bisect([*accumulate(chances)][:-1], request.seed / 2**63)
         return self.written(request, wholes[place], sampling)
 
-    def _nats_of(self, prompt: Sequence[int], tokens: Sequence[int], temperature: float) -> list[float]:
+    def _logprobs_of(
+        self, prompt: Sequence[int], tokens: Sequence[int], temperature: float
+    ) -> list[float]:
         """Nats of each token, drawn at a temperature."""
         found, begun = [], tuple(prompt)
         for token in tokens:

@@ -292,15 +292,15 @@ class _Handler(BaseHTTPRequestHandler):
             "logprobs": None,
         }
         scale = 1e-3 if faults.tempered and body["temperature"] != 1 else 1.0
-        nats = [value * scale for value in each[: len(told)]]
+        logprobs = [value * scale for value in each[: len(told)]]
         wants = faults.tells_logprobs and body.get("logprobs") is not None
         if state.kind == "llamacpp" and wants:
             ids = told if faults.tells_ids else [None] * len(told)
             choice["logprobs"] = {
-                "content": [{"id": i, "logprob": n} for i, n in zip(ids, nats, strict=True)]
+                "content": [{"id": i, "logprob": n} for i, n in zip(ids, logprobs, strict=True)]
             }
         elif wants:
-            choice["logprobs"] = {"tokens": [chr(97)] * len(told), "token_logprobs": nats}
+            choice["logprobs"] = {"tokens": [chr(97)] * len(told), "token_logprobs": logprobs}
         if body.get("return_token_ids") and faults.tells_ids:
             choice |= {"token_ids": told, "prompt_token_ids": tokens}
         return self._with_usage(choice, tokens, told)
@@ -308,19 +308,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _score(self, body: dict[str, Any], tokens: list[int]) -> tuple[int, dict[str, str], Any]:
         if not self.server_state.faults.echoes:
             return 400, {}, {"error": {"message": "echo is not supported"}}
-        prompt_nats = [None, *(token_logprobs_of(token) for token in tokens[1:])]
+        prompt_logprobs = [None, *(token_logprobs_of(token) for token in tokens[1:])]
         choice: dict[str, Any] = {"index": 0, "text": "", "finish_reason": "length"}
         if body.get("echo"):
             written = [97] * min(1, body["max_tokens"])
-            nats = prompt_nats + [token_logprobs_of(token) for token in written]
-            choice["logprobs"] = {"tokens": ["?"] * len(nats), "token_logprobs": nats}
+            logprobs = prompt_logprobs + [token_logprobs_of(token) for token in written]
+            choice["logprobs"] = {"tokens": ["?"] * len(logprobs), "token_logprobs": logprobs}
         else:
             written = body["allowed_token_ids"]
             choice["logprobs"] = {"tokens": ["?"], "token_logprobs": [token_logprobs_of(written[0])]}
             if body.get("prompt_logprobs") is not None:
                 choice["prompt_logprobs"] = [
                     None if value is None else {str(token): {"logprob": value}}
-                    for token, value in zip(tokens, prompt_nats, strict=True)
+                    for token, value in zip(tokens, prompt_logprobs, strict=True)
                 ]
         return self._with_usage(choice, tokens, written)
 

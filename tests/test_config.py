@@ -123,7 +123,7 @@ TWICE = (Stage("plain", 2),)
         ),
         (
             lambda: held_out(read_inputs(PROBLEMS, Train(eval_share=1)), PROBLEMS),
-            "eval_share must be in [0, 1)",
+            "eval_share is 1",
         ),
         (lambda: read_inputs("x.jsonl", Ask(columns=("answer",))), "columns needs the form name=value"),
         (lambda: load_tokenizer(SEEDLING, ["thinking"]), "template_args needs the form name=value"),

@@ -34,6 +34,7 @@ def example() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "ours"), [("pps", "pps"), ("rejection-1", "rejection:1")])
 def test_one_file_and_the_library_agree(
     scheme: str,

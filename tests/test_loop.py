@@ -19,14 +19,15 @@ from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.worlds import WORLDS, make_splits, sums
 from femtune.engines.fake import FakeEngine
 from femtune.engines.hf.engine import TransformersEngine
-from femtune.engines.weight_check import ROUNDING, read_probe
-from femtune.errors import EngineError, ModelError, NothingKept
+from femtune.engines.weight_check import ROUNDING, read_check
+from femtune.errors import EngineError, ModelError, NothingKept, RunError
 from femtune.estep.scoring import read_logprobs
 from femtune.loop import Evaluation, LoopConfig, Steps
 from femtune.mstep.config import Training
 from femtune.mstep_schedule import MStepSchedule
 from femtune.reporting.terminal import Quiet
 from femtune.runs import manifest
+from femtune.runs.checkpoints import best_model, describe_best
 from femtune.runs.draws import read_draws
 from femtune.runs.run import Run
 from femtune.schemes.named import star
@@ -37,7 +38,9 @@ from .oracle import sampler
 
 # 10 problems in chunks of 4: three chunks, the last one short
 TRAIN, TEST = make_splits(WORLDS["sums"], 10, 5, seed=0, difficulty=(1, 1))
-BY_PROMPT = {problem.prompt: problem for problem in (*TRAIN, *TEST)}
+_, OTHERS = make_splits(WORLDS["sums"], 1, 4, seed=1, difficulty=(1, 1))
+DEV = [replace(problem, id=f"dev-{n}") for n, problem in enumerate(OTHERS)]
+BY_PROMPT = {problem.prompt: problem for problem in (*TRAIN, *TEST, *DEV)}
 TOKENIZER = ChatTokenizer(byte_tokenizer())
 TRAINING = Training(num_train_epochs=1, learning_rate=1e-3, use_cpu=True)
 
@@ -119,6 +122,7 @@ def steps(root: Path, base: Path, fuse: Fuse, **changes: Any) -> Steps:
         base=base,
         problems=TRAIN,
         eval_problems=TEST,
+        dev_problems=DEV,
         config=plan,
         sampler=made,
         tokenizer=TOKENIZER,
@@ -131,7 +135,7 @@ def state(root: Path) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if path.is_dir() and path.name in ("draws", "eval", "memory"):
+        if path.is_dir() and path.name in ("draws", "dev", "eval", "memory"):
             made[name] = [chunk for chunk, _ in read_draws(path)]
         elif path.parent.name in ("recalled", "scored") and path.suffix == ".parquet":
             made[name] = read_logprobs(path)
@@ -170,8 +174,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Whole:
     return Whole(root, made.iterate(), made.sampler.engine, fuse.phases)
 
 
-def test_a_run_is_evaluation_then_e_m_and_evaluation_again(whole: Whole, base: Path) -> None:
-    each = ["E-step", "M-step", "evaluation"]
+def test_a_run_is_evaluation_then_e_m_development_and_evaluation(whole: Whole, base: Path) -> None:
+    each = ["E-step", "M-step", "development", "evaluation"]
     expected = [("evaluation", 0), *((name, i) for i in (1, 2) for name in each)]
     assert whole.phases == expected
     assert [metrics["iteration"] for metrics in whole.history] == [0, 1, 2]
@@ -215,7 +219,8 @@ def test_a_run_that_is_killed_at_every_event_ends_like_one_that_is_not(
     assert state(tmp_path) == state(whole.root)
 
 
-LOSABLE = ["draws/00001.parquet", "examples.parquet", "model", "eval/00000.parquet", "metrics.json"]
+LOSABLE = ["draws/00001.parquet", "examples.parquet", "model", "metrics.json"]
+LOSABLE += ["eval/00000.parquet", "dev/00000.parquet"]
 
 
 @pytest.mark.parametrize("lost", LOSABLE)
@@ -234,21 +239,88 @@ def test_what_is_missing_is_made_again_and_the_same(
     history = again.iterate()
     assert [timeless(metrics) for metrics in history] == [timeless(m) for m in whole.history]
     assert state(root) == state(whole.root)
-    weights = {"draws/00001.parquet": "iteration-001", "eval/00000.parquet": "iteration-002"}
+    weights = {"draws/00001.parquet": "iteration-001"}
+    weights |= dict.fromkeys(("eval/00000.parquet", "dev/00000.parquet"), "iteration-002")
     loaded = [root / weights[lost] / "model"] if lost in weights else []
     assert again.sampler.engine.loaded == loaded  # and nothing is loaded for what is there
 
 
-def test_a_finished_run_does_nothing_again(whole: Whole, base: Path) -> None:
+def test_a_finished_run_does_nothing_again(
+    whole: Whole, base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "femtune")
     again = steps(whole.root, base, fuse := Fuse())
     assert again.iterate() == whole.history
+    assert f"{whole.root} was done before" in caplog.text
     assert (again.sampler.engine.loaded, again.sampler.engine.asked, fuse.phases) == ([], [], [])
+
+
+@pytest.mark.parametrize("link", ["best", "last"])
+def test_a_finished_run_with_a_changed_model_is_refused(
+    whole: Whole, base: Path, tmp_path: Path, link: str
+) -> None:
+    root = shutil.copytree(whole.root, tmp_path / "run", symlinks=True)
+    with (root / link / "model.safetensors").open("r+b") as weights:
+        weights.seek(-8, 2)
+        end = weights.read(8)
+        weights.seek(-8, 2)
+        weights.write(bytes(255 - byte for byte in end))  # the size stays
+    with pytest.raises(RunError, match=r"model\.safetensors \(other bytes than were stored\)"):
+        steps(root, base, Fuse()).iterate()
+
+
+def test_a_finished_run_without_its_last_model_is_refused(
+    whole: Whole, base: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(whole.root, tmp_path / "run", symlinks=True)
+    shutil.rmtree((root / "last").resolve())
+    with pytest.raises(RunError, match=r"last model, is missing"):
+        steps(root, base, Fuse()).iterate()
 
 
 def test_more_iterations_may_be_asked_for_later(whole: Whole, base: Path, tmp_path: Path) -> None:
     steps(tmp_path, base, Fuse(), iterations=1).iterate()
     steps(tmp_path, base, Fuse()).iterate()
     assert state(tmp_path) == state(whole.root)
+
+
+class Peaking(Adder):
+    """Adds right by the weights of the base and the first iteration, and makes slips by later ones."""
+
+    def add(self, prompt: str, seed: int) -> str:
+        slips = {0: int(self.loaded[-1].parent.name in ("iteration-002", "iteration-003"))}
+        return sums.write_completion(BY_PROMPT[prompt.split("\n")[0]], slips)
+
+
+def peaking(root: Path, base: Path, **changes: Any) -> Steps:
+    made = steps(root, base, fuse := Fuse(), **changes)
+    made.sampler = replace(made.sampler, engine=Peaking(fuse))
+    made.problems = TRAIN[:4]
+    return made
+
+
+def test_the_best_model_is_that_of_the_development_part_and_both_are_measured_on_held_out_problems(
+    base: Path, tmp_path: Path
+) -> None:
+    """By hand: iteration 1 answers all development problems, iteration 2 none; no E-step asks it."""
+    made = peaking(tmp_path, base, scheme=replace(star(), proposal="base"))
+    history = made.iterate()
+    assert [each.get("development", {}).get("accuracy") for each in history] == [None, 1.0, 0.0]
+    assert [each["evaluation"]["accuracy"] for each in history[1:]] == [1.0, 0.0]
+    assert [each["development"]["num_problems"] for each in history[1:]] == [len(DEV)] * 2
+    links = {name: (tmp_path / name).readlink().parts[0] for name in ("best", "last")}
+    assert links == {"best": "iteration-001", "last": "iteration-002"}
+    assert describe_best(history) == "iteration 1, accuracy 1.000 on 4 development problems"
+    assert best_model(tmp_path) is None  # without config.yaml it is no run
+
+
+def test_patience_ends_a_run_and_more_of_it_goes_on(base: Path, tmp_path: Path) -> None:
+    by_base = replace(star(), proposal="base")
+    for _ in range(2):  # again, it ends at the same place, and nothing is done
+        history = peaking(tmp_path, base, scheme=by_base, iterations=4, patience=1).iterate()
+        assert [each["iteration"] for each in history] == [0, 1, 2]
+    history = peaking(tmp_path, base, scheme=by_base, iterations=4, patience=2).iterate()
+    assert [each["iteration"] for each in history] == [0, 1, 2, 3]
 
 
 def test_an_m_step_starts_from_the_previous_weights_or_from_the_base(
@@ -381,5 +453,5 @@ def test_m_steps_in_processes_of_their_own_go_back_to_the_engine(
     launch = "torchrun --standalone --nproc-per-node 2"
     history = steps(tmp_path, base, Fuse(), iterations=1, launch=launch, training=half).iterate()
     assert history[1]["m_step"]["num_examples"] == whole.history[1]["m_step"]["num_examples"]
-    assert read_probe(tmp_path / "iteration-001/model") is not None
+    assert read_check(tmp_path / "iteration-001/model") is not None
     assert (tmp_path / "iteration-001/eval/00000.parquet").exists()

@@ -239,5 +239,20 @@ def test_evaluate_writes_predictions_with_the_correct_answers(
         evaluate(file, "seedling", output=out, **of_judges())
 
 
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_file_is_read_once(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stars = ("stars", "3", "4") if command == "evaluate" else ("", "", "")
+    cells = zip(("prompt;text", "What?;So", "Why?;So"), stars, strict=True)
+    (file := tmp_path / "rows.csv").write_text("\n".join(f"{a};{b}".strip(";") for a, b in cells))
+    argv = [command, str(file), "--model", "seedling", "--max-new-tokens", "32", "--draws", "1", *JUDGE]
+    argv += ["--columns", "response=text", "score=stars", "--output", str(tmp_path / "out.jsonl")]
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 0
+    assert capsys.readouterr().err.count("separated by semicolons") == 1
+    assert [row["text"] for row in read(tmp_path / "out.jsonl")] == ["So", "So"]
+
+
 def of_judges() -> dict[str, Any]:
     return {"task": "judge", "scale": "1,5"}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from femtune import predict
 from femtune.cli.main import main
 from femtune.data.tasks.frames import Frame
+from femtune.engines.hf import engine as hf_engine
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.errors import ConfigError, DataError
 from femtune.evaluation import scored_answers
@@ -395,6 +396,45 @@ def counting(generate: Any, asked: list[str]) -> Any:
     return counted
 
 
+def assert_same_but_for_rounding(one: Path, other: Path) -> None:
+    """Two files of predictions have the same lines, but for the last digits of their numbers."""
+    numbers: dict[Path, list[float]] = {one: [], other: []}
+    first, second = (
+        [
+            json.loads(line, parse_float=lambda text, into=into: into.append(float(text)))
+            for line in path.read_text().splitlines()
+        ]
+        for path, into in numbers.items()
+    )
+    assert first == second
+    assert numbers[one] == pytest.approx(numbers[other], abs=1e-5)
+
+
+def test_answers_scored_as_draws_come_are_those_scored_after_all_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two draws together, and with an engine that keeps nothing."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text(lines(RATINGS))
+    score = TransformersEngine.logprobs_after
+    kept: list[int] = []
+
+    def scoring(self: TransformersEngine, asked: Any) -> Any:
+        kept.append(self._tree.num_bytes)
+        return score(self, asked)
+
+    monkeypatch.setattr(TransformersEngine, "logprobs_after", scoring)
+    argv = ["predict", "rows.jsonl", *ASKED, *JUDGE]
+    monkeypatch.setattr(hf_engine, "_MOST_SCORED", 2)
+    assert main([*argv, "--output", "between.jsonl"]) == 0
+    assert all(kept) and len(kept) > len(RATINGS) / 2
+    kept.clear()
+    monkeypatch.setattr(hf_engine, "usual_kept_bytes", lambda memory: 0)
+    assert main([*argv, "--output", "after.jsonl"]) == 0
+    assert kept and not any(kept)
+    assert_same_but_for_rounding(Path("between.jsonl"), Path("after.jsonl"))
+
+
 def test_probabilities_that_were_stopped_go_on_and_nothing_is_scored_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,7 +457,7 @@ def test_probabilities_that_were_stopped_go_on_and_nothing_is_scored_twice(
     stops[0] = False
     assert main([*argv, "--output", "out.jsonl"]) == 0
     assert len(scored) == len({*scored}) == 3 * len(RATINGS)
-    assert Path("out.jsonl").read_text() == Path("whole.jsonl").read_text()
+    assert_same_but_for_rounding(Path("out.jsonl"), Path("whole.jsonl"))
     said = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert all(one["aggregate"] == "probabilities" for one in said)
     assert all(sum(one["probabilities"].values()) == pytest.approx(1) for one in said)

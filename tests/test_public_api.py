@@ -204,7 +204,7 @@ def test_a_run_goes_from_rows_to_predictions(tmp_path: Path, capsys: pytest.Capt
         (tmp_path / "run/iteration-001/model").resolve(),
     ) * 2
     assert result.best_iteration == 1 and len(result.history) == 2
-    assert f"best: {result.best} (iteration 1)" in repr(result)
+    assert f"best: {result.best} (iteration 1, the last: there is no development" in repr(result)
     again = femtune.evaluate(ROWS, result.best, output_dir=tmp_path / "eval", progress="quiet")
     assert again.accuracy == again.metrics["accuracy"] and again.draws.is_dir()
     assert not capsys.readouterr().out

@@ -40,7 +40,10 @@ def test_a_recipe_says_what_it_is_and_how_to_run_it(name: str) -> None:
     assert any(f"--config recipes/{RECIPES[name].name}" in line for line in head)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if "compare" in name else ()) for name in SMALL],
+)
 def test_a_recipe_for_the_seedling_runs_as_its_head_says(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,7 +69,7 @@ def test_both_orders_of_a_pair_are_left_out_together() -> None:
 def test_evaluation_data_are_treated_alike(tmp_path: Path) -> None:
     test = jsonl(tmp_path / "test.jsonl", [row | {"prompt": "T"} for row in rated(5)])
     asked = read_inputs(rated(6), Train(**FIT, eval_data=str(test)), model="seedling")
-    train_, test_ = held_out(asked, rated(6), "seedling")
+    train_, _, test_ = held_out(asked, rated(6), "seedling")
     assert (len(train_), len(test_)) == (4, 3)
 
 
@@ -90,6 +90,7 @@ def test_a_run_has_what_was_left_out_in_its_folder_its_report_and_its_card(tmp_p
         scheme="pps",
         iterations=1,
         learning_rate=1e-4,
+        num_train_epochs=1,
         bound_draws=0,
         output_dir=tmp_path / "run",
         progress="quiet",

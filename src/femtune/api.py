@@ -444,7 +444,7 @@ def check(
         chosen,
         row=row,
         num_draws=draws,
-        tries=try_,
+        try_=try_,
         show=progress,
         scheme=scheme_object(scheme),
     )

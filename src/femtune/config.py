@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from cyclopts import Parameter
 
 from femtune._util.extras import check_extra
-from femtune._util.redaction import check_no_keys
+from femtune._util.redaction import check_no_keys, check_values
 from femtune._util.text import brief
 from femtune.data.tasks.judge import Raters
 from femtune.errors import ConfigError
@@ -54,6 +54,8 @@ class Ask:
     """Treatment of several raters: each rating, named raters, or an item's mean, median or majority."""
     labels: Names = ()
     """Meaning of the file's labels, for example 1=A 2=B 0=tie or good=5 bad=1; default: by the data."""
+    group: str | None = None
+    """Column of clusters of items (post, prompt, rater), which no split parts and intervals resample."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """Stop at unusable rows of a task's data, or skip them."""
     reward: str | None = None
@@ -135,6 +137,7 @@ class Ask:
         return made
 
     def __post_init__(self) -> None:
+        check_no_keys(self)  # first, as the other messages show values
         for name in ("max_new_tokens", "chunk_size", "max_batch", "engine_timeout", "worker_cpus"):
             if (value := getattr(self, name)) is not None and not value >= 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
@@ -144,7 +147,6 @@ class Ask:
         for name, engine in of_one.items():
             if getattr(self, name) and self.engine != engine:
                 raise ConfigError(f"{name} is for --engine {engine}; the engine is {self.engine}.")
-        check_no_keys(self)
         if self.ray_workers and self.overlap:
             raise ConfigError("overlap is not supported with ray_workers; drop one of them.")
         for name in ("ray_address", "worker_gpus"):
@@ -192,12 +194,18 @@ class Train(Sample):
     """Start of each M-step: previous weights as in FEM, or the base as in STaR and +restart."""
     keep_last: int = 0
     """Number of newest models to keep in addition to the best one; 0: all."""
+    dev_share: float | None = None
+    """Fraction of the training data to choose the best iteration by (0: none, the best is the last);
+    default: a tenth, 40 to 200 items, none of fewer than 200."""
+    patience: int = 0
+    """Stop after this many iterations without a better accuracy on the development part; 0: never."""
     eval_data: str | None = None
     """Data with held-out problems; default: a fraction of the training data."""
     eval_split: str | None = None
     """Held-out split of the same data set on the Hub."""
-    eval_share: float = 0.1
-    """Fraction of the data to hold out (0 disables); the split depends only on prompts and the seed."""
+    eval_share: float | None = None
+    """Fraction of the data to hold out (0 disables); default: a tenth, and of fewer than 2,000 items 200
+    items or 30%. The split depends only on prompts and the seed."""
     eval_draws: int = 1
     """Draws per held-out problem."""
     eval_temperature: float = 0.0
@@ -337,6 +345,7 @@ def check_types(kind: type, given: Mapping[str, Any]) -> None:
 
     >>> check_types(Train, {"iterations": 3, "top_p": 1, "columns": ("a=b",), "scale": None})
     """
+    check_values(given)  # as messages show values
     hints = get_type_hints(kind)
     for name, value in given.items():
         if not _is_of(hints[name], value):
@@ -374,7 +383,15 @@ def check_draws(prefix: str, draws: int, temperature: float) -> None:
 # survive a batch that does not fit into memory, and a change of machine.
 CHANGEABLE = frozenset(
     {
-        *("iterations", "report_to", "max_batch", "reward_timeout", "calibration", "aggregate"),
+        *(
+            "iterations",
+            "patience",
+            "report_to",
+            "max_batch",
+            "reward_timeout",
+            "calibration",
+            "aggregate",
+        ),
         *(
             "resume",
             "keep_last",

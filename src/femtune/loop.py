@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,9 +34,10 @@ from femtune.evaluation.advice import (
     nothing_kept,
 )
 from femtune.evaluation.chance import plain_attempts
-from femtune.evaluation.evaluate import estep_metrics, evaluation_draws, evaluation_metrics
-from femtune.evaluation.likelihood_bound import mixture_draws, posterior_metrics, score_right, subset
+from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics
+from femtune.evaluation.likelihood_bound import bound_into, subset
 from femtune.evaluation.rationales import read_all
+from femtune.evaluation.scored_answers import Scoring
 from femtune.evaluation.selection_bias import kept_by, kept_scores, made_factors, outcomes
 from femtune.metric_types import (
     EStepMetrics,
@@ -51,7 +52,14 @@ from femtune.model_info import ModelInfo, is_trained, write_info
 from femtune.mstep.config import Training
 from femtune.mstep.disk import check_room, exported_dtype
 from femtune.mstep.examples import write_examples
-from femtune.runs.checkpoints import MASTER, drop_masters, link_models, next_start, thin_out
+from femtune.runs.checkpoints import (
+    MASTER,
+    check_models,
+    drop_masters,
+    is_out_of_patience,
+    keep_models,
+    next_start,
+)
 from femtune.runs.draws import read_draws
 from femtune.runs.run import Run
 from femtune.types import Balance, Demos, Draw, Problem, Sampling, Scheme
@@ -96,12 +104,11 @@ class LoopConfig:
     launch: str | None = None  # a launcher's command: M-steps on several processes
     balance: Balance = "none"  # of examples, by human answer: see selection_bias.balance_factors
     keep_last: int = 0  # newest models to keep, in addition to the best one; 0: all
+    patience: int = 0  # iterations without a better model, by the development part, to stop after
     bound_draws: int = 0  # per held-out problem, for the bound: half plain, half hinted; 0: none
     bound_problems: int = 100  # maximum number of held-out problems for the bound
     reader_problems: int = 0  # held-out problems whose rationales the base reads: see rationales.py
-    # worked examples in the prompts of the first `demo_iterations` E-steps, of draws from the base, and
-    # of the base's evaluation; training does not show them
-    demos: Demos = ()
+    demos: Demos = ()  # in the first E-steps, draws from the base and its evaluation; never in training
     demo_iterations: int = 1
     force: Literal["evaluation", "always", "never"] = "evaluation"  # where answers are forced
 
@@ -113,8 +120,7 @@ class LoopConfig:
     def m_step(self, iteration: int) -> tuple[Literal["previous", "base"], Training]:
         """Return where the M-step of an iteration starts, and how it trains.
 
-        A restart takes more epochs. Once settled, a constant learning rate decays, so that the last
-        steps of an M-step do not dominate its model.
+        A restart takes more epochs. Once settled, a constant learning rate decays in each M-step.
         """
         training, schedule = self.training, self.scheme.m_steps
         if schedule.restarts(iteration):
@@ -134,17 +140,19 @@ def fem(
     tokenizer: ChatTokenizer,
     progress: Progress,
     info: ModelInfo | None = None,
+    dev_problems: Sequence[Problem] = (),
 ) -> History:
     """Run FEM from the weights in `base`; return the metrics of every iteration, 0 being the base.
 
-    `info` is stored in each model's folder. Raises NothingKept if an E-step keeps no draw, and whatever
-    its parts raise.
+    `info` is stored in each model's folder. The best iteration is chosen by `dev_problems`. Raises
+    NothingKept if an E-step keeps no draw, and whatever its parts raise.
     """
     steps = Steps(
         run=run,
         base=base,
         problems=problems,
         eval_problems=eval_problems,
+        dev_problems=dev_problems,
         config=config,
         sampler=sampler,
         tokenizer=tokenizer,
@@ -172,6 +180,7 @@ class Steps:
     sampler: Sampler
     tokenizer: ChatTokenizer
     progress: Progress
+    dev_problems: Sequence[Problem] = ()  # the development part: it chooses the best iteration
     info: ModelInfo | None = None  # prompts and settings of the models: see model_info.py
     serving: Path | None = None  # the weights loaded in the engine
     warned: set[str] = field(default_factory=set)  # kinds of warnings already logged
@@ -188,6 +197,8 @@ class Steps:
                 if iteration > 0:
                     metrics["e_step"] = self.e_step(iteration)
                     metrics["m_step"] = self.m_step(iteration)
+                    if self.is_scheduled(iteration) and self.dev_problems:
+                        metrics["development"] = self.develop(iteration)
                 if self.is_measured(iteration):
                     metrics["evaluation"] = self.evaluate(iteration)
                     if iteration == 0 and self.config.demos:
@@ -198,11 +209,16 @@ class Steps:
                 self.run.log("iteration", **metrics)
             self.run.verify(stored)
             history.append(json.loads(stored.read_text()))
-            if iteration and (is_new or iteration == self.config.iterations):
-                link_models(self.run, history)
-                thin_out(self.run, history, self.config.keep_last)
+            is_last = is_out_of_patience(history, self.config.patience)
+            if iteration and (is_new or is_last or iteration == self.config.iterations):
+                keep_models(self.run, history, self.config.keep_last)
             self.progress.measured(iteration, history[-1])
             interrupts.check()
+            if is_last:
+                break
+        if history[-1]["iteration"] and not is_new:
+            check_models(self.run, history)
+            log.info("%s was done before: its models are as they were stored.", self.run.root)
         return history
 
     def e_step(self, iteration: int) -> EStepMetrics:
@@ -313,31 +329,46 @@ class Steps:
 
         return m_step
 
-    def evaluate(self, iteration: int, demos: Demos = ()) -> EvaluationMetrics:
-        """Evaluate theta_k on held-out problems, with these worked examples in their prompts."""
-        kind = "eval_demos" if demos else "eval"
-        self.progress.phase("evaluation", iteration, len(self.eval_problems))
-        self.run.log("evaluation", iteration=iteration)
-        asked = self.config.evaluation
-        greedy = Sampling(self.sampler.sampling.max_new_tokens, asked.temperature)
-        force: Force = "never" if self.config.force == "never" else "all"
-        chunks = evaluation_draws(
-            self.eval_problems,
-            replace(self.sampler, sampling=greedy, demos=demos, force=force),
-            draws=asked.draws,
-            iteration=iteration,
-            place=self.place(iteration, kind, self.eval_problems, self.weights(iteration)),
-            on_draws=self.progress.draws,
-        )
-        for chunk in chunks:
-            self.run.record(self.run.shard(iteration, kind, chunk.index))
-        by_id = {problem.id: problem for problem in self.eval_problems}
-        most = greedy.max_new_tokens
-        stored = read_draws(self.run.iteration(iteration) / kind)
-        metrics = evaluation_metrics(by_id, stored, max_new_tokens=most)
+    def evaluate(self, iteration: int, demos: Demos = (), *, scores: bool = False) -> EvaluationMetrics:
+        """Evaluate theta_k with these worked examples; `scores`: see scored_answers.py."""
+        asked, kind = self.config.evaluation, "eval_demos" if demos else "eval"
+        metrics = self._measure(iteration, kind, self.eval_problems, asked, demos, scores=scores)
+        most = self.sampler.sampling.max_new_tokens
         if demos or not self.config.demos or iteration:  # else the evaluation with examples follows
             self._warn(evaluation_warnings(metrics, most, demos=bool(demos)))
         return metrics
+
+    def develop(self, iteration: int) -> EvaluationMetrics:
+        """Evaluate theta_k on the development part, with one greedy draw of each problem."""
+        return self._measure(iteration, "dev", self.dev_problems, Evaluation())
+
+    def _measure(
+        self,
+        iteration: int,
+        kind: str,
+        problems: Sequence[Problem],
+        asked: Evaluation,
+        demos: Demos = (),
+        *,
+        scores: bool = False,
+    ) -> EvaluationMetrics:
+        """Draw theta_k's answers to problems, store them as this kind, and measure them."""
+        phase = "development" if kind == "dev" else "evaluation"
+        self.progress.phase(phase, iteration, len(problems))
+        self.run.log(phase, iteration=iteration)
+        self.place(iteration, kind, problems, self.weights(iteration))
+        how = Sampling(self.sampler.sampling.max_new_tokens, asked.temperature)
+        force: Force = "never" if self.config.force == "never" else "all"
+        sampler = replace(self.sampler, sampling=how, demos=demos, force=force)
+        folder = ask_into(
+            *(self.run, kind, problems, sampler),
+            draws=asked.draws,
+            iteration=iteration,
+            on_draws=self.progress.draws,
+            scoring=Scoring(problems, sampler, self.progress.draws) if scores else None,
+        )
+        by_id = {problem.id: problem for problem in problems}
+        return evaluation_metrics(by_id, read_draws(folder), max_new_tokens=how.max_new_tokens)
 
     def _warn(self, found: Sequence[Warned]) -> None:
         """Log warnings, each kind once per run."""
@@ -351,27 +382,13 @@ class Steps:
         chosen = subset(self.eval_problems, self.config.bound_problems, self.sampler.seed)
         self.progress.phase("bound", iteration, len(chosen))
         self.run.log("bound", iteration=iteration)
-        theta = self.weights(iteration)
-        chunks = mixture_draws(
-            chosen,
-            self.sampler,
+        return bound_into(
+            *(self.run, chosen, self.eval_problems, self.sampler),
             draws=self.config.bound_draws,
             iteration=iteration,
-            place=self.place(iteration, "bound", chosen, theta),
+            place=lambda kind: self.place(iteration, kind, chosen, self.weights(iteration)),
             on_draws=self.progress.draws,
         )
-        for chunk in chunks:
-            self.run.record(self.run.shard(iteration, "bound", chunk.index))
-        by_id = {problem.id: problem for problem in self.eval_problems}
-        scored = self.place(iteration, "bound_scored", chosen, theta)
-        for index in range(-(-len(chosen) // self.sampler.chunk_size)):
-            if not scored(index).exists():
-                with interrupts.finishing("the scoring of this chunk"):
-                    score_right(
-                        self.run.shard(iteration, "bound", index), scored(index), by_id, self.sampler
-                    )
-                    self.run.record(scored(index))
-        return posterior_metrics(by_id, self.run.iteration(iteration))
 
     def _is_bounded(self) -> bool:
         """Return True if `bound` is requested and possible."""
@@ -380,16 +397,19 @@ class Steps:
         if self.sampler.engine.capabilities.scores:
             return True
         log.warning(
-            "the server can't score completions: the bound on the likelihood, the effective sample size "
-            "and hint leakage are not measured, as with bound_draws 0."
+            "the server can't score completions: bound, effective sample size and hint leakage are not "
+            "measured, as with bound_draws 0."
         )
         return False
 
     def is_measured(self, iteration: int) -> bool:
+        """Return True if theta_k is evaluated on the held-out part."""
+        return bool(self.eval_problems) and self.is_scheduled(iteration)
+
+    def is_scheduled(self, iteration: int) -> bool:
+        """Return True if an evaluation is due after an iteration."""
         every = self.config.evaluation.every
-        if not self.eval_problems or not every:
-            return False
-        return iteration % every == 0 or iteration == self.config.iterations
+        return every > 0 and (iteration % every == 0 or iteration == self.config.iterations)
 
     def weights(self, iteration: int) -> Path:
         """Return the folder of theta_k; the base for k = 0."""
@@ -421,15 +441,10 @@ class Steps:
     def _serve(self, weights: Path) -> None:
         if self.serving != weights:
             self._trust(weights)
-            serve(self.sampler.engine, weights, self.sampler.rounding, self.sampler.base_probe)
+            serve(self.sampler.engine, weights, self.sampler.rounding, self.sampler.base_check)
             self.serving = weights
 
     def _trust(self, weights: Path) -> None:
         """Check weights of this run before they are read. Raises RunError if they are incomplete."""
         if weights.is_relative_to(self.run.root):
             self.run.verify(weights)
-
-
-def drawn(folder: Path) -> Iterator[Sequence[Draw]]:
-    """Yield the chunks of draws stored in a folder."""
-    return (chunk for chunk, _ in read_draws(folder))

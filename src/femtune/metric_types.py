@@ -242,6 +242,7 @@ class IterationMetrics(TypedDict, total=False):
     e_step: EStepMetrics
     m_step: MStepMetrics
     evaluation: EvaluationMetrics
+    development: EvaluationMetrics  # of the development part, by which the best iteration is chosen
     evaluation_demos: EvaluationMetrics  # of the base, with worked examples in its prompts
     evaluations: dict[str, EvaluationMetrics]  # of a baseline that measures several models
     posterior: PosteriorMetrics
@@ -250,7 +251,9 @@ class IterationMetrics(TypedDict, total=False):
 
 
 History = list[IterationMetrics]
-Part = Literal["e_step", "m_step", "evaluation", "posterior", "rationales"]  # of an iteration
+Part = Literal[  # of an iteration
+    "e_step", "m_step", "development", "evaluation", "posterior", "rationales"
+]
 
 
 def measure(metrics: Mapping[str, object], name: str) -> float | None:

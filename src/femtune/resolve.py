@@ -6,22 +6,24 @@ Errors are found here, in the first second, before a model is loaded or a direct
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from femtune._util.parsing import named_pairs
+from femtune._util.redaction import check_values
 from femtune.config import Ask, Sample, Train, check_draws
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import parse_scale
 from femtune.data.chat_tokenizer import fit_prompts
 from femtune.data.demos import load_demos
 from femtune.data.objects import rows_of
-from femtune.data.problems import check_disjoint, check_gold, split, without_long
+from femtune.data.partition import Parts, hold_out, set_aside, warn_of_groups
+from femtune.data.problems import check_disjoint, check_gold, group_problems, without_long
 from femtune.data.prompts import HINT, Prompts
 from femtune.data.row_report import NO_ROWS, RowReport, with_skipped
-from femtune.data.tasks.codings import parse_labels
+from femtune.data.tasks.codings import Place, parse_labels
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.load import Options, TaskData, read_places, read_task, trained_on
 from femtune.data.tasks.wording import text_or_file
@@ -52,8 +54,6 @@ class Divided:
 
 
 Data = Source | Divided
-
-
 A = TypeVar("A", bound=Ask)
 
 
@@ -83,17 +83,20 @@ def read_inputs(
     *,
     answers: bool = True,
     model: str | None = None,
+    rows: Callable[[], Iterable[Place]] | None = None,
+    log_rows: bool = True,
 ) -> TaskInputs[A]:
     """Read the inputs from a file, the Hub, or objects; with answers=False, without answers.
 
     A reward given as an object replaces the one named in the settings. With bad_rows "skip", problems
-    too long for the `model` are left out. Raises DataError if a problem is invalid, or its own answer
-    would not earn the reward; ConfigError for settings that do not suit the task.
+    too long for the `model` are left out. `rows` yields the rows of a file in place of reading it.
+    Raises DataError if a problem is invalid, or its own answer would not earn the reward; ConfigError
+    for settings that do not suit the task.
     """
     settings = _with_texts(settings)
-    form = parse_format(settings.answer_format)
+    parse_format(settings.answer_format)  # raises before anything is read
     source = data.train if isinstance(data, Divided) else data
-    found = source if isinstance(source, TaskData) else _read(source, settings, answers)
+    found = source if isinstance(source, TaskData) else _read(source, settings, answers, rows)
     settings = replace(
         settings,
         reward=settings.reward or found.reward,
@@ -104,13 +107,7 @@ def read_inputs(
     if isinstance(settings, Sample):
         settings = replace(settings, scheme=spelled_out(settings.scheme))
     grade = as_reward(reward or settings.reward or found.reward)
-    prompts = Prompts(
-        instruction=settings.instruction or "",
-        hint=settings.hint or HINT,
-        leaks=found.leaks,
-        format=form,
-        system_prompt=settings.system_prompt,
-    )
+    prompts = _worded(settings, found)
     demos = load_demos(
         settings.demos,
         settings.task,
@@ -134,8 +131,19 @@ def read_inputs(
         demos=demos,
     )
     made = _without_long(made, model)
-    _log_rows(made)
+    if log_rows:
+        _log_rows(made)
     return made
+
+
+def _worded(settings: Ask, found: TaskData) -> Prompts:
+    return Prompts(
+        instruction=settings.instruction or "",
+        hint=settings.hint or HINT,
+        leaks=found.leaks,
+        format=parse_format(settings.answer_format),
+        system_prompt=settings.system_prompt,
+    )
 
 
 def _log_rows(asked: TaskInputs[A]) -> None:
@@ -181,16 +189,22 @@ def _with_texts(settings: A) -> A:
     return replace(settings, **texts)
 
 
-def _read(data: Source, settings: Ask, answers: bool) -> TaskData:
+def _read(
+    data: Source, settings: Ask, answers: bool, given: Callable[[], Iterable[Place]] | None
+) -> TaskData:
     """Read a file, a data set on the Hub, or rows; problems are used unchanged. Raises DataError."""
-    options = task_options(settings)
+    group = settings.group if answers else None  # without answers, nothing is split or measured
+    options = replace(task_options(settings), group=group)
     if isinstance(data, (str, Path)):
-        return read_task(data, settings.task, options, answers=answers)
-    given = rows_of(data)
-    problems = [each for each in given if isinstance(each, Problem)]
+        check_values({"data": data})  # as messages show it
+        return read_task(data, settings.task, options, answers=answers, rows=given)
+    objects = rows_of(data)
+    problems = [each for each in objects if isinstance(each, Problem)]
     if problems:
+        if group is not None:
+            problems = group_problems(problems, group)
         return TaskData(problems=problems)
-    rows = enumerate(given, 1)
+    rows = enumerate(objects, 1)
     return read_places(rows, "rows", settings.task, options, answers=answers, unit="row")
 
 
@@ -226,35 +240,36 @@ def read_test(
     return read_inputs(other, replace(settings, split=split_), asked.reward, model=model)
 
 
-def held_out(
-    asked: TaskInputs[Train], data: Data, model: str | None = None
-) -> tuple[list[Problem], list[Problem]]:
+def held_out(asked: TaskInputs[Train], data: Data, model: str | None = None) -> Parts:
     """Do as `part` for evaluation problems that are read here: see `read_test`."""
     return part(asked, read_test(asked, data, model))
 
 
-def part(
-    asked: TaskInputs[Train], other: TaskInputs[Train] | None
-) -> tuple[list[Problem], list[Problem]]:
-    """Return training problems, with one order of each pair, and evaluation problems, with both.
+def part(asked: TaskInputs[Train], other: TaskInputs[Train] | None) -> Parts:
+    """Return training and development problems, with one order of each pair, and held-out ones.
 
-    Those are `other`'s, or a share of the data. Raises DataError if a prompt, or a judged item, is in
-    both.
+    These have both orders, and are `other`'s, or a share of the data. Raises DataError if a prompt, or
+    a judged item, is in both.
     """
     settings = asked.settings
     if other is not None:
-        test = other.problems
-        train = trained_on(asked.problems)
-        check_disjoint(train, test)
-        check_varied(train)
-        return train, test
-    if not 0 <= settings.eval_share < 1:
-        raise ConfigError(f"eval_share must be in [0, 1), got {settings.eval_share}.")
-    train, test = split(asked.problems, settings.eval_share, settings.seed)
-    if not train:
-        raise DataError(f"no problem is left to train on: eval_share is {settings.eval_share}.")
-    check_varied(trained_on(train))
-    return trained_on(train), test
+        labelled, test = trained_on(asked.problems), other.problems
+        check_disjoint(labelled, test)
+        warn_of_groups(labelled, test)
+    else:
+        rest, test = hold_out(asked.problems, settings.eval_share, settings.seed)
+        labelled = trained_on(rest)
+    check_varied(labelled)
+    if not settings.eval_every:
+        if settings.dev_share or settings.patience:
+            raise ConfigError("dev_share and patience need evaluations: set eval_every to 1 or more.")
+        return Parts(labelled, [], test)
+    train, dev = set_aside(labelled, settings.dev_share, settings.seed)
+    if settings.patience and not dev:
+        raise ConfigError(
+            f"patience {settings.patience} needs a development part: set --dev-share 0.2, say."
+        )
+    return Parts(train, dev, test)
 
 
 def check_varied(problems: Sequence[Problem]) -> None:
@@ -287,7 +302,7 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
     """Return what the loop does; `scheme` replaces the one that settings name. Raises ConfigError."""
     if not 1 <= settings.iterations <= 100_000:
         raise ConfigError(f"iterations must be from 1 to 100,000, got {settings.iterations}.")
-    for name in ("eval_every", "keep_last"):
+    for name in ("eval_every", "keep_last", "patience"):
         if getattr(settings, name) < 0:
             raise ConfigError(f"{name} must be at least 0, got {getattr(settings, name)}.")
     check_draws("eval_", settings.eval_draws, settings.eval_temperature)
@@ -325,6 +340,7 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
         launch=settings.launch,
         balance=settings.balance,
         keep_last=settings.keep_last,
+        patience=settings.patience,
         bound_draws=settings.bound_draws,
         bound_problems=settings.bound_problems,
         reader_problems=settings.reader_problems,

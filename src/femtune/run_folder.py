@@ -8,22 +8,32 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from femtune._util.redaction import check_values
 from femtune.config import CHANGEABLE
+from femtune.data.chat_tokenizer import DATE
 from femtune.data.problems import save_problems
 from femtune.data.row_report import ROWS, RowReport
 from femtune.data.tasks.load import TaskData
 from femtune.engines.model_files import base_of_adapter, local_model
 from femtune.errors import ModelError, RunError
 from femtune.model_info import is_base
-from femtune.resolve import Data, Divided
+from femtune.resolve import A, Data, Divided, TaskInputs
 from femtune.rewards.custom import UserReward
 from femtune.rewards.source import reward_code, reward_columns
-from femtune.runs.hashes import hash_config, hash_tokenizer, hash_value, hash_weights, template_source
-from femtune.runs.run import Run, check_run
+from femtune.runs.hashes import (
+    hash_config,
+    hash_tokenizer,
+    hash_value,
+    hash_weights,
+    template_source,
+    writes_date,
+)
+from femtune.runs.run import Run, check_run, stored_config
 from femtune.schemes.serialization import scheme_to_data
 from femtune.types import Demos, Problem, Scheme
 
@@ -44,6 +54,7 @@ def check_new(place: Path, flag: str = "--output-dir") -> None:
 
     Raises RunError.
     """
+    check_values({flag: place})
     if place.exists():
         raise RunError(f"{place} exists already: choose another {flag}.")
     there = next(parent for parent in place.absolute().parents if parent.exists())
@@ -67,6 +78,8 @@ def store_problems(
     problems: Sequence[Problem],
     test: Sequence[Problem] = (),
     reports: Mapping[str, RowReport] | None = None,
+    *,
+    dev: Sequence[Problem] = (),
 ) -> None:
     """Store a run's problems for E-steps and evaluations, so that its draws can be read with them.
 
@@ -75,7 +88,7 @@ def store_problems(
     rows = run.root / ROWS
     if reports and not rows.exists():
         run.write_json(rows, {name: report.to_data() for name, report in reports.items()})
-    for name, group in (("problems", problems), ("eval", test)):
+    for name, group in (("problems", problems), ("eval", test), ("dev", dev)):
         path = run.root / f"{name}.parquet"
         if group and not path.exists():
             save_problems(group, path)
@@ -100,31 +113,57 @@ def run_place(
     `scheme` is stored as data, from which readers of the run rebuild it. Raises ConfigError if it
     cannot be stored.
     """
+    check_values({"data": str(shown_data(data)), "model": model, "output_dir": output_dir})
     shown = shown_data(data)
     config = resolved(settings, data=shown, model=model, problems=fingerprint(*groups))
     if scheme is not None:
         config["scheme_data"] = scheme_to_data(scheme)
+    if output_dir is None:
+        # not by the date or by what it relies on: the same command finds its run, and may refuse it
+        free = {*CHANGEABLE}
+        fixed = {key: value for key, value in config.items() if key not in free}
+        digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
+        spec = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
+        parts = [verb, Path(shown).stem.replace(" ", "-"), spec, digest.hexdigest()]
+        output_dir = Path("runs") / "-".join(filter(None, parts))
     base = local_model(model)
+    pin_date(config, base, Path(output_dir))
     config["relies_on"] = relied_on(
         base,
         base=base_of_adapter(base),
-        template_args=settings.template_args,
+        template_args=config["template_args"],
         spec=settings.reward,
         reward=reward,
         problems=[problem for group in groups for problem in group],
         # only those that are shown: a model that femtune trained is not shown the task's own
         demos=[asdict(each) for each in demos if settings.demos != "auto" or is_base(model)],
     )
-    if output_dir is None:
-        # not by what it relies on: where that changed, the same command finds its run and refuses it
-        free = {*CHANGEABLE, "relies_on"}
-        fixed = {key: value for key, value in config.items() if key not in free}
-        digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
-        spec = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
-        parts = [verb, Path(shown).stem.replace(" ", "-"), spec, digest.hexdigest()]
-        output_dir = Path("runs") / "-".join(filter(None, parts))
     check_run(Path(output_dir), config, CHANGEABLE)
     return Path(output_dir), config
+
+
+def pin_date(config: dict[str, Any], folder: Path, place: Path) -> None:
+    """Add the date to the template_args of a run whose chat template would write today's.
+
+    A run in `place` keeps the date of its first day, so that it renders the same prompts when it is
+    resumed. A date among the arguments stays as it is.
+    """
+    stored = stored_config(place) if (place / "config.yaml").exists() else {}
+    config["template_args"] = dated(config["template_args"], folder, stored.get("template_args") or ())
+
+
+def dated(template_args: Sequence[str], folder: Path, stored: Sequence[str]) -> list[str]:
+    """Return template_args with the date among the stored ones, else today's: see `pin_date`."""
+    if not writes_date(folder, template_args):
+        return [*template_args]
+    today = f"{DATE}={date.today().isoformat()}"
+    return [*template_args, next((each for each in stored if each.startswith(f"{DATE}=")), today)]
+
+
+def with_pinned_date(asked: TaskInputs[A], config: Mapping[str, Any]) -> TaskInputs[A]:
+    """Return inputs whose template arguments are those of a run's configuration."""
+    args = tuple(config["template_args"])
+    return replace(asked, settings=replace(asked.settings, template_args=args))
 
 
 def shown_data(data: Data) -> str:
@@ -149,8 +188,7 @@ def relied_on(
 ) -> dict[str, str]:
     """Return the hash of everything that a run depends on, without what does not apply.
 
-    The chat template is hashed as source, with its arguments, not as rendered: a template that writes
-    today's date renders differently tomorrow, but is the same template (see `warn_of_date`).
+    The chat template is hashed as source, with its arguments, the pinned date among them (`pin_date`).
     `spec` is the reward's name in the settings, `reward` the function.
     Raises ModelError if the model's files cannot be read.
     """

@@ -22,7 +22,7 @@ from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.engines.dtypes import usable_dtype
 from femtune.engines.model_files import base_of_adapter, load_config, load_tokenizer, local_model
-from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, Probe
+from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, WeightCheck
 from femtune.errors import ConfigError, DataError, EngineError, ModelError
 from femtune.estep.forced_answers import check_cue
 from femtune.estep.scheduler import EnginePool, Sampler
@@ -52,28 +52,28 @@ class SamplerBuilder:
     def sampler(
         self,
         sampling: Sampling,
-        probed: Sequence[Problem] = (),
+        check_on: Sequence[Problem] = (),
         needs: Collection[Need] = (),
     ) -> Iterator[Sampler]:
         """Open the model in one engine, or in those of many workers, until the block ends.
 
-        With `probed` problems, some form `base_probe`; `needs` are the scheme's. Takes a minute for a
+        Some of the problems `check_on` form `base_check`; `needs` are the scheme's. Takes a minute for a
         large model. Raises ConfigError if a requirement of the engine is missing, ModelError if the
         model cannot be served, and EngineError if the engine lacks what the scheme needs.
         """
         remote = self.settings.engine == "openai"
-        # otherwise the model is read for the probe before the engine takes the memory
-        probe = self.base_probe(probed) if probed and not remote else None
-        made = self.open_sampler(sampling, probe, needs)
+        # otherwise the model is read for the check before the engine takes the memory
+        check = self.base_check(check_on) if check_on and not remote else None
+        made = self.open_sampler(sampling, check, needs)
         try:
-            if probed and remote:
-                made = replace(made, base_probe=self.base_probe(probed))
+            if check_on and remote:
+                made = replace(made, base_check=self.base_check(check_on))
             yield made
         finally:
             made.engine.close()
 
     def open_sampler(
-        self, sampling: Sampling, base_probe: Probe | None = None, needs: Collection[Need] = ()
+        self, sampling: Sampling, base_check: WeightCheck | None = None, needs: Collection[Need] = ()
     ) -> Sampler:
         """Open a sampler for callers that close its `engine` themselves."""
         no_foreign_bars()
@@ -86,7 +86,7 @@ class SamplerBuilder:
             on_error=settings.on_reward_error,
         )
         return Sampler(
-            self._crew(sampling, base_probe, needs) if settings.ray_workers else self._fit_engine(needs),
+            self._pool(sampling, base_check, needs) if settings.ray_workers else self._fit_engine(needs),
             self.tokenizer,
             self.prompts,
             grade,
@@ -94,7 +94,7 @@ class SamplerBuilder:
             seed=settings.seed,
             chunk_size=settings.chunk_size,
             rounding=_rounding(settings, self.base),
-            base_probe=base_probe,
+            base_check=base_check,
             overlap=settings.overlap,
             resume=settings.resume,
             cut=Cut(self.prompts.format, self.tokenizer, self.tokenizer.opening),
@@ -103,7 +103,9 @@ class SamplerBuilder:
             force="never" if settings.force_answers == "never" else "all",
         )
 
-    def _crew(self, sampling: Sampling, base_probe: Probe | None, needs: Collection[Need]) -> EnginePool:
+    def _pool(
+        self, sampling: Sampling, base_check: WeightCheck | None, needs: Collection[Need]
+    ) -> EnginePool:
         from femtune.estep.ray_cluster import WorkerSpec
         from femtune.estep.ray_pool import Pool
 
@@ -116,8 +118,8 @@ class SamplerBuilder:
         gpus = settings.worker_gpus
         if gpus is None:
             gpus = engine_args(settings).get("tensor_parallel_size")
-        posts = WorkerSpec(settings.ray_workers, settings.ray_address, settings.worker_cpus, gpus)
-        return Pool(partial(alone.open_sampler, sampling, needs=needs), posts, base_probe)
+        spec = WorkerSpec(settings.ray_workers, settings.ray_address, settings.worker_cpus, gpus)
+        return Pool(partial(alone.open_sampler, sampling, needs=needs), spec, base_check)
 
     def _fit_engine(self, needs: Collection[Need]) -> Engine:
         """Return an engine that can do what a scheme needs. Raises EngineError."""
@@ -164,8 +166,8 @@ class SamplerBuilder:
             max_batch=settings.max_batch,
         )
 
-    def base_probe(self, problems: Sequence[Problem]) -> Probe | None:
-        """Return a probe to check that an engine other than transformers serves the base.
+    def base_check(self, problems: Sequence[Problem]) -> WeightCheck | None:
+        """Return a check that an engine other than transformers serves the base.
 
         Takes as long as reading the model once; returns None for the transformers engine.
         """
@@ -188,9 +190,9 @@ class SamplerBuilder:
         parts = engine.generate(lambda room: [todo.pop(0) for _ in range(min(room, len(todo)))], greedy)
         made = {request.tokens: completion.tokens for part in parts for request, completion in part}
         completions = [made[tokens] for tokens in prompts]
-        nats = engine.logprob(list(zip(prompts, completions, strict=True)))
+        logprobs = engine.logprob(list(zip(prompts, completions, strict=True)))
         engine.close()
-        return Probe(prompts, completions, nats, nats)
+        return WeightCheck(prompts, completions, logprobs, logprobs)
 
 
 def check_able(engine: Engine, needs: Collection[Need]) -> None:

@@ -63,6 +63,8 @@ class Sampling:
     top_k: int = 0  # 0: all
     # where an engine may stop early; the driver truncates completions anyway, with equal results
     cut: Ending | None = field(default=None, compare=False, repr=False)
+    _: KW_ONLY
+    continued: bool = field(default=False, compare=False)  # soon scored or continued: may be kept
 
     @property
     def follows_model(self) -> bool:
@@ -351,7 +353,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """State what an engine can do; the default is everything."""
+    """State what an engine can do; the default is everything but `scores_between`."""
 
     seeds: bool = True  # the same seed draws the same tokens
     logprobs: bool = True  # it returns log-probabilities of what it samples
@@ -359,6 +361,7 @@ class Capabilities:
     token_ids: bool = True  # it returns the sampled tokens, not only their text
     scores: bool = True  # it can score a given completion
     adapters: bool = True  # it can load trained weights while it runs: a server at least LoRA adapters
+    scores_between: int = 0  # completions after which it scores cheaply while `generate` waits
 
 
 class EngineBase(Protocol):

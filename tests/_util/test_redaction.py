@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from femtune._util.redaction import Redactor
+from femtune import train
+from femtune._util.redaction import Redactor, check_values, is_secret_name
 from femtune.cli.main import main
-from femtune.config import Ask, Train
+from femtune.config import RL, Ask, Predict, Train
 from femtune.engines.openai import engine
 from femtune.engines.openai.http import RetryPolicy, shown
 from femtune.errors import ConfigError
+from femtune.mstep.config import Training
 
 from ..models import tiny_model
 from ..servers import Faults, letters, serving
@@ -100,6 +105,143 @@ def test_the_command_line_refuses_a_key_and_does_not_repeat_it(
         said = capsys.readouterr()
         assert said.err.startswith("ConfigError") and "hush" not in said.err + said.out
         assert not out.exists()
+
+
+# --- every setting
+
+SECRET = "Zq81x7Kd03mP"  # in each form below
+FORMS = [
+    f"me:{SECRET}@host:8000/v1",
+    f"http://me:{SECRET}@host:8000/v1",
+    f"https://{SECRET}@host/v1",
+    f"http://host/v1;key={SECRET}",
+    f"http://host/v1#key={SECRET}",
+    f"http://host/v1?key={SECRET}",
+    f"http://host/v1?a=b&api_key={SECRET}",
+    f"http://host/v1;token={SECRET}",
+    f"ray://me:{SECRET}@host:10001",
+    f"postgres://me:{SECRET}@db/x",
+    f"s3://AB:{SECRET}@bucket/data",
+    f"https://host/x?sig={SECRET}",
+    f"https://host/x?access_token={SECRET}",
+    f"api_key={SECRET}",
+    f"api-key: {SECRET}",
+    f"API_KEY = {SECRET}",
+    f"apikey={SECRET}",
+    f"token={SECRET}",
+    f"hf_token={SECRET}",
+    f"HF_TOKEN={SECRET}",
+    f"access_token: '{SECRET}'",
+    f"password={SECRET}",
+    f"password: {SECRET}",
+    f"passwd={SECRET}",
+    f"pwd={SECRET}",
+    f"passphrase: {SECRET}",
+    f"secret={SECRET}",
+    f"client_secret={SECRET}",
+    f"aws_secret_access_key={SECRET}",
+    f"private_key={SECRET}",
+    f"auth_key={SECRET}",
+    f"credentials={SECRET}",
+    f"cookie: {SECRET}",
+    f"Authorization: Bearer {SECRET}",
+    f"Authorization: Basic {SECRET}",
+    f"authorization={SECRET}",
+    f"Bearer {SECRET}",
+    f'x={{"Authorization": "Bearer {SECRET}"}}',
+    f'x={{"Authorization": "{SECRET}"}}',
+    f'x={{"headers": {{"x-api-key": "{SECRET}"}}}}',
+    f'x={{"a": [{{"token": "{SECRET}"}}]}}',
+    f"x={{'password': '{SECRET}'}}",
+    f"x={{Authorization: {SECRET}}}",
+    f"--password={SECRET}",
+    f"env WANDB_API_KEY={SECRET} torchrun",
+    f"sk-proj-{SECRET}{SECRET}",
+    f"hf_{SECRET}{SECRET}",
+    f"ghp_{SECRET}{SECRET}",
+    f"see glpat-{SECRET}abcdef",
+    f"eyJhbGciOiJ9.eyJ{SECRET}.{SECRET}",
+    f"-----BEGIN RSA PRIVATE KEY----- {SECRET}",
+    f"the value of the environment: env-{SECRET}",
+]
+TEXTS = [
+    each.name
+    for kind in (Train, Training, Predict)
+    for each in fields(kind)
+    if "str" in str(each.type) and "Literal" not in str(each.type)
+]
+
+
+def test_each_form_of_a_secret_is_refused_in_each_setting_that_takes_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command line, a file of settings and Python alike, before a folder is made."""
+    assert len(FORMS) >= 50 and len(set(TEXTS)) >= 25
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MY_SERVICE_TOKEN", f"env-{SECRET}")
+    rows = [{"prompt": f"{n} + 2?", "answer": f"{n + 2}"} for n in range(40)]
+    Path("data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    command = ["train", "data.jsonl", "--model", "seedling"]
+    for form in FORMS:
+        for name in sorted({*TEXTS, "model", "data", "output_dir", "wrong_name"}):
+            value: Any = (form,) if "Names" in str(Train.__annotations__.get(name)) else form
+            argv = [*command, f"--{name.replace('_', '-')}", form]
+            assert (form, name, main(argv)) == (form, name, 1)
+            Path("run.yaml").write_text(json.dumps({name: form}))
+            assert (form, name, main([*command, "--config", "run.yaml"])) == (form, name, 1)
+            if name == "output_dir" and form != FORMS[0]:
+                continue  # it is looked at once the data are read: one form is enough here
+            given = {"data": "data.jsonl", "model": "seedling", "max_new_tokens": 64, name: value}
+            with pytest.raises(ConfigError) as refused:
+                train(**given)
+            assert SECRET not in str(refused.value)
+        said = capsys.readouterr()
+        assert SECRET not in said.out + said.err, form
+    assert {path.name for path in tmp_path.iterdir()} == {"data.jsonl", "run.yaml"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("me:hush@host:8000/v1", "http://host/v1;key=hush", "http://host/v1#key=hush", "host/hush"),
+        *("http://host/v1/key=hush", "http:///me:hush@host", "http://host:hush/v1", "http://a b/hush"),
+    ],
+)
+def test_a_malformed_url_is_refused_and_not_shown(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="base_url holds") as refused:
+        Ask(engine="openai", base_url=url)
+    assert "hush" not in str(refused.value)
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(ConfigError, match="OPENAI_BASE_URL holds") as refused:
+        engine.OpenAIEngine(Path("none"), tokenizer=None)  # type: ignore[arg-type]  # refused first
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("Rate from 1 to 5. The key point: is it true?", "Answer key: B", "mailto:ann@example.org"),
+        *("The token count is 512.", "Is the password: policy good?", "ratio 3:1, see a@b.org"),
+        *("/data/sk-learn/models/large", "Basic GPT4-level grammar", 'End with {"token": "A"}'),
+        *("Secret: {answer}", "Qwen/Qwen3-1.7B", "a b:c d@e"),
+    ],
+)
+def test_text_that_only_speaks_of_secrets_is_taken(text: str) -> None:
+    Ask(instruction=text, rubric=text, served_model=None)
+
+
+def test_no_option_has_the_name_of_a_secret() -> None:
+    names = {each.name for kind in (Train, Training, Predict, RL) for each in fields(kind)}
+    assert not [name for name in names if is_secret_name(name)]
+
+
+@pytest.mark.parametrize("size", [20_000])
+def test_long_texts_are_looked_through_at_once(size: int) -> None:
+    began = time.process_time()
+    for text in ("a." * size, "token=" * size, "x:" * size, "eyJ" * size, "sk-" * size, "-" * size):
+        with suppress(ConfigError):
+            check_values({"text": text})
+    assert time.process_time() - began < 20
 
 
 # --- what servers say

@@ -21,6 +21,7 @@ from femtune.runs.draws import read_draws
 from femtune.runs.run import FORMAT
 from femtune.schemes.named import AUTO
 
+SHORT_M_STEP = ("--num-train-epochs=1", "--per-device-train-batch-size=8")
 SEEDLING = ("--model", "seedling", "--max-new-tokens", "48")
 JUDGE = ("--task", "judge", "--raters", "named", "--scale", "1,5")  # the rubric world's
 Row = dict[str, Any]
@@ -410,7 +411,7 @@ def done(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[st
     argv = [
         *("train", str(world / "train.jsonl"), *SEEDLING, *JUDGE),
         *("--eval-data", str(world / "test.jsonl")),
-        *("--iterations", "1", "--learning-rate", "1e-3", "--output-dir", str(out)),
+        *("--iterations", "1", "--learning-rate", "1e-3", *SHORT_M_STEP, "--output-dir", str(out)),
     ]
     assert main(argv) == 0
     return argv, out
@@ -437,7 +438,8 @@ def test_a_completed_run_given_again_does_nothing_and_prints_the_same(
     lines = first.splitlines()
     assert lines[0].startswith("base ")
     assert lines[1].startswith("iteration 1  kept ")
-    models = [f"best model (iteration 1): {root / 'best'}", f"last model: {root / 'last'}"]
+    why = "iteration 1, the last: there is no development part to choose by"
+    models = [f"best model ({why}): {root / 'best'}", f"last model: {root / 'last'}"]
     told = [*models, f"draws, examples, metrics: {root}"]
     assert lines[-4:] == [*told, f"report: {root / 'report.html'}"]
 
@@ -478,6 +480,7 @@ def test_flags_override_the_file_and_both_are_stored(
     file = tmp_path / "run.yaml"
     given = {"model": "seedling", "scheme": "star", "seed": 3, "max_new_tokens": 48, "iterations": 1}
     given |= {"task": "judge", "raters": "named", "scale": "1,5"}
+    given |= {"num_train_epochs": 1.0, "per_device_train_batch_size": 8}
     columns = {"columns": ["score=label"], "lr_scheduler_type": "linear", "eval_share": 0}
     file.write_text(yaml.safe_dump(given | columns))
     rows = [
@@ -523,7 +526,8 @@ def test_sample_fit_evaluate_and_predict_are_a_pipeline(
     assert table.num_rows == sampled["num_kept"] > 0
 
     model = tmp_path / "model"
-    assert main(["fit", str(examples), "--model", "seedling", "--output-dir", str(model)]) == 0
+    short = [*SHORT_M_STEP, "--output-dir", str(model)]
+    assert main(["fit", str(examples), "--model", "seedling", *short]) == 0
     printed = capsys.readouterr().out
     assert f"{'num_examples':<22}{table.num_rows}\n" in printed
     assert printed.endswith(f"model: {model}\n")

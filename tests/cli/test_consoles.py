@@ -48,7 +48,7 @@ def run(encoding: str, *argv: object, statuses: tuple[int, ...] = (0,)) -> tuple
     return out, err
 
 
-@pytest.mark.parametrize(("encoding", "tries"), [("ascii", ("--draws", 16)), ("cp1252", ("--no-try",))])
+@pytest.mark.parametrize(("encoding", "tries"), [("ascii", ("--draws", 4)), ("cp1252", ("--no-try",))])
 def test_check_shows_what_it_can(encoding: str, tries: tuple[object, ...], data: Path) -> None:
     out, _ = run(encoding, "check", data, *MODEL, *tries, statuses=(0, 1))  # 1: it is not ready to train
     assert "\n+ " in out  # the mark of what is well
@@ -56,8 +56,10 @@ def test_check_shows_what_it_can(encoding: str, tries: tuple[object, ...], data:
     assert owl in out.replace("\n", "") and f"hei{letter}t" in out
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_its_report(data: Path, tmp_path: Path) -> None:
     steps = ("--iterations", 1, "--num-train-epochs", 1, "--bound-draws", 0, "--scheme", "rejection:1")
+    steps += ("--per-device-train-batch-size", 8, "--reader-problems", 0)
     out, _ = run("cp1252", "train", data, *MODEL, *steps, "--output-dir", tmp_path / "run")
     assert "of problems at first" in out and (tmp_path / "run" / "report.html").exists()
     out, _ = run("ascii", "verify", tmp_path / "run")

@@ -52,6 +52,7 @@ COMMANDS = {
     "train": (
         *("train", "train.jsonl", "--eval-data", "test.jsonl", "--iterations", "1"),
         *("--learning-rate", "1e-3", "--output-dir", "out"),
+        *("--num-train-epochs", "1", "--per-device-train-batch-size", "8"),
     ),
     "sample": ("sample", "train.jsonl", "--scheme", "rejection:2", "--output-dir", "out"),
     "evaluate": ("evaluate", "test.jsonl", "--output-dir", "out"),

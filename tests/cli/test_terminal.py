@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ import re
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ def acts(text: str) -> set[str]:
     kinds = {char: unicodedata.category(char) for char in set(text) - {"\n", "\t"}}
     bad = {char for char, kind in kinds.items() if kind in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")}
     # `regex` knows a newer Unicode than the standard library
-    bad |= {char for char, kind in kinds.items() if kind == "Cn" and regex.match(r"\p{Cn}", char)}
+    bad |= {*regex.findall(r"\p{Cn}", "".join(char for char, kind in kinds.items() if kind == "Cn"))}
     return bad | {char for char in kinds if "\U000e0100" <= char <= "\U000e01ef"}
 
 
@@ -75,10 +77,10 @@ def test_what_can_be_seen_stays(text: str) -> None:
 
 
 def test_every_character_that_acts_is_written_out() -> None:
-    for code in range(sys.maxunicode + 1):
-        char = chr(code)
-        if acts(char):
-            assert visible(char) != char and not acts(visible(char))
+    bad = [*acts("".join(map(chr, range(sys.maxunicode + 1))))]
+    shown = visible("\n".join(bad))  # a line each, as a million calls take their time
+    assert not acts(shown)
+    assert not [char for char, line in zip(bad, shown.split("\n"), strict=True) if line == char]
 
 
 def test_long_lines_are_no_problem() -> None:
@@ -144,22 +146,43 @@ def test_warnings_are_harmless(capsys: pytest.CaptureFixture[str]) -> None:
     assert not acts(COLOURS.sub("", said))
 
 
-def run_in_terminal(*argv: str, cwd: Path) -> tuple[int, str, str]:
-    """A command's status, output and errors where Rich takes both for a terminal."""
+# runs commands one after the other, the streams of each in files: a process for each takes long to start
+COMMANDS = """
+import json, os, sys
+from femtune.cli.main import main
+statuses = []
+for number, argv in enumerate(json.loads(sys.argv[1])):
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{number}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    statuses.append(main(argv))
+    sys.stdout.flush(), sys.stderr.flush()
+with open("statuses.json", "w") as file:
+    json.dump(statuses, file)
+"""
+
+
+def run_in_terminal(*commands: Sequence[str], cwd: Path) -> list[tuple[int, str, str]]:
+    """Status, output and errors of each command where Rich takes both for a terminal."""
     terminal = {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "TERM": "xterm-256color", "COLUMNS": "100"}
     done = subprocess.run(
-        [sys.executable, "-m", "femtune", *argv],
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
         capture_output=True,
         timeout=120,
         cwd=cwd,
         env={**os.environ, **terminal, "PYTHONIOENCODING": "utf-8"},
     )
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == 0
+    statuses = json.loads((cwd / "statuses.json").read_text())
+    return [
+        (status, *((cwd / f"{number}.{name}").read_bytes().decode() for name in ("out", "err")))
+        for number, status in enumerate(statuses)
+    ]
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Problems that are hostile in every place that is shown."""
+    tmp_path = tmp_path_factory.mktemp("data")
     rows = [
         {"id": f"{HOSTILE}{n}", "prompt": f"{HOSTILE} {n} + 2?", "answer": f"{HOSTILE}{n}", HOSTILE: n}
         for n in range(20)
@@ -171,33 +194,40 @@ def data(tmp_path: Path) -> Path:
 
 def test_doctor_shows_hostile_problems_harmless(data: Path) -> None:
     words = ("--model", "seedling", "--no-try", "--max-new-tokens", "9", "--no-check-gold")
-    status, out, err = run_in_terminal("check", data.name, *words, cwd=data.parent)
+    [(status, out, err)] = run_in_terminal(("check", data.name, *words), cwd=data.parent)
     assert (status, err) == (0, "")
     assert "gnp.exe" in out and "[red]not red[/red]" in out
     assert not acts(COLOURS.sub("", out))
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("check", "data.jsonl", "--model", "seedling", "--columns", f"answer={HOSTILE[:-4]}"),
-        ("check", "bad.jsonl", "--model", "seedling"),
-        ("check", "data.jsonl", "--model", "seedling", "--reward", "number"),
-        ("train", "data.jsonl", "--model", "seedling", "--config", "run.yaml"),
-        ("train", "data.jsonl", "--model", "seedling", f"--{HOSTILE.replace(chr(0), '')}"),
-        ("train", "data.jsonl", "--model", "seedling", "--engine", HOSTILE.replace(chr(0), "")),
-        ("check", HOSTILE.replace(chr(0), ""), "--model", "seedling"),
-        (HOSTILE.replace(chr(0), ""),),
-    ],
-    ids=["columns", "row", "reward", "config", "flag", "value", "path", "verb"],
-)
-def test_errors_tell_of_hostile_input_harmless(words: tuple[str, ...], data: Path) -> None:
-    words = tuple(word.replace("\x00", "") for word in words)
+WORD = HOSTILE.replace("\x00", "")  # what a command line can hold
+REFUSED = {
+    "columns": ("check", "data.jsonl", "--model", "seedling", "--columns", f"answer={WORD[:-3]}"),
+    "row": ("check", "bad.jsonl", "--model", "seedling"),
+    "reward": ("check", "data.jsonl", "--model", "seedling", "--reward", "number"),
+    "config": ("train", "data.jsonl", "--model", "seedling", "--config", "run.yaml"),
+    "flag": ("train", "data.jsonl", "--model", "seedling", f"--{WORD}"),
+    "value": ("train", "data.jsonl", "--model", "seedling", "--engine", WORD),
+    "path": ("check", WORD, "--model", "seedling"),
+    "verb": (WORD,),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(data: Path) -> dict[str, tuple[int, str, str]]:
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     rows[3]["answer"] = ""
     (data.parent / "bad.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (data.parent / "run.yaml").write_text(json.dumps({HOSTILE: HOSTILE}))
-    status, out, err = run_in_terminal(*words, cwd=data.parent)
+    found = run_in_terminal(*REFUSED.values(), cwd=data.parent)
+    return dict(zip(REFUSED, found, strict=True))
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_errors_tell_of_hostile_input_harmless(
+    what: str, refused: dict[str, tuple[int, str, str]]
+) -> None:
+    status, out, err = refused[what]
     assert (status, out) == (1, "")
     assert err.partition(":")[0].endswith("Error") and "Traceback" not in err
     assert not acts(COLOURS.sub("", err))
@@ -206,6 +236,7 @@ def test_errors_tell_of_hostile_input_harmless(words: tuple[str, ...], data: Pat
 # --- what the source may not say
 
 
+@functools.cache
 def shown_calls() -> list[tuple[str, ast.Call]]:
     return [
         (str(path.relative_to(SOURCE)), node)

@@ -13,6 +13,7 @@ import pytest
 
 from femtune.comparison.compare import Job, State, compare, jobs, state
 from femtune.comparison.demo import changes, telling, write_world
+from femtune.comparison.differences import stored_differences
 from femtune.comparison.table import rows, save, table
 from femtune.config import Train
 from femtune.data.worlds import WORLDS, make_splits
@@ -82,6 +83,17 @@ def test_the_bound_is_that_of_the_last_iteration_that_has_one() -> None:
     assert star.values["bound"][0] == pytest.approx(-1.25) and base.values["bound"][0] == -2
     titles, cells = table([base, star])
     assert cells[0][titles.index("bound")] == "-2.00 ±0.00"
+
+
+def test_a_row_with_a_development_part_is_that_of_the_best_iteration(tmp_path: Path) -> None:
+    made = history(0.2, (0.5, 0.5, 10), (0.3, 0.5, 20))
+    for each, accuracy in zip(made[1:], (0.6, 0.4), strict=True):
+        each["development"] = {"accuracy": accuracy, "num_problems": 40}
+    values = rows({job("star", 0): made})[1].values
+    assert (values["accuracy"][0], values["generated_tokens"][0]) == (0.5, 30)  # tokens of all
+    [stored] = json.loads(save(tmp_path, {job("star", 0): made}).read_text())["runs"]
+    assert (stored["best_iteration"], stored["accuracy"]) == (1, 0.5)
+    assert (stored["last_iteration"], stored["last_accuracy"]) == (2, 0.3)
 
 
 def test_half_widths_are_students_over_seeds() -> None:
@@ -228,6 +240,12 @@ def test_two_schemes_by_two_seeds(tmp_path: Path) -> None:
     assert stored_scheme(stored_config(tmp_path / "mine-seed1"), tmp_path) == own
     assert base.values["accuracy"][1] == 0  # greedy, and the same problems for every seed
     assert all(row.values["kept_share"][0] > 0 for row in schemes)
+    by_base = {each.row: each.found for each in stored_differences(histories) if each.to == "base"}
+    assert [*by_base] == ["star", "mine"]
+    for one in schemes:  # of 8 items, each the mean of two seeds
+        difference = one.values["accuracy"][0] - base.values["accuracy"][0]
+        assert by_base[one.name].difference == pytest.approx(difference)
+        assert (by_base[one.name].num_items, by_base[one.name].num_groups) == (8, 8)
     # what is stored is not done again: the files stay as they are
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     other = replace(todo[3], settings=replace(todo[3].settings, accept_at=0.5))

@@ -7,20 +7,23 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from tests.demo_runs import JUDGE, SEEDLING, make_world
 
 import femtune
+from femtune import run_folder
 from femtune._util import interrupts
 from femtune.cli.main import main
 from femtune.comparison.baselines import baseline_settings, run_baseline
-from femtune.comparison.ladder.climb import LadderOptions, run_ladder
+from femtune.comparison.ladder.climb import LadderOptions, _prepare, run_ladder
 from femtune.comparison.ladder.result import FILE
-from femtune.comparison.ladder.rungs import REGRESSION_DRAWS, RUNGS
+from femtune.comparison.ladder.rungs import REGRESSION_DRAWS, RUNGS, measure
 from femtune.comparison.ladder.verdict import Entry, decide
 from femtune.config import Evaluate, Train
 from femtune.data.problems import load_problems
@@ -30,7 +33,9 @@ from femtune.mstep.config import Training
 from femtune.reporting.page.record import find
 from femtune.reporting.page.render import render
 from femtune.reporting.terminal import Quiet
+from femtune.runs.checkpoints import best_of
 from femtune.runs.draws import read_draws
+from femtune.runs.run import stored_config
 from femtune.workflows.evaluate import run_evaluate
 from femtune.workflows.train import run_train
 
@@ -174,10 +179,62 @@ def test_each_rung_that_trains_is_the_same_alone(climbed: Path, world: Path, tmp
     history = run_baseline(data, "seedling", own, tmp_path / "answer-only")
     assert history[-1]["evaluation"]["accuracy"] == rungs["answer-only"]["accuracy"]
     several = Evaluate(draws=DRAWS, temperature=1.0)
-    model = str(done.last)
+    model = str(done.best)
     both = run_evaluate(settings.eval_data or "", model, several, tmp_path / "several", Quiet()).metrics
     assert both["by_votes"]["accuracy"] == rungs["fem-votes"]["accuracy"]
     assert both["by_probabilities"]["accuracy"] == rungs["fem-probabilities"]["accuracy"]
+
+
+@pytest.mark.slow
+def test_fem_chooses_by_a_development_part_that_other_rungs_learn_from(
+    world: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "all.jsonl"
+    data.write_text((world / "train.jsonl").read_text() + (world / "test.jsonl").read_text())
+    settings = replace(SETTINGS, eval_share=0.3, dev_share=0.25, iterations=2)
+    place = tmp_path / "ladder"
+    ground = _prepare(str(data), "seedling", settings, place, LadderOptions(draws=2), None)
+    made = {name: measure(name, ground, Quiet()) for name in ("majority", "answer-only", "fem")}
+    held = {name: load_problems(place / name / "eval.parquet") for name in made}
+    assert held["majority"] == held["answer-only"] == held["fem"] == ground.test
+    trained, dev = (load_problems(place / "fem" / f"{part}.parquet") for part in ("problems", "dev"))
+    assert dev and {p.id for p in ground.train} == {p.id for p in [*trained, *dev]}
+    examples = pq.read_table(place / "answer-only/iteration-001/examples.parquet")
+    assert examples.num_rows == len(ground.train)
+    history = [json.loads(path.read_text()) for path in sorted(place.glob("fem/*/metrics.json"))]
+    best = best_of(history)
+    assert made["fem"].detail == {"model": str(place / "fem/best"), "iteration": best}
+    assert made["fem"].metrics == history[best]["evaluation"]
+    kinds = ("iteration-001/draws", "iteration-002/draws", "iteration-001/dev", "iteration-002/dev")
+    written = sum(
+        len(draw.completion.tokens)
+        for kind in kinds
+        for chunk, _ in read_draws(place / "fem" / kind)
+        for draw in chunk
+    )
+    assert made["fem"].setup.generated == written
+
+
+def test_all_rungs_have_the_date_of_the_first_day(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "writes_date", lambda folder, args: not args)
+    settings = replace(SETTINGS, eval_data=str(world / "test.jsonl"))
+    options = LadderOptions(up_to="majority", draws=2)
+    given = (str(world / "train.jsonl"), "seedling", settings, tmp_path)
+    first = run_ladder(*given, "quiet", options)
+
+    class Tomorrow(date):
+        @classmethod
+        def today(cls) -> date:
+            return date.today() + timedelta(days=1)
+
+    monkeypatch.setattr(run_folder, "date", Tomorrow)
+    assert run_ladder(*given, "quiet", options).table == first.table
+    ground = _prepare(*given, options, None)
+    pinned = stored_config(tmp_path / "majority")["template_args"]
+    assert [*ground.settings.template_args] == [*ground.builder.settings.template_args] == pinned
+    assert run_folder.dated((), Path("any"), ()) != pinned  # what a new run would have
 
 
 @pytest.mark.slow
@@ -226,7 +283,6 @@ def test_new_items_are_answered_as_the_rung_did(
     climbed: Path, world: Path, tmp_path: Path, name: str
 ) -> None:
     from femtune.comparison.ladder.answer import answer_like
-    from femtune.comparison.ladder.climb import _prepare
     from femtune.comparison.ladder.store import read_rung
     from femtune.comparison.ladder.use import command as command_of
 
@@ -271,7 +327,8 @@ def test_a_ladder_ends_where_it_is_told_to_and_names_the_rest(world: Path, tmp_p
     assert [*result.table] == ["majority", "direct", "base"]
     assert result.not_run["votes"] == "after --up-to base" and "fem" in result.not_run
     assert "Of what was run, nothing beats the majority." in result.verdict or "So far" in result.verdict
-    assert "Not run: votes (after --up-to base)" in repr(result)
+    rest = ", ".join(name for name in RUNGS if name not in result.table)
+    assert f"Not run: {rest} (after --up-to base)" in repr(result)
     # more of it later, by the same folder
     told = LadderOptions(up_to="votes", budget="5 tokens", draws=DRAWS)
     more = run_ladder(str(world / "train.jsonl"), "seedling", settings, tmp_path, "quiet", told)

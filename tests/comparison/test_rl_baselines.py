@@ -113,7 +113,9 @@ def weights(folder: Path) -> dict[str, Any]:
 
 
 @needs_trl
-@pytest.mark.parametrize("name", ["grpo", "rloo", "latro"])
+@pytest.mark.parametrize(
+    "name", ["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rloo", "latro"))]
+)
 def test_a_run_has_a_schemes_history_and_goes_on_where_it_was_stopped(
     name: str, world: tuple[str, Train], tmp_path: Path
 ) -> None:

@@ -392,7 +392,8 @@ def test_an_answer_alone_is_read_and_is_no_reasoning(text: str, answer: str) -> 
     line = parse_format("line")
     assert line.read(text) == Parsed("", answer, "no rationale before the answer")
     assert line.read(text, require_rationale=False) == Parsed("", answer)
-    assert parse_format("boxed").read(text).answer == ""
+    assert parse_format("boxed").read(text) == line.read(text)
+    assert parse_format("json:score").read(text).answer == ""
 
 
 @pytest.mark.parametrize("text", ["A or B", "Yes", "4 apples", "A B", "AB", ""])

@@ -148,6 +148,19 @@ HABITS = {
     "choices in numbered columns": Habit(
         "choice", "question,option_1,option_2,option_3,answer\nQ?,x,y,z,3\nR?,x,y,z,1\n", "C A"
     ),
+    "choices in columns of two words": Habit(
+        "choice", "question,Option 1,Option 2,Option 3,answer\nQ?,x,y,z,3\nR?,x,y,z,1\n", "C A"
+    ),
+    "choices in columns with letters": Habit(
+        "choice", "question,choiceA,choiceB,choiceC,answer\nQ?,x,y,z,C\nR?,x,y,,A\n", "C A"
+    ),
+    "two columns for one choice": Habit(
+        "choice",
+        "question,choice 1,choice_1,choice 2,answer\nQ?,x,y,z,C\nR?,x,y,z,A\n",
+        "C A",
+        refused="has columns `answer`, `choice 1`",
+        mended="--columns 'choices=choice 1,choice_1,choice 2'",
+    ),
     "choices of a medical exam": Habit(
         "choice",
         "question,opa,opb,opc,opd,cop\nQ?,w,x,y,z,0\nR?,w,x,y,z,3\n",

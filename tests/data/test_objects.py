@@ -188,6 +188,8 @@ def test_a_run_from_tables_goes_on_with_the_same_rows_alone(tmp_path: Path) -> N
             use_cpu=True,
             bound_draws=0,
             reader_problems=0,
+            num_train_epochs=1,
+            per_device_train_batch_size=8,
             **ASKED,
         )
 

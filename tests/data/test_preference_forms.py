@@ -214,7 +214,24 @@ def test_raters_in_columns_are_raters() -> None:
     own = [p for p in most.problems if not p.columns["frame"]["swapped"]]
     assert [problem.answer for problem in own] == ["A", "B", "tie"]
     assert sorted(own[0].columns["ratings"]) == ["A", "A", "B"]
-    assert most.report.codings == ("`ann1,ann2,ann3`: 0 is tie, 1 is A, 2 is B.",)
+    assert most.report.codings == (
+        "`ann1,ann2,ann3`: 0 is tie, 1 is A, 2 is B.",
+        "`ann1,ann2,ann3`: 1 of 9 ratings are empty, and left out (ann2 1; for example row 2).",
+    )
+
+
+def test_empty_cells_of_raters_are_counted() -> None:
+    rows = [PAIR | {"prompt": f"P{n}", "ann1": n % 3, "ann2": "" if n % 2 else 1} for n in range(6)]
+    rows[4]["ann1"] = None
+    found = read(rows, columns={"preference": "ann1,ann2"})
+    assert len(trained_on(found.problems)) == found.report.num_rows == 12 - 4
+    said = "`ann1,ann2`: 4 of 12 ratings are empty, and left out (ann2 3, ann1 1; for example row 2)."
+    assert said in found.report.codings
+    rated = {"prompt": "P", "response": "R", "score": "[5, null, 4]"}
+    listed = read([rated, {**rated, "score": [1, 2]}], scale="1,5")
+    assert listed.report.codings == (
+        "`score`: 1 of 5 ratings are empty, and left out (rater 2 1; for example row 1).",
+    )
 
 
 def test_one_annotator_alone_does_not_say_what_0_is() -> None:

@@ -374,13 +374,13 @@ def test_shared_prompts_are_named() -> None:
 
 
 def test_gold_answers_that_earn_too_little_are_named() -> None:
-    problems = [Problem("a", "x", "4"), Problem("b", "x", "four"), Problem("c", "x", "9")]
+    problems = [Problem("a", "x", "4"), Problem("b", "x", "good"), Problem("c", "x", "9")]
     check_gold(problems, as_reward("exact"))
     with pytest.raises(DataError) as caught:
         check_gold(problems, as_reward("ordinal(1, 5)"))
     message = str(caught.value)
     assert "of 2 of 3 problems" in message
-    assert "\"b\": answer 'four' earns reward 0, and 1 is needed; \"c\": answer '9'" in message
+    assert "\"b\": answer 'good' earns reward 0, and 1 is needed; \"c\": answer '9'" in message
 
 
 def test_gold_answers_that_no_completion_can_give_are_named() -> None:

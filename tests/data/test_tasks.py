@@ -551,7 +551,7 @@ def test_a_run_trains_on_one_order_and_is_tested_on_both(tmp_path: Path) -> None
     settings = Train(task="judge", eval_share=0.3)
     asked = read_inputs(file, settings)
     assert (asked.settings.scale, asked.settings.reward) == ("A,B", 'choice("A,B")')
-    train, test = held_out(asked, file)
+    train, _, test = held_out(asked, file)
     assert all(known(problem).presented for problem in train)
     assert len(train) + len(test) // 2 == 60
     by_pair = defaultdict(set)
@@ -561,7 +561,7 @@ def test_a_run_trains_on_one_order_and_is_tested_on_both(tmp_path: Path) -> None
     # with a file of its own, too; and it must not hold what is trained on
     other = file_of(tmp_path / "test.jsonl", (PAIRED | {"response_b": f"T{i}"} for i in range(5)))
     with_file = replace(asked, settings=replace(asked.settings, eval_data=str(other)))
-    train, test = held_out(with_file, file)
+    train, _, test = held_out(with_file, file)
     assert (len(train), len(test)) == (60, 10)
     same = replace(asked, settings=replace(asked.settings, eval_data=str(file)))
     with pytest.raises(DataError, match="120 of 120 test problems are also training problems"):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from femtune.data.worlds import SEEDLING
 from femtune.engines.hf import answer_tree
 from femtune.engines.hf.engine import TransformersEngine, read_tokenizer
+from femtune.engines.hf.prefix_tree import PrefixTree
 from femtune.errors import EngineError
 from femtune.types import Asked, Engine
 
@@ -46,16 +47,20 @@ def forest(seed: int, num: int = 20, tokens: int = 256) -> list[Asked]:
     return asked
 
 
-def by_pairs(engine: Engine, asked: Sequence[Asked]) -> list[float]:
-    """Nats of each pair, in one list."""
-    return engine.logprob([(prefix, each) for prefix, several in asked for each in several])
+def by_pairs(engine: TransformersEngine, asked: Sequence[Asked]) -> list[float]:
+    """Nats of each pair by whole passes of the model itself, in one list."""
+    pairs = [(prefix, each) for prefix, several in asked for each in several]
+    todo = [pair for pair in pairs if pair[1]]
+    with torch.inference_mode():
+        whole = iter(engine._score(todo).tolist() if todo else [])
+    return [next(whole) if each else 0.0 for _, each in pairs]
 
 
 def as_trees(engine: Engine, asked: Sequence[Asked]) -> list[float]:
     """The same by `logprobs_after`."""
     found = engine.logprobs_after(asked)
     assert [len(each) for each in found] == [len(several) for _, several in asked]
-    return [nats for each in found for nats in each]
+    return [logprob for each in found for logprob in each]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,7 +126,8 @@ def test_any_trees_in_batches_of_any_size(
 def test_batches_hold_each_prefix_once_within_the_limits(
     asked: list[Asked], most_tokens: int, most_logits: int
 ) -> None:
-    made = list(answer_tree.batches(asked, range(len(asked)), most_tokens, most_logits))
+    indices = range(len(asked))
+    made = list(answer_tree.batches(asked, indices, most_tokens, most_logits, PrefixTree(0)))
     assert sorted(i for batch in made for group in batch for i in group.members) == [*range(len(asked))]
     for batch in made:
         for group in batch:
@@ -203,10 +209,10 @@ def test_out_of_memory_halves_the_pass_and_loses_nothing(
     expected = by_pairs(engine, asked)
     score = answer_tree.score
 
-    def short(model: Any, asked: Sequence[Asked], batch: Sequence[answer_tree.Group]) -> Any:
+    def short(model: Any, asked: Any, batch: Sequence[answer_tree.Group], kept: Any) -> Any:
         if answer_tree.padded(batch) > 150:
             raise error
-        return score(model, asked, batch)
+        return score(model, asked, batch, kept)
 
     monkeypatch.setattr(answer_tree, "score", short)
     assert as_trees(engine, asked) == pytest.approx(expected, abs=1e-4)

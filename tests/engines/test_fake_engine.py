@@ -73,8 +73,8 @@ def test_a_retry_made_while_iterating_is_completed_too() -> None:
 
 def test_tokens_are_bytes_and_an_end() -> None:
     [(_, completion)] = run(FakeEngine(lambda prompt, seed: "é!"), [request("x")])
-    nats = -4 * math.log(257)  # two bytes, one byte, the end
-    assert completion == Completion((195, 169, 33, END), "é!", "stop", nats)
+    logprob = -4 * math.log(257)  # two bytes, one byte, the end
+    assert completion == Completion((195, 169, 33, END), "é!", "stop", logprob)
 
 
 def test_a_long_completion_is_cut_off() -> None:
@@ -85,14 +85,16 @@ def test_a_long_completion_is_cut_off() -> None:
 
 
 def test_write_may_give_the_log_probability() -> None:
-    engine = FakeEngine(lambda prompt, seed: ("yes", -1.5), nats=lambda prompt, text: -len(text))
+    engine = FakeEngine(lambda prompt, seed: ("yes", -1.5), logprob_of=lambda prompt, text: -len(text))
     [(asked, completion)] = run(engine, [request("x")])
     assert completion.logprob == -1.5
     assert engine.logprob([(asked.tokens, completion.tokens)]) == [-3]
 
 
 def test_continuations_get_what_their_pairs_get() -> None:
-    engine = FakeEngine(lambda prompt, seed: "", nats=lambda prompt, text: -len(prompt) - len(text) / 8)
+    engine = FakeEngine(
+        lambda prompt, seed: "", logprob_of=lambda prompt, text: -len(prompt) - len(text) / 8
+    )
     found = engine.logprobs_after([(b"ab", [tuple(b"c"), tuple(b"de"), ()]), (b"abc", [])])
     assert found == [[-2.125, -2.25, -2.0], []]
     assert engine.logprobs_after([]) == []

@@ -158,12 +158,12 @@ def test_a_seed_of_an_earlier_release_means_the_same_noise() -> None:
     "sampling", [Sampling(), Sampling(temperature=0), Sampling(temperature=0.7, top_k=5, top_p=0.9)]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nats_are_those_of_the_softmax_at_temperature_one(
+def test_logprobs_are_those_of_the_softmax_at_temperature_one(
     sampling: Sampling, dtype: torch.dtype
 ) -> None:
     logits = (torch.randn(500, 300, generator=torch.Generator().manual_seed(0)) * 20).to(dtype)
     seeds = torch.arange(500)
-    tokens, nats, _ = choose_with_logprobs(logits, seeds, seeds, sampling)
+    tokens, logprobs, _ = choose_with_logprobs(logits, seeds, seeds, sampling)
     assert torch.equal(tokens, choose(logits, seeds, seeds, sampling))
     expected = logits.double().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
-    assert torch.allclose(nats.double(), expected, atol=1e-5, rtol=1e-6)
+    assert torch.allclose(logprobs.double(), expected, atol=1e-5, rtol=1e-6)

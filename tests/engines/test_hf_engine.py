@@ -23,7 +23,7 @@ from femtune.engines.hf.batch import Batch
 from femtune.engines.hf.engine import TransformersEngine, default_max_batch
 from femtune.engines.hf.fused import Fused
 from femtune.engines.hf.kv_slots import Slots
-from femtune.engines.weight_check import Probe, write_probe
+from femtune.engines.weight_check import WeightCheck, write_check
 from femtune.errors import EngineError, ModelError
 from femtune.types import Completion, DrawKey, Engine, Request, Sampling
 
@@ -157,8 +157,8 @@ def test_logprob_of_written_tokens_is_that_of_scoring_them(family: str, tmp_path
 def test_logprob_is_that_of_the_model_token_by_token(engine: TransformersEngine, folder: Path) -> None:
     prompt, completion = (5, 6, 7), (8, 9, 10, 11)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    nats = model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
-    expected = sum(nats[2 + i, token].item() for i, token in enumerate(completion))
+    logprobs = model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+    expected = sum(logprobs[2 + i, token].item() for i, token in enumerate(completion))
     other = ((1,) * 20, (2,) * 9)
     assert engine.logprob([other, (prompt, completion), (prompt, ())])[1:] == pytest.approx(
         [expected, 0]
@@ -373,9 +373,9 @@ def test_bfloat16_serves_too(tmp_path: Path) -> None:
     asked = requests(20)
     done = run(engine, asked)
     scored = engine.logprob([(r.tokens, done[r.key.problem_id].tokens) for r in asked])
-    for request, nats in zip(asked, scored, strict=True):
+    for request, logprob in zip(asked, scored, strict=True):
         completion = done[request.key.problem_id]
-        assert nats == pytest.approx(completion.logprob, abs=0.1 * len(completion.tokens))
+        assert logprob == pytest.approx(completion.logprob, abs=0.1 * len(completion.tokens))
 
 
 def test_what_is_no_model_is_refused_in_plain_words(folder: Path, tmp_path: Path) -> None:
@@ -559,7 +559,7 @@ def test_texts_are_encoded_by_the_tokenizer_and_spread_over_the_vocabulary_witho
 
 
 def test_float32_weights_that_femtune_trained_are_rounded_stochastically(tmp_path: Path) -> None:
-    """A base is cast to nearest; trained weights, told by their probe, keep an update on average."""
+    """A base is cast to nearest; weights with a weight check keep an update on average."""
     tiny_model(tmp_path, "llama", tokenizer=byte_tokenizer())
     exact = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
 
@@ -568,12 +568,12 @@ def test_float32_weights_that_femtune_trained_are_rounded_stochastically(tmp_pat
         return weight.cpu()
 
     assert torch.equal(held(), exact.bfloat16())
-    write_probe(tmp_path, Probe([[1]], [[2]], [-1.0], [-2.0]))
+    write_check(tmp_path, WeightCheck([[1]], [[2]], [-1.0], [-2.0]))
     found = held()
     assert torch.equal(found, held())
     away = found != exact.bfloat16()
     assert 0.1 < away.float().mean() < 0.4  # a quarter, as a value is a quarter of a gap off on average
-    write_probe(tmp_path, Probe([[1]], [[2]], [-1.5], [-2.0]))  # other weights, other bits
+    write_check(tmp_path, WeightCheck([[1]], [[2]], [-1.5], [-2.0]))  # other weights, other bits
     assert not torch.equal(found, held())
 
 

@@ -56,10 +56,10 @@ def test_draws_are_the_servers_tokens(kind: str, make: Any) -> None:
         found = draw(engine, asked)
     for request in asked:
         expected = written(request, 31 if kind == "llamacpp" else 63)
-        nats = math.fsum(map(token_logprobs_of, expected))
+        logprob = math.fsum(map(token_logprobs_of, expected))
         text = TOKENIZER.decode(expected)
         completion = found[request.key.problem_id]
-        assert completion == Completion(expected, text, "stop", pytest.approx(nats))
+        assert completion == Completion(expected, text, "stop", pytest.approx(logprob))
     able = engine.capabilities
     assert able.seeds and able.logprobs and able.token_ids and able.raw_logprobs
     assert able.scores == (kind != "llamacpp")
@@ -103,7 +103,7 @@ def test_a_cut_off_draw_has_no_end(make: Any) -> None:
     assert all(len(c.tokens) == 2 and END not in c.tokens for c in found.values())
 
 
-def test_an_end_that_is_left_out_is_added_and_its_nats_unknown(make: Any) -> None:
+def test_an_end_that_is_left_out_is_added_and_its_logprob_unknown(make: Any) -> None:
     with serving(faults=Faults(leaves_out_end=True)) as server:
         found = draw(make(server.url), requests(3))
     for request in requests(3):

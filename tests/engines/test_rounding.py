@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from femtune.engines.hf.model import rounding_seed
 from femtune.engines.rounding import round_in_place, rounded, rounded_state
 from femtune.engines.vllm.setup import rounded_copy
-from femtune.engines.weight_check import Probe, write_probe
+from femtune.engines.weight_check import WeightCheck, write_check
 
 BOTH = [torch.bfloat16, torch.float16]
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -129,8 +129,8 @@ def test_trained_float32_weights_are_copied_rounded_for_vllm_and_others_read_in_
     state = {"a": torch.randn(1000)}
     save_file(state, weights / "model.safetensors")
     (weights / "config.json").write_text('{"dtype": "float32"}')
-    assert rounded_copy(weights, "bfloat16", tmp_path / "1") == weights  # a base: no probe
-    write_probe(weights, Probe([[1]], [[2]], [-1.0], [-2.0]))
+    assert rounded_copy(weights, "bfloat16", tmp_path / "1") == weights  # a base: no check
+    write_check(weights, WeightCheck([[1]], [[2]], [-1.0], [-2.0]))
     assert rounded_copy(weights, "float32", tmp_path / "1") == weights
     copy = rounded_copy(weights, "bfloat16", tmp_path / "1")
     made = load_file(copy / "model.safetensors")["a"]

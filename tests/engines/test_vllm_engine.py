@@ -34,7 +34,7 @@ from femtune.data.worlds import SEEDLING
 from femtune.engines.hf.engine import TransformersEngine, read_tokenizer
 from femtune.engines.vllm.engine import VllmEngine
 from femtune.engines.vllm.setup import read_end_tokens
-from femtune.engines.weight_check import Probe, check_served, write_probe
+from femtune.engines.weight_check import WeightCheck, check_served, write_check
 from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.types import Completion, DrawKey, Engine, Request, Sampling
 
@@ -338,8 +338,8 @@ def test_tied_weights_a_wrong_update_and_an_end(
     assert apart(engine, new) < NEAR < apart(engine, tied)
 
     newer = changed(tied, tmp_path / "newer", seed=2)
-    probe = probe_of(newer, before=new)
-    write_probe(newer, probe)
+    check = probe_of(newer, before=new)
+    write_check(newer, check)
     # vLLM's own reload, which leaves the packed copy of a tied output layer as it was
     rpc = engine._llm.collective_rpc
     wrong = lambda name, args: rpc("reload_weights", kwargs={"weights_path": args[0]})  # noqa: E731
@@ -348,7 +348,7 @@ def test_tied_weights_a_wrong_update_and_an_end(
         engine.load(newer)
     assert engine._llm is not started
     assert [r.message for r in caplog.records if "did not take the weights" in r.message]
-    check_served(engine, probe, 0.001)
+    check_served(engine, check, 0.001)
     assert apart(engine, newer) < NEAR
 
     engine.close()
@@ -357,13 +357,13 @@ def test_tied_weights_a_wrong_update_and_an_end(
         run(engine, requests(1))
 
 
-def probe_of(weights: Path, before: Path) -> Probe:
+def probe_of(weights: Path, before: Path) -> WeightCheck:
     prompts, completions = zip(*pairs_of(4), strict=True)
-    nats = [
+    logprobs = [
         TransformersEngine(folder, tokenizer=TOKENIZER, dtype="float32").logprob(pairs_of(4))
         for folder in (weights, before)
     ]
-    return Probe(prompts, completions, *nats)
+    return WeightCheck(prompts, completions, *logprobs)
 
 
 def test_adapters_take_turns_over_one_base(tied: Path, tmp_path: Path) -> None:

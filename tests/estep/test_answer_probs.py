@@ -122,9 +122,9 @@ def test_a_format_without_a_cue_is_refused() -> None:
 
 
 @given(st.lists(st.floats(-50, 0), min_size=1, max_size=8))
-def test_shares_are_probabilities(nats: list[float]) -> None:
-    answers = tuple(map(str, range(len(nats))))
-    shares = AnswerLogprobs(answers, tuple(nats)).shares()
+def test_shares_are_probabilities(logprobs: list[float]) -> None:
+    answers = tuple(map(str, range(len(logprobs))))
+    shares = AnswerLogprobs(answers, tuple(logprobs)).shares()
     assert math.fsum(shares.values()) == pytest.approx(1.0)
     assert all(0 <= share <= 1 for share in shares.values())
 
@@ -152,8 +152,8 @@ def test_where_a_tokenizer_joins_cue_and_answer_the_sampled_answer_has_its_own_p
             draw for draw in chunk.draws if draw.score.answer in SCALE and not draw.completion.num_forced
         ]
         found = answer_logprobs(free, {p.id: p for p in problems}, sampler)
-        for draw, nats in zip(free, found, strict=True):
-            assert nats is not None and math.fsum(map(math.exp, nats.logprobs)) <= 1.001
+        for draw, logprobs in zip(free, found, strict=True):
+            assert logprobs is not None and math.fsum(map(math.exp, logprobs.logprobs)) <= 1.001
             # the tokens before the answer and its end are those that were sampled
             tokens, prompt = (
                 draw.completion.tokens,
@@ -162,5 +162,5 @@ def test_where_a_tokenizer_joins_cue_and_answer_the_sampled_answer_has_its_own_p
             place = len(tokens) - 2
             before = (*sampler.tokenizer.encode_prompt(prompt), *tokens[:place])
             [alone] = sampler.engine.logprob([(before, tokens[place : place + 1])])
-            assert nats.of(draw.score.answer) == pytest.approx(alone, abs=1e-3)
+            assert logprobs.of(draw.score.answer) == pytest.approx(alone, abs=1e-3)
     assert len(free) >= 8

@@ -50,13 +50,13 @@ def write(prompt: str, seed: int) -> str:
     return SAID[seed % 5] if prompt.endswith("Answer:") else WRITTEN[seed % 5]
 
 
-def nats(prompt: str, text: str) -> float:
+def logprob(prompt: str, text: str) -> float:
     """Of a text after another, byte by byte."""
     return -math.fsum((1 + (len(prompt) + i + byte) % 7) / 8 for i, byte in enumerate(text.encode()))
 
 
 def made(force: Any = "never", room: int = 8, order: int = 0, **more: Any) -> Sampler:
-    engine = FakeEngine(write, nats=nats, room=room, order_seed=order)
+    engine = FakeEngine(write, logprob_of=logprob, room=room, order_seed=order)
     usual = replace(sampler(engine, chunk_size=7), sampling=Sampling(MOST), cut=LINE_CUT, context=200)
     return replace(usual, force=force, **more)
 
@@ -84,11 +84,11 @@ def test_completions_end_where_their_answer_is_closed_as_likely_as_what_is_left(
             text = f"{text}\nAnswer: {rest[:2]}\n"
             assert (done.tokens, done.text) == (tuple(text.encode()), text)
             assert done.finish_reason == "answered"
-            assert done.logprob == pytest.approx(nats(prompt, text), rel=1e-12)
+            assert done.logprob == pytest.approx(logprob(prompt, text), rel=1e-12)
             assert draw.score.answer == rest[:2]
         elif len(whole) < MOST:
             assert (done.tokens, done.finish_reason) == ((*whole.encode(), END), "stop")
-            assert done.logprob == nats(prompt, whole)
+            assert done.logprob == logprob(prompt, whole)
         else:
             assert (done.tokens, done.finish_reason) == (tuple(whole.encode()[:MOST]), "length")
             assert draw.score.reason == "truncated"
@@ -243,7 +243,7 @@ def test_answers_are_forced_where_they_are_to_be_and_never_twice(force: str) -> 
         assert math.isnan(draw.completion.logprob)
         # pi(z, end) pi(y | z, cue)
         before = prompt, z = draw_prompt(draw), bytes(rationale).decode()
-        expected = nats(*before) + nats(f"{prompt}{z}\nAnswer:", answer)
+        expected = logprob(*before) + logprob(f"{prompt}{z}\nAnswer:", answer)
         assert draw.completion.drawn_logprob == pytest.approx(expected, rel=1e-12)
         assert draw.score.answer == {" y0": "y0", " y0\n": "y0", " y1\n": "y1"}.get(answer, "")
     if twice:
@@ -388,7 +388,7 @@ class Dies(FakeEngine):
     """Fails after so many batches."""
 
     def __init__(self, batches: int) -> None:
-        super().__init__(write, nats=nats, room=8)
+        super().__init__(write, logprob_of=logprob, room=8)
         self.batches = batches
 
     def generate(self, pull: Any, sampling: Sampling) -> Iterator[Any]:

@@ -55,7 +55,7 @@ def draw(
     """A draw as it comes out of the loop's E-step, y being y* unless it is said, and scored."""
     text = f"z{z}\nAnswer: {asked.answer if y is None else f'y{y}'}"
     plain, hinted = (
-        world.nats(PROMPTS.render(name, asked)[0]["content"], text) for name in ("plain", "hinted")
+        world.logprob(PROMPTS.render(name, asked)[0]["content"], text) for name in ("plain", "hinted")
     )
     right = text.endswith(asked.answer)
     score = Score(float(right), text[-2:], "" if right else "wrong", rationale=f"z{z}")

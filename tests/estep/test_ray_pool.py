@@ -21,7 +21,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'femt
 from femtune._util import interrupts  # noqa: E402
 from femtune.data.demos import demos_digest  # noqa: E402
 from femtune.engines.fake import FakeEngine  # noqa: E402
-from femtune.engines.weight_check import Probe, write_probe  # noqa: E402
+from femtune.engines.weight_check import WeightCheck, write_check  # noqa: E402
 from femtune.errors import ConfigError, EngineError, ModelError, RunError  # noqa: E402
 from femtune.estep import ray_pool as pools  # noqa: E402
 from femtune.estep.driver import e_step  # noqa: E402
@@ -36,7 +36,8 @@ from femtune.types import Capabilities, Draw, Reward  # noqa: E402
 from .. import oracle  # noqa: E402
 from ..oracle import DEMOS, LINE_CUT, Tables, problem, sampler  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's own sockets and files
+# Ray's own sockets and files; its workers take seconds to start
+pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning"), pytest.mark.slow]
 
 WORLD = Tables.random(seed=5)
 PROBLEMS = [problem(f"p{i}", i % 3, 0) for i in range(40)]
@@ -76,7 +77,7 @@ class Noting(FakeEngine):
         return WORLD.write(prompt, seed)
 
     def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
-        if len(pairs) > 1:  # else of a probe
+        if len(pairs) > 1:  # else of a weight check
             (self.notes / f"scored-{os.getpid()}-{len(pairs)}").touch()
             for prompt, _ in pairs:
                 self.noted(self.tokenizer.decode(prompt), 0)
@@ -218,9 +219,9 @@ def test_workers_load_the_weights_of_the_lease_and_check_them(notes: Path, tmp_p
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
-    nats = FakeEngine(WORLD.write).logprob([((1, 2), (3, 4))])
-    write_probe(first, Probe([[1, 2]], [[3, 4]], nats, [0.0]))
-    write_probe(second, Probe([[1, 2]], [[3, 4]], [-1.0], nats))
+    logprobs = FakeEngine(WORLD.write).logprob([((1, 2), (3, 4))])
+    write_check(first, WeightCheck([[1, 2]], [[3, 4]], logprobs, [0.0]))
+    write_check(second, WeightCheck([[1, 2]], [[3, 4]], [-1.0], logprobs))
     try:
         pool.load(first)
         drawn(pool)
@@ -350,7 +351,7 @@ def test_a_caller_that_stops_leaves_workers_that_go_on_with_the_next(notes: Path
 
 
 def test_workers_join_when_there_is_room(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two cores, three posts: the third is filled when another worker has gone."""
+    """Two cores, three workers: the third is filled when another worker has gone."""
     pool = crew(notes, workers=3, pause_s=0.02)
     said: list[str] = []
     monkeypatch.setattr(pools.log, "warning", lambda text, *values: said.append(text % values))

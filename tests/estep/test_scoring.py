@@ -73,7 +73,7 @@ def text_of(prompt: str, draw: Draw) -> str:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_rules_get_what_is_remembered_and_what_is_new_with_nats_of_theta(
+def test_rules_get_what_is_remembered_and_what_is_new_with_logprobs_of_theta(
     spec: str, tmp_path: Path
 ) -> None:
     made = steps(tmp_path, spec)
@@ -86,14 +86,14 @@ def test_rules_get_what_is_remembered_and_what_is_new_with_nats_of_theta(
         keys = [draw.key for draw in (*left, *own)]
         assert [draw.key for draw in scoring] == sorted(keys, key=lambda key: (key.problem_id, key))
         for draw in scoring:
-            for nats, need, prompt in (
+            for logprob, need, prompt in (
                 (draw.log_pi, "log_pi", "plain"),
                 (draw.log_q, "log_q", "hinted"),
             ):
                 if need in needs and draw.accepted:
-                    assert nats == theta.nats(text_of(prompt, draw), draw.completion.text)
+                    assert logprob == theta.logprob(text_of(prompt, draw), draw.completion.text)
                 else:
-                    assert nats is None
+                    assert logprob is None
         # one row of examples for each that the rule makes, in the order of the problems
         expected = [
             (e.draw.key.problem_id, e.draw.key.stage, e.draw.key.index, e.weight, e.prompt_kind)
@@ -296,13 +296,13 @@ def test_a_scheme_from_the_base_draws_from_it_and_is_weighed_by_theta(tmp_path: 
         for draw in draws_of(made, iteration):
             hinted = text_of("hinted", draw)
             assert draw.completion.text == THETAS[0].write(hinted, draw.seed)
-            assert draw.completion.logprob == THETAS[0].nats(hinted, draw.completion.text)
+            assert draw.completion.logprob == THETAS[0].logprob(hinted, draw.completion.text)
         for _, scoring in by_problem(made.scoring(iteration)):
             right = [d for d in scoring if d.accepted]
             ratios = [
                 math.exp(
-                    THETAS[iteration - 1].nats(text_of("plain", d), d.completion.text)
-                    - THETAS[0].nats(text_of("hinted", d), d.completion.text)
+                    THETAS[iteration - 1].logprob(text_of("plain", d), d.completion.text)
+                    - THETAS[0].logprob(text_of("hinted", d), d.completion.text)
                 )
                 for d in right
             ]

@@ -95,8 +95,8 @@ def test_a_draw_without_an_answer_has_no_vote_and_a_distribution() -> None:
 # --- any probabilities
 
 RATING = ("1", "2", "3")
-nats_of = st.lists(st.floats(-60, 0), min_size=3, max_size=3)
-pair_nats = st.lists(st.floats(-60, 0), min_size=2, max_size=2)
+logprobs_of = st.lists(st.floats(-60, 0), min_size=3, max_size=3)
+pair_logprobs = st.lists(st.floats(-60, 0), min_size=2, max_size=2)
 
 
 def draw(problem_id: str, index: int, answer: str) -> Draw:
@@ -110,20 +110,20 @@ def draw(problem_id: str, index: int, answer: str) -> Draw:
     )
 
 
-def rated(nats: list[list[float]], answers: list[str], **options: Any) -> dict[str, Any]:
+def rated(logprobs: list[list[float]], answers: list[str], **options: Any) -> dict[str, Any]:
     problem = Problem(
         "p", "Rate it.", "2", {"frame": Frame(form="rating", scale=RATING, item="item").column()}
     )
-    scored = {("p", index): AnswerLogprobs(RATING, tuple(each)) for index, each in enumerate(nats)}
+    scored = {("p", index): AnswerLogprobs(RATING, tuple(each)) for index, each in enumerate(logprobs)}
     draws = [draw("p", index, answer) for index, answer in enumerate(answers)]
     return prediction([(problem, draws)], scored=scored, **options)
 
 
-@given(st.lists(st.tuples(nats_of, st.sampled_from([*RATING, ""])), min_size=1, max_size=5))
+@given(st.lists(st.tuples(logprobs_of, st.sampled_from([*RATING, ""])), min_size=1, max_size=5))
 def test_probabilities_sum_to_one_and_agree_with_what_is_made_of_them(
     drawn: list[tuple[list[float], str]],
 ) -> None:
-    made = rated([nats for nats, _ in drawn], [answer for _, answer in drawn])
+    made = rated([logprobs for logprobs, _ in drawn], [answer for _, answer in drawn])
     shares = made["distribution"]
     assert sum(shares.values()) == pytest.approx(1)
     assert made["confidence"] == shares[made["answer"]] == max(shares.values())
@@ -164,12 +164,13 @@ def pair(
         problem = Problem(name, "Which?", "", {"frame": frame.column()})
         orders.append((problem, [draw(name, index, answer) for index, (_, answer) in enumerate(drawn)]))
         scored |= {
-            (name, i): AnswerLogprobs(("A", "B"), tuple(nats)) for i, (nats, _) in enumerate(drawn)
+            (name, i): AnswerLogprobs(("A", "B"), tuple(logprobs))
+            for i, (logprobs, _) in enumerate(drawn)
         }
     return prediction(orders, calibration, scored=scored)
 
 
-drawn_pair = st.lists(st.tuples(pair_nats, st.sampled_from(["A", "B", ""])), min_size=1, max_size=3)
+drawn_pair = st.lists(st.tuples(pair_logprobs, st.sampled_from(["A", "B", ""])), min_size=1, max_size=3)
 
 
 @given(drawn_pair, drawn_pair, st.booleans())
@@ -202,9 +203,10 @@ def test_measures_by_hand() -> None:
         name: Problem(name, "Rate it.", truth, frame) for name, truth in (("a", "1"), ("b", "2"))
     }
     draws = [draw("a", 0, "1"), draw("a", 1, "2"), draw("b", 0, ""), draw("b", 1, "")]
-    nats = {("a", 0): (0.6, 0.2), ("a", 1): (0.1, 0.1), ("b", 0): (0.9, 0.1)}
+    logprobs = {("a", 0): (0.6, 0.2), ("a", 1): (0.1, 0.1), ("b", 0): (0.9, 0.1)}
     scored: Scored = {
-        key: AnswerLogprobs(("1", "2"), tuple(math.log(p) for p in each)) for key, each in nats.items()
+        key: AnswerLogprobs(("1", "2"), tuple(math.log(p) for p in each))
+        for key, each in logprobs.items()
     }
     ways = side_by_side(problems, [(draws, {})], scored)
     votes, chances = ways["by_votes"], ways["by_probabilities"]

@@ -258,7 +258,7 @@ RATINGS = [
 
 def test_ratings_are_measured_on_their_scale_as_they_are_written() -> None:
     problems = judged("judge", RATINGS, scale="1,5")
-    votes = {"1": ["1/5"], "2": ["2 out of 5"], "3": ["**3**"], "4": ["5"], "5": ["five"]}
+    votes = {"1": ["1/5"], "2": ["2 out of 5"], "3": ["**3**"], "4": ["5"], "5": ["good"]}
     metrics = evaluation_metrics(problems, answered(problems, votes))
     assert metrics["accuracy"] == 3 / 5
     assert metrics["mae"] == 1 / 4  # of those on the scale

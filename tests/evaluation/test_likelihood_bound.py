@@ -42,15 +42,15 @@ from ..test_loop import timeless
 CELLS = [(x, y) for x in range(3) for y in range(3)]  # questions and their answers
 
 
-def joint_nats(world: Tables) -> Callable[[str, str], float]:
+def joint_logprob(world: Tables) -> Callable[[str, str], float]:
     """log-probability of a completion after a prompt, by the tables."""
 
-    def nats(prompt: str, completion: str) -> float:
+    def logprob(prompt: str, completion: str) -> float:
         told = re.search(r"answer is y(\d+)", prompt)
         z, y = map(int, re.findall(r"\d+", completion))
         return math.log(world.joint(int(prompt[1]), int(told[1]) if told else None)[z, y].item())
 
-    return nats
+    return logprob
 
 
 def made(
@@ -68,9 +68,9 @@ def made(
 def outcomes(world: Tables, x: int, y: int, half: int) -> tuple[torch.Tensor, np.ndarray]:
     """Of all that `half` plain and `half` hinted draws can give: probabilities, and mean weights."""
     pi, q = world.joint(x).flatten(), world.joint(x, told=y).flatten()
-    nats = zip(pi.log().tolist(), q.log().tolist(), strict=True)
+    logprobs = zip(pi.log().tolist(), q.log().tolist(), strict=True)
     pairs = [
-        (made("plain", *n, right=cell % 3 == y), made("hinted", 0, 0)) for cell, n in enumerate(nats)
+        (made("plain", *n, right=cell % 3 == y), made("hinted", 0, 0)) for cell, n in enumerate(logprobs)
     ]
     found = np.array([weights(pair)[0] for pair in pairs])  # of a completion, whoever wrote it
     chance, total = torch.ones(1, dtype=torch.float64), np.zeros(1)
@@ -103,7 +103,7 @@ def measured(
     world: Tables, problems: list[Problem], folder: Path, draws: int, seed: int = 0
 ) -> dict[str, Any]:
     """By the real driver, grading and scoring."""
-    engine = FakeEngine(world.write, nats=joint_nats(world), room=256)
+    engine = FakeEngine(world.write, logprob_of=joint_logprob(world), room=256)
     made = sampler(engine, seed=seed)
     source, target = (folder / kind / "00000.parquet" for kind in ("bound", "bound_scored"))
     place = {0: source}.__getitem__
@@ -169,7 +169,7 @@ def test_the_effective_share_is_of_all_hinted_draws() -> None:
     assert effective_share(two) == pytest.approx(0.8)
 
 
-def test_far_away_nats_are_no_trouble() -> None:
+def test_far_away_logprobs_are_no_trouble() -> None:
     far = [made("plain", -2000, -1), made("hinted", -2000, -1), made("plain", -1, -2000)]
     assert weights(far) == [0.0, 0.0, pytest.approx(1.5)]  # two of three are plain
     assert effective_share(far) == 1
@@ -248,7 +248,7 @@ def steps(root: Path, engine: FakeEngine, draws: int = 4, **changes: Any) -> Ste
 
 def a_world() -> FakeEngine:
     world = Tables.random(4)
-    return FakeEngine(world.write, nats=joint_nats(world), room=5)
+    return FakeEngine(world.write, logprob_of=joint_logprob(world), room=5)
 
 
 def test_the_loop_stores_what_it_draws_and_scores_and_makes_no_more(tmp_path: Path) -> None:
@@ -297,7 +297,9 @@ def test_draws_without_a_logprob_are_scored(tmp_path: Path) -> None:
     def silent(prompt: str, seed: int) -> tuple[str, float]:
         return world.write(prompt, seed), math.nan
 
-    told, untold = (FakeEngine(write, nats=joint_nats(world), room=5) for write in (world.write, silent))
+    told, untold = (
+        FakeEngine(write, logprob_of=joint_logprob(world), room=5) for write in (world.write, silent)
+    )
     one, other = (
         steps(tmp_path / name, engine).iterate()[0]["posterior"]
         for name, engine in (("a", told), ("b", untold))

@@ -111,14 +111,14 @@ def test_the_gain_is_the_enumerated_one_of_the_base_not_of_the_model_that_wrote(
     for iteration in (0, 1):
         folder = made.run.iteration(iteration)
         draws = {d.key: d for part, _ in read_draws(folder / "eval") for d in part}
-        nats = {
+        readings = {
             key: reading
             for place in sorted((folder / KIND).iterdir())
             for key, reading in read_readings(place)[0].items()
         }
-        assert len(nats) == 30 and {key.index for key in nats} == {0}
-        expected = [exact_gain(draws[key], base) for key in nats]
-        assert [reading.gain for reading in nats.values()] == pytest.approx(expected, abs=1e-9)
+        assert len(readings) == 30 and {key.index for key in readings} == {0}
+        expected = [exact_gain(draws[key], base) for key in readings]
+        assert [reading.gain for reading in readings.values()] == pytest.approx(expected, abs=1e-9)
         assert any(expected) and len({round(each, 9) for each in expected}) == 3
         got = found[iteration]
         assert got["rationale_gain"] == pytest.approx(math.fsum(expected) / 30)

@@ -24,7 +24,7 @@ from femtune.data.tasks.frames import frame
 from femtune.data.tasks.judge import Raters
 from femtune.data.tasks.load import Options, TaskData
 from femtune.data.tasks.published import SCHEMAS
-from femtune.data.tasks.schemas import read_rows, source_rows
+from femtune.data.tasks.schemas import read_rows
 from femtune.data.worlds import SEEDLING
 from femtune.engines.model_files import load_tokenizer
 from femtune.errors import DataError, FemtuneError
@@ -204,7 +204,7 @@ def check_rows(path: Path, task: str, options: Options, found: TaskData, labels:
     assert rows_out <= rows_in if merged else rows_out == rows_in, f"{rows_in} rows, {report}, {items}"
     source = read_rows(path, task, columns=options.columns, header=options.header, labels=labels)
     made = [*source.rows]
-    given = {place for place, _ in source_rows(path, task, header=options.header)}
+    given = {place for place, _ in file_rows(path, options.header)}
     lost = given - {place for place, _ in made}
     assert not lost or source.schema.gaps, f"rows {lost} of {given} are lost"
     for problem in found.problems:

@@ -21,7 +21,7 @@ import transformers
 from safetensors.torch import load_file
 
 from femtune.data.chat_tokenizer import ChatTokenizer
-from femtune.engines.weight_check import read_probe
+from femtune.engines.weight_check import read_check
 from femtune.errors import ConfigError, FemtuneError
 from femtune.mstep.config import Training
 from femtune.mstep.fit import MStep, m_step
@@ -136,6 +136,7 @@ def found(place: Path, alone: dict[str, MStep]) -> list[dict[str, Any]]:
 # The steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_take_the_steps_of_one(
     name: str, place: Path, alone: dict[str, MStep], found: list[dict[str, Any]]
@@ -152,6 +153,7 @@ def test_two_processes_take_the_steps_of_one(
     assert done.loss == pytest.approx(alone[name].loss, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_folder_and_its_probe_are_those_of_one_process(
     name: str, place: Path, found: list[dict[str, Any]]
@@ -159,14 +161,15 @@ def test_the_folder_and_its_probe_are_those_of_one_process(
     one, two = place / "one" / name, place / "two" / name
     assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
     assert not [path for path in two.parent.iterdir() if path.name.startswith(".")]
-    mine, theirs = read_probe(one), read_probe(two)
+    mine, theirs = read_check(one), read_check(two)
     assert mine is not None and theirs is not None
     assert theirs.prompts == mine.prompts
-    assert theirs.nats == pytest.approx(mine.nats, abs=1e-4)
-    assert theirs.nats_before == pytest.approx(mine.nats_before, abs=1e-4)
-    assert theirs.nats != pytest.approx(theirs.nats_before, abs=1e-2)
+    assert theirs.logprobs == pytest.approx(mine.logprobs, abs=1e-4)
+    assert theirs.logprobs_before == pytest.approx(mine.logprobs_before, abs=1e-4)
+    assert theirs.logprobs != pytest.approx(theirs.logprobs_before, abs=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].get("use_peft")])
 def test_the_folder_is_loaded_as_any(name: str, place: Path, found: list[dict[str, Any]]) -> None:
     _, said = transformers.AutoModelForCausalLM.from_pretrained(
@@ -175,6 +178,7 @@ def test_the_folder_is_loaded_as_any(name: str, place: Path, found: list[dict[st
     assert not any(said.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_each_process_holds_half_of_what_is_sharded(name: str, found: list[dict[str, Any]]) -> None:
     """Not DDP under another name, as transformers' own flag gives on the CPU."""

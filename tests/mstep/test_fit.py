@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from femtune.data.chat_tokenizer import ChatTokenizer
-from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, Probe, check_served, read_probe
+from femtune.engines import dtypes
+from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, WeightCheck, check_served, read_check
 from femtune.errors import ConfigError, DataError, EngineError, FemtuneError, ModelError, RunError
-from femtune.mstep import fit, trainer
+from femtune.mstep import fit, memory, model, trainer
 from femtune.mstep.config import Training
 from femtune.mstep.fit import MStep, m_step
 
@@ -58,8 +59,8 @@ def test_the_loss_is_that_of_rows_fed_one_by_one(family: str, tmp_path: Path) ->
     dropout = NO_DROPOUT if family == "gpt2" else {}
     model = tiny_model(tmp_path / "start", family, sharpness=0.5, **dropout)
     rows = _weighted(1.0, 2.5, -0.5)
-    nats = [logprob(model, row) for row in rows]
-    expected = -(nats[0] + 2.5 * nats[1] - 0.5 * nats[2]) / (3 + 2.5 * 10 + 0.5 * 1)
+    logprobs = [logprob(model, row) for row in rows]
+    expected = -(logprobs[0] + 2.5 * logprobs[1] - 0.5 * logprobs[2]) / (3 + 2.5 * 10 + 0.5 * 1)
     assert train(model, tmp_path, rows).loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -143,10 +144,10 @@ def test_the_sliced_loss_is_the_plain_one(dtype: torch.dtype, monkeypatch: pytes
     for size in (10**9, 150):
         monkeypatch.setattr(trainer, "_SLICE", size)
         given = logits.clone().requires_grad_()
-        nats = trainer.minus_logprob(given, targets)
-        (nats * weights).sum().backward()
+        logprobs = trainer.minus_logprob(given, targets)
+        (logprobs * weights).sum().backward()
         assert given.grad is not None
-        found.append((nats.detach(), given.grad.float()))
+        found.append((logprobs.detach(), given.grad.float()))
     (plain, plain_grad), (sliced, sliced_grad) = found
     assert sliced == pytest.approx(plain, rel=1e-5, abs=1e-5)
     assert (sliced_grad - plain_grad).abs().max() < (1e-6 if dtype == torch.float32 else 0.02)
@@ -158,7 +159,69 @@ def test_autocast_changes_a_loss_by_rounding_alone(start: Path, tmp_path: Path) 
     assert train(start, tmp_path / "2", ROWS, bf16=True).loss == pytest.approx(exact, rel=0.02)
 
 
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("capable", [False, True], ids=["without instructions", "with"])
+def test_a_cpu_trains_in_bfloat16_where_it_can_and_the_base_is(
+    stored: str, capable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from the float32 master of an M-step before, and never against the user's own setting."""
+    monkeypatch.setattr(dtypes, "cpu_has_bfloat16", lambda: capable)
+    base = tiny_model(tmp_path / "base", "llama", dtype=getattr(torch, stored))
+    first = train(base, tmp_path / "1", ROWS, dtype=stored, master=tmp_path / "master")
+    start = tmp_path / "master" if stored == "bfloat16" else tmp_path / "1" / "out"
+    second = train(start, tmp_path / "2", ROWS, dtype=stored)
+    assert (first.bf16, second.bf16) == (expected := capable and stored == "bfloat16",) * 2
+    assert train(base, tmp_path / "3", ROWS, dtype=stored, bf16=not expected).bf16 is not expected
+    assert "eager" not in (tmp_path / "1" / "out" / "config.json").read_text()
+
+
+def test_plain_attention_has_the_loss_of_torchs_own(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Spy(trainer.WeightedTrainer):
+        def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+            seen.append(model.config._attn_implementation)
+            super().__init__(model, *args, **kwargs)
+
+    monkeypatch.setattr(fit, "WeightedTrainer", Spy)
+    plain = train(start, tmp_path / "1", ROWS, bf16=True).loss
+    monkeypatch.setattr(model, "_SHORT", 10)  # B has 11 tokens
+    own = train(start, tmp_path / "2", ROWS, bf16=True).loss
+    assert seen == ["eager", "sdpa"] and own == pytest.approx(plain, rel=0.01)
+
+
 # Memory
+
+
+def test_micro_batches_on_a_cpu_are_halved_to_fit_and_change_no_step(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 3 * ROWS
+    whole = train(start, tmp_path / "whole", rows)
+    config = transformers.AutoConfig.from_pretrained(start)
+    length, wide = 11, 34 * config.hidden_size + 5 * config.num_attention_heads * 11
+    row_bytes = 2 * length * config.num_hidden_layers * wide  # float32
+    fed = []
+
+    class Spy(trainer.WeightedTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            fed.append(len(inputs["input_ids"]))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(fit, "WeightedTrainer", Spy)
+    for room, parts in (
+        (9 * row_bytes, [9]),
+        (9 * row_bytes - 1, [5, 4]),
+        (3 * row_bytes, [3, 2, 2, 2]),
+    ):
+        monkeypatch.setattr(memory, "_ACTIVATIONS", room)
+        fed.clear()
+        done = train(start, tmp_path / f"{len(parts)}", rows)
+        assert fed == parts and done.num_steps == whole.num_steps == 1
+        assert done.loss == pytest.approx(whole.loss, rel=1e-5)
+        assert furthest(tmp_path / f"{len(parts)}" / "out", tmp_path / "whole" / "out") < 1e-6
 
 
 @pytest.mark.parametrize("use_peft", [False, True], ids=["full", "LoRA"])
@@ -248,7 +311,7 @@ def test_full_training_leaves_an_ordinary_folder(start: Path, tmp_path: Path) ->
         "tokenizer_config.json",
         "chat_template.jinja",
         "m_step.json",
-        "weight_probe.json",
+        "weight_check.json",
     }
     transformers.AutoModelForCausalLM.from_pretrained(out)
     for part in (transformers.AutoTokenizer, transformers.GenerationConfig):
@@ -309,17 +372,17 @@ def test_the_probe_is_what_an_engine_gives(use_peft: bool, start: Path, tmp_path
     settings: dict[str, Any] = {"use_peft": True, "lora_dropout": 0.5} if use_peft else {}
     rows = [*_weighted(1.0, 2.5, -1.0), A, B, B, B, B]
     train(start, tmp_path, rows, learning_rate=1e-2, num_train_epochs=3, **settings)
-    probe = read_probe(tmp_path / "out")
-    assert probe is not None
-    assert len(probe.prompts) == NUM_PAIRS
-    pairs = list(zip(probe.prompts, probe.completions, strict=True))
+    check = read_check(tmp_path / "out")
+    assert check is not None
+    assert len(check.prompts) == NUM_PAIRS
+    pairs = list(zip(check.prompts, check.completions, strict=True))
     assert all((list(p), list(c)) in [(row[0], row[1]) for row in (A, B)] for p, c in pairs)
     engine = TransformersEngine(start, dtype="float32", device="cpu")
-    assert probe.nats_before == pytest.approx(engine.logprob(pairs), abs=1e-3)
+    assert check.logprobs_before == pytest.approx(engine.logprob(pairs), abs=1e-3)
     engine.load(tmp_path / "out")
-    assert probe.nats == pytest.approx(engine.logprob(pairs), abs=1e-3)
-    assert abs(probe.nats[0] - probe.nats_before[0]) > 0.1
-    check_served(engine, probe, ROUNDING["float32"])
+    assert check.logprobs == pytest.approx(engine.logprob(pairs), abs=1e-3)
+    assert abs(check.logprobs[0] - check.logprobs_before[0]) > 0.1
+    check_served(engine, check, ROUNDING["float32"])
 
 
 # What is exported in 16 bits
@@ -336,7 +399,7 @@ def test_three_m_steps_on_a_bfloat16_base_lose_nothing(half_start: Path, tmp_pat
     base = sum(logprob(half_start, row) for row in ROWS)
     for seed in (1, 2, 3):
         folder = tmp_path / str(seed)
-        settings = {"seed": seed, "learning_rate": 2e-4, "num_train_epochs": 8}
+        settings = {"seed": seed, "learning_rate": 2e-4, "num_train_epochs": 8, "bf16": True}
         done = train(start, folder, ROWS, dtype="bfloat16", master=folder / "master", **settings)
         train(plain, tmp_path / f"plain {seed}", ROWS, **settings)
         out, start, plain = folder / "out", folder / "master", tmp_path / f"plain {seed}" / "out"
@@ -347,11 +410,13 @@ def test_three_m_steps_on_a_bfloat16_base_lose_nothing(half_start: Path, tmp_pat
         assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
         exact, served = (sum(logprob(each, row) for row in ROWS) for each in (start, out))
         assert served - base == pytest.approx(exact - base, rel=0.02)
-        probe, before = read_probe(out), read_probe(start)
-        assert probe is not None and before is not None and done.exported_gain_share is not None
-        gain = (sum(probe.nats) - sum(probe.nats_before)) / (sum(before.nats) - sum(before.nats_before))
+        check, before = read_check(out), read_check(start)
+        assert check is not None and before is not None and done.exported_gain_share is not None
+        gain = (sum(check.logprobs) - sum(check.logprobs_before)) / (
+            sum(before.logprobs) - sum(before.logprobs_before)
+        )
         assert done.exported_gain_share == pytest.approx(gain, abs=1e-5)
-        assert sum(probe.nats) == pytest.approx(served, abs=1e-3)  # of what was saved, in float32
+        assert sum(check.logprobs) == pytest.approx(served, abs=1e-3)  # of what was saved, in float32
 
 
 def test_the_engine_serves_what_was_exported_and_old_weights_are_refused(
@@ -361,13 +426,13 @@ def test_the_engine_serves_what_was_exported_and_old_weights_are_refused(
 
     train(half_start, tmp_path, ROWS, dtype="bfloat16", learning_rate=1e-3, num_train_epochs=3)
     engine = TransformersEngine(half_start, device="cpu")
-    probe = read_probe(tmp_path / "out")
-    assert probe is not None and engine._model.dtype == torch.bfloat16
+    check = read_check(tmp_path / "out")
+    assert check is not None and engine._model.dtype == torch.bfloat16
     with pytest.raises(EngineError, match="still serves the weights from before"):
-        check_served(engine, probe, ROUNDING["bfloat16"])
+        check_served(engine, check, ROUNDING["bfloat16"])
     engine.load(tmp_path / "out")
     assert engine._model.dtype == torch.bfloat16
-    check_served(engine, probe, ROUNDING["bfloat16"])
+    check_served(engine, check, ROUNDING["bfloat16"])
 
 
 def test_what_was_exported_is_made_again_of_the_float32_weights(
@@ -401,11 +466,11 @@ def test_an_adapter_is_trained_and_stored_in_float32_on_a_bfloat16_base(
 def test_a_share_of_the_gain_that_rounding_takes_is_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    probe = Probe([[1]], [[2, 3]], nats=[-1.0], nats_before=[-2.0])
-    assert fit._gain_share(probe, [-1.019]) == pytest.approx(0.981) and not caplog.records
-    assert fit._gain_share(probe, [-1.5]) == pytest.approx(0.5)
+    check = WeightCheck([[1]], [[2, 3]], logprobs=[-1.0], logprobs_before=[-2.0])
+    assert fit._gain_share(check, [-1.019]) == pytest.approx(0.981) and not caplog.records
+    assert fit._gain_share(check, [-1.5]) == pytest.approx(0.5)
     assert "keep 50.0% of what the M-step gained" in caplog.text
-    assert fit._gain_share(Probe([[1]], [[2]], [-2.0], [-1.0]), [-2.0]) is None
+    assert fit._gain_share(WeightCheck([[1]], [[2]], [-2.0], [-1.0]), [-2.0]) is None
 
 
 # What is refused

@@ -32,7 +32,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run that trained an adapter, and one that sampled."""
     folder = tmp_path_factory.mktemp("runs")
     data, test = write_world("rubric", folder / "world", 24, 6)
-    options = JUDGE | {"iterations": 1, "eval_data": str(test), "use_peft": True, "lora_r": 4}
+    options = JUDGE | {
+        "num_train_epochs": 1,
+        "iterations": 1,
+        "eval_data": str(test),
+        "use_peft": True,
+        "lora_r": 4,
+    }
     trained = train(str(data), "seedling", output_dir=folder / "trained", **options).run
     drawn = sample(str(data), "seedling", output_dir=folder / "drawn", **JUDGE).run / "iteration-001"
     return {"trained": trained, "drawn": drawn.parent}
@@ -107,17 +113,17 @@ def api_of(hub: Hub) -> HfApi:
 
 
 def test_a_model_goes_with_its_card_and_without_its_problems(runs: dict[str, Path], hub: Hub) -> None:
-    parcel = pack(runs["trained"], "me/it", "model", "best")
-    assert send(parcel, private=True, api=api_of(hub)) == f"{hub.url}/me/it"
+    upload = pack(runs["trained"], "me/it", "model", "best")
+    assert send(upload, private=True, api=api_of(hub)) == f"{hub.url}/me/it"
     folder = runs["trained"] / "last"
     (made,) = hub.made
     assert (made["organization"], made["name"], made["type"]) == ("me", "it", "model")
     assert made.get("visibility") == "private" or made["private"]  # the client's older word
-    wanted = {path.name for path in folder.iterdir()} - {"weight_probe.json"}
+    wanted = {path.name for path in folder.iterdir()} - {"weight_check.json"}
     assert hub.files.keys() == wanted and "adapter_model.safetensors" in wanted
     weights = "adapter_model.safetensors"
     assert hub.files[weights] == (folder / weights).read_bytes()
-    assert {name: len(content) for name, content in hub.files.items()} == parcel.sizes()
+    assert {name: len(content) for name, content in hub.files.items()} == upload.sizes()
     card = hub.files["README.md"].decode()
     assert card.count('name = "me/it"\n') == 2 and 'name = "."' not in card
     assert hub.tokens == {"Bearer hf_secret"}
@@ -138,9 +144,9 @@ def test_data_goes_without_draws_unless_they_are_asked_for(runs: dict[str, Path]
 
 
 def test_rationales_of_a_training_run_can_be_sent_too(runs: dict[str, Path]) -> None:
-    parcel = pack(runs["trained"], "me/it", "data")
-    assert list(parcel.sizes()) == ["README.md", "examples.parquet"]
-    assert "prompts" in parcel.note
+    upload = pack(runs["trained"], "me/it", "data")
+    assert list(upload.sizes()) == ["README.md", "examples.parquet"]
+    assert "prompts" in upload.note
 
 
 def test_an_owners_licence_is_sent(runs: dict[str, Path]) -> None:
@@ -187,7 +193,7 @@ def test_the_command_line_shows_what_it_would_send(
     shown = capsys.readouterr().out
     size = (runs["trained"] / "last" / "adapter_model.safetensors").stat().st_size
     assert re.search(rf"adapter_model.safetensors +{size:,}\n", shown)
-    assert "weight_probe" not in shown and "others can't load it by name" in shown
+    assert "weight_check" not in shown and "others can't load it by name" in shown
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert main(["push", str(runs["trained"]), "me/it"]) == 1
     assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err

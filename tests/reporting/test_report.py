@@ -34,17 +34,20 @@ from femtune.reporting.page.texts import cut, setting, visible
 from femtune.runs.draws import read_draws
 from femtune.types import Draw, Problem
 
+from ..demo_runs import SHORT_M_STEP
 from ..made_runs import HOSTILE, draw, hostile_run, write_config, write_iteration, write_problems
 
 ASKED = ("--max-new-tokens", "48", "--task", "judge", "--raters", "named", "--scale", "1,5")
 TRAINED = ("--model", "seedling", "--iterations", "2", "--learning-rate", "1e-3", "--show", "quiet")
+TRAINED += (*SHORT_M_STEP, "--bound-draws", "2", "--reader-problems", "10")
+SIZE = ("--num-train", "24", "--num-test", "50")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two runs of `train`: star with votes, rejection(2) without."""
     folder = tmp_path_factory.mktemp("runs")
-    assert main(["world", "rubric", "--output-dir", str(folder / "data"), "--num-train", "24"]) == 0
+    assert main(["world", "rubric", "--output-dir", str(folder / "data"), *SIZE]) == 0
     data = [str(folder / "data" / "train.jsonl"), "--eval-data", str(folder / "data" / "test.jsonl")]
     schemes = {
         "star": ["--scheme", "star", "--eval-draws", "3", "--eval-temperature", "1"],
@@ -114,7 +117,7 @@ def test_the_sentence_says_the_metrics_of_the_run(runs: Path) -> None:
     number = "{:.1%}".format
     assert said == (
         f"After 2 iterations, star gives the human's rating to {number(last['accuracy'])} (95% interval "
-        f"{number(last['accuracy_ci'][0])} to {number(last['accuracy_ci'][1])}) of 200 held-out items; "
+        f"{number(last['accuracy_ci'][0])} to {number(last['accuracy_ci'][1])}) of 50 held-out items; "
         f"the base to {number(base['accuracy'])} ({number(base['accuracy_ci'][0])} to "
         f"{number(base['accuracy_ci'][1])})."
     )
@@ -131,7 +134,7 @@ def test_every_number_of_the_first_figure_is_of_the_metrics(runs: Path) -> None:
     ]
     assert written == [f"{each['accuracy']:.1%}" for each in evaluations]
     facts = shown(page, '<dl class="facts">', "</dl>")
-    assert "24 problems of train.jsonl" in facts and "200 problems of test.jsonl" in facts
+    assert "24 problems of train.jsonl" in facts and "50 problems of test.jsonl" in facts
 
 
 def test_the_bound_and_what_hints_give_away_are_shown_by_iteration(runs: Path) -> None:

@@ -20,6 +20,8 @@ from femtune.cli.output import show_metrics
 from femtune.comparison.compare import Job, State
 from femtune.comparison.live_table import Watch
 from femtune.config import Train
+from femtune.evaluation.item_scores import describe_difference
+from femtune.evaluation.paired import paired_difference
 from femtune.reporting.terminal import (
     Bars,
     JsonLines,
@@ -191,12 +193,19 @@ def test_the_last_kept_rationale_is_a_line_that_can_not_act() -> None:
 
 def test_a_run_is_summed_up_against_its_base() -> None:
     second = FIRST | {"iteration": 2, "evaluation": {"accuracy": 0.4, "accuracy_ci": [0.2, 0.6]}}
-    assert summary([BASE, FIRST, second]) == [
-        "accuracy 0.250 -> 0.500 (0.500 to 0.500) by iteration 1 of 2, the best",
+    by = [{"development": {"accuracy": a, "num_problems": 40}} for a in (0.7, 0.6)]
+    difference = paired_difference([1] * 20 + [0] * 20, [1] * 5 + [0] * 35)
+    assert summary([BASE, FIRST | by[0], second | by[1]], difference) == [
+        "accuracy 0.250 -> 0.500 (0.500 to 0.500) by iteration 1 of 2, the best on 40 development "
+        "problems",
+        "the last iteration, 2: accuracy 0.400",
+        f"less the base on the same problems: {describe_difference(difference)}",
         "kept 75% of problems at first, 75% at last  ▇▇",
         "24,690 tokens drawn in 3.0 s (8,230 a second), 4.0 s of training",
     ]
-    assert "the base's is within this interval" in summary([BASE, second])[0]
+    assert summary([BASE, second])[0].endswith("by iteration 2 of 2")
+    same = paired_difference([1, 0], [1, 0])
+    assert summary([BASE, second], same)[1].endswith("p = 1.000: not told apart from the base")
     assert summary([{"iteration": 0}]) == []
 
 

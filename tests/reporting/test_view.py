@@ -246,6 +246,9 @@ def test_values_are_taken_in_and_out() -> None:
         ("sort=d.seed;DROP TABLE draws", "sort is one of"),
         ("itration=1", "Did you mean iteration?"),
         ("text=" + "x" * 1001, "at most 1,000"),
+        ("answer=" + "x" * 1001, "at most 1,000"),
+        ("&".join(f"answer={n}" for n in range(4000)), "at most 50 values"),
+        ("&".join(f"answer={n}{'x' * 200}" for n in range(40)), "at most 50 values of 4,000 characters"),
         ("answer)=1", "nothing to filter by"),
     ],
 )

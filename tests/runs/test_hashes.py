@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from femtune import run_folder
 from femtune.config import CHANGEABLE, Train
 from femtune.data.worlds import SEEDLING
-from femtune.errors import RunError
+from femtune.engines.model_files import load_tokenizer
+from femtune.errors import ConfigError, RunError
 from femtune.rewards.builtin import as_reward
 from femtune.run_folder import relied_on, run_place
 from femtune.runs import hashes
-from femtune.runs.hashes import hash_weights, warn_of_date
+from femtune.runs.hashes import hash_weights, writes_date
 from femtune.runs.run import open_run
 from femtune.types import Problem
 
@@ -147,13 +149,57 @@ def test_a_function_s_own_source_counts_and_femtune_s_rewards_have_none() -> Non
     assert relied_on(SEEDLING, demos=[{"prompt": "a"}])["demos"]
 
 
-def test_a_template_that_writes_the_date_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def dated(folder: Path) -> Path:
+    """The demo model with a template that writes a date, as that of Llama 3 does."""
+    shutil.copytree(SEEDLING, folder)
+    template = folder / "chat_template.jinja"
+    head = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    )
+    template.write_text(head + "Today: {{ date_string }}\n" + template.read_text())
+    return folder
+
+
+def test_only_a_template_that_writes_today_needs_a_date(tmp_path: Path) -> None:
+    assert not writes_date(SEEDLING, ())
+    assert writes_date(dated(tmp_path / "model"), ("enable_thinking=false",))
+    for given in ('date_string="26 Jul 2024"', "strftime_now=2024-07-26"):
+        assert not writes_date(tmp_path / "model", (given,))
+
+
+def test_a_resumed_run_renders_the_prompts_of_its_first_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("femtune"), "propagate", True)
-    warn_of_date(SEEDLING, ())
-    (tmp_path / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}")
-    warn_of_date(tmp_path, ('date_string="26 Jul 2024"',))
-    assert not caplog.records
-    warn_of_date(tmp_path, ())
-    assert "today's date" in caplog.text
+    model = dated(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+
+    def prompts(day: date, output_dir: Path | None, **settings: Any) -> tuple[Path, str]:
+        """A run's folder and the prompt that it renders, as a command on that day would."""
+
+        class Day(date):
+            @classmethod
+            def today(cls) -> date:
+                return day
+
+        monkeypatch.setattr(run_folder, "date", Day)
+        given = ("train", "data.jsonl", str(model), Train(**settings), PROBLEMS)
+        root, config = run_place(output_dir, *given)
+        with open_run(root, config, CHANGEABLE):
+            pass
+        stored = yaml.safe_load((root / "config.yaml").read_text())["template_args"]
+        return root, load_tokenizer(model, stored).prompt_text("2 + 2?")
+
+    for place in (tmp_path / "run", None):
+        root, first = prompts(date(2026, 11, 30), place)
+        assert first.startswith("Today: 30 Nov 2026")
+        assert prompts(date(2026, 12, 1), place) == (root, first)
+    assert prompts(date(2026, 12, 1), tmp_path / "other")[1].startswith("Today: 01 Dec 2026")
+    own = prompts(date(2026, 12, 1), tmp_path / "own", template_args=("strftime_now=2024-07-26",))
+    assert own[1].startswith("Today: 26 Jul 2024")
+    with pytest.raises(RunError, match="another configuration"):
+        prompts(date(2026, 12, 1), tmp_path / "run", template_args=("strftime_now=2024-07-26",))
+
+
+def test_a_date_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="as strftime_now=2024-07-26"):
+        load_tokenizer(dated(tmp_path / "model"), ("strftime_now=tomorrow",))

@@ -211,14 +211,14 @@ def test_a_killed_process_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
 
 
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple)
-nats = st.floats()  # infinite and nan, too
+logprobs = st.floats()  # infinite and nan, too
 draws = st.builds(
     Draw,
     st.builds(DrawKey, st.integers(0, 999), st.text(), st.integers(0, 9), st.integers(0, 9999)),
     st.sampled_from(["plain", "hinted"]),
     st.integers(0, 2**63 - 1),
     st.builds(
-        Completion, tokens, st.text(), st.sampled_from(get_args(FinishReason)), nats, error=st.text()
+        Completion, tokens, st.text(), st.sampled_from(get_args(FinishReason)), logprobs, error=st.text()
     ),
     st.builds(
         Score, st.floats(0, 1), st.text(), st.sampled_from(get_args(Reason)), st.text(), st.text()

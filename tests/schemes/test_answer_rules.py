@@ -340,15 +340,15 @@ def enumerated(world: EndingsWorld, z: int) -> tuple[float, bool]:
 
 @given(worlds, st.sampled_from([0.0, 0.2, math.log(2)]))
 @settings(few, max_examples=30)
-def test_reasons_keeps_what_the_model_says(world: EndingsWorld, nats: float) -> None:
-    scheme, made = reasons(rejection(), nats), world.sampler()
+def test_reasons_keeps_what_the_model_says(world: EndingsWorld, min_gain: float) -> None:
+    scheme, made = reasons(rejection(), min_gain), world.sampler()
     for draw, _ in all_draws(world, scheme, made):
         if not draw.accepted:
             assert gain(draw) is None and not weigh(scheme.weigh, [draw])
             continue
         more, is_likeliest = enumerated(world, int(draw.score.rationale[1]))
         assert gain(draw) == pytest.approx(more, abs=1e-9) and draw.is_likeliest == is_likeliest
-        assert bool(weigh(scheme.weigh, [draw])) == (more >= nats and is_likeliest)
+        assert bool(weigh(scheme.weigh, [draw])) == (more >= min_gain and is_likeliest)
 
 
 def test_reasons_refuses_some_and_keeps_some() -> None:
@@ -497,8 +497,8 @@ def test_the_share_that_passes_is_measured(tmp_path: Path) -> None:
     assert metrics["reasons_logprob"] == pytest.approx(sum(more for more, _ in known) / len(known))
     assert metrics["likeliest_share"] == pytest.approx(sum(like for _, like in known) / len(known))
     assert len(made.examples(1)) == sum(passing)
-    nats = read_logprobs(made.run.shard(1, "scored", 0))
-    assert all(found[3] is not None and found[4] is not None for found in nats.values())
+    logprobs = read_logprobs(made.run.shard(1, "scored", 0))
+    assert all(found[3] is not None and found[4] is not None for found in logprobs.values())
 
 
 def test_where_no_rationale_passes_the_run_says_so(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from femtune.tools.stored_run import open_stored
 from ..demo_runs import make_world, train_command
 from ..oracle import LINE_CUT, sampler
 
-SHORT = ("--eval-every", "0", "--num-train-epochs", "1", "--show", "quiet")
+SHORT = ("--eval-every", "0", "--show", "quiet")
 SPECS = ["rejection:2+expected", "mixture:1,1+importance+expected", "star+reasons"]
 
 
@@ -66,12 +66,12 @@ def test_stored_scores_are_those_of_the_base(made: tuple[Path, list[str]]) -> No
     assert stored.settings.answer_format == "line"
     draws = {draw.key: draw for chunk, _ in read_draws(stored.draws) for draw in chunk}
     found = {
-        key: nats
+        key: logprobs
         for path in sorted((run / "iteration-001/scored").iterdir())
-        for key, nats in read_logprobs(path).items()
+        for key, logprobs in read_logprobs(path).items()
     }
     assert found
-    for key, nats in list(found.items())[:6]:
+    for key, logprobs in list(found.items())[:6]:
         problem = stored.problems[key.problem_id]
         prompt = engine.tokenizer.encode_prompt(stored.prompts().render("plain", problem))
         made_of = draws[key].completion
@@ -79,12 +79,12 @@ def test_stored_scores_are_those_of_the_base(made: tuple[Path, list[str]]) -> No
         spaced = engine.tokenizer.decode(before).endswith(" ")
         [ways] = written([problem.answer], made_for, closed=True, spaced=spaced).ways
         after = engine.logprob([((*prompt, *before), way) for way in ways])
-        assert nats[3] == pytest.approx(math.log(sum(map(math.exp, after))), abs=1e-3)
-        if nats[4] is not None:
+        assert logprobs[3] == pytest.approx(math.log(sum(map(math.exp, after))), abs=1e-3)
+        if logprobs[4] is not None:
             cue = engine.tokenizer.encode_text("\nAnswer:")
             [ways] = written([problem.answer], made_for, closed=True).ways
             direct = engine.logprob([((*prompt, *cue), way) for way in ways])
-            assert nats[4] == pytest.approx(math.log(sum(map(math.exp, direct))), abs=1e-3)
+            assert logprobs[4] == pytest.approx(math.log(sum(map(math.exp, direct))), abs=1e-3)
 
 
 def test_draws_are_drawn_again_and_another_filter_weighs_alike(made: tuple[Path, list[str]]) -> None:

@@ -34,7 +34,7 @@ from femtune.schemes.weights import (
 from femtune.types import Completion, Draw, DrawKey, Example, Reason, Rule, Score
 
 NOT_ACCEPTED: tuple[Reason, ...] = ("wrong", "truncated", "parse_error", "hint_leak", "engine_failed")
-nats = st.floats(-30, -0.01)
+logprobs = st.floats(-30, -0.01)
 
 
 def made(
@@ -59,7 +59,7 @@ def made(
 def scoring(draw: st.DrawFn, most: int = 7) -> list[Draw]:
     """What rules are given: remembered draws, which were accepted, then those of iteration 3."""
     keys = st.tuples(st.sampled_from([1, 3, 3, 3]), st.integers(0, 1), st.integers(0, 4))
-    log_pi, log_q = (draw(st.lists(nats, min_size=5, max_size=5)) for _ in range(2))
+    log_pi, log_q = (draw(st.lists(logprobs, min_size=5, max_size=5)) for _ in range(2))
     found = []
     for iteration, stage, index in sorted(draw(st.sets(keys, max_size=most))):
         reason = "" if iteration == 1 else draw(st.sampled_from(["", "", *NOT_ACCEPTED]))
@@ -171,7 +171,7 @@ def test_posterior_weights_are_as_pi_of_distinct_draws(draws: list[Draw]) -> Non
 
 
 @pytest.mark.parametrize("rule", [Importance(), Posterior()])
-def test_nats_of_long_completions_do_not_underflow(rule: Rule) -> None:
+def test_logprobs_of_long_completions_do_not_underflow(rule: Rule) -> None:
     draws = [made(DrawKey(1, "p", 1, i), -5000.0 - i, word=i) for i in range(2)]
     weights = [e.weight for e in weigh(rule, draws)]
     assert weights == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.e)])
@@ -341,7 +341,7 @@ def test_an_answer_that_the_model_always_gives_is_not_doubted(noise: float, num_
     assert trust([made(DrawKey(1, "p", 0, 0), 0.0)], noise, num_answers) == 1.0
 
 
-@given(st.lists(nats, min_size=2, max_size=5, unique=True), st.floats(0.01, 0.9))
+@given(st.lists(logprobs, min_size=2, max_size=5, unique=True), st.floats(0.01, 0.9))
 def test_doubt_lessens_with_each_further_rationale_and_with_fewer_errors(
     masses: list[float], noise: float
 ) -> None:

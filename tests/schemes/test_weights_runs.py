@@ -31,7 +31,7 @@ from ..demo_runs import make_world, train_command
 RESTARTS = "pps:2+importance+resample:1+restart:2"
 SETTLES = "pps+base+importance+restart:2+settle:1"
 SPECS = ["star+memo+doubt+wake", "trice", RESTARTS, SETTLES]
-SHORT = ("--eval-every", "0", "--num-train-epochs", "1", "--show", "quiet")
+SHORT = ("--eval-every", "0", "--show", "quiet")
 KINDS = {"draws", "scored", "examples.parquet", "model", "metrics.json"}
 
 
@@ -59,9 +59,9 @@ def metrics(run: Path, iteration: int) -> dict[str, Any]:
 def scored(run: Path, iteration: int, kind: str) -> Mapping[DrawKey, tuple[float | None, float | None]]:
     folder = run / f"iteration-00{iteration}" / kind
     return {
-        key: nats
+        key: logprobs
         for path in sorted(folder.glob("*.parquet"))
-        for key, nats in read_logprobs(path).items()
+        for key, logprobs in read_logprobs(path).items()
     }
 
 
@@ -96,7 +96,7 @@ def test_log_probabilities_are_those_of_the_weights_before(run: Path) -> None:
         found = {**scored(run, iteration, "recalled"), **scored(run, iteration, "scored")}
         assert found.keys() == {*own, *remembered}
         for at, need, prompt in ((0, "log_pi", "plain"), (1, "log_q", "hinted")):
-            given = {key: nats[at] for key, nats in found.items()}
+            given = {key: logprobs[at] for key, logprobs in found.items()}
             if need not in scheme.needs:
                 assert {*given.values()} <= {None}
                 continue

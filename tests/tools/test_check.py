@@ -53,10 +53,11 @@ def test_a_sound_setup_has_every_finding_and_no_warning() -> None:
     assert examined.problems == TRAIN
     found = by_name(findings)
     assert [*found] == [
-        *("problems", "held out", "answers", "labels", "majority", "right by luck", "reward", "model"),
+        *("problems", "held out", "development", "answers", "labels", "majority", "right by luck"),
+        *("reward", "model"),
         *("chat template", "end token", "plain prompt", "hinted prompt"),
     ]
-    assert [finding.what for finding in findings if finding.warning] == ["held out"]  # 3 problems
+    assert [finding.what for finding in findings if finding.warning] == ["held out"]  # 9 problems
     assert found["problems"].found == "30; further columns: evidence, rater, truth, world"
     assert found["reward"].found == "exact; every correct answer earns at least 1"
     assert "context 512 tokens" in found["model"].found
@@ -262,6 +263,20 @@ def test_rows_that_are_left_out_are_counted(tmp_path: Path) -> None:
     assert examined.rows.num_skipped == 3
     lines = finding_line(found).plain.splitlines()
     assert lines[0].startswith("! rows left out") and lines[1].strip() == found.details[0]
+
+
+def test_what_was_found_in_the_rows_is_not_logged_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, _ = make_rows(WORLDS["rubric"], 30, 10, seed=0)
+    rows[3]["score"] = 2.5
+    rows[5]["score"] = 9
+    write(file := tmp_path / "rated.jsonl", rows)
+    settings = replace(JUDGE, bad_rows="skip", round_scores=True, scale=None)
+    with caplog.at_level("INFO", logger="femtune"):
+        found = examine(file, "seedling", replace(settings, scale="1,5")).findings
+    assert {"rounded", "rows left out"} <= {*by_name(found)}
+    assert not any("left out" in said or "between two" in said for said in caplog.messages)
 
 
 def test_few_held_out_items_are_warned_of_and_a_pair_is_one() -> None:

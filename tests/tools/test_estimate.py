@@ -43,7 +43,7 @@ from femtune.tools.estimate.formulas import (
 )
 from femtune.tools.estimate.hardware import TABLE, Efficiency, Hardware, this_machine
 from femtune.tools.estimate.memory import advice, batch_rows, engine_memory, training_memory
-from femtune.tools.estimate.schedule import course
+from femtune.tools.estimate.schedule import schedule
 from femtune.tools.estimate.shapes import read_shape
 from femtune.tools.estimate.table import notes
 from femtune.types import Sampling, Scheme, Stage
@@ -154,7 +154,7 @@ SIMPLE = [rejection(4), star(), pps(), pps(3), wake(star()), mixture(2, 1)]
 @pytest.mark.parametrize("scheme", SIMPLE, ids=lambda scheme: scheme.name)
 def test_a_scheme_that_remembers_nothing_is_asked_alike_in_all_iterations(scheme: Scheme) -> None:
     right = {"plain": 0.25, "hinted": 0.75}
-    run, once = course(scheme, right, 7), asking(scheme.stages, right)
+    run, once = schedule(scheme, right, 7), asking(scheme.stages, right)
     assert run.asking.draws == pytest.approx(once.draws)
     assert run.asking.kept == pytest.approx(once.kept)
     wakes = 2 if "wake" in scheme.name else 1
@@ -165,9 +165,9 @@ def test_a_scheme_that_remembers_nothing_is_asked_alike_in_all_iterations(scheme
 def test_weights_cost_a_pass_over_what_the_engine_has_not_told() -> None:
     """pps(4): 3 of 4 hinted draws are right, whose log pi is not known; of a plain one it is."""
     right = {"plain": 0.5, "hinted": 0.75}
-    assert course(importance(pps(4)), right, 3).scored == {"plain": pytest.approx(3.0)}
-    assert course(importance(mixture(2, 4)), right, 3).scored == {"plain": pytest.approx(3.0)}
-    assert course(base(importance(mixture(2, 4))), right, 3).scored == {"plain": pytest.approx(4.0)}
+    assert schedule(importance(pps(4)), right, 3).scored == {"plain": pytest.approx(3.0)}
+    assert schedule(importance(mixture(2, 4)), right, 3).scored == {"plain": pytest.approx(3.0)}
+    assert schedule(base(importance(mixture(2, 4))), right, 3).scored == {"plain": pytest.approx(4.0)}
 
 
 def test_memory_by_hand() -> None:
@@ -176,13 +176,13 @@ def test_memory_by_hand() -> None:
     Of these 0.5 are hinted. Remembered are 1, 2, 2 (at most 2), so recalled 0, 1, 2.
     """
     right = {"plain": 0.5, "hinted": 1.0}
-    run = course(memo(star(), 2), right, 3)
+    run = schedule(memo(star(), 2), right, 3)
     assert run.asking.draws == pytest.approx(1.5)
     assert run.remembered == pytest.approx((1 + 2 + 2) / 3)
     assert run.scored == {"plain": pytest.approx((0.5 + 1.5 + 2.5) / 3)}
     assert run.asking.examples == pytest.approx((1 + 2 + 2) / 3)
     # one half of the problems is asked in iterations 1 and 3, the other in 2
-    seldom = course(every(memo(star(), 2), 2), right, 3)
+    seldom = schedule(every(memo(star(), 2), 2), right, 3)
     assert seldom.asking.draws == pytest.approx((2 * 1.5 + 1.5) / 6)
     assert seldom.scored == {"plain": pytest.approx((0.5 + 1 + 1.5 + 0 + 0.5 + 1) / 6)}
     assert seldom.remembered == pytest.approx((1 + 1 + 2 + 0 + 1 + 1) / 6)
@@ -190,7 +190,7 @@ def test_memory_by_hand() -> None:
 
 def test_a_chain_begins_with_a_hinted_draw_alone() -> None:
     """TRICE where no plain draw is right and all hinted are: 2 draws at first, 1 afterwards."""
-    run = course(trice(0), {"plain": 0.0, "hinted": 1.0}, 4)
+    run = schedule(trice(0), {"plain": 0.0, "hinted": 1.0}, 4)
     assert run.asking.draws == pytest.approx((2 + 1 + 1 + 1) / 4)
     assert (run.asking.kept, run.asking.examples, run.remembered) == (1, 1, 1)
     # the hinted draw's log pi, then of what is remembered both
@@ -539,12 +539,12 @@ def test_a_run_without_the_bound_is_planned_without_it(world: tuple[Path, Path])
 
 
 def test_devices_that_nothing_is_set_for_are_told_of(world: tuple[Path, Path]) -> None:
-    wish = EstimateOptions(hardware="a100", num_devices=4)
-    idle = look_ahead(world[0], "seedling", SETTINGS, wish).advice
+    options = EstimateOptions(hardware="a100", num_devices=4)
+    idle = look_ahead(world[0], "seedling", SETTINGS, options).advice
     assert any("set --ray-workers 4" in said for said in idle)
     assert any("set --launch" in said for said in idle)
     set_ = replace(SETTINGS, ray_workers=4, launch="torchrun --nproc-per-node 4")
-    said = "\n".join(look_ahead(world[0], "seedling", set_, wish).advice)
+    said = "\n".join(look_ahead(world[0], "seedling", set_, options).advice)
     assert "--ray-workers" not in said and "--launch" not in said
 
 
@@ -563,7 +563,7 @@ def test_an_engine_that_is_not_here_is_planned_elsewhere(world: tuple[Path, Path
 
 
 @pytest.mark.parametrize(
-    ("wish", "said"),
+    ("options", "said"),
     [
         ({"hardware": "h10O"}, "Did you mean h100"),
         ({"right": 1.5}, "right must be from 0 to 1"),
@@ -572,9 +572,9 @@ def test_an_engine_that_is_not_here_is_planned_elsewhere(world: tuple[Path, Path
         ({"price": -1.0}, "at least 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(wish: dict[str, Any], said: str) -> None:
+def test_what_makes_no_sense_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        EstimateOptions(**wish)
+        EstimateOptions(**options)
 
 
 def test_a_model_on_the_hub_that_is_out_of_reach_is_told_of(world: tuple[Path, Path]) -> None:

@@ -37,7 +37,7 @@ class Stopped(KeyboardInterrupt):
 class _State:
     """The state of this process; signals are handled per process."""
 
-    wished: int = 0  # the first signal; 0: none
+    requested: int = 0  # the first signal; 0: none
     finishing: tuple[str, ...] = ()  # the work in flight, innermost last
     in_thread = threading.Event()  # the request, as threads can see it
 
@@ -53,7 +53,7 @@ def graceful(signals: Sequence[int] = SIGNALS, *, tells: bool = True) -> Iterato
         return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        again = bool(_State.wished)
+        again = bool(_State.requested)
         request_stop(number)  # always: what is raised within a __del__ or a callback is swallowed
         if again or not _State.finishing:
             raise Stopped(number)
@@ -66,7 +66,7 @@ def graceful(signals: Sequence[int] = SIGNALS, *, tells: bool = True) -> Iterato
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _State.wished = 0
+        _State.requested = 0
         _State.in_thread.clear()
 
 
@@ -113,7 +113,7 @@ class OwnStop:
 
     def fire(self) -> None:
         """Request the stop, unless a signal has done so."""
-        if not _State.wished:
+        if not _State.requested:
             self.fired = True
             request_stop()
 
@@ -135,7 +135,7 @@ def own_stop(seconds: float | None = None) -> Iterator[OwnStop]:
         if timer is not None:
             timer.cancel()
         if own.fired:
-            _State.wished = 0
+            _State.requested = 0
             _State.in_thread.clear()
 
 
@@ -146,13 +146,13 @@ def stop_requested() -> bool:
 
 def check() -> None:
     """Raise Stopped if the run should stop."""
-    if _State.wished:
-        raise Stopped(_State.wished)
+    if _State.requested:
+        raise Stopped(_State.requested)
 
 
 def request_stop(number: int = signal.SIGTERM) -> None:
     """Request a stop from within, as a signal does, for processes that are asked another way."""
-    _State.wished = _State.wished or number
+    _State.requested = _State.requested or number
     _State.in_thread.set()
 
 

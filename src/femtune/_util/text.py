@@ -109,6 +109,16 @@ def _sign(char: str) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def number_text(number: float) -> str:
+    """Return a cell's number as text; whole ones that Python writes without an exponent lack the point.
+
+    >>> number_text(4.0), number_text(4), number_text(4.5), number_text(1e16)
+    ('4', '4', '4.5', '1e+16')
+    """
+    whole = isinstance(number, float) and number.is_integer() and abs(number) < 1e16
+    return str(int(number) if whole else number)
+
+
 def without_exponent(number: float) -> str:
     """Return a number as a scheme's name has it, without an exponent.
 

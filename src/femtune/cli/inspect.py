@@ -60,7 +60,7 @@ def check(
             settings or Train(),
             row=row,
             num_draws=draws,
-            tries=try_,
+            try_=try_,
             show=show,
             scheme=read_scheme(scheme_data),
         )
@@ -127,7 +127,7 @@ def estimate(
     data: Data,
     *,
     model: Model,
-    wish: Flat[EstimateOptions] | None = None,
+    options: Flat[EstimateOptions] | None = None,
     settings: Train | None = None,
     scheme_data: SchemeData = None,
     show: Shown = "auto",
@@ -141,7 +141,7 @@ def estimate(
     from femtune.tools.estimate.table import as_json, notes, table
 
     scheme = read_scheme(scheme_data)
-    found = look_ahead(data, model, settings or Train(), wish or EstimateOptions(), scheme)
+    found = look_ahead(data, model, settings or Train(), options or EstimateOptions(), scheme)
     if show == "json":
         print(json.dumps(as_json(found)))
     elif show != "quiet":
@@ -337,7 +337,7 @@ def push(
     repo: str,
     *,
     what: Literal["model", "data"] = "model",
-    which: Literal["best", "last"] = "last",
+    which: Literal["best", "last"] = "best",
     draws: bool = False,
     private: bool = False,
     dry_run: bool = False,
@@ -352,7 +352,7 @@ def push(
         run: Folder of a train run, or of a sample run for data.
         repo: Name of the repository on the Hub: owner/name.
         what: Part of the run to upload: its model, or its rationales as data.
-        which: Model to upload: the best by evaluation, or the last.
+        which: Model to upload: the best by the development part, or the last.
         draws: Add all draws to the data, kept or not.
         private: Make a new repository private.
         dry_run: List the files, and upload nothing.
@@ -361,11 +361,11 @@ def push(
 
     if not dry_run:
         hub.check_ready()
-    parcel = hub.pack(run, repo, what, which, draws=draws)
-    sizes = parcel.sizes()
+    upload = hub.pack(run, repo, what, which, draws=draws)
+    sizes = upload.sizes()
     rows = [[name, f"{size:,}"] for name, size in [*sizes.items(), ("all", sum(sizes.values()))]]
     console().print(plain_table(["file", "bytes"], rows))
-    if parcel.note:
-        console().print(literal(parcel.note), soft_wrap=True)
+    if upload.note:
+        console().print(literal(upload.note), soft_wrap=True)
     if not dry_run:
-        tell("sent to", hub.send(parcel, private=private))
+        tell("sent to", hub.send(upload, private=private))

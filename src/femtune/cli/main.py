@@ -19,6 +19,7 @@ from cyclopts.config import Dict
 from femtune._util import interrupts
 from femtune._util.consoles import make_printable
 from femtune._util.parsing import Unreadable, as_pairs, read_yaml
+from femtune._util.redaction import check_values, is_secret_name
 from femtune._util.text import brief, near
 from femtune.cli import inspect, ladder  # importing them registers their commands
 from femtune.cli.stored_scheme import keep_scheme
@@ -58,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.propagate = False
     arguments = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
+        _check_words(arguments)
         name, settings = _take_config(arguments)
+        check_values({f"{name}: {key}": {key: value} for key, value in settings.items()})
         known = _for_command(name, settings, arguments)
         arguments = _with_values(arguments)
         app.config = (Dict(known, source=name, use_commands_as_keys=False),) if known else ()
@@ -86,6 +89,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors().print(literal("Stopped. Finished work is stored; run the same command to resume."))
         return stop.status if isinstance(stop, interrupts.Stopped) else 130
     return status if isinstance(status, int) else 0
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse words of the command line that are secrets, as messages of its parser show words.
+
+    Raises ConfigError, which omits them.
+    """
+    flag = ""
+    for number, word in enumerate(words, 1):
+        named = re.match(r"--?[A-Za-z][\w-]*(?==|$)", word)
+        flag = named[0] if named else flag
+        if word.startswith("--") and is_secret_name(flag):
+            raise ConfigError(
+                f"{flag} is no option: a key goes into the environment (OPENAI_API_KEY, HF_TOKEN)."
+            )
+        check_values({flag or f"word {number}": word})
 
 
 def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:

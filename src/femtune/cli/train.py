@@ -26,6 +26,7 @@ from femtune.reporting.terminal import (
     showing,
     summary,
 )
+from femtune.runs.checkpoints import describe_best
 
 if TYPE_CHECKING:
     from femtune.comparison.experiment import CompareResult
@@ -119,9 +120,9 @@ def train(
         scheme = read_scheme(scheme_data)
         result = run_train(data, model, settings or Train(), output_dir, progress, scheme=scheme)
     if show in ("auto", "lines"):
-        for line in summary(result.history):
+        for line in summary(result.history, result.difference):
             console().print(literal(line), soft_wrap=True)
-        tell(f"best model (iteration {result.best_iteration})", result.best)
+        tell(f"best model ({describe_best(result.history)})", result.best)
         tell("last model", result.last)
         tell("draws, examples, metrics", result.run)
     write_report(result.run, show)
@@ -185,6 +186,8 @@ def _show_comparison(result: CompareResult, show: Show) -> None:
         print(result.stored.read_text(), end="")
     elif show != "quiet":
         console().print(plain_table(*table(rows(result.histories))))
+        if result.differences:
+            console().print(plain_table(*result.difference_table))
         for note in result.notes:
             console().print(literal(note), soft_wrap=True)
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from femtune.config import Train
 from femtune.data.prompts import write_completion
 from femtune.estep.scheduler import Sampler
-from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics, is_right
+from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics
+from femtune.evaluation.item_scores import FILE as SCORES
+from femtune.evaluation.item_scores import item_scores
 from femtune.loop import Progress
 from femtune.metric_types import EStepMetrics, EvaluationMetrics
 from femtune.resolve import TaskInputs
@@ -55,16 +57,11 @@ def judged(problems: Sequence[Problem], draws: Sequence[Draw]) -> EvaluationMetr
     return without_soundness(evaluation_metrics(by_id, [(draws, NO_TIME)]))
 
 
-ANSWERS = "answers.json"  # of baselines that write no draws, beside metrics.json
-
-
-def store_answers(run: Run, graded: Mapping[str, Sequence[Draw]]) -> None:
-    """Store the answers of each row of a baseline by problem, and which are right."""
-    rows = {
-        name: {d.key.problem_id: {"answer": d.score.answer, "right": is_right(d)} for d in draws}
-        for name, draws in graded.items()
-    }
-    run.write_json(run.iteration(0) / ANSWERS, rows)
+def store_scores(run: Run, problems: Sequence[Problem], rows: Mapping[str, Sequence[Draw]]) -> None:
+    """Store the score of each problem by row, for rows whose answers are no stored draws."""
+    by_id = {problem.id: problem for problem in problems}
+    scores = {name: item_scores(draws, by_id) for name, draws in rows.items()}
+    run.write_json(run.iteration(0) / SCORES, scores)
 
 
 def draw_all(

@@ -36,7 +36,7 @@ from femtune.comparison.baseline_draws import (
     answered,
     draw_one,
     judged,
-    store_answers,
+    store_scores,
     without_soundness,
 )
 from femtune.comparison.direct import direct_answers, direct_metrics, expected_score
@@ -46,6 +46,7 @@ from femtune.comparison.rl import RL_BASELINES, check_reinforced, reinforce
 from femtune.config import CHANGEABLE, RL, Train
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import Scale
+from femtune.data.partition import Parts
 from femtune.data.prompts import write_completion
 from femtune.data.tasks.frames import frame
 from femtune.errors import ConfigError, DataError
@@ -57,7 +58,7 @@ from femtune.model_info import ModelInfo, info_of
 from femtune.mstep.examples import write_examples
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs
-from femtune.run_folder import run_place
+from femtune.run_folder import run_place, store_problems, with_pinned_date
 from femtune.runs.draws import read_draws, write_draws
 from femtune.runs.run import Run, open_run, stored_config
 from femtune.sampler import SamplerBuilder, make_sampler_builder
@@ -100,7 +101,7 @@ def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
     if names is not None and "none" in names and len(names) > 1:
         raise ConfigError(f"baselines {' '.join(names)}: none goes with no other.")
     measured = settings.eval_every > 0 and (
-        settings.eval_share > 0 or settings.eval_data is not None or settings.eval_split is not None
+        settings.eval_share != 0 or settings.eval_data is not None or settings.eval_split is not None
     )
     suit = APPLY[settings.task] if measured else ()
     has_cue = bool(parse_format(settings.answer_format).cue)
@@ -139,6 +140,8 @@ def baseline_settings(name: str, settings: Train, draws: int, rl: RL | None = No
     own = {"scheme": name, "training": training, "iterations": iterations}
     if name in RL_BASELINES:
         return Reinforced(**(fields | own), **vars(rl or RL()))
+    # no iterations to choose among, so these learn from the development part too
+    own |= {"dev_share": 0.0, "patience": 0}
     return Baseline(**(fields | own), draws=draws if name in DRAWING else 1)
 
 
@@ -147,16 +150,16 @@ def check(
 ) -> None:
     """Refuse at once what `run_baseline` would refuse. Raises DataError, ConfigError, RunError."""
     own = _own(asked, settings)
-    train, test = held_out(own, data, model)
-    own = without_held_out(own, test)
-    _place(own, data, model, output_dir, train, test)
-    if not test:
+    parts = held_out(own, data, model)
+    own = without_held_out(own, [*parts.dev, *parts.test])
+    _place(own, data, model, output_dir, *parts.groups)
+    if not parts.test:
         raise DataError(
             f"baseline {settings.scheme}: no problem is held out to measure it on. Give --eval-data, a "
             "larger --eval-share, or --no-baselines."
         )
     if settings.scheme == "regression":
-        check_regression(both_orders(train, asked.problems))
+        check_regression(both_orders(parts.train, asked.problems))
 
 
 def _place(
@@ -187,7 +190,7 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
 
 def run_on(
     asked: TaskInputs[Any],
-    groups: tuple[Sequence[Problem], Sequence[Problem]],
+    parts: Parts,
     data: Data,
     model: str,
     settings: Baseline,
@@ -196,16 +199,18 @@ def run_on(
     progress: Progress = _QUIET,
 ) -> History:
     """Do as `run_baseline` on inputs, and problems to train and to measure on, that are read."""
-    train, test = groups
-    asked = without_held_out(_own(asked, settings), test)
-    place, config = _place(asked, data, model, output_dir, train, test)
+    asked = without_held_out(_own(asked, settings), [*parts.dev, *parts.test])
+    place, config = _place(asked, data, model, output_dir, *parts.groups)
+    asked = with_pinned_date(asked, config)
     with open_run(place, config, CHANGEABLE) as run:
+        store_problems(run, [], parts.test)
         if isinstance(settings, Reinforced):
-            builder = make_sampler_builder(model, asked, train, test)
-            return reinforce(run, builder, settings, settings, train, test)
+            builder = make_sampler_builder(model, asked, *parts.groups)
+            return reinforce(run, builder, settings, settings, parts)
         number = 1 if settings.scheme == "answer-only" else 0
         stored = run.iteration(number) / "metrics.json"
         if not stored.exists():
+            train, test = parts.train, parts.test
             metrics = {"iteration": number} | _made(run, asked, model, settings, train, test, progress)
             run.write_json(stored, metrics)
             run.log("iteration", **metrics)
@@ -351,16 +356,16 @@ def _direct(
     with builder.sampler(Sampling(settings.max_new_tokens)) as sampler:
         found = direct_answers(run, test, replace(sampler, demos=builder.demos))
     answers = [logprobs.likeliest if logprobs else "" for logprobs in found]
-    graded = {"direct": answered(test, answers, asked)}
-    ways = {"direct": judged(test, graded["direct"]) | direct_metrics(test, found)}
+    drawn = {"direct": answered(test, answers, asked)}
+    ways = {"direct": judged(test, drawn["direct"]) | direct_metrics(test, found)}
     known = frame(test[0])
     if known is not None and known.form == "rating" and all(found):
         scale = Scale(known.scale)
         values = np.array([expected_score(logprobs, scale) for logprobs in found if logprobs])
-        graded["expected-score"] = answered(test, [*map(scale.nearest, values)], asked)
-        nearest = judged(test, graded["expected-score"])
+        drawn["expected-score"] = answered(test, [*map(scale.nearest, values)], asked)
+        nearest = judged(test, drawn["expected-score"])
         ways["expected-score"] = with_values(nearest, test, values, known.scale)
-    store_answers(run, graded)
+    store_scores(run, test, drawn)
     return {"evaluation": ways["direct"], "evaluations": ways}
 
 

@@ -250,20 +250,20 @@ def _check(data: Data, model: str, todo: Sequence[Job]) -> None:
         own = replace(asked, settings=replace(asked.settings, scheme=job.settings.scheme, seed=job.seed))
         own = replace(own, settings=choose_peft(own.settings, local_model(model), job.output_dir))
         make_loop_config(own.settings, job.scheme_object)
-        groups = held_out(own, data, model)
-        place, demos = job.output_dir, without_held_out(own, groups[1]).demos
+        parts = held_out(own, data, model)
+        place, demos = job.output_dir, without_held_out(own, [*parts.dev, *parts.test]).demos
         run_place(
             place,
             "train",
             data,
             model,
             own.settings,
-            *groups,
+            *parts.groups,
             reward=own.reward,
             demos=demos,
             scheme=job.scheme_object or named_scheme(own.settings),
         )
-    make_sampler_builder(model, asked, *held_out(asked, data, model))
+    make_sampler_builder(model, asked, *held_out(asked, data, model).groups)
 
 
 def _histories(futures: dict[Job, Future[History]]) -> dict[Job, History]:

@@ -23,6 +23,7 @@ from femtune.metric_types import History
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import framed, literal
 from femtune.run_folder import check_new
+from femtune.runs.checkpoints import best_of
 from femtune.runs.draws import read_draws
 from femtune.types import Draw, Problem
 
@@ -33,6 +34,7 @@ SETTINGS = Train(
     scale="1,5",
     max_new_tokens=64,
     iterations=5,
+    dev_share=0.0,  # as in the paper: the last model of each scheme
     bound_draws=0,  # a quarter of the time, here
     reader_problems=0,
     training=Training(learning_rate=3e-4, per_device_train_batch_size=32, num_train_epochs=2),
@@ -75,12 +77,13 @@ def write_world(
 
 def changes(histories: Mapping[Job, History], num: int = 3) -> Iterator[Group]:
     """Yield rationales of the best run, before and after, side by side."""
-    best = max(histories, key=lambda job: histories[job][-1]["evaluation"]["accuracy"])
+    shown = {job: best_of(history) for job, history in histories.items()}
+    best = max(shown, key=lambda job: histories[job][shown[job]]["evaluation"]["accuracy"])
     root = best.output_dir
     problems = load_problems(root / "eval.parquet")
     before, after = (
         [draw for draws, _ in read_draws(root / f"iteration-{number:03}" / "eval") for draw in draws]
-        for number in (0, best.settings.iterations)
+        for number in (0, shown[best])
     )
     for problem, old, new in telling(problems, before, after, num):
         title = f"{problem.id}, the rater said {problem.answer}"

@@ -30,7 +30,7 @@ from femtune.data.prompts import Prompts
 from femtune.engines.hf.engine import end_tokens
 from femtune.engines.hf.memory import give_back, is_out_of_memory
 from femtune.engines.hf.model import quiet_peft
-from femtune.engines.weight_check import NUM_PAIRS, Probe, write_probe
+from femtune.engines.weight_check import NUM_PAIRS, WeightCheck, write_check
 from femtune.errors import FemtuneError, ModelError
 from femtune.estep.scheduler import Grade
 from femtune.evaluation.evaluate import estep_metrics
@@ -38,7 +38,6 @@ from femtune.mstep.config import MAX_BATCH, Training
 from femtune.mstep.examples import TokenExamples
 from femtune.mstep.fit import completion_logprobs
 from femtune.mstep.model import load_model
-from femtune.mstep.trainer import numbers
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling
 
 
@@ -150,7 +149,7 @@ def _train(
     with replacing(out) as part:
         network.save_pretrained(part, **adapters)
         world.tokenizer.tokenizer.save_pretrained(part)
-        write_probe(part, seen.probe(network))
+        write_check(part, seen.check(network))
         done = {"e_step": seen.metrics(), "m_step": m_step}
         (part / "pass.json").write_text(json.dumps(done) + "\n")
 
@@ -172,7 +171,7 @@ def _config(name: str, scratch: str, world: Environment, training: Training, rl:
     batch = groups * rl.rl_num_generations
     most = training.per_device_train_batch_size or MAX_BATCH
     fed = max(size for size in range(1, batch + 1) if batch % size == 0 and size <= most)
-    on_gpu, bf16 = numbers(training)
+    on_gpu = torch.cuda.is_available() and not training.use_cpu
     kind = trl.GRPOConfig if name == "grpo" else trl.RLOOConfig
     return kind(
         output_dir=scratch,
@@ -185,14 +184,14 @@ def _config(name: str, scratch: str, world: Environment, training: Training, rl:
         temperature=world.sampling.temperature,
         top_p=world.sampling.top_p,
         top_k=world.sampling.top_k,
-        chat_template_kwargs=dict(world.tokenizer.template_args),
+        chat_template_kwargs=world.tokenizer.rendering_args,
         learning_rate=rl.rate(training),
         lr_scheduler_type=training.lr_scheduler_type,
         warmup_steps=training.warmup_steps,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,
-        bf16=bf16,
+        bf16=training.computes_in_bf16("float32"),
         use_cpu=not on_gpu,
         seed=seed,
         report_to=[],
@@ -219,7 +218,7 @@ class _Seen(TrainerCallback):  # type: ignore[misc]  # transformers is untyped t
         self.draws: list[Draw] = []
         self.tokens = 0
         self.engine_s = self.total_s = self.since = 0.0
-        self.probed = TokenExamples((), (), ())
+        self.check_examples = TokenExamples((), (), ())
         self.before: list[float] = []
 
     def rewards(
@@ -243,22 +242,26 @@ class _Seen(TrainerCallback):  # type: ignore[misc]  # transformers is untyped t
             self.tokens += len(completion.tokens)
         self.total_s += time.perf_counter() - self.since
         if not self.before:
-            self._begin_probe(asked, made)
+            self._begin_check(asked, made)
         return [score.reward for score in scores]
 
-    def _begin_probe(self, asked: Sequence[Problem], made: Sequence[Completion]) -> None:
+    def _begin_check(self, asked: Sequence[Problem], made: Sequence[Completion]) -> None:
         rows = range(0, len(asked), max(1, len(asked) // NUM_PAIRS))[:NUM_PAIRS]
         encode = self.world.tokenizer.encode_prompt
         prompts = [encode(self.world.prompts.plain(asked[row])) for row in rows]
-        self.probed = TokenExamples(prompts, [made[row].tokens for row in rows], [1.0] * len(rows))
-        self.before = completion_logprobs(self.model, self.probed, range(len(rows)))
+        self.check_examples = TokenExamples(
+            prompts, [made[row].tokens for row in rows], [1.0] * len(rows)
+        )
+        self.before = completion_logprobs(self.model, self.check_examples, range(len(rows)))
 
-    def probe(self, network: Any) -> Probe:
-        """Return a probe to check that an engine serves the trained weights: see weight_check.py."""
-        after = completion_logprobs(network, self.probed, range(len(self.probed)))
+    def check(self, network: Any) -> WeightCheck:
+        """Return a check that an engine serves the trained weights: see weight_check.py."""
+        after = completion_logprobs(network, self.check_examples, range(len(self.check_examples)))
         if not all(map(math.isfinite, after)):
             raise FemtuneError("the last step gave NaN or infinite weights: lower rl_learning_rate.")
-        return Probe(self.probed.prompts, self.probed.completions, after, self.before)
+        return WeightCheck(
+            self.check_examples.prompts, self.check_examples.completions, after, self.before
+        )
 
     def metrics(self) -> dict[str, Any]:
         """Return metrics like an E-step's, without those of a filter."""

@@ -201,7 +201,7 @@ def with_values(
     """Return an evaluation of ratings with errors and correlations of real-valued predictions."""
     worth = scale_values(scale)
     truth = worth[[list(scale).index(problem.answer) for problem in problems]]
-    real = value_metrics(truth, values, [as_item(problem, ()).group for problem in problems])
+    real = value_metrics(truth, values, [as_item(problem, ()).resampled for problem in problems])
     undefined = {
         name: why for name, why in metrics.get("undefined", {}).items() if name not in real
     } | real.pop("undefined", {})

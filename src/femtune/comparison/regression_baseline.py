@@ -16,7 +16,7 @@ from femtune.comparison.baseline_draws import (
     best_device,
     draw_all,
     judged,
-    store_answers,
+    store_scores,
 )
 from femtune.comparison.regression import Features, features, predictions, with_values
 from femtune.config import Train
@@ -77,10 +77,10 @@ def run_regression(
     fit_s = time.perf_counter() - begun
     drawn = {kind: base_metrics(run, kind, problems) for kind, problems in groups.items()}
     made: dict[str, EvaluationMetrics] = {}
-    graded = {name: answered(test, answers, asked) for name, (answers, _) in found.items()}
-    store_answers(run, graded)
+    rows = {name: answered(test, answers, asked) for name, (answers, _) in found.items()}
+    store_scores(run, test, rows)
     for name, (_, values) in found.items():
-        metrics = judged(test, graded[name])
+        metrics = judged(test, rows[name])
         if values is not None:
             metrics = with_values(metrics, test, values, known.scale)
         made[name] = cast(EvaluationMetrics, {**metrics, **drawn["eval"]})

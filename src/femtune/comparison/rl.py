@@ -19,17 +19,18 @@ from importlib.util import find_spec
 
 from femtune._util import interrupts
 from femtune.config import RL, Train
+from femtune.data.partition import Parts
 from femtune.errors import ConfigError
 from femtune.loop import Steps
 from femtune.metric_types import History, IterationMetrics
 from femtune.mstep.disk import check_room
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import make_loop_config, sampling
-from femtune.runs.checkpoints import link_models, thin_out
+from femtune.runs.checkpoints import is_out_of_patience, keep_models
 from femtune.runs.run import Run
 from femtune.sampler import SamplerBuilder
 from femtune.schemes.filters import Chain
-from femtune.types import Problem, Scheme
+from femtune.types import Scheme
 
 RL_BASELINES = ("grpo", "rloo", "latro")
 
@@ -49,8 +50,7 @@ def reinforce(
     builder: SamplerBuilder,
     settings: Train,
     rl: RL,
-    train: Sequence[Problem],
-    test: Sequence[Problem],
+    parts: Parts,
 ) -> History:
     """Run the baseline named by `settings.scheme`; return the metrics of every pass, 0 being the base.
 
@@ -61,12 +61,13 @@ def reinforce(
     what = make_loop_config(
         replace(settings, soft_accept=None), Scheme(settings.scheme, (), weigh=Chain())
     )
-    with builder.sampler(sampling(settings, what.scheme), probed=train) as sampler:
+    with builder.sampler(sampling(settings, what.scheme), check_on=parts.train) as sampler:
         steps = Steps(
             run=run,
             base=builder.base,
-            problems=train,
-            eval_problems=test,
+            problems=parts.train,
+            eval_problems=parts.test,
+            dev_problems=parts.dev,
             config=what,
             sampler=sampler,
             tokenizer=builder.tokenizer,
@@ -85,15 +86,17 @@ def _passes(name: str, steps: Steps, rl: RL) -> History:
             metrics: IterationMetrics = {"iteration": iteration}
             if iteration:
                 metrics |= _pass(name, steps, rl, iteration, left(rl, history))
-            if steps.is_measured(iteration) or _is_over(steps, rl, [*history, metrics]):
+            is_last = _is_over(steps, rl, [*history, metrics])
+            if iteration and steps.dev_problems and (steps.is_scheduled(iteration) or is_last):
+                metrics["development"] = steps.develop(iteration)
+            if steps.is_measured(iteration) or is_last:
                 metrics["evaluation"] = steps.evaluate(iteration)
             steps.run.write_json(stored, metrics)
             steps.run.log("iteration", **metrics)
         steps.run.verify(stored)
         history.append(json.loads(stored.read_text()))
         if iteration and is_new:
-            link_models(steps.run, history)
-            thin_out(steps.run, history, keep_last=1)
+            keep_models(steps.run, history, keep_last=1)
         interrupts.check()
     return history
 
@@ -107,6 +110,8 @@ def left(rl: RL, history: Sequence[IterationMetrics]) -> int | None:
 
 
 def _is_over(steps: Steps, rl: RL, history: Sequence[IterationMetrics]) -> bool:
+    if history and is_out_of_patience(history, steps.config.patience):
+        return True
     remaining = left(rl, history)
     return len(history) > steps.config.iterations if remaining is None else remaining <= 0
 

@@ -13,7 +13,9 @@ from typing import Any
 from femtune._util.atomic_files import replacing
 from femtune.comparison.compare import Job
 from femtune.evaluation.bootstrap import half_width
-from femtune.metric_types import EvaluationMetrics, History, measure
+from femtune.evaluation.differences import Difference
+from femtune.metric_types import History, IterationMetrics, measure
+from femtune.runs.checkpoints import best_of
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,21 @@ def _lines(job: Job, history: History) -> list[tuple[str, History]]:
     return [(name, [history[-1] | {"evaluation": metrics}]) for name, metrics in kinds.items()]
 
 
-def _last(history: History) -> EvaluationMetrics:
-    """Return the last evaluation, {} without one."""
-    measured = (each["evaluation"] for each in reversed(history) if "evaluation" in each)
-    return next(measured, EvaluationMetrics())
+def _chosen(history: History) -> IterationMetrics:
+    """Return the best iteration by the development part, else the last that was evaluated."""
+    if any("development" in each for each in history):
+        return next(each for each in history if each["iteration"] == best_of(history))
+    measured = (each for each in reversed(history) if "evaluation" in each)
+    return next(measured, history[-1])
 
 
 def _measures(history: History) -> dict[str, float]:
-    """Return the numbers of a run: from its last evaluation, and summed over its iterations."""
-    last = _last(history)
-    measures = {name: value for name in MEASURED if (value := measure(last, name)) is not None}
+    """Return the numbers of a run: of its best iteration, and summed over all of them."""
+    chosen = _chosen(history)
+    evaluation = chosen.get("evaluation", {})
+    measures = {name: value for name in MEASURED if (value := measure(evaluation, name)) is not None}
     if bounds := [each["posterior"]["bound"] for each in history if "posterior" in each]:
-        measures["bound"] = bounds[-1]
+        measures["bound"] = chosen["posterior"]["bound"] if "posterior" in chosen else bounds[-1]
     e_steps = [each["e_step"] for each in history if "e_step" in each]
     m_steps = [each["m_step"] for each in history if "m_step" in each]
     if e_steps:
@@ -96,7 +101,7 @@ def notes(histories: dict[Job, History]) -> list[str]:
     for job, history in histories.items():
         bases = [] if job.is_baseline else [("base", history[:1])]
         for name, own in (*bases, *_lines(job, history)):
-            for missing, why in _last(own).get("undefined", {}).items():
+            for missing, why in _chosen(own).get("evaluation", {}).get("undefined", {}).items():
                 if missing in MEASURED:
                     names = found.setdefault((missing, why), [])
                     names += [name] if name not in names else []
@@ -120,7 +125,7 @@ TITLES = {
     "tokens_per_draw": "rationale tokens",
 }
 
-# measures of the last evaluation; the others cover all iterations
+# measures of the evaluation of the best iteration; the others cover all iterations
 MEASURED = (
     *("accuracy", "spearman", "mae", "position_consistency"),
     *("sound_steps", "tokens_per_draw"),
@@ -145,12 +150,13 @@ def _cell(name: str, value: tuple[float, float] | None) -> str:
     return f"{mean:,.{digits}f}" + ("" if bare else f" ±{half:,.{digits}f}")
 
 
-def save(output_dir: Path, histories: dict[Job, History]) -> Path:
-    """Store the table, and each run's numbers by seed, as compare.json."""
+def save(output_dir: Path, histories: dict[Job, History], found: Sequence[Difference] = ()) -> Path:
+    """Store the table, its differences, and each run's numbers by seed, as compare.json."""
     path = output_dir / "compare.json"
     value = {
         "table": {row.name: {k: v[0] for k, v in row.values.items()} for row in rows(histories)},
         "runs": [stored for job, history in histories.items() for stored in _stored(job, history)],
+        "differences": [each.to_data() for each in found],
         "notes": notes(histories),
     }
     with replacing(path) as part:
@@ -162,7 +168,12 @@ def _stored(job: Job, history: History) -> list[dict[str, Any]]:
     """Return a run in the form of compare.json, by row."""
     base = {} if job.is_baseline else {"base": _measures(history[:1])}
     why = {"nothing_kept": history[-1]["nothing_kept"]} if "nothing_kept" in history[-1] else {}
+    both: dict[str, Any] = {}
+    if job.iterates and not why:
+        last = history[-1].get("evaluation", {})
+        both = {"best_iteration": best_of(history), "last_iteration": history[-1]["iteration"]}
+        both |= {f"last_{name}": v for name in MEASURED if (v := measure(last, name)) is not None}
     return [
-        {"scheme": name, "seed": job.seed, **base, **_measures(own), **why}
+        {"scheme": name, "seed": job.seed, **base, **_measures(own), **both, **why}
         for name, own in _lines(job, history)
     ]

@@ -25,7 +25,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from femtune.data.answer_forms import FORMS, Form, Found, form_of, in_other_words
+from femtune.data.answer_forms import FORMS, Form, Found, form_of, in_json, in_other_words
+from femtune.data.answer_sentences import (
+    REMARK,
+    every_sentence,
+    is_placeholder,
+    sentences,
+    without_rejected,
+)
 from femtune.data.grammar.labels import read_label, undecorated
 from femtune.data.grammar.numbers import as_quantity
 from femtune.data.grammar.text import DOUBT, bare
@@ -79,16 +86,16 @@ class AnswerFormat:
         if forms and (turn := _NEXT_TURN.search(final, forms[0].end)):  # the next question is not asked
             final = final[: turn.start() + 1]
             forms = [one for one in forms if one.end <= turn.start()]
-        found = [one for one in forms if not _is_placeholder(one.answer)]
+        found = [one for one in forms if not is_placeholder(one.answer)]
         if not forms and self.spec in FORMS:  # people read an answer in another form, too
             found = list(_in_other_forms(final, self.spec))
             form = form._replace(whole_line=False)  # a sentence may follow
-            if not found and self.spec == "line" and _ALONE.fullmatch(final.strip()):
+            if not found and _ALONE.fullmatch(final.strip()):
                 return Parsed("", bare(final), "no rationale before the answer" * require_rationale)
         if not found:
             return Parsed(whole, "", "the answer is empty" if forms else form.missing)
         first, last = found[0], found[-1]
-        said = [*found, *(() if forms else _every_sentence(final))]
+        said = [*found, *(() if forms else every_sentence(final))]
         if not all(_agree(first.answer, one.answer) for one in said) or _is_choice(first.answer):
             return Parsed(whole, "", "two different answers")
         if problem := _after(final[last.end :], last.answer, form):
@@ -137,7 +144,7 @@ class AnswerFormat:
             return None
         final = _outside(text)[-1] + "\n"
         offset = len(text) + 1 - len(final)
-        found = [one for one in form_of(self.spec).find(final) if not _is_placeholder(one.answer)]
+        found = [one for one in form_of(self.spec).find(final) if not is_placeholder(one.answer)]
         if not found and self.spec in FORMS:
             found = list(_in_other_forms(final, self.spec))
         return offset + found[0].start if found else offset
@@ -157,7 +164,7 @@ class AnswerFormat:
             return False
         try:
             found = (one for part in _outside(text) for one in form.find(part))
-            return any(not _is_placeholder(one.answer) for one in found)
+            return any(not is_placeholder(one.answer) for one in found)
         except TimeoutError:
             return True  # unreadable; each further line would cost another second
 
@@ -171,29 +178,17 @@ def parse_format(spec: str) -> AnswerFormat:
 
 _TAG = re.compile("</?think(?:ing)?>", re.IGNORECASE)
 _THINKING = re.compile(r"<think(?:ing)?>.*?(?:(?P<end></think(?:ing)?>)|\Z)", re.IGNORECASE | re.DOTALL)
-_NAMES = "answer|rating|score|label|letter|choice|option|number|value|result"
-_PLACEHOLDER = re.compile(
-    r"[\s.…*_?$]*|(?-i:X)|\W*(?:(?:the|my|your|final|correct|insert|write|put) )*"
-    r"(?:answer|rating|score)(?: here)?\W*"
-    rf"|[<[({{](?:\w+ ){{0,3}}(?:{_NAMES})(?: here)?[>\])}}]|(?:your|insert) (?:\w+ )?(?:{_NAMES})"
-    r"|\W*and (?:your|the|an?|one|either) .*",  # words of the instruction
-    re.IGNORECASE,
-)
 # a completion that is only a letter or a number, perhaps after a word such as "Score"
 _ALONE = re.compile(
     r"[*_`]*(?:(?:response|option|choice|summary|rating|score) )?"
     r"[(\[]?(?:[A-Z]|-?\d[\d.,]*%?)[)\]]?[.*_`]*"
-    r"|(?-i:[A-Z])[.:)]\s(?!.*\b(?:is|are|was|were)\b)[^\n]{1,60}",  # a copy of a choice
+    # a copy of a choice
+    r"|(?:(?:option|choice) )?(?-i:[A-Z])[.:)]\s(?!.*\b(?:is|are|was|were)\b)[^\n]{1,60}",
     re.IGNORECASE,
 )
 _NO_WORDS = re.compile(
     r"(?:[\W_]|\b(?:(?:so|thus|therefore|hence)\W+(?=the\b)|(?:the|my|final|correct|answer|is|json)\b))*",
     re.IGNORECASE,
-)
-_REMARK = re.compile(
-    r"^(?:[^\S\n]|[>#*_])*(?:```|---|\$\$|\\\]|(?:I )?hope|(?:Please )?(?:let me know|feel free)|Thank"
-    r"|Do you|Is there any|If you (?:have|need|want|would)|Would you|Have a |Good luck).*$",
-    re.IGNORECASE | re.MULTILINE,
 )
 # doubt in a paragraph of its own, which may say "not" of other matter
 _TAKEN_BACK = re.compile(
@@ -203,41 +198,18 @@ _TAKEN_BACK = re.compile(
 )
 # the beginning of another question and its answer, as base models write them
 _NEXT_TURN = re.compile(
-    r"\n[^\S\n]*\n[#*\s]*(?:Question|Problem|Exercise|Q|Human|User|Prompt)\b[^\S\n]*\d*[*]*[:.]",
+    r"\n[#*\s]*(?:Question|Problem|Exercise|Q|Human|User|Prompt)\b[^\S\n]*\d*[*]*[:.]",
     re.IGNORECASE,
 )
 # a last paragraph that is only a letter
 _LETTER_ALONE = re.compile(r"\n[^\S\n]*\n[*_`]*[(\[]*(?P<answer>[A-Z])[)\]]*[.*_`]*\s*\Z")
-_LISTED = re.compile(r"^\W*[A-Z]\W*$", re.MULTILINE)
-_BECAUSE = re.compile(r",? (?:because|since|as|which|so) ")
-_SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?。](?=\s)|(?=\n|\Z))")
-_IS = re.compile(
-    r"(?:^|,\s|\b(?:so|thus|therefore|hence|then|means|that)\s)[\s*_`]*(?:(?:the|my|our)\s+)?"
-    r"(?:(?:final|correct|right|best|overall)\s+)*(?:answer[*_`]*:|(?:answer|rating|score)[*_`]*\s+"
-    r"(?:(?:to|for|of)\s+(?:(?:the|this|that|your|our)\s+)?(?:(?:above|given)\s+)?"
-    r"(?:question|problem|task|exercise|quiz|response|summary|text|item)\s+)?"
-    r"(?:is|must be|would be|will be|equals|=)(?:\s*:)?)\s(?:an?\s(?=tie\b))?(?P<answer>.+)",
-    re.IGNORECASE | re.DOTALL,
+# a first line that is only a letter or a number, or a copy of a choice before a few words
+_FIRST = re.compile(
+    r"\s*[*_`]*[(\[]*(?P<answer>[A-J]|\d\d?)[)\]]*[.*_`]*[^\S\n]*\n(?=\s*\S)"
+    r"|\s*(?P<copy>(?P<label>[A-J])[.)] [^\n]{1,60})\n(?=.{1,60}\Z)",
+    re.DOTALL,
 )
-
-# sentences that give an answer without the word "answer", matched up to their end
-_END = r"[*_`]*(?:,?\s(?:because|since|as|which)\s.+)?[.!。*_`\s]*\Z"
-_SO = r"\b(?:so|thus|therefore|hence),?\s"
-_THEN = re.compile(f",?\\s{_SO}", re.IGNORECASE)
-_THING = r"(?:response|summary|option|choice|answer)"
-_LETTER = rf"[*_`]*(?:(?:the\s)?{_THING}\s)?[*_`(]*(?P<answer>(?-i:[A-Z]))\b[*_`)]*\sis\s(?:the\s)?"
-_POINTS = r"(?P<answer>-?\d+(?:\.\d+)?(?:/\d+|\sout\sof\s\d+)?)"
-_VERDICTS = tuple(
-    re.compile(pattern + _END, re.IGNORECASE | re.DOTALL)
-    for pattern in (
-        rf"(?:^|,\s|{_SO}|\band\s){_LETTER}(?:better|best)(?:\s(?:{_THING}|one))?"
-        rf"(?:\sthan\s(?:the\s)?(?:{_THING}\s)?\w+)?",
-        rf"{_SO}{_LETTER}(?:right|correct)(?:\s(?:{_THING}|one))?",
-        rf"(?:^|,\s|{_SO})[*_`]*(?:it|this)(?:\sis|['’]s)\sa\s(?P<answer>tie)",
-        rf"\b(?:deserves|gets|receives|earns)\s(?:an?\s)?(?:(?:rating|score)\sof\s)?[*_`]*{_POINTS}",
-        rf"\b(?:rating|score|overall)[*_`]*:\s?[*_`]*{_POINTS}",
-    )
-)
+_LISTED = re.compile(r"^\W*(?:[A-Z]|\d\d?)\W*$", re.MULTILINE)
 
 
 def _outside(text: str) -> list[str]:
@@ -245,11 +217,6 @@ def _outside(text: str) -> list[str]:
     if "think" not in text.lower():
         return [text]
     return _TAG.split(_THINKING.sub(lambda block: " " * len(block[0]), text))
-
-
-def _is_placeholder(answer: str) -> bool:
-    text = re.sub(r"\\(?:text|textbf|mathrm|boxed)\{([^{}]*)\}", r"\1", answer)
-    return _PLACEHOLDER.fullmatch(" ".join(text.split())) is not None
 
 
 def _is_choice(answer: str) -> bool:
@@ -262,8 +229,8 @@ def _is_choice(answer: str) -> bool:
 
 def _after(tail: str, answer: str, form: Form) -> str:
     """Return what is wrong with the text after an answer; "" if it only comments on the answer."""
-    rest = _REMARK.sub("", tail)
-    if not all(_agree(one.answer, answer) for one in _sentences(rest)):
+    rest = without_rejected(REMARK.sub("", tail), answer)
+    if not all(_agree(one.answer, answer) for one in sentences(rest)):
         return "two different answers"
     new_paragraph = re.match(r"[^\S\n]*\n[^\S\n]*\n", rest)
     doubt = (_TAKEN_BACK if new_paragraph else DOUBT).search(rest)
@@ -274,61 +241,41 @@ def _after(tail: str, answer: str, form: Form) -> str:
 def _in_other_forms(text: str, spec: str) -> Iterator[Found]:
     """Yield answers in other forms than a format's own; without any, in sentences."""
     finds = [(name, form.find(text)) for name, form in FORMS.items() if name != spec]
-    finds.append(("", in_other_words(text)))
+    finds += [("", in_other_words(text)), ("", in_json(text))]
     found = [
         one
         for name, each in finds
         for one in each
         # a line that begins with #### may be a heading
-        if not _is_placeholder(one.answer) and (name != "hash" or _is_value(one.answer))
+        if not is_placeholder(one.answer) and (name != "hash" or _is_value(one.answer))
     ]
-    if not found and not (found := list(_sentences(text))) and spec == "line":
-        alone = _LETTER_ALONE.search(text)
-        if alone and len(_LISTED.findall(text)) == 1:
-            found = [Found(alone.start("answer"), alone.end(), alone["answer"])]
+    if not found and not (found := sentences(text)):
+        found = [*_alone(text)]
     yield from sorted(found)
+
+
+def _alone(text: str) -> Iterator[Found]:
+    """Yield a letter that is the last paragraph, or a first line that no other answer follows."""
+    if (last := _LETTER_ALONE.search(text)) is not None:
+        if len(_LISTED.findall(text)) == 1:
+            yield Found(last.start("answer"), last.end(), last["answer"])
+        return
+    first = _FIRST.match(text)
+    if first is None or (first["answer"] and len(_LISTED.findall(text)) > 1):
+        return
+    name = first["answer"] or first["label"]
+    rest = text[first.end() :]
+    others = {*(_NUMBERS if name.isdigit() else _LETTERS).findall(rest)} - {name}
+    if not others and not DOUBT.search(rest):
+        yield Found(first.start(), first.end(), first["answer"] or first["copy"])
+
+
+_NUMBERS = re.compile(r"\d+(?:\.\d+)?")
+_LETTERS = re.compile(r"(?<![\w'’])[A-J](?![\w'’])")
 
 
 def _is_value(answer: str) -> bool:
     return as_quantity(answer) is not None or read_label(answer) != ""
-
-
-def _every_sentence(text: str) -> Iterator[Found]:
-    """Yield all sentences such as "The answer is 5." that are not in doubt, in any paragraph."""
-    for sentence in _SENTENCE.finditer(text):
-        match = _IS.search(sentence[0].strip("*_` "))
-        if match and not DOUBT.search(sentence[0]) and (answer := _stated(match)):
-            yield Found(sentence.start(), sentence.end(), answer)
-
-
-def _stated(match: re.Match[str]) -> str:
-    """Return the answer of a sentence; "" if it is a placeholder, or too long for an answer."""
-    answer = bare(_BECAUSE.split(match["answer"])[0])
-    return answer if len(answer.split()) <= 8 and not _is_placeholder(answer) else ""
-
-
-def _sentences(text: str) -> Iterator[Found]:
-    """Yield sentences such as "The answer is 5." of the last paragraph, unless they are put in doubt.
-
-    If it has no such sentence, yield those such as "So response B is better."
-    """
-    text = _REMARK.sub(lambda line: " " * len(line[0]), text).rstrip()
-    start = max((gap.end() for gap in re.finditer(r"\n[^\S\n]*\n", text)), default=0)
-    for patterns in ((_IS,), _VERDICTS):
-        found: list[Found] = []
-        for sentence in _SENTENCE.finditer(text, start):
-            said = sentence[0].strip("*_` ")
-            match = next(filter(None, (pattern.search(said) for pattern in patterns)), None)
-            # in "A is not polite, so B is better.", the conclusion is not in doubt
-            whole = found or patterns is not _VERDICTS
-            if DOUBT.search(said if whole else _THEN.split(said)[-1]) and (match or found):
-                return
-            if match and (answer := _stated(match)):
-                at = sentence.start() + sentence[0].find(match[0])
-                found.append(Found(at, sentence.end(), answer))
-        if found:
-            yield from found
-            return
 
 
 def _rationale(before: str, said: str) -> str:

@@ -176,7 +176,7 @@ def form_of(spec: str) -> Form:
 
 
 _LINE = re.compile(
-    r"^(?:[^\S\n]|[#>])*(?:[*-][^\S\n]+)?(?P<mark>[*_`\"“]*)(?:final[^\S\n]+)?answer"
+    r"^(?:[^\S\n]|[#>✅✔☑➡👉\ufe0f])*(?:[*-][^\S\n]+)?(?P<mark>[*_`\"“]*)(?:final[^\S\n]+)?answer"
     r"(?P<closed>(?:[^\S\n]|[*_`\"”])*)[:：](?P<answer>.*?)"
     r"(?:(?<=[.!$*])[^\S\n]+(?:I hope|Hope|Let me know|Feel free).*)?(?=\n)",
     re.IGNORECASE | re.MULTILINE,
@@ -249,6 +249,19 @@ FORMS = {
         closing="]]",
     ),
 }
+
+_IN_JSON = tuple(
+    _objects(key)
+    for key in ("answer", "final_answer", "rating", "score", "winner", "verdict", "choice", "label")
+)
+
+
+def in_json(text: str) -> Iterator[Found]:
+    """Yield answers in JSON objects under the usual keys."""
+    if "{" in text:
+        for find in _IN_JSON:
+            yield from find(text)
+
 
 _FINDERS = (_lines(_ABOVE), _lines(_ELSEWHERE))
 

@@ -16,6 +16,7 @@ from fractions import Fraction
 
 from femtune._util.text import first
 from femtune.data.grammar.labels import Choices
+from femtune.data.grammar.number_words import in_digits
 from femtune.data.grammar.numbers import as_fraction, as_quantity
 from femtune.data.grammar.text import DOUBT, plain, remembered, same_text, unbracketed, unled, unmarked
 from femtune.data.grammar.units import Unit
@@ -87,19 +88,46 @@ def _read(scale: Scale, text: str) -> str | None:
         number = read_rating(text, as_fraction(scale.answers[-1]))
         return None if number is None else points.get(number)
     said = unled(unmarked(text))
-    for written in (text, said, _ARTICLE.sub("", said)):
+    for written in (text, said, _ARTICLE.sub("", said), _compared(scale, said)):
         same = [answer for answer in scale.answers if same_text(answer, written)]
         if same:
             return same[0]
     return Choices(scale.answers).read(text)
 
 
+_SIGNS = re.compile(r"(?P<one>[AB]) ?(?P<sign>>{1,2}|<{1,2}|=) ?(?P<other>[AB])")
+_PLACE = re.compile(
+    r"(?:the )?(?P<place>first|second)(?: (?:one|assistant|response|summary))?(?: is (?:the )?better)?",
+    re.IGNORECASE,
+)
+_ALIKE = re.compile(
+    r"(?:they|both(?: responses| summaries)?) are (?:equal|alike|the same|tied|equally \w+)",
+    re.IGNORECASE,
+)
+
+
+def _compared(scale: Scale, said: str) -> str:
+    """Return the answer of a pair in "A > B", "the first response" or "both are equally good"."""
+    if scale.answers[:2] != ("A", "B"):
+        return ""
+    if (place := _PLACE.fullmatch(said)) is not None:
+        return "A" if place["place"].lower() == "first" else "B"
+    signs = _SIGNS.fullmatch(said)
+    if _ALIKE.fullmatch(said) or (signs and signs["sign"] == "=" and signs["one"] != signs["other"]):
+        return "tie"
+    if signs is None or signs["one"] == signs["other"]:
+        return ""
+    return signs["one"] if ">" in signs["sign"] else signs["other"]
+
+
 _ARTICLE = re.compile(r"(?:it(?: is|['’]s) )?an? (?=tie\b)", re.IGNORECASE)
 _OF_MOST = re.compile(r"(?P<points>.+?) ?(?:/|(?:out )?of) ?(?P<most>[^/]+)", re.IGNORECASE)
 _MIXED = re.compile(r"-?\d+ +\d+ ?/ ?\d+")
 _COMMENT = re.compile(
-    r"(?<=[\d)\]])(?: \((?!or\b)[^\W\d][^()\d]*\)| [-–—] [^\W\d][^\d]*|: [^\W\d][^\d]*)$"
+    r"(?<=[\d)\]])(?:,? (?:because|since|as) [^\d]*| \((?!or\b)[^\W\d][^()\d]*\)"
+    r"| [-–—] [^\W\d][^\d]*|: [^\W\d][^\d]*)$"
 )
+_STARS = re.compile(r"((?P<full>[★⭐]+)\ufe0f?(?P<empty>[☆✩]*)) ?(?:\((?P<given>[^()]+)\))?")
 _POINTS = re.compile(r"(?<=\d) ?(?:stars?|points?)$", re.IGNORECASE)
 
 
@@ -108,7 +136,11 @@ def read_rating(text: str, most: Fraction | None) -> Fraction | None:
 
     `most` is the highest point. Of another one ("4/10") it is None.
     """
-    text = unled(unmarked(text))
+    text = in_digits(unled(unmarked(text)))
+    if (stars := _STARS.fullmatch(text)) is not None:
+        num, all_of_them = len(stars["full"]), not stars["empty"] or len(stars[1]) == most
+        given = read_rating(stars["given"], most) if stars["given"] else num
+        return Fraction(num) if all_of_them and given == num else None
     if (comment := _COMMENT.search(text)) is not None:
         if DOUBT.search(comment[0]):
             return None

@@ -10,14 +10,19 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from femtune._util.text import brief
 from femtune.data.marks import Marks, special_ids
 from femtune.data.prompts import Prompts, as_messages, prompt_text
-from femtune.errors import ModelError
+from femtune.errors import ConfigError, ModelError
 from femtune.types import Message, Problem, Prompt, Tokenizer
+
+# The function by which templates write today's date, as Llama 3's does. As an argument of the template,
+# a day in its place: a run pins the day on which it began.
+DATE = "strftime_now"
 
 
 @dataclass(frozen=True)
@@ -116,11 +121,12 @@ class ChatTokenizer:
 
         def apply(**args: Any) -> str:
             text: str = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=opens, **args
+                messages, tokenize=False, add_generation_prompt=opens, **dated, **args
             )
             return text
 
-        args = dict(self.template_args)
+        args = self.rendering_args
+        dated = self._dated  # outside: its error is complete
         try:
             return apply(**args)
         except Exception as error:  # jinja2's, or anything that the template raises
@@ -130,6 +136,19 @@ class ChatTokenizer:
                 roles = [message["role"] for message in messages]
                 message = f"the chat template refuses messages of roles {roles}: {error}"
                 raise ModelError(message) from error
+
+    @cached_property
+    def rendering_args(self) -> dict[str, Any]:
+        """The arguments of the template, without a pinned date."""
+        return {name: value for name, value in self.template_args if name != DATE}
+
+    @cached_property
+    def _dated(self) -> dict[str, str]:
+        """The template that writes the pinned date, as an argument; {} without such a date."""
+        day = dict(self.template_args).get(DATE)
+        if day is None or not self.tokenizer.chat_template:
+            return {}
+        return {"chat_template": with_date(self.tokenizer.get_chat_template(), str(day))}
 
     @cached_property
     def _marks(self) -> Marks:
@@ -201,6 +220,25 @@ class ChatTokenizer:
         """The token that pads a batch; always masked, so the end token serves if there is no other."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if pad is not None else self.end_token_id
+
+
+def with_date(template: str, day: str) -> str:
+    """Return a chat template in which strftime_now writes a day, not today's date.
+
+    transformers turns functions among a template's arguments into text, so a macro takes the name.
+    Raises ConfigError for a day of another form than 2024-07-26.
+    """
+    try:
+        moment = datetime.fromisoformat(day)
+    except ValueError as error:
+        raise ConfigError(
+            f"template_args {DATE} is {day!r}: give the date that the template is to write, as "
+            f"{DATE}=2024-07-26."
+        ) from error
+    codes = [f"%{code}" for code in ("-d", "-m", "-H", "-I", *"aAwdbBmyYHIpMSjUWcxX")]
+    text = "format" + "".join(f"|replace({code!r}, {moment.strftime(code)!r})" for code in codes)
+    # the empty expression keeps a line break at the template's start, which a tag would take
+    return f"{{%- macro {DATE}(format) -%}}{{{{- {text} -}}}}{{%- endmacro %}}{{{{ '' }}}}{template}"
 
 
 def _with_parts(message: Message) -> dict[str, Any]:

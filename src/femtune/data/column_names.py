@@ -55,8 +55,8 @@ def likely(name: str, columns: Collection[str]) -> str | None:
     ('Human Score', 'worker_id', None)
     """
     ends = ("", "name", "id") if name == "rater" else ("",)
-    there = {_plain(column): column for column in columns}
-    called = (f"{stem}{end}" for stem in (_plain(name), *SYNONYMS.get(name, ())) for end in ends)
+    there = {plain_name(column): column for column in columns}
+    called = (f"{stem}{end}" for stem in (plain_name(name), *SYNONYMS.get(name, ())) for end in ends)
     return next((there[each] for each in called if each in there), None)
 
 
@@ -79,8 +79,13 @@ def spelled(name: str, columns: Collection[str]) -> str | None:
     >>> spelled("score", ["rating", "Score "]), spelled("score", ["rating"])
     ('Score ', None)
     """
-    return next((column for column in columns if _plain(column) == _plain(name)), None)
+    return next((column for column in columns if plain_name(column) == plain_name(name)), None)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a column's name without case, spaces and signs.
+
+    >>> plain_name("Option_1"), plain_name("option 1")
+    ('option1', 'option1')
+    """
     return re.sub(r"[\W_]+", "", str(name).casefold())

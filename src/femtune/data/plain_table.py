@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from femtune._util.text import number_text
 from femtune.data.column_names import flags_for
 from femtune.data.columns import cell, check_column
 from femtune.data.messages import check_text, read_prompt
@@ -41,7 +42,8 @@ def problems_of_rows(
             if not checked:
                 _check_columns(source, values, renamed, required)
                 checked = True
-            values |= {name: cell(values, column) for name, column in renamed.items()}
+            # the row itself stays as it is: a caller may show it beside its prediction
+            values = values | {name: cell(values, column) for name, column in renamed.items()}
             if renamed.get("id") == "":  # --columns id= leaves the file's ids out
                 del values["id"]
             problem = _problem(f"{named}-{number}", values, required)
@@ -91,7 +93,7 @@ def _canonical(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        return str(int(value)) if value == int(value) and abs(value) < 1e15 else str(value)
+        return number_text(value)
     if not isinstance(value, str):
         found = type(value).__name__ if not isinstance(value, float) else str(value)
         raise BadRow(f"`{name}` must be text or a number", found)

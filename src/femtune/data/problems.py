@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def split(
         raise ConfigError(f"eval_share is {eval_share:g}: it must be >= 0 and < 1.")
     sides: tuple[list[Problem], list[Problem]] = ([], [])
     for problem in problems:
-        name = f"{seed}\x00{_asked(problem)}".encode()
+        name = f"{seed}\x00{asked_key(problem)}".encode()
         place = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") / 2**64
         sides[place < eval_share].append(problem)
     if eval_share and not all(sides):
@@ -163,9 +164,9 @@ def check_disjoint(train: Sequence[Problem], test: Sequence[Problem]) -> None:
 
     Raises DataError that names those that are.
     """
-    trained = {name(problem): problem.id for problem in train for name in (_asked, _spaced)}
+    trained = {name(problem): problem.id for problem in train for name in (item_key, _spaced)}
     pairs = (
-        (problem.id, trained.get(_asked(problem)) or trained.get(_spaced(problem))) for problem in test
+        (problem.id, trained.get(item_key(problem)) or trained.get(_spaced(problem))) for problem in test
     )
     found = [
         f'"{test_id}" (in training "{train_id}")' for test_id, train_id in pairs if train_id is not None
@@ -314,8 +315,49 @@ def _demos_that_fit(problem: Problem, prompts: Prompts, tokenizer: Tokenizer, ro
     return 0
 
 
-def _asked(problem: Problem) -> str:
-    """Return the key that decides a problem's side: the item that its task judges, else its prompt."""
+GROUP = "femtune_group"  # the column: the cluster that the setting `group` names
+
+
+def group_problems(
+    problems: Sequence[Problem],
+    column: str,
+    rows: Mapping[int, Mapping[str, Any]] | None = None,
+    places: Mapping[str, int] | None = None,
+) -> list[Problem]:
+    """Return the problems with the value of a column as their cluster; an empty one stands alone.
+
+    The column is one of the problem's own, or of the row at the place of its id. Raises ConfigError if
+    no row has the column, DataError if an item is in two clusters, as these could not be in two parts
+    of the data.
+    """
+    known = [rows[places[each.id]] if rows and places else each.columns for each in problems]
+    there = dict.fromkeys(name for row in known for name in row)
+    if column not in there:
+        names = ", ".join(name for name in there if name != "frame")
+        raise ConfigError(f"group {column!r} is no column of the data: choose one of {names}.")
+    made, clusters = [], dict[str, set[str]]()
+    for problem, row in zip(problems, known, strict=True):
+        value = row.get(column)
+        name = "" if value is None else str(value).strip()
+        clusters.setdefault(item_key(problem), set()).add(name)
+        made.append(replace(problem, columns={**problem.columns, GROUP: name}))
+    if crossed := [names for names in clusters.values() if len(names) > 1]:
+        raise DataError(
+            f"group {column!r}: {len(crossed)} items are in several groups, such as "
+            f"{first(sorted(crossed[0]))}, so no split keeps both whole. Choose a column that each item "
+            "has once, or leave it out: an item is a group already."
+        )
+    return made
+
+
+def asked_key(problem: Problem) -> str:
+    """Return the key that decides a problem's side: its cluster, else its item."""
+    group = problem.columns.get(GROUP)
+    return f"group\x00{group}" if group else item_key(problem)
+
+
+def item_key(problem: Problem) -> str:
+    """Return the item that a problem's task judges, else its prompt."""
     frame = problem.columns.get("frame")
     item = frame.get("item") if isinstance(frame, Mapping) else None
     return str(item) if item else _spaced(problem)

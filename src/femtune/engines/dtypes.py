@@ -12,7 +12,7 @@ def usable_dtype(stored: str, device: str | None) -> str:
     A CPU without bfloat16 instructions takes six times as long in 16 bits as in float32, which holds
     every bfloat16 and float16 number exactly.
     """
-    on_cpu = device == "cpu" if device else not _has_gpu()
+    on_cpu = device == "cpu" if device else gpu_has_bfloat16() is None
     return "float32" if on_cpu and stored != "float32" and not cpu_has_bfloat16() else stored
 
 
@@ -26,7 +26,9 @@ def cpu_has_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _has_gpu() -> bool:
+@cache
+def gpu_has_bfloat16() -> bool | None:
+    """True if the GPU has bfloat16 instructions; None if there is no GPU."""
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else None

@@ -31,7 +31,7 @@ END = 256  # the token after the bytes 0 to 255
 
 # From a prompt's text and a draw's seed: the completion's text, or that and its nats.
 Write = Callable[[str, int], str | tuple[str, float]]
-Nats = Callable[[str, str], float]  # log-probability of a completion's text after a prompt's
+Logprob = Callable[[str, str], float]  # log-probability of a completion's text after a prompt's
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,17 @@ def uniform(prompt: str, completion: str) -> float:
 class FakeEngine:
     """Completes by `write`; has room for `room` requests at once; keeps what it was asked.
 
-    What `write` raises becomes a completion with finish_reason "error". `nats` stands for the
+    What `write` raises becomes a completion with finish_reason "error". `logprob_of` stands for the
     model's log-probability, of scored and, unless `write` gives its own, of written completions.
     """
 
     capabilities = Capabilities()  # all of them
 
     def __init__(
-        self, write: Write, *, nats: Nats = uniform, room: int = 8, order_seed: int = 0
+        self, write: Write, *, logprob_of: Logprob = uniform, room: int = 8, order_seed: int = 0
     ) -> None:
         self.write = write
-        self.nats = nats
+        self.logprob_of = logprob_of
         self.room = room
         self.order_seed = order_seed
         self.tokenizer = ByteTokenizer()
@@ -116,9 +116,9 @@ class FakeEngine:
             yield [(request, self._complete(request, sampling)) for request in ended]
 
     def logprob(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
-        """Nats of each completion by `nats`."""
+        """Nats of each completion by `logprob_of`."""
         decode = self.tokenizer.decode
-        return [self.nats(decode(prompt), decode(completion)) for prompt, completion in pairs]
+        return [self.logprob_of(decode(prompt), decode(completion)) for prompt, completion in pairs]
 
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
         """Nats of each continuation after its prefix, by `logprob`."""
@@ -130,18 +130,20 @@ class FakeEngine:
             written = self.write(prompt, request.seed)
         except Exception as error:  # whatever a test's function raises stands for a failed engine
             return Completion((), "", "error", 0.0, error=f"{type(error).__name__}: {error}")
-        text, nats = written if isinstance(written, tuple) else (written, None)
+        text, logprob = written if isinstance(written, tuple) else (written, None)
         whole = (*text.encode(), END)
         tokens = whole[: request.most_tokens(sampling)]
         text = self.tokenizer.decode(tokens)
-        if nats is None:
-            nats = self.nats(prompt, text)
+        if logprob is None:
+            logprob = self.logprob_of(prompt, text)
         reason: FinishReason = "stop" if tokens == whole else "length"
-        each = None if sampling.cut is None else self._each(prompt, tokens, nats)
-        return Completion(tokens, text, reason, nats, token_logprobs=each)
+        each = None if sampling.cut is None else self._each(prompt, tokens, logprob)
+        return Completion(tokens, text, reason, logprob, token_logprobs=each)
 
-    def _each(self, prompt: str, tokens: Sequence[int], nats: float) -> tuple[float, ...]:
+    def _each(self, prompt: str, tokens: Sequence[int], logprob: float) -> tuple[float, ...]:
         """Nats of each token: differences of those of the texts that begin a completion."""
-        begun = [self.nats(prompt, self.tokenizer.decode(tokens[:n])) for n in range(1, len(tokens))]
-        sums = [0.0, *begun, nats]
+        begun = [
+            self.logprob_of(prompt, self.tokenizer.decode(tokens[:n])) for n in range(1, len(tokens))
+        ]
+        sums = [0.0, *begun, logprob]
         return tuple(after - before for before, after in pairwise(sums))

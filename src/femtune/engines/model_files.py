@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from femtune._util.model_safety import check_fetched, check_weights, unreadable
 from femtune._util.parsing import Unreadable, named_pairs, read_json, read_value
+from femtune._util.redaction import check_values
 from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.worlds import SEEDLING
 from femtune.errors import ModelError
+from femtune.runs.checkpoints import best_model
+
+log = logging.getLogger("femtune")
 
 MODELS = {"seedling": SEEDLING}  # models that come with the package
 
@@ -18,13 +24,18 @@ MODELS = {"seedling": SEEDLING}  # models that come with the package
 def find_model(name: str) -> Path | str:
     """A local folder, one of `MODELS`, or the id of a model on the Hub.
 
-    Raises ModelError for a path that is no model folder, or has pickled weights alone.
+    The folder of a run of `train` stands for its best model. Raises ModelError for a path that is no
+    model folder, or has pickled weights alone, and ConfigError for a name that looks like a secret.
     """
+    check_values({"model": name})  # as messages show it
     if name in MODELS:
         return MODELS[name]
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            if (best := best_model(path)) is not None:
+                _say_best(path, best[1])
+                return find_model(str(best[0]))
             found = sorted(child.name for child in path.iterdir())[:5]
             raise ModelError(f"{path} is no model folder: it has no config.json, but {found}.")
         check_weights(path)
@@ -33,6 +44,12 @@ def find_model(name: str) -> Path | str:
     if looks_local:
         raise ModelError(f"{path} is no model folder. Give one, or the id of a model on the Hub.")
     return name
+
+
+@cache
+def _say_best(run: Path, why: str) -> None:
+    """Log which model of a run is used, once."""
+    log.info("%s is a run: its best model is used (%s).", run, why)
 
 
 def local_model(name: str) -> Path:

@@ -128,12 +128,22 @@ def prefix_of(
     if ways := endings.forced_ways(completion, sampler.sampling):
         before, cue, _ = ways[-1]
         return (*before, *cue), True
-    if (num := _num_sampled(completion, sampler)) is not None:
+    if (num := _num_sampled(completion, endings.cue_after(""), sampler)) is not None:
         return completion.tokens[:num], True
     return endings.cued(completion), False
 
 
-def _num_sampled(completion: Completion, sampler: Sampler) -> int | None:
+def _end_of(cue: Tokens, tokens: Tokens) -> int:
+    """Return where the last such run of tokens ends; without one, more than there are tokens.
+
+    >>> _end_of((1, 2), (5, 1, 2, 7)), _end_of((1, 2), (5, 1))
+    (3, 3)
+    """
+    ends = range(len(tokens), len(cue) - 1, -1)
+    return next((end for end in ends if tokens[end - len(cue) : end] == cue), len(tokens) + 1)
+
+
+def _num_sampled(completion: Completion, cue: Tokens, sampler: Sampler) -> int | None:
     """Return how many sampled tokens end with the cue of the answer, where that is a token's end.
 
     Tokenizers may join the cue with what is before it or with the space after it: one token may be
@@ -143,8 +153,13 @@ def _num_sampled(completion: Completion, sampler: Sampler) -> int | None:
     form, decode = sampler.cut.format, sampler.tokenizer.decode
     if not form.read(sampler.cut.opening + completion.text).answer:
         return None
+    places = range(max(0, len(completion.tokens) - FORCED_TOKENS) + 1, len(completion.tokens))
+    if completion.text.count(form.cue) == 1:  # usually its own tokens, which are found without decoding
+        num = _end_of(cue, completion.tokens)
+        if num in places and decode(completion.tokens[:num]).endswith(form.cue):
+            return num
     found = None
-    for num in range(len(completion.tokens) - 1, max(0, len(completion.tokens) - FORCED_TOKENS), -1):
+    for num in reversed(places):
         if decode(completion.tokens[:num]).removesuffix(" ").endswith(form.cue):
             found = num
         elif found is not None:
@@ -176,17 +191,17 @@ def answer_logprobs(
     """
     prefixes: list[Tokens | None] = []
     prompts: dict[str, Tokens] = {}
+    asked = [problems[draw.key.problem_id] for draw in draws]
+    of_problem = {problem.id: answers(problem) for problem in asked}
     endings = endings_of(sampler)
-    for draw in draws:
-        problem = problems[draw.key.problem_id]
-        if not draw.completion.tokens or not answers(problem):
+    for draw, problem in zip(draws, asked, strict=True):
+        if not draw.completion.tokens or not of_problem[problem.id]:
             prefixes.append(None)
             continue
         if problem.id not in prompts:
             prompts[problem.id] = prompt_tokens("plain", problem, sampler)
         prefixes.append((*prompts[problem.id], *prefix_of(draw.completion, sampler, endings)[0]))
-    asked = [problems[draw.key.problem_id] for draw in draws]
-    return logprobs_of_answers(prefixes, [answers(problem) for problem in asked], sampler, closed)
+    return logprobs_of_answers(prefixes, [of_problem[each.id] for each in asked], sampler, closed)
 
 
 def direct_logprobs(

@@ -42,7 +42,7 @@ def e_step(
     `place(index)` says where a chunk is stored: one that is there already is left out, another is there
     before it is given. `on_draws` sees draws as they are graded, for progress; of several workers, a
     chunk at a time. Holds one chunk's draws, with overlap a few. Chunks come in their order. Raises what
-    the engine or the grading raises, and Stopped where that is wished: see interrupts.py.
+    the engine or the grading raises, and Stopped where that is requested: see interrupts.py.
     """
     leases = missing(problems, scheme, sampler, iteration, place, choose)
     if not isinstance(sampler.engine, Generates):
@@ -95,8 +95,8 @@ def work_off(
 ) -> Chunk:
     """Draw for a chunk's problems, by themselves, and store the draws where the lease says.
 
-    Goes on from the chunk's journal, where there is one. Raises Stopped once that is wished and what is
-    in flight is stored.
+    Resumes the chunk's journal, where there is one. Raises Stopped once that is requested and what is in
+    flight is stored.
     """
     opened = OpenChunk(lease, sampler)
     started = time.perf_counter()

@@ -54,7 +54,7 @@ def overlapped(
     """Work off leases as one stream; gives each when it is done, in order.
 
     All leases are sampled alike. Raises what the engine, the grading or `on_draws` raises, in the
-    caller's thread, and Stopped once that is wished and what is in flight is in the chunks' journals.
+    caller's thread, and Stopped once that is requested and what is in flight is in the chunks' journals.
     """
     first = next(leases, None)
     if first is None:

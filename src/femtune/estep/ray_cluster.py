@@ -25,11 +25,11 @@ class WorkerSpec:
     gpus: float | None = None  # None: one if the cluster has any
 
 
-def start_ray(posts: WorkerSpec) -> Any:
+def start_ray(spec: WorkerSpec) -> Any:
     """Ray, with a cluster. Raises ConfigError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it warns it will be
-    is_own = posts.address in (None, "local")
+    is_own = spec.address in (None, "local")
     if is_own:
         _make_token()
     try:
@@ -45,15 +45,15 @@ def start_ray(posts: WorkerSpec) -> Any:
     try:
         if not ray.is_initialized() and is_own:
             with _on_loopback():
-                ray.init(address="local", num_cpus=_local_cpus(posts), **quiet)
+                ray.init(address="local", num_cpus=_local_cpus(spec), **quiet)
         elif not ray.is_initialized():
-            ray.init(address=posts.address, **quiet)
+            ray.init(address=spec.address, **quiet)
     except Exception as error:  # ConnectionError, ValueError, or Ray's own
-        raise ConfigError(f"no Ray cluster at {posts.address or 'this machine'}: {error}") from error
+        raise ConfigError(f"no Ray cluster at {spec.address or 'this machine'}: {error}") from error
     gpus = ray.cluster_resources().get("GPU", 0.0)
-    if posts.address is None and posts.gpus and posts.gpus * posts.workers > gpus:
+    if spec.address is None and spec.gpus and spec.gpus * spec.workers > gpus:
         raise ConfigError(
-            f"ray_workers {posts.workers} with {posts.gpus:g} GPUs each: there are {gpus:g} here. "
+            f"ray_workers {spec.workers} with {spec.gpus:g} GPUs each: there are {gpus:g} here. "
             "Ask for fewer, or name a cluster by ray_address."
         )
     return ray
@@ -87,9 +87,9 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = others_may
 
 
-def _local_cpus(posts: WorkerSpec) -> int:
+def _local_cpus(spec: WorkerSpec) -> int:
     """Return the number of CPUs to declare to Ray: workers share the cores if they are fewer."""
-    return max(os.cpu_count() or 1, -int(-posts.cpus * posts.workers // 1))
+    return max(os.cpu_count() or 1, -int(-spec.cpus * spec.workers // 1))
 
 
 def send_user_files(ray: Any) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from femtune._util import interrupts
 from femtune._util.atomic_files import make_folder
-from femtune.engines.weight_check import Probe, serve
+from femtune.engines.weight_check import WeightCheck, serve
 from femtune.errors import EngineError, FemtuneError, RunError
 from femtune.estep.driver import work_off
 from femtune.estep.ray_cluster import WorkerSpec, free_resources, send_user_files, start_ray
@@ -72,7 +72,7 @@ class Task:
 
     work: Work
     weights: Path | None  # None: those that the engine was made with
-    base_probe: Probe | None = None
+    base_check: WeightCheck | None = None
 
 
 class Worker:
@@ -87,14 +87,14 @@ class Worker:
         self.serving: Path | None = None
         return self.engine.capabilities
 
-    def do(self, order: Task) -> Chunk | list[float] | list[list[float]] | str:
+    def do(self, task: Task) -> Chunk | list[float] | list[list[float]] | str:
         """Work by the weights that are ordered; gives what `_draw` or the engine's scoring does."""
-        if order.weights != self.serving and order.weights is not None:
-            if not order.weights.exists():
-                raise RunError(_unseen(order.weights))
-            serve(self.engine, order.weights, self.sampler.rounding, order.base_probe)
-            self.serving = order.weights
-        work = order.work
+        if task.weights != self.serving and task.weights is not None:
+            if not task.weights.exists():
+                raise RunError(_unseen(task.weights))
+            serve(self.engine, task.weights, self.sampler.rounding, task.base_check)
+            self.serving = task.weights
+        work = task.work
         if isinstance(work, Lease):
             return self._draw(work)
         if isinstance(work, AskedSlice):
@@ -130,7 +130,7 @@ class _WorkerHandle:
 
     actor: Any
     doing: Any = None  # what is awaited of it
-    order: Task | None = None  # None while it starts
+    task: Task | None = None  # None while it starts
 
 
 class Pool:
@@ -141,20 +141,20 @@ class Pool:
     """
 
     def __init__(
-        self, make_engine: Callable[[], Sampler], posts: WorkerSpec, base_probe: Probe | None = None
+        self, make_engine: Callable[[], Sampler], spec: WorkerSpec, base_check: WeightCheck | None = None
     ) -> None:
-        self.ray = start_ray(posts)
-        if posts.gpus is None:
-            posts = replace(posts, gpus=min(1.0, self.ray.cluster_resources().get("GPU", 0.0)))
-        self.posts = posts
-        self.base_probe = base_probe
+        self.ray = start_ray(spec)
+        if spec.gpus is None:
+            spec = replace(spec, gpus=min(1.0, self.ray.cluster_resources().get("GPU", 0.0)))
+        self.spec = spec
+        self.base_check = base_check
         self.weights: Path | None = None
         send_user_files(self.ray)
-        self._hire = self.ray.put(make_engine)
+        self._make_engine = self.ray.put(make_engine)
         self._workers: list[_WorkerHandle] = []
         self._told = time.monotonic()
         self._capabilities: Capabilities | None = None  # None until a worker has started
-        self._fill_posts()
+        self._start_workers()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -165,7 +165,7 @@ class Pool:
         deaths = 0
         while self._capabilities is None:
             interrupts.check()
-            self._fill_posts()
+            self._start_workers()
             for worker in self._ended():
                 if self._result(worker) is None:
                     self._workers.remove(worker)
@@ -214,7 +214,7 @@ class Pool:
         begun: deque[int] = deque()  # work that is not given yet, in its order
         done: dict[int, Any] = {}
         for worker in self._workers:
-            worker.order = None  # a caller that stopped has no use for it
+            worker.task = None  # a caller that stopped has no use for it
         while fresh or begun:
             if interrupts.stop_requested():
                 fresh.clear()
@@ -222,19 +222,19 @@ class Pool:
                 for place in places:
                     make_folder(place.parent)
                     _stop_file(place).touch()
-                if not any(worker.order is not None for worker in self._workers):
+                if not any(worker.task is not None for worker in self._workers):
                     interrupts.check()
-            self._fill_posts()
+            self._start_workers()
             for worker in self._workers:
                 if worker.doing is None and (again or fresh):
-                    if not again and len(begun) >= AHEAD * self.posts.workers:
+                    if not again and len(begun) >= AHEAD * self.spec.workers:
                         break  # what is done waits in memory for the work before it
-                    order = again.popleft() if again else self._order(fresh.popleft())
-                    if order.work.index not in deaths:
-                        begun.append(order.work.index)
-                    worker.order, worker.doing = order, worker.actor.do.remote(order)
+                    task = again.popleft() if again else self._task(fresh.popleft())
+                    if task.work.index not in deaths:
+                        begun.append(task.work.index)
+                    worker.task, worker.doing = task, worker.actor.do.remote(task)
             for worker in self._ended():
-                given, result = worker.order, self._result(worker)
+                given, result = worker.task, self._result(worker)
                 if result == STOPPED:
                     continue
                 if result is not None and given is not None:
@@ -263,33 +263,33 @@ class Pool:
         for worker in self._workers:
             self.ray.kill(worker.actor)
         self._workers.clear()
-        if self.posts.address is None:
+        if self.spec.address is None:
             self.ray.shutdown()
 
-    def _fill_posts(self) -> None:
+    def _start_workers(self) -> None:
         """Ask for workers until there are enough; Ray starts them where and when there is room."""
-        while len(self._workers) < self.posts.workers:
-            remote = self.ray.remote(num_cpus=self.posts.cpus, num_gpus=self.posts.gpus, max_restarts=0)
+        while len(self._workers) < self.spec.workers:
+            remote = self.ray.remote(num_cpus=self.spec.cpus, num_gpus=self.spec.gpus, max_restarts=0)
             worker = _WorkerHandle(remote(Worker).remote())
-            worker.doing = worker.actor.start.remote(self._hire)
+            worker.doing = worker.actor.start.remote(self._make_engine)
             self._workers.append(worker)
 
-    def _order(self, work: Work) -> Task:
+    def _task(self, work: Work) -> Task:
         if isinstance(work, Lease) and work.place is not None:  # a worker's folder is not ours
             work = replace(work, place=work.place.absolute())
-        return Task(work, self.weights, self.base_probe)
+        return Task(work, self.weights, self.base_check)
 
     def _ended(self) -> list[_WorkerHandle]:
         """Workers that have done what they were asked, or died of it; waits a second at most."""
         awaited = {worker.doing: worker for worker in self._workers if worker.doing is not None}
         ended, _ = self.ray.wait([*awaited], num_returns=1, timeout=1.0)
-        self._tell_of_empty_posts()
+        self._warn_of_missing_workers()
         return [awaited[doing] for doing in ended]
 
     def _result(self, worker: _WorkerHandle) -> Any:
         """Return the result of a worker, or None if it died, and free it. Raises its error."""
-        starting, doing = worker.order is None, worker.doing
-        worker.doing = worker.order = None
+        starting, doing = worker.task is None, worker.doing
+        worker.doing = worker.task = None
         try:
             value = self.ray.get(doing)
         except self.ray.exceptions.RayTaskError as error:
@@ -312,16 +312,16 @@ class Pool:
             time.sleep(0.1)
         raise RunError(_unseen(work.place))
 
-    def _tell_of_empty_posts(self) -> None:
+    def _warn_of_missing_workers(self) -> None:
         """Say once a minute which workers are not there yet, as nothing else would."""
         if time.monotonic() - self._told > 60:
             self._told = time.monotonic()
-            waiting = sum(w.order is None and w.doing is not None for w in self._workers)
+            waiting = sum(w.task is None and w.doing is not None for w in self._workers)
             if waiting:
                 log.warning(
                     "%d of %d workers have not started: each needs %g CPUs and %g GPUs, and of the "
                     "cluster's are free: %s",
-                    *(waiting, self.posts.workers, self.posts.cpus, self.posts.gpus),
+                    *(waiting, self.spec.workers, self.spec.cpus, self.spec.gpus),
                     free_resources(self.ray),
                 )
 
@@ -351,9 +351,9 @@ def _unseen(path: Path) -> str:
     )
 
 
-def _too_many(order: Task | None) -> str:
+def _too_many(task: Task | None) -> str:
     doing = "while starting"
-    work = order.work if order is not None else None
+    work = task.work if task is not None else None
     if isinstance(work, Lease):
         names = f"problems {work.problems[0].id} to {work.problems[-1].id}"
         doing = f"over chunk {work.index} ({names})"

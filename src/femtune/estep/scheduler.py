@@ -15,7 +15,7 @@ from typing import Protocol
 from femtune.data.demos import demos_digest
 from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
-from femtune.engines.weight_check import ROUNDING, Probe
+from femtune.engines.weight_check import ROUNDING, WeightCheck
 from femtune.estep.forced_answers import Endings, Finished, Force
 from femtune.types import (
     Completion,
@@ -71,7 +71,7 @@ class Sampler:
     chunk_size: int = 1024  # problems
     # nats a token by which log-probabilities of engine and M-step may differ: see weight_check.py
     rounding: float = ROUNDING["float32"]
-    base_probe: Probe | None = None  # what the base gives some completions
+    base_check: WeightCheck | None = None  # what the base gives some completions
     overlap: bool = False  # draw on while the last chunk is graded and stored: see pipeline.py
     resume: Resume = "draws"
     cut: Cut | None = None  # where completions end beside their end token
@@ -135,7 +135,7 @@ class OpenChunk:
         self.lease = lease
         self.attempts: dict[str, list[Draw]] = {problem.id: [] for problem in lease.problems}
         self._problems = {problem.id: problem for problem in lease.problems}
-        self._scheme, self._setup = lease.scheme, sampler
+        self._scheme, self._sampler = lease.scheme, sampler
         self._fresh = deque(lease.problems)
         self._queue: deque[Request] = deque()
         self._open: defaultdict[str, int] = defaultdict(int)  # requests of a problem not yet graded
@@ -172,7 +172,7 @@ class OpenChunk:
         """Score completions. Changes nothing, so that it may run beside `pull`."""
         names = [self._scheme.asked[request.key.stage].prompt_kind for request, _ in finished]
         at = self._scheme.accept_at
-        scores = self._setup.grade(
+        scores = self._sampler.grade(
             [self._problems[request.key.problem_id] for request, _ in finished],
             [completion for _, completion in finished],
             hinted=[name == "hinted" for name in names],
@@ -226,12 +226,12 @@ class OpenChunk:
         for number, index in upcoming(stages, self.attempts[problem.id], begin):
             key = DrawKey(self.lease.iteration, problem.id, number, index)
             tokens = self._prompt_tokens(scheme.asked[number].prompt_kind, problem)
-            self._queue.append(Request(key, tokens, draw_seed(self._setup.seed, key)))
+            self._queue.append(Request(key, tokens, draw_seed(self._sampler.seed, key)))
             self._open[problem.id] += 1
 
     def _prompt_tokens(self, name: str, problem: Problem) -> tuple[int, ...]:
         tokens = self._tokens.get((name, problem.id))
         if tokens is None:
             messages = self._prompts.render(name, problem)
-            tokens = self._tokens[name, problem.id] = self._setup.tokenizer.encode_prompt(messages)
+            tokens = self._tokens[name, problem.id] = self._sampler.tokenizer.encode_prompt(messages)
         return tokens

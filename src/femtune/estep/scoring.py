@@ -123,7 +123,7 @@ class ScoredDraws:
     def score(self, kind: str) -> None:
         """Score what is not scored yet; the engine has theta_{k-1}.
 
-        Raises EngineError if it can't, and Stopped between chunks where that is wished.
+        Raises EngineError if it can't, and Stopped between chunks where that is requested.
         """
         for index in self.indices:
             path = self.run.shard(self.iteration, kind, index)

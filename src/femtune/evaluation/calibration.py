@@ -110,10 +110,10 @@ def cross_fitted_effect(
     So the items that a map is stored from say honestly what such a map is worth. Items of a group are
     in one fold. Raises as `fit_calibration`, of what is left without a fold.
     """
-    names = list(dict.fromkeys(item.group or f"\x00{place}" for place, item in enumerate(items)))
+    names = list(dict.fromkeys(item.resampled or f"\x00{place}" for place, item in enumerate(items)))
     shuffled = np.random.default_rng(seed).permutation(len(names))
     fold_of = {name: int(place) % folds for name, place in zip(names, shuffled, strict=True)}
-    fold = [fold_of[item.group or f"\x00{place}"] for place, item in enumerate(items)]
+    fold = [fold_of[item.resampled or f"\x00{place}"] for place, item in enumerate(items)]
     after = np.zeros((len(items), len(scale)))
     for left_out in {*fold}:
         rest = [place for place, own in enumerate(fold) if own != left_out]
@@ -145,7 +145,7 @@ def _effect(
         pair = {"before": before(weights), "after": after(weights)}
         return {f"{name}_{when}": pair[when][name] for name in pair["before"] for when in pair}
 
-    return summary(bootstrap(statistic, [item.group for item in items], resamples, seed), {})
+    return summary(bootstrap(statistic, [item.resampled for item in items], resamples, seed), {})
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:

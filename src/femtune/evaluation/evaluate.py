@@ -18,6 +18,7 @@ import numpy as np
 
 from femtune.data.grammar.numbers import as_quantity
 from femtune.data.grammar.text import plain
+from femtune.data.problems import GROUP
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.worlds import WORLDS
 from femtune.estep.driver import e_step
@@ -33,6 +34,7 @@ from femtune.evaluation.metrics import (
     rater_ceiling,
     rating_metrics,
 )
+from femtune.evaluation.scored_answers import Scoring
 from femtune.metric_types import DrawMetrics, EStepMetrics, EvaluationMetrics
 from femtune.runs.draws import by_problem
 from femtune.runs.run import Run
@@ -65,17 +67,24 @@ def ask_into(
     draws: int,
     iteration: int = 0,
     on_draws: Callable[[Sequence[Draw]], None] = lambda draws: None,
+    scoring: Scoring | None = None,
 ) -> Path:
     """Ask of problems what is not stored yet, store it in the run, and give the folder of all draws.
 
+    With `scoring`, of the same problems and sampler, it sees the draws in place of `on_draws`, and the
+    answers after new ones are scored and stored, too.
     What is there is looked at first. Raises RunError where it is damaged.
     """
+    if scoring:
+        sampler, on_draws = scoring.sampler, scoring.add
     place = partial(run.shard, iteration, kind)
     run.verify(*(place(index) for index in range(-(-len(problems) // sampler.chunk_size))))
     for chunk in evaluation_draws(
         problems, sampler, draws=draws, iteration=iteration, place=place, on_draws=on_draws
     ):
         run.record(place(chunk.index))
+        if scoring:
+            scoring.store(run, kind, iteration, chunk)
     return run.iteration(iteration) / kind
 
 
@@ -122,7 +131,7 @@ def evaluation_metrics(
             unforced.append(fmean(free))
             counts.append((len(hits), sum(hits)))
             asked.append((problem, item := as_item(problem, draws)))
-            majority.append(wins_vote(hits, item.votes))
+            majority.append(vote_is_right(item, hits))
             errors += [e for draw in draws if (e := absolute_error(draw, problem)) is not None]
             steps += filter(None, (sound_steps(draw, problem) for draw in draws))
     numeric = all(as_number(problem.answer) is not None for problem in problems.values())
@@ -139,6 +148,13 @@ def evaluation_metrics(
     }
 
 
+def vote_is_right(item: Item, hits: Sequence[bool]) -> bool:
+    """Return True if the most frequent answer is right; `hits` tell which of the votes are."""
+    votes = Counter(filter(None, item.votes))
+    winner = votes.most_common(1)[0][0] if votes else None
+    return any(hit for hit, vote in zip(hits, item.votes, strict=True) if vote == winner)
+
+
 def as_item(problem: Problem, draws: Sequence[Draw]) -> Item:
     """A problem's answer and votes, as the scale writes them where there is one, else alike if equal."""
     scale, known = scale_of(problem), frame(problem)
@@ -147,24 +163,13 @@ def as_item(problem: Problem, draws: Sequence[Draw]) -> Item:
         answers = [_as_vote(answer, known is not None and known.form == "math") for answer in answers]
     else:
         answers = [scale.read(answer) or "" for answer in answers]
-    return Item(problem.answer, tuple(answers), group_of(problem))
-
-
-def wins_vote(hits: Sequence[bool], votes: Sequence[str]) -> bool:
-    """Return True if the most frequent of the answers is right; "" is no vote.
-
-    >>> wins_vote([True, False, False], ["3", "4", ""]), wins_vote([False, False], ["", ""])
-    (True, False)
-    """
-    counts = Counter(filter(None, votes))
-    winner = counts.most_common(1)[0][0] if counts else None
-    return any(hit for hit, vote in zip(hits, votes, strict=True) if vote == winner)
+    item = (known.pair or known.item) if known else ""
+    return Item(problem.answer, tuple(answers), item, str(problem.columns.get(GROUP) or ""))
 
 
 def group_of(problem: Problem) -> str:
-    """Return the name of the cluster that is resampled as one: a pair or an item; "" stands alone."""
-    known = frame(problem)
-    return (known.pair or known.item) if known else ""
+    """Return the name of the cluster that is resampled as one: group, pair or item; "" stands alone."""
+    return as_item(problem, ()).resampled
 
 
 def _as_vote(answer: str, numeric: bool) -> str:
@@ -197,7 +202,9 @@ def _shares(
     def statistic(weights: Floats) -> dict[str, Floats]:
         return {name: mean(weights, each) for name, each in arrays.items()}
 
-    return cast(EvaluationMetrics, summary(bootstrap(statistic, [item.group for _, item in asked]), {}))
+    return cast(
+        EvaluationMetrics, summary(bootstrap(statistic, [item.resampled for _, item in asked]), {})
+    )
 
 
 def _of_the_task(

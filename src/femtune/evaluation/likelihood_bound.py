@@ -30,6 +30,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
+from femtune._util import interrupts
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Chunk, Sampler
 from femtune.estep.scoring import (
@@ -43,6 +44,7 @@ from femtune.evaluation.bootstrap import Floats, bootstrap, mean, ratio, summary
 from femtune.evaluation.evaluate import group_of
 from femtune.metric_types import PosteriorMetrics
 from femtune.runs.draws import by_problem, read_shard
+from femtune.runs.run import Run
 from femtune.schemes.named import mixture
 from femtune.types import Draw, Problem, Sampling
 
@@ -90,6 +92,40 @@ def score_right(source: Path, target: Path, problems: Mapping[str, Problem], sam
     ]
     tokens = sum(len(draw.completion.tokens) for draw in right)
     write_logprobs(target, scored, {"total_s": time.perf_counter() - begun, "tokens": tokens})
+
+
+def bound_into(
+    run: Run,
+    chosen: Sequence[Problem],
+    problems: Sequence[Problem],
+    sampler: Sampler,
+    *,
+    draws: int,
+    iteration: int,
+    place: Callable[[str], Callable[[int], Path]],
+    on_draws: Callable[[Sequence[Draw]], None],
+) -> PosteriorMetrics:
+    """Draw and score what is not stored in the run yet, and measure it: see `posterior_metrics`.
+
+    `chosen` of the held-out `problems` are asked. `place` returns where chunks of a kind are stored.
+    """
+    for chunk in mixture_draws(
+        chosen,
+        sampler,
+        draws=draws,
+        iteration=iteration,
+        place=place("bound"),
+        on_draws=on_draws,
+    ):
+        run.record(run.shard(iteration, "bound", chunk.index))
+    by_id = {problem.id: problem for problem in problems}
+    scored = place("bound_scored")
+    for index in range(-(-len(chosen) // sampler.chunk_size)):
+        if not scored(index).exists():
+            with interrupts.finishing("the scoring of this chunk"):
+                score_right(run.shard(iteration, "bound", index), scored(index), by_id, sampler)
+                run.record(scored(index))
+    return posterior_metrics(by_id, run.iteration(iteration))
 
 
 def is_right(draw: Draw) -> bool:

@@ -42,7 +42,13 @@ class Item:
 
     truth: str  # y*, on the scale
     votes: tuple[str, ...]  # of every draw, in order of keys; "" or anything off the scale: no vote
-    group: str = ""  # items that share it are resampled together; "" is a group of one
+    group: str = ""  # the judged item or pair; items that share it are resampled together
+    cluster: str = ""  # a larger group that is resampled together, if there is one
+
+    @property
+    def resampled(self) -> str:
+        """Return the name of what is resampled with it; "" is a group of one."""
+        return self.cluster or self.group
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +135,7 @@ def rating_metrics(
             **sure(weights),
         }
 
-    return _measures(statistic, [item.group for item in items], resamples, seed, why)
+    return _measures(statistic, [item.resampled for item in items], resamples, seed, why)
 
 
 def pair_metrics(
@@ -173,7 +179,7 @@ def pair_metrics(
             **sure(weights),
         }
 
-    return _measures(statistic, [item.group for item in items], resamples, seed, why)
+    return _measures(statistic, [item.resampled for item in items], resamples, seed, why)
 
 
 def choice_metrics(
@@ -189,7 +195,7 @@ def choice_metrics(
     Raises ConfigError for an impossible scale and DataError for a truth that is not on it.
     """
     sure = confidence(count_votes(items, scale), distributions(items, scale, calibration))
-    return _measures(sure, [item.group for item in items], resamples, seed, {})
+    return _measures(sure, [item.resampled for item in items], resamples, seed, {})
 
 
 def rater_ceiling(

@@ -1,10 +1,11 @@
 """The probabilities of answers, stored beside the draws that they follow.
 
     iteration-000/eval/00000.parquet           draws
-    iteration-000/eval_answers/00000.parquet   problem_id, index, answers, nats: pi(y | x, z) after each
+    iteration-000/eval_answers/00000.parquet   problem_id, index, answers, logprobs of each after z
 
-A shard is scored once its draws are stored, and written whole. So a stopped command resumes with the
-shards that are missing, and scores nothing twice.
+A shard is written whole once its draws are stored. So a stopped command resumes with the shards that
+are missing, and scores nothing of the others twice. An engine that keeps what it has just written scores
+answers as draws come (see `Scoring`): what is scored again after a stop is the same up to rounding.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -25,10 +27,10 @@ from femtune._util.parsing import Unreadable, reading_arrow
 from femtune.data.prompts import Prompts
 from femtune.errors import ConfigError, EngineError, RunError
 from femtune.estep.answer_probs import AnswerLogprobs, answer_logprobs, closed_set
-from femtune.estep.scheduler import Sampler
+from femtune.estep.scheduler import Chunk, Sampler
 from femtune.runs.draws import read_shard
 from femtune.runs.run import Run
-from femtune.types import Aggregate, Draw, Problem
+from femtune.types import Aggregate, Draw, DrawKey, Generates, Problem, Prompt, Tokenizer, Tokens
 
 Scored = Mapping[tuple[str, int], AnswerLogprobs]  # by problem and index of the draw
 
@@ -37,7 +39,7 @@ SCORED = pa.schema(
         ("problem_id", pa.string()),
         ("index", pa.int32()),
         ("answers", pa.list_(pa.string())),
-        ("nats", pa.list_(pa.float64())),  # log pi(y | x, z) of each answer, not normalised
+        ("logprobs", pa.list_(pa.float64())),  # log pi(y | x, z) of each answer, not normalized
     ]
 )
 
@@ -87,6 +89,100 @@ def score_draws(draws: Sequence[Draw], problems: Mapping[str, Problem], sampler:
     }
 
 
+class Scoring:
+    """Score the answers after draws as these are made, while the engine keeps what that needs.
+
+        scoring = Scoring(problems, sampler)
+        for chunk in evaluation_draws(problems, scoring.sampler, on_draws=scoring.add, ...):
+            scored = scoring.finish(chunk.draws)
+
+    Where the engine keeps nothing, `finish` scores them all.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        sampler: Sampler,
+        on_draws: Callable[[Sequence[Draw]], None] = lambda draws: None,
+    ) -> None:
+        # draws that are scored together, while others are drawn; with overlap another thread draws
+        draws_here = isinstance(sampler.engine, Generates) and not sampler.overlap
+        self._together = sampler.engine.capabilities.scores_between if draws_here else 0
+        sampling = replace(sampler.sampling, continued=self._together > 0)
+        self._tokenizer = _Remembering(sampler.tokenizer)
+        self.sampler = replace(sampler, sampling=sampling, tokenizer=self._tokenizer)
+        self.seconds = 0.0  # since the last `finish`
+        self._on_draws = on_draws
+        self._problems = {problem.id: problem for problem in problems}
+        self._waiting: list[Draw] = []
+        self._done: set[DrawKey] = set()
+        self._scored: dict[tuple[str, int], AnswerLogprobs] = {}
+
+    def add(self, draws: Sequence[Draw]) -> None:
+        """Take draws that have just been made, and show them to `on_draws`."""
+        self._on_draws(draws)
+        if self._together:
+            self._waiting += draws
+            if len(self._waiting) >= self._together:
+                self._score()
+
+    def finish(self, draws: Sequence[Draw]) -> Scored:
+        """Return what is scored after a chunk's draws, and forget it."""
+        self._waiting = [draw for draw in draws if draw.key not in self._done]
+        self._score()
+        scored, self._scored = self._scored, {}
+        self._done.clear()
+        self._tokenizer.forget()
+        return scored
+
+    def store(self, run: Run, kind: str, iteration: int, chunk: Chunk) -> None:
+        """Store a chunk's probabilities where `score_into` would, with the seconds they took."""
+        scored = self.finish(chunk.draws)
+        target = run.shard(iteration, f"{kind}_answers", chunk.index)
+        write_scored(target, scored, self.seconds)
+        run.record(target)
+        self.seconds = 0.0
+
+    def _score(self) -> None:
+        begun = time.perf_counter()
+        self._scored |= score_draws(self._waiting, self._problems, self.sampler)
+        self._done.update(draw.key for draw in self._waiting)
+        self._waiting = []
+        self.seconds += time.perf_counter() - begun
+
+
+class _Remembering:
+    """A tokenizer that encodes each prompt of a chunk once, for drawing and for scoring."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._own = tokenizer
+        self._known: dict[str, Tokens] = {}
+
+    def encode_prompt(self, prompt: Prompt) -> Tokens:
+        """Return a model's input tokens for a prompt."""
+        name = prompt if isinstance(prompt, str) else repr(prompt)
+        if name not in self._known:
+            self._known[name] = self._own.encode_prompt(prompt)
+        return self._known[name]
+
+    def forget(self) -> None:
+        """Forget the prompts so far."""
+        self._known.clear()
+
+    @property
+    def end_token_id(self) -> int:
+        """Return the token that ends a completion."""
+        return self._own.end_token_id
+
+    def encode_text(self, text: str) -> Tokens:
+        """Return the tokens of a text within a completion."""
+        return self._own.encode_text(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return completion tokens as text."""
+        return self._own.decode(tokens)
+
+
 def possible(logprobs: AnswerLogprobs | None) -> TypeGuard[AnswerLogprobs]:
     """Return whether something was scored, and some answer has a chance."""
     return logprobs is not None and max(logprobs.logprobs) > -math.inf
@@ -128,7 +224,7 @@ def write_scored(path: Path, scored: Scored, seconds: float) -> None:
         "problem_id": [problem_id for problem_id, _ in scored],
         "index": [index for _, index in scored],
         "answers": [logprobs.answers for logprobs in scored.values()],
-        "nats": [logprobs.logprobs for logprobs in scored.values()],
+        "logprobs": [logprobs.logprobs for logprobs in scored.values()],
     }
     table = pa.Table.from_pydict(columns, schema=SCORED)
     with replacing(path) as part, part.open("wb") as file:
@@ -163,6 +259,6 @@ def _read(path: Path) -> dict[tuple[str, int], AnswerLogprobs]:
             f"{path} {error}. It is damaged: `femtune verify` of its run tells what can be made again."
         ) from error
     return {
-        (row["problem_id"], row["index"]): AnswerLogprobs(tuple(row["answers"]), tuple(row["nats"]))
+        (row["problem_id"], row["index"]): AnswerLogprobs(tuple(row["answers"]), tuple(row["logprobs"]))
         for row in rows
     }

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from femtune._util.redaction import check_values
 from femtune._util.text import near
+from femtune.engines.dtypes import gpu_has_bfloat16, usable_dtype
 from femtune.errors import ConfigError
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -57,7 +59,7 @@ class Training:
     gradient_checkpointing: bool = False
     """Recompute activations to save memory, which takes more time."""
     bf16: bool | None = None
-    """Autocast to bfloat16; default: if the GPU supports it."""
+    """Autocast to bfloat16; default: if the GPU supports it, or the CPU and the base is in bfloat16."""
     dtype: str = "auto"
     """Dtype of the frozen base under LoRA; full fine-tuning uses float32 weights."""
     attn_implementation: str | None = None
@@ -72,7 +74,7 @@ class Training:
     """Dropout on the input of the LoRA adapter."""
     lora_target_modules: str = "all-linear"
     """Modules with a LoRA adapter, in PEFT's notation."""
-    report_to: tuple[str, ...] = ()
+    report_to: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = ()
     """Trackers for metrics and some completions: tensorboard, wandb, mlflow, trackio."""
     use_cpu: bool = False
     """Train on the CPU even if there is a GPU."""
@@ -82,6 +84,7 @@ class Training:
     epochs_factor: Annotated[float, Parameter(parse=False)] = 1.0
 
     def __post_init__(self) -> None:
+        check_values(vars(self))  # first, as the other messages show values
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "lora_r"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
@@ -107,6 +110,18 @@ class Training:
     def rate(self) -> float:
         """Return the learning rate, with its default filled in."""
         return self.learning_rate or (2e-4 if self.use_peft else 5e-5)
+
+    def computes_in_bf16(self, dtype: str) -> bool:
+        """Return True if matrix products are computed in bfloat16; `dtype` is that of the base.
+
+        By default a GPU does so where it can. A CPU does where it has bfloat16 instructions, which take
+        less than half of float32's time, and the base is in bfloat16, with numbers no finer.
+        """
+        if self.bf16 is not None:
+            return self.bf16
+        if not self.use_cpu and (on_gpu := gpu_has_bfloat16()) is not None:
+            return on_gpu
+        return usable_dtype(dtype, "cpu") == "bfloat16"
 
     def schedule(self, num_examples: int, processes: int = 1) -> Schedule:
         """Fill in defaults: a few large steps teach little, so small sets get many small steps.

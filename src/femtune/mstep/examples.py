@@ -121,6 +121,11 @@ class TokenExamples:
     def __len__(self) -> int:
         return len(self.weights)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Return the tokens of each example, prompt and completion together."""
+        return [len(p) + len(c) for p, c in zip(self.prompts, self.completions, strict=True)]
+
 
 _LEAST = 1e-6  # share of the largest weight
 

@@ -29,15 +29,17 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from femtune._util.atomic_files import remove, replacing
+from femtune._util.safetensors_header import stored_dtype
 from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.hf.memory import give_back, is_out_of_memory
 from femtune.engines.rounding import HALVES, round_in_place, rounded_state
-from femtune.engines.weight_check import NUM_PAIRS, Probe, read_probe, write_probe
+from femtune.engines.weight_check import NUM_PAIRS, WeightCheck, read_check, write_check
 from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
 from femtune.mstep import distributed
 from femtune.mstep.config import Training, context_length, halved_batches, make_batches, shared_batches
 from femtune.mstep.examples import TokenExamples, read_examples
-from femtune.mstep.model import load_model, whole_weights
+from femtune.mstep.memory import halvings_on_cpu
+from femtune.mstep.model import attend_plainly, load_model, whole_weights
 from femtune.mstep.trainer import Batches, WeightedTrainer, is_sharded, training_arguments
 
 log = logging.getLogger("femtune")
@@ -60,7 +62,8 @@ class MStep:
     num_epochs: float
     batch_size: int  # examples of a batch on one device
     learning_rate: float  # the peak
-    # gain in log-probability of the probe's examples by the saved 16-bit weights, over that by the
+    bf16: bool = False  # autocast
+    # gain in log-probability of the check's examples by the saved 16-bit weights, over that by the
     # float32 ones; None if nothing was rounded, or nothing was gained
     exported_gain_share: float | None = None
 
@@ -96,7 +99,7 @@ def m_step(
     """Fine-tune the weights in `start` on a file of examples and save them to `out`.
 
     `out` becomes an ordinary Hugging Face folder, or with LoRA a PEFT one, complete or not at all, with
-    a probe of its weights (see weight_check.py). `on_step` gets step, steps and the loss. If each
+    a check of its weights (see weight_check.py). `on_step` gets step, steps and the loss. If each
     process of a job calls this, all share the same steps, the first one saves, and all return the same.
 
     Full fine-tuning trains in float32. With `dtype` bfloat16 or float16, weights in `out` are rounded
@@ -110,8 +113,7 @@ def m_step(
 
     Raises DataError for unusable examples, ModelError for an unusable start, or one too large for the
     memory (OutOfMemory if halving may help), ConfigError if `fsdp` has a single process, RunError if
-    `out` is not empty, and FemtuneError, naming the examples, if the loss becomes NaN or
-    infinite.
+    `out` is not empty, and FemtuneError, naming the examples, if the loss becomes NaN or infinite.
     """
     if out.is_dir() and any(out.iterdir()):  # checked before any work is done
         raise RunError(f"{out} holds something already: choose another folder.")
@@ -120,9 +122,12 @@ def m_step(
             "fsdp shards over several processes, and this is one: set launch to what starts them "
             '("accelerate launch --num_processes 8"), or leave fsdp off.'
         )
-    export = _Export(out, tokenizer, seed, HALVES.get(dtype), master)
-    if training.use_peft:
-        export = replace(export, dtype=None, master=None)
+    half = None if training.use_peft else HALVES.get(dtype)
+    if training.bf16 is None:  # a folder of float32 masters does not show the base's dtype
+        stored = dtype if half or training.use_peft else stored_dtype(start)
+        training = replace(training, bf16=training.computes_in_bf16(stored))
+    export = _Export(out, tokenizer, seed, half, master if half else None)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if export.dtype and master is not None and distributed.count() == 1 and (master / M_STEP).exists():
         return _export_again(master, training, export)
     while True:
@@ -130,8 +135,8 @@ def m_step(
             return _attempt(examples, start, training, export, on_step, halvings)
         except _TooLarge as error:
             largest = error.rows
-        # outside of the handler, whose traceback references the model
-        give_back(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        finally:
+            give_back(device)
         halvings += 1
         log.warning(
             "out of memory in a micro-batch of up to %d examples: the M-step starts over with batches "
@@ -169,8 +174,13 @@ def _attempt(
             data = read_examples(examples, tokenizer, context_length(model.config))
             if not len(data):
                 raise FemtuneError(f"{examples} holds no examples: there is nothing to learn from.")
+            if arguments.device.type == "cpu" and distributed.count() == 1:
+                more = _halvings_on_cpu(model, data, training, seed)
+                arguments.gradient_accumulation_steps <<= max(0, more - halvings)
+                halvings = max(more, halvings)
             micro_batches = _make_batches(data, training, seed, halvings)
             batches = Batches(data, micro_batches, pad=tokenizer.pad_token_id)
+            attend_plainly(model, data, arguments, training)
             return _train(model, batches, arguments, training, export, on_step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -178,11 +188,16 @@ def _attempt(
             raise _too_large(batches, arguments, error) from None
 
 
+def _halvings_on_cpu(model: Any, data: TokenExamples, training: Training, seed: int) -> int:
+    whole = _make_batches(data, training, seed, halvings=0)
+    return halvings_on_cpu(model.config.get_text_config(), whole, data.lengths, bool(training.bf16))
+
+
 def _make_batches(
     data: TokenExamples, training: Training, seed: int, halvings: int
 ) -> list[Sequence[int]]:
-    lengths = [len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True)]
-    micro_batches: list[Sequence[int]] = list(make_batches(lengths, training, seed, distributed.count()))
+    planned = make_batches(data.lengths, training, seed, distributed.count())
+    micro_batches: list[Sequence[int]] = list(planned)
     for _ in range(halvings):
         micro_batches = halved_batches(micro_batches)
     return shared_batches(micro_batches, distributed.count())
@@ -197,7 +212,7 @@ def _train(
     on_step: Callable[[int, int, float], None],
 ) -> MStep:
     data, micro_batches, seed = batches.data, batches.micro_batches, export.seed
-    rows = probed_rows(data, seed)
+    rows = check_rows(data, seed)
     before: list[float] = []
     trainer = WeightedTrainer(
         model,
@@ -218,46 +233,46 @@ def _train(
         len(data.prompts[row]) + len(data.completions[row]) for rows in micro_batches for row in rows
     )
     schedule = asdict(training.schedule(len(data), distributed.count()))
-    took = round(seconds, 3)
-    done = MStep(len(data), result.global_step, fed, result.training_loss, seconds=took, **schedule)
+    about = {"seconds": round(seconds, 3), "bf16": arguments.bf16}
+    done = MStep(len(data), result.global_step, fed, result.training_loss, **about, **schedule)
     prompts, completions = ([side[row] for row in rows] for side in (data.prompts, data.completions))
     after = completion_logprobs(trainer.network(), data, rows)
-    probe = Probe(prompts, completions, after, before)
+    check = WeightCheck(prompts, completions, after, before)
     saved = trainer.accelerator.unwrap_model(trainer.model)
 
-    def save(folder: Path, done: MStep, probe: Probe, dtype: torch.dtype | None = None) -> MStep:
+    def save(folder: Path, done: MStep, check: WeightCheck, dtype: torch.dtype | None = None) -> MStep:
         weights = whole_weights(trainer, training)  # a collective call of all processes
-        first = partial(_save, folder, saved, weights, export.tokenizer, probe, done, dtype)
+        first = partial(_save, folder, saved, weights, export.tokenizer, check, done, dtype)
         return MStep(**distributed.by_first(first))
 
     if not export.dtype:
-        return save(export.out, done, probe)
+        return save(export.out, done, check)
     if export.master is not None:
         distributed.by_first(partial(_discard, export.master))
-        save(export.master, done, probe)
+        save(export.master, done, check)
     if trainer.is_deepspeed_enabled:  # it holds the weights, so rounding happens on saving
         log.warning("under DeepSpeed the log-probabilities of the rounded weights are not measured.")
-        return save(export.out, done, probe, export.dtype)
+        return save(export.out, done, check, export.dtype)
     own = f"{seed} {distributed.rank()}" if trainer.is_cut_up else str(seed)
     round_in_place(saved, export.dtype, own)
     served = completion_logprobs(trainer.network(), data, rows)
-    done = replace(done, exported_gain_share=_gain_share(probe, served))
-    return save(export.out, done, replace(probe, nats=served), export.dtype)
+    done = replace(done, exported_gain_share=_gain_share(check, served))
+    return save(export.out, done, replace(check, logprobs=served), export.dtype)
 
 
 def _export_again(master: Path, training: Training, export: _Export) -> MStep:
     """Make `out` from an M-step's stored float32 weights, with the same bytes as before."""
     assert export.dtype is not None
-    done, probe = MStep(**json.loads((master / M_STEP).read_text())), read_probe(master)
+    done, check = MStep(**json.loads((master / M_STEP).read_text())), read_check(master)
     model = load_model(master, training)
     round_in_place(model, export.dtype, str(export.seed))
-    if probe is None:
-        raise ModelError(f"{master} lacks its weight probe: remove the folder, and it is trained again.")
-    data = TokenExamples(probe.prompts, probe.completions, [1.0] * len(probe.prompts))
+    if check is None:
+        raise ModelError(f"{master} lacks its weight check: remove the folder, and it is trained again.")
+    data = TokenExamples(check.prompts, check.completions, [1.0] * len(check.prompts))
     served = completion_logprobs(model, data, range(len(data)))
-    done = replace(done, exported_gain_share=_gain_share(probe, served))
-    probe = replace(probe, nats=served)
-    return MStep(**_save(export.out, model, None, export.tokenizer, probe, done, export.dtype))
+    done = replace(done, exported_gain_share=_gain_share(check, served))
+    check = replace(check, logprobs=served)
+    return MStep(**_save(export.out, model, None, export.tokenizer, check, done, export.dtype))
 
 
 def _save(
@@ -265,7 +280,7 @@ def _save(
     network: Any,
     weights: dict[str, Any] | None,
     tokenizer: ChatTokenizer,
-    probe: Probe,
+    check: WeightCheck,
     done: MStep,
     dtype: torch.dtype | None,
 ) -> dict[str, Any]:
@@ -273,13 +288,13 @@ def _save(
     if dtype is not None:
         state = network.state_dict() if weights is None else weights
         # float32 numbers that are rounded already stay as they are
-        weights = rounded_state(state, dtype, f"{probe.nats}")
+        weights = rounded_state(state, dtype, f"{check.logprobs}")
     with replacing(folder) as part:
         network.save_pretrained(part, **({} if weights is None else {"state_dict": weights}))
         if dtype is not None:
             _name_dtype(part / "config.json", dtype)
         tokenizer.tokenizer.save_pretrained(part)
-        write_probe(part, probe)
+        write_check(part, check)
         (part / M_STEP).write_text(json.dumps(asdict(done)) + "\n")
     return asdict(done)
 
@@ -303,14 +318,14 @@ def _name_dtype(path: Path, dtype: torch.dtype) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _gain_share(probe: Probe, served: Sequence[float]) -> float | None:
+def _gain_share(check: WeightCheck, served: Sequence[float]) -> float | None:
     """Return the share of the gain that rounded weights keep; warn where more than 2% are lost."""
-    before, exact, found = sum(probe.nats_before), sum(probe.nats), sum(served)
+    before, exact, found = sum(check.logprobs_before), sum(check.logprobs), sum(served)
     if exact <= before:
         return None
     share = (found - before) / (exact - before)
     # a smaller loss per token is within the rounding of any 16-bit engine
-    if share < 1 - _LOSS and exact - found > _NOISE * probe.num_tokens:
+    if share < 1 - _LOSS and exact - found > _NOISE * check.num_tokens:
         log.warning(
             "the weights rounded to 16 bits keep %.1f%% of what the M-step gained in log-probability on "
             "%d of its examples (%.2f of %.2f nats): evaluation shows less than was learnt. The next "
@@ -320,8 +335,8 @@ def _gain_share(probe: Probe, served: Sequence[float]) -> float | None:
     return round(share, 6)
 
 
-def probed_rows(data: TokenExamples, seed: int) -> list[int]:
-    """Return rows for the weight probe, from the shorter half of rows with positive weight, if any."""
+def check_rows(data: TokenExamples, seed: int) -> list[int]:
+    """Return rows for the weight check, from the shorter half of rows with positive weight, if any."""
     positive = [row for row, weight in enumerate(data.weights) if weight > 0] or range(len(data))
     by_length = sorted(positive, key=lambda row: len(data.prompts[row]) + len(data.completions[row]))
     shorter = by_length[: max(NUM_PAIRS, len(by_length) // 2)]
@@ -340,15 +355,15 @@ def completion_logprobs(network: Any, data: TokenExamples, rows: Sequence[int]) 
     if "flash" not in str(getattr(network.config, "_attn_implementation", "")):  # flash needs autocast
         forward = getattr(network, "_original_forward", network)  # accelerate's name for the original
     device = next(network.parameters()).device
-    nats = []
+    logprobs = []
     for row in rows:
         prompt, completion = data.prompts[row], data.completions[row]
         tokens = torch.tensor([[*prompt, *completion]], device=device)
         logits = forward(input_ids=tokens, logits_to_keep=len(completion) + 1, use_cache=False).logits
         chosen = logits[0, :-1].float().log_softmax(-1).gather(1, tokens[0, -len(completion) :, None])
-        nats.append(chosen.double().sum().item())
+        logprobs.append(chosen.double().sum().item())
     network.train(training)
-    return nats
+    return logprobs
 
 
 def _are_numbers(model: torch.nn.Module) -> bool:

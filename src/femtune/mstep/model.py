@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 
 from femtune._util.model_safety import check_weights, unreadable
 from femtune.engines.dtypes import usable_dtype
 from femtune.engines.hf.model import quiet_peft
+from femtune.engines.model_files import base_of_adapter
 from femtune.errors import ConfigError, FemtuneError
 from femtune.mstep.config import Training
+from femtune.mstep.examples import TokenExamples
 from femtune.mstep.trainer import WeightedTrainer, environment
+
+_SHORT = 512  # tokens of an example: longer ones take less time by torch's own attention
 
 
 def load_model(start: Path, training: Training) -> PreTrainedModel:
@@ -23,6 +27,8 @@ def load_model(start: Path, training: Training) -> PreTrainedModel:
     weights, and the others get their shards.
     """
     check_weights(start)
+    if (base := base_of_adapter(start)) is not None:
+        check_weights(base)
     common = {
         "attn_implementation": training.attn_implementation,
         "use_safetensors": True,
@@ -41,6 +47,16 @@ def load_model(start: Path, training: Training) -> PreTrainedModel:
         if isinstance(error, FemtuneError):
             raise
         raise unreadable(start, "causal language model", error) from error
+
+
+def attend_plainly(
+    model: Any, data: TokenExamples, arguments: TrainingArguments, training: Training
+) -> None:
+    """Use plain attention where it is faster than torch's own: a CPU in bfloat16, short examples."""
+    if training.attn_implementation or arguments.device.type != "cpu" or not arguments.bf16:
+        return
+    if max(data.lengths) <= _SHORT:
+        model.set_attn_implementation("eager")
 
 
 def _load_lora(start: Path, training: Training, common: dict[str, Any]) -> Any:

@@ -33,8 +33,7 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __init__(self, data: TokenExamples, micro_batches: Sequence[Sequence[int]], pad: int) -> None:
         self.data, self.micro_batches, self.pad = data, micro_batches, pad
         self.num_fed = 0
-        lengths = [len(p) + len(c) for p, c in zip(data.prompts, data.completions, strict=True)]
-        self.shortest = min(range(len(lengths)), key=lengths.__getitem__)
+        self.shortest = min(range(len(data)), key=data.lengths.__getitem__)
 
     def __len__(self) -> int:
         return len(self.micro_batches)
@@ -277,18 +276,11 @@ def environment(**values: str | None) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def numbers(training: Training) -> tuple[bool, bool]:
-    """Return True if a GPU trains, and True if it trains in bfloat16."""
-    gpu = torch.cuda.is_available() and not training.use_cpu
-    bf16 = training.bf16 if training.bf16 is not None else gpu and torch.cuda.is_bf16_supported()
-    return gpu, bf16
-
-
 def training_arguments(
     training: Training, accumulation: int, scratch: str, seed: int
 ) -> TrainingArguments:
     """Return transformers' form of the settings; join the job's processes if there are several."""
-    gpu, bf16 = numbers(training)
+    gpu = torch.cuda.is_available() and not training.use_cpu
     # transformers is renaming it, and warns of the old name in 5.23
     names = ("activation_checkpointing", "gradient_checkpointing")
     checkpointing = next(name for name in names if name in TrainingArguments.__dataclass_fields__)
@@ -303,7 +295,7 @@ def training_arguments(
         warmup_steps=training.warmup_steps,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        bf16=bf16,
+        bf16=bool(training.bf16),
         use_cpu=not gpu,
         ddp_backend="gloo" if several and not gpu else None,
         seed=seed % 2**32,

@@ -26,6 +26,7 @@ from femtune._util import markdown
 from femtune._util.atomic_files import replacing
 from femtune._util.parsing import read_value
 from femtune.data.answers import Scale
+from femtune.data.chat_tokenizer import DATE
 from femtune.data.problems import load_problems
 from femtune.data.prompts import as_messages
 from femtune.data.row_report import NO_ROWS, ROWS, RowReport, read_reports
@@ -34,6 +35,8 @@ from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.judge import JUDGE, Wording, write_pair, write_rating
 from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.engines.model_files import MODELS, load_tokenizer
+from femtune.evaluation.item_scores import compare_iterations, describe_difference
+from femtune.evaluation.paired import PairedDifference
 from femtune.evaluation.rationales import read_rationales
 from femtune.metric_types import EStepMetrics, IterationMetrics, Part, interval, measure
 from femtune.mstep.examples import EXAMPLES
@@ -45,24 +48,24 @@ from femtune.types import Problem
 HERE = 'name = "."  # this folder; on the Hub, the name of the repository'
 BESIDE = 'name = "{}"  # this folder, from the one it is in; on the Hub, the name of the repository'
 
-# measures of an evaluation on a card: title, and True if more is better
+# measures of an evaluation on a card
 MEASURES = {
-    "accuracy": ("accuracy", True),
-    "majority_accuracy": ("accuracy of the vote", True),
-    "agreement": ("agreement with the human choice", True),
-    "within_one": ("within one", True),
-    "spearman": ("Spearman", True),
-    "pearson": ("Pearson", True),
-    "kendall": ("Kendall's tau-b", True),
-    "kappa": ("quadratic kappa", True),
-    "mae": ("MAE", False),
-    "rmse": ("RMSE", False),
-    "ece": ("ECE", False),
-    "brier": ("Brier", False),
-    "position_consistency": ("same choice in both orders", True),
-    "sound_steps": ("sound steps", True),
-    "sound_rationales": ("rationales sound throughout", True),
-    "answered": ("gave an answer", True),
+    "accuracy": "accuracy",
+    "majority_accuracy": "accuracy of the vote",
+    "agreement": "agreement with the human choice",
+    "within_one": "within one",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+    "kendall": "Kendall's tau-b",
+    "kappa": "quadratic kappa",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "ece": "ECE",
+    "brier": "Brier",
+    "position_consistency": "same choice in both orders",
+    "sound_steps": "sound steps",
+    "sound_rationales": "rationales sound throughout",
+    "answered": "gave an answer",
 }
 GOALS = {
     "rating": "the ratings that people gave",
@@ -95,6 +98,7 @@ class RunFacts:
     base: IterationMetrics  # metrics of iteration 0; {} if it was not measured
     history: Sequence[IterationMetrics]  # metrics of the iterations 1 to this one
     reports: Mapping[str, RowReport]  # of rows: "problems", and "eval" if its data are of their own
+    difference: PairedDifference | None  # to the base, of accuracy on the same held-out problems
     trains_hinted: bool  # True if some examples are trained under the hinted prompt
 
     @property
@@ -119,6 +123,7 @@ def read_told(root: Path, iteration: int) -> RunFacts:
         base=metrics(0),
         history=[metrics(number) for number in range(1, iteration + 1)],
         reports=read_reports(root / ROWS),
+        difference=compare_iterations(root, iteration),
         trains_hinted="hinted" in _trained_under(root / f"iteration-{iteration:03}"),
     )
 
@@ -194,7 +199,7 @@ def _results(told: RunFacts) -> list[EvalResult]:
             dataset_name=shown_name(data),
             dataset_split=told.config["eval_split"],
             metric_type=name,
-            metric_name=f"{MEASURES[name][0]}, of {evaluation['num_problems']} held-out problems",
+            metric_name=f"{MEASURES[name]}, of {evaluation['num_problems']} held-out problems",
             metric_value=value,
         )
         for name in MEASURES
@@ -227,6 +232,9 @@ def _about(told: RunFacts) -> dict[str, Any]:
         "num_tokens": sum(each["e_step"]["generated_tokens"] for each in told.history),
         "evaluation": told.metrics.get("evaluation"),
         "measures": compared(told),
+        "difference": told.difference and describe_difference(told.difference),
+        "is_apart": told.difference is not None and told.difference.p_value < 0.05,
+        "development": told.metrics.get("development"),
         "worth": compared(told, "rationales", WORTH),
         "read": told.metrics.get("rationales", {}),
         "leaked": told.metrics.get("posterior", {}).get("leak_share"),
@@ -244,45 +252,34 @@ def covered_share(e_step: EStepMetrics) -> float:
 def compared(
     told: RunFacts,
     part: Part = "evaluation",
-    measures: Mapping[str, tuple[str, bool]] = MEASURES,
+    measures: Mapping[str, str] = MEASURES,
 ) -> list[dict[str, Any]]:
-    """Return each measure of the base and of this model, and whether their intervals overlap.
-
-    `verdict` is "better", "worse", "overlap", or "" if an interval is missing.
-    """
+    """Return each measure of the base and of this model, with its interval."""
     before, after = told.base.get(part, {}), told.metrics.get(part, {})
     rows = []
-    for name, (title, more) in measures.items():
+    for name, title in measures.items():
         if (value := measure(after, name)) is None:
             continue
         old, new = interval(before, name), interval(after, name)
-        verdict = ""
-        if old and new:
-            apart = new[0] > old[1] or new[1] < old[0]
-            verdict = ("better" if (new[0] > old[1]) == more else "worse") if apart else "overlap"
         rows.append(
             {
                 "title": title,
                 "before": _number(measure(before, name), old),
                 "after": _number(value, new),
-                "verdict": verdict,
             }
         )
     return rows
 
 
-# measures of rationales.json on a card: title, and True if more is better
+# measures of rationales.json on a card
 WORTH = {
-    "rationale_gain": (
-        "what a rationale adds to the base's log-probability of the correct answer, nats",
-        True,
-    ),
-    "choice_gain": ("the same among the possible answers, nats", True),
-    "helpful_share": ("rationales that help", True),
-    "read_accuracy": ("base right after the rationale", True),
-    "direct_accuracy": ("base right without one", True),
-    "copied_share": ("words of a rationale in passages copied from the prompt", False),
-    "copied_density": ("mean length of these passages, words", False),
+    "rationale_gain": "what a rationale adds to the base's log-probability of the correct answer, nats",
+    "choice_gain": "the same among the possible answers, nats",
+    "helpful_share": "rationales that help",
+    "read_accuracy": "base right after the rationale",
+    "direct_accuracy": "base right without one",
+    "copied_share": "words of a rationale in passages copied from the prompt",
+    "copied_density": "mean length of these passages, words",
 }
 
 
@@ -306,6 +303,7 @@ def _use(told: RunFacts, folder: Path) -> dict[str, Any]:
         "template_args": {
             name: read_value(value)
             for name, _, value in (item.partition("=") for item in told.config["template_args"])
+            if name != DATE  # a function there
         },
         "end": None if end in (eos if isinstance(eos, list) else [eos]) else end,
     }

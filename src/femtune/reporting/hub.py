@@ -1,9 +1,9 @@
 """Upload of a run's model or rationales to the Hugging Face Hub, with their card.
 
     pack("runs/judge", "me/judge", "model")     the files to send, and their sizes
-    send(parcel, private=True)                  sends them; returns the address
+    send(upload, private=True)                  sends them; returns the address
 
-A model is sent without its weight probe, which holds problems. Of the data, the examples are sent, and
+A model is sent without its weight check, which holds problems. Of the data, the examples are sent, and
 the draws on request. Local paths are removed from the copies that are sent.
 """
 
@@ -23,6 +23,7 @@ from huggingface_hub import DatasetCard, HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
+from femtune.engines.weight_check import OLD_WEIGHT_CHECK, WEIGHT_CHECK
 from femtune.errors import ConfigError, FemtuneError, RunError
 from femtune.reporting.cards import hub_model, write_data_card, write_model_card
 
@@ -48,7 +49,7 @@ class Upload:
         return here | {name: len(text.encode()) for name, text in self.changed.items()}
 
 
-def pack(root: Path, repo: str, what: What, which: Which = "last", *, draws: bool = False) -> Upload:
+def pack(root: Path, repo: str, what: What, which: Which = "best", *, draws: bool = False) -> Upload:
     """Collect what the run in `root` would send. Writes only a missing card.
 
     Raises RunError if the run lacks it, ConfigError for an invalid repository name.
@@ -81,7 +82,7 @@ def _iteration(root: Path, which: Which, what: What) -> int:
 
 def _model(root: Path, repo: str, iteration: int) -> Upload:
     card = write_model_card(root, iteration)
-    left = {"weight_probe.json"}
+    left = {WEIGHT_CHECK, OLD_WEIGHT_CHECK}
     files = {path.name: path for path in sorted(card.parent.iterdir()) if path.is_file()}
     files = {name: path for name, path in files.items() if name not in left and name[0] != "."}
     changed = {"README.md": _named(card.read_text(encoding="utf-8"), repo)}
@@ -134,7 +135,7 @@ def check_ready() -> None:
         raise ConfigError("you are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN.")
 
 
-def send(parcel: Upload, *, private: bool = False, api: Any = None) -> str:
+def send(upload: Upload, *, private: bool = False, api: Any = None) -> str:
     """Create the repository if needed, send the files in one commit, and return its address.
 
     `api` is an HfApi. Raises ConfigError if `private` is set and the repository is public,
@@ -145,31 +146,31 @@ def send(parcel: Upload, *, private: bool = False, api: Any = None) -> str:
     try:
         # None selects the Hub's default, which may be private for an organisation
         made = api.create_repo(
-            parcel.repo, repo_type=parcel.kind, private=private or None, exist_ok=True
+            upload.repo, repo_type=upload.kind, private=private or None, exist_ok=True
         )
-        if private and not api.repo_info(made.repo_id, repo_type=parcel.kind).private:
+        if private and not api.repo_info(made.repo_id, repo_type=upload.kind).private:
             raise ConfigError(f"{made.repo_id} is there already and public: make it private first.")
         with tempfile.TemporaryDirectory() as folder:
-            _lay_out(parcel, Path(folder))
+            _lay_out(upload, Path(folder))
             api.upload_folder(
                 repo_id=made.repo_id,
-                repo_type=parcel.kind,
+                repo_type=upload.kind,
                 folder_path=folder,
-                commit_message=parcel.message,
+                commit_message=upload.message,
             )
     except FemtuneError:
         raise
     except Exception as error:  # the Hub's client raises its own, its transport's, and OSErrors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FemtuneError(f"{parcel.repo} could not be pushed: {reason}") from error
+        raise FemtuneError(f"{upload.repo} could not be pushed: {reason}") from error
     return str(made)
 
 
-def _lay_out(parcel: Upload, folder: Path) -> None:
-    for name, path in parcel.files.items():
+def _lay_out(upload: Upload, folder: Path) -> None:
+    for name, path in upload.files.items():
         place = folder / name
         place.parent.mkdir(exist_ok=True)
-        if name in parcel.changed:
-            place.write_text(parcel.changed[name], encoding="utf-8")
+        if name in upload.changed:
+            place.write_text(upload.changed[name], encoding="utf-8")
         else:
             place.symlink_to(path.resolve())  # no copy: weights are large

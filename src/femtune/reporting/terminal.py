@@ -19,7 +19,10 @@ from rich.text import Text
 
 from femtune._util.consoles import make_printable
 from femtune._util.text import span, visible
+from femtune.evaluation.item_scores import describe_difference
+from femtune.evaluation.paired import PairedDifference
 from femtune.metric_types import DrawMetrics, EStepMetrics, IterationMetrics, measure
+from femtune.runs.checkpoints import best_of
 from femtune.types import Draw
 
 Show = Literal["auto", "lines", "json", "quiet"]
@@ -199,6 +202,8 @@ def iteration_line(metrics: IterationMetrics) -> Text:
         parts += endings(e_step)
         parts.append(f"{e_step['generated_tokens']:,} tokens")
         parts.append(f"{e_step['total_s'] + metrics['m_step']['seconds']:.1f} s")
+    if development := metrics.get("development"):
+        parts.append(f"development {development['accuracy']:.3f}")
     if evaluation := metrics.get("evaluation"):
         low, high = evaluation.get("accuracy_ci", (None, None))
         interval = f" ({low:.3f} to {high:.3f})" if low is not None else ""
@@ -220,8 +225,8 @@ def answer_parts(e_step: EStepMetrics) -> list[str]:
     if (right := e_step.get("expected_right")) is not None:
         parts.append(f"right with probability {right:.3f}")
     if (share := e_step.get("reasons_share")) is not None:
-        nats = e_step.get("reasons_logprob")
-        mean = f" (mean {nats:+.2f} nats)" if nats is not None else ""
+        logprob = e_step.get("reasons_logprob")
+        mean = f" (mean {logprob:+.2f} nats)" if logprob is not None else ""
         parts.append(f"{share:.0%} of rationales lead to the answer{mean}")
     return parts
 
@@ -237,24 +242,18 @@ def endings(metrics: DrawMetrics) -> list[str]:
     ]
 
 
-def summary(history: Sequence[IterationMetrics]) -> list[str]:
-    """Return a run in three lines: accuracy against the base, kept problems, and cost."""
+def summary(
+    history: Sequence[IterationMetrics], difference: PairedDifference | None = None
+) -> list[str]:
+    """Return a run in a few lines: accuracy against the base, kept problems, and cost.
+
+    `difference` is that of the best iteration to the base, on the same held-out problems.
+    """
     e_steps = [each["e_step"] for each in history if "e_step" in each]
-    measured = [each for each in history if each["iteration"] and "evaluation" in each]
-    lines = []
-    if measured and "evaluation" in history[0]:
-        base = history[0]["evaluation"]["accuracy"]
-        best = max(measured, key=lambda each: each["evaluation"]["accuracy"])
-        found = best["evaluation"]
-        low, high = found.get("accuracy_ci", (found["accuracy"], found["accuracy"]))
-        verdict = "" if low > base or high < base else ": the base's is within this interval"
-        shown = history[0].get("evaluation_demos")
-        with_them = f" ({shown['accuracy']:.3f} with worked examples)" if shown else ""
-        lines.append(
-            f"accuracy {base:.3f}{with_them} -> {found['accuracy']:.3f} ({low:.3f} to {high:.3f}) "
-            f"by iteration "
-            f"{best['iteration']} of {history[-1]['iteration']}, the best{verdict}"
-        )
+    lines = [*_outcome(history)]
+    if difference is not None:
+        apart = "" if difference.p_value < 0.05 else ": not told apart from the base"
+        lines.append(f"less the base on the same problems: {describe_difference(difference)}{apart}")
     if e_steps:
         covered = [each["covered_share"] for each in e_steps if each.get("covered_share") is not None]
         asked = [each for each in e_steps if each["num_problems"]]
@@ -273,6 +272,30 @@ def summary(history: Sequence[IterationMetrics]) -> list[str]:
             f"{span(fitting)} of training{bound}"
         )
     return lines
+
+
+def _outcome(history: Sequence[IterationMetrics]) -> Iterator[str]:
+    """Yield the held-out accuracy of the base and of the best iteration, and of the last if another."""
+    by_iteration = {each["iteration"]: each for each in history if "evaluation" in each}
+    last, number = int(history[-1]["iteration"]), best_of(history)
+    best, base = by_iteration.get(number), by_iteration.get(0)
+    if best is None or base is None or not number:
+        return
+    found = best["evaluation"]
+    low, high = found.get("accuracy_ci", (found["accuracy"], found["accuracy"]))
+    shown = base.get("evaluation_demos")
+    with_them = f" ({shown['accuracy']:.3f} with worked examples)" if shown else ""
+    yield (
+        f"accuracy {base['evaluation']['accuracy']:.3f}{with_them} -> {found['accuracy']:.3f} "
+        f"({low:.3f} to {high:.3f}) by iteration {number} of {last}" + _choice(best)
+    )
+    if last != number and last in by_iteration:
+        yield f"the last iteration, {last}: accuracy {by_iteration[last]['evaluation']['accuracy']:.3f}"
+
+
+def _choice(best: IterationMetrics) -> str:
+    found = best.get("development")
+    return f", the best on {found['num_problems']} development problems" if found else ""
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -171,6 +171,7 @@ def numbers(metrics: IterationMetrics) -> dict[str, float]:
     sections: dict[str, Mapping[str, object]] = {
         "e_step": metrics.get("e_step", {}),
         "m_step": metrics.get("m_step", {}),
+        "development": metrics.get("development", {}),
         "evaluation": metrics.get("evaluation", {}),
         "posterior": metrics.get("posterior", {}),
     }

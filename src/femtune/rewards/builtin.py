@@ -26,13 +26,14 @@ from femtune._util.extras import check_extra
 from femtune._util.text import brief, near
 from femtune.data.answers import Scale, parse_scale, read_rating
 from femtune.data.grammar.labels import read_label
-from femtune.data.grammar.numbers import as_quantity
+from femtune.data.grammar.numbers import stated_quantity
 from femtune.data.grammar.text import remembered, same_text
 from femtune.data.prompts import Prompts
 from femtune.data.tasks.frames import scale_of
 from femtune.errors import ConfigError, RewardError
 from femtune.rewards.custom import Outcome, UserReward, checked, load_function, user_reward
 from femtune.rewards.math_equality import same_value
+from femtune.rewards.trl import trl_function
 from femtune.types import Completion, Parsed, Problem, Reason, Reward, Score
 
 # --- built in
@@ -65,6 +66,12 @@ class AnswerReward:
             return self.grade(answer, problem.answer)
         return float(scale.read(answer) == scale.read(problem.answer) is not None)
 
+    def for_trl(
+        self, *, answer_column: str = "answer", answer_format: str = "line"
+    ) -> Callable[..., list[float | None]]:
+        """Return the reward as TRL's trainers call it: see `rewards.trl`."""
+        return trl_function(self, self.name, answer_column=answer_column, answer_format=answer_format)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return as_reward, (self.name,)  # pickled by name
 
@@ -86,8 +93,8 @@ def exact() -> AnswerReward:
 def number(tol: float = 0.0, rel: float = 1e-9) -> AnswerReward:
     """Reward 1 for the same number: |y - y*| <= tol, or rel·|y*| unless both are whole numbers.
 
-    Reads 1,234.5, −3, 3/4, 3 1/2, 1e-3, $5 and digits of every script. A unit may be left out, but two
-    different units are not the same. Percent is a unit: 50% is 50, not 0.5. See docs/answers.md.
+    Reads 1,234.5, −3, 3/4, 3 1/2, 1e-3, $5, twelve and digits of every script. A unit may be left out;
+    1 km is 1000 m, and not 1 m. Percent is a unit: 50% is 50, not 0.5. See docs/answers.md.
 
     >>> grade = number().grade
     >>> grade("1,000", "1000"), grade("0.75", "3/4"), grade("٤٢", "42"), grade("1001", "1000")
@@ -99,10 +106,10 @@ def number(tol: float = 0.0, rel: float = 1e-9) -> AnswerReward:
 
     @remembered
     def grade(answer: str, gold: str) -> float:
-        mine, right = as_quantity(answer), as_quantity(gold)
-        if mine is None or right is None or not mine.unit.agrees(right.unit):
+        mine, right = stated_quantity(answer), stated_quantity(gold)
+        if mine is None or right is None or (y := mine.beside(right)) is None:
             return 0.0
-        y, wanted = mine.value, right.value
+        wanted = right.value
         whole = y.denominator == wanted.denominator == 1
         return float(abs(y - wanted) <= max(most, 0 if whole else share * abs(wanted)))
 
@@ -250,7 +257,7 @@ REWARDS: dict[str, Callable[..., AnswerReward]] = {
 }
 
 
-def as_reward(spec: str | Callable[..., Any]) -> Reward:
+def as_reward(spec: str | Callable[..., Any]) -> AnswerReward | UserReward:
     """Return the reward for a specification: "exact", "ordinal(1, 5)", "file.py:fn", or a function.
 
     >>> as_reward("number(tol=0.5)").name
@@ -298,7 +305,7 @@ def _expression(spec: str) -> ast.expr:
         return ast.parse(spec, mode="eval").body
 
 
-def load_reward(spec: str) -> Reward:
+def load_reward(spec: str) -> AnswerReward | UserReward:
     """Load a user's reward from "package.module:function" or "path/file.py:function".
 
     Raises ConfigError if the file, module or function does not exist, or its import fails.

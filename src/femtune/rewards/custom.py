@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 from femtune._util.text import brief, near
 from femtune.errors import ConfigError, RewardError
+from femtune.rewards.trl import trl_function
 from femtune.types import Completion, Parsed, Problem
 
 MODULES = "femtune_user_"  # prefix of the names of modules that are loaded from users' files
@@ -74,6 +75,18 @@ class UserReward:
                     raise outcome
                 found.append(outcome)
         return found
+
+    def for_trl(
+        self, *, answer_column: str = "answer", answer_format: str = "line"
+    ) -> Callable[..., list[float | None]]:
+        """Return the reward as TRL's trainers call it: see `rewards.trl`."""
+        return trl_function(
+            self,
+            self.name,
+            answer_column=answer_column,
+            answer_format=answer_format,
+            reads_completions=self.reads_completions,
+        )
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Check that femtune or a column fills each required parameter. Raises ConfigError."""

@@ -25,7 +25,7 @@ LONGEST = 120  # characters of the longest answer that is parsed
 
 # Commands that sympy handles within milliseconds at sensible sizes: no sums, integrals, limits.
 _NAMES = (
-    "frac dfrac tfrac cfrac binom dbinom tbinom sqrt pi cdot times div pm le leq ge geq lt gt in "
+    "frac dfrac tfrac cfrac binom dbinom tbinom sqrt pi cdot times div pm le leq ge geq lt gt ne neq in "
     "infty cup cap emptyset varnothing mathbb circ degree overline lfloor rfloor lceil rceil "
     "log ln sin cos tan cot sec csc arcsin arccos arctan "
     "alpha beta gamma delta theta lambda mu phi omega sigma Delta Gamma Omega "
@@ -33,7 +33,7 @@ _NAMES = (
 )
 _COMMANDS = frozenset(_NAMES.split())
 _FUNCTIONS = re.compile(r"\\(?:log|ln|sin|cos|tan|cot|sec|csc|arc)")
-RELATION = re.compile(r"[=<>]|\\(?:le|ge|lt|gt|in)(?![a-z])|\\[lg]eq")
+RELATION = re.compile(r"[=<>]|\\(?:le|ge|lt|gt|in|neq?)(?![a-z])|\\[lg]eq")
 
 
 def same_expression(answer: str, gold: str) -> bool:
@@ -133,7 +133,9 @@ def _equal(answer: str, gold: str) -> bool:
             return _same_values(mine[0], wanted[0])
         if not (_elementary(answer) and _elementary(gold)):
             return False
-        return bool(_library().verify(wanted, mine, float_rounding=10, timeout_seconds=None))
+        # x > 3 is the interval (3, \infty)
+        options = {"float_rounding": 10, "timeout_seconds": None, "allow_set_relation_comp": True}
+        return bool(_library().verify(wanted, mine, **options))
     except Exception:  # of antlr, sympy and whatever they call
         return False
 

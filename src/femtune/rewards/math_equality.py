@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 
 from femtune.data.grammar.dates import is_date_like, read_date
-from femtune.data.grammar.numbers import as_quantity, spelled
+from femtune.data.grammar.numbers import as_quantity, spelled, stated_quantity
 from femtune.data.grammar.text import DOUBT, bare, folded, plain, remembered, split_parts, unled
 from femtune.data.grammar.units import Unit, read_unit
 from femtune.rewards.expressions import LONGEST, RELATION, same_expression
@@ -33,7 +33,7 @@ def same_value(answer: str, gold: str) -> bool:
 
 
 def _same(a: str, b: str) -> bool:
-    numbers = as_quantity(a), as_quantity(b)
+    numbers = stated_quantity(a), stated_quantity(b)
     if numbers[0] is not None and numbers[1] is not None:
         return numbers[0].same(numbers[1])
     if (spelt := _spelt(a)) == _spelt(b):
@@ -55,7 +55,7 @@ def _same_unnamed(a: str, b: str, named: dict[str, list[str]]) -> bool:
     """Compare two answers, of which one may have its values under a name."""
     if named and not (RELATION.search(a) and RELATION.search(b)):
         if len(named) > 1:
-            return False  # whether x or y comes first is not said
+            return _same_point(named, b if RELATION.search(a) else a)
         [values] = named.values()
         value = ", ".join(values)
         return _same(value, b) if RELATION.search(a) else _same(a, value)
@@ -71,9 +71,23 @@ def _same_unnamed(a: str, b: str, named: dict[str, list[str]]) -> bool:
         return _same_lists(*lists[0], *lists[1])
     if any(lists) and (as_quantity(a) or as_quantity(b)):
         return False
-    if ("=" in a) != ("=" in b):
-        return _same_chain(a, b) if "=" in a else _same_chain(b, a)
+    if _is_equation(a) != _is_equation(b):
+        return _same_chain(a, b) if _is_equation(a) else _same_chain(b, a)
     return not _differ_by_case(a, b) and not _differ_by_base(a, b) and same_expression(tex(a), tex(b))
+
+
+def _is_equation(text: str) -> bool:
+    return re.search(r"(?<![<>!])=", text) is not None
+
+
+def _same_point(named: dict[str, list[str]], other: str) -> bool:
+    """Return True for "x = 3, y = 5" and (3, 5); other names than x, y and z have no order."""
+    point = _listed(other)
+    if point is None or point[0] != "()" or [*sorted(named)] != [*"xyz"][: len(named)]:
+        return False
+    values = [named[name] for name in sorted(named)]
+    same_size = len(values) == len(point[1]) and all(len(each) == 1 for each in values)
+    return same_size and all(_same(each[0], one) for each, one in zip(values, point[1], strict=True))
 
 
 def _same_chain(chain: str, value: str) -> bool:
@@ -169,7 +183,7 @@ def _equations(text: str) -> dict[str, list[str]] | None:
         return None
     found: dict[str, list[str]] = {}
     name = ""
-    parts = [part.strip() for part in _parts(text, _BETWEEN)]
+    parts = [part.strip() for part in _parts(_SPACING.sub(" ", text), _BETWEEN)]
     for part in filter(None, parts):
         match = _NAMED.fullmatch(part)
         if match is None and ("=" in part or not name):

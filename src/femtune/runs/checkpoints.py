@@ -1,7 +1,7 @@
 """The models of a run: which are kept, what `best` and `last` point to, and whether there is room.
 
-A model is named best by its held-out accuracy, the first of equals. The newest is always kept, as the
-run resumes from it.
+A model is named best by its accuracy on the development part, the first of equals, so that the held-out
+part measures a model that it did not choose. The newest is always kept, as the run resumes from it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from femtune._util.atomic_files import remove
+from femtune._util.parsing import Unreadable, read_json
 from femtune.errors import RunError
 from femtune.metric_types import IterationMetrics
 from femtune.runs.manifest import record_removed
@@ -20,15 +21,56 @@ MASTER = "master"  # beside an iteration's model: its float32 weights, where the
 
 
 def best_of(history: Sequence[IterationMetrics]) -> int:
-    """The iteration with the best model; the last one where none was measured.
+    """Return the iteration with the best model by the development part; without one, the last.
 
-    >>> best_of([{"iteration": 0}, {"iteration": 1, "evaluation": {"accuracy": 0.5}}, {"iteration": 2}])
+    Of equally accurate ones it is the first. The base, iteration 0, is left out.
+
+    >>> best_of([{"iteration": 1, "development": {"accuracy": 0.5}}, {"iteration": 2}])
     1
     """
-    trained = [each for each in history if each["iteration"] and "evaluation" in each]
-    if not trained:
+    measured = [each for each in history if each["iteration"] and "development" in each]
+    if not measured:
         return int(history[-1]["iteration"])
-    return int(max(trained, key=lambda each: each["evaluation"]["accuracy"])["iteration"])
+    return int(max(measured, key=lambda each: each["development"]["accuracy"])["iteration"])
+
+
+def is_out_of_patience(history: Sequence[IterationMetrics], patience: int) -> bool:
+    """Return True if so many iterations went by without a better model; 0 is endless patience."""
+    if not patience or not any("development" in each for each in history):
+        return False
+    return int(history[-1]["iteration"]) - best_of(history) >= patience
+
+
+def describe_best(history: Sequence[IterationMetrics]) -> str:
+    """Say which iteration `best` is and why.
+
+    >>> describe_best([{"iteration": 1, "development": {"accuracy": 0.5, "num_problems": 40}}])
+    'iteration 1, accuracy 0.500 on 40 development problems'
+    """
+    best = best_of(history)
+    found = next((each.get("development") for each in history if each["iteration"] == best), None)
+    if found is None:
+        return f"iteration {best}, the last: there is no development part to choose by"
+    problems = f"{found['num_problems']} development problems"
+    return f"iteration {best}, accuracy {found['accuracy']:.3f} on {problems}"
+
+
+def best_model(root: Path) -> tuple[Path, str] | None:
+    """Return the model that a run's folder stands for, `best`, and why; None if it is no such run."""
+    link = root / "best"
+    if not (root / "config.yaml").is_file() or not link.is_symlink() or not link.is_dir():
+        return None
+    paths = sorted(root.glob("iteration-[0-9]*/metrics.json"))
+    try:
+        return link, describe_best([read_json(path) for path in paths])
+    except Unreadable as error:
+        raise RunError(f"{root}: a metrics.json {error}. See `femtune verify {root}`.") from error
+
+
+def keep_models(run: Run, history: Sequence[IterationMetrics], keep_last: int) -> None:
+    """Link the best and the last model, and remove those that are not kept: see `thin_out`."""
+    link_models(run, history)
+    thin_out(run, history, keep_last)
 
 
 def link_models(run: Run, history: Sequence[IterationMetrics]) -> None:
@@ -49,6 +91,21 @@ def link_models(run: Run, history: Sequence[IterationMetrics]) -> None:
             os.replace(new, link)
         except OSError as error:
             raise RunError(f"{link} can't be made: {error.strerror}.") from error
+
+
+def check_models(run: Run, history: Sequence[IterationMetrics]) -> None:
+    """Check that `best` and `last` of a run that was done before are what was stored.
+
+    Raises RunError that names what is damaged or missing.
+    """
+    for name, iteration in (("last", history[-1]["iteration"]), ("best", best_of(history))):
+        model = run.iteration(iteration) / "model"
+        if not model.is_dir():
+            raise RunError(
+                f"{model}, the run's {name} model, is missing. Put it back, or start again in another "
+                "--output-dir."
+            )
+        run.verify(model)
 
 
 def thin_out(run: Run, history: Sequence[IterationMetrics], keep_last: int) -> None:

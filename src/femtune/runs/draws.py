@@ -136,6 +136,11 @@ def read_draws(folder: Path) -> Iterator[tuple[list[Draw], dict[str, float]]]:
         yield read_shard(path)
 
 
+def drawn(folder: Path) -> Iterator[Sequence[Draw]]:
+    """Yield the chunks of draws stored in a folder."""
+    return (chunk for chunk, _ in read_draws(folder))
+
+
 def read_shard(path: Path) -> tuple[list[Draw], dict[str, float]]:
     """One chunk: its draws and timing. Raises RunError where the file is damaged."""
     try:

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from femtune._util.parsing import Unreadable, read_json
-
-log = logging.getLogger("femtune")
 
 _WHOLE = 2 << 30  # bytes; larger files are sampled
 _BLOCK = 1 << 20
@@ -43,16 +40,11 @@ def hash_weights(folder: Path, base: Path | None = None) -> str:
     return digest.hexdigest()
 
 
-def warn_of_date(folder: Path, template_args: Sequence[str]) -> None:
-    """Warn of a chat template that writes today's date, unless an argument sets a date."""
-    if "strftime_now" in template_source(folder) and not any(
-        "date" in item.partition("=")[0] for item in template_args
-    ):
-        log.warning(
-            "the chat template may write today's date into each prompt, so a run that is resumed "
-            "tomorrow asks with another prompt. Where the template takes a date, set it, for example "
-            '--template-args date_string="26 Jul 2024".'
-        )
+def writes_date(folder: Path, template_args: Sequence[str]) -> bool:
+    """Return True for a chat template that writes today's date, unless an argument sets a date."""
+    names = [item.partition("=")[0] for item in template_args]
+    dated = any("date" in name or name == "strftime_now" for name in names)
+    return "strftime_now" in template_source(folder) and not dated
 
 
 def hash_config(folder: Path) -> str:

@@ -50,7 +50,7 @@ events = logging.getLogger("femtune")
 
 LOG_BYTES = 16 << 20  # of log.jsonl, before it is set aside
 OLD_LOGS = 4  # that are kept
-FORMAT = 1  # of a run's files; raised by whatever makes older runs unreadable
+FORMAT = 2  # of a run's files; raised by whatever makes older runs unreadable
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 ExpectedFirst()        rejection sampling with the reward's expectation in place of the reward
 ExpectedImportance()   the posterior, with the answer integrated out of the proposal too
-Reasoned(nats)         keeps rationales that raise the probability of the correct answer
+Reasoned(min_gain)     keeps rationales that raise the probability of the correct answer
 
 A draw's answer is one sample of what its rationale leads to. The first two rules take all of that in:
 each example is rationale, cue and y* (`Draw.right`), weighed by w = pi(y*, closed | x, z), whichever
@@ -94,29 +94,29 @@ class ExpectedImportance:
 class Reasoned:
     """Keep draws whose rationale leads to the correct answer, by the model's own probabilities.
 
-    A draw passes where log pi(y* | x, z) - log pi(y* | x) >= nats, and y* is the likeliest answer after
-    z. An answer that is right by luck, after a rationale that speaks for another one, does not pass.
+    A draw passes where log pi(y* | x, z) - log pi(y* | x) >= min_gain, and y* is the likeliest answer
+    after z. An answer that is right by luck, after a rationale that speaks for another one, does not.
 
     Law: that of the scheme, conditioned on rationales that pass: pi(z | x, y*, z passes) where it was
     the posterior. Unless all pass, this is no longer EM's E-step: the M-step raises the likelihood of
     (z, y*) over such rationales alone. Problems without one are left out. Rejection stops at the first
     right draw, so a problem whose first one does not pass is not asked again.
 
-    0 nats is the one threshold that means the same for easy and hard problems: above it, a problem with
-    pi(y* | x) > exp(-nats) can't be kept at all. Draws that are not accepted have no scores, and do not
-    pass.
+    `min_gain` is in nats. 0 is the one threshold that means the same for easy and hard problems: above
+    it, a problem with pi(y* | x) > exp(-min_gain) can't be kept at all. Draws that are not accepted have
+    no scores, and do not pass.
     """
 
-    nats: float = 0.0
+    min_gain: float = 0.0
 
     needs: ClassVar[frozenset[Need]] = frozenset({"gain"})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.nats < math.inf:
-            raise ConfigError(f"reasons must be at least 0 nats and finite, got {self.nats:g}.")
+        if not 0 <= self.min_gain < math.inf:
+            raise ConfigError(f"reasons must be at least 0 nats and finite, got {self.min_gain:g}.")
 
     def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
-        return [example for example in examples if passes(example.draw, self.nats)]
+        return [example for example in examples if passes(example.draw, self.min_gain)]
 
 
 def refuse_expected(scheme: Scheme, added: str) -> None:
@@ -137,10 +137,10 @@ def gain(draw: Draw) -> float | None:
     return draw.log_answer - draw.log_direct
 
 
-def passes(draw: Draw, nats: float) -> bool:
-    """True if a draw's rationale makes y* the likeliest answer, and likelier by so many nats."""
+def passes(draw: Draw, min_gain: float) -> bool:
+    """True if a draw's rationale makes y* the likeliest answer, and so by `min_gain` nats or more."""
     found = gain(draw)
-    return found is not None and found >= nats and draw.is_likeliest is True
+    return found is not None and found >= min_gain and draw.is_likeliest is True
 
 
 def answer_metrics(chunks: Iterable[Sequence[Draw]], scheme: Scheme) -> EStepMetrics:
@@ -165,13 +165,13 @@ def answer_metrics(chunks: Iterable[Sequence[Draw]], scheme: Scheme) -> EStepMet
     likeliest: list[bool] = []
     passed = 0
     least = max(
-        (rule.nats for rule in rules_of(scheme.weigh) if isinstance(rule, Reasoned)), default=0.0
+        (rule.min_gain for rule in rules_of(scheme.weigh) if isinstance(rule, Reasoned)), default=0.0
     )
     for draws in chunks:
         chances += [_chance(draw) for draw in draws]
         cued += [draw.right is not None for draw in draws]
-        scored = [(draw, nats) for draw in draws if (nats := gain(draw)) is not None]
-        gains += [nats for _, nats in scored]
+        scored = [(draw, added) for draw in draws if (added := gain(draw)) is not None]
+        gains += [added for _, added in scored]
         likeliest += [draw.is_likeliest is True for draw, _ in scored]
         passed += sum(passes(draw, least) for draw, _ in scored)
     found: EStepMetrics = {}

@@ -240,8 +240,8 @@ class Doubt:
             )
 
     def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
-        nats = {d.completion.tokens: _log_pi(d) for d in draws if d.accepted}
-        mass = min(1.0, math.fsum(math.exp(each) for each in nats.values()))
+        logprobs = {d.completion.tokens: _log_pi(d) for d in draws if d.accepted}
+        mass = min(1.0, math.fsum(math.exp(each) for each in logprobs.values()))
         right, wrong = (1 - self.noise) * mass, self.noise * (1 - mass) / (self._among - 1)
         trust = right / (right + wrong) if right + wrong else 1.0  # 0 / 0: no mass, and no doubt
         weighed = [replace(e, weight=e.weight * trust) if e.weight > 0 else e for e in examples]

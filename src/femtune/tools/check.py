@@ -43,15 +43,17 @@ def examine(data: Data, model: str, settings: Train, scheme: Scheme | None = Non
 
     `scheme` stands in place of the one that the settings name.
     """
-    asked = read_inputs(data, settings, model=model)
+    asked = read_inputs(data, settings, model=model, log_rows=False)  # the findings say it
     sampling(asked.settings, scheme)
     scheme = make_loop_config(asked.settings, scheme).scheme
-    problems, test = held_out(asked, data, model)
-    measured = held_out_items(test)
+    parts = held_out(asked, data, model)
+    problems, test = [*parts.train, *parts.dev], parts.test
     if settings.eval_data is None and settings.eval_split is None:
         problems, test = asked.problems, []
     builder = make_sampler_builder(model, asked, problems, test)
-    findings = [*data_findings(problems, measured, asked, scheme), *_of_model(builder, problems)]
+    num_test, num_dev = held_out_items(parts.test), len(parts.dev)
+    findings = [*data_findings(problems, num_test, asked, scheme, num_dev)]
+    findings += _of_model(builder, problems)
     return Examined(builder, problems, findings, asked.report)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from femtune._util.text import brief
 from femtune.config import Train
+from femtune.data.problems import GROUP
 from femtune.data.prompts import prompt_text
 from femtune.data.tasks.frames import frame, scale_of
 from femtune.data.tasks.judge import ROUNDED
@@ -22,7 +23,7 @@ from femtune.types import Problem, Scheme
 MOST_LABELS = 11  # the largest scale that is shown as a histogram
 FEW_HELD_OUT = 50  # items; an accuracy of fewer is measured to worse than 14 points
 LONG_ANSWER = 100  # characters; few models give so long an answer word for word
-OWN_COLUMNS = {"frame", "ratings", ROUNDED, SOFT}  # columns that femtune adds to problems
+OWN_COLUMNS = {"frame", "ratings", ROUNDED, SOFT, GROUP}  # columns that femtune adds to problems
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,20 @@ class Finding:
 
 
 def data_findings(
-    problems: Sequence[Problem], num_test: int, asked: TaskInputs[Train], scheme: Scheme
+    problems: Sequence[Problem],
+    num_test: int,
+    asked: TaskInputs[Train],
+    scheme: Scheme,
+    num_dev: int = 0,
 ) -> Iterator[Finding]:
-    """Yield what the data show; `num_test` is the number of held-out items."""
+    """Yield what the data show; there are `num_test` held-out items, `num_dev` development problems."""
     settings = asked.settings
     names = {name for problem in problems[:100] for name in problem.columns} - OWN_COLUMNS
     columns = ", ".join(sorted(names)) or "none"
     yield Finding("problems", f"{len(problems):,}; further columns: {columns}")
     yield from _of_rows(asked)
     yield _of_held_out(num_test)
+    yield _of_dev(num_dev)
     yield from _of_answers(problems, settings, scheme)
     earned = f"every correct answer earns at least {settings.accept_at:g}"
     unknown = "correct answers were not checked against it (check_gold is off)"
@@ -83,6 +89,11 @@ def _of_held_out(num_test: int) -> Finding:
         "A smaller gain can't be told from chance. Hold out more (--eval-share, --eval-data)."
         * (num_test < FEW_HELD_OUT),
     )
+
+
+def _of_dev(num_dev: int) -> Finding:
+    chosen = f"{num_dev:,} problems of the training data choose the best iteration"
+    return Finding("development", chosen if num_dev else "none: the best model is the last")
 
 
 def _of_answers(problems: Sequence[Problem], settings: Train, scheme: Scheme) -> Iterator[Finding]:

@@ -46,7 +46,7 @@ def run_check(
     *,
     row: int = 1,
     num_draws: int = 32,
-    tries: bool = True,
+    try_: bool = True,
     show: Show = "quiet",
     scheme: Scheme | None = None,
 ) -> CheckResult:
@@ -68,7 +68,7 @@ def run_check(
     if shows:  # all that is cheap, before the model is loaded
         _print(check_report.data_lines(examined, problem))
     tried = None
-    if tries:
+    if try_:
         planned = check_model.plan_trials(builder, settings, len(problems), num_draws, scheme)
         if shows:
             _print(check_report.planned_lines(planned, settings.max_new_tokens))

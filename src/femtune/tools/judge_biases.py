@@ -37,11 +37,11 @@ from femtune.evaluation.metrics import (
     pair_metrics,
     scale_values,
 )
-from femtune.loop import Progress, drawn
+from femtune.loop import Progress
 from femtune.model_info import as_trained
 from femtune.resolve import read_inputs, task_options
-from femtune.run_folder import run_place
-from femtune.runs.draws import by_problem
+from femtune.run_folder import run_place, with_pinned_date
+from femtune.runs.draws import by_problem, drawn
 from femtune.runs.run import Run, open_run
 from femtune.sampler import make_sampler_builder
 from femtune.types import Problem, Sampling
@@ -110,6 +110,7 @@ def measure_biases(
     place, config = run_place(
         output_dir, "bias", data, model, asked.settings, problems, reward=asked.reward
     )
+    asked = with_pinned_date(asked, config)
     builder = make_sampler_builder(model, asked, problems, *altered.values())
     with open_run(place, config, CHANGEABLE) as run:
         with builder.sampler(Sampling(settings.max_new_tokens, settings.temperature)) as sampler:

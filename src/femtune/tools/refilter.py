@@ -40,13 +40,13 @@ from femtune.evaluation.selection_bias import (
     outcomes,
     weighed,
 )
-from femtune.loop import LoopConfig, drawn
+from femtune.loop import LoopConfig
 from femtune.model_info import info_of, write_info
 from femtune.mstep.examples import write_examples
 from femtune.resolve import make_loop_config, read_inputs
 from femtune.rewards.builtin import score
 from femtune.run_folder import check_new
-from femtune.runs.draws import by_problem, read_draws, write_draws
+from femtune.runs.draws import by_problem, drawn, read_draws, write_draws
 from femtune.runs.hashes import hash_weights
 from femtune.schemes.answer_rules import gain
 from femtune.schemes.filters import Accepted, Chain, Share
@@ -321,10 +321,10 @@ def _side(
 def _gains(stored: Stored) -> dict[DrawKey, float]:
     """Return by how many nats each scored rationale raises log p(y* | x); {} if none was scored."""
     return {
-        draw.key: nats
+        draw.key: added
         for part in scored(stored.draws, stored.draws.with_name("scored"))
         for draw in part
-        if (nats := gain(draw)) is not None
+        if (added := gain(draw)) is not None
     }
 
 
@@ -338,7 +338,7 @@ def _worth(folder: Path, gains: Mapping[DrawKey, float]) -> dict[str, Any]:
     return {
         "num_rationales": len(found),
         "rationale_gain": mean if math.isfinite(mean) else None,
-        "helpful_share": fmean(nats > 0 for nats in found) if found else None,
+        "helpful_share": fmean(added > 0 for added in found) if found else None,
     }
 
 

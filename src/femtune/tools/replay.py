@@ -223,10 +223,10 @@ def told(replayed: Replayed) -> str:
     draw, new = replayed.stored, replayed.completion
     old = draw.completion
     apart = "" if math.isnan(replayed.logprob_gap) else f", difference {replayed.logprob_gap:.1g}"
-    nats = f"log-probability {old.logprob:.4f} and {new.logprob:.4f} nats{apart}"
+    logprobs = f"log-probability {old.logprob:.4f} and {new.logprob:.4f} nats{apart}"
     if replayed.same:
         reward = f"reward {draw.score.reward:g}, {draw.score.reason or 'kept'}"
-        return f"{name_of(draw)}: the same {len(old.tokens)} tokens; {nats}; {reward}"
+        return f"{name_of(draw)}: the same {len(old.tokens)} tokens; {logprobs}; {reward}"
     if (at := replayed.differs_at) is None:
         return (
             f"{name_of(draw)}: the same tokens, but another grade: {draw.score.reward:g} "
@@ -234,9 +234,9 @@ def told(replayed: Replayed) -> str:
             f"({replayed.score.reason or 'kept'}). Has the reward changed?"
         )
     return (
-        f"{name_of(draw)}: differs from token {at + 1} of {len(old.tokens)} on; {nats}. If two tokens "
-        "are about equally likely, rounding decides. It depends on batches, dtype (engine_dtype), "
-        "versions and hardware."
+        f"{name_of(draw)}: differs from token {at + 1} of {len(old.tokens)} on; {logprobs}. If "
+        "two tokens are about equally likely, rounding decides. It depends on batches, dtype "
+        "(engine_dtype), versions and hardware."
     )
 
 
@@ -246,6 +246,9 @@ def as_json(replayed: Replayed) -> dict[str, Any]:
         "draw": name_of(replayed.stored),
         "same": replayed.same,
         "differs_at": replayed.differs_at,
-        "stored": {"text": replayed.stored.completion.text, "nats": replayed.stored.completion.logprob},
-        "replayed": {"text": replayed.completion.text, "nats": replayed.completion.logprob},
+        "stored": {
+            "text": replayed.stored.completion.text,
+            "logprob": replayed.stored.completion.logprob,
+        },
+        "replayed": {"text": replayed.completion.text, "logprob": replayed.completion.logprob},
     }

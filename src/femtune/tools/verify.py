@@ -20,7 +20,7 @@ from femtune.estep.journal import journals, read_journal
 from femtune.mstep.disk import free_bytes, sized
 from femtune.run_folder import fingerprint
 from femtune.runs import manifest
-from femtune.runs.checkpoints import MASTER
+from femtune.runs.checkpoints import MASTER, is_out_of_patience
 from femtune.runs.run import Run, locked, stored_config
 from femtune.tools.stored_run import stored_schedule
 
@@ -82,7 +82,7 @@ def check_up(root: Path) -> RunCondition:
 
 def _other_problems(root: Path) -> str:
     """Return what is wrong with the stored problems; "" if they are those of the configuration."""
-    groups = [root / "problems.parquet", root / "eval.parquet"]
+    groups = [root / f"{name}.parquet" for name in ("problems", "eval", "dev")]
     named = stored_config(root).get("problems")
     if not named or not groups[0].exists():
         return ""
@@ -91,14 +91,14 @@ def _other_problems(root: Path) -> str:
     except DataError as error:
         return str(error)
     # a run without held-out problems may have passed one group, or an empty second one
-    known = {fingerprint(*problems), fingerprint(*filter(None, problems))}
+    known = {fingerprint(*problems), fingerprint(*problems[:2]), fingerprint(*filter(None, problems))}
     return "" if named in known else "not the problems that config.yaml names"
 
 
 _PLACES = re.compile(
     r"iteration-(\d+)/"
-    r"(draws|\w+_answers|eval_scored|eval|bound_scored|bound|recalled|scored|memory|model|master"
-    r"|examples\.parquet|metrics\.json|rationales\.json|)"
+    r"(draws|\w+_answers|eval_scored|eval|dev|bound_scored|bound|recalled|scored|memory|model|master"
+    r"|examples\.parquet|metrics\.json|rationales\.json|scores\.json|)"
 )
 
 
@@ -114,12 +114,12 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
         return "scored again"
     if kind.endswith("_answers"):  # of the base model: only in `predict`, `evaluate` and baselines
         return "scored again"
-    if kind in ("draws", "eval", "bound", "bound_scored", "recalled", "scored"):
-        weights = iteration - (kind not in ("eval", "bound", "bound_scored"))
+    if kind in ("draws", "eval", "dev", "bound", "bound_scored", "recalled", "scored"):
+        weights = iteration - (kind not in ("eval", "dev", "bound", "bound_scored"))
         if kind == "draws" and _draws_from_base(root):
             weights = 0
         if not weights or _is_there(root, weights):
-            does = "drawn again" if kind in ("draws", "eval", "bound") else "scored again"
+            does = "drawn again" if kind in ("draws", "eval", "dev", "bound") else "scored again"
             return does + _after(root, weights, bad)
         return ""  # keep_last has removed the weights that drew or scored it
     if kind in ("examples.parquet", "memory"):
@@ -133,7 +133,7 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
         if start and not _is_there(root, start) and _starts_from_previous(root, iteration):
             return ""
         return "trained again from the examples" + _after(root, start, bad)
-    return "computed again" if kind in ("metrics.json", "rationales.json") else ""
+    return "computed again" if kind in ("metrics.json", "rationales.json", "scores.json") else ""
 
 
 def _after(root: Path, weights: int, bad: set[str]) -> str:
@@ -172,6 +172,9 @@ def _state(root: Path) -> str:
         return "done"
     if numbers and last in numbers and numbers >= set(range(last + 1)):
         return f"done: {last} iterations"
+    history = [json.loads((folder / "metrics.json").read_text()) for folder in done]
+    if history and is_out_of_patience(history, int(stored_config(root).get("patience") or 0)):
+        return f"done: {len(done) - 1} iterations, out of patience"
     number = next(number for number in range(last + 2) if number not in numbers)
     parts = [*_open_parts(run.iteration(number))]
     return f"resumes at iteration {number}" + (f": {', '.join(parts)}" if parts else "")
@@ -183,6 +186,7 @@ def _open_parts(folder: Path) -> Iterator[str]:
         ("recalled", "of remembered draws' log-probabilities"),
         ("draws", "of the E-step"),
         ("scored", "of log-probabilities"),
+        ("dev", "of the development part"),
         ("eval", "of the evaluation"),
         ("bound", "of the bound"),
     ):
@@ -214,7 +218,9 @@ def repair(found: RunCondition) -> list[Path]:
                 for kind in ("answers", "scored")
             ]
             of_draws = [scored] if target.parent.name == "draws" else beside
-            computed = [root / iteration / name for name in ("metrics.json", "rationales.json")]
+            computed = [
+                root / iteration / name for name in ("metrics.json", "rationales.json", "scores.json")
+            ]
             for path in (target, *of_draws, *computed):
                 if iteration.startswith("iteration-") or path == target:
                     manifest.record_removed(root, path)

@@ -21,14 +21,16 @@ from femtune.loop import LoopConfig, Progress, Steps
 from femtune.metric_types import BothWays, EvaluateMetrics
 from femtune.model_info import as_trained
 from femtune.resolve import Data, TaskInputs, make_loop_config, read_inputs
-from femtune.run_folder import run_place, store_problems
+from femtune.run_folder import run_place, store_problems, with_pinned_date
 from femtune.runs.draws import read_draws
 from femtune.runs.run import Run, open_run
 from femtune.sampler import make_sampler_builder, trained_from
 from femtune.types import Aggregate, Demos, Problem, Sampling
 from femtune.workflows.predict import (
     Part,
+    Rows,
     check_calibration,
+    file_once,
     input_rows,
     made,
     read_calibration,
@@ -124,7 +126,8 @@ def evaluate_as_set(
     reader = trained_from(model) if reader_problems else None
     config = _loop_config(settings)
     calibration = read_calibration(settings)
-    asked = read_inputs(data, settings, reward, model=model)
+    rows = None if output is None else file_once(data, settings)
+    asked = read_inputs(data, settings, reward, model=model, rows=rows)
     how = _combine(settings, calibration, asked)
     place, stored = run_place(
         output_dir,
@@ -139,6 +142,7 @@ def evaluate_as_set(
     if settings.calibration is not None:
         digest = hashlib.blake2b(Path(settings.calibration).read_bytes(), digest_size=12).hexdigest()
         stored["calibration"] = f"{settings.calibration} (blake2b {digest})"
+    asked = with_pinned_date(asked, stored)
     builder = make_sampler_builder(model, asked, asked.problems)
     with open_run(place, stored, CHANGEABLE) as run:
         store_problems(run, [], asked.problems, {"eval": asked.report})
@@ -157,7 +161,7 @@ def evaluate_as_set(
             metrics = _measure(steps, builder.demos, how)
             rationales = read_all(steps, reader_problems, reader)
         run.write_json(run.iteration(0) / "metrics.json", {"iteration": 0, "evaluation": metrics})
-    counts = None if output is None else _save(run.iteration(0), data, asked, calibration, output)
+    counts = None if output is None else _save(run.iteration(0), data, asked, rows, calibration, output)
     interval = metrics.get("accuracy_ci")
     return EvaluateResult(
         run=run.root,
@@ -173,14 +177,15 @@ def _save(
     folder: Path,
     data: Data,
     asked: TaskInputs[Evaluate],
+    rows: Rows | None,
     calibration: Calibration | None,
     output: Path,
 ) -> PredictionCounts:
     """Write the predictions of an iteration's stored draws, with the correct answer of each."""
+    part = Part(asked, input_rows(data, asked, rows))
     counts = PredictionCounts(rows_left_out=asked.report.num_skipped)
     by_probabilities = (folder / "eval_answers").is_dir() and asked.settings.aggregate != "votes"
     scored = read_scored(folder / "eval_answers") if by_probabilities else {}
-    part = Part(asked, input_rows(data, asked))
     correct = {item_id(problem): problem.answer for problem in reversed(asked.problems)}
     items = made(stored_items(folder / "eval", asked.problems, scored), calibration)
     warn_of_clashes(part.rows.values())
@@ -222,11 +227,12 @@ def _combine(
 
 def _measure(steps: Steps, demos: Demos, how: _Combination) -> EvaluateMetrics:
     """Draw and measure, and repeat with worked examples if there are any."""
-    metrics: dict[str, Any] = {**steps.evaluate(0)}
-    shown: dict[str, Any] = {**steps.evaluate(0, demos)} if demos else {}
     run, problems, sampler = steps.run, steps.eval_problems, steps.sampler
+    scores = how.scores and engine_scores(sampler, how.aggregate)
+    metrics: dict[str, Any] = {**steps.evaluate(0, scores=scores)}
+    shown: dict[str, Any] = {**steps.evaluate(0, demos, scores=scores)} if demos else {}
     both: dict[str, Any] = {}
-    if how.scores and engine_scores(sampler, how.aggregate):
+    if scores:
         both |= _both_ways(run, "eval", problems, sampler, how.calibration)
         if demos:
             own = replace(sampler, demos=demos)

@@ -38,6 +38,7 @@ class AskSettings(TypedDict, total=False):
     attributes: Names
     raters: Raters
     labels: Pairs
+    group: str | None
     bad_rows: Literal["stop", "skip"]
     accept_at: float
     check_gold: bool
@@ -120,8 +121,10 @@ class TrainSettings(SampleSettings, TrainingSettings, total=False):
     share_device: bool
     start_from: Literal["previous", "base"]
     keep_last: int
+    dev_share: float | None
+    patience: int
     eval_split: str | None
-    eval_share: float
+    eval_share: float | None
     eval_draws: int
     eval_temperature: float
     eval_every: int

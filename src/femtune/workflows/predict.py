@@ -21,15 +21,17 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from femtune.config import CHANGEABLE, Evaluate, Predict
+from femtune.config import CHANGEABLE, Ask, Evaluate, Predict
 from femtune.data.files.lines import json_lines
+from femtune.data.files.reading import rows_once
 from femtune.data.files.streams import stdin_lines
 from femtune.data.objects import rows_of
 from femtune.data.problems import check_lengths
 from femtune.data.tasks.frames import scale_of
+from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.load import TaskData, read_places
 from femtune.data.tasks.published import SCHEMAS
-from femtune.data.tasks.schemas import source_rows
+from femtune.data.tasks.schemas import hub_source
 from femtune.engines.model_files import base_of_adapter, load_config, local_model
 from femtune.errors import ConfigError, DataError
 from femtune.estep.scheduler import Sampler
@@ -39,9 +41,9 @@ from femtune.evaluation.calibration_map import Calibration, check_scale
 from femtune.evaluation.evaluate import ask_into, evaluation_draws
 from femtune.evaluation.scored_answers import (
     Scored,
+    Scoring,
     engine_scores,
     read_scored,
-    score_draws,
     score_into,
     uses_probabilities,
 )
@@ -49,7 +51,15 @@ from femtune.model_info import read_info, with_defaults
 from femtune.mstep.config import context_length
 from femtune.resolve import Data, TaskInputs, read_inputs, task_options
 from femtune.rewards.builtin import exact
-from femtune.run_folder import fingerprint, relied_on, resolved, shown_data, store_problems
+from femtune.run_folder import (
+    fingerprint,
+    pin_date,
+    relied_on,
+    resolved,
+    shown_data,
+    store_problems,
+    with_pinned_date,
+)
 from femtune.runs.draws import by_problem, read_draws
 from femtune.runs.run import Run, check_run, open_run
 from femtune.sampler import SamplerBuilder, make_sampler_builder
@@ -69,6 +79,7 @@ log = logging.getLogger("femtune")
 T = TypeVar("T")
 
 Places = list[tuple[int, Any]]
+Rows = Callable[[], Iterator[tuple[int, Any]]]
 
 # femtune's names of columns with answers, which items to predict may lack
 ANSWERS = frozenset({"answer"}.union(*(schema.label_columns for schema in SCHEMAS)))
@@ -139,8 +150,11 @@ def _drawn(
 ) -> Iterator[tuple[Problem, Sequence[Draw], Scored]]:
     """Draw, and score the answers after each draw, by chunk."""
     by_id = {problem.id: problem for problem in problems}
-    for chunk in evaluation_draws(problems, sampler, draws=settings.draws, iteration=0):
-        scored = score_draws(chunk.draws, by_id, sampler) if scores else {}
+    scoring = Scoring(problems, sampler) if scores else None
+    sampler, add = (scoring.sampler, scoring.add) if scoring else (sampler, lambda draws: None)
+    chunks = evaluation_draws(problems, sampler, draws=settings.draws, iteration=0, on_draws=add)
+    for chunk in chunks:
+        scored = scoring.finish(chunk.draws) if scoring else {}
         for name, draws in by_problem(chunk.draws):
             yield by_id[name], draws, scored
 
@@ -153,7 +167,7 @@ def made(
     """Yield predictions from problems and their draws, both orders of a pair together."""
     for _, group in groupby(drawn, key=lambda one: item_id(one[0])):
         orders = list(group)
-        scored = {key: nats for _, _, each in orders for key, nats in each.items()}
+        scored = {key: logprobs for _, _, each in orders for key, logprobs in each.items()}
         asked = [(problem, draws) for problem, draws, _ in orders]
         yield prediction(asked, calibration, abstain_below, scored)
 
@@ -178,7 +192,8 @@ def predict_into(data: Data, model: str, settings: Predict, output: Path) -> Pre
     counts.rows_left_out = asked.report.num_skipped
     check_calibration(calibration, asked.problems)
     place = output.with_name(f"{output.name}.draws")
-    config = _stored_config(data, model, asked)
+    config = _stored_config(data, model, asked, place)
+    asked = with_pinned_date(asked, config)
     check_run(place, config, _OF_VOTES)
     # nothing is graded here, and a reward of the user's own may not bear a missing answer
     builder = make_sampler_builder(model, replace(asked, reward=exact()), asked.problems)
@@ -190,13 +205,14 @@ def predict_into(data: Data, model: str, settings: Predict, output: Path) -> Pre
     return PredictResult(output, place, counts)
 
 
-def _stored_config(data: Data, model: str, asked: TaskInputs[Predict]) -> dict[str, Any]:
+def _stored_config(data: Data, model: str, asked: TaskInputs[Predict], place: Path) -> dict[str, Any]:
     """Return the configuration of the run that holds the draws."""
     base, settings = local_model(model), asked.settings
-    relies = relied_on(base, base=base_of_adapter(base), template_args=settings.template_args)
     marks = fingerprint(asked.problems)
-    shown = shown_data(data)
-    return resolved(settings, data=shown, model=model, problems=marks, relies_on=relies)
+    config = resolved(settings, data=shown_data(data), model=model, problems=marks)
+    pin_date(config, base, place)
+    args = config["template_args"]
+    return config | {"relies_on": relied_on(base, base=base_of_adapter(base), template_args=args)}
 
 
 def _stored_draws(
@@ -211,9 +227,11 @@ def _stored_draws(
     scores = uses_probabilities(aggregate, problems, builder.prompts)
     with builder.sampler(Sampling(settings.max_new_tokens, settings.temperature)) as sampler:
         sampler = replace(sampler, demos=builder.demos)
-        folder = ask_into(run, "eval", problems, sampler, draws=settings.draws)
+        scores = scores and engine_scores(sampler, aggregate)
+        scoring = Scoring(problems, sampler) if scores else None
+        folder = ask_into(run, "eval", problems, sampler, draws=settings.draws, scoring=scoring)
         scored: Scored = {}
-        if scores and engine_scores(sampler, aggregate):
+        if scores:  # what was drawn before without scores, too
             scored = read_scored(score_into(run, "eval", problems, sampler))
     yield from stored_items(folder, problems, scored)
 
@@ -278,24 +296,33 @@ def _read(data: Data, model: str, settings: Predict) -> Iterable[Part]:
     if data == "-":
         return _read_stream(model, settings)
 
+    rows = file_once(data, settings)
+
     def read(settings: Predict) -> TaskInputs[Predict]:
-        return read_inputs(data, settings, answers=False, model=model)
+        return read_inputs(data, settings, answers=False, model=model, rows=rows)
 
     asked = reading(settings, read)
-    return [Part(asked, input_rows(data, asked) if settings.input_columns else {})]
+    return [Part(asked, input_rows(data, asked, rows) if settings.input_columns else {})]
 
 
-def input_rows(data: Data, asked: TaskInputs[Any]) -> dict[str, Row]:
+def file_once(data: Data, settings: Ask) -> Rows | None:
+    """Return what yields a file's rows, for its items and again beside them; None for other data."""
+    is_file = isinstance(data, (str, Path)) and not is_hub_id(str(data))
+    return rows_once(Path(str(data)), settings.header) if is_file else None
+
+
+def input_rows(data: Data, asked: TaskInputs[Any], rows: Rows | None) -> dict[str, Row]:
     """Return the input row of each item by its id; of an item of several raters, the first one's.
 
-    Of objects, and where it is not known which row an item is of, the row has what the problem knows.
+    `rows` yields those of a file. Of objects, and where it is not known which row an item is of, the row
+    has what the problem knows.
     """
     places: dict[int, Any] = {}
-    settings = asked.settings
-    if isinstance(data, (str, Path)):
-        config, split, header = settings.data_config, settings.split, settings.header
-        rows = source_rows(data, settings.task, config=config, split=split, header=header)
-        places = dict(rows)
+    if rows is not None:
+        places = dict(rows())
+    elif isinstance(data, (str, Path)):
+        config, split = asked.settings.data_config, asked.settings.split
+        places = dict(hub_source(str(data), asked.settings.task, config=config, split=split))
     elif not isinstance(data, TaskData):
         places = dict(enumerate(rows_of(data), 1))
     return _by_item(asked, places)

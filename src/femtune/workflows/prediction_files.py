@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from femtune._util.atomic_files import replacing
+from femtune._util.text import number_text
 from femtune.data.files.columnar import JSON_COLUMNS
 from femtune.data.problems import native_array
 from femtune.errors import ConfigError
@@ -72,8 +73,8 @@ def beside(prediction: Prediction, row: Row) -> Prediction:
 
 
 def _is_id(value: Any, name: str) -> bool:
-    whole = isinstance(value, float) and value.is_integer()
-    return str(int(value) if whole else value).strip() == name
+    text = number_text(value) if isinstance(value, float) else str(value).strip()
+    return text == name
 
 
 def _free_name(name: str, row: Row) -> str:

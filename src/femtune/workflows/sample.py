@@ -21,7 +21,7 @@ from femtune.resolve import (
     read_inputs,
     sampling,
 )
-from femtune.run_folder import check_storable, run_place, store_problems
+from femtune.run_folder import check_storable, run_place, store_problems, with_pinned_date
 from femtune.runs.run import open_run
 from femtune.sampler import make_sampler_builder
 from femtune.types import Problem, Scheme
@@ -74,6 +74,7 @@ def run_sample(
         demos=asked.demos,
         scheme=scheme or named_scheme(asked.settings),
     )
+    asked = with_pinned_date(asked, stored)
     builder = make_sampler_builder(model, asked, problems)
     config = replace(config, demos=usable_demos(builder.demos, config.scheme))
     with open_run(place, stored, CHANGEABLE) as run:

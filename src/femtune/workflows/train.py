@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from femtune.config import CHANGEABLE, Train
+from femtune.data.partition import Parts, num_items
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, ModelError
 from femtune.estep.scheduler import Sampler
+from femtune.evaluation.item_scores import compare_iterations
+from femtune.evaluation.paired import PairedDifference
 from femtune.loop import LoopConfig, Progress, fem
 from femtune.metric_types import History
 from femtune.model_info import ModelInfo, info_of
@@ -29,35 +33,38 @@ from femtune.resolve import (
     read_test,
     sampling,
 )
-from femtune.run_folder import check_storable, run_place, store_problems
-from femtune.runs.checkpoints import best_of
-from femtune.runs.hashes import warn_of_date
+from femtune.run_folder import check_storable, run_place, store_problems, with_pinned_date
+from femtune.runs.checkpoints import best_of, describe_best
 from femtune.runs.run import open_run
 from femtune.sampler import SamplerBuilder, check_installed, make_sampler_builder
 from femtune.tools.estimate.disk import at_most, check_disk
-from femtune.types import Problem, Sampling, Scheme
+from femtune.types import Sampling, Scheme
 from femtune.workflows.worked_examples import store_demos, usable_demos, without_held_out
 
+log = logging.getLogger("femtune")
 
-@dataclass(frozen=True, repr=False)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrainResult:
     """Models and metrics of a run of filtered EM. Its repr is the summary that the CLI prints."""
 
     run: Path
     """Folder of the run: settings, problems, every draw, examples and metrics."""
     best: Path
-    """Model with the highest held-out accuracy, which selection biases upwards slightly."""
+    """Model with the highest accuracy on the development part: no held-out problem chose it."""
     last: Path
     """Model of the last iteration."""
     best_iteration: int
-    """Iteration of `best`; the last one if nothing was held out."""
+    """Iteration of `best`; the last one without a development part."""
     history: History = field(repr=False)
     """Metrics by iteration; 0 is the base model."""
+    difference: PairedDifference | None = None
+    """Held-out accuracy of `best` less that of the base, on the same problems; None if not measured."""
 
     def __repr__(self) -> str:
         lines = [
-            *summary(self.history),
-            f"best: {self.best} (iteration {self.best_iteration})",
+            *summary(self.history, self.difference),
+            f"best: {self.best} ({describe_best(self.history)})",
             f"last: {self.last}",
         ]
         return "\n".join(lines)
@@ -76,7 +83,7 @@ def run_train(
     """Train from settings; a scheme or reward given as an object stands for its name in them."""
     _check(settings, scheme)
     draws = sampling(settings, scheme)
-    asked, other, (problems, test) = _inputs(data, model, settings, output_dir, scheme, reward)
+    asked, other, parts = _inputs(data, model, settings, output_dir, scheme, reward)
     config = make_loop_config(asked.settings, scheme)
     place, stored = run_place(
         output_dir,
@@ -84,34 +91,43 @@ def run_train(
         data,
         model,
         asked.settings,
-        problems,
-        test,
+        *parts.groups,
         reward=asked.reward,
         demos=asked.demos,
         scheme=scheme or named_scheme(asked.settings),
     )
-    warn_of_date(local_model(model), asked.settings.template_args)
-    builder = make_sampler_builder(model, asked, problems, test)
+    asked = with_pinned_date(asked, stored)
+    builder = make_sampler_builder(model, asked, *parts.groups)
     config = replace(config, demos=usable_demos(builder.demos, config.scheme))
     info = _info(model, settings, asked, builder, stored)
     if reward is not None:  # another command cannot find a function by name
         info = replace(info, reward=None)
-    _check_room(place, config, builder, problems, test, draws)
+    _check_room(place, config, builder, parts, draws)
     with (
         open_run(place, stored, CHANGEABLE) as run,
         tracking(settings.training.trackers, run.root, stored, progress) as progress,
     ):
         reports = {"problems": asked.report} | ({} if other is None else {"eval": other.report})
-        store_problems(run, problems, test, reports)
+        store_problems(run, parts.train, parts.test, reports, dev=parts.dev)
         store_demos(run, builder)
-        with builder.sampler(draws, problems, config.scheme.needs) as sampler:
+        with builder.sampler(draws, parts.train, config.scheme.needs) as sampler:
             _check_adapters(sampler)
             history = fem(
-                run, builder.base, problems, test, config, sampler, builder.tokenizer, progress, info
+                *(run, builder.base, parts.train, parts.test, config, sampler),
+                *(builder.tokenizer, progress, info, parts.dev),
             )
-        for iteration in {best_of(history), config.iterations}:
+        if history[-1]["iteration"] < config.iterations:
+            log.info("out of patience %d: best is %s.", config.patience, describe_best(history))
+        for iteration in {best_of(history), history[-1]["iteration"]}:
             write_model_card(run.root, iteration)
-    return TrainResult(run.root, run.root / "best", run.root / "last", best_of(history), history)
+    return TrainResult(
+        run=run.root,
+        best=run.root / "best",
+        last=run.root / "last",
+        best_iteration=best_of(history),
+        history=history,
+        difference=compare_iterations(run.root, best_of(history)),
+    )
 
 
 def _check(settings: Train, scheme: Scheme | None) -> None:
@@ -141,16 +157,27 @@ def _inputs(
     output_dir: str | Path | None,
     scheme: Scheme | None,
     reward: Callable[..., Any] | None,
-) -> tuple[TaskInputs[Train], TaskInputs[Train] | None, tuple[list[Problem], list[Problem]]]:
+) -> tuple[TaskInputs[Train], TaskInputs[Train] | None, Parts]:
     """Return the inputs with all settings filled in, those of evaluation data, and both's problems."""
     asked = read_inputs(data, settings, reward, model=model)
     make_loop_config(asked.settings, scheme)  # before the model's files are read
     other = read_test(asked, data, model)
-    problems, test = part(asked, other)
-    asked = without_held_out(asked, test)
+    parts = part(asked, other)
+    _say_undeveloped(settings, parts)
+    asked = without_held_out(asked, [*parts.dev, *parts.test])
     place = None if output_dir is None else Path(output_dir)
     own = choose_peft(asked.settings, local_model(model), place)
-    return replace(asked, settings=own), other, (problems, test)
+    return replace(asked, settings=own), other, parts
+
+
+def _say_undeveloped(settings: Train, parts: Parts) -> None:
+    """Log what is done if there are too few problems for a development part."""
+    if not parts.dev and settings.dev_share is None and settings.eval_every:
+        log.info(
+            "%d training items are too few for a development part: `best` is the last model. "
+            "--dev-share 0.2 sets one aside.",
+            num_items(parts.train),
+        )
 
 
 def _info(
@@ -170,13 +197,15 @@ def _check_room(
     place: Path,
     config: LoopConfig,
     builder: SamplerBuilder,
-    problems: list[Problem],
-    test: list[Problem],
+    parts: Parts,
     draws: Sampling,
 ) -> None:
     """Refuse or warn if the disk is too small for the run: see `check_disk`."""
     num_stored = len(list(place.glob("iteration-*/model")))
-    needed = at_most(config, builder.base, len(problems), len(test), draws, num_stored)
+    needed = at_most(
+        *(config, builder.base, len(parts.train), len(parts.test), draws, num_stored),
+        num_dev=len(parts.dev),
+    )
     check_disk(place, needed)
 
 

@@ -35,7 +35,7 @@ NO_NUMBERS = (
     "5 x", "2 pi",
     "4²", "5!", "5?", "~5", "about 5", "5 or 6", "5 and 6", "not 5", "5 pm", "500 BC", "5 less",
     "5 below zero",
-    "5 minus 3", "5th", "five", "5 and a half", "$5 to $6", "5 feet 3 inches", "9" * 5000, "1e9999",
+    "5 minus 3", "5th", "five six", "5 and a half", "$5 to $6", "3 inches 5 feet", "9" * 5000, "1e9999",
     "nan", "inf",
 )
 SAME_UNITS = (

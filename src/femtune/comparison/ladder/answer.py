@@ -31,7 +31,7 @@ from femtune.run_folder import fingerprint, resolved, shown_data
 from femtune.runs.run import open_run
 from femtune.sampler import make_sampler_builder
 from femtune.types import Draw, Problem, Sampling
-from femtune.workflows.predict import Part, input_rows, made, predict_into, reading
+from femtune.workflows.predict import Part, file_once, input_rows, made, predict_into, reading
 from femtune.workflows.prediction_files import PredictionCounts, save_predictions, warn_of_clashes
 
 Drawn = Iterator[tuple[Problem, Sequence[Draw], Scored]]
@@ -47,12 +47,14 @@ def answer_like(rung: Rung, ground: Ground, new: Data, output: Path) -> Predicti
         model = rung.detail["model"] if rung.name in TRAINED else ground.model
         return predict_into(new, str(model), settings, output).counts
 
+    rows = file_once(new, settings)
+
     def read(settings: Predict) -> TaskInputs[Predict]:
-        return read_inputs(new, settings, answers=False, model=ground.model)
+        return read_inputs(new, settings, answers=False, model=ground.model, rows=rows)
 
     asked = reading(settings, read)
     asked = replace(asked, reward=exact())  # nothing is graded here
-    part = Part(asked, input_rows(new, asked))
+    part = Part(asked, input_rows(new, asked, rows))
     warn_of_clashes(part.rows.values())
     if rung.name == "direct":
         drawn = _direct(ground, asked)

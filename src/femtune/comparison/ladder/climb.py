@@ -39,6 +39,7 @@ from femtune.comparison.ladder.store import (
     read_rung,
     row,
     save_rung,
+    stored_settings,
 )
 from femtune.comparison.ladder.use import command
 from femtune.comparison.ladder.verdict import MARGIN, decide
@@ -46,8 +47,8 @@ from femtune.config import CHANGEABLE, Train, given
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, DataError, NothingKept
 from femtune.reporting.terminal import Show
-from femtune.resolve import Data, choose_peft, held_out, make_loop_config, read_inputs
-from femtune.run_folder import fingerprint, resolved, shown_data
+from femtune.resolve import Data, choose_peft, make_loop_config, part, read_inputs, read_test
+from femtune.run_folder import dated, fingerprint, resolved, shown_data
 from femtune.runs.run import locked
 from femtune.sampler import make_sampler_builder
 from femtune.workflows.prediction_files import check_output
@@ -148,10 +149,17 @@ def _prepare(
         bound_draws=settings.bound_draws if "bound_draws" in known else 0,
         reader_problems=settings.reader_problems if "reader_problems" in known else 0,
     )
-    settings = choose_peft(settings, local_model(model), folder / "fem")
+    base = local_model(model)
+    # the date of the ladder's first day, also for rungs of another day
+    args = dated(settings.template_args, base, stored_settings(folder).get("template_args", ()))
+    settings = choose_peft(replace(settings, template_args=tuple(args)), base, folder / "fem")
     asked = read_inputs(data, settings, reward, model=model)
     make_loop_config(asked.settings)
-    train, test = held_out(asked, data, model)
+    other = read_test(asked, data, model)
+    part(asked, other)  # refuses a development part that fem can't have
+    # as in `compare`, the others learn from the development part too: they choose no iteration by it
+    whole = replace(asked, settings=replace(asked.settings, dev_share=0.0, patience=0))
+    train, _, test = part(whole, other)
     if not test:
         raise DataError(
             "a ladder needs held-out problems: give --eval-data, or an --eval-share above 0."

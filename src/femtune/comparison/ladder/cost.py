@@ -130,10 +130,16 @@ def trained(history: History) -> int:
 
 
 def learning_tokens(run: Path, history: History, lengths: PromptLengths) -> Tokens:
-    """Return the tokens of a run's E-steps and M-steps. Of scoring, completions alone are counted."""
+    """Return the tokens of a run's E-steps and M-steps, and of the choice of its best iteration.
+
+    Of scoring, completions alone are counted.
+    """
     found = Tokens(trained=trained(history))
     for each in history:
+        folder = run / f"iteration-{each['iteration']:03}"
+        if "development" in each:
+            found += lengths.drawn(folder / "dev")
         if "e_step" in each:
-            found += lengths.drawn(run / f"iteration-{each['iteration']:03}" / "draws")
+            found += lengths.drawn(folder / "draws")
             found += Tokens(scored=each["e_step"].get("scored_tokens", 0))
     return found

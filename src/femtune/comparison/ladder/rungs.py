@@ -6,14 +6,13 @@ its run stored, and where. `setup` is spent once, on training problems; `use` on
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from femtune.comparison.baseline_draws import ANSWERS, Baseline
+from femtune.comparison.baseline_draws import Baseline
 from femtune.comparison.baselines import baseline_settings, both_orders, most_frequent, run_on
 from femtune.comparison.ladder.cost import (
     NO_TOKENS,
@@ -25,19 +24,19 @@ from femtune.comparison.ladder.cost import (
 )
 from femtune.comparison.regression_baseline import check_regression
 from femtune.config import CHANGEABLE, Train
+from femtune.data.partition import Parts
 from femtune.data.tasks.frames import frame
 from femtune.errors import DataError
 from femtune.estep.answer_probs import closed_set
 from femtune.evaluation.answer_metrics import side_by_side
 from femtune.evaluation.evaluate import evaluation_metrics, group_of
-from femtune.evaluation.item_scores import Scores, draw_scores, probability_scores, vote_scores
+from femtune.evaluation.item_scores import Scores, probability_scores, stored_scores
 from femtune.evaluation.scored_answers import read_scored, score_into
 from femtune.loop import Progress
 from femtune.metric_types import EvaluationMetrics, History
 from femtune.model_info import is_base
 from femtune.resolve import Data, TaskInputs
-from femtune.runs.checkpoints import best_of
-from femtune.runs.draws import read_draws
+from femtune.runs.draws import drawn, read_draws
 from femtune.runs.run import open_run, stored_config
 from femtune.sampler import SamplerBuilder, make_sampler_builder
 from femtune.types import Problem, Sampling
@@ -70,8 +69,8 @@ class Ground:
     model: str
     settings: Train
     asked: TaskInputs[Train]
-    train: Sequence[Problem]
-    test: Sequence[Problem]
+    train: list[Problem]  # fem sets its development part aside from these
+    test: list[Problem]
     folder: Path
     draws: int  # rationales of a held-out problem, for votes and probabilities
     builder: SamplerBuilder
@@ -136,13 +135,18 @@ def _baseline(
     made = baseline_settings(kind or name, ground.settings, draws)
     settings: Baseline = replace(made, scheme=name)
     own = replace(ground.asked, settings=settings)
-    groups = ground.train, ground.test
+    parts = Parts(ground.train, [], ground.test)
     place = ground.folder / name
-    return run_on(own, groups, ground.data, model or ground.model, settings, place, progress=progress)
+    return run_on(own, parts, ground.data, model or ground.model, settings, place, progress=progress)
 
 
 def _stored(ground: Ground, name: str, kind: str = "eval", iteration: int = 0) -> Path:
     return ground.folder / name / f"iteration-{iteration:03}" / kind
+
+
+def _scores(ground: Ground, name: str, row: str = "", *, iteration: int = 0, **how: Any) -> Scores:
+    """Return the scores of a rung's run, or of one of its rows: see `stored_scores`."""
+    return stored_scores(ground.folder / name, iteration, **how)[row]
 
 
 def _lengths(ground: Ground) -> PromptLengths:
@@ -151,14 +155,8 @@ def _lengths(ground: Ground) -> PromptLengths:
 
 def _majority(ground: Ground, progress: Progress) -> Measured:
     metrics = _baseline("majority", ground, progress)[-1]["evaluation"]
-    scores = draw_scores(read_draws(_stored(ground, "majority")))
+    scores = _scores(ground, "majority")
     return Measured(metrics=metrics, scores=scores, detail={"answer": most_frequent(ground.train)})
-
-
-def _row(ground: Ground, name: str, row: str) -> Scores:
-    """Return the scores of a baseline's row, from the answers that it stored."""
-    stored = json.loads(_stored(ground, name, ANSWERS).read_text())[row]
-    return {problem_id: float(own["right"]) for problem_id, own in stored.items()}
 
 
 def _direct(ground: Ground, progress: Progress) -> Measured:
@@ -167,15 +165,14 @@ def _direct(ground: Ground, progress: Progress) -> Measured:
     prompt = sum(lengths.of(problem.id, demos=bool(builder.demos)) for problem in ground.test)
     scored = answer_tokens(builder, {problem.id: closed_set(problem) for problem in ground.test})
     use = Tokens(prompt=prompt, scored=scored)
-    return Measured(metrics=metrics, scores=_row(ground, "direct", "direct"), use=use)
+    return Measured(metrics=metrics, scores=_scores(ground, "direct", "direct"), use=use)
 
 
 def _greedy(name: str, kind: str) -> Callable[[Ground, Progress], Measured]:
     def measured(ground: Ground, progress: Progress) -> Measured:
         metrics = _baseline(name, ground, progress)[-1]["evaluation"]
-        folder = _stored(ground, name, kind)
-        use = _lengths(ground).drawn(folder)
-        return Measured(metrics=metrics, scores=draw_scores(read_draws(folder)), use=use)
+        use = _lengths(ground).drawn(_stored(ground, name, kind))
+        return Measured(metrics=metrics, scores=_scores(ground, name, kind=kind), use=use)
 
     return measured
 
@@ -189,7 +186,7 @@ def _regression(ground: Ground, progress: Progress) -> Measured:
     training, held_out = _stored(ground, "regression", "draws"), _stored(ground, "regression")
     return Measured(
         metrics=rows[row],
-        scores=_row(ground, "regression", row),
+        scores=_scores(ground, "regression", row),
         setup=lengths.drawn(training) + lengths.reread(training),
         use=lengths.drawn(held_out) + lengths.reread(held_out),
         detail={"row": row},
@@ -201,10 +198,9 @@ def _votes(ground: Ground, progress: Progress) -> Measured:
 
 
 def _by_vote(name: str, ground: Ground, history: History, builder: SamplerBuilder) -> Measured:
-    folder = _stored(ground, name)
-    lengths = PromptLengths(builder, ground.test)
-    scores = vote_scores(ground.by_id, read_draws(folder))
-    return Measured(metrics=history[-1]["evaluation"], scores=scores, use=lengths.drawn(folder))
+    use = PromptLengths(builder, ground.test).drawn(_stored(ground, name))
+    scores = _scores(ground, name, by_vote=True)
+    return Measured(metrics=history[-1]["evaluation"], scores=scores, use=use)
 
 
 def _probabilities(name: str, ground: Ground, progress: Progress, builder: SamplerBuilder) -> Measured:
@@ -222,25 +218,23 @@ def _probabilities(name: str, ground: Ground, progress: Progress, builder: Sampl
     reread = lengths.reread(folder)  # each rationale is read again, before its answers are scored
     answers = {p.id: closed_set(p) * ground.draws for p in test}
     scoring = Tokens(prompt=reread.prompt + reread.scored, scored=answer_tokens(builder, answers))
+    scores: dict[str, float] = {}
+    for chunk in drawn(folder):  # a problem's draws are in one chunk
+        scores |= probability_scores(chunk, ground.by_id, scored)
     metrics: EvaluationMetrics = {
         **evaluation_metrics(ground.by_id, read_draws(folder)),
         **both["by_probabilities"],
     }
-    return Measured(
-        metrics=metrics,
-        scores=probability_scores(ground.by_id, read_draws(folder), scored),
-        use=lengths.drawn(folder) + scoring,
-    )
+    return Measured(metrics=metrics, scores=scores, use=lengths.drawn(folder) + scoring)
 
 
 def _answer_only(ground: Ground, progress: Progress) -> Measured:
     history = _baseline("answer-only", ground, progress)
-    folder = _stored(ground, "answer-only", iteration=1)
     return Measured(
         metrics=history[-1]["evaluation"],
-        scores=draw_scores(read_draws(folder)),
+        scores=_scores(ground, "answer-only", iteration=1),
         setup=Tokens(trained=trained(history)),
-        use=_lengths(ground).drawn(folder),
+        use=_lengths(ground).drawn(_stored(ground, "answer-only", iteration=1)),
         detail={"model": str(ground.folder / "answer-only" / "iteration-001" / "model")},
     )
 
@@ -251,35 +245,18 @@ def _answer_only(ground: Ground, progress: Progress) -> Measured:
 def _fem(ground: Ground, progress: Progress) -> Measured:
     place = ground.folder / "fem"
     done = run_train(ground.data, ground.model, ground.settings, place, progress, reward=ground.reward)
-    chosen, model = handed_over(done.history)
-    folder = _stored(ground, "fem", iteration=chosen)
-    lengths = _lengths(ground)
-    metrics = next(each for each in done.history if each["iteration"] == chosen)["evaluation"]
+    best, lengths = done.best_iteration, _lengths(ground)
     return Measured(
-        metrics=metrics,
-        scores=draw_scores(read_draws(folder)),
+        metrics=next(each for each in done.history if each["iteration"] == best)["evaluation"],
+        scores=_scores(ground, "fem", iteration=best),
         setup=learning_tokens(place, done.history, lengths),
-        use=lengths.drawn(folder),
-        detail={"model": str(place / model), "iteration": chosen},
+        use=lengths.drawn(_stored(ground, "fem", iteration=best)),
+        detail={"model": str(done.best), "iteration": best},
     )
 
 
-def handed_over(history: History) -> tuple[int, str]:
-    """Return the iteration whose model a run hands over, and the name of its link.
-
-    The best one, where it was chosen by problems that are not held out; else the last one, as the best
-    was chosen by the very problems that it is measured on.
-    """
-    if any("development" in each for each in history):
-        return best_of(history), "best"
-    return history[-1]["iteration"], "last"
-
-
 def _trained_builder(ground: Ground) -> tuple[str, SamplerBuilder]:
-    model = str(ground.folder / "fem" / "last")
-    stored = ground.folder / "rungs" / "fem.json"
-    if stored.exists():
-        model = json.loads(stored.read_text())["detail"]["model"]
+    model = str(ground.folder / "fem" / "best")
     return model, make_sampler_builder(model, ground.asked, ground.test)
 
 

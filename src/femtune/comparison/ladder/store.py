@@ -24,6 +24,8 @@ from femtune.comparison.ladder.rungs import Measured
 from femtune.errors import RunError
 from femtune.metric_types import EvaluationMetrics, interval
 
+SETTINGS = "settings.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
@@ -136,14 +138,20 @@ def _processor_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
+def stored_settings(folder: Path) -> dict[str, Any]:
+    """Return a ladder's stored settings; {} of a new one."""
+    path = folder / SETTINGS
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Store a ladder's settings, or compare with those stored. Raises RunError if they differ."""
-    path = folder / "settings.json"
     asked = json.loads(json.dumps(settings))
-    if not path.exists():
-        write_json(path, asked)
+    stored = stored_settings(folder)
+    if not stored:
+        write_json(folder / SETTINGS, asked)
         return
-    stored = json.loads(path.read_text())
     names = [name for name in {**stored, **asked} if stored.get(name) != asked.get(name)]
     if names:
         shown = "; ".join(f"{name} {stored.get(name)!r} -> {asked.get(name)!r}" for name in names[:4])

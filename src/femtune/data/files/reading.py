@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,21 @@ def file_rows(file: Path, header: bool = True) -> Iterator[tuple[int, Any]]:
                 columns = columns or [*row]
                 _check_alike(shard, [*row], columns)
             yield ShardPlace.of(shard, place), row
+
+
+def rows_once(file: Path, header: bool = True) -> Callable[[], Iterator[tuple[int, Any]]]:
+    """Return a function that yields what `file_rows` does; the file is read at the first call only.
+
+    All rows stay in memory.
+    """
+    kept: list[tuple[int, Any]] = []
+
+    def rows() -> Iterator[tuple[int, Any]]:
+        if not kept:
+            kept.extend(file_rows(file, header))
+        return iter(kept)
+
+    return rows
 
 
 def file_unit(file: Path) -> str:

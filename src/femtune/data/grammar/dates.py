@@ -26,7 +26,7 @@ class Date(NamedTuple):
     day: int
 
 
-_MONTHS = {
+MONTHS = {
     name: number
     for number, names in enumerate(
         (
@@ -40,7 +40,7 @@ _MONTHS = {
 _WEEKDAYS = ("mon", "tues", "wednes", "thurs", "fri", "satur", "sun")
 _WEEKDAY = re.compile(rf"({'|'.join(_WEEKDAYS)})day,? ")
 _NUMBERS = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})|(\d{1,2})([-/.])(\d{1,2})\6(\d{4})", re.ASCII)
-_MONTH, _DAY, _YEAR = rf"(?P<month>{'|'.join(_MONTHS)})", r"(?P<day>\d{1,2})", r"(?P<year>\d{4})"
+_MONTH, _DAY, _YEAR = rf"(?P<month>{'|'.join(MONTHS)})", r"(?P<day>\d{1,2})", r"(?P<year>\d{4})"
 _NAMED = [
     re.compile(pattern, re.ASCII)
     for pattern in (
@@ -77,7 +77,7 @@ def _named(text: str) -> Date | None:
     if match is None:
         return None
     given = match.groupdict()
-    return _valid(int(given["year"] or 0), _MONTHS[given["month"]], int(given.get("day") or 0))
+    return _valid(int(given["year"] or 0), MONTHS[given["month"]], int(given.get("day") or 0))
 
 
 def _numbered(text: str) -> Date | None:

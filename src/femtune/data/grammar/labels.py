@@ -24,7 +24,8 @@ _NOUN = re.compile(
 )
 _LABEL = re.compile(
     r"[(\[{]?(?P<label>[a-z]|[0-9]{1,2})"
-    r"(?:[)\]}][.:]?(?=\W|$)|[.:](?=\s|$)|(?=\s\()|(?=\s[-–—]\s)|(?=\sis\s)|$)"
+    r"(?:[)\]}][.:]?(?=\W|$)|[.:](?=\s|$)|(?=\s\()|(?=\s[-–—]\s)|(?=\sis\s)|,?(?=\s(?:because|since)\s)"
+    r"|,(?=\s(?:\w+\s)?better\s)|$)"
     r"\s*(?P<rest>.*)",
     re.DOTALL | re.IGNORECASE | re.ASCII,
 )
@@ -33,7 +34,8 @@ _BEFORE_TEXT = re.compile(
 )
 _THING = r"(?:answer|choice|one|option|response|summary)"
 _VERDICT = re.compile(
-    rf"is (?:the )?(?:better|best|right|correct|preferred)(?: {_THING})?"
+    rf"(?:is )?(?:the |a )?(?:(?:slightly|much|far|clearly|significantly|somewhat|marginally|a bit) )?"
+    rf"(?:better|best|right|correct|preferred)(?: {_THING})?"
     rf"(?: than (?:the )?(?:{_THING} )?\(?\w{{1,5}}\)?)?|is the answer",
     re.IGNORECASE,
 )
@@ -83,7 +85,7 @@ def undecorated(answer: str) -> str:
     >>> undecorated("Response **B**"), undecorated("(B) Paris")
     ('B', '(B) Paris')
     """
-    text = unled(unmarked(answer))
+    text = re.sub(r"^\$(?=[A-Za-z]$)", "", unled(unmarked(answer)))  # $B, as in "Answer: $LETTER"
     named = _NOUN.fullmatch(text)
     if named and _LABEL.match(after := unbracketed(unmarked(named["label"]))):
         text = after

@@ -16,8 +16,10 @@ import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
-from femtune.data.grammar.text import bare, folded, remembered, unbracketed, unled
-from femtune.data.grammar.units import Unit, read_unit
+from femtune.data.grammar.dates import MONTHS
+from femtune.data.grammar.number_words import WORD, in_digits
+from femtune.data.grammar.text import DOUBT, bare, folded, remembered, unbracketed, unled
+from femtune.data.grammar.units import Unit, factor, read_unit
 
 LONGEST = 400  # characters; int() of thousands of digits is slow, and refused in the end
 
@@ -29,8 +31,19 @@ class Quantity(NamedTuple):
     unit: Unit
 
     def same(self, other: Quantity) -> bool:
-        """Return True for the same number, of the same unit or of one that is left out."""
-        return self.value == other.value and self.unit.agrees(other.unit)
+        """Return True for the same number, of the same unit or of one that is left out.
+
+        Units that are exact parts of each other are converted: 1.5 km is 1500 m.
+        """
+        return (mine := self.beside(other)) is not None and mine == other.value
+
+    def beside(self, other: Quantity) -> Fraction | None:
+        """Return the number in the other one's unit; None if the units differ."""
+        if self.unit.agrees(other.unit):
+            return self.value
+        times = factor(self.unit.name, other.unit.name)
+        rests = Unit("", self.unit.rest), Unit("", other.unit.rest)
+        return self.value * times if times and rests[0].agrees(rests[1]) else None
 
 
 # 1,234,567, the same grouped as in India, 12,34,567, and 1234567
@@ -56,13 +69,40 @@ def as_quantity(answer: str) -> Quantity | None:
     """Return the number and unit that an answer is, or None."""
     if len(answer) > LONGEST:
         return None
-    text = spelled(unled(bare(answer)))
+    text = in_digits(spelled(unled(bare(answer))))
     inner = unbracketed(text)
     match = _NUMBER.fullmatch(inner if "," not in inner else text)  # (1,234) may be a point
     if match is None:
         return None
     value, unit = _value(match), _unit(match)
-    return None if value is None or unit is None else Quantity(value, unit)
+    if value is None or unit is None:
+        return _several(text)
+    return Quantity(value, unit)
+
+
+_TWICE = re.compile(r"(?P<one>[^()]+) \((?P<other>[^()]+)\)")  # fifteen (15)
+_AND = re.compile(r"(?:,? and |, ?| )(?=\d)")
+
+
+def _several(text: str) -> Quantity | None:
+    """Return the number of "15 (fifteen)", or the sum of "1 hour and 30 minutes"; else None."""
+    if (twice := _TWICE.fullmatch(text)) is not None:
+        one, other = as_quantity(twice["one"]), as_quantity(twice["other"])
+        return one if one and other and one.same(other) else None
+    parts = _AND.split(text)
+    found = [as_quantity(part) for part in parts] if 2 <= len(parts) <= 4 else []
+    total: Quantity | None = None
+    for each in found:
+        if each is None or each.unit.rest:
+            return None
+        if total is not None:
+            # parts become smaller: 5 feet 6 inches, but not 30 minutes 2 hours, nor 1 hour 90 minutes
+            size = factor(total.unit.name, each.unit.name)
+            if size is None or not (size > 1 and 0 <= each.value < size):
+                return None
+            each = Quantity(total.value * size + each.value, each.unit)
+        total = each
+    return total
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -92,9 +132,84 @@ def _unit(match: re.Match[str]) -> Unit | None:
     return read_unit(f"{match['currency']} {match['unit'].strip()}") if rate else None
 
 
+_SAID = re.compile(
+    r"(?<![\w.,/:^])(?:US)?[$€£¥₹]?[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?%?"
+    r"(?P<after>[\w.,/:^-]*\w)?(?P<unit>(?: [^\W\d_]+){0,2})"
+)
+_VERB = re.compile(
+    r"=|\b(?:is|are|was|were|has|have|had|costs?|earns?|equals?|gets?|gives?|makes?|needs?|takes?|total\w*"
+    r"|walks?|will|would)\b",
+    re.IGNORECASE,
+)
+# what a sum or a variable is before its "=": 3 boxes * 4, c
+_SUM = re.compile(
+    r"(?:\S?\d[\d.,]*%?(?: [^\W\d_]+){0,2} ?[-+*/x×÷·] ?)+\S?\d[\d.,]*%?(?: [^\W\d_]+){0,2} ?$"
+    r"|\b[^\W\d_] ?$",
+    re.IGNORECASE,
+)
+_SO = re.compile(r"\b(?:so|thus|therefore|hence)\b,?", re.IGNORECASE)
+# a limit, a doubt or a date
+_UNSURE = re.compile(
+    rf"{DOUBT.pattern}|\b(?:about|above|almost|approximately|around|below|between|doubt\w*|each other"
+    r"|fewer|greater|larger|less|minus|more than|nearly|over|roughly|smaller|than|under|up to|was in"
+    rf"|year|at (?:least|most)|{'|'.join(MONTHS)})\b",
+    re.IGNORECASE,
+)
+# another number in words, or a part of one: 3 of the 14
+_MORE = re.compile(rf"\b(?:{WORD}|half|twice|dozen)\b|\d of\b|\bof (?:the |all )?\S?\d", re.IGNORECASE)
+_UNIT_ENDS = re.compile(
+    r" (?:after|altogether|and|as|at|away|by|during|each|every|for|from|in|into|left|long|more|on|per|so"
+    r"|than|that|to|together|when|which|while|with)\b.*",
+    re.IGNORECASE,
+)
+
+
+def number_said(sentence: str) -> str:
+    """Return the one number of a sentence and what it counts, after the last "=" if there is any; or "".
+
+    >>> number_said("Tom has 5 - 2 = 3 apples left."), number_said("Tom has 14 marbles, and Ann 15.")
+    ('3 apples', '')
+    """
+    if _UNSURE.search(sentence) or not _VERB.search(sentence) or len(sentence) > LONGEST:
+        return ""
+    if re.search(r"\\(?![$%])", sentence):  # a formula or a box
+        return ""
+    *before, concluded = _SO.split(spelled(sentence.rstrip(" .!")))
+    *others, said = concluded.split("=")
+    if any(re.search(r"\d", part) and "=" not in part for part in before):
+        return ""  # a number, and what follows from it
+    if others and re.search(r"\d", _SUM.sub("", others[0])):
+        return ""  # a number beside the sum
+    if any(re.search(r"[^\W\d_]{2}", other) for other in others[1:]):
+        return ""  # two sums
+    found = [*_SAID.finditer(said)]
+    if len(found) != 1 or found[0]["after"] or _MORE.search(said) or len(re.findall(r"\d+", said)) > 2:
+        return ""
+    unit = found[0]["unit"]
+    number = found[0][0].removesuffix(unit)
+    return (number + _UNIT_ENDS.sub("", unit)).strip()
+
+
+@remembered
+def stated_quantity(answer: str) -> Quantity | None:
+    """Return the number that an answer is, or the only one that it states as a sentence; or None.
+
+    >>> stated_quantity("Tom has 14 marbles left.").value, stated_quantity("Chapter 3")
+    (Fraction(14, 1), None)
+    """
+    if (found := as_quantity(answer)) is not None:
+        return found
+    is_sentence = len(re.findall(r"[^\W\d_]{2,}", answer)) >= 3 and len(answer) <= LONGEST
+    said = number_said(bare(answer)) if is_sentence else ""
+    return as_quantity(said) if said else None
+
+
 def as_fraction(answer: str) -> Fraction | None:
-    """Return the exact number that an answer is, or None; of units, only percent and a currency."""
-    found = as_quantity(answer)
+    """Return the exact number that an answer is, or None; of units, only percent and a currency.
+
+    Words are no number here, so that a scale of labels may be one, two, three.
+    """
+    found = as_quantity(answer) if any(map(str.isnumeric, answer)) else None
     return found.value if found and found.unit in _OPTIONAL else None
 
 

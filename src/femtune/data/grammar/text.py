@@ -103,6 +103,14 @@ _LEAD = re.compile(
     rf"(?:{NOUNS}) ?(?:(?:is|would be|must be|will be) ?:?|[:：=])\s*(?=\S)",
     re.IGNORECASE,
 )
+# "I think it is", "there are" and "it is not 4, it is", before an answer
+_IT = r"(?:it(?: is|['’]s)|the (?:\w+ )?answer(?: is|['’]s))"
+_HEDGE = re.compile(
+    rf"(?:i (?:think|believe|guess|would say|['’]d say),? (?:that )?(?:{_IT} )?"
+    r"|there (?:is|are|was|were|will be) (?:only |now |still )?"
+    rf"|{_IT} not (?:option |choice )?\(?[\w.]{{1,8}}\)?(?:,|;|\.|, but) {_IT} )(?=\S)",
+    re.IGNORECASE,
+)
 # words by which an answer is put in doubt, taken back, or given beside another one
 DOUBT = re.compile(
     r"\b(?:wait|actually|however|but|not?|or|nor|maybe|perhaps|hmm+|sorry|oops|mistake|wrong|incorrect"
@@ -118,7 +126,7 @@ def unled(answer: str) -> str:
     >>> unled("Rating: 4"), unled("So the final answer is 18 eggs"), unled("Response B")
     ('4', '18 eggs', 'Response B')
     """
-    while match := _LEAD.match(answer):
+    while match := _LEAD.match(answer) or _HEDGE.match(answer):
         answer = bare(answer[match.end() :])
     return answer
 

@@ -5,12 +5,14 @@
 >>> read_unit(" slices of pizza"), read_unit(" or 19"), read_unit("x")
 (Unit(name='slic', rest='of pizza'), None, None)
 
-Nothing is converted: 1 hour is not 60 minutes. A word that is no known unit is what was counted.
+A word that is no known unit is what was counted. `factor` converts units that are exact parts of each
+other: 1 hour is 60 minutes. Metric and imperial units are not converted, nor degrees and bytes.
 """
 
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import NamedTuple
 
 # The name of a unit, then other spellings. Plurals follow by rule. A symbol of one letter needs a space
@@ -18,8 +20,8 @@ from typing import NamedTuple
 _KNOWN = """
 m meter metre | cm centimeter centimetre | mm millimeter millimetre | km kilometer kilometre
 in inch | ft foot feet | yd yard | mi mile | g gram gramme | kg kilogram kilo | mg milligram
-lb lbs pound | oz ounce | s sec second | ms millisecond | min minute | h hr hour | wk week | yr year
-l L liter litre | ml mL milliliter millilitre | cl centiliter centilitre | gal gallon
+lb lbs pound | oz ounce | s sec second | ms millisecond | min minute | h hr hour | day | wk week
+yr year | l L liter litre | ml mL milliliter millilitre | cl centiliter centilitre | gal gallon
 N newton | J joule | kJ kilojoule | W watt | kW kilowatt | kWh kilowatt-hour | V volt | A amp ampere
 Hz hertz | kHz kilohertz | MHz megahertz | GHz gigahertz | Pa pascal | kPa kilopascal
 kB KB kilobyte | MB megabyte | GB gigabyte | TB terabyte
@@ -36,12 +38,59 @@ _WORD = r"(?:[^\W\d_]+(?:-[^\W\d_]+)*|°[CF]?|[%€£¥₹¢$]|US\$)(?:\^[23])?"
 _PHRASE = re.compile(rf"{_WORD}(?:(?: | ?/ ?){_WORD}){{0,7}}")
 # Words after a number that make it another number, a doubt, a formula, or a time.
 _NO_UNIT = re.compile(
-    r"\b(?:or|nor|and|not?|but|to|than|if|is|are|was|be|wait|actually|maybe|perhaps|either|between|minus"
+    r"^\s*(?:squared|cubed)\b"
+    r"|\b(?:or|nor|and|not?|but|to|than|if|is|are|was|be|wait|actually|maybe|perhaps|either|between|minus"
     r"|plus|less|fewer|below|above|under|over|about|versus|vs|loss|debt|hundred|thousand|million|billion"
     r"|trillion|dozens?|half|halves|thirds?|quarters?|pi|sqrt|sin|cos|tan|log|ln|exp|mod|base|choose"
-    r"|factorial|infinity|am|pm|bce?|ad|because|since|so|then|remainder|degrees? (?:north|south))\b",
+    r"|factorial|infinity|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths"
+    r"|am|pm|bce?|ad|because|since|so|then|remainder|degrees? (?:north|south))\b",
     re.IGNORECASE,
 )
+
+
+# Units of one kind in their smallest, which stands last in its group.
+_PARTS = {
+    name: (kind, Fraction(size))
+    for kind, sizes in {
+        "length": "km 1000000 m 1000 cm 10 mm 1",
+        "feet": "mi 63360 yd 36 ft 12 in 1",
+        "mass": "kg 1000000 g 1000 mg 1",
+        "pounds": "lb 16 oz 1",
+        "time": "wk 604800000 day 86400000 h 3600000 min 60000 s 1000 ms 1",
+        "volume": "L 1000 cl 10 ml 1",
+        "dollars": "$ 100 ¢ 1",
+        "power": "kW 1000 W 1",
+        "frequency": "GHz 1000000000 MHz 1000000 kHz 1000 Hz 1",
+        "pressure": "kPa 1000 Pa 1",
+        "energy": "kJ 1000 J 1",
+    }.items()
+    for name, size in zip(sizes.split()[::2], sizes.split()[1::2], strict=True)
+}
+
+
+def factor(one: str, other: str) -> Fraction | None:
+    """Return how many of the other unit are in one; None if that is no exact number.
+
+    >>> factor("h", "min"), factor("km/h", "m/s"), factor("m^2", "cm^2"), factor("km", "mi")
+    (Fraction(60, 1), Fraction(5, 18), Fraction(10000, 1), None)
+    """
+    found = [_measure(name) for name in (one, other)]
+    if found[0] is None or found[1] is None or found[0][0] != found[1][0]:
+        return None
+    return found[0][1] / found[1][1]
+
+
+def _measure(name: str) -> tuple[str, Fraction] | None:
+    """Return the kind of a unit, such as length^2/time, and its size in the smallest of the kind."""
+    kinds, size = [], Fraction(1)
+    for place, part in enumerate(name.split("/")):
+        unit, _, power = part.partition("^")
+        if unit not in _PARTS:
+            return None
+        kind, own = _PARTS[unit]
+        kinds.append(f"{kind}^{power or 1}")
+        size *= own ** (int(power or 1) * (-1 if place else 1))
+    return "/".join(kinds), size
 
 
 class Unit(NamedTuple):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from femtune._util.text import brief
+from femtune._util.text import brief, number_text
 from femtune.data.messages import check_text, read_messages
 from femtune.data.nested import parse_nested
 from femtune.data.rows import BadRow
@@ -37,12 +37,10 @@ def read_plain(value: Any, name: str) -> str | None:
     """Return text, or a number as text (4.0 as "4"); None for an empty cell."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise wrong(name, "text or a finite number", value)
     if isinstance(value, (int, float)):
-        return str(value)
+        return number_text(value)
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     return read_text({name: value}, name).strip()

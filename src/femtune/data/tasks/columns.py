@@ -11,9 +11,14 @@ choices. Others are proposed in the message: see proposals.py.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
+from femtune._util.text import first
+from femtune.data.column_names import plain_name
 from femtune.data.columns import cell
 from femtune.data.rows import BadRow
 from femtune.data.tasks.cells import Row, opened_list, read_plain
@@ -28,7 +33,7 @@ _SIDES = (
     *("completion_a completion_b", "summary_a summary_b", "summary_1 summary_2", "left right"),
 )
 _PREFERENCES = ("preference", "winner", "label")
-_CHOICES = ("", "option_", "option", "choice_", "choice", "op", "answer_")  # before A or a or 1
+_CHOICES = ("", "option", "choice", "op", "answer")  # before A or 1; case, spaces and signs aside
 
 
 def implied(task: str, there: Collection[str]) -> dict[str, str]:
@@ -56,14 +61,15 @@ def _of_pairs(thing: str, there: Collection[str]) -> dict[str, str]:
 
 
 def _of_choices(there: Collection[str]) -> dict[str, str]:
+    named: dict[str, list[str]] = {}
+    for column in there:
+        named.setdefault(plain_name(column), []).append(column)
     for before in _CHOICES:
-        for signs in ("ABCDEFGHIJ", "abcdefghij", "123456789", "0123456789"):
-            columns: list[str] = []
-            for sign in signs:
-                if f"{before}{sign}" not in there:
-                    break
-                columns.append(f"{before}{sign}")
-            if len(columns) > 1 and (before or signs[0] in "Aa"):
+        for signs in ("abcdefghij", "123456789", "0123456789"):
+            found = [*takewhile(bool, (named.get(f"{before}{sign}") for sign in signs))]
+            columns = [each[0] for each in found if each and len(each) == 1]
+            alone = len(columns) == len(found) and not any("," in column for column in columns)
+            if len(columns) > 1 and alone and (before or signs[0] == "a"):
                 mapped = {"choices": ",".join(columns)}
                 return mapped if "answer" in there else mapped | _if_there("answer", "answerKey", there)
     return {}
@@ -95,11 +101,41 @@ def read_cell(row: Row, name: str, column: str) -> Any:
     return cells
 
 
-def by_rater(cells: dict[str, Any], label: str, column: str) -> Iterator[dict[str, Any]]:
+@dataclass
+class EmptyLabels:
+    """Raters' empty cells in rows that another rater labelled, counted while the rows are read."""
+
+    counts: Counter[str] = field(default_factory=Counter)  # by rater
+    num_cells: int = 0  # empty or not
+    first: int = 0  # the first row's place
+    column: str = ""
+
+    def add(self, place: int, column: str, raters: Iterable[Any], num_cells: int) -> None:
+        """Count a row's cells, of which those of `raters` are empty."""
+        self.num_cells, self.column = self.num_cells + num_cells, column
+        for rater in raters:
+            self.first = self.first or place
+            self.counts[str(rater)] += 1
+
+    def describe(self, unit: str) -> list[str]:
+        """Return a sentence with their number; [] without any."""
+        if not self.counts:
+            return []
+        whose = first([f"{rater} {count:,}" for rater, count in self.counts.most_common()])
+        return [
+            f"`{self.column}`: {self.counts.total():,} of {self.num_cells:,} ratings are empty, and "
+            f"left out ({whose}; for example {unit} {self.first})."
+        ]
+
+
+def by_rater(
+    cells: dict[str, Any], label: str, column: str, empty: EmptyLabels, place: int
+) -> Iterator[dict[str, Any]]:
     """Yield a row for each rater, if a cell holds a list of labels; a rater without a label has no row.
 
-    A rater is named by `rater`, by the column of the label, or by a number within the row. Raises
-    BadRow if no rater has a label, or `rater` has names for others.
+    A rater is named by `rater`, by the column of the label, or by a number within the row. Labels that
+    are empty are counted in `empty`. Raises BadRow if no rater has a label, or `rater` has names for
+    others.
     """
     given = opened_list(cells.get(label), label)
     if not isinstance(given, list):
@@ -115,10 +151,11 @@ def by_rater(cells: dict[str, Any], label: str, column: str) -> Iterator[dict[st
     if len(raters) != len(given):
         what = "`rater` must name a rater for each label; --columns rater= leaves it out"
         raise BadRow(what, f"{len(raters)} for {len(given)}")
-    pairs = zip(raters, given, strict=True)
+    pairs = [*zip(raters, given, strict=True)]
     there = [{label: value, "rater": rater} for rater, value in pairs if value not in (None, "")]
     if not there:
         raise BadRow(f"`{column}` is empty")
+    empty.add(place, column, (rater for rater, value in pairs if value in (None, "")), len(pairs))
     for each in there:
         named = {} if cells.get("id") in (None, "") else {"id": f"{cells['id']}/{each['rater']}"}
         yield {**cells, **each, **named}

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any, Literal
 
-from femtune._util.text import brief
+from femtune._util.text import brief, number_text
 from femtune.data.answer_format import AnswerFormat
 from femtune.data.answers import Scale, as_fraction, infer_scale
 from femtune.data.prompts import LINE, instruct
@@ -149,7 +149,7 @@ def _blocks(head: str, blocks: Iterable[tuple[str, Any]]) -> str:
 
 def find_scale(rows: Iterable[Row]) -> Scale:
     """Infer the scale of whole numbers from the scores. Raises DataError if they fit none."""
-    return infer_scale(_canonical(row["score"]) for row in rows if row.get("score") is not None)
+    return infer_scale(_score_text(row["score"]) for row in rows if row.get("score") is not None)
 
 
 def ratings(
@@ -203,7 +203,7 @@ def ratings(
 
 def _worth(row: Row, answer: str, scale: Scale) -> float:
     """Return a score as the row has it, or for a label, the value of its answer."""
-    number = as_fraction(_canonical(row["score"])) if scale.numeric else None
+    number = as_fraction(_score_text(row["score"])) if scale.numeric else None
     return scale.value(answer) if number is None or scale.read(str(row["score"])) else float(number)
 
 
@@ -222,7 +222,7 @@ def _rating(row: Row, scale: Scale, wording: Wording, named: bool, asking: Askin
     answer = ""
     more: dict[str, Any] = {}
     if row.get("score") is not None:
-        read = scale.read(_canonical(row["score"]))
+        read = scale.read(_score_text(row["score"]))
         soft = {} if read is not None or not scale.numeric else _between(row["score"], scale)
         if read is None and (not soft or asking.between == "refuse"):
             low, high = scale.answers[0], scale.answers[-1]
@@ -251,7 +251,7 @@ def _rating(row: Row, scale: Scale, wording: Wording, named: bool, asking: Askin
 
 def _between(score: Any, scale: Scale) -> dict[str, Any]:
     """Return the two points around a score between them, with their shares; {} for other scores."""
-    number = as_fraction(_canonical(score))
+    number = as_fraction(_score_text(score))
     return {} if number is None else shares(number, scale)
 
 
@@ -384,11 +384,8 @@ def _required(row: Row, name: str) -> str | BadRow:
     return text
 
 
-def _canonical(value: Any) -> str:
-    """Return a score as text; 4.0 becomes "4"."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
+def _score_text(score: Any) -> str:
+    return number_text(score) if isinstance(score, float) else str(score).strip()
 
 
 def with_ids(rows: Iterable[tuple[int, Any]], wording: Wording) -> Iterator[tuple[int, Any]]:

@@ -14,12 +14,13 @@ from femtune.data.columns import root_of
 from femtune.data.files.reading import file_rows, file_unit
 from femtune.data.leaks import JUDGE_LEAKS, LEAKS
 from femtune.data.plain_table import problems_of_rows
+from femtune.data.problems import group_problems
 from femtune.data.prompts import HINT, INSTRUCTION, Prompts, as_messages, instruct, rewritten
 from femtune.data.row_report import NO_ROWS, RowReport, skip_reasons
 from femtune.data.rows import DUPLICATE, BadRow, Faults
 from femtune.data.tasks import choice, judge, math
 from femtune.data.tasks.codings import Place
-from femtune.data.tasks.columns import parts, shown
+from femtune.data.tasks.columns import EmptyLabels, parts, shown
 from femtune.data.tasks.decode import check_texts, decoded
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.hub import is_hub_id
@@ -55,6 +56,7 @@ class Options:
     prompt_template: str | None = None  # text
     round_scores: bool = False
     soft_labels: bool = False
+    group: str | None = None  # column of the clusters that are kept whole
 
     def __post_init__(self) -> None:
         if self.round_scores and self.soft_labels:
@@ -110,12 +112,14 @@ def read_task(
     *,
     answers: bool = True,
     alter: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    rows: Callable[[], Iterable[Place]] | None = None,
 ) -> TaskData:
     """Load the problems of a file, or of a data set on the Hub, in the wording of the task.
 
     With answers=False, rows may lack their answer, as items to predict do. `alter` changes each of the
-    task's rows before it becomes a problem, as `judge_biases` changes texts. Raises ConfigError for an
-    unknown task or scale, DataError if the data or a row can't be used.
+    task's rows before it becomes a problem, as `judge_biases` changes texts. `rows` yields the rows of a
+    file in place of reading it: see `rows_once`. Raises ConfigError for an unknown task or scale,
+    DataError if the data or a row can't be used.
     """
     options = options or Options()
     _check_options(task, options)
@@ -124,7 +128,7 @@ def read_task(
         raise ConfigError(f"no task {task!r}.{near(task, TASKS)} Choose one of {known}.")
     with proposing(task, labels=answers):
         if task == "table":
-            return _plain_file(Path(data).expanduser(), options, answers)
+            return _plain_file(Path(data).expanduser(), options, answers, rows)
         found = read_rows(
             data,
             task,
@@ -133,10 +137,11 @@ def read_task(
             split=options.split,
             header=options.header,
             labels=answers,
+            given=rows,
         )
     if alter is not None:
-        rows = ((place, row if isinstance(row, BadRow) else alter(row)) for place, row in found.rows)
-        found = found._replace(rows=rows)
+        altered = ((place, row if isinstance(row, BadRow) else alter(row)) for place, row in found.rows)
+        found = found._replace(rows=altered)
     unit = "row" if is_hub_id(str(data)) else file_unit(Path(data))
     return _made(task, found, options, Faults(str(data), unit), answers)
 
@@ -176,7 +181,8 @@ def problems_of(rows: Sequence[Mapping[str, Any]], task: str, options: Options, 
             made += ((place, own) for own in schema.rows(row) if schema.label in own)
         except BadRow as fault:
             made.append((place, fault))
-    return _made(task, Found(schema, iter(made), {}), options, Faults(source, "row"), answers=True)
+    found = Found(schema, iter(made), {}, EmptyLabels())
+    return _made(task, found, options, Faults(source, "row"), answers=True)
 
 
 def _check_options(task: str, options: Options) -> None:
@@ -193,8 +199,10 @@ def _check_options(task: str, options: Options) -> None:
             raise ConfigError(f"{name} is only for ratings, not for task {task}: leave it out.")
 
 
-def _plain_file(file: Path, options: Options, answers: bool) -> TaskData:
-    rows, unit = file_rows(file, options.header), file_unit(file)
+def _plain_file(
+    file: Path, options: Options, answers: bool, given: Callable[[], Iterable[Place]] | None
+) -> TaskData:
+    rows, unit = given() if given else file_rows(file, options.header), file_unit(file)
     found = _plain(rows, str(file), unit, file.stem, options, answers)
     if not found.problems:
         raise DataError(f"{file} holds no rows: it needs one problem in each row.")
@@ -212,6 +220,8 @@ def _plain(
     template = options.template
     if template is not None:
         problems = _templated(problems, template, options)
+    if options.group is not None:
+        problems = group_problems(problems, options.group)
     report = RowReport(num_rows=len(problems), unit=unit)
     return TaskData(problems=problems, instruction=options.instruction(), report=report, places=places)
 
@@ -262,8 +272,12 @@ def _made(task: str, read: Found, options: Options, faults: Faults, answers: boo
         num_rows=len(rows),
         unit=faults.unit,
         skipped=skip_reasons(faults),
-        codings=(*told, *said, *found.report.codings),
+        codings=(*told, *said, *read.empty.describe(faults.unit), *found.report.codings),
     )
+    if options.group is not None:
+        by_place = {place: row for place, row in rows if not isinstance(row, BadRow)}
+        problems = group_problems(found.problems, options.group, by_place, found.places)
+        found = replace(found, problems=problems)
     return replace(found, report=report)
 
 
@@ -288,11 +302,7 @@ def _wanted(rows: Iterable[Place], attributes: tuple[str, ...], source: str) -> 
 
 
 def _judging(
-    task: str,
-    schema: Schema,
-    rows: Sequence[Place],
-    options: Options,
-    faults: Faults,
+    task: str, schema: Schema, rows: Sequence[Place], options: Options, faults: Faults
 ) -> TaskData:
     wording = _WORDINGS[task]
     rows, said = check_texts(rows)
@@ -395,11 +405,7 @@ def _sorted_out(
 
 
 def _asking(
-    task: str,
-    schema: Schema,
-    rows: Iterable[Place],
-    options: Options,
-    faults: Faults,
+    task: str, schema: Schema, rows: Iterable[Place], options: Options, faults: Faults
 ) -> TaskData:
     module = MODULES[task]
     template, checked = options.template, False

@@ -8,7 +8,7 @@ data sets of the Hub.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from femtune.data.files.reading import file_rows, file_unit
 from femtune.data.messages import with_messages
 from femtune.data.rows import BadRow, ColumnsError, Faults, header_hint
 from femtune.data.tasks.cells import KEPT, Row, read_nested
-from femtune.data.tasks.columns import LABELS, by_rater, implied, parts, read_cell
+from femtune.data.tasks.columns import LABELS, EmptyLabels, by_rater, implied, parts, read_cell
 from femtune.data.tasks.hub import Address, hub_rows, is_hub_id, open_hub
 from femtune.data.tasks.published import SCHEMAS, Schema
 from femtune.errors import ConfigError, DataError
@@ -36,6 +36,7 @@ class Found(NamedTuple):
     schema: Schema
     rows: Iterator[tuple[int, dict[str, Any] | BadRow]]
     columns: dict[str, str]  # femtune's names: the source's, as set or as its own names say
+    empty: EmptyLabels  # filled while the rows are read
 
 
 def read_rows(
@@ -47,13 +48,14 @@ def read_rows(
     split: str | None = None,
     header: bool = True,
     labels: bool = True,
+    given: Callable[[], Iterable[tuple[int, Any]]] | None = None,
 ) -> Found:
     """Return the schema of a file or a Hub data set, and its rows in the task's form, with places.
 
     `columns` maps femtune's names to the file's: `{"score": "rating"}`. A published row may become
     several rows, or none if its publisher left out the label; an invalid row is a BadRow. With
     labels=False, rows may lack their label, as items to predict do. With header=False, the first line of
-    a .csv or .tsv file is a row. Rows are read lazily.
+    a .csv or .tsv file is a row. Rows are read lazily; `given` yields those of a file instead.
 
     Raises DataError if the data do not exist or the task can't read them, ConfigError for an unknown
     config or split. Reading all rows raises DataError if none has a label.
@@ -64,8 +66,8 @@ def read_rows(
             raise ConfigError(
                 f"{source} is a file; only data sets on the Hub have config and split. Leave them out."
             )
-        rows, unit = source_rows(data, task, header=header), file_unit(Path(data))
-        return read_given(rows, source, unit, task, columns=renamed, labels=labels)
+        rows = iter(given() if given else file_rows(Path(data), header))
+        return read_given(rows, source, file_unit(Path(data)), task, columns=renamed, labels=labels)
     known = _published(source, task, config)
     if not header:
         raise ConfigError(
@@ -84,22 +86,14 @@ def read_rows(
     if schema.card:
         roots = {root_of(part, there) for column in renamed.values() for part in parts(column, there)}
         rows = hub_rows(opened, {*schema.columns, *schema.also, *KEPT, *roots})
-    return Found(schema, _made(schema, rows, renamed, source, labels), renamed)
+    empty = EmptyLabels()
+    return Found(schema, _made(schema, rows, renamed, source, labels, empty), renamed, empty)
 
 
-def source_rows(
-    data: str | Path,
-    task: str,
-    *,
-    config: str | None = None,
-    split: str | None = None,
-    header: bool = True,
+def hub_source(
+    source: str, task: str, *, config: str | None = None, split: str | None = None
 ) -> Iterator[tuple[int, Any]]:
-    """Yield the places and rows of a file or a Hub data set, as they are. Raises as `read_rows` does."""
-    source = str(data)
-    if not is_hub_id(source):
-        yield from file_rows(Path(data), header)
-        return
+    """Yield the places and rows of a Hub data set, as they are. Raises as `read_rows` does."""
     opened = open_hub(_address(source, _published(source, task, config), config, split), task)
     yield from hub_rows(opened, opened.column_names)
 
@@ -117,7 +111,8 @@ def read_given(
     head, rows = _head(rows, source, unit)
     _check_renamed(source, task, head, columns)
     schema, renamed = _schema_of(head, source, task, columns, labels)
-    return Found(schema, _made(schema, rows, renamed, source, labels), renamed)
+    empty = EmptyLabels()
+    return Found(schema, _made(schema, rows, renamed, source, labels, empty), renamed, empty)
 
 
 def _schema_of(
@@ -251,11 +246,13 @@ def _made(
     renamed: Mapping[str, str],
     source: str,
     labels: bool,
+    empty: EmptyLabels,
 ) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
     hidden = others = 0
     for place, row in rows:
         try:
-            made = [*_task_rows(schema, _cells(schema, row, renamed, labels), renamed)]
+            cells = _cells(schema, row, renamed, labels)
+            made = [*_task_rows(schema, cells, renamed, empty, place)]
         except BadRow as fault:
             made, others = [], others + 1
             yield place, fault
@@ -280,12 +277,16 @@ def _made(
 
 
 def _task_rows(
-    schema: Schema, cells: dict[str, Any], renamed: Mapping[str, str]
+    schema: Schema,
+    cells: dict[str, Any],
+    renamed: Mapping[str, str],
+    empty: EmptyLabels,
+    place: int,
 ) -> Iterator[dict[str, Any]]:
     """Yield the task's rows of a published row, one for each rater if its label is a list."""
     column = renamed.get(schema.label, schema.label)
     raters = schema.open_labels and schema.label in LABELS
-    for each in by_rater(cells, schema.label, column) if raters else [cells]:
+    for each in by_rater(cells, schema.label, column, empty, place) if raters else [cells]:
         yield from schema.rows(each)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from femtune._util.text import brief, first, near
+from femtune._util.text import brief, first, near, number_text
 from femtune.data.answers import Scale
 from femtune.data.rows import BadRow
 from femtune.errors import ConfigError
@@ -94,8 +94,7 @@ class Template:
                 value = values.get(name)
                 if value is None or (isinstance(value, str) and not value.strip()):
                     raise BadRow(f"`{name}` is empty, and prompt_template shows it")
-                whole = isinstance(value, float) and value.is_integer()
-                made.append(str(int(value) if whole else value).strip())
+                made.append(number_text(value) if isinstance(value, float) else str(value).strip())
         return "".join(made)
 
 

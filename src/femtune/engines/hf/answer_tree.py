@@ -7,6 +7,7 @@
                                          └ 2      a last token is scored by its parent: it need not pass
 
 Prefixes that share a quarter of their tokens or more, such as rationales of one problem, are one tree.
+A prefix that a prefix tree knows by half or more is a tree of its own, whose beginning does not pass.
 Trees are rows of a batch. Logits are made only at nodes with a child to score: these are a row's last.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from femtune.engines.hf.model import masks, pad
+from femtune.engines.hf.prefix_tree import Piece, PrefixTree, num_common
 from femtune.types import Asked, Tokens
 
 _SHARED_PART = 4  # a prefix joins others if it shares at least one in so many of its tokens
@@ -36,6 +38,7 @@ class Group:
     shared: int
     rest: int  # nodes of the tree, at most
     num_scored: int  # nodes with logits, at most
+    is_kept: bool = False  # the beginning's keys and values are in a prefix tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +53,31 @@ class _Tree:
 
 
 def batches(
-    asked: Sequence[Asked], indices: Sequence[int], most_tokens: int, most_logits: int
+    asked: Sequence[Asked],
+    indices: Sequence[int],
+    most_tokens: int,
+    most_logits: int,
+    kept: PrefixTree,
 ) -> Iterator[list[Group]]:
     """Group prefixes into trees, and trees into batches of about one size.
 
     A batch has at most `most_tokens` padded tokens and `most_logits` rows of logits, unless it is a
     single prefix.
     """
-    groups = _groups(asked, indices, most_tokens, most_logits)
+    known = {index: kept.num_known(tuple(asked[index][0][:-1])) for index in indices}
+    is_kept = {index: 2 * known[index] >= len(asked[index][0]) for index in indices}
+    new = [index for index in indices if not is_kept[index]]
+    groups = _groups(asked, new, most_tokens, most_logits)
+    for index in filter(is_kept.__getitem__, indices):
+        own = _group_of(asked, index)
+        beyond = own.shared - known[index]
+        groups.append(Group([index], known[index], own.rest + beyond, own.num_scored, True))
     batch: list[Group] = []
-    for group in sorted(groups, key=lambda group: (group.shared + group.rest, group.shared)):
+    order = sorted(groups, key=lambda group: (group.is_kept, group.shared + group.rest, group.shared))
+    for group in order:
         if batch and (
-            padded(more := [*batch, group]) > most_tokens
+            batch[0].is_kept != group.is_kept
+            or padded(more := [*batch, group]) > most_tokens
             or len(more) * max(each.num_scored for each in more) > most_logits
         ):
             yield batch
@@ -72,8 +88,9 @@ def batches(
 
 
 def padded(batch: Sequence[Group]) -> int:
-    """Return the tokens that a batch passes, with padding."""
-    return len(batch) * (max(each.shared for each in batch) + max(each.rest for each in batch))
+    """Return the tokens that a batch passes, with padding; kept ones, which are copied, by an eighth."""
+    width = max(each.shared for each in batch) // (8 if batch[0].is_kept else 1)
+    return len(batch) * (width + max(each.rest for each in batch))
 
 
 def _groups(
@@ -81,12 +98,10 @@ def _groups(
 ) -> list[Group]:
     groups: list[Group] = []
     for index in sorted(indices, key=lambda index: tuple(asked[index][0])):
-        prefix, several = asked[index]
-        inner = len({each[:n] for each in several for n in range(1, len(each))})
-        own = Group([index], len(prefix) - 1, 1 + inner, 1 + inner)
+        prefix, own = asked[index][0], _group_of(asked, index)
         if groups:
             last = groups[-1]
-            shared = min(last.shared, own.shared, _num_common(asked[last.members[-1]][0], prefix))
+            shared = min(last.shared, own.shared, num_common(asked[last.members[-1]][0], prefix))
             rest = last.rest + own.rest + own.shared - shared
             rest += len(last.members) * (last.shared - shared)
             num_scored = last.num_scored + own.num_scored
@@ -98,18 +113,27 @@ def _groups(
     return groups
 
 
-def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many first tokens are the same.
+def _group_of(asked: Sequence[Asked], index: int) -> Group:
+    """Return the group of a prefix by itself: all of it but its last token passes first."""
+    prefix, several = asked[index]
+    inner = len({each[:n] for each in several for n in range(1, len(each))})
+    return Group([index], len(prefix) - 1, 1 + inner, 1 + inner)
 
-    >>> _num_common((1, 2, 3), (1, 2, 4, 5))
-    2
+
+def saves(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> bool:
+    """Return whether trees pass at most nine tenths of the tokens of these prompts and completions."""
+    ordered = sorted(tuple(prompt) for prompt, _ in pairs)
+    shared = sum(num_common(a, b) for a, b in pairwise(ordered))
+    return 10 * shared >= sum(len(prompt) + len(completion) for prompt, completion in pairs)
+
+
+def score(
+    model: Any, asked: Sequence[Asked], batch: Sequence[Group], kept: PrefixTree
+) -> list[tuple[int, list[float]]]:
+    """Return log-probabilities (nats) of each continuation in the batch, with prefix indices.
+
+    `kept` is the tree that the batch was made with.
     """
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def score(model: Any, asked: Sequence[Asked], batch: Sequence[Group]) -> list[tuple[int, list[float]]]:
-    """Return log-probabilities (nats) of each continuation in the batch, with prefix indices."""
     trees = [_tree(asked, group) for group in batch]
     questions, places, number = [], [], count()
     scored: list[dict[int, int]] = []  # of each tree, nodes with logits, numbered
@@ -124,7 +148,8 @@ def score(model: Any, asked: Sequence[Asked], batch: Sequence[Group]) -> list[tu
                 for node, token in zip(path[-len(continuation) :], continuation, strict=False):
                     at = scored[row].setdefault(node, len(scored[row]))
                     questions.append((row, at, token, into))
-    logits = _logits(model, trees, scored)
+    pieces = [kept.pieces(tuple(tree.beginning)) for tree in trees] if batch[0].is_kept else []
+    logits = _logits(model, trees, scored, pieces)
     rows, columns, tokens, into_ = torch.tensor(questions, device=logits.device).T
     logprobs = (logits[rows, columns, tokens] - logits.logsumexp(-1)[rows, columns]).double()
     sums = logprobs.new_zeros(next(number)).index_add_(0, into_, logprobs).tolist()
@@ -144,11 +169,11 @@ def _tree(asked: Sequence[Asked], group: Group) -> _Tree:
     before: Tokens = ()
     path: list[int] = []
     for stem in sorted(stems):  # in this order, nodes are made in preorder
-        kept, start = _num_common(before, stem), len(tree.tokens)
-        tree.tokens.extend(stem[kept:])
-        tree.depths.extend(range(kept, len(stem)))
-        tree.ends.extend(stem[kept:])  # to be set
-        path = [*path[:kept], *range(start, len(tree.tokens))]
+        same, start = num_common(before, stem), len(tree.tokens)
+        tree.tokens.extend(stem[same:])
+        tree.depths.extend(range(same, len(stem)))
+        tree.ends.extend(stem[same:])  # to be set
+        path = [*path[:same], *range(start, len(tree.tokens))]
         for node in path:
             tree.ends[node] = len(tree.tokens)
         tree.paths[stem] = path
@@ -156,11 +181,19 @@ def _tree(asked: Sequence[Asked], group: Group) -> _Tree:
     return tree
 
 
-def _logits(model: Any, trees: Sequence[_Tree], scored: Sequence[dict[int, int]]) -> Tensor:
-    """Logits [n, most scored, V] float32 at the scored nodes of each tree."""
-    cache = DynamicCache()
+def _logits(
+    model: Any,
+    trees: Sequence[_Tree],
+    scored: Sequence[dict[int, int]],
+    pieces: Sequence[Sequence[Piece]],
+) -> Tensor:
+    """Logits [n, most scored, V] float32 at the scored nodes of each tree.
+
+    `pieces` are keys and values of the beginnings; without any, the beginnings pass first.
+    """
     device, width = model.device, max(len(tree.beginning) for tree in trees)
-    if width:
+    cache = _cache(pieces, width) if pieces else DynamicCache()
+    if width and not pieces:
         # padding is at the right, where causal attention hides it
         tokens = pad([tree.beginning for tree in trees], device)
         model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -189,6 +222,22 @@ def _logits(model: Any, trees: Sequence[_Tree], scored: Sequence[dict[int, int]]
     )
     logits: Tensor = output.logits.float()
     return logits
+
+
+def _cache(pieces: Sequence[Sequence[Piece]], width: int) -> DynamicCache:
+    """Return a cache with a row for each beginning, of `width` tokens with padding at the right."""
+    like = pieces[0][0][0]
+    layers, heads, _, size = like.shape
+    joined = like.new_zeros(layers, len(pieces), heads, width, size)
+    for row, several in enumerate(pieces):
+        at = 0
+        for part, num in several:
+            joined[:, row, :, at : at + num] = part[:, :, :num]
+            at += num
+    cache = DynamicCache()
+    for layer in range(layers // 2):
+        cache.update(joined[2 * layer], joined[2 * layer + 1], layer)
+    return cache
 
 
 def _row(tree: _Tree, scored: dict[int, int], others: int, keep: int) -> Sequence[tuple[int, ...]]:

@@ -4,7 +4,8 @@
     step     the newest token of each row (first, the prompt's last) passes; each row gets its next
     end      an ended row leaves a gap, which the next prompt takes, or else the batch's last row
 
-A slot remembers whose prompt it holds, so that another attempt at the same problem starts at once.
+A slot remembers whose prompt it holds, so that another attempt at the same problem starts at once. What
+is filled in is also kept in a prefix tree, so that prompts that begin alike pass what they share once.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from torch import Tensor
 from femtune.engines.hf.fused import Fused
 from femtune.engines.hf.gumbel import choose_with_logprobs
 from femtune.engines.hf.kv_slots import Slots
-from femtune.engines.hf.model import common_prefix, fill, spans, step_logits
-from femtune.types import FinishReason, Request, Sampling
+from femtune.engines.hf.model import common_prefix, extend, fill, spans, step_logits
+from femtune.engines.hf.prefix_tree import PrefixTree, num_common
+from femtune.types import FinishReason, Request, Sampling, Tokens
 
 _PASS_TOKENS = 8192  # padded prompt tokens in one pass at most: bounds its memory
 SHARED_LEAST = 64  # tokens that prompts share at least where these pass once
 _SHARED_BY = 4  # prompts, at least, for a prefix that is not kept yet
+_KNOWN_LEAST = 16  # tokens of a prompt that are copied rather than computed, at least
+_MOST_WAVES = 3  # passes over prompts that come together: the first over what later ones share
 _PASS_TOKENS_CPU = 1024  # what a pass over a small model makes then stays in a CPU's caches
 
 
@@ -51,11 +55,33 @@ class Row:
         return len(self.request.tokens) + len(self.tokens)
 
 
-class Batch:
-    """At most `max_batch` rows, in slots 0, 1, ...; what a step needs of each lies in tensors [n]."""
+@dataclass(slots=True)
+class PromptTokens:
+    """Count the tokens of all prompts, and those of them that passed through the model."""
 
-    def __init__(self, model: Any, max_batch: int, ends: frozenset[int], sampling: Sampling) -> None:
+    asked: int = 0
+    computed: int = 0
+
+
+class Batch:
+    """At most `max_batch` rows, in slots 0, 1, ...; what a step needs of each lies in tensors [n].
+
+    `tree` keeps prompts, and where `sampling.continued`, completions; by default nothing.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        max_batch: int,
+        ends: frozenset[int],
+        sampling: Sampling,
+        *,
+        tree: PrefixTree | None = None,
+        counts: PromptTokens | None = None,
+    ) -> None:
         self.model = model
+        self.tree = tree or PrefixTree(0)
+        self.counts = counts or PromptTokens()
         self.max_batch = max_batch
         self.ends = ends
         self.sampling = sampling
@@ -138,6 +164,12 @@ class Batch:
         if not ended:
             return []
         where = self._tensor(ended)
+        for slot in ended:  # before a further step writes into its last column
+            row, prompt = self.rows[slot], self.rows[slot].request.tokens
+            if self.sampling.continued:
+                self._keep(slot, (*prompt, *row.tokens)[:-1])
+            elif _is_kept(prompt, self._slots.apart_from[slot]):
+                self._keep(slot, prompt[:-1])
         going[where] = 0
         positions[where] -= 1  # a gap is stepped too: back to a column that its slot has for sure
         rows = [self.rows[slot] for slot in ended]
@@ -159,26 +191,80 @@ class Batch:
 
     def _fill(self, new: dict[int, Request]) -> None:
         """Pass prompts through the model, shortest first, equal ones and shared beginnings once."""
-        slots_of: dict[tuple[int, ...], list[int]] = {}
+        slots_of: dict[Tokens, list[int]] = {}
         for slot, request in new.items():
             slots_of.setdefault(request.tokens, []).append(slot)
-        alike: defaultdict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
+        alike: defaultdict[Tokens, list[Tokens]] = defaultdict(list)
         for prompt in sorted((prompt for prompt in slots_of if len(prompt) > 1), key=len):
             alike[prompt[:SHARED_LEAST]].append(prompt)
-        groups: defaultdict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
+        groups: defaultdict[Tokens, list[Tokens]] = defaultdict(list)
         for prompts in alike.values():
             groups[self._prefix(prompts)] += prompts
         self._slots.leave_out(
             (), [slot for prompt in slots_of if len(prompt) == 1 for slot in slots_of[prompt]]
         )
-        limit = most_pass_tokens(self.model.device)
-        for prefix, prompts in groups.items():
-            prompts.sort(key=len)
-            for start, stop in spans([len(prompt) - len(prefix) for prompt in prompts], limit):
-                chunk = prompts[start:stop]
-                fill(self.model, self._slots, chunk, [slots_of[prompt] for prompt in chunk], prefix)
+        for prefix, left in groups.items():
+            left.sort()
+            for wave in range(_MOST_WAVES):
+                is_last = wave + 1 == _MOST_WAVES or not self.tree.budget
+                now, left = (left, []) if is_last else self._without_alike(left, prefix)
+                self._fill_wave(now, slots_of, prefix)
 
-    def _prefix(self, prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    def _without_alike(
+        self, prompts: Sequence[Tokens], prefix: Tokens
+    ) -> tuple[list[Tokens], list[Tokens]]:
+        """Split sorted prompts into ones to pass now, and ones that can copy what these compute."""
+        now: list[Tokens] = []
+        later: list[Tokens] = []
+        for prompt in prompts:
+            known = max(len(prefix), self.tree.num_known(prompt[:-1]))
+            is_alike = (
+                now and _is_kept(now[-1], prefix) and num_common(now[-1], prompt) >= known + _KNOWN_LEAST
+            )
+            (later if is_alike else now).append(prompt)
+        return now, later
+
+    def _fill_wave(
+        self, prompts: Sequence[Tokens], slots_of: dict[Tokens, list[int]], prefix: Tokens
+    ) -> None:
+        """Fill slots with prompts that begin with a prefix, from the tree as far as it knows them."""
+        limit = most_pass_tokens(self.model.device)
+        known = {prompt: self.tree.num_known(prompt[:-1]) for prompt in prompts}
+        ordered = sorted(prompts, key=len)
+        new = [prompt for prompt in ordered if known[prompt] < len(prefix) + _KNOWN_LEAST]
+        for start, stop in spans([len(prompt) - len(prefix) for prompt in new], limit):
+            chunk = new[start:stop]
+            if prefix and prefix not in self._slots.prefixes:
+                self.counts.computed += len(prefix)
+            self.counts.computed += sum(len(prompt) - len(prefix) - 1 for prompt in chunk)
+            fill(self.model, self._slots, chunk, [slots_of[prompt] for prompt in chunk], prefix)
+        started = [prompt for prompt in ordered if known[prompt] >= len(prefix) + _KNOWN_LEAST]
+        for prompt in started:
+            self._slots.write(slots_of[prompt][0], self.tree.pieces(prompt[:-1]), prefix)
+        started.sort(key=lambda prompt: len(prompt) - known[prompt])
+        todo = [prompt for prompt in started if known[prompt] < len(prompt) - 1]
+        # a pass also holds a copy of what its rows attend to
+        sizes = [len(prompt) - known[prompt] + len(prompt) // 8 for prompt in todo]
+        for start, stop in spans(sizes, limit):
+            chunk = todo[start:stop]
+            starts = [known[prompt] for prompt in chunk]
+            self.counts.computed += sum(map(len, chunk)) - sum(starts) - len(chunk)
+            to = [slots_of[prompt][0] for prompt in chunk]
+            extend(self.model, self._slots, chunk, starts, to, prefix)
+        for prompt in started:
+            first, *others = slots_of[prompt]
+            if others:
+                self._slots.copy(self._tensor([first] * len(others)), self._tensor(others))
+        for prompt in prompts:
+            if _is_kept(prompt, prefix):
+                self._keep(slots_of[prompt][0], prompt[:-1])
+
+    def _keep(self, slot: int, tokens: Tokens) -> None:
+        """Keep a slot's first tokens for other rows, or count them as used again."""
+        if self.tree.budget and tokens and self._slots.is_uniform:
+            self.tree.add(tokens, lambda start: self._slots.read(slot, start, len(tokens)))
+
+    def _prefix(self, prompts: Sequence[Tokens]) -> Tokens:
         """Return the prefix that these prompts share, if it is long and cached or worth caching."""
         shared = common_prefix(prompts)
         kept = [known for known in self._slots.prefixes if shared[: len(known)] == known]
@@ -193,6 +279,8 @@ class Batch:
         for slot in slots:
             request = new[slot]
             last = len(request.tokens) - 1
+            self.counts.asked += last + 1
+            self.counts.computed += 1
             entries.append([request.tokens[-1], last, last, request.seed, 1])
         if entries:
             where = self._tensor(slots)
@@ -204,3 +292,8 @@ class Batch:
 
     def _tensor(self, values: Sequence[Any]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.model.device)
+
+
+def _is_kept(prompt: Tokens, prefix: Tokens) -> bool:
+    """Return whether a prompt is kept; short ones pass again as fast as they are copied."""
+    return len(prompt) - len(prefix) > SHARED_LEAST

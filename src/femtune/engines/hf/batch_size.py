@@ -14,5 +14,19 @@ def usual_rows(token_bytes: float, gpu_bytes: float | None) -> int:
     >>> usual_rows(114_688, None), usual_rows(114_688, 80 * 2**30), usual_rows(1, 80 * 2**30)
     (36, 219, 1024)
     """
-    room, most = (4 * 2**30, 512) if gpu_bytes is None else (0.3 * gpu_bytes, 1024)
-    return max(8, min(most, int(room // (TOKENS * token_bytes))))
+    most = 512 if gpu_bytes is None else 1024
+    return max(8, min(most, int(_room(gpu_bytes) // (TOKENS * token_bytes))))
+
+
+def usual_kept_bytes(gpu_bytes: float | None) -> int:
+    """Return the bytes of keys and values kept for other rows: an eighth of the room for rows.
+
+    >>> usual_kept_bytes(None) // 2**20
+    512
+    """
+    return int(_room(gpu_bytes) // 8)
+
+
+def _room(gpu_bytes: float | None) -> float:
+    """Return the bytes for the keys and values of rows being written."""
+    return 4 * 2**30 if gpu_bytes is None else 0.3 * gpu_bytes

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,18 @@ from torch import Tensor
 from femtune._util.model_safety import unreadable
 from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.hf import answer_tree
-from femtune.engines.hf.batch import Batch, Row, most_pass_tokens
-from femtune.engines.hf.batch_size import usual_rows
+from femtune.engines.hf.batch import Batch, PromptTokens, Row, most_pass_tokens
+from femtune.engines.hf.batch_size import usual_kept_bytes, usual_rows
 from femtune.engines.hf.gumbel import token_logprobs_of
 from femtune.engines.hf.memory import give_back, is_out_of_memory
 from femtune.engines.hf.model import pad, read_served, spans, stamp_of
+from femtune.engines.hf.prefix_tree import PrefixTree
 from femtune.errors import EngineError, ModelError
-from femtune.types import Asked, Capabilities, Completion, Request, Sampling
+from femtune.types import Asked, Capabilities, Completion, Request, Sampling, Tokens
 
 _PASS_TOKENS = 8192  # padded tokens in one scoring pass at most
+_KEPT_TOKENS = 384  # of a prompt and its completion, where it is counted how many are kept
+_MOST_SCORED = 256  # completions scored together between steps
 _PASS_LOGITS = 1 << 26  # logits in one scoring pass at most: 256 MB of float32
 
 _LESS_MEMORY = (
@@ -51,11 +55,12 @@ class TransformersEngine:
 
     `max_batch` rows are written at once, by default as many as `default_max_batch` says; the batch is
     refilled when a sixteenth of it is free, as a pass over several prompts costs little more than one
-    over one. Raises ModelError where the model can't be read or served (see `model.read_served`), or
-    has no end token.
-    """
+    over one. During a call of `generate`, up to `kept_bytes` of keys and values of prompts are kept for
+    prompts that begin alike: by default 512 MiB on a CPU; 0 keeps none.
 
-    capabilities = Capabilities()  # all of them
+    Raises ModelError where the model can't be read or served (see `model.read_served`), or has no end
+    token.
+    """
 
     def __init__(
         self,
@@ -65,6 +70,7 @@ class TransformersEngine:
         dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
         max_batch: int | None = None,
+        kept_bytes: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -73,9 +79,15 @@ class TransformersEngine:
         self.tokenizer = tokenizer or read_tokenizer(model, trust_remote_code)
         self._model, self._quickest = self._read(model)
         self._config = self._model.config.get_text_config()  # stays when the model is released
+        self.kept_bytes = usual_kept_bytes(_gpu_bytes(self.device)) if kept_bytes is None else kept_bytes
+        # half of the rows that are kept, as others come meanwhile
+        num_kept = self.kept_bytes / (_KEPT_TOKENS * _token_bytes(self._config))
+        self.capabilities = Capabilities(scores_between=min(_MOST_SCORED, int(num_kept / 2)))
         self._stamp = stamp_of(Path(model))
         self._ends = end_tokens(self._model, self.tokenizer)
         self.max_batch = max_batch or default_max_batch(self._config, self.device)
+        self.prompt_tokens = PromptTokens()  # since the engine was made
+        self._tree, self._thread = PrefixTree(0), 0  # of the `generate` that is going on
         self._pass_tokens = _PASS_TOKENS
         self._pass_logits = max(1, _PASS_LOGITS // self._config.vocab_size)  # tokens with logits
 
@@ -97,6 +109,7 @@ class TransformersEngine:
                 "make a new engine for another model."
             )
         self._model, self._quickest, self._stamp = model, quickest, stamp
+        self._tree = PrefixTree(0)
         self._ends = end_tokens(model, self.tokenizer)
 
     def _read(self, weights: str | Path) -> tuple[Any, Any]:
@@ -106,6 +119,7 @@ class TransformersEngine:
     def release(self) -> None:
         """Forget the model until the next `load`, and give a GPU's memory back."""
         self._model = self._quickest = None
+        self._tree = PrefixTree(0)
         give_back(self.device)
 
     def close(self) -> None:
@@ -120,7 +134,16 @@ class TransformersEngine:
         Where memory runs out, half as many rows are written from then on, and those in flight start
         again. Raises EngineError for a prompt too long, and where memory is short for a single row.
         """
-        batch = Batch(self._quickest, self.max_batch, self._ends, sampling)
+        try:
+            yield from self._generate(pull, sampling)
+        finally:
+            if not sampling.continued:  # else the last completions are scored before the next call
+                self._tree = PrefixTree(0)
+
+    def _generate(
+        self, pull: Callable[[int], Sequence[Request]], sampling: Sampling
+    ) -> Iterator[Sequence[tuple[Request, Completion]]]:
+        batch = self._batch(sampling)
         waiting: list[Request] = []  # pulled, and not in the batch
         short = True  # the last pull gave less than there was room for: ask after every yield
         while True:
@@ -145,20 +168,41 @@ class TransformersEngine:
             if finished is None:  # not within the except: there the error still holds its tensors
                 waiting = [*batch.unfinished, *waiting]
                 self._halve_batch()
-                batch = Batch(self._quickest, self.max_batch, self._ends, sampling)
+                batch = self._batch(sampling)
                 give_back(self.device)
             elif finished:
                 yield [(row.request, self._completion(row)) for row in finished]
+
+    def _batch(self, sampling: Sampling) -> Batch:
+        # of this call alone: what a draw meets follows from the call's requests, whatever was before
+        self._tree, self._thread = PrefixTree(self.kept_bytes), threading.get_ident()
+        return Batch(
+            self._quickest,
+            self.max_batch,
+            self._ends,
+            sampling,
+            tree=self._tree,
+            counts=self.prompt_tokens,
+        )
 
     @torch.inference_mode()
     def logprob(self, pairs: Sequence[Pair]) -> list[float]:
         """Nats of each completion given its prompt, summed over the completion's tokens.
 
-        Where memory runs out, passes are halved from then on. Raises EngineError for a pair too
-        long, and where memory is short for a single one.
+        Prompts that begin alike pass what they share once where that saves a tenth: see answer_tree.py.
+        Where memory runs out, passes are halved from then on. Raises EngineError for a pair too long,
+        and where memory is short for a single one.
         """
         for prompt, completion in pairs:
             self._check_length(len(prompt), len(completion), "a pair to score")
+        if answer_tree.saves(pairs):
+            after: dict[Tokens, dict[Tokens, float]] = {}
+            for prompt, completion in pairs:
+                after.setdefault(tuple(prompt), {})[tuple(completion)] = 0.0
+            asked = [(prompt, [*completions]) for prompt, completions in after.items()]
+            for (prompt, completions), nats in zip(asked, self.logprobs_after(asked), strict=True):
+                after[prompt] = dict(zip(completions, nats, strict=True))
+            return [after[tuple(prompt)][tuple(completion)] for prompt, completion in pairs]
         logprobs = [0.0] * len(pairs)
         order = sorted(range(len(pairs)), key=lambda index: sum(map(len, pairs[index])))
         order = [index for index in order if pairs[index][1]]
@@ -183,20 +227,25 @@ class TransformersEngine:
     def logprobs_after(self, asked: Sequence[Asked]) -> list[list[float]]:
         """Return log-probabilities (nats) of continuations, in two passes: see answer_tree.py.
 
-        Where memory runs out, passes are halved from then on. Raises EngineError for a continuation
-        that is too long, and where memory is short for a single prefix.
+        Prompts that `generate` keeps do not pass again while it waits to be resumed. Where its sampling
+        is `continued`, completions do not either, also between its end and the next call. Where memory
+        runs out, passes are halved from then on. Raises EngineError for a continuation that is too long,
+        and where memory is short for a single prefix.
         """
         for prefix, several in asked:
             longest = max(map(len, several), default=0)
             self._check_length(len(prefix), longest, "a continuation to score")
         logprobs = [[0.0] * len(several) for _, several in asked]
         left = {index for index, (_, several) in enumerate(asked) if any(several)}
+        # of another thread's it may be dropped meanwhile
+        kept = self._tree if self._thread == threading.get_ident() else PrefixTree(0)
         while left:
             most = min(self._pass_tokens, most_pass_tokens(self.device))
-            for batch in answer_tree.batches(asked, sorted(left), most, self._pass_logits):
+            made = answer_tree.batches(asked, sorted(left), most, self._pass_logits, kept)
+            for batch in made:
                 values = None
                 try:
-                    values = answer_tree.score(self._quickest, asked, batch)
+                    values = answer_tree.score(self._quickest, asked, batch, kept)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
@@ -213,6 +262,7 @@ class TransformersEngine:
         if self.max_batch == 1:
             raise EngineError(f"out of memory while writing a single completion: {_LESS_MEMORY}")
         rows, self.max_batch = self.max_batch, self.max_batch // 2
+        self.kept_bytes //= 2
         _log.warning("out of memory with %d rows at a time: continuing with %d", rows, self.max_batch)
 
     def _halve_pass(self, pairs: int, tokens: int) -> None:
@@ -262,13 +312,21 @@ class TransformersEngine:
 
 def default_max_batch(config: Any, device: torch.device) -> int:
     """`batch_size.usual_rows` of a model of this shape on a device."""
+    return usual_rows(_token_bytes(config), _gpu_bytes(device))
+
+
+def _token_bytes(config: Any) -> int:
+    """Return the bytes of a token's keys and values."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     number_bytes = torch.tensor([], dtype=config.dtype or torch.float32).element_size()
-    token_bytes = 2 * config.num_hidden_layers * heads * size * number_bytes
+    return int(2 * config.num_hidden_layers * heads * size * number_bytes)
+
+
+def _gpu_bytes(device: torch.device) -> int | None:
+    """Return a GPU's memory; None for a CPU."""
     on_gpu = device.type == "cuda"
-    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else None
-    return usual_rows(token_bytes, memory)
+    return torch.cuda.get_device_properties(device).total_memory if on_gpu else None
 
 
 def read_tokenizer(model: str | Path, trust_remote_code: bool = False) -> ChatTokenizer:

@@ -95,11 +95,13 @@ class Fused:
         logits_to_keep: int = 0,
         **_: Any,
     ) -> SimpleNamespace:
-        """Pass tokens [n, t]: prompts if there is no mask, and then there are no logits.
+        """Pass tokens [n, t]: where they only fill slots, or have no mask, there are no logits.
 
         Else there are logits of the last `logits_to_keep` tokens; 0: of all.
         """
         num, length = input_ids.shape
+        is_slots = isinstance(past_key_values, Slots)
+        fills = past_key_values.filling if is_slots else attention_mask is None
         if position_ids is None:
             begin = past_key_values.get_seq_length()
             position_ids = torch.arange(begin, begin + length, device=input_ids.device)[None]
@@ -115,9 +117,9 @@ class Fused:
             turned = _turn(turned, *turns)
             query, key = turned[:, :, : self._num_queries], turned[:, :, self._num_queries :]
             keys, values = past_key_values.update(key.transpose(1, 2), value.transpose(1, 2), index)
-            if attention_mask is None and layer is self._layers[-1]:
+            if fills and layer is self._layers[-1]:
                 break
-            if attention_mask is not None and length == 1:
+            if attention_mask is not None and length == 1 and not fills:
                 seen = self._attend_step(query, keys, values, attention_mask, past_key_values, index)
             else:
                 seen = self._attend(query, keys, values, attention_mask)

@@ -5,7 +5,8 @@
     slot 2   L o n g e r   q u e s t i o n ?  W r      moves when one of them ends or another begins
 
 A prompt is filled in by a forward pass over whole prompts, or over what follows a prefix that is kept:
-prompts that share their first tokens, such as worked examples, pass those once. Each step then writes
+prompts that share their first tokens, such as worked examples, pass those once. A slot may also be given
+the first tokens of its prompt (see prefix_tree.py) and be extended by the rest. Each step then writes
 one column per row and lets the row attend to columns up to its own position.
 
 A pass that can attend in two parts leaves prefixes `apart`: a slot holds only what follows its prefix,
@@ -15,11 +16,14 @@ and all rows attend to the one copy of it. For other models each slot holds a co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from femtune.engines.hf.prefix_tree import Piece
 
 MOST_PREFIXES = 4  # kept at a time: plain and hinted prompts, with and without worked examples
 _GRAIN = 16  # columns are shown and stored in multiples of this: fewer shapes, aligned masks
@@ -43,6 +47,8 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is untyped to mypy
         self.rows = torch.empty(0, dtype=torch.long)
         self._left_out = self.rows  # tokens of the prefix that each slot leaves out [n]
         self.source: Tensor = self.rows  # filling: which prompt of the batch each slot gets
+        # filling after a slot's own first tokens: batch row, token, slot and column of each [4, tokens]
+        self.places: Tensor | None = None
         self.positions: Tensor = self.rows  # stepping: the column that each row writes
 
     def fill(self, rows: Tensor, source: Tensor, length: int, prefix: tuple[int, ...] = ()) -> None:
@@ -51,9 +57,67 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is untyped to mypy
         They begin at position 0, or after a prefix that was recorded.
         """
         self._reserve(length if self.apart else len(prefix) + length)
-        self.filling, self.rows, self.source = True, rows, source
-        self.recording, self.prefix = (), prefix
-        self.leave_out(prefix if self.apart else (), rows.tolist())
+        self.filling, self.rows, self.source, self.places = True, rows, source, None
+        self.recording = ()
+        self._begin_with(prefix, rows.tolist())
+
+    def extend(
+        self, rows: Tensor, starts: Sequence[int], stops: Sequence[int], prefix: tuple[int, ...] = ()
+    ) -> int:
+        """The next pass brings tokens starts[i] to stops[i] - 1 of slot rows[i] [n], right-padded.
+
+        `write` has given the slots what is before these. Return how many columns the pass attends to:
+        those of the prefix and of the longest row.
+        """
+        left_out = len(prefix) if self.apart else 0
+        self._reserve(max(stops) - left_out)
+        places = [
+            (i, nth, row, start + nth - left_out)
+            for i, (row, start, stop) in enumerate(zip(rows.tolist(), starts, stops, strict=True))
+            for nth in range(stop - start)
+        ]
+        self.filling, self.rows, self.recording = True, rows, ()
+        self.places = torch.tensor(places, device=rows.device).T
+        self.width = max(stops) - left_out
+        self._begin_with(prefix if self.apart else (), rows.tolist())
+        return max(stops)
+
+    def write(self, slot: int, pieces: Sequence[Piece], prefix: tuple[int, ...] = ()) -> None:
+        """Put keys and values of the first tokens of a row, which begins with a prefix, into a slot."""
+        self._begin_with(prefix if self.apart else (), [slot])
+        left_out, at = len(self.apart_from[slot]), 0
+        self._reserve(sum(num for _, num in pieces) - left_out)
+        for kept, num in pieces:
+            skipped = min(num, max(0, left_out - at))
+            columns = slice(at + skipped - left_out, at + num - left_out)
+            if skipped < num:
+                for held, part in zip(self._held, kept, strict=True):
+                    held[slot, :, columns] = part[:, skipped:num]
+            at += num
+
+    def read(self, slot: int, start: int, stop: int) -> Tensor:
+        """Return a copy of what `prefix_tree.py` keeps of a row's tokens `start` to `stop` - 1."""
+        prefix = self.apart_from[slot]
+        columns = slice(max(0, start - len(prefix)), max(0, stop - len(prefix)))
+        own = torch.stack([held[slot, :, columns] for held in self._held])
+        if start >= len(prefix):
+            return own
+        before = [part[0, :, start:stop] for layer in self.layers for part in layer.prefixes[prefix]]
+        return torch.cat((torch.stack(before), own), 2)
+
+    @cached_property
+    def is_uniform(self) -> bool:
+        """Return True if keys and values have one shape in all layers, which `read` needs."""
+        return len({(held.shape, held.dtype) for held in self._held}) == 1
+
+    @property
+    def _held(self) -> list[Tensor]:
+        """Keys and values of each layer in turn, [slots, heads, columns, head_dim] each."""
+        return [held for layer in self.layers for held in (layer.keys, layer.values)]
+
+    def _begin_with(self, prefix: tuple[int, ...], slots: Sequence[int]) -> None:
+        self.prefix = prefix
+        self.leave_out(prefix if self.apart else (), slots)
         if prefix:
             self.prefixes.remove(prefix)
             self.prefixes.append(prefix)
@@ -67,7 +131,7 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is untyped to mypy
     def record(self, prefix: tuple[int, ...]) -> None:
         """The next pass brings one row, a prefix that is kept for prompts that begin with it."""
         self._reserve(0 if self.apart else len(prefix))
-        self.filling, self.recording, self.prefix = True, prefix, ()
+        self.filling, self.recording, self.prefix, self.places = True, prefix, (), None
         self.prefixes.append(prefix)
         needed = {*self.apart_from, *self.prefixes[-MOST_PREFIXES:]}
         for old in [old for old in self.prefixes if old not in needed]:
@@ -86,7 +150,7 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is untyped to mypy
         self.width = -(-longest // _GRAIN) * _GRAIN
         self._reserve(self.width)
         rows = torch.arange(num_rows, device=positions.device)
-        self.filling, self.rows, self.positions = False, rows, positions
+        self.filling, self.rows, self.positions, self.places = False, rows, positions, None
         return positions
 
     def beginnings(self, layer: int) -> list[tuple[Tensor | None, Tensor, Tensor]]:
@@ -156,14 +220,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # the same
         if slots.recording:
             self.prefixes[slots.recording] = key_states, value_states
             return key_states, value_states
+        if slots.places is not None:
+            return self._extend(slots.places, key_states, value_states)
         if slots.filling:  # a prompt attends to itself alone, and to the prefix that it begins with
             if slots.apart:
                 self._store(key_states, value_states)
-            if slots.prefix:
-                num = len(key_states)
-                before = [part.expand(num, -1, -1, -1) for part in self.prefixes[slots.prefix]]
-                key_states = torch.cat((before[0], key_states), 2)
-                value_states = torch.cat((before[1], value_states), 2)
+            key_states, value_states = self._after_prefix(key_states, value_states)
             if not slots.apart:
                 self._store(key_states, value_states)
             return key_states, value_states
@@ -176,6 +238,21 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # the same
         slots, length = self.slots, key_states.shape[2]
         self.keys[slots.rows, :, :length] = key_states[slots.source]
         self.values[slots.rows, :, :length] = value_states[slots.source]
+
+    def _extend(self, places: Tensor, *states: Tensor) -> tuple[Tensor, Tensor]:
+        rows, tokens, slots, columns = places
+        for held, brought in zip((self.keys, self.values), states, strict=True):
+            held[slots, :, columns] = brought[rows, :, tokens]
+        width = self.slots.width
+        keys, values = (held[self.slots.rows, :, :width] for held in (self.keys, self.values))
+        return self._after_prefix(keys, values)
+
+    def _after_prefix(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the prefix of the pass before the keys and values of each row."""
+        if not self.slots.prefix:
+            return keys, values
+        before = [part.expand(len(keys), -1, -1, -1) for part in self.prefixes[self.slots.prefix]]
+        return torch.cat((before[0], keys), 2), torch.cat((before[1], values), 2)
 
     def reserve(self) -> None:
         """Room for the columns that are wanted now, those stored so far kept."""
@@ -191,7 +268,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # the same
         return like.new_zeros(shape)
 
     def get_seq_length(self) -> int:
-        """Return where prompts start: after their prefix. Steps bring their own masks and positions."""
+        """Return where prompts start: after their prefix. Other passes bring masks and positions."""
         return len(self.slots.prefix) if self.slots.filling else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

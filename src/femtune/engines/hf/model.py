@@ -23,8 +23,9 @@ from femtune._util.safetensors_header import stored_dtype
 from femtune.engines.hf.agreement import STEPS, Reference
 from femtune.engines.hf.fused import Fused, fuse
 from femtune.engines.hf.kv_slots import Slots
+from femtune.engines.model_files import local_model
 from femtune.engines.rounding import HALVES, rounded
-from femtune.engines.weight_check import PROBE
+from femtune.engines.weight_check import check_file
 from femtune.errors import ModelError
 
 _log = logging.getLogger("femtune")
@@ -123,6 +124,37 @@ def fill(
     _pass(model, slots, rest)
 
 
+def extend(
+    model: Any,
+    slots: Slots,
+    prompts: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    to: Sequence[int],
+    prefix: tuple[int, ...] = (),
+) -> None:
+    """Pass prompts less their last tokens and their first starts[i], which slots to[i] hold.
+
+    All begin with `prefix`, which is kept, and have a token to pass at least.
+    """
+    rows = torch.tensor(to, device=model.device)
+    stops = [len(prompt) - 1 for prompt in prompts]
+    width = slots.extend(rows, starts, stops, prefix)
+    triples = zip(prompts, starts, stops, strict=True)
+    tokens = pad([prompt[start:stop] for prompt, start, stop in triples], model.device)
+    first, last = torch.tensor([[*starts], [stop - 1 for stop in stops]], device=model.device)[..., None]
+    # padding is at the right, where no token sees it; its positions stay within the context
+    positions = (first + torch.arange(tokens.shape[1], device=model.device)).minimum(last)
+    before = positions[..., None] - torch.arange(width, device=model.device)
+    model(
+        input_ids=tokens,
+        attention_mask=masks(model.config.get_text_config(), before < 0, before, model.dtype),
+        position_ids=positions,
+        past_key_values=slots,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+
+
 def _pass(model: Any, slots: Slots, rows: Sequence[Sequence[int]]) -> None:
     # padding is at the right, where causal attention hides it: the model's own mask will do
     tokens = pad(rows, model.device)
@@ -216,10 +248,12 @@ def _read_full(weights: str | Path, dtype: str | torch.dtype, trust: bool) -> An
             "save_pretrained wrote."
         )
     check_weights(weights)
+    if not Path(weights).is_dir():  # an id on the Hub: transformers would fetch what its index names
+        weights = local_model(str(weights))
     try:
         model, report = _loaded(weights, dtype, trust)
         if wants_rounding(weights, str(dtype)):
-            _round_anew(model, _loaded(weights, torch.float32, trust)[0], rounding_seed(Path(weights)))
+            _round_again(model, _loaded(weights, torch.float32, trust)[0], rounding_seed(Path(weights)))
     except Exception as error:  # OSError, ValueError, SafetensorError, or the model's own
         raise unreadable(weights, "causal language model", error) from error
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
@@ -238,18 +272,20 @@ def _loaded(weights: str | Path, dtype: str | torch.dtype, trust: bool) -> tuple
 
 def wants_rounding(weights: str | Path, dtype: str) -> bool:
     """Return whether a folder has float32 weights that femtune trained, and `dtype` has 16 bits."""
-    is_trained = Path(weights, PROBE).is_file()
+    is_trained = check_file(Path(weights)) is not None
     halves = dtype.removeprefix("torch.") in HALVES
     return halves and is_trained and stored_dtype(Path(weights)) == "float32"
 
 
 def rounding_seed(folder: Path) -> str:
     """Return a seed that follows from trained weights: from the log-probabilities that they give."""
-    return hashlib.blake2b((folder / PROBE).read_bytes(), digest_size=16).hexdigest()
+    path = check_file(folder)
+    assert path is not None, f"{folder} has no weight check"
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 @torch.no_grad()
-def _round_anew(model: Any, exact: Any, seed: str) -> None:
+def _round_again(model: Any, exact: Any, seed: str) -> None:
     """Replace 16-bit parameters of a model by stochastically rounded ones of its float32 copy."""
     own = dict(model.named_parameters())
     for name, weight in exact.named_parameters():
@@ -324,6 +360,11 @@ def _slotted_logits(served: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     fill(served, slots, prompts, [[number] for number in range(len(rows))])
     for number, prompt in list(enumerate(prompts))[1::2]:  # some again, after a part that is kept
         fill(served, slots, [prompt], [[number]], tuple(prompt[: len(prompt) // 2]))
+    for number, prompt in list(enumerate(prompts))[::2]:  # others after tokens that are copied
+        half = len(prompt) // 2
+        if slots.is_uniform and half + 1 < len(prompt):
+            slots.write(number, [(slots.read(number, 0, half), half)])
+            extend(served, slots, [prompt], [half], [number])
     longest = max(map(len, rows))
     made = []
     for step in range(STEPS):

@@ -26,6 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from femtune._util.redaction import check_urls
 from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.openai import dialects
 from femtune.engines.openai.http import (
@@ -80,6 +81,7 @@ class OpenAIEngine:
                 "the openai engine needs a server's URL: set OPENAI_BASE_URL, or base_url, such as "
                 "http://127.0.0.1:8000/v1 (several with commas between them)."
             )
+        check_urls("base_url or OPENAI_BASE_URL", ",".join(urls))
         self.tokenizer = tokenizer
         self.max_batch = max_batch or _MAX_BATCH
         self._model = Path(model)

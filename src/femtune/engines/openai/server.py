@@ -29,7 +29,7 @@ class Server:
 def all_of(found: Sequence[Capabilities]) -> Capabilities:
     """Return what each of several servers can do."""
     each = [asdict(one) for one in found]
-    return Capabilities(**{name: all(one[name] for one in each) for name in each[0]})
+    return Capabilities(**{name: min(one[name] for one in each) for name in each[0]})
 
 
 async def complete(

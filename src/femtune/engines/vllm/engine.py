@@ -9,7 +9,7 @@ vLLM batches by itself, in a process of its own; this file keeps its queue fille
 
     adapter        a LoRA request under a new name, so that nothing cached under an old one is used
     full folder    vLLM's reload in place, then what that leaves stale (see worker.py)
-    probe failed   the engine ended, and started on the folder
+    check failed   the engine ended, and started on the folder
 
 vLLM starts its processes by `spawn`: a script that makes this engine needs `if __name__ == "__main__":`.
 """
@@ -51,7 +51,7 @@ from femtune.engines.vllm.setup import (
     rounded_copy,
 )
 from femtune.engines.vllm.worker import Reloader
-from femtune.engines.weight_check import MOST, ROUNDING, check_served, read_probe
+from femtune.engines.weight_check import MOST, ROUNDING, check_served, read_check
 from femtune.errors import EngineError, ModelError
 from femtune.types import Asked, Capabilities, Completion, Request, Sampling
 
@@ -127,7 +127,7 @@ class VllmEngine:
         """Serve the weights of a Hugging Face folder, or of a LoRA adapter's, from now on.
 
         Raises ModelError where vLLM can't serve them, with its reason. Weights that are not those of the
-        probe beside them are loaded again into a new engine: the caller checks that one.
+        check beside them are loaded again into a new engine: the caller checks that one.
         """
         check_weights(weights)
         adapter = adapter_config(weights)
@@ -424,9 +424,9 @@ class VllmEngine:
             self._llm.reset_prefix_cache()
             self._loaded = stamp_of(weights)
             self._ends = read_end_tokens(weights, self.tokenizer, self.trust_remote_code)
-            probe = read_probe(weights)
-            if probe is not None:
-                check_served(self, probe, ROUNDING.get(self._dtype, MOST))
+            check = read_check(weights)
+            if check is not None:
+                check_served(self, check, ROUNDING.get(self._dtype, MOST))
         except ModelError:
             raise
         except Exception as error:  # a worker's, EngineDeadError, or check_served's EngineError

@@ -22,7 +22,7 @@ from femtune.engines.hf.engine import end_tokens
 from femtune.engines.hf.model import rounding_seed
 from femtune.engines.rounding import HALVES, rounded_state
 from femtune.engines.vllm.requests import one_line
-from femtune.engines.weight_check import PROBE
+from femtune.engines.weight_check import check_file
 from femtune.errors import ConfigError, ModelError
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM has room for
@@ -87,7 +87,7 @@ def rounded_copy(weights: Path, dtype: str, copy: Path) -> Path:
     vLLM casts to nearest, by which small updates are lost. So float32 weights that femtune trained, of a
     model or an adapter, are rounded stochastically in `copy` where the engine's dtype has 16 bits.
     """
-    if dtype not in HALVES or not (weights / PROBE).is_file():
+    if dtype not in HALVES or check_file(weights) is None:
         return weights
     seed = rounding_seed(weights)
     is_adapter = (weights / "adapter_config.json").is_file()

@@ -18,7 +18,9 @@ from femtune._util.text import near
 from femtune.errors import ConfigError
 
 PAGE = 50  # draws on a page
-LONGEST = 1000  # characters of a search text
+LONGEST = 1000  # characters of a search text, or of a value
+MOST = 50  # values of a filter: each is a link that has the others in it
+MOST_TEXT = 4000  # characters of all values together, for the same reason
 
 # the column of each field that takes several values
 COLUMNS = {
@@ -78,12 +80,18 @@ class Filter:
         """
         many: dict[str, list[Any]] = {}
         made: dict[str, Any] = {}
+        query = list(query)
+        if len(query) > MOST or sum(len(value) for _, value in query) > MOST_TEXT:
+            raise ConfigError(
+                f"an address has at most {MOST} values of {MOST_TEXT:,} characters in all: this one has "
+                f"{len(query):,} values."
+            )
         for name, value in query:
             if value == "":
                 continue
             if name in COLUMNS:
-                number = _whole(name, value) if name in NUMBERS else value
-                many.setdefault(name, []).append(number)
+                own = _whole(name, value) if name in NUMBERS else _short(name, value)
+                many.setdefault(name, []).append(own)
             elif name == "page":
                 made[name] = _whole(name, value, least=1)
             elif name in ("problem", "text", "sort"):

@@ -8,11 +8,16 @@ from dataclasses import KW_ONLY, dataclass
 from statistics import fmean
 from typing import Literal
 
+from femtune.errors import FemtuneError
 from femtune.evaluation.bootstrap import Estimate, half_width
+from femtune.evaluation.differences import Difference, differences
+from femtune.evaluation.evaluate import group_of
+from femtune.evaluation.item_scores import Scores, held_out_problems, stored_scores
 from femtune.metric_types import EvaluationMetrics, Part, interval, measure
 from femtune.reporting.page.record import Found, Group, Record
 
 Kind = Literal["base", "baseline", "scheme"]
+BASE = "the base"
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Contender:
     evaluations: tuple[
         EvaluationMetrics, ...
     ]  # one per seed; for the base, one per run that measured it
-    iteration: int  # the lowest last iteration among its runs
+    iteration: int  # the lowest shown iteration among its runs
     group: Group
 
     def estimate(self, measure: str) -> Estimate | None:
@@ -150,21 +155,49 @@ def contenders(found: Found) -> list[Contender]:
     for group in schemes[:1]:
         bases = [run.evaluations()[0] for run in group.runs if 0 in run.evaluations()]
         if bases:
-            made.append(Contender("the base", "base", tuple(bases), 0, group))
+            made.append(Contender(BASE, "base", tuple(bases), 0, group))
     for group in found.groups:
         # a ladder has the base as a run of its own too
         if group.is_baseline and not (made and group.runs[0].scheme == "base"):
             made += _baselines(group)
     for group in schemes:
-        last = [_last(run) for run in group.runs if any(run.evaluations())]  # beyond the base's, 0
-        if last:
-            iteration = min(number for number, _ in last)
-            made.append(Contender(group.label, "scheme", tuple(m for _, m in last), iteration, group))
+        shown = [_shown(run) for run in group.runs if any(run.evaluations())]  # beyond the base's, 0
+        if shown:
+            iteration = min(number for number, _ in shown)
+            made.append(Contender(group.label, "scheme", tuple(m for _, m in shown), iteration, group))
     return made
 
 
-def _last(run: Record) -> tuple[int, EvaluationMetrics]:
-    number = max(run.evaluations())
+def compare_all(found: Found) -> Sequence[Difference]:
+    """Return each line's difference to the base and to the best one, of those with stored draws.
+
+    Runs whose draws can't be read are left out: the report says so where it shows draws.
+    """
+    scores: dict[str, dict[int, Scores]] = {}
+    groups: dict[str, str] = {}
+    for group in found.groups:
+        for run in group.runs:
+            if not run.evaluations() or not (run.root / "eval.parquet").exists():
+                continue
+            try:
+                shown = run.shown_iteration
+                rows = stored_scores(run.root, shown, by_vote=run.scheme in ("votes", "fem-votes"))
+                problems = held_out_problems(run.root).items()
+                base = {} if run.is_baseline or not shown else stored_scores(run.root, 0)
+            except FemtuneError:
+                continue
+            groups |= {name: group_of(problem) for name, problem in problems}
+            for name, own in rows.items():
+                label = f"{group.label}, {name}" if name else group.label
+                is_base = run.scheme == "base" or (not shown and not run.is_baseline)
+                scores.setdefault(BASE if is_base else label, {})[run.seed] = own
+            for own in base.values():
+                scores.setdefault(BASE, {}).setdefault(run.seed, own)
+    return differences(scores, groups, BASE)
+
+
+def _shown(run: Record) -> tuple[int, EvaluationMetrics]:
+    number = run.shown_iteration
     return number, run.evaluations()[number]
 
 

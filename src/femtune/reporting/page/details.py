@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from femtune.metric_types import EvaluationMetrics
 from femtune.reporting.page import predictions
 from femtune.reporting.page.contenders import best, contenders
 from femtune.reporting.page.drawing import NUM_COLOURS, Axis, mark
@@ -58,7 +57,7 @@ def judgements(found: Found, problems: predictions.Problems, notes: list[str]) -
     lead, scale = lead_of(found), predictions.one_scale(problems)
     if lead is None or not scale or not lead.evaluations():
         return None
-    numbers = list(dict.fromkeys([min(lead.evaluations()), max(lead.evaluations())]))
+    numbers = list(dict.fromkeys([min(lead.evaluations()), lead.shown_iteration]))
     matrices = []
     for number in numbers:
         items = predictions.items(lead, number, problems, notes)
@@ -104,17 +103,19 @@ Voter = tuple[str, list[predictions.Bin]]
 
 
 def _voters(found: Found, scale: tuple[str, ...], notes: list[str]) -> list[Voter]:
-    """Return the label and bins of each group whose first run's last evaluation drew several times."""
+    """Return the label and bins of each group whose first run's evaluation drew several times."""
     made = []
     for group in found.groups:
         run = group.runs[0]
-        nothing = (0, EvaluationMetrics())
-        last, metrics = max(run.evaluations().items(), default=nothing, key=lambda pair: pair[0])
+        if not run.evaluations():
+            continue
+        shown = run.shown_iteration
+        metrics = run.evaluations()[shown]
         if metrics.get("num_draws", 0) <= metrics.get("num_problems", 0):
             continue
         if group.is_baseline and run.scheme != "votes":  # a regression answers once per problem
             continue
-        items = predictions.items(run, last, predictions.eval_problems(run, notes), notes)
+        items = predictions.items(run, shown, predictions.eval_problems(run, notes), notes)
         bins = predictions.reliability(items, scale) if items else []
         if bins:
             made.append((group.label, bins))

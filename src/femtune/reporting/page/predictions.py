@@ -74,7 +74,7 @@ class ShownItem:
 
 @dataclass(frozen=True)
 class Change:
-    """Problems with the same change from the base to the last evaluation."""
+    """Problems with the same change from the base to the shown iteration."""
 
     title: str
     num_problems: int
@@ -187,7 +187,7 @@ def changes(
     `others` are labelled runs, the lead among them. A hash of their ids selects the problems shown:
     the selection is reproducible and independent of the results.
     """
-    last = max(lead.evaluations())
+    last = lead.shown_iteration
     before, after = (_right(lead, number, notes) for number in (0, last))
     names = {
         (False, True): "Wrong before, right after",
@@ -203,13 +203,13 @@ def changes(
     ids = [name for _, _, shown in made for name in shown]
     takes = _takes(lead, others, ids, notes)
     return [
-        Change(title, num, tuple(_exhibit(problems[name], takes[name]) for name in shown))
+        Change(title, num, tuple(_shown_item(problems[name], takes[name]) for name in shown))
         for title, num, shown in made
         if num
     ]
 
 
-def _exhibit(problem: Problem, takes: Sequence[ItemDraws]) -> ShownItem:
+def _shown_item(problem: Problem, takes: Sequence[ItemDraws]) -> ShownItem:
     return ShownItem(problem.id, prompt_text(problem.prompt), problem.answer, tuple(takes))
 
 
@@ -236,11 +236,11 @@ def _right(run: Record, iteration: int, notes: list[str]) -> dict[str, bool]:
 def _takes(
     lead: Record, others: Sequence[tuple[str, Record]], ids: Sequence[str], notes: list[str]
 ) -> dict[str, list[ItemDraws]]:
-    """Return the first completion of the base and of each run's last model for these problems."""
+    """Return the first completion of the base and of each run's shown model for these problems."""
     made: dict[str, list[ItemDraws]] = {name: [] for name in ids}
     wanted = pa.array(ids, pa.string())
     runs = [("before: the base", lead, 0)]
-    runs += [(f"after: {label}", run, max(run.evaluations())) for label, run in others]
+    runs += [(f"after: {label}", run, run.shown_iteration) for label, run in others]
     columns = ("text", "answer", "reason", "detail", "reward")
     for label, run, iteration in runs:
         for table in _first_draws(run, iteration, columns, notes):

@@ -22,13 +22,14 @@ from femtune.metric_types import (
     RationaleMetrics,
 )
 from femtune.reporting.page.texts import name, setting
+from femtune.runs.checkpoints import best_of, is_out_of_patience
 from femtune.runs.run import read_log, stored_config
 from femtune.schemes.serialization import describe
 
 BASELINES = {
     "majority": "the most frequent answer",
     "direct": "the base without reasons",
-    "base": "the base, greedy",
+    "base": "the base",
     "examples": "the base with worked examples",
     "votes": "the base by vote",
     "fem-votes": "the trained model by vote",
@@ -90,11 +91,23 @@ class Record:
 
     @property
     def finished(self) -> bool:
-        return bool(self.history) and self.done >= self.planned
+        patience = int(self.config.get("patience") or 0)
+        return bool(self.history) and (
+            self.done >= self.planned or is_out_of_patience(self.history, patience)
+        )
 
     def evaluations(self) -> dict[int, EvaluationMetrics]:
         """Return evaluations by iteration; 0 is the base."""
         return {m["iteration"]: m["evaluation"] for m in self.history if m.get("evaluation")}
+
+    @property
+    def shown_iteration(self) -> int:
+        """Return the evaluated iteration that stands for the run: the best, else the last.
+
+        A run without a development part has no other best one. Raises ValueError without evaluations.
+        """
+        best = best_of(self.history) if self.history else 0
+        return best if best in self.evaluations() else max(self.evaluations())
 
     def with_examples(self) -> EvaluationMetrics | None:
         """Return the base's evaluation with worked examples in its prompts, or None."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from femtune.evaluation.bootstrap import Estimate
+from femtune.evaluation.differences import difference_table
 from femtune.metric_types import EvaluationMetrics, Part, PosteriorMetrics, RationaleMetrics
 from femtune.reporting.page.contenders import (
     ANSWERS,
@@ -18,6 +19,7 @@ from femtune.reporting.page.contenders import (
     Contender,
     Measure,
     Point,
+    compare_all,
     contenders,
     course,
     pooled,
@@ -46,9 +48,14 @@ ITERATION = Axis("iteration", "d")
 
 
 def everyone(found: Found) -> Section | None:
-    """Build the table of last evaluations, if there are several to compare."""
+    """Build the table of evaluations and their differences, if there are several to compare."""
     known = contenders(found)
-    return Section("everyone", "In numbers", tables=[_table_of(known)]) if len(known) > 1 else None
+    if len(known) < 2:
+        return None
+    tables = [_table_of(known)]
+    if compared := compare_all(found):
+        tables.append(Table("On the same problems, paired", *difference_table(compared)))
+    return Section("everyone", "In numbers", tables=tables)
 
 
 def _table_of(known: Sequence[Contender]) -> Table:
@@ -60,7 +67,7 @@ def _table_of(known: Sequence[Contender]) -> Table:
         and not _is_usual(known, measure.name)
     ]
     rows = [[each.label, *(with_interval(m, each.estimate(m.name)) for m in columns)] for each in known]
-    return Table("The last evaluation of each", ["", *(m.title for m in columns)], rows)
+    return Table("The evaluation of each", ["", *(m.title for m in columns)], rows)
 
 
 def _is_usual(known: Sequence[Contender], measure: str) -> bool:

@@ -25,6 +25,7 @@ from femtune.reporting.page.figures import lines
 from femtune.reporting.page.parts import Figure, capital, interval, series
 from femtune.reporting.page.record import BASELINES, Found, Record
 from femtune.reporting.page.texts import count, listed, name, percent, seconds
+from femtune.runs.checkpoints import describe_best
 
 ACCURACY = MEASURES[0]
 
@@ -138,6 +139,8 @@ def facts(found: Found, lead: Record, known: Sequence[Contender]) -> list[tuple[
         source = config.get("eval_data") or config.get("eval_split") or "the same data, held out"
         number = max(each.num_problems for each in known)
         made.append(("Measured on", f"{count(number, 'problem')} of {_base_name(source)}"))
+    if lead.evaluations() and any("development" in each for each in lead.history):
+        made.append(("Best iteration", describe_best(lead.history)))
     others = [BASELINES[g.runs[0].scheme] for g in found.groups if g.is_baseline]
     if others:
         made.append(("Held against", ", ".join(dict.fromkeys(others))))

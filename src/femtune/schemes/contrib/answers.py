@@ -37,20 +37,20 @@ def expected(scheme: Scheme) -> Scheme:
     return replace(scheme, name=name, stages=stages, weigh=ExpectedFirst())
 
 
-def reasons(scheme: Scheme, nats: float = 0.0) -> Scheme:
-    """Keep only draws whose rationale makes y* the likeliest answer, and likelier by `nats` or more.
+def reasons(scheme: Scheme, min_gain: float = 0.0) -> Scheme:
+    """Keep only draws whose rationale makes y* the likeliest answer, by `min_gain` nats or more.
 
     Law: the scheme's, conditioned on rationales that pass: see `answer_rules.Reasoned`. What is
     remembered is filtered too, by the model as it is now. With `expected`, rationales are filtered
     whatever their answer.
 
-    Raises ConfigError where `nats` is negative or infinite.
+    Raises ConfigError where `min_gain` is negative or infinite.
     """
-    keep = Reasoned(nats)
+    keep = Reasoned(min_gain)
     remember = scheme.remember and Chain(keep, scheme.remember)
     return replace(
         scheme,
-        name=f"{scheme.name}+reasons({without_exponent(nats)})",
+        name=f"{scheme.name}+reasons({without_exponent(min_gain)})",
         weigh=Chain(keep, scheme.weigh),
         remember=remember,
     )

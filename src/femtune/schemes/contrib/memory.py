@@ -38,10 +38,10 @@ def every(scheme: Scheme, iterations: int = 2) -> Scheme:
     return replace(scheme, name=f"{scheme.name}+every({iterations})", every=iterations)
 
 
-def gain(scheme: Scheme, nats: float = 0.1) -> Scheme:
-    """Ask only those problems whose bound a draw can still raise by more than `nats`.
+def gain(scheme: Scheme, min_gain: float = 0.1) -> Scheme:
+    """Ask only those problems whose bound a draw can still raise by more than `min_gain` nats.
 
     The bound log sum pi(z, y* | x) over what is remembered is at most 0, so minus itself is all that is
     to be gained: a budget that goes where it can do something.
     """
-    return replace(scheme, name=f"{scheme.name}+gain({without_exponent(nats)})", min_gain=nats)
+    return replace(scheme, name=f"{scheme.name}+gain({without_exponent(min_gain)})", min_gain=min_gain)

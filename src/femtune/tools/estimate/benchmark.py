@@ -39,7 +39,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Benchmark:
     """Measurements of a benchmark."""
 
     drawn: Drawn
@@ -51,7 +51,7 @@ class Trial:
 
 def try_out(
     builder: SamplerBuilder, steps: LoopConfig, problems: Sequence[Problem], number: int, draws: Sampling
-) -> Trial:
+) -> Benchmark:
     """Draw for some problems as the scheme does, and take a few optimizer steps on the draws.
 
     If this is fast, it is repeated for more problems, up to a chunk of the run: rates depend on the
@@ -81,7 +81,7 @@ def try_out(
     token_s = stepping_s / done.trained_tokens
     row_tokens = done.trained_tokens / (done.num_examples * epochs)
     loading_s = wall_s - stepping_s + load_s
-    return Trial(replace(made, asking=asked), row_tokens, token_s, loading_s, score_token_s)
+    return Benchmark(replace(made, asking=asked), row_tokens, token_s, loading_s, score_token_s)
 
 
 def _draw(

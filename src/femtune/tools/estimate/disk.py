@@ -61,6 +61,8 @@ def at_most(
     num_eval: int,
     sampling: Sampling,
     num_stored: int = 0,
+    *,
+    num_dev: int = 0,
 ) -> Disk:
     """Return an upper bound: all models, and all attempts of every problem at the maximum length.
 
@@ -71,7 +73,7 @@ def at_most(
     bounded = min(num_eval, plan.bound_problems) * plan.bound_draws
     asked = num_eval * plan.evaluation.draws + bounded if plan.evaluation.every else 0
     draws = num_problems * (left_draws * most_draws(scheme) + left * capacity(scheme))
-    draws += (left + 1) * asked
+    draws += (left + 1) * asked + left * num_dev
     dtype = exported_dtype(base, plan.training)
     models = models_bytes(plan, model_bytes(base, plan.training, dtype), num_stored)
     models += masters_bytes(plan, dtype, model_bytes(base, plan.training), num_stored)

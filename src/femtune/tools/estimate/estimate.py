@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from femtune.config import Train
+from femtune.data.partition import Parts
 from femtune.errors import ConfigError
 from femtune.loop import LoopConfig
 from femtune.mstep.config import Training
 from femtune.resolve import Data, held_out, make_loop_config, read_inputs, sampling
 from femtune.sampler import SamplerBuilder, engine_args, make_sampler_builder
-from femtune.tools.estimate.benchmark import Trial, try_out
+from femtune.tools.estimate.benchmark import Benchmark, try_out
 from femtune.tools.estimate.disk import Disk, draws_bytes, masters_bytes, models_bytes
 from femtune.tools.estimate.formulas import (
     BYTES,
@@ -31,9 +32,9 @@ from femtune.tools.estimate.formulas import (
 )
 from femtune.tools.estimate.hardware import DISK, TABLE, Hardware, check_hardware, this_machine
 from femtune.tools.estimate.memory import Memory, advice, batch_rows, engine_memory, training_memory
-from femtune.tools.estimate.schedule import course, is_steady
+from femtune.tools.estimate.schedule import is_steady, schedule
 from femtune.tools.estimate.shapes import config_folder, read_shape
-from femtune.types import Problem, Scheme
+from femtune.types import Scheme
 
 RIGHT = {"plain": 0.5, "hinted": 0.9}  # assumed by default
 _LOOKED_AT = 200  # problems whose prompts are tokenized
@@ -104,39 +105,40 @@ def look_ahead(
     data: Data,
     model: str,
     settings: Train,
-    wish: EstimateOptions | None = None,
+    options: EstimateOptions | None = None,
     scheme: Scheme | None = None,
 ) -> RunEstimate:
     """Estimate the cost of `train` with the same arguments. Raises what `train` would raise at once."""
-    wish = wish or EstimateOptions()
+    options = options or EstimateOptions()
     draws = sampling(settings, scheme)
-    folder, name = config_folder(model, wish.measure > 0)
+    folder, name = config_folder(model, options.measure > 0)
     asked = read_inputs(data, settings, model=str(folder))
     steps = make_loop_config(asked.settings, scheme)
-    problems, test = held_out(asked, data, str(folder))
+    parts = held_out(asked, data, str(folder))
     parallel = int(engine_args(settings).get("tensor_parallel_size", 1))
-    if parallel > wish.num_devices:
+    if parallel > options.num_devices:
         raise ConfigError(
-            f"tensor_parallel_size is {parallel}, and num_devices {wish.num_devices}: an engine needs "
-            f"that many. Set --num-devices {parallel} or more."
+            f"tensor_parallel_size is {parallel}, and num_devices {options.num_devices}: an engine "
+            f"needs that many. Set --num-devices {parallel} or more."
         )
-    if wish.hardware != "here" and not wish.measure:
+    if options.hardware != "here" and not options.measure:
         asked = replace(asked, settings=_anywhere(asked.settings))
-    builder = make_sampler_builder(str(folder), asked, problems, test)
+    builder = make_sampler_builder(str(folder), asked, *parts.groups)
     shape = read_shape(builder.base, name)
-    if wish.tokens_per_draw is not None and wish.tokens_per_draw > settings.max_new_tokens:
+    if options.tokens_per_draw is not None and options.tokens_per_draw > settings.max_new_tokens:
         raise ConfigError(
-            f"tokens_per_draw is {wish.tokens_per_draw:g}, and max_new_tokens {settings.max_new_tokens}."
+            f"tokens_per_draw is {options.tokens_per_draw:g}, and max_new_tokens "
+            f"{settings.max_new_tokens}."
         )
     dtype = settings.engine_dtype if settings.engine_dtype != "auto" else shape.dtype
-    device = TABLE[wish.hardware] if wish.hardware in TABLE else _here(shape, dtype, settings)
-    job = _job(shape, steps, builder, problems, test, wish, dtype, device, settings, parallel)
-    trial = try_out(builder, steps, problems, wish.measure, draws) if wish.measure else None
+    device = TABLE[options.hardware] if options.hardware in TABLE else _here(shape, dtype, settings)
+    job = _job(shape, steps, builder, parts, options, dtype, device, settings, parallel)
+    benchmark = try_out(builder, steps, parts.train, options.measure, draws) if options.measure else None
     trained = shape.lora(steps.training) if steps.training.use_peft else shape.parameters
     stored = "float32" if steps.training.use_peft else shape.dtype
     models = models_bytes(steps, BYTES[stored] * trained)
     models += masters_bytes(steps, stored, BYTES["float32"] * trained)
-    return _outlook(shape, job, device, wish, trial, settings, models, steps.scheme)
+    return _estimate(shape, job, device, options, benchmark, settings, models, steps.scheme)
 
 
 def _anywhere(settings: Train) -> Train:
@@ -155,7 +157,7 @@ def _anywhere(settings: Train) -> Train:
 
 
 def _here(shape: Shape, dtype: str, settings: Train) -> Hardware:
-    kinds = {dtype, "bfloat16" if settings.training.bf16 else "float32"}
+    kinds = {dtype, "bfloat16" if settings.training.computes_in_bf16(dtype) else "float32"}
     sides = [*shape.adapter.values(), (shape.vocabulary, shape.width)]
     return this_machine(sides, kinds, settings.device)
 
@@ -167,32 +169,34 @@ def _job(
     shape: Shape,
     steps: LoopConfig,
     builder: SamplerBuilder,
-    problems: Sequence[Problem],
-    test: Sequence[Problem],
-    wish: EstimateOptions,
+    parts: Parts,
+    options: EstimateOptions,
     dtype: str,
     device: Hardware,
     settings: Train,
     parallel: int,
 ) -> Job:
+    problems, dev, test = parts
     some = problems[:: max(1, len(problems) // _LOOKED_AT)][:_LOOKED_AT]
     lengths = {
         name: [len(builder.tokenizer.encode_prompt(builder.prompts.render(name, each))) for each in some]
         for name in ("plain", "hinted")
     }
-    length = wish.tokens_per_draw or max(1.0, settings.max_new_tokens / 2)
+    length = options.tokens_per_draw or max(1.0, settings.max_new_tokens / 2)
     training = _mean_training(steps)
-    half = training.bf16 if training.bf16 is not None else device.is_gpu and not training.use_cpu
+    on_gpu = device.is_gpu and not training.use_cpu
+    half = training.bf16 if training.bf16 is not None else on_gpu or training.computes_in_bf16(dtype)
     if training.use_peft and (training.dtype if training.dtype in BYTES else shape.dtype) != "float32":
         half = True  # the dtype of the base
     every = steps.evaluation.every
     measured = [
         k for k in range(steps.iterations + 1) if every and (k % every == 0 or k == steps.iterations)
     ]
-    run = course(steps.scheme, _right(wish), steps.iterations)
+    run = schedule(steps.scheme, _right(options), steps.iterations)
     return Job(
         problems=len(problems),
         eval_problems=len(test),
+        dev_problems=len(dev),
         prompt_tokens={name: fmean(each) for name, each in lengths.items()},
         longest=max(map(max, lengths.values())),
         tokens_per_draw=length,
@@ -201,7 +205,7 @@ def _job(
         max_new_tokens=settings.max_new_tokens,
         asking=run.asking,
         iterations=steps.iterations,
-        evaluations=len(measured) if test else 0,
+        evaluations=len(measured) if test or dev else 0,
         eval_draws=steps.evaluation.draws,
         chunk_size=settings.chunk_size,
         engine=settings.engine,
@@ -209,7 +213,7 @@ def _job(
         training_dtype="bfloat16" if half else "float32",
         max_batch=settings.max_batch,
         tensor_parallel=parallel,
-        is_launched=wish.num_devices > 1 or steps.launch is not None,
+        is_launched=options.num_devices > 1 or steps.launch is not None,
         training=training,
         scored=run.scored,
         remembered=run.remembered,
@@ -227,81 +231,84 @@ def _mean_training(steps: LoopConfig) -> Training:
     return replace(steps.training, epochs_factor=fmean(training.epochs_factor for training in each))
 
 
-def _right(wish: EstimateOptions) -> dict[str, float]:
+def _right(options: EstimateOptions) -> dict[str, float]:
     """Return the share of right draws by prompt, as given or assumed."""
-    given = {"plain": wish.right, "hinted": wish.hinted_right}
+    given = {"plain": options.right, "hinted": options.hinted_right}
     return {name: RIGHT[name] if share is None else share for name, share in given.items()}
 
 
-def _measured_job(job: Job, trial: Trial, scheme: Scheme) -> Job:
+def _measured_job(job: Job, benchmark: Benchmark, scheme: Scheme) -> Job:
     """Return the job with what a trial measured in place of what is assumed."""
-    run = course(scheme, RIGHT | dict(trial.drawn.right), job.iterations)
+    run = schedule(scheme, RIGHT | dict(benchmark.drawn.right), job.iterations)
     return replace(
         job,
-        asking=trial.drawn.asking if is_steady(scheme) else run.asking,
+        asking=benchmark.drawn.asking if is_steady(scheme) else run.asking,
         scored=run.scored,
         remembered=run.remembered,
-        tokens_per_draw=trial.drawn.tokens_per_draw,
-        longest_draw=trial.drawn.longest_draw,
-        tokens_per_example=max(1.0, trial.row_tokens - job.prompt_tokens["plain"]),
+        tokens_per_draw=benchmark.drawn.tokens_per_draw,
+        longest_draw=benchmark.drawn.longest_draw,
+        tokens_per_example=max(1.0, benchmark.row_tokens - job.prompt_tokens["plain"]),
     )
 
 
-def _outlook(
+def _estimate(
     shape: Shape,
     job: Job,
     device: Hardware,
-    wish: EstimateOptions,
-    trial: Trial | None,
+    options: EstimateOptions,
+    benchmark: Benchmark | None,
     settings: Train,
     models: int,
     scheme: Scheme,
 ) -> RunEstimate:
     """Return costs by the formulas, with a benchmark's measurements in place of assumptions."""
-    if trial is not None:
-        job = _measured_job(job, trial, scheme)
-    engines = wish.num_devices // job.tensor_parallel
+    if benchmark is not None:
+        job = _measured_job(job, benchmark, scheme)
+    engines = options.num_devices // job.tensor_parallel
     rows = batch_rows(shape, job, device)
     once = [Attempt("plain", job.eval_draws, 1.0, True)]
     drawn = writing(shape, job, device, job.asking.attempts, job.problems, rows=rows, engines=engines)
     checked = writing(shape, job, device, once, job.eval_problems, rows=rows, engines=engines)
+    once = [Attempt("plain", 1, 1.0, True)]
+    chosen = writing(shape, job, device, once, job.dev_problems, rows=rows, engines=engines)
     scored = scoring(shape, job, device, engines)
-    bounded = bounding(shape, job, device, _right(wish), rows=rows, engines=engines)
-    fitted = fitting(shape, job, device, wish.num_devices)
+    bounded = bounding(shape, job, device, _right(options), rows=rows, engines=engines)
+    fitted = fitting(shape, job, device, options.num_devices)
     loaded = loading(shape, job, device)
-    if trial is not None and wish.hardware == "here":
-        num, asked = trial.drawn.problems, trial.drawn.asking.attempts
-        slower = trial.drawn.seconds / writing(shape, job, device, asked, num, rows=rows).seconds
-        drawn, checked, bounded = (
-            replace(p, seconds=p.seconds * slower) for p in (drawn, checked, bounded)
+    if benchmark is not None and options.hardware == "here":
+        num, asked = benchmark.drawn.problems, benchmark.drawn.asking.attempts
+        slower = benchmark.drawn.seconds / writing(shape, job, device, asked, num, rows=rows).seconds
+        drawn, checked, chosen, bounded = (
+            replace(p, seconds=p.seconds * slower) for p in (drawn, checked, chosen, bounded)
         )
-        fitted = replace(fitted, seconds=fitted.tokens * trial.token_s / wish.num_devices)
-        loaded = Phase(seconds=trial.loading_s)
-        if trial.score_token_s is not None:
-            scored = replace(scored, seconds=scored.prompt_tokens * trial.score_token_s / engines)
+        fitted = replace(fitted, seconds=fitted.tokens * benchmark.token_s / options.num_devices)
+        loaded = Phase(seconds=benchmark.loading_s)
+        if benchmark.score_token_s is not None:
+            scored = replace(scored, seconds=scored.prompt_tokens * benchmark.score_token_s / engines)
     each = {"E-step": drawn, "M-step": fitted, "evaluation": checked, "loading": loaded}
     if job.scored:
         each = {"E-step": drawn, "scoring": scored} | each
+    each |= {"development": chosen} if job.dev_problems else {}
     each |= {"bound": bounded} if bounded.draws else {}
     times = {"evaluation": job.evaluations, "bound": job.evaluations}
+    times |= {"development": max(0, job.evaluations - 1)}  # not of the base
     whole = {name: phase.times(times.get(name, job.iterations)) for name, phase in each.items()}
-    draws = sum(phase.draws for phase in whole.values())
-    draws += job.iterations * job.problems * job.remembered
+    draws = sum(each.draws for each in whole.values()) + job.iterations * job.problems * job.remembered
     return RunEstimate(
         shape=shape,
         job=job,
         device=device,
-        num_devices=wish.num_devices,
-        price=wish.price,
+        num_devices=options.num_devices,
+        price=options.price,
         rows=rows,
         each=each,
         whole=whole,
         engine=engine_memory(shape, job, device),
-        training=training_memory(shape, job, device, wish.num_devices),
+        training=training_memory(shape, job, device, options.num_devices),
         disk=Disk(models, draws_bytes(draws, job.tokens_per_draw)),
-        advice=[*advice(shape, job, device, wish.num_devices), *_idle(job, engines, settings)],
-        assumed=[*_assumed(job, device, wish, trial, scheme)],
-        measured=[*_measured(device, wish, trial)],
+        advice=[*advice(shape, job, device, options.num_devices), *_idle(job, engines, settings)],
+        assumed=[*_assumed(job, device, options, benchmark, scheme)],
+        measured=[*_measured(device, options, benchmark)],
     )
 
 
@@ -322,17 +329,17 @@ def _idle(job: Job, engines: int, settings: Train) -> Iterator[str]:
 
 
 def _assumed(
-    job: Job, device: Hardware, wish: EstimateOptions, trial: Trial | None, scheme: Scheme
+    job: Job, device: Hardware, options: EstimateOptions, benchmark: Benchmark | None, scheme: Scheme
 ) -> Iterator[str]:
-    timed = trial is not None and wish.hardware == "here"
-    if trial is None:
+    timed = benchmark is not None and options.hardware == "here"
+    if benchmark is None:
         for flag, given, name in (
-            ("--right", wish.right, "plain"),
-            ("--hinted-right", wish.hinted_right, "hinted"),
+            ("--right", options.right, "plain"),
+            ("--hinted-right", options.hinted_right, "hinted"),
         ):
             if given is None and any(attempt.prompt == name for attempt in job.asking.attempts):
                 yield f"{RIGHT[name]:.0%} of {name} draws are right ({flag}, or --measure)"
-        if wish.tokens_per_draw is None:
+        if options.tokens_per_draw is None:
             half = "half of max_new_tokens (--tokens-per-draw, or --measure)"
             yield f"{job.tokens_per_draw:g} tokens a draw, {half}"
         yield "all problems are equally hard"
@@ -356,7 +363,7 @@ def _assumed(
     yield "rewards take no time"
 
 
-def _measured(device: Hardware, wish: EstimateOptions, trial: Trial | None) -> Iterator[str]:
+def _measured(device: Hardware, options: EstimateOptions, benchmark: Benchmark | None) -> Iterator[str]:
     if device.is_measured:
         peaks = ", ".join(
             f"{peak / 1e9:,.0f} GFLOP/s {name}" for name, peak in sorted(device.peaks.items())
@@ -365,8 +372,8 @@ def _measured(device: Hardware, wish: EstimateOptions, trial: Trial | None) -> I
     else:
         yield f"{device.name}: nothing; peak and bandwidth are its data sheet's"
     yield f"prompts: tokens of at most {_LOOKED_AT} problems"
-    if trial is not None:
-        many = trial.drawn
+    if benchmark is not None:
+        many = benchmark.drawn
         shares = ", ".join(f"{share:.0%} of {name} draws right" for name, share in many.right.items())
         kept = many.asking.kept
         error = 1.96 * (kept * (1 - kept) / many.problems) ** 0.5
@@ -377,7 +384,7 @@ def _measured(device: Hardware, wish: EstimateOptions, trial: Trial | None) -> I
         tokens = many.asking.draws * many.problems * many.tokens_per_draw
         yield (
             f"on this machine: {tokens / many.seconds:,.0f} tokens/s written at that number, "
-            f"{1 / trial.token_s:,.0f} tokens/s trained"
+            f"{1 / benchmark.token_s:,.0f} tokens/s trained"
         )
 
 

@@ -150,6 +150,7 @@ class Job:
     asking: Asking
     iterations: int
     evaluations: int  # of the held-out problems
+    dev_problems: int = 0  # asked once after each of these but the base's
     eval_draws: int
     chunk_size: int
     engine: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from femtune.engines.hf.batch_size import usual_rows
+from femtune.engines.hf.batch_size import usual_kept_bytes, usual_rows
 from femtune.tools.estimate.formulas import BYTES, Job, Shape
 from femtune.tools.estimate.hardware import Hardware
 
@@ -44,8 +44,15 @@ def batch_rows(shape: Shape, job: Job, device: Hardware) -> int:
     if job.engine == "transformers":
         usual = usual_rows(shape.kv_bytes(shape.dtype), device.memory if device.is_gpu else None)
     weights = shape.parameters * BYTES[job.engine_dtype] / job.tensor_parallel
-    held = int((_SPARE * limit(device) - weights) // _row(shape, job))
+    held = int((_SPARE * limit(device) - weights - _kept(job, device)) // _row(shape, job))
     return max(1, min(job.max_batch or usual, held))
+
+
+def _kept(job: Job, device: Hardware) -> float:
+    """Return the memory of keys and values that the transformers engine keeps for other rows."""
+    if job.engine != "transformers":
+        return 0.0
+    return usual_kept_bytes(device.memory if device.is_gpu else None)
 
 
 def _row(shape: Shape, job: Job) -> float:
@@ -56,12 +63,14 @@ def _row(shape: Shape, job: Job) -> float:
 
 
 def engine_memory(shape: Shape, job: Job, device: Hardware) -> Memory:
-    """Return an engine's memory: weights / tensor_parallel, and the rows of a batch."""
+    """Return an engine's memory: weights / tensor_parallel, the rows of a batch, and kept prompts."""
     rows = batch_rows(shape, job, device)
     parts = {
         "weights": shape.parameters * BYTES[job.engine_dtype] / job.tensor_parallel,
         f"keys, values and logits of {rows} rows": rows * _row(shape, job),
     }
+    if kept := _kept(job, device):
+        parts["kept keys and values of prompts"] = kept
     return Memory(parts, limit(device))
 
 

@@ -30,7 +30,7 @@ _MANY = 64  # draws used to find how many a rule keeps
 
 
 @dataclass(frozen=True)
-class Course:
+class Schedule:
     """A scheme's iterations, on average."""
 
     asking: Asking
@@ -43,7 +43,7 @@ def is_steady(scheme: Scheme) -> bool:
     return not scheme.first and scheme.remember is None
 
 
-def course(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Course:
+def schedule(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Schedule:
     """Return a scheme's mean iterations, given the probability of a right draw by prompt."""
     one_each = scheme.weigh == paper_filter
     counted = dict.fromkeys(right, 1.0) if "answers" in scheme.needs else right
@@ -78,7 +78,7 @@ def course(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Cours
             asked.append(Asking(attempts, max(kept, covered), examples))
             stored.append(remembered)
     found = {prompt: fmean(each) for prompt, each in scored.items() if any(each)}
-    return Course(_mean(asked), found, fmean(stored))
+    return Schedule(_mean(asked), found, fmean(stored))
 
 
 def _answered(scheme: Scheme, prompt: str, remembered: float, fresh: Mapping[str, float]) -> float:

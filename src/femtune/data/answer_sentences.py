@@ -1,0 +1,209 @@
+"""Answers in sentences: "The answer is 5.", "So response B is better.", "So Tom has 5 - 2 = 3 left."."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from femtune.data.answer_forms import Found
+from femtune.data.grammar.labels import read_label
+from femtune.data.grammar.numbers import number_said
+from femtune.data.grammar.text import DOUBT, bare
+
+# --- what is no answer
+
+_NAMES = "answer|rating|score|label|letter|choice|option|number|value|result"
+_PLACEHOLDER = re.compile(
+    r"[\s.…*_?$]*|(?-i:X)|\W*(?:(?:the|my|your|final|correct|insert|write|put) )*"
+    r"(?:answer|rating|score)(?: here)?\W*"
+    rf"|[<[({{](?:\w+ ){{0,3}}(?:{_NAMES})(?: here)?[>\])}}]|(?:your|insert) (?:\w+ )?(?:{_NAMES})"
+    r"|\W*and (?:your|the|an?|one|either) .*",  # words of the instruction
+    re.IGNORECASE,
+)
+
+
+def is_placeholder(answer: str) -> bool:
+    """Return True for words that stand in an answer's place: "your answer", "[rating]", "...".
+
+    >>> is_placeholder("<your answer here>"), is_placeholder("A number")
+    (True, False)
+    """
+    text = re.sub(r"\\(?:text|textbf|mathrm|boxed)\{([^{}]*)\}", r"\1", answer)
+    return _PLACEHOLDER.fullmatch(" ".join(text.split())) is not None
+
+
+# --- sentences
+
+REMARK = re.compile(
+    r"^(?:[^\S\n]|[>#*_])*(?:```|---|\$\$|\\\]|(?:I )?hope|(?:Please )?(?:let me know|feel free)|Thank"
+    r"|Do you|Is there any|If you (?:have|need|want|would)|Would you|Have a |Good luck).*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BECAUSE = re.compile(r",? (?:because|since|as|which|so) ")
+_SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?。](?=\s)|(?=\n|\Z))")
+_NOUN = (
+    r"(?:(?:final|correct|right|best|overall|perfect)\s+)*(?:answer|rating|score)"
+    r"|(?:(?:final|correct|right|best|better)\s+)+(?:choice|option|response|summary|letter)"
+)
+_IS = re.compile(
+    r"(?:^|,\s|\b(?:so|thus|therefore|hence|then|means|that)\s)[\s*_`]*(?:(?:the|my|our|a)\s+)?"
+    rf"(?:(?:final\s)?answer[*_`]*:|(?:{_NOUN})[*_`]*\s+"
+    r"(?:(?:to|for|of)\s+(?:(?:the|this|that|your|our)\s+)?(?:(?:above|given)\s+)?"
+    r"(?:question|problem|task|exercise|quiz|prompt|response|summary|text|item)\s+){0,3}"
+    r"(?:is|must be|would be|will be|equals|=)(?:\s(?:indeed|clearly|definitely))?(?:\s*:)?)"
+    r"\s(?:an?\s(?=tie\b))?(?P<answer>.+)",
+    re.IGNORECASE | re.DOTALL,
+)
+_AGAIN = re.compile(r",? and (?:so |thus )?(?:the |my )?(?:answer|rating|score) is ", re.IGNORECASE)
+
+# sentences that give an answer without the word "answer", matched up to their end
+_END = r"[*_`]*(?:,?\s(?:because|since|as|which)\s.+|\s[-–—]\s.+)?[.!。*_`\s]*\Z"
+_SO = r"\b(?:so|thus|therefore|hence|overall),?\s"
+_THEN = re.compile(f",?\\s{_SO}", re.IGNORECASE)
+_THING = r"(?:response|summary|option|choice|answer)"
+_LETTER = rf"[*_`]*(?:(?:the\s)?{_THING}\s)?[*_`(]*(?P<answer>(?-i:[A-Z]))\b[*_`)]*"
+_POINTS = r"(?P<answer>-?\d+(?:\.\d+)?(?:/\d+|\sout\sof\s\d+)?)(?:\s(?:stars?|points?))?"
+_WOULD = r"\bI(?:\swould|['’]d|\swill|['’]ll)?\s"
+_VERDICTS = tuple(
+    re.compile(pattern + _END, re.IGNORECASE | re.DOTALL)
+    for pattern in (
+        rf"(?:^|,\s|{_SO}|\band\s){_LETTER}\sis\s(?:the\s)?(?:better|best)(?:\s(?:{_THING}|one))?"
+        rf"(?:\sthan\s(?:the\s)?(?:{_THING}\s)?\w+)?",
+        rf"{_SO}{_LETTER}\sis\s(?:the\s)?(?:right|correct|okay|ok)(?:\s(?:{_THING}|one))?",
+        rf"(?:^|\band\s){_LETTER}\sis\sthe\s(?:right|correct)\s(?:{_THING}|one)",
+        rf"^{_LETTER}\sis\sthe\sanswer(?:\sto\s.+)?",
+        rf"(?:^|,\s|{_SO})[*_`]*(?:it|this)(?:\sis|['’]s)\sa\s(?P<answer>tie)",
+        rf"(?:^|,\s|{_SO}){_WOULD}(?:choose|go\swith|pick|prefer|say|select|vote\sfor)\s(?:that\s)?{_LETTER}",
+        rf"{_WOULD}(?:give|grade|rate|score)\s(?:[a-z]+\s){{0,5}}{_POINTS}",
+        rf"\b(?:deserves|gets|receives|earns)\s(?:an?\s)?(?:(?:rating|score)\sof\s)?[*_`]*{_POINTS}",
+        rf"\b(?:rating|score)\sof\s[*_`]*{_POINTS}",
+        rf"\b(?:rating|score|overall)[*_`]*:\s?[*_`]*{_POINTS}",
+        r"^(?:(?:my|the)\s)?(?:(?:final|overall)\s)*(?:decision|rating|result|score|total|verdict|winner)[*_`]*:\s*"
+        r"(?P<answer>\S.{0,40}?)",
+    )
+)
+# a word that each pattern needs, found faster than the patterns
+_NEEDED = re.compile(r"answer|rating|score|choice|option|response|summary|letter", re.IGNORECASE)
+_NEEDED_VERDICT = re.compile(
+    r"\b(?:is|chose|choose|deserves|earns|gets|gives?|grade|pick|prefer|rate|receives|say|select|vote)\b"
+    r"|go with|rating|score|overall|decision|result|total|verdict|winner|['’]s a tie",
+    re.IGNORECASE,
+)
+# "should" in a judgement
+_SHOULD = re.compile(r"\bshould\s(?=(?:be\s(?:given|rated|scored)|get|have|receive)\b)", re.IGNORECASE)
+# another choice turned down: "A is incorrect.", after "The answer is B."
+_REJECTED = re.compile(
+    rf"(?:{_THING}\s)?\(?(?P<other>[A-Z])\)?\s(?:is|was)\s(?:also\s)?(?:not|incorrect|wrong|worse|less)\b.*",
+    re.IGNORECASE | re.DOTALL,
+)
+_REOPENS = re.compile(r"\b(?:again|check|let['’]?s|next|now|then|verify)\b", re.IGNORECASE)
+_PARAGRAPH = re.compile(r"\n[^\S\n]*\n")
+
+
+def every_sentence(text: str) -> Iterator[Found]:
+    """Yield all sentences such as "The answer is 5." that are not in doubt, in any paragraph."""
+    for sentence in _SENTENCE.finditer(text):
+        match = _IS.search(sentence[0].strip("*_` "))
+        if match and not DOUBT.search(sentence[0]):
+            for answer in _stated(match):
+                yield Found(sentence.start(), sentence.end(), answer)
+
+
+def _stated(match: re.Match[str]) -> list[str]:
+    """Return the answers of a sentence; [] if they are placeholders, or too long for an answer."""
+    parts = _AGAIN.split(_BECAUSE.split(match["answer"])[0])
+    answers = [bare(bare(part).strip('"“”')) for part in parts]
+    return [each for each in answers if len(each.split()) <= 8 and not is_placeholder(each)]
+
+
+def sentences(text: str) -> list[Found]:
+    """Return sentences such as "The answer is 5." of the last paragraph, unless they are put in doubt.
+
+    If it has no such sentence, return those such as "So response B is better.", then those of the whole
+    text, then its last sentence if that concludes with a number.
+    """
+    text = REMARK.sub(lambda line: " " * len(line[0]), text).rstrip()
+    last = max((gap.end() for gap in _PARAGRAPH.finditer(text)), default=0)
+    # "The answer is 5.", and in another paragraph, "Then we look at it again."
+    reopened = _REOPENS.search(text, last)
+    for start in dict.fromkeys((last, last if reopened else 0)):
+        for patterns in ((_IS,), _VERDICTS):
+            found = _stating(text, start, patterns)
+            if found is None:  # in doubt
+                return []
+            if found:
+                return found
+    return _concluding(text)
+
+
+def _stating(text: str, start: int, patterns: tuple[re.Pattern[str], ...]) -> list[Found] | None:
+    """Return what sentences state from an index on; None if one of them, or one after, is in doubt."""
+    found: list[Found] = []
+    needed = _NEEDED_VERDICT if patterns is _VERDICTS else _NEEDED
+    if needed.search(text, start) is None:
+        return found
+    for sentence in _SENTENCE.finditer(text, start):
+        likely = needed.search(sentence[0])
+        if not likely and not found:
+            continue
+        said = _SHOULD.sub("", sentence[0].strip("*_` "))
+        match = likely and next(filter(None, (pattern.search(said) for pattern in patterns)), None)
+        # in "A is not polite, so B is better.", the conclusion is not in doubt
+        whole = found or patterns is not _VERDICTS
+        if not match and not found:
+            continue
+        if DOUBT.search(said if whole else _THEN.split(said)[-1]):
+            other = _REJECTED.fullmatch(said) if found and not match else None
+            if other is None or any(other["other"] == label_of(one.answer) for one in found):
+                return None
+        elif match is not None:
+            at = sentence.start() + max(0, sentence[0].find(match[0]))
+            stated = [Found(at, sentence.end(), answer) for answer in _stated(match)]
+            found += stated if patterns is _VERDICTS else [_with_text(text, one) for one in stated]
+    return found
+
+
+_TEXT_AFTER = re.compile(
+    r"[^\S\n]+(?P<text>(?:(?![A-Z]\b)\S+[^\S\n]+){0,7}(?![A-Z]\b)\S+?)(?:[.!](?=\s)|(?=\n|\Z))"
+)
+
+
+def _with_text(text: str, found: Found) -> Found:
+    """Add the text of a choice to its letter: "The answer is D. Animals." is cut after "D."."""
+    after = _TEXT_AFTER.match(text, found.end) if re.fullmatch(r"[A-J]", found.answer) else None
+    if after is None or text[found.end - 1] != ".":
+        return found
+    return Found(found.start, after.end(), bare(f"{found.answer}. {after['text']}".strip('"“”')))
+
+
+def without_rejected(text: str, answer: str) -> str:
+    """Return a text without sentences that turn down another choice than the answer's."""
+
+    def kept(sentence: re.Match[str]) -> str:
+        other = _REJECTED.fullmatch(sentence[0].strip("*_` "))
+        return "" if other and other["other"] != label_of(answer) else sentence[0]
+
+    return _SENTENCE.sub(kept, text) if label_of(answer) else text
+
+
+def label_of(answer: str) -> str:
+    """Return the letter of an answer, "" without one."""
+    return read_label(answer).upper()
+
+
+# --- a conclusion: "So Tom has 5 - 2 = 3 apples left."
+
+_CONCLUDES = re.compile(
+    r"(?:^|,\s)(?:so|thus|therefore|hence|altogether|overall|in total|finally)\b,?\s*(?P<said>.+)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def _concluding(text: str) -> list[Found]:
+    """Return the last sentence of a text, if it is whole and concludes with a number."""
+    *_, last = (None, *_SENTENCE.finditer(text))
+    match = _CONCLUDES.search(last[0].strip("*_` ")) if last is not None else None
+    if last is None or match is None or last[0][-1] not in ".!":
+        return []
+    answer = number_said(match["said"])
+    return [Found(last.start(), last.end(), answer)] if answer else []
