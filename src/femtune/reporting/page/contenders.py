@@ -14,7 +14,7 @@ from femtune.evaluation.differences import Difference, differences
 from femtune.evaluation.evaluate import group_of
 from femtune.evaluation.item_scores import Scores, held_out_problems, stored_scores
 from femtune.metric_types import EvaluationMetrics, Part, interval, measure
-from femtune.reporting.page.record import Found, Group, Record
+from femtune.reporting.page.record import BY_VOTE, Found, Group, Record
 
 Kind = Literal["base", "baseline", "scheme"]
 BASE = "the base"
@@ -181,7 +181,7 @@ def compare_all(found: Found) -> Sequence[Difference]:
                 continue
             try:
                 shown = run.shown_iteration
-                rows = stored_scores(run.root, shown, by_vote=run.scheme in ("votes", "fem-votes"))
+                rows = stored_scores(run.root, shown, by_vote=run.scheme in BY_VOTE)
                 problems = held_out_problems(run.root).items()
                 base = {} if run.is_baseline or not shown else stored_scores(run.root, 0)
             except FemtuneError:

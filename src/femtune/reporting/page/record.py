@@ -26,6 +26,7 @@ from femtune.runs.checkpoints import best_of, is_out_of_patience
 from femtune.runs.run import read_log, stored_config
 from femtune.schemes.serialization import describe
 
+BY_VOTE = ("votes", "fem-votes")  # baselines whose accuracy is that of the vote
 BASELINES = {
     "majority": "the most frequent answer",
     "direct": "the base without reasons",
