@@ -140,4 +140,4 @@ def test_a_mapping_in_a_file_of_settings_is_a_coding(
     )
     assert main(["check", str(data), "--config", str(config), "--no-try", "--eval-share", "0"]) == 0
     shown = capsys.readouterr()
-    assert "1 is A" in " ".join(shown.err.split())
+    assert "1 is A" in " ".join(shown.out.split())

@@ -133,7 +133,8 @@ def test_a_demo_of_hostile_rationales_is_harmless(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         write_draws(folder / "00000.parquet", [draw], {})
     job = Job(HOSTILE, 0, tmp_path, Train(iterations=1))
-    sent = on_screen(*changes({job: [{"evaluation": {"accuracy": 1.0}}]}))
+    history: Any = [{"iteration": number, "evaluation": {"accuracy": 1.0}} for number in (0, 1)]
+    sent = on_screen(*changes({job: history}))
     assert "gnp.exe" in sent
     assert not acts(COLOURS.sub("", sent))
 

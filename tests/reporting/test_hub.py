@@ -178,7 +178,7 @@ def test_what_can_not_be_sent_is_refused(runs: dict[str, Path], tmp_path: Path) 
         pack(runs["drawn"], "me/it/all", "data")
     with pytest.raises(ConfigError, match="no owner"):
         pack(runs["drawn"], "it", "data")
-    with pytest.raises(RunError, match="no model `last`"):
+    with pytest.raises(RunError, match="no model `best`"):
         pack(runs["drawn"], "me/it", "model")
     with pytest.raises(RunError, match="is no run"):
         pack(tmp_path, "me/it", "model")

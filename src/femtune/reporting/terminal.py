@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -24,6 +25,8 @@ from femtune.evaluation.paired import PairedDifference
 from femtune.metric_types import DrawMetrics, EStepMetrics, IterationMetrics, measure
 from femtune.runs.checkpoints import best_of
 from femtune.types import Draw
+
+log = logging.getLogger("femtune")
 
 Show = Literal["auto", "lines", "json", "quiet"]
 
@@ -161,13 +164,29 @@ class Bars(Lines):
 
 @contextmanager
 def showing(show: Show) -> Iterator[Quiet]:
-    """Yield the requested progress; "auto" means bars if the output is a terminal, else lines."""
+    """Yield the requested progress; "auto" means bars if the output is a terminal, else lines.
+
+    "quiet" leaves warnings and errors.
+    """
     make_printable()  # for Python's own callers
     if show == "auto" and console().is_terminal:
         with screen() as bars:
             yield Bars(bars)
+    elif show == "quiet":
+        with _warnings_only():
+            yield Quiet()
     else:
-        yield {"quiet": Quiet, "json": JsonLines}.get(show, Lines)()
+        yield JsonLines() if show == "json" else Lines()
+
+
+@contextmanager
+def _warnings_only() -> Iterator[None]:
+    level = log.level
+    log.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 _HEIGHTS = "▁▂▃▄▅▆▇█"

@@ -107,6 +107,7 @@ def run_train(
         open_run(place, stored, CHANGEABLE) as run,
         tracking(settings.training.trackers, run.root, stored, progress) as progress,
     ):
+        _say_undeveloped(settings, parts)
         reports = {"problems": asked.report} | ({} if other is None else {"eval": other.report})
         store_problems(run, parts.train, parts.test, reports, dev=parts.dev)
         store_demos(run, builder)
@@ -163,7 +164,6 @@ def _inputs(
     make_loop_config(asked.settings, scheme)  # before the model's files are read
     other = read_test(asked, data, model)
     parts = part(asked, other)
-    _say_undeveloped(settings, parts)
     asked = without_held_out(asked, [*parts.dev, *parts.test])
     place = None if output_dir is None else Path(output_dir)
     own = choose_peft(asked.settings, local_model(model), place)
