@@ -29,7 +29,13 @@ def shown_files(guide: Path) -> dict[str, str]:
 
 
 def test_there_are_the_guides_that_were_promised() -> None:
-    assert [guide.stem for guide in GUIDES] == ["judge", "multiple-choice", "rewards", "summaries"]
+    assert [guide.stem for guide in GUIDES] == [
+        "judge",
+        "ladder",
+        "multiple-choice",
+        "rewards",
+        "summaries",
+    ]
 
 
 @pytest.mark.slow

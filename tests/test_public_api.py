@@ -21,7 +21,7 @@ from femtune.errors import ConfigError, DataError
 from femtune.mstep.config import Training
 from femtune.workflows import keywords
 
-VERBS = ("calibrate", "check", "compare", "evaluate", "fit", "predict", "sample", "train")
+VERBS = (*("calibrate", "check", "compare", "evaluate", "fit", "ladder", "predict", "sample", "train"),)
 ERRORS = (
     *("ConfigError", "DataError", "EngineError", "FemtuneError", "ModelError", "NothingKept"),
     *("RewardError", "RunError"),

@@ -9,7 +9,7 @@ Public is what `__all__` lists, and the command line. Everything else may change
 The rooms below import one way, each from those after it:
 
     cli, api         commands, and the same as functions
-    comparison       schemes beside each other and beside baselines
+    comparison       schemes beside each other and beside baselines; a ladder of ways to answer
     workflows        the functions behind each command, from settings to files
     tools            check, verify, estimate, refilter, replay: look at data, models and runs
     reporting        terminal, report, browser, model cards, trackers, Hub
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         EvaluateResult,
         EvaluateSettings,
         FitResult,
+        LadderResult,
         PredictResult,
         PredictSettings,
         SampleResult,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         compare,
         evaluate,
         fit,
+        ladder,
         predict,
         sample,
         train,
@@ -89,10 +91,10 @@ else:
     # names are imported as they are used, so that `import femtune` takes no second
     _HOMES = {
         "femtune.api": (
-            "calibrate check compare evaluate fit predict sample train "
-            "CalibrateResult CheckResult CompareResult EvaluateResult FitResult PredictResult "
-            "SampleResult TrainResult AskSettings CalibrateSettings CompareSettings EvaluateSettings "
-            "PredictSettings SampleSettings TrainSettings TrainingSettings"
+            "calibrate check compare evaluate fit ladder predict sample train "
+            "CalibrateResult CheckResult CompareResult EvaluateResult FitResult LadderResult "
+            "PredictResult SampleResult TrainResult AskSettings CalibrateSettings CompareSettings "
+            "EvaluateSettings PredictSettings SampleSettings TrainSettings TrainingSettings"
         ),
         "femtune.data.problems": "load_problems",
         "femtune.errors": (
@@ -146,6 +148,7 @@ __all__ = [
     "Example",
     "FemtuneError",
     "FitResult",
+    "LadderResult",
     "MStepSchedule",
     "ModelError",
     "NothingKept",
@@ -177,6 +180,7 @@ __all__ = [
     "gain",
     "hard",
     "importance",
+    "ladder",
     "load_problems",
     "math",
     "memo",

@@ -19,24 +19,31 @@ An unknown name raises ConfigError, as does a value of a wrong type.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import overload
 
 from femtune.comparison.experiment import CompareResult, run_compare
+from femtune.comparison.ladder.climb import LadderOptions, run_ladder
+from femtune.comparison.ladder.result import LadderResult
 from femtune.config import RL, Calibrate, Evaluate, Predict, Sample
-from femtune.data.objects import Table, rows_of
-from femtune.data.tasks.load import TaskData
-from femtune.errors import ConfigError
+from femtune.data.objects import Table
 from femtune.evaluation.aggregate import Prediction
 from femtune.loop import Progress
 from femtune.mstep.config import Training
-from femtune.reporting.terminal import Show, showing
-from femtune.resolve import Data, Divided
-from femtune.run_folder import shown_data
+from femtune.reporting.terminal import Show
+from femtune.resolve import Data
 from femtune.tools.check_run import CheckResult, run_check
 from femtune.types import Scheme
+from femtune.workflows.arguments import (
+    Reward,
+    divided,
+    names_given,
+    reward_function,
+    scheme_object,
+    shown_by,
+    taken,
+)
 from femtune.workflows.calibrate import CalibrateResult, run_calibrate
 from femtune.workflows.evaluate import EvaluateResult, run_evaluate
 from femtune.workflows.fit import FitResult, run_fit
@@ -62,8 +69,6 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import Unpack
 
-Reward = str | Callable[..., Any]  # a name, "file.py:function", or a function
-
 __all__ = [
     "AskSettings",
     "CalibrateResult",
@@ -74,6 +79,7 @@ __all__ = [
     "EvaluateResult",
     "EvaluateSettings",
     "FitResult",
+    "LadderResult",
     "PredictResult",
     "PredictSettings",
     "Prediction",
@@ -87,6 +93,7 @@ __all__ = [
     "compare",
     "evaluate",
     "fit",
+    "ladder",
     "predict",
     "sample",
     "train",
@@ -115,17 +122,17 @@ def train(
     ModelError before the model is loaded, and RunError if `output_dir` holds another
     run.
     """
-    rows, named = _divided(data, eval_data)
-    chosen = train_settings({**settings, **named, **_named(scheme, reward)})
-    with _shown(progress) as shown:
+    rows, named = divided(data, eval_data)
+    chosen = train_settings({**settings, **named, **names_given(scheme, reward)})
+    with shown_by(progress) as shown:
         return run_train(
             rows,
             str(model),
             chosen,
             output_dir,
             shown,
-            scheme=_object(scheme),
-            reward=_function(reward),
+            scheme=scheme_object(scheme),
+            reward=reward_function(reward),
         )
 
 
@@ -147,16 +154,16 @@ def sample(
 
     Raises NothingKept if no draw is kept; the draws are still stored.
     """
-    chosen = make_settings(Sample, {**settings, **_named(scheme, reward)})
-    with _shown(progress) as shown:
+    chosen = make_settings(Sample, {**settings, **names_given(scheme, reward)})
+    with shown_by(progress) as shown:
         return run_sample(
-            _taken(data),
+            taken(data),
             str(model),
             chosen,
             output_dir,
             shown,
-            scheme=_object(scheme),
-            reward=_function(reward),
+            scheme=scheme_object(scheme),
+            reward=reward_function(reward),
         )
 
 
@@ -176,7 +183,7 @@ def fit(
     Raises RunError if `output_dir` exists already: a checkpoint is never overwritten.
     """
     training = make_settings(Training, settings)
-    with _shown(progress) as shown:
+    with shown_by(progress) as shown:
         return run_fit(Path(examples), str(model), training, Path(output_dir), seed, shown)
 
 
@@ -202,15 +209,15 @@ def evaluate(
     `result.metrics["rationales"]` measures how much they help it. With `output`, a .jsonl, .parquet or
     .csv file, the prediction of each item is written there beside its input row and correct answer.
     """
-    chosen = make_settings(Evaluate, {**settings, **_named(None, reward)})
-    with _shown(progress) as shown:
+    chosen = make_settings(Evaluate, {**settings, **names_given(None, reward)})
+    with shown_by(progress) as shown:
         return run_evaluate(
-            _taken(data),
+            taken(data),
             str(model),
             chosen,
             output_dir,
             shown,
-            reward=_function(reward),
+            reward=reward_function(reward),
             reader_problems=reader_problems,
             output=None if output is None else Path(output),
         )
@@ -277,10 +284,10 @@ def predict(
     Raises ConfigError, DataError or ModelError at once, except for errors in a later line of a stream
     or while the model is loaded.
     """
-    chosen = make_settings(Predict, {**settings, **_named(None, reward)})
+    chosen = make_settings(Predict, {**settings, **names_given(None, reward)})
     if output is None:
-        return predictions(_taken(data), str(model), chosen)
-    return predict_into(_taken(data), str(model), chosen, Path(output))
+        return predictions(taken(data), str(model), chosen)
+    return predict_into(taken(data), str(model), chosen, Path(output))
 
 
 def calibrate(
@@ -301,10 +308,16 @@ def calibrate(
 
     Raises ConfigError if the answers are not on one scale, DataError if there are too few.
     """
-    chosen = make_settings(Calibrate, {**settings, **_named(None, reward)})
-    with _shown(progress) as shown:
+    chosen = make_settings(Calibrate, {**settings, **names_given(None, reward)})
+    with shown_by(progress) as shown:
         return run_calibrate(
-            _taken(data), str(model), chosen, Path(output), output_dir, shown, reward=_function(reward)
+            taken(data),
+            str(model),
+            chosen,
+            Path(output),
+            output_dir,
+            shown,
+            reward=reward_function(reward),
         )
 
 
@@ -335,19 +348,70 @@ def compare(
     of_rl = names_of(RL)
     rl = make_settings(RL, {name: value for name, value in settings.items() if name in of_rl})
     others = {name: value for name, value in settings.items() if name not in of_rl}
-    rows, named = _divided(data, eval_data)
+    rows, named = divided(data, eval_data)
     return run_compare(
         rows,
         str(model),
         schemes,
         seeds,
-        train_settings({**others, **named, **_named(None, reward)}),
+        train_settings({**others, **named, **names_given(None, reward)}),
         output_dir,
         progress,
         baselines=baselines,
         draws=baseline_draws,
         rl=rl,
         workers=workers,
+    )
+
+
+def ladder(
+    data: Data | Table,
+    model: str | Path,
+    *,
+    up_to: str | None = None,
+    budget: str | None = None,
+    draws: int = 16,
+    margin: float = 0.02,
+    price_prompt: float | None = None,
+    price_generated: float | None = None,
+    price_trained: float | None = None,
+    answer: Data | Table | None = None,
+    output: str | Path | None = None,
+    scheme: str = "auto",
+    eval_data: Data | Table | None = None,
+    reward: Reward | None = None,
+    output_dir: str | Path | None = None,
+    progress: Show = "auto",
+    **settings: Unpack[TrainSettings],
+) -> LadderResult:
+    """Run cheap ways to answer first and training last, on the same held-out problems; choose one.
+
+        result = ladder("judge.jsonl", "Qwen/Qwen3-1.7B", task="judge", up_to="votes")
+        result.chosen, result.verdict
+
+    Takes the settings of `train`. The same call resumes a stopped ladder; with `answer`, it answers new
+    items like the chosen rung. Raises what `train` raises, and DataError if no problem is held out.
+    """
+    rows, named = divided(data, eval_data)
+    options = LadderOptions(
+        up_to=up_to,
+        budget=budget,
+        draws=draws,
+        margin=margin,
+        price_prompt=price_prompt,
+        price_generated=price_generated,
+        price_trained=price_trained,
+    )
+    return run_ladder(
+        rows,
+        str(model),
+        train_settings({**settings, **named, **names_given(scheme, reward)}),
+        output_dir,
+        progress,
+        options,
+        reward=reward_function(reward),
+        answer=None if answer is None else taken(answer),
+        output=None if output is None else Path(output),
     )
 
 
@@ -372,8 +436,8 @@ def check(
 
     Takes the settings of `train`, and raises what it would raise. `try_=False` does not load the model.
     """
-    rows, named = _divided(data, eval_data)
-    chosen = train_settings({**settings, **named, **_named(scheme, reward)})
+    rows, named = divided(data, eval_data)
+    chosen = train_settings({**settings, **named, **names_given(scheme, reward)})
     return run_check(
         rows,
         str(model),
@@ -382,50 +446,5 @@ def check(
         num_draws=draws,
         try_=try_,
         show=progress,
-        scheme=_object(scheme),
+        scheme=scheme_object(scheme),
     )
-
-
-def _taken(data: Data | Table) -> Data:
-    """Return data with the rows of a table as dicts. Raises DataError for what can't be read."""
-    return data if isinstance(data, str | Path | TaskData | Divided) else rows_of(data)
-
-
-def _divided(data: Data | Table, eval_data: Data | Table | None) -> tuple[Data, dict[str, Any]]:
-    """Return data, with held-out rows in memory if there are any, and the setting that names these."""
-    train = _taken(data)
-    if eval_data is None or isinstance(eval_data, str | Path):
-        return train, {} if eval_data is None else {"eval_data": eval_data}
-    held_out = _taken(eval_data)
-    if isinstance(train, Divided) or isinstance(held_out, Divided):
-        raise ConfigError("data is divided already: give data and eval_data, each by itself.")
-    return Divided(train, held_out), {"eval_data": shown_data(held_out)}
-
-
-def _named(scheme: str | Scheme | None, reward: Reward | None) -> dict[str, str]:
-    """Return the names of a scheme and a reward, as settings hold them."""
-    named: dict[str, str] = {}
-    if scheme is not None:
-        named["scheme"] = scheme.name if isinstance(scheme, Scheme) else scheme
-    if reward is not None:
-        name = getattr(reward, "name", getattr(reward, "__name__", repr(reward)))
-        named["reward"] = reward if isinstance(reward, str) else name
-    return named
-
-
-def _object(scheme: str | Scheme) -> Scheme | None:
-    return scheme if isinstance(scheme, Scheme) else None
-
-
-def _function(reward: Reward | None) -> Callable[..., Any] | None:
-    return None if isinstance(reward, str | None) else reward
-
-
-def _shown(progress: Show | Progress) -> AbstractContextManager[Progress]:
-    """Return the receiver of progress. Raises ConfigError for an unknown name."""
-    if not isinstance(progress, str):
-        return nullcontext(progress)
-    if progress not in get_args(Show):
-        known = ", ".join(get_args(Show))
-        raise ConfigError(f"progress is {progress!r}. Choose {known}, or give an object.")
-    return showing(progress)

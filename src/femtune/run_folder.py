@@ -148,13 +148,16 @@ def pin_date(config: dict[str, Any], folder: Path, place: Path) -> None:
     A run in `place` keeps the date of its first day, so that it renders the same prompts when it is
     resumed. A date among the arguments stays as it is.
     """
-    if not writes_date(folder, config["template_args"]):
-        return
-    pinned = f"{DATE}={date.today().isoformat()}"
-    if (place / "config.yaml").exists():
-        stored = stored_config(place).get("template_args") or []
-        pinned = next((each for each in stored if each.startswith(f"{DATE}=")), pinned)
-    config["template_args"] = [*config["template_args"], pinned]
+    stored = stored_config(place) if (place / "config.yaml").exists() else {}
+    config["template_args"] = dated(config["template_args"], folder, stored.get("template_args") or ())
+
+
+def dated(template_args: Sequence[str], folder: Path, stored: Sequence[str]) -> list[str]:
+    """Return template_args with the date among the stored ones, else today's: see `pin_date`."""
+    if not writes_date(folder, template_args):
+        return [*template_args]
+    today = f"{DATE}={date.today().isoformat()}"
+    return [*template_args, next((each for each in stored if each.startswith(f"{DATE}=")), today)]
 
 
 def with_pinned_date(asked: TaskInputs[A], config: Mapping[str, Any]) -> TaskInputs[A]:

@@ -106,6 +106,39 @@ def isolate_children() -> Iterator[None]:
         spawn.get_command_line = command_line
 
 
+class OwnStop:
+    """A request to stop that femtune makes itself, and takes back: see `own_stop`."""
+
+    fired = False
+
+    def fire(self) -> None:
+        """Request the stop, unless a signal has done so."""
+        if not _State.requested:
+            self.fired = True
+            request_stop()
+
+
+@contextmanager
+def own_stop(seconds: float | None = None) -> Iterator[OwnStop]:
+    """Give a request to stop that ends with the block; it is made after so many seconds, if given.
+
+    `Stopped` is raised within the block as for a signal. The caller catches it where `fired` is True.
+    """
+    own = OwnStop()
+    timer = None if seconds is None else threading.Timer(max(0.0, seconds), own.fire)
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield own
+    finally:
+        if timer is not None:
+            timer.cancel()
+        if own.fired:
+            _State.requested = 0
+            _State.in_thread.clear()
+
+
 def stop_requested() -> bool:
     """Return True if the run should stop; then no new work is started."""
     return _State.in_thread.is_set()

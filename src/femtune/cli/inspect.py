@@ -22,6 +22,7 @@ from femtune.reporting.terminal import (
     plain_table,
     showing,
 )
+from femtune.run_folder import check_new
 from femtune.tools.estimate.estimate import EstimateOptions
 from femtune.tools.refilter import Change
 
@@ -299,7 +300,6 @@ def demos(
         iteration: Iteration whose draws are taken; default: the last one.
     """
     from femtune.data.demos import save_demos
-    from femtune.run_folder import check_new
     from femtune.tools.own_demos import own_demos
 
     check_new(output, "--output")

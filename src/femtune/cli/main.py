@@ -21,7 +21,7 @@ from femtune._util.consoles import make_printable
 from femtune._util.parsing import Unreadable, as_pairs, read_yaml
 from femtune._util.redaction import check_values, is_secret_name
 from femtune._util.text import brief, near
-from femtune.cli import inspect  # importing it registers its commands
+from femtune.cli import inspect, ladder  # importing them registers their commands
 from femtune.cli.stored_scheme import keep_scheme
 from femtune.cli.train import app
 from femtune.errors import ConfigError, FemtuneError
@@ -31,7 +31,7 @@ from femtune.reporting.terminal import (
     literal,
 )
 
-__all__ = ["app", "inspect", "main"]
+__all__ = ["app", "inspect", "ladder", "main"]
 
 
 class _Warn(logging.Handler):

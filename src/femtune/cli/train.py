@@ -15,6 +15,7 @@ from femtune._util.text import visible
 from femtune.cli.output import show_metrics, tell, write_report
 from femtune.cli.stored_scheme import SchemeData, read_scheme
 from femtune.config import RL, Calibrate, Evaluate, Flat, Names, Predict, Sample, Train
+from femtune.data.worlds import WORLDS
 from femtune.mstep.config import Training
 from femtune.reporting.terminal import (
     Show,
@@ -374,7 +375,6 @@ def world(
         difficulty: Smallest and largest difficulty of a problem; default: the task's.
     """
     from femtune.comparison.demo import write_world
-    from femtune.data.worlds import WORLDS
 
     for path in write_world(name, output_dir, num_train, num_test, seed, noise, difficulty):
         tell("written", path)

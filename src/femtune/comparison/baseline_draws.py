@@ -11,6 +11,7 @@ from femtune.estep.scheduler import Sampler
 from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics
 from femtune.evaluation.item_scores import FILE as SCORES
 from femtune.evaluation.item_scores import item_scores
+from femtune.loop import Progress
 from femtune.metric_types import EStepMetrics, EvaluationMetrics
 from femtune.resolve import TaskInputs
 from femtune.rewards.builtin import score
@@ -64,12 +65,17 @@ def store_scores(run: Run, problems: Sequence[Problem], rows: Mapping[str, Seque
 
 
 def draw_all(
-    run: Run, builder: SamplerBuilder, settings: Baseline, groups: Mapping[str, Sequence[Problem]]
+    run: Run,
+    builder: SamplerBuilder,
+    settings: Baseline,
+    groups: Mapping[str, Sequence[Problem]],
+    progress: Progress,
 ) -> None:
     """Draw for all groups; the engine and its model are freed at the end."""
     with builder.sampler(Sampling(settings.max_new_tokens, temperature=1.0)) as sampler:
         for kind, problems in groups.items():
-            draw_one(run, kind, problems, sampler, settings.draws)
+            progress.phase("evaluation" if kind == "eval" else "E-step", 0, len(problems))
+            draw_one(run, kind, problems, sampler, settings.draws, progress)
 
 
 def base_metrics(run: Run, kind: str, problems: Sequence[Problem]) -> EStepMetrics:
@@ -104,6 +110,13 @@ def without_soundness(metrics: EvaluationMetrics) -> EvaluationMetrics:
     return made
 
 
-def draw_one(run: Run, kind: str, problems: Sequence[Problem], sampler: Sampler, draws: int) -> None:
+def draw_one(
+    run: Run,
+    kind: str,
+    problems: Sequence[Problem],
+    sampler: Sampler,
+    draws: int,
+    progress: Progress,
+) -> None:
     """Draw from the base under the plain prompt and store the draws by chunk in iteration 0."""
-    ask_into(run, kind, problems, sampler, draws=draws)
+    ask_into(run, kind, problems, sampler, draws=draws, on_draws=progress.draws)

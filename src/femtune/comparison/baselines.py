@@ -9,6 +9,9 @@
                   steps as a scheme that keeps a draw of every problem in every iteration
     regression    the untrained base, and a regression from its completions to the human's answer:
                   see `regression`
+    base, examples   the untrained base as it is, and with worked examples in its prompts: rungs of a
+                  ladder; elsewhere they are iteration 0 of a run
+    fem-votes     a trained model by vote: a rung of a ladder
     grpo, rloo, latro   reinforcement learning on the same problems: see `rl`; only on request
 
 The base itself, with the same prompts as the schemes, is iteration 0 of every scheme's run.
@@ -43,18 +46,21 @@ from femtune.comparison.rl import RL_BASELINES, check_reinforced, reinforce
 from femtune.config import CHANGEABLE, RL, Train
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import Scale
+from femtune.data.partition import Parts
 from femtune.data.prompts import write_completion
 from femtune.data.tasks.frames import frame
 from femtune.errors import ConfigError, DataError
+from femtune.estep.scheduler import Sampler
 from femtune.evaluation.evaluate import evaluation_metrics
-from femtune.loop import Steps
+from femtune.loop import LoopConfig, Progress, Steps
 from femtune.metric_types import EvaluationMetrics, History, IterationMetrics
+from femtune.model_info import ModelInfo, info_of
 from femtune.mstep.examples import write_examples
 from femtune.reporting.terminal import Quiet
 from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs
 from femtune.run_folder import run_place, store_problems, with_pinned_date
 from femtune.runs.draws import read_draws, write_draws
-from femtune.runs.run import Run, open_run
+from femtune.runs.run import Run, open_run, stored_config
 from femtune.sampler import SamplerBuilder, make_sampler_builder
 from femtune.schemes.filters import Chain
 from femtune.types import Completion, Draw, DrawKey, Problem, Sampling, Score
@@ -75,6 +81,9 @@ DRAWING = ("votes", "regression")
 @dataclass(frozen=True)
 class Reinforced(Baseline, RL):
     """Settings of a baseline by reinforcement learning."""
+
+
+_QUIET = Quiet()
 
 
 def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
@@ -175,9 +184,22 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
     The history has one iteration; for reinforcement learning, the base and each pass, like a scheme's.
     Its "evaluation" has a scheme's keys; a regression's "evaluations" has one for each kind.
     """
-    asked = _own(read_inputs(data, settings, model=model), settings)
-    parts = held_out(asked, data, model)
-    asked = without_held_out(asked, [*parts.dev, *parts.test])
+    asked: TaskInputs[Any] = read_inputs(data, settings, model=model)
+    return run_on(asked, held_out(asked, data, model), data, model, settings, output_dir)
+
+
+def run_on(
+    asked: TaskInputs[Any],
+    parts: Parts,
+    data: Data,
+    model: str,
+    settings: Baseline,
+    output_dir: Path,
+    *,
+    progress: Progress = _QUIET,
+) -> History:
+    """Do as `run_baseline` on inputs, and problems to train and to measure on, that are read."""
+    asked = without_held_out(_own(asked, settings), [*parts.dev, *parts.test])
     place, config = _place(asked, data, model, output_dir, *parts.groups)
     asked = with_pinned_date(asked, config)
     with open_run(place, config, CHANGEABLE) as run:
@@ -188,7 +210,8 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
         number = 1 if settings.scheme == "answer-only" else 0
         stored = run.iteration(number) / "metrics.json"
         if not stored.exists():
-            metrics = {"iteration": number} | _made(run, asked, model, settings, parts.train, parts.test)
+            train, test = parts.train, parts.test
+            metrics = {"iteration": number} | _made(run, asked, model, settings, train, test, progress)
             run.write_json(stored, metrics)
             run.log("iteration", **metrics)
         return [json.loads(stored.read_text())]
@@ -196,7 +219,8 @@ def run_baseline(data: Data, model: str, settings: Baseline, output_dir: Path) -
 
 def _own(asked: TaskInputs[Any], settings: Baseline) -> TaskInputs[Train]:
     """Return these problems with a baseline's settings, all filled in."""
-    names = ("reward", "instruction", "hint", "scale")
+    texts = ("system_prompt", "rubric", "prompt_template")  # not the paths of their files
+    names = ("reward", "instruction", "hint", "scale", *texts)
     known = {name: getattr(asked.settings, name) for name in names}
     return replace(asked, settings=replace(settings, **known))
 
@@ -208,17 +232,22 @@ def _made(
     settings: Baseline,
     train: Sequence[Problem],
     test: Sequence[Problem],
+    progress: Progress,
 ) -> IterationMetrics:
     if settings.scheme == "majority":
         return _majority(run, asked, train, test)
     builder = make_sampler_builder(model, asked, train, test)
+    if settings.scheme in ("base", "examples"):
+        return _greedy(run, builder, settings, test, progress)
     if settings.scheme == "answer-only":
-        return _answer_only(run, builder, settings, train, test)
-    if settings.scheme == "votes":
-        return _votes(run, builder, settings, test)
+        info = info_of(settings, asked.settings, model, stored_config(run.root)["relies_on"]["weights"])
+        return _answer_only(run, builder, settings, train, test, progress, info)
+    if settings.scheme in ("votes", "fem-votes"):
+        return _votes(run, builder, settings, test, progress)
     if settings.scheme == "direct":
         return _direct(run, asked, builder, settings, test)
-    return run_regression(run, asked, builder, settings, both_orders(train, asked.problems), test)
+    both = both_orders(train, asked.problems)
+    return run_regression(run, asked, builder, settings, both, test, progress)
 
 
 # --- majority
@@ -238,16 +267,63 @@ def _majority(
     return {"evaluation": judged(test, draws)}
 
 
+# --- the base
+
+
+def _greedy(
+    run: Run,
+    builder: SamplerBuilder,
+    settings: Baseline,
+    test: Sequence[Problem],
+    progress: Progress,
+) -> IterationMetrics:
+    """Evaluate the model as iteration 0 of a run does, without or with worked examples."""
+    demos = builder.demos if settings.scheme == "examples" else ()
+    with builder.sampler(Sampling(settings.max_new_tokens)) as sampler:
+        config = make_loop_config(replace(settings, scheme="pps", soft_accept=None))
+        steps = _steps(run, builder, config, sampler, (), test, progress)
+        return {"evaluation": steps.evaluate(0, demos)}
+
+
+def _steps(
+    run: Run,
+    builder: SamplerBuilder,
+    config: LoopConfig,
+    sampler: Sampler,
+    train: Sequence[Problem],
+    test: Sequence[Problem],
+    progress: Progress,
+    info: ModelInfo | None = None,
+) -> Steps:
+    return Steps(
+        run=run,
+        base=builder.base,
+        problems=train,
+        eval_problems=test,
+        config=config,
+        sampler=sampler,
+        tokenizer=builder.tokenizer,
+        progress=progress,
+        info=info,
+    )
+
+
 # --- votes
 
 
 def _votes(
-    run: Run, builder: SamplerBuilder, settings: Baseline, test: Sequence[Problem]
+    run: Run,
+    builder: SamplerBuilder,
+    settings: Baseline,
+    test: Sequence[Problem],
+    progress: Progress,
 ) -> IterationMetrics:
+    progress.phase("evaluation", 0, len(test))
     run.log("evaluation", iteration=0)
     with builder.sampler(Sampling(settings.max_new_tokens, temperature=1.0)) as sampler:
         # an untrained model votes at its best: with worked examples, as in its own evaluation
-        draw_one(run, "eval", test, replace(sampler, demos=builder.demos), settings.draws)
+        own = replace(sampler, demos=builder.demos)
+        draw_one(run, "eval", test, own, settings.draws, progress)
     metrics = evaluation_metrics(
         {problem.id: problem for problem in test}, read_draws(run.iteration(0) / "eval")
     )
@@ -302,6 +378,8 @@ def _answer_only(
     settings: Baseline,
     train: Sequence[Problem],
     test: Sequence[Problem],
+    progress: Progress,
+    info: ModelInfo,
 ) -> IterationMetrics:
     examples = run.iteration(1) / "examples.parquet"
     if not examples.exists():
@@ -310,16 +388,7 @@ def _answer_only(
     what = make_loop_config(own)
     lenient = replace(builder, prompts=replace(builder.prompts, require_rationale=False))
     with lenient.sampler(Sampling(settings.max_new_tokens)) as sampler:
-        steps = Steps(
-            run=run,
-            base=builder.base,
-            problems=train,
-            eval_problems=test,
-            config=what,
-            sampler=sampler,
-            tokenizer=builder.tokenizer,
-            progress=Quiet(),
-        )
+        steps = _steps(run, builder, what, sampler, train, test, progress, info)
         return {"m_step": steps.m_step(1), "evaluation": without_soundness(steps.evaluate(1))}
 
 

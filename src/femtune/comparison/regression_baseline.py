@@ -22,6 +22,7 @@ from femtune.comparison.regression import Features, features, predictions, with_
 from femtune.config import Train
 from femtune.data.tasks.frames import frame
 from femtune.errors import DataError
+from femtune.loop import Progress
 from femtune.metric_types import EvaluationMetrics, IterationMetrics
 from femtune.resolve import TaskInputs
 from femtune.runs.run import Run
@@ -59,12 +60,13 @@ def run_regression(
     settings: Baseline,
     train: Sequence[Problem],
     test: Sequence[Problem],
+    progress: Progress,
 ) -> IterationMetrics:
     known = frame(train[0])
     assert known is not None  # check_regression
     groups = {"draws": train, "eval": test}
     run.log("E-step", iteration=0)
-    draw_all(run, builder, settings, groups)
+    draw_all(run, builder, settings, groups, progress)
     begun = time.perf_counter()
     run.log("M-step", iteration=0)
     seen = _stored_features(run, builder, groups, known.scale)
@@ -91,16 +93,21 @@ def run_regression(
     }
 
 
+def frozen_model(builder: SamplerBuilder) -> Any:
+    """Read the builder's model, for its hidden states."""
+    from femtune.engines.hf.model import read_model  # torch is slow to import
+
+    settings = builder.settings
+    return read_model(builder.base, settings.engine_dtype, best_device(settings.device), False)
+
+
 def _stored_features(
     run: Run, builder: SamplerBuilder, groups: Mapping[str, Sequence[Problem]], scale: Sequence[str]
 ) -> dict[str, Features]:
     """Return features of training and held-out problems, read from features.npz or stored there."""
     path = run.iteration(0) / "features.npz"
     if not path.exists():
-        from femtune.engines.hf.model import read_model  # torch is slow to import
-
-        device = best_device(builder.settings.device)
-        model = read_model(builder.base, builder.settings.engine_dtype, device, False)
+        model = frozen_model(builder)
         made: dict[str, Any] = {}
         for kind, problems in groups.items():
             folder = run.iteration(0) / kind

@@ -15,8 +15,10 @@ from statistics import fmean, stdev
 from femtune._util.parsing import Unreadable, read_json
 from femtune.data.problems import load_problems
 from femtune.errors import RunError
+from femtune.evaluation.answer_metrics import judged_by_probabilities
 from femtune.evaluation.evaluate import as_item, group_of, is_right, vote_is_right
 from femtune.evaluation.paired import RESAMPLES, PairedDifference, paired_difference
+from femtune.evaluation.scored_answers import Scored, of_draws
 from femtune.runs.draws import by_problem, drawn
 from femtune.types import Draw, Problem
 
@@ -45,11 +47,27 @@ def item_scores(
     return found
 
 
-def stored_scores(root: Path, iteration: int, *, by_vote: bool = False) -> dict[str, dict[str, float]]:
+def probability_scores(
+    draws: Sequence[Draw], problems: Mapping[str, Problem], scored: Scored
+) -> dict[str, float]:
+    """Return 1 for each problem whose likeliest answer over its draws is right, else 0.
+
+    The mean is the `accuracy` of `side_by_side` by probabilities.
+    """
+    found = [
+        judged_by_probabilities(problems[problem_id], of_draws(scored, own))
+        for problem_id, own in by_problem(draws)
+    ]
+    return {each.problem.id: float(each.answer == each.problem.answer) for each in found}
+
+
+def stored_scores(
+    root: Path, iteration: int, *, by_vote: bool = False, kind: str = "eval"
+) -> dict[str, dict[str, float]]:
     """Return the scores of an iteration's held-out evaluation, by row; "" names the only row.
 
-    Returns {} for a run that does not have them, such as one of an older femtune. Raises RunError for
-    a damaged file.
+    `kind` "eval_demos" is the base's with worked examples. Returns {} for a run that does not have
+    them, such as one of an older femtune. Raises RunError for a damaged file.
     """
     folder = root / f"iteration-{iteration:03}"
     if (folder / FILE).exists():
@@ -58,11 +76,11 @@ def stored_scores(root: Path, iteration: int, *, by_vote: bool = False) -> dict[
         except Unreadable as error:
             raise RunError(f"{folder / FILE} {error}. See `femtune verify {root}`.") from error
         return rows
-    if not (root / "eval.parquet").exists() or not (folder / "eval").is_dir():
+    if not (root / "eval.parquet").exists() or not (folder / kind).is_dir():
         return {}
     problems = held_out_problems(root)
     scores: dict[str, float] = {}
-    for chunk in drawn(folder / "eval"):  # a problem's draws are in one chunk
+    for chunk in drawn(folder / kind):  # a problem's draws are in one chunk
         scores |= item_scores(chunk, problems, by_vote=by_vote)
     return {"": scores}
 

@@ -105,6 +105,19 @@ class Screen(Progress):
             yield line
 
 
+def screen() -> Screen:
+    """Return a bar that is removed at its end."""
+    return Screen(
+        TextColumn("{task.description:<24}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console(),
+        transient=True,
+    )
+
+
 class Bars(Lines):
     """Progress as a bar with rates, the kept share, reasons of refusal and the last kept draw."""
 
@@ -157,15 +170,7 @@ def showing(show: Show) -> Iterator[Quiet]:
     """
     make_printable()  # for Python's own callers
     if show == "auto" and console().is_terminal:
-        with Screen(
-            TextColumn("{task.description:<24}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=console(),
-            transient=True,
-        ) as bars:
+        with screen() as bars:
             yield Bars(bars)
     elif show == "quiet":
         with _warnings_only():

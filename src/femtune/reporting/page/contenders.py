@@ -14,7 +14,7 @@ from femtune.evaluation.differences import Difference, differences
 from femtune.evaluation.evaluate import group_of
 from femtune.evaluation.item_scores import Scores, held_out_problems, stored_scores
 from femtune.metric_types import EvaluationMetrics, Part, interval, measure
-from femtune.reporting.page.record import Found, Group, Record
+from femtune.reporting.page.record import BY_VOTE, Found, Group, Record
 
 Kind = Literal["base", "baseline", "scheme"]
 BASE = "the base"
@@ -157,7 +157,8 @@ def contenders(found: Found) -> list[Contender]:
         if bases:
             made.append(Contender(BASE, "base", tuple(bases), 0, group))
     for group in found.groups:
-        if group.is_baseline:
+        # a ladder has the base as a run of its own too
+        if group.is_baseline and not (made and group.runs[0].scheme == "base"):
             made += _baselines(group)
     for group in schemes:
         shown = [_shown(run) for run in group.runs if any(run.evaluations())]  # beyond the base's, 0
@@ -180,7 +181,7 @@ def compare_all(found: Found) -> Sequence[Difference]:
                 continue
             try:
                 shown = run.shown_iteration
-                rows = stored_scores(run.root, shown, by_vote=run.scheme == "votes")
+                rows = stored_scores(run.root, shown, by_vote=run.scheme in BY_VOTE)
                 problems = held_out_problems(run.root).items()
                 base = {} if run.is_baseline or not shown else stored_scores(run.root, 0)
             except FemtuneError:
@@ -188,7 +189,7 @@ def compare_all(found: Found) -> Sequence[Difference]:
             groups |= {name: group_of(problem) for name, problem in problems}
             for name, own in rows.items():
                 label = f"{group.label}, {name}" if name else group.label
-                is_base = not shown and not run.is_baseline
+                is_base = run.scheme == "base" or (not shown and not run.is_baseline)
                 scores.setdefault(BASE if is_base else label, {})[run.seed] = own
             for own in base.values():
                 scores.setdefault(BASE, {}).setdefault(run.seed, own)

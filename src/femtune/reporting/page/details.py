@@ -12,7 +12,7 @@ from femtune.reporting.page.drawing import NUM_COLOURS, Axis, mark
 from femtune.reporting.page.estep_section import REASONS, EStepTallies
 from femtune.reporting.page.figures import Series, diagonal
 from femtune.reporting.page.parts import Figure, Key, Section, Table
-from femtune.reporting.page.record import Found, Record, differing
+from femtune.reporting.page.record import BY_VOTE, Found, Record, differing
 from femtune.reporting.page.tally import Pick
 from femtune.reporting.page.texts import count, name, percent, setting
 
@@ -113,7 +113,7 @@ def _voters(found: Found, scale: tuple[str, ...], notes: list[str]) -> list[Vote
         metrics = run.evaluations()[shown]
         if metrics.get("num_draws", 0) <= metrics.get("num_problems", 0):
             continue
-        if group.is_baseline and run.scheme != "votes":  # a regression answers once per problem
+        if group.is_baseline and run.scheme not in BY_VOTE:  # a regression answers once per problem
             continue
         items = predictions.items(run, shown, predictions.eval_problems(run, notes), notes)
         bins = predictions.reliability(items, scale) if items else []

@@ -26,9 +26,14 @@ from femtune.runs.checkpoints import best_of, is_out_of_patience
 from femtune.runs.run import read_log, stored_config
 from femtune.schemes.serialization import describe
 
+BY_VOTE = ("votes", "fem-votes")  # baselines whose accuracy is that of the vote
 BASELINES = {
     "majority": "the most frequent answer",
+    "direct": "the base without reasons",
+    "base": "the base",
+    "examples": "the base with worked examples",
     "votes": "the base by vote",
+    "fem-votes": "the trained model by vote",
     "answer-only": "trained on answers alone",
     "regression": "regression",
     "grpo": "GRPO",
@@ -132,6 +137,7 @@ class Found:
 
     groups: tuple[Group, ...]
     notes: tuple[str, ...] = field(default=())  # from compare.json, and about unreadable files
+    ladder: Mapping[str, Any] = field(default_factory=dict)  # ladder.json, {} without one
 
     @property
     def schemes(self) -> list[Group]:
@@ -150,15 +156,17 @@ def find(places: Sequence[Path]) -> Found:
     records: list[Record] = []
     notes: list[str] = []
     order: list[str] = []
+    climbed: dict[str, Any] = {}
     for place in places:
         roots = [place] if (place / "config.yaml").is_file() else _runs_in(place)
         records += [read_record(root) for root in roots]
         compared = _json(place / "compare.json", notes)
         order += [name for name in compared.get("table", {}) if isinstance(name, str)]
         notes += [str(note) for note in compared.get("notes", [])]
+        climbed = climbed or _json(place / "ladder.json", notes)
     notes += [note for record in records for note in record.notes]
     records.sort(key=lambda run: order.index(run.scheme) if run.scheme in order else len(order))
-    return Found(_grouped(records), tuple(notes))
+    return Found(_grouped(records), tuple(notes), climbed)
 
 
 def _runs_in(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from femtune._util.atomic_files import replacing
 from femtune._util.extras import check_extra
 from femtune.errors import RunError
-from femtune.reporting.page import details, estep_section, predictions, sections
+from femtune.reporting.page import details, estep_section, ladder, predictions, sections
 from femtune.reporting.page.difficulty import difficulty
 from femtune.reporting.page.estep_section import EStepTallies
 from femtune.reporting.page.parts import Section
@@ -56,6 +56,7 @@ def render(found: Found) -> str:
     lead = details.lead_of(found)
     problems = predictions.eval_problems(lead, notes) if lead is not None else {}
     made = [
+        ladder.ladder(found),
         sections.everyone(found),
         details.before_and_after(found, problems, notes),
         sections.learning(found),

@@ -9,6 +9,7 @@ from pathlib import PurePath
 
 from femtune.data.row_report import NO_ROWS
 from femtune.metric_types import Part
+from femtune.reporting.page import ladder
 from femtune.reporting.page.contenders import (
     KEPT,
     MEASURES,
@@ -46,11 +47,14 @@ def opening(found: Found) -> Opening:
     model = _base_name(lead.config.get("model") or "a model")
     data = _base_name(lead.config.get("data") or "its data")
     verb = "learnt from" if found.schemes and lead.e_steps() else "does on"
+    title, result = f"What {model} {verb} {data}", sentence(found, lines_up)
+    if verdict := found.ladder.get("verdict"):
+        title, result = f"Should you train {model} on {data}?", str(verdict)
     return Opening(
-        f"What {model} {verb} {data}",
-        sentence(found, lines_up),
+        title,
+        result,
         facts(found, lead, lines_up),
-        hero(found, lines_up),
+        ladder.figure(found) or hero(found, lines_up),
         [*filter(None, (_standing(run) for run in found.runs))],
     )
 
