@@ -44,6 +44,7 @@ import transformers
 import trl
 
 from clock import clock
+from femtune._util.safetensors_header import stored_dtype
 from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.hf.memory import give_back
 from femtune.mstep.config import Training
@@ -149,7 +150,7 @@ def make_sides(
         "TRL, our batch": theirs(per_device_train_batch_size=batch),
         **({"TRL, float32": theirs(bf16=False)} if cpu else {}),
         "TRL, nearest": theirs(
-            bf16=not cpu,
+            bf16=training.computes_in_bf16(stored_dtype(model)),
             per_device_train_batch_size=batch,
             train_sampling_strategy="group_by_length",
             **{CHECKPOINTING: False},

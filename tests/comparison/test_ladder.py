@@ -310,6 +310,9 @@ def test_the_report_has_the_rungs_and_the_verdict(climbed: Path) -> None:
     assert "The rungs in numbers" in page and "Accuracy over cost: majority" in page
     for number, rung in enumerate(found["rungs"], 1):
         assert f"{number} {rung['name']}" in page
+    found["not_run"] = {"votes": "no time", "fem": "no time", "examples": "no need"}
+    left_out = render(replace(find([climbed]), ladder=found))
+    assert "Not run: votes, fem (no time)." in left_out and "Not run: examples (no need)." in left_out
     found["verdict"] = "<script>alert(1)</script>"
     found["rungs"][1]["name"] = "<i>\x1b[31m"
     hostile = render(replace(find([climbed]), ladder=found))

@@ -26,7 +26,6 @@ def ladder(found: Found) -> Section | None:
         return None
     chosen = str(stored.get("chosen"))
     command = stored.get("command")
-    not_run = stored.get("not_run") or {}
     return Section(
         "ladder",
         "The rungs in numbers",
@@ -36,8 +35,16 @@ def ladder(found: Found) -> Section | None:
             _differences(chosen, stored.get("against_chosen") or []),
             Table("What each rung is", ["", ""], [[_named(r), str(r.get("title", ""))] for r in rows]),
         ],
-        notes=[f"Not run: {rung} ({why})." for rung, why in not_run.items()],
+        notes=_not_run(stored.get("not_run") or {}),
     )
+
+
+def _not_run(reasons: Mapping[str, str]) -> list[str]:
+    """Return the rungs that were not run, a sentence for each reason."""
+    rungs: dict[str, list[str]] = {}
+    for rung, why in reasons.items():
+        rungs.setdefault(why, []).append(rung)
+    return [f"Not run: {', '.join(some)} ({why})." for why, some in rungs.items()]
 
 
 def _rows(found: Found) -> list[dict[str, Any]]:
