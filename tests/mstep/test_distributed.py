@@ -127,7 +127,7 @@ def found(place: Path, alone: dict[str, MStep]) -> list[dict[str, Any]]:
         env=os.environ | {"PYTHONPATH": _source(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=290,
     )
     assert run.returncode == 0, run.stderr[-5000:]
     return [json.loads((place / f"found-{rank}.json").read_text()) for rank in (0, 1)]
