@@ -229,9 +229,8 @@ def _train(
     seconds = time.perf_counter() - begun
     if not all(distributed.gathered(_are_numbers(model))):
         raise FemtuneError("the last step gave NaN or infinite weights: lower learning_rate.")
-    fed = sum(
-        len(data.prompts[row]) + len(data.completions[row]) for rows in micro_batches for row in rows
-    )
+    lengths = data.lengths
+    fed = sum(lengths[row] for rows in micro_batches for row in rows)
     schedule = asdict(training.schedule(len(data), distributed.count()))
     about = {"seconds": round(seconds, 3), "bf16": arguments.bf16}
     done = MStep(len(data), result.global_step, fed, result.training_loss, **about, **schedule)
@@ -338,7 +337,7 @@ def _gain_share(check: WeightCheck, served: Sequence[float]) -> float | None:
 def check_rows(data: TokenExamples, seed: int) -> list[int]:
     """Return rows for the weight check, from the shorter half of rows with positive weight, if any."""
     positive = [row for row, weight in enumerate(data.weights) if weight > 0] or range(len(data))
-    by_length = sorted(positive, key=lambda row: len(data.prompts[row]) + len(data.completions[row]))
+    by_length = sorted(positive, key=data.lengths.__getitem__)
     shorter = by_length[: max(NUM_PAIRS, len(by_length) // 2)]
     return random.Random(f"{seed} probe").sample(shorter, min(NUM_PAIRS, len(shorter)))
 
