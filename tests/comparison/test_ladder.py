@@ -349,6 +349,8 @@ def test_a_budget_ends_a_rung_whose_draws_are_kept(world: Path, tmp_path: Path) 
     assert not interrupts.stop_requested()
     kept = [*(tmp_path / "base").rglob("*.open.jsonl"), *(tmp_path / "base").rglob("*.parquet")]
     assert kept
+    again = run_ladder(data, "seedling", settings, tmp_path, "quiet", little)
+    assert again.not_run["base"] == "the budget is spent"  # by the draws of the stopped rung
     result = run_ladder(data, "seedling", settings, tmp_path, "quiet", replace(little, budget=None))
     assert "base" in result.table
 

@@ -19,7 +19,7 @@ from femtune._util.text import near
 from femtune.comparison.ladder.answer import answer_like
 from femtune.comparison.ladder.board import Board
 from femtune.comparison.ladder.budget import Budget, Metered, parse_budget
-from femtune.comparison.ladder.cost import Prices
+from femtune.comparison.ladder.cost import Prices, generated_tokens
 from femtune.comparison.ladder.differences import against, all_pairs
 from femtune.comparison.ladder.result import (
     FILE,
@@ -211,11 +211,11 @@ def _climb(ground: Ground, options: LadderOptions, board: Board) -> tuple[list[R
         elif (rung := read_rung(ground.folder, name)) is not None:
             done[name] = rung
             board.add(rung)
-        elif why := _is_spent(budget, spent, done):
-            not_run[name] = why
+        elif (left := _left(budget, spent, ground.folder)).is_spent:
+            not_run[name] = "the budget is spent"
         else:
             earlier = done[needs] if needs is not None else None
-            found = _one(name, ground, board, spent, budget, done, earlier)
+            found = _one(name, ground, board, spent, left, earlier)
             if isinstance(found, str):
                 not_run[name] = found
             else:
@@ -225,25 +225,17 @@ def _climb(ground: Ground, options: LadderOptions, board: Board) -> tuple[list[R
 
 
 def _one(
-    name: str,
-    ground: Ground,
-    board: Board,
-    spent: Spent,
-    budget: Budget,
-    done: dict[str, Rung],
-    earlier: Rung | None,
+    name: str, ground: Ground, board: Board, spent: Spent, left: Budget, earlier: Rung | None
 ) -> Rung | str:
     """Run a rung, and store it; return it, or why it did not come to its end."""
-    seconds = None if budget.seconds is None else budget.seconds - spent.seconds
-    tokens = None if budget.tokens is None else budget.tokens - _generated(done)
     try:
         with (
-            interrupts.own_stop(seconds) as stop,
+            interrupts.own_stop(left.seconds) as stop,
             spent.counting(name),
             board.running(name) as shown,
         ):
             try:
-                measured = measure(name, ground, Metered(shown, tokens, stop))
+                measured = measure(name, ground, Metered(shown, left.tokens, stop))
             except interrupts.Stopped:
                 if not stop.fired:
                     raise
@@ -255,20 +247,12 @@ def _one(
     return rung
 
 
-def _is_spent(budget: Budget, spent: Spent, done: dict[str, Rung]) -> str:
-    """Return a sentence if the budget is spent, else ""."""
-    if budget.seconds is not None and spent.seconds >= budget.seconds:
-        return "the budget is spent"
-    if budget.tokens is not None and _generated(done) >= budget.tokens:
-        return "the budget is spent"
-    return ""
-
-
-def _generated(done: dict[str, Rung]) -> int:
-    """Return the tokens that all rungs generated, those that two share once."""
-    shared = {name for name, needs in AFTER.items() if needs != "fem"}  # they draw nothing
-    own = sum(rung.use.generated for name, rung in done.items() if name not in shared)
-    return own + sum(rung.setup.generated for name, rung in done.items() if name not in AFTER)
+def _left(budget: Budget, spent: Spent, folder: Path) -> Budget:
+    """Return what is left of a budget, after rungs that were stopped too."""
+    return Budget(
+        seconds=None if budget.seconds is None else budget.seconds - spent.seconds,
+        tokens=None if budget.tokens is None else budget.tokens - generated_tokens(folder),
+    )
 
 
 def _conclude(
