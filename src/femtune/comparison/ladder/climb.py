@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ from femtune.comparison.ladder.store import (
     stored_settings,
 )
 from femtune.comparison.ladder.use import command
-from femtune.comparison.ladder.verdict import MARGIN, decide
-from femtune.config import CHANGEABLE, Train, given
+from femtune.comparison.ladder.verdict import decide
+from femtune.config import CHANGEABLE, LadderOptions, Train, given
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, DataError, NothingKept
 from femtune.reporting.terminal import Show
@@ -56,37 +56,6 @@ from femtune.workflows.worked_examples import without_held_out
 
 ANSWERING = "--answer NEW.jsonl --output answers.jsonl"
 FEW = 200  # held-out problems, below which a ladder says that it can't see much
-
-
-@dataclass(frozen=True, kw_only=True)
-class LadderOptions:
-    """Hold what a ladder takes beside the settings of a run; the fields are flags."""
-
-    up_to: str | None = None
-    budget: str | None = None
-    draws: int = 16
-    margin: float = MARGIN
-    price_prompt: float | None = None
-    price_generated: float | None = None
-    price_trained: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.up_to is not None and self.up_to not in RUNGS:
-            known = ", ".join(RUNGS)
-            raise ConfigError(
-                f"up_to is {self.up_to!r}, no rung.{near(self.up_to, RUNGS)} There are {known}."
-            )
-        if self.draws < 2:
-            raise ConfigError(f"draws must be at least 2, got {self.draws}: they vote.")
-        if not 0 <= self.margin < 1:
-            raise ConfigError(f"margin must be from 0 to 1, got {self.margin:g}: it is of accuracy.")
-        parse_budget(self.budget)
-        _ = self.prices
-
-    @property
-    def prices(self) -> Prices:
-        """Return the prices. Raises ConfigError for one below 0."""
-        return Prices(self.price_prompt, self.price_generated, self.price_trained)
 
 
 def run_ladder(
@@ -109,23 +78,38 @@ def run_ladder(
     not greedy, DataError without held-out problems, and RunError if the folder holds another ladder.
     """
     folder = Path(output_dir or Path("runs") / f"ladder-{Path(shown_data(data)).stem.replace(' ', '-')}")
+    prices = _check(options)
     if (answer is None) != (output is None):
         raise ConfigError("answer names the new items and output the file for them: give both or none.")
     if output is not None:
         check_output(output)
-    board = Board(show, options.prices)
+    board = Board(show, prices)
     with _each_warning_once():
         ground = _prepare(data, model, settings, folder, options, reward)
         with locked(folder):
             check_settings(folder, _settings(ground, options))
             rungs, not_run = _climb(ground, options, board)
-            result = _conclude(ground, rungs, not_run, options, settings, board)
+            result = _conclude(ground, rungs, not_run, options, settings, board, prices)
             if answer is None or output is None:
                 return result
             chosen = next(rung for rung in rungs if rung.name == result.chosen)
             counts = answer_like(chosen, ground, answer, output)
             board.say(f"{counts}: {output}")
             return replace(result, answers=output)
+
+
+def _check(options: LadderOptions) -> Prices:
+    """Return the prices of a ladder's options. Raises ConfigError for options that are not possible."""
+    up_to, margin = options.up_to, options.margin
+    if up_to is not None and up_to not in RUNGS:
+        known = ", ".join(RUNGS)
+        raise ConfigError(f"up_to is {up_to!r}, no rung.{near(up_to, RUNGS)} There are {known}.")
+    if options.draws < 2:
+        raise ConfigError(f"draws must be at least 2, got {options.draws}: they vote.")
+    if not 0 <= margin < 1:
+        raise ConfigError(f"margin must be from 0 to 1, got {margin:g}: it is of accuracy.")
+    parse_budget(options.budget)
+    return Prices(options.price_prompt, options.price_generated, options.price_trained)
 
 
 def _prepare(
@@ -262,11 +246,12 @@ def _conclude(
     options: LadderOptions,
     given_settings: Train,
     board: Board,
+    prices: Prices,
 ) -> LadderResult:
     """Apply the rule to the finished rungs, store the table, and say what it gives."""
     if not rungs:
         raise ConfigError("no rung was run within the budget: give a larger --budget.")
-    ids, groups, prices = [problem.id for problem in ground.test], ground.groups, options.prices
+    ids, groups = [problem.id for problem in ground.test], ground.groups
     pairs = all_pairs(rungs, ids, groups)
     decision = decide(entries(rungs, prices), pairs, options.margin)
     compared = against(decision.chosen, rungs, ids, groups)
