@@ -23,7 +23,7 @@ import transformers
 
 import femtune.runs.run
 from femtune.comparison.ladder import climb
-from femtune.config import Train
+from femtune.config import LadderOptions, Train
 from femtune.mstep.config import Training
 from femtune.sampler import no_foreign_bars
 
@@ -46,7 +46,7 @@ def run(world: Path, root: Path) -> Any:
         chunk_size=10,
         training=Training(learning_rate=3e-4, num_train_epochs=1, use_cpu=True),
     )
-    options = climb.LadderOptions(draws=2)
+    options = LadderOptions(draws=2)
     return climb.run_ladder(str(world / "train.jsonl"), "seedling", settings, root, "quiet", options)
 
 

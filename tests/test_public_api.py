@@ -32,6 +32,7 @@ SETTINGS = {
     "CalibrateSettings": (config.Calibrate,),
     "CompareSettings": (config.Train, Training, config.RL),
     "EvaluateSettings": (config.Evaluate,),
+    "LadderSettings": (config.Train, Training, config.LadderOptions),
     "PredictSettings": (config.Predict,),
     "SampleSettings": (config.Sample,),
     "TrainSettings": (config.Train, Training),
@@ -162,6 +163,13 @@ def test_values_are_checked_before_anything_else() -> None:
         femtune.train("nowhere.jsonl", "seedling", progress="loud")  # type: ignore[arg-type]  # what is refused
     with pytest.raises(DataError, match="no file"):
         femtune.train("nowhere.jsonl", "seedling")
+
+
+@pytest.mark.parametrize("verb", ["check", "compare", "ladder"])
+def test_an_unknown_way_to_show_progress_is_refused(verb: str) -> None:
+    loud: Any = "loud"
+    with pytest.raises(ConfigError, match=r"progress is 'loud'\. Choose auto, lines, json, quiet"):
+        getattr(femtune, verb)("nowhere.jsonl", "seedling", progress=loud)
 
 
 ROWS = [

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         EvaluateSettings,
         FitResult,
         LadderResult,
+        LadderSettings,
         PredictResult,
         PredictSettings,
         SampleResult,
@@ -94,7 +95,8 @@ else:
             "calibrate check compare evaluate fit ladder predict sample train "
             "CalibrateResult CheckResult CompareResult EvaluateResult FitResult LadderResult "
             "PredictResult SampleResult TrainResult AskSettings CalibrateSettings CompareSettings "
-            "EvaluateSettings PredictSettings SampleSettings TrainSettings TrainingSettings"
+            "EvaluateSettings LadderSettings PredictSettings SampleSettings TrainSettings "
+            "TrainingSettings"
         ),
         "femtune.data.problems": "load_problems",
         "femtune.errors": (
@@ -149,6 +151,7 @@ __all__ = [
     "FemtuneError",
     "FitResult",
     "LadderResult",
+    "LadderSettings",
     "MStepSchedule",
     "ModelError",
     "NothingKept",

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import overload
 
 from femtune.comparison.experiment import CompareResult, run_compare
-from femtune.comparison.ladder.climb import LadderOptions, run_ladder
+from femtune.comparison.ladder.climb import run_ladder
 from femtune.comparison.ladder.result import LadderResult
-from femtune.config import RL, Calibrate, Evaluate, Predict, Sample
+from femtune.config import RL, Calibrate, Evaluate, LadderOptions, Predict, Sample
 from femtune.data.objects import Table
 from femtune.evaluation.aggregate import Prediction
 from femtune.loop import Progress
@@ -41,8 +41,9 @@ from femtune.workflows.arguments import (
     names_given,
     reward_function,
     scheme_object,
+    show_name,
     shown_by,
-    taken,
+    with_rows,
 )
 from femtune.workflows.calibrate import CalibrateResult, run_calibrate
 from femtune.workflows.evaluate import EvaluateResult, run_evaluate
@@ -52,12 +53,13 @@ from femtune.workflows.keywords import (
     CalibrateSettings,
     CompareSettings,
     EvaluateSettings,
+    LadderSettings,
     PredictSettings,
     SampleSettings,
     TrainingSettings,
     TrainSettings,
     make_settings,
-    names_of,
+    take_settings,
     train_settings,
 )
 from femtune.workflows.predict import PredictResult, predict_into, predictions
@@ -80,6 +82,7 @@ __all__ = [
     "EvaluateSettings",
     "FitResult",
     "LadderResult",
+    "LadderSettings",
     "PredictResult",
     "PredictSettings",
     "Prediction",
@@ -157,7 +160,7 @@ def sample(
     chosen = make_settings(Sample, {**settings, **names_given(scheme, reward)})
     with shown_by(progress) as shown:
         return run_sample(
-            taken(data),
+            with_rows(data),
             str(model),
             chosen,
             output_dir,
@@ -212,7 +215,7 @@ def evaluate(
     chosen = make_settings(Evaluate, {**settings, **names_given(None, reward)})
     with shown_by(progress) as shown:
         return run_evaluate(
-            taken(data),
+            with_rows(data),
             str(model),
             chosen,
             output_dir,
@@ -286,8 +289,8 @@ def predict(
     """
     chosen = make_settings(Predict, {**settings, **names_given(None, reward)})
     if output is None:
-        return predictions(taken(data), str(model), chosen)
-    return predict_into(taken(data), str(model), chosen, Path(output))
+        return predictions(with_rows(data), str(model), chosen)
+    return predict_into(with_rows(data), str(model), chosen, Path(output))
 
 
 def calibrate(
@@ -311,7 +314,7 @@ def calibrate(
     chosen = make_settings(Calibrate, {**settings, **names_given(None, reward)})
     with shown_by(progress) as shown:
         return run_calibrate(
-            taken(data),
+            with_rows(data),
             str(model),
             chosen,
             Path(output),
@@ -345,9 +348,7 @@ def compare(
     Schemes are names or objects. By default, all baselines that suit the task run; () runs none. Runs
     are separate processes: in a script, call this below `if __name__ == "__main__":`.
     """
-    of_rl = names_of(RL)
-    rl = make_settings(RL, {name: value for name, value in settings.items() if name in of_rl})
-    others = {name: value for name, value in settings.items() if name not in of_rl}
+    rl, others = take_settings(RL, settings)
     rows, named = divided(data, eval_data)
     return run_compare(
         rows,
@@ -356,7 +357,7 @@ def compare(
         seeds,
         train_settings({**others, **named, **names_given(None, reward)}),
         output_dir,
-        progress,
+        show_name(progress),
         baselines=baselines,
         draws=baseline_draws,
         rl=rl,
@@ -368,13 +369,6 @@ def ladder(
     data: Data | Table,
     model: str | Path,
     *,
-    up_to: str | None = None,
-    budget: str | None = None,
-    draws: int = 16,
-    margin: float = 0.02,
-    price_prompt: float | None = None,
-    price_generated: float | None = None,
-    price_trained: float | None = None,
     answer: Data | Table | None = None,
     output: str | Path | None = None,
     scheme: str = "auto",
@@ -382,7 +376,7 @@ def ladder(
     reward: Reward | None = None,
     output_dir: str | Path | None = None,
     progress: Show = "auto",
-    **settings: Unpack[TrainSettings],
+    **settings: Unpack[LadderSettings],
 ) -> LadderResult:
     """Run cheap ways to answer first and training last, on the same held-out problems; choose one.
 
@@ -392,25 +386,17 @@ def ladder(
     Takes the settings of `train`. The same call resumes a stopped ladder; with `answer`, it answers new
     items like the chosen rung. Raises what `train` raises, and DataError if no problem is held out.
     """
+    options, others = take_settings(LadderOptions, settings)
     rows, named = divided(data, eval_data)
-    options = LadderOptions(
-        up_to=up_to,
-        budget=budget,
-        draws=draws,
-        margin=margin,
-        price_prompt=price_prompt,
-        price_generated=price_generated,
-        price_trained=price_trained,
-    )
     return run_ladder(
         rows,
         str(model),
-        train_settings({**settings, **named, **names_given(scheme, reward)}),
+        train_settings({**others, **named, **names_given(scheme, reward)}),
         output_dir,
-        progress,
+        show_name(progress),
         options,
         reward=reward_function(reward),
-        answer=None if answer is None else taken(answer),
+        answer=None if answer is None else with_rows(answer),
         output=None if output is None else Path(output),
     )
 
@@ -445,6 +431,6 @@ def check(
         row=row,
         num_draws=draws,
         try_=try_,
-        show=progress,
+        show=show_name(progress),
         scheme=scheme_object(scheme),
     )

@@ -5,6 +5,7 @@
     Training  the M-step's settings, in mstep/config.py
     Train     Sample + Training + the loop and its evaluation
     RL        additional settings of baselines by reinforcement learning
+    LadderOptions  additional settings of a ladder
 
 resolve.py turns settings into arguments of the library's functions.
 """
@@ -323,6 +324,27 @@ class RL:
     def groups_a_step(self, num_problems: int) -> int:
         """Return the problems per optimizer step, at most all problems."""
         return min(self.rl_batch_size // self.rl_num_generations, num_problems)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LadderOptions:
+    """Settings of a ladder; other settings are those of `train`."""
+
+    up_to: str | None = None
+    """Last rung to run, for example votes; default: all."""
+    budget: str | None = None
+    """Most time or generated tokens, for example 30m or "200k tokens"; default: no limit."""
+    draws: int = 16
+    """Rationales per held-out problem for votes and probabilities."""
+    margin: float = 0.02
+    """Accuracy by which a rung must be better to be worth its cost."""
+    price_prompt: float | None = None
+    """Price of a million prompt tokens, which scored ones cost too."""
+    price_generated: float | None = None
+    """Price of a million generated tokens."""
+    price_trained: float | None = None
+    """Price of a million trained tokens."""
 
 
 def given(settings: Ask) -> frozenset[str]:

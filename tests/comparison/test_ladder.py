@@ -21,11 +21,11 @@ from femtune import run_folder
 from femtune._util import interrupts
 from femtune.cli.main import main
 from femtune.comparison.baselines import baseline_settings, run_baseline
-from femtune.comparison.ladder.climb import LadderOptions, _prepare, run_ladder
+from femtune.comparison.ladder.climb import _prepare, run_ladder
 from femtune.comparison.ladder.result import FILE
 from femtune.comparison.ladder.rungs import REGRESSION_DRAWS, RUNGS, measure
 from femtune.comparison.ladder.verdict import Entry, decide
-from femtune.config import Evaluate, Train
+from femtune.config import Evaluate, LadderOptions, Train
 from femtune.data.problems import load_problems
 from femtune.errors import ConfigError, DataError, RunError
 from femtune.evaluation.paired import PairedDifference
@@ -349,6 +349,8 @@ def test_a_budget_ends_a_rung_whose_draws_are_kept(world: Path, tmp_path: Path) 
     assert not interrupts.stop_requested()
     kept = [*(tmp_path / "base").rglob("*.open.jsonl"), *(tmp_path / "base").rglob("*.parquet")]
     assert kept
+    again = run_ladder(data, "seedling", settings, tmp_path, "quiet", little)
+    assert again.not_run["base"] == "the budget is spent"  # by the draws of the stopped rung
     result = run_ladder(data, "seedling", settings, tmp_path, "quiet", replace(little, budget=None))
     assert "base" in result.table
 
@@ -433,5 +435,6 @@ def test_a_ladder_that_is_killed_on_each_rung_ends_with_the_same_table(tmp_path:
 
 
 def test_unknown_settings_are_refused() -> None:
+    mistyped: Any = {"upto": "votes"}
     with pytest.raises(ConfigError, match="no setting"):
-        femtune.ladder("nowhere.jsonl", "seedling", upto="votes")  # type: ignore[call-arg]  # what is refused
+        femtune.ladder("nowhere.jsonl", "seedling", **mistyped)

@@ -19,17 +19,17 @@ from femtune.types import Scheme
 Reward = str | Callable[..., Any]  # a name, "file.py:function", or a function
 
 
-def taken(data: Data | Table) -> Data:
+def with_rows(data: Data | Table) -> Data:
     """Return data with the rows of a table as dicts. Raises DataError for what can't be read."""
     return data if isinstance(data, str | Path | TaskData | Divided) else rows_of(data)
 
 
 def divided(data: Data | Table, eval_data: Data | Table | None) -> tuple[Data, dict[str, Any]]:
     """Return data, with held-out rows in memory if there are any, and the setting that names these."""
-    train = taken(data)
+    train = with_rows(data)
     if eval_data is None or isinstance(eval_data, str | Path):
         return train, {} if eval_data is None else {"eval_data": eval_data}
-    held_out = taken(eval_data)
+    held_out = with_rows(eval_data)
     if isinstance(train, Divided) or isinstance(held_out, Divided):
         raise ConfigError("data is divided already: give data and eval_data, each by itself.")
     return Divided(train, held_out), {"eval_data": shown_data(held_out)}
@@ -60,7 +60,12 @@ def shown_by(progress: Show | Progress) -> AbstractContextManager[Progress]:
     """Return the receiver of progress. Raises ConfigError for an unknown name."""
     if not isinstance(progress, str):
         return nullcontext(progress)
+    return showing(show_name(progress, ", or give an object"))
+
+
+def show_name(progress: Show, more: str = "") -> Show:
+    """Return the name of a way to show progress. Raises ConfigError for an unknown one."""
     if progress not in get_args(Show):
         known = ", ".join(get_args(Show))
-        raise ConfigError(f"progress is {progress!r}. Choose {known}, or give an object.")
-    return showing(progress)
+        raise ConfigError(f"progress is {progress!r}. Choose {known}{more}.")
+    return progress

@@ -142,6 +142,18 @@ class CompareSettings(TrainSettings, total=False):
     rl_tokens: int | None
 
 
+class LadderSettings(TrainSettings, total=False):
+    """Describe a ladder: config.Train and config.LadderOptions."""
+
+    up_to: str | None
+    budget: str | None
+    draws: int
+    margin: float
+    price_prompt: float | None
+    price_generated: float | None
+    price_trained: float | None
+
+
 class EvaluateSettings(AskSettings, total=False):
     """Describe an evaluation: config.Evaluate."""
 
@@ -172,11 +184,20 @@ def train_settings(values: Mapping[str, Any]) -> Train:
 
     Raises ConfigError for a name that is no setting, or a value of a wrong type.
     """
-    of_training = names_of(Training)
-    training = {name: value for name, value in values.items() if name in of_training}
-    others = {name: value for name, value in values.items() if name not in of_training}
-    _check_names(others, names_of(Train) | of_training)
-    return make_settings(Train, others, training=make_settings(Training, training))
+    _check_names(values, names_of(Train) | names_of(Training))
+    training, others = take_settings(Training, values)
+    return make_settings(Train, others, training=training)
+
+
+def take_settings(kind: type[S], values: Mapping[str, Any]) -> tuple[S, dict[str, Any]]:
+    """Return settings of one kind from keywords, and the keywords that are others'.
+
+    Raises ConfigError for a value of a wrong type.
+    """
+    names = names_of(kind)
+    own = {name: value for name, value in values.items() if name in names}
+    others = {name: value for name, value in values.items() if name not in names}
+    return make_settings(kind, own), others
 
 
 def make_settings(kind: type[S], values: Mapping[str, Any], **more: Any) -> S:

@@ -23,6 +23,10 @@ class Budget:
     seconds: float | None = None
     tokens: float | None = None
 
+    @property
+    def is_spent(self) -> bool:
+        return any(left is not None and left <= 0 for left in (self.seconds, self.tokens))
+
 
 def parse_budget(text: str | None) -> Budget:
     """Return a budget from text; None sets no limit. Raises ConfigError.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from femtune._util.text import near
 from femtune.comparison.ladder.answer import answer_like
 from femtune.comparison.ladder.board import Board
 from femtune.comparison.ladder.budget import Budget, Metered, parse_budget
-from femtune.comparison.ladder.cost import Prices
+from femtune.comparison.ladder.cost import Prices, generated_tokens
 from femtune.comparison.ladder.differences import against, all_pairs
 from femtune.comparison.ladder.result import (
     FILE,
@@ -42,8 +42,8 @@ from femtune.comparison.ladder.store import (
     stored_settings,
 )
 from femtune.comparison.ladder.use import command
-from femtune.comparison.ladder.verdict import MARGIN, decide
-from femtune.config import CHANGEABLE, Train, given
+from femtune.comparison.ladder.verdict import decide
+from femtune.config import CHANGEABLE, LadderOptions, Train, given
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, DataError, NothingKept
 from femtune.reporting.terminal import Show
@@ -56,37 +56,6 @@ from femtune.workflows.worked_examples import without_held_out
 
 ANSWERING = "--answer NEW.jsonl --output answers.jsonl"
 FEW = 200  # held-out problems, below which a ladder says that it can't see much
-
-
-@dataclass(frozen=True, kw_only=True)
-class LadderOptions:
-    """Hold what a ladder takes beside the settings of a run; the fields are flags."""
-
-    up_to: str | None = None
-    budget: str | None = None
-    draws: int = 16
-    margin: float = MARGIN
-    price_prompt: float | None = None
-    price_generated: float | None = None
-    price_trained: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.up_to is not None and self.up_to not in RUNGS:
-            known = ", ".join(RUNGS)
-            raise ConfigError(
-                f"up_to is {self.up_to!r}, no rung.{near(self.up_to, RUNGS)} There are {known}."
-            )
-        if self.draws < 2:
-            raise ConfigError(f"draws must be at least 2, got {self.draws}: they vote.")
-        if not 0 <= self.margin < 1:
-            raise ConfigError(f"margin must be from 0 to 1, got {self.margin:g}: it is of accuracy.")
-        parse_budget(self.budget)
-        _ = self.prices
-
-    @property
-    def prices(self) -> Prices:
-        """Return the prices. Raises ConfigError for one below 0."""
-        return Prices(self.price_prompt, self.price_generated, self.price_trained)
 
 
 def run_ladder(
@@ -109,23 +78,38 @@ def run_ladder(
     not greedy, DataError without held-out problems, and RunError if the folder holds another ladder.
     """
     folder = Path(output_dir or Path("runs") / f"ladder-{Path(shown_data(data)).stem.replace(' ', '-')}")
+    prices = _check(options)
     if (answer is None) != (output is None):
         raise ConfigError("answer names the new items and output the file for them: give both or none.")
     if output is not None:
         check_output(output)
-    board = Board(show, options.prices)
+    board = Board(show, prices)
     with _each_warning_once():
         ground = _prepare(data, model, settings, folder, options, reward)
         with locked(folder):
             check_settings(folder, _settings(ground, options))
             rungs, not_run = _climb(ground, options, board)
-            result = _conclude(ground, rungs, not_run, options, settings, board)
+            result = _conclude(ground, rungs, not_run, options, settings, board, prices)
             if answer is None or output is None:
                 return result
             chosen = next(rung for rung in rungs if rung.name == result.chosen)
             counts = answer_like(chosen, ground, answer, output)
             board.say(f"{counts}: {output}")
             return replace(result, answers=output)
+
+
+def _check(options: LadderOptions) -> Prices:
+    """Return the prices of a ladder's options. Raises ConfigError for options that are not possible."""
+    up_to, margin = options.up_to, options.margin
+    if up_to is not None and up_to not in RUNGS:
+        known = ", ".join(RUNGS)
+        raise ConfigError(f"up_to is {up_to!r}, no rung.{near(up_to, RUNGS)} There are {known}.")
+    if options.draws < 2:
+        raise ConfigError(f"draws must be at least 2, got {options.draws}: they vote.")
+    if not 0 <= margin < 1:
+        raise ConfigError(f"margin must be from 0 to 1, got {margin:g}: it is of accuracy.")
+    parse_budget(options.budget)
+    return Prices(options.price_prompt, options.price_generated, options.price_trained)
 
 
 def _prepare(
@@ -211,11 +195,11 @@ def _climb(ground: Ground, options: LadderOptions, board: Board) -> tuple[list[R
         elif (rung := read_rung(ground.folder, name)) is not None:
             done[name] = rung
             board.add(rung)
-        elif why := _is_spent(budget, spent, done):
-            not_run[name] = why
+        elif (left := _left(budget, spent, ground.folder)).is_spent:
+            not_run[name] = "the budget is spent"
         else:
             earlier = done[needs] if needs is not None else None
-            found = _one(name, ground, board, spent, budget, done, earlier)
+            found = _one(name, ground, board, spent, left, earlier)
             if isinstance(found, str):
                 not_run[name] = found
             else:
@@ -225,25 +209,17 @@ def _climb(ground: Ground, options: LadderOptions, board: Board) -> tuple[list[R
 
 
 def _one(
-    name: str,
-    ground: Ground,
-    board: Board,
-    spent: Spent,
-    budget: Budget,
-    done: dict[str, Rung],
-    earlier: Rung | None,
+    name: str, ground: Ground, board: Board, spent: Spent, left: Budget, earlier: Rung | None
 ) -> Rung | str:
     """Run a rung, and store it; return it, or why it did not come to its end."""
-    seconds = None if budget.seconds is None else budget.seconds - spent.seconds
-    tokens = None if budget.tokens is None else budget.tokens - _generated(done)
     try:
         with (
-            interrupts.own_stop(seconds) as stop,
+            interrupts.own_stop(left.seconds) as stop,
             spent.counting(name),
             board.running(name) as shown,
         ):
             try:
-                measured = measure(name, ground, Metered(shown, tokens, stop))
+                measured = measure(name, ground, Metered(shown, left.tokens, stop))
             except interrupts.Stopped:
                 if not stop.fired:
                     raise
@@ -255,20 +231,12 @@ def _one(
     return rung
 
 
-def _is_spent(budget: Budget, spent: Spent, done: dict[str, Rung]) -> str:
-    """Return a sentence if the budget is spent, else ""."""
-    if budget.seconds is not None and spent.seconds >= budget.seconds:
-        return "the budget is spent"
-    if budget.tokens is not None and _generated(done) >= budget.tokens:
-        return "the budget is spent"
-    return ""
-
-
-def _generated(done: dict[str, Rung]) -> int:
-    """Return the tokens that all rungs generated, those that two share once."""
-    shared = {name for name, needs in AFTER.items() if needs != "fem"}  # they draw nothing
-    own = sum(rung.use.generated for name, rung in done.items() if name not in shared)
-    return own + sum(rung.setup.generated for name, rung in done.items() if name not in AFTER)
+def _left(budget: Budget, spent: Spent, folder: Path) -> Budget:
+    """Return what is left of a budget, after rungs that were stopped too."""
+    return Budget(
+        seconds=None if budget.seconds is None else budget.seconds - spent.seconds,
+        tokens=None if budget.tokens is None else budget.tokens - generated_tokens(folder),
+    )
 
 
 def _conclude(
@@ -278,11 +246,12 @@ def _conclude(
     options: LadderOptions,
     given_settings: Train,
     board: Board,
+    prices: Prices,
 ) -> LadderResult:
     """Apply the rule to the finished rungs, store the table, and say what it gives."""
     if not rungs:
         raise ConfigError("no rung was run within the budget: give a larger --budget.")
-    ids, groups, prices = [problem.id for problem in ground.test], ground.groups, options.prices
+    ids, groups = [problem.id for problem in ground.test], ground.groups
     pairs = all_pairs(rungs, ids, groups)
     decision = decide(entries(rungs, prices), pairs, options.margin)
     compared = against(decision.chosen, rungs, ids, groups)

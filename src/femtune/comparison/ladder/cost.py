@@ -16,10 +16,11 @@ from pathlib import Path
 
 from femtune.errors import ConfigError
 from femtune.metric_types import History
-from femtune.runs.draws import read_draws
+from femtune.runs.draws import drawn, read_draws
 from femtune.sampler import SamplerBuilder
 from femtune.types import Problem
 
+DRAWN = ("draws", "dev", "eval", "eval_demos", "bound")  # folders of draws in an iteration's
 TRAINING = 3  # passes of a trained token: forward, and backward twice as much
 
 
@@ -114,6 +115,17 @@ class PromptLengths:
         """Return the tokens of a pass over stored draws: each prompt, and each completion as scored."""
         drawn = self.drawn(folder)
         return Tokens(prompt=drawn.prompt, scored=drawn.generated)
+
+
+def generated_tokens(ladder: Path) -> int:
+    """Return the tokens of all draws that the runs of a ladder stored, unfinished runs included."""
+    return sum(
+        len(draw.completion.tokens)
+        for kind in DRAWN
+        for folder in ladder.glob(f"*/iteration-*/{kind}")
+        for chunk in drawn(folder)
+        for draw in chunk
+    )
 
 
 def answer_tokens(builder: SamplerBuilder, answers: Mapping[str, Sequence[str]]) -> int:

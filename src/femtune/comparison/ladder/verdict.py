@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from femtune.config import LadderOptions
 from femtune.evaluation.paired import PairedDifference, holm
 
-MARGIN = 0.02  # of accuracy: what is less is not worth a dearer rung
 ALPHA = 0.05
 MAJORITY = "majority"
 
@@ -43,7 +43,7 @@ class Decision:
     p_values: Mapping[str, float]  # of each other rung against the chosen one, by Holm
 
 
-def decide(entries: Sequence[Entry], pairs: Pairs, margin: float = MARGIN) -> Decision:
+def decide(entries: Sequence[Entry], pairs: Pairs, margin: float = LadderOptions.margin) -> Decision:
     """Choose a rung by the rule above.
 
     `pairs` holds each pair of rungs once, in either order. On equal costs the order of `entries` counts.
