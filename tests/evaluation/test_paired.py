@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,7 +129,9 @@ def test_holm_bounds_the_false_alarms_among_ten() -> None:
     ],
     ids=["none", "nan", "items", "groups", "empty", "seeds"],
 )
-def test_scores_that_cannot_be_compared_are_refused(a: list, b: list, groups: list, said: str) -> None:  # type: ignore[type-arg]  # of what a caller may give
+def test_scores_that_cannot_be_compared_are_refused(
+    a: npt.ArrayLike, b: npt.ArrayLike, groups: list[str] | None, said: str
+) -> None:
     with pytest.raises(DataError, match=said):
         paired_difference(a, b, groups)
 
