@@ -38,7 +38,7 @@ from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metr
 from femtune.evaluation.likelihood_bound import bound_into, subset
 from femtune.evaluation.rationales import read_all
 from femtune.evaluation.scored_answers import Scoring
-from femtune.evaluation.selection_bias import kept_by, kept_scores, made_factors, outcomes
+from femtune.evaluation.selection_bias import kept_metrics, made_factors, outcomes
 from femtune.metric_types import (
     EStepMetrics,
     EvaluationMetrics,
@@ -209,7 +209,9 @@ class Steps:
                 self.run.log("iteration", **metrics)
             self.run.verify(stored)
             history.append(json.loads(stored.read_text()))
-            is_last = is_out_of_patience(history, self.config.patience)
+            # less patience than before takes back no iteration
+            goes_on = (self.run.iteration(iteration + 1) / "metrics.json").exists()
+            is_last = not goes_on and is_out_of_patience(history, self.config.patience)
             if iteration and (is_new or is_last or iteration == self.config.iterations):
                 keep_models(self.run, history, self.config.keep_last)
             self.progress.measured(iteration, history[-1])
@@ -266,12 +268,7 @@ class Steps:
             write_examples(examples, scoring, by_id, scheme.weigh, prompts, self.tokenizer, by_answer)
             self.run.record(examples)
         scoring.remember()
-        asked = outcomes(folder, by_id)
-        metrics |= factors.metrics()
-        if by := kept_by(asked):
-            metrics["kept_by"] = by
-        if scores := kept_scores(asked):
-            metrics["kept_scores"] = scores
+        metrics |= factors.metrics() | kept_metrics(outcomes(folder, by_id))
         return metrics
 
     def m_step(self, iteration: int) -> MStepMetrics:

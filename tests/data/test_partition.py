@@ -15,6 +15,7 @@ from femtune.errors import ConfigError, DataError
 from femtune.evaluation.evaluate import as_item, group_of
 from femtune.resolve import Divided, held_out, read_inputs
 from femtune.types import Problem
+from femtune.workflows.train import _say_parts
 
 
 def problems(num: int, each: int = 1) -> list[Problem]:
@@ -92,6 +93,20 @@ def test_a_run_parts_its_data_and_small_data_stay_whole() -> None:
     assert sizes == {100: 0, 400: 40}
 
 
+@pytest.mark.parametrize(
+    ("num", "said"),
+    [
+        (331, "192 problems to train on, 40 development, 99 held out."),
+        (100, "70 training items are too few for a development part"),
+    ],
+)
+def test_the_size_of_each_part_is_said(num: int, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "femtune")
+    settings = Train()
+    _say_parts(settings, held_out(read_inputs(problems(num), settings), problems(num)))
+    assert said in caplog.text
+
+
 # --- clusters that the user names
 
 
@@ -103,6 +118,22 @@ def rated(num_posts: int, each: int = 4) -> list[dict[str, object]]:
         for post in range(num_posts)
         for n in range(each)
     ]
+
+
+def in_topics(num: int, num_topics: int) -> list[dict[str, object]]:
+    return [{"prompt": f"What is {n}?", "answer": str(n), "topic": n % num_topics} for n in range(num)]
+
+
+def test_a_development_part_of_whole_groups_leaves_training_its_data() -> None:
+    """Of 200 items a topic, the part of 40 would be a whole topic: half of the data or all of it."""
+    for num_topics in (2, 3):
+        data = in_topics(200 * num_topics, num_topics)
+        parts = held_out(read_inputs(data, Train(group="topic")), data)
+        assert [len(part) for part in parts] == [200 * (num_topics - 1), 0, 200]
+    with pytest.raises(DataError, match=r"dev_share 0\.9 takes all 400 training items"):
+        held_out(read_inputs(data, Train(group="topic", dev_share=0.9)), data)
+    with pytest.raises(DataError, match="200 problems of 1 different items or groups are too few"):
+        held_out(read_inputs(in_topics(200, 1), Train(group="topic")), data)
 
 
 @pytest.mark.parametrize("column", ["thread", "prompt"])
@@ -129,9 +160,12 @@ def test_a_group_that_items_cross_or_that_is_nowhere_is_refused() -> None:
     rows = [row | {"worker": name} for row in rated(2) for name in ("Ann", "Bo")]
     with pytest.raises(DataError, match="8 items are in several groups, such as Ann, Bo"):
         read_inputs(rows, Train(task="judge", scale="1,5", group="worker"))
-    for data, task in ((rated(2), "judge"), (problems(3), "table")):
+    for data, settings in (
+        (rated(2), Train(task="judge", group="shred")),
+        (problems(3), Train(group="shred")),
+    ):
         with pytest.raises(ConfigError, match="group 'shred' is no column of the data"):
-            read_inputs(data, Train(task=task, group="shred"))  # type: ignore[arg-type]  # one of two
+            read_inputs(data, settings)
 
 
 def test_items_to_predict_need_no_group_and_a_plain_table_has_them_too() -> None:

@@ -67,6 +67,7 @@ def test_the_best_is_the_first_of_the_most_accurate_the_base_aside() -> None:
         ([0.5, 0.6], 1, False),
         ([0.5, 0.4, 0.4], 3, False),
         ([0.5, None, 0.4], 2, True),
+        ([0.5, None, None], 2, False),  # nobody looked whether it is better
         ([None, None], 1, False),  # nothing to be impatient by
     ],
 )

@@ -21,8 +21,8 @@ log = logging.getLogger("femtune")
 # Items held out where the user gives no share: a tenth, and of small data more. At a true accuracy of
 # 50% the 95% interval of 200 items is +-7 points.
 HELD_OUT_SHARE, HELD_OUT_ITEMS, MOST_HELD_OUT = 0.1, 200, 0.3
-# Items of the development part: a tenth of the training data, within these bounds. Where 40 items are
-# more than a fifth of it, training loses more than a choice among iterations gains.
+# Items of the development part: a tenth of the training data, within these bounds. Where it would take
+# more than a fifth, the data train instead: that is a judgment, not measured.
 DEV_SHARE, LEAST_DEV, MOST_DEV, MOST_DEV_SHARE = 0.1, 40, 200, 0.2
 
 
@@ -70,9 +70,10 @@ def hold_out(
         return split(problems, eval_share, seed)
     rest, held = _least(problems, num_held_out(num_items(problems)), f"{seed}\x00")
     if not rest or not held:
+        units = len({asked_key(problem) for problem in problems})
         raise DataError(
-            f"{len(problems)} problems are too few to hold some out: give --eval-data, more problems, "
-            "or --eval-share 0, which measures nothing."
+            f"{len(problems)} problems of {units} different items or groups are too few to hold "
+            "some out: give --eval-data, more problems, or --eval-share 0, which measures nothing."
         )
     return rest, held
 
@@ -82,8 +83,9 @@ def set_aside(
 ) -> tuple[list[Problem], list[Problem]]:
     """Return the problems to train on without the development part, and that part.
 
-    The default share is `num_dev`'s: none of few problems. Problems of one item are in one part. Raises
-    ConfigError for an impossible share, DataError if one would leave a part empty.
+    The default share is `num_dev`'s: none of few problems, nor where whole clusters would take more than
+    a fifth of the items. Problems of one cluster are in one part. Raises ConfigError for an impossible
+    share, DataError if one would leave a part empty.
     """
     if dev_share is not None and not 0 <= dev_share < 1:
         raise ConfigError(f"dev_share must be in [0, 1), got {dev_share}.")
@@ -95,7 +97,15 @@ def set_aside(
             "to 0, for no development part."
         )
     # another hash than the held-out part's, which took the least of its own
-    return _least(train, wanted, f"development\x00{seed}\x00")
+    rest, dev = _least(train, wanted, f"development\x00{seed}\x00")
+    if dev_share is None and num_items(dev) > MOST_DEV_SHARE * num:
+        return [*train], []
+    if not rest and dev:
+        raise DataError(
+            f"dev_share {dev_share:g} takes all {num} training items, as no group is parted: change "
+            "dev_share, or set it to 0, for no development part."
+        )
+    return rest, dev
 
 
 def num_items(problems: Sequence[Problem]) -> int:

@@ -60,9 +60,11 @@ def paired_difference(
     about other items for these models. How much training again would change is `seed_spread`.
 
     The interval is the percentile bootstrap's, expanded for few clusters by Student's t (Hesterberg
-    2015, arXiv 1411.5279). Only clusters with a difference tell anything, so they alone are counted:
-    by Kish's effective number (sum n)^2 / sum n^2 where their sizes n differ. The p-value is the level
-    at which the interval meets 0, and at least the least of a sign test, 2^(1 - clusters).
+    2015, arXiv 1411.5279). The number of clusters in it is our choice: of those with a difference, as
+    others tell nothing, and effective where their sizes n differ, (sum n)^2 / sum n^2 (Kish 1965,
+    "Survey Sampling"). The p-value is 1 less the level at which the interval meets 0, and at least
+    the least of a sign test, 2^(1 - clusters). c of B resamples beyond 0 are a share (c + 1) / (B + 1)
+    (Davison & Hinkley 1997, "Bootstrap Methods and their Application", chapter 4).
 
     >>> paired_difference([1, 1, 1, 1, 1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).difference
     0.8
@@ -186,9 +188,10 @@ def _interval(found: Floats, effective: float, level: float) -> tuple[float, flo
 
 
 def _normal_of_t(t: float, df: float) -> float:
-    """Return the standard normal's value with the tail of Student's t of df >= 1, to about 0.01.
+    """Return the standard normal's value with the tail of Student's t of df >= 1.
 
-    Source: Wallace 1959, "Bounds on normal approximations to Student's and the chi-square
+    For df >= 5 and p >= 0.001 to 0.03. Of fewer it is too near 0, so that p is too large, not too
+    small. Source: Wallace 1959, "Bounds on normal approximations to Student's and the chi-square
     distributions". scipy has it exactly, but belongs to an extra.
     """
     return (8 * df + 1) / (8 * df + 3) * math.sqrt(df * math.log1p(t * t / df))

@@ -50,6 +50,16 @@ def outcomes(folder: Path, problems: Mapping[str, Problem]) -> list[Outcome]:
 # --- kept shares
 
 
+def kept_metrics(asked: Sequence[Outcome]) -> EStepMetrics:
+    """Return what was kept by group and by score, as it is stored; without what does not apply."""
+    made: EStepMetrics = {}
+    if by := kept_by(asked):
+        made["kept_by"] = by
+    if scores := kept_scores(asked):
+        made["kept_scores"] = scores
+    return made
+
+
 def kept_by(asked: Sequence[Outcome]) -> KeptBy:
     """Return each group's `kept_share`, its interval and `num_problems`, by kind of group.
 

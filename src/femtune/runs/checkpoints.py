@@ -35,8 +35,11 @@ def best_of(history: Sequence[IterationMetrics]) -> int:
 
 
 def is_out_of_patience(history: Sequence[IterationMetrics], patience: int) -> bool:
-    """Return True if so many iterations went by without a better model; 0 is endless patience."""
-    if not patience or not any("development" in each for each in history):
+    """Return True if so many iterations went by without a better model; 0 is endless patience.
+
+    It is after a measurement alone: with eval_every 5 the next one may be better.
+    """
+    if not patience or "development" not in history[-1]:
         return False
     return int(history[-1]["iteration"]) - best_of(history) >= patience
 

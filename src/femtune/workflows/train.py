@@ -107,7 +107,7 @@ def run_train(
         open_run(place, stored, CHANGEABLE) as run,
         tracking(settings.training.trackers, run.root, stored, progress) as progress,
     ):
-        _say_undeveloped(settings, parts)
+        _say_parts(settings, parts)
         reports = {"problems": asked.report} | ({} if other is None else {"eval": other.report})
         store_problems(run, parts.train, parts.test, reports, dev=parts.dev)
         store_demos(run, builder)
@@ -170,12 +170,16 @@ def _inputs(
     return replace(asked, settings=own), other, parts
 
 
-def _say_undeveloped(settings: Train, parts: Parts) -> None:
-    """Log what is done if there are too few problems for a development part."""
+def _say_parts(settings: Train, parts: Parts) -> None:
+    """Log how many problems are in each part, and what is done without a development part."""
+    log.info(
+        "%s problems to train on, %s development, %s held out.",
+        *(f"{len(part):,}" for part in parts),
+    )
     if not parts.dev and settings.dev_share is None and settings.eval_every:
         log.info(
-            "%d training items are too few for a development part: `best` is the last model. "
-            "--dev-share 0.2 sets one aside.",
+            "%d training items are too few for a development part, or their groups too large: `best` is "
+            "the last model. --dev-share 0.2 sets one aside.",
             num_items(parts.train),
         )
 
