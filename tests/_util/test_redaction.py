@@ -110,6 +110,7 @@ def test_the_command_line_refuses_a_key_and_does_not_repeat_it(
 # --- every setting
 
 SECRET = "Zq81x7Kd03mP"  # in each form below
+LETTERS = "WkTbVcVoAhmqKNjEyyGBVBPRQDpOnZfBAM"  # as the Hub's tokens have no digits
 FORMS = [
     f"me:{SECRET}@host:8000/v1",
     f"http://me:{SECRET}@host:8000/v1",
@@ -158,6 +159,8 @@ FORMS = [
     f"env WANDB_API_KEY={SECRET} torchrun",
     f"sk-proj-{SECRET}{SECRET}",
     f"hf_{SECRET}{SECRET}",
+    f"hf_{LETTERS} in {SECRET}",
+    f"sk-ant-api03-{SECRET}-{SECRET}{SECRET}",
     f"ghp_{SECRET}{SECRET}",
     f"see glpat-{SECRET}abcdef",
     f"eyJhbGciOiJ9.eyJ{SECRET}.{SECRET}",
@@ -228,6 +231,94 @@ def test_a_malformed_url_is_refused_and_not_shown(url: str, monkeypatch: pytest.
 )
 def test_text_that_only_speaks_of_secrets_is_taken(text: str) -> None:
     Ask(instruction=text, rubric=text, served_model=None)
+
+
+HARMLESS = {
+    "instruction": [
+        "Is the password: policy2024 fit for the guideline?",
+        "Does the reply leak a secret (password, token, API key)? 1 to 5.",
+        "Use a password: at-least-8-characters",
+        "The API key: 32-character string",
+        "The access key: F10-button",
+        "Cookie: chocolate-chip-2-go",
+        "authorization: OAuth2.0-based",
+        "the bearer 12345abcdef of this letter",
+        "End with the stop token: <|endoftext1|>",
+        "A phishing mail asks for password=<secret2>",
+        "As in https://<user>:<password2>@host/path",
+        "As in git clone https://token@github.com/org/repo",
+        "From:alice1984@example.org To:bob@example.org",
+        "mailto:ann.smith2@example.org",
+        "P:0.9@k=10, precision:recall@k5, accuracy:pass@1/pass@8",
+        "Score:{score}@5",
+        "@article{key2024:author@x}",
+        "{'role':'user'}@x",
+    ],
+    "data": [
+        "data/token=abc12345/part.jsonl",
+        "data/key=user1234/part-0.parquet",
+        "data/split:train=v2.jsonl",
+        "hf://datasets/openai/gsm8k@refs/convert/parquet/train.parquet",
+        "https://host/datasets/gsm8k/resolve/main/train.parquet?download=true",
+        "abfss://container1@account.dfs.core.windows.net/data",
+        "gsk_reviews_train_2024_v2_clean",
+        "runs/2024-07-26@12:30/last",
+    ],
+    "model": [
+        "meta-llama/Llama-3.1-8B-Instruct@main",
+        "mistralai/Mistral-7B-Instruct-v0.3@e0bc86c23ce5aae1db576c8cca6f06f1f73af2db",
+        "user@host:/models/qwen2.5-7b",
+        "/data/me@lab/llama-3-8b",
+        r"C:\Users\me2@lab\models",
+        "models/sk-large-judge-v2-1234567890",
+        "lora_r8_alpha16_dropout005",
+        "hf_Qwen2_5_7B_Instruct_judge",
+    ],
+    "output_dir": ["runs/hf_smollm2_135m_instruct_seed1", "runs/rk-2024-train-part-one-x"],
+    "launch": [
+        "torchrun --nproc-per-node 8 --rdzv-endpoint host1:29500",
+        "srun --mail-user=me2024@uni.edu --account=proj1234 torchrun",
+        "mpirun -x HF_TOKEN torchrun",
+    ],
+    "engine_args": [
+        "tokenizer=meta-llama/Llama-3.1-8B",
+        'speculative_config={"model": "x/y-1b", "num_speculative_tokens": 5}',
+        'hf_overrides={"bos_token_id": 1, "num_key_value_heads": 8}',
+    ],
+    "template_args": ["bos_token=", "eos_token=<|reserved_special_token_0|>", "date_string=26 Jul 2024"],
+    "ray_address": ["ray://head-0.ns.svc.cluster.local:10001"],
+    "base_url": ["http://10.0.0.3:8000/v1, https://host/api/v1/models/a@b"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, each) for name, values in HARMLESS.items() for each in values]
+)
+def test_a_harmless_setting_is_taken(name: str, value: str) -> None:
+    """On the command line and as a field: settings as people have them."""
+    check_values({name: value})
+    if name not in ("data", "model", "output_dir"):
+        Train(**{name: (value,) if name.endswith("_args") else value, **NEEDS.get(name, {})})
+
+
+NEEDS: dict[str, dict[str, Any]] = {
+    "engine_args": {"engine": "vllm"},
+    "base_url": {"engine": "openai"},
+    "ray_address": {"ray_workers": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("password=hunter22", "api_key=abcd1234", "password: Tr0ub4dor3x", "http://me:plain@host"),
+        *("me:plain2024@host:8000", f"HF_TOKEN=hf_{LETTERS}", f"gsk_{LETTERS}", f"sk_live_{SECRET * 2}"),
+        KEY,
+    ],
+)
+def test_weaker_secrets_of_these_forms_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="x holds"):
+        check_values({"x": text})
 
 
 def test_no_option_has_the_name_of_a_secret() -> None:

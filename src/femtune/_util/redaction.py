@@ -16,28 +16,43 @@ from typing import Any
 from femtune.errors import ConfigError
 
 _PART = 8  # this many characters of a key are redacted like the whole key; fewer occur in any text
-# hf_token, api-key, aws_secret_access_key; not max_num_batched_tokens or tokenizer
+# hf_token, api-key, aws_secret_access_key; not max_num_batched_tokens, tokenizer or eos_token
 _NAME = re.compile(
-    r"(^|[-_.])(token|pwd|pw|key|auth|jwt|cookie)$|(api|access|auth|private)[-_]?key|passw|passphrase"
-    r"|secret|credential|authorization|bearer",
+    r"(^|[-_.])(?<!bos_)(?<!eos_)(?<!pad_)(token|pwd|pw|key|auth|jwt|cookie)$"
+    r"|(api|access|auth|private)[-_]?key|passw|passphrase|secret|credential|authorization|bearer",
     re.IGNORECASE,
 )
-# a value that somebody made up for a machine: letters and digits, no spaces
-_VALUE = r"(?=[^\s\"'&;,]{0,200}\d)(?=[^\s\"'&;,]{0,200}[A-Za-z])[^\s\"'&;,]{8}"
+# 8 characters with letters and digits; no placeholder such as <|im_end|>
+_VALUE = r"(?=[^\s\"'&;,<]{0,200}\d)(?=[^\s\"'&;,<]{0,200}[A-Za-z])[^\s\"'&;,<]{8}"
+# 8 letters and digits in a row, by turns, as no word has them: not policy2024 or 7-words-or-more
+_RANDOM = (
+    r"[\w.+/-]{0,40}?(?=[A-Za-z0-9]{8})"
+    r"[A-Za-z0-9]{0,200}?(?:[A-Za-z]\d{1,200}[A-Za-z]|\d[A-Za-z]{1,200}\d)"
+)
+_NAMED = (
+    r"(?:api|access|auth|private|secret|account)[-_ ]?key|pwd|passw(?:or)?d|passphrase|secret"
+    r"|credentials?|authorization"
+)
 _LOOKS = {
+    # 20 characters without a sign within, as folders hardly have: not hf_smollm2_135m or sk-judge-v2
     "a key of a known form": re.compile(
-        r"(?<![A-Za-z0-9])(?:(?:sk|pk|rk|xox[a-z]|glpat|nvapi)-(?=[\w-]{0,200}\d)[\w-]{16}"
-        r"|(?:hf|gh[a-z]|github_pat|r8|gsk|tgp|pypi)_(?=\w{0,200}\d)\w{16}|AKIA[0-9A-Z]{16}|AIza[\w-]{30}"
-        r"|eyJ[\w-]{8,400}\.[\w-]{8})|-----BEGIN [A-Z ]{0,40}PRIVATE KEY"
+        r"(?<![A-Za-z0-9])(?:(?:sk|pk|rk)[-_](?:[\w-]{0,40}[-_])?(?=[A-Za-z]{0,19}\d)[A-Za-z0-9]{20}"
+        r"|(?:hf|api_org|gh[a-z]|github_pat|r8|gsk|tgp_v1)_[A-Za-z0-9]{20}|AKIA[0-9A-Z]{16}"
+        r"|(?:sk-proj|sk-ant|sk-or|sk-svcacct|xox[a-z]|glpat|nvapi|pypi)-(?=[\w-]{0,200}\d)[\w-]{16}"
+        r"|AIza[\w-]{30}|eyJ[\w-]{8,400}\.[\w-]{8})|-----BEGIN [A-Z ]{0,40}PRIVATE KEY"
     ),
+    # without a scheme only before a port or a path: not pass@1, From:ann@example.org or ssh://git@host
     "a password in a URL": re.compile(
-        r"(?!mailto:)\b[^\s/@:,;]{1,200}:[^\s/@]{1,200}@[\w.\[-]|://[^\s/@]{1,200}@"
+        r"://(?![<{$])[^\s/@:]{0,200}:(?![<{$])[^\s/@]{1,200}@"
+        r"|https?://(?![<{$])(?=[^\s/@]{0,200}\d)(?=[^\s/@]{0,200}[A-Za-z])[^\s/@]{8,200}@"
+        r"|[\w.~%+-]:(?=[^\s/@]{0,200}\d)(?=[^\s/@]{0,200}[A-Za-z])[^\s/@,;\"'\\]{8,200}"
+        r"@(?:[A-Za-z][\w.-]{0,200}|\d+\.[\d.]{1,20}|\[[^\s@]{1,50}\])(?::\d|/)"
     ),
     "a key in a URL": re.compile(rf"[;#?&](?:[a-z]{{1,40}}[-_])?(?:key|token|sig|auth)={_VALUE}", re.I),
     "a secret": re.compile(
-        r"(?:(?:api|access|auth|private|secret|account)[-_ ]?key|(?<![a-z])token|pwd|passw(?:or)?d"
-        r"|passphrase|secret|credentials?|authorization|bearer|cookie)[\"'\]\s]{0,4}(?:[=:]|(?<=bearer)\s|(?<=Bearer)\s)"
-        rf"[\"'\s]{{0,4}}(?:(?:bearer|basic|token)\s+)?{_VALUE}",
+        rf"(?:(?:{_NAMED}|(?<![a-z])token|bearer|cookie)[\"'\]\s]{{0,4}}[=:]|bearer\s)[\"'\s]{{0,4}}"
+        rf"(?:(?:bearer|basic|token)\s+)?{_RANDOM}"
+        rf"|(?:{_NAMED})[\"'\]\s]{{0,4}}=[\"'\s]{{0,4}}{_VALUE}",
         re.IGNORECASE,
     ),
 }
@@ -93,7 +108,7 @@ def check_values(values: Mapping[str, Any]) -> None:
             if owner := next((each for each, secret in known if secret in text), ""):
                 looks = f"the value of {owner}"
             if looks:
-                raise ConfigError(f"{name} holds {looks}. {_HOW}.")
+                raise ConfigError(f"{name} holds {looks}. {_HOW}. In an example, write <secret>.")
 
 
 def _texts(value: Any) -> Iterator[str]:
