@@ -193,6 +193,9 @@ class Train(Sample):
     """Share the GPU: the engine sleeps or is freed during the M-step."""
     start_from: Literal["previous", "base"] = "previous"
     """Start of each M-step: previous weights as in FEM, or the base as in STaR and +restart."""
+    average_weights: bool = False
+    """Draw from, evaluate and export the mean of the weights over iterations, later ones counting more;
+    M-steps go on from the newest weights."""
     keep_last: int = 0
     """Number of newest models to keep in addition to the best one; 0: all."""
     dev_share: float | None = None
@@ -221,6 +224,11 @@ class Train(Sample):
     """Maximum held-out problems whose rationales the base reads after the run, to measure how much they
     help an untrained reader; 0: none."""
     training: Flat[Training] = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.average_weights and self.training.fsdp:
+            raise ConfigError("weights sharded by fsdp can't be averaged: drop average_weights or fsdp.")
 
 
 @Parameter(name="*")

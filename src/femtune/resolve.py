@@ -338,6 +338,7 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
         evaluation=Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
         iterations=settings.iterations,
         launch=settings.launch,
+        average_weights=settings.average_weights,
         balance=settings.balance,
         keep_last=settings.keep_last,
         patience=settings.patience,

@@ -120,6 +120,7 @@ class TrainSettings(SampleSettings, TrainingSettings, total=False):
     launch: str | None
     share_device: bool
     start_from: Literal["previous", "base"]
+    average_weights: bool
     keep_last: int
     dev_share: float | None
     patience: int
