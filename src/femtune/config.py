@@ -195,7 +195,7 @@ class Train(Sample):
     """Start of each M-step: previous weights as in FEM, or the base as in STaR and +restart."""
     average_weights: bool = False
     """Draw from, evaluate and export the mean of the weights over iterations, later ones counting more;
-    M-steps go on from the newest weights."""
+    M-steps continue from the newest weights."""
     keep_last: int = 0
     """Number of newest models to keep in addition to the best one; 0: all."""
     dev_share: float | None = None

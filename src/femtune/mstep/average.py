@@ -10,7 +10,7 @@ averaging with eta = 1: Shamir & Zhang 2013, arXiv 1212.1824, which averages the
 gradient descent; averaging those of stochastic EM: Delyon, Lavielle & Moulines 1999, "Convergence of a
 stochastic approximation version of the EM algorithm".)
 
-E-steps draw from the mean, and it is what is evaluated and exported. M-steps go on from theta_k.
+E-steps draw from the mean, and it is what is evaluated and exported. M-steps continue from theta_k.
 """
 
 from __future__ import annotations
