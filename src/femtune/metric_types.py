@@ -129,6 +129,10 @@ class EvaluationMetrics(DrawMetrics, total=False):
     kappa_ci: Interval
     mae: float | None
     mae_ci: Interval
+    within_one_percent: float  # of free numbers
+    within_one_percent_ci: Interval
+    median_relative_error: float | None
+    median_relative_error_ci: Interval
     rmse: float | None
     rmse_ci: Interval
     pearson: float | None
@@ -184,6 +188,10 @@ class EvaluateMetrics(EvaluationMetrics, BothWays, total=False):
     spearman_ci_with_examples: Interval
     mae_with_examples: float | None
     mae_ci_with_examples: Interval
+    within_one_percent_with_examples: float
+    within_one_percent_ci_with_examples: Interval
+    median_relative_error_with_examples: float | None
+    median_relative_error_ci_with_examples: Interval
     by_votes_with_examples: EvaluationMetrics
     by_probabilities_with_examples: EvaluationMetrics
     rationales: RationaleMetrics

@@ -314,6 +314,7 @@ def test_full_training_leaves_an_ordinary_folder(start: Path, tmp_path: Path) ->
         "m_step.json",
         "weight_check.json",
     }
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # safetensors made its file 0600
     transformers.AutoModelForCausalLM.from_pretrained(out)
     for part in (transformers.AutoTokenizer, transformers.GenerationConfig):
         before, after = part.from_pretrained(start), part.from_pretrained(out)

@@ -59,6 +59,8 @@ MEASURES = {
     "kendall": "Kendall's tau-b",
     "kappa": "quadratic kappa",
     "mae": "MAE",
+    "within_one_percent": "number within 1%",
+    "median_relative_error": "median relative error",
     "rmse": "RMSE",
     "ece": "ECE",
     "brier": "Brier",

@@ -205,6 +205,7 @@ def sparkline(shares: Sequence[float]) -> str:
 SHOWN = {
     "spearman": ("Spearman", 3),
     "mae": ("MAE", 2),
+    "within_one_percent": ("within 1%", 3),
     "position_consistency": ("consistency", 3),
     "sound_steps": ("sound steps", 3),
 }

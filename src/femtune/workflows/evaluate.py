@@ -49,6 +49,8 @@ from femtune.workflows.worked_examples import store_demos
 _SHOWN = (
     *("accuracy", "accuracy_ci", "accuracy_unforced", "accuracy_unforced_ci", "answered"),
     *("forced_share", "truncated_share", "spearman", "spearman_ci", "mae", "mae_ci"),
+    *("within_one_percent", "within_one_percent_ci"),
+    *("median_relative_error", "median_relative_error_ci"),
 )
 
 
