@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -67,8 +67,8 @@ def _last(rows: Sequence[Row]) -> Row:
     return found[-1] if found else {}
 
 
-def _mean(rows: Sequence[Row] | object, column: str) -> str:
-    values = [float(row[column]) for row in rows if row.get(column)]  # type: ignore[attr-defined]
+def _mean(rows: Iterable[Row], column: str) -> str:
+    values = [float(row[column]) for row in rows if row.get(column)]
     return f"{fmean(values):.3f}".replace("0.", ".", 1) if values else "–"
 
 
