@@ -39,7 +39,7 @@ SETTINGS = {
     "TrainingSettings": (Training,),
 }
 REWARDS = ("as_reward", "choice", "exact", "math", "number", "ordinal", "regex")
-NOUNS = ("Draw", "Example", "MStepSchedule", "Problem", "Scheme", "Stage")
+NOUNS = ("Draw", "Example", "MStepSchedule", "Problem", "Scheme", "Stage", "TrainedModel")
 SCHEMES = (
     *("base", "chain", "doubt", "every", "expected", "gain", "hard", "importance", "memo", "mixture"),
     *("parse_scheme", "pps", "reasons", "rejection", "resample", "restart", "scheme_from_data"),
@@ -208,7 +208,7 @@ def test_a_run_goes_from_rows_to_predictions(tmp_path: Path, capsys: pytest.Capt
         **asked,
     )
     assert "accuracy" in capsys.readouterr().out
-    assert (result.best.resolve(), result.last.resolve()) == (
+    assert (result.best.path.resolve(), result.last.path.resolve()) == (
         (tmp_path / "run/iteration-001/model").resolve(),
     ) * 2
     assert result.best_iteration == 1 and len(result.history) == 2
@@ -220,3 +220,6 @@ def test_a_run_goes_from_rows_to_predictions(tmp_path: Path, capsys: pytest.Capt
     stored = femtune.predict(ROWS[:3], result.best, output=output, draws=2)
     assert stored.output == output and len(output.read_text().splitlines()) == 3
     assert len(list(femtune.predict(ROWS[:3], result.best, draws=2))) == 3
+    [item] = result.best.predict(ROWS[:1], draws=2)
+    [same] = femtune.predict(ROWS[:1], result.best.path, draws=2)
+    assert item == same and item["response"] == ROWS[0]["response"]

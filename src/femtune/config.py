@@ -29,6 +29,7 @@ from femtune.types import Aggregate, Balance, CalibrationKind, Resume
 
 T = TypeVar("T")
 Flat = Annotated[T, Parameter(name="*")]  # the fields become flags
+NO_CALIBRATION = "none"  # in place of a calibration's file
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
 
 
@@ -244,12 +245,14 @@ class Evaluate(Ask):
     """Combine rationales by votes, or by the mean probability of each answer; auto: probabilities if
     the answers are a closed set and the engine can score, else votes."""
     calibration: str | None = None
-    """File of `femtune calibrate`, to calibrate shares of votes or probabilities."""
+    """File of `femtune calibrate`, or none; default: the one in the model's folder, if it is of as many
+    draws at the same temperature."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_draws("", self.draws, self.temperature)
-        if self.calibration is not None and self.draws == 1 and self.aggregate == "votes":
+        named = self.calibration not in (None, NO_CALIBRATION)
+        if named and self.draws == 1 and self.aggregate == "votes":
             raise ConfigError("calibration is of shares of votes: set draws 16 and temperature 1, say.")
 
 

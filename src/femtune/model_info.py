@@ -10,7 +10,7 @@ not show this. `predict`, `evaluate` and `calibrate` use these settings as defau
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +20,7 @@ from femtune._util.atomic_files import write_json
 from femtune._util.parsing import Unreadable, read_json
 from femtune.config import Ask, check_types, given
 from femtune.engines.model_files import MODELS, local_model
-from femtune.errors import ConfigError, ModelError
+from femtune.errors import ConfigError, DataError, ModelError
 from femtune.rewards.builtin import REWARDS
 
 log = logging.getLogger("femtune")
@@ -28,6 +28,8 @@ log = logging.getLogger("femtune")
 FILE = "femtune.json"
 FORMAT = 1
 
+# Names of columns are defaults too, where the data has them: see `reading`.
+COLUMNS = "columns"
 # Settings of config.Ask that determine a model's prompts: stored, and used as defaults. Those that Ask
 # lacks are left out.
 ASKED = (
@@ -40,6 +42,7 @@ _FILLED = ("instruction", "hint", "reward")
 _FILLED_BY = ("task", "scale", "raters", "attributes", "answer_format")
 
 A = TypeVar("A", bound=Ask)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ class ModelInfo:
     max_new_tokens: int | None = None
     round_scores: bool | None = None
     soft_labels: bool | None = None
+    columns: tuple[str, ...] | None = None  # of the data that it was trained on
     demos: tuple[dict[str, Any], ...] | None = None  # worked examples, if each prompt has them
     from_task: tuple[str, ...] = ()  # the unset ones among these: the task's own words and reward
 
@@ -87,6 +91,7 @@ def info_of(
     asked: dict[str, Any] = {name: getattr(resolved, name, None) for name in ASKED if name in known}
     if rubric is not None:
         asked["rubric"] = rubric
+    asked[COLUMNS] = settings.columns
     if not _is_findable(asked["reward"]):
         asked["reward"] = None
     filled = [name for name in _FILLED if not getattr(settings, name) and asked[name] is not None]
@@ -154,6 +159,7 @@ def with_defaults(settings: A, info: ModelInfo | None, *, graded: bool = True) -
     names = [key for key in ASKED if key in own and (graded or key != "reward")]
     stored = {key: value for key in names if (value := getattr(info, key, None)) not in (None, ())}
     asked = given(settings)
+    columns = {COLUMNS: info.columns} if info.columns else {}
     differing = [key for key in stored if key in asked and getattr(settings, key) != stored[key]]
     for key in differing:
         log.warning(
@@ -162,7 +168,7 @@ def with_defaults(settings: A, info: ModelInfo | None, *, graded: bool = True) -
         )
     if {*differing} & {*_FILLED_BY}:  # then the task's own words are for another scale
         stored = {key: value for key, value in stored.items() if key not in info.from_task}
-    taken = {key: value for key, value in stored.items() if key not in asked}
+    taken = {key: value for key, value in (stored | columns).items() if key not in asked}
     _check_values(type(settings), taken)
     return replace(settings, **taken)
 
@@ -195,6 +201,36 @@ def is_base(model: str) -> bool:
     """
     folder = local_model(model)
     return folder not in MODELS.values() and not is_trained(folder)
+
+
+def reading(
+    settings: A, read: Callable[[A], T], model: str, answers: Collection[str] = frozenset()
+) -> T:
+    """Read data, ignoring mappings of columns that it lacks: those of the model's training data.
+
+    So the data may have other names than the training data, or no answers: mappings of the columns
+    `answers` are ignored too, with a warning. Raises what `read` raises.
+    """
+    info = read_info(local_model(model))
+    learned = frozenset((info.columns or ()) if info else ())
+    while True:
+        try:
+            return read(settings)
+        except DataError as error:
+            lacked = [item for item in settings.columns if _is_lacked(str(error), item)]
+            soft = [item for item in lacked if item in learned or item.partition("=")[0] in answers]
+            if not soft:
+                raise
+            if named := [item for item in soft if item not in learned]:
+                log.warning("No answers are in %s: the mapping is ignored.", ", ".join(named))
+            rest = tuple(item for item in settings.columns if item not in soft)
+            settings = replace(settings, columns=rest)
+
+
+def _is_lacked(message: str, item: str) -> bool:
+    """Return True if an error says that this mapping's column is missing."""
+    name, _, column = item.partition("=")
+    return f"has no column `{column}` for `{name}`" in message
 
 
 def as_trained(settings: A, model: str) -> A:

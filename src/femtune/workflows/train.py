@@ -39,6 +39,7 @@ from femtune.runs.run import open_run
 from femtune.sampler import SamplerBuilder, check_installed, make_sampler_builder
 from femtune.tools.estimate.disk import at_most, check_disk
 from femtune.types import Sampling, Scheme
+from femtune.workflows.trained_model import TrainedModel
 from femtune.workflows.worked_examples import store_demos, usable_demos, without_held_out
 
 log = logging.getLogger("femtune")
@@ -50,9 +51,9 @@ class TrainResult:
 
     run: Path
     """Folder of the run: settings, problems, every draw, examples and metrics."""
-    best: Path
+    best: TrainedModel
     """Model with the highest accuracy on the development part: no held-out problem chose it."""
-    last: Path
+    last: TrainedModel
     """Model of the last iteration."""
     best_iteration: int
     """Iteration of `best`; the last one without a development part."""
@@ -123,8 +124,8 @@ def run_train(
             write_model_card(run.root, iteration)
     return TrainResult(
         run=run.root,
-        best=run.root / "best",
-        last=run.root / "last",
+        best=TrainedModel(run.root / "best"),
+        last=TrainedModel(run.root / "last"),
         best_iteration=best_of(history),
         history=history,
         difference=compare_iterations(run.root, best_of(history)),
