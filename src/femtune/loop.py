@@ -265,7 +265,8 @@ class Steps:
         factors = made_factors(lambda: iter(scoring), by_id, scheme.weigh, self.config.balance)
         if not examples.exists():
             by_answer = factors.by_answer
-            write_examples(examples, scoring, by_id, scheme.weigh, prompts, self.tokenizer, by_answer)
+            tokenizer = None if self.sampler.text_only else self.tokenizer
+            write_examples(examples, scoring, by_id, scheme.weigh, prompts, tokenizer, by_answer)
             self.run.record(examples)
         scoring.remember()
         metrics |= factors.metrics() | kept_metrics(outcomes(folder, by_id))
