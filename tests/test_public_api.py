@@ -109,7 +109,7 @@ def test_typed_keywords_are_the_settings_with_their_types(name: str, kinds: tupl
     assert getattr(keywords, name).__required_keys__ == frozenset()
 
 
-PAIRS = ("columns", "labels", "engine_args", "template_args")
+PAIRS = ("columns", "labels", "engine_args", "template_args", "prices")
 
 
 def _given(field: str) -> Any:

@@ -265,7 +265,8 @@ class Steps:
         self._warn(e_step_warnings(metrics, sampler.sampling.max_new_tokens, scheme))
         factors = made_factors(lambda: iter(scoring), by_id, scheme.weigh, self.config.balance)
         if not examples.exists():
-            how = (self.sampler.prompts, self.tokenizer, factors.by_answer)
+            tokenizer = None if self.sampler.text_only else self.tokenizer
+            how = (self.sampler.prompts, tokenizer, factors.by_answer)
             write_examples(examples, scoring, by_id, scheme.weigh, *how)
             self.run.record(examples)
         scoring.remember()

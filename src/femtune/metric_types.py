@@ -10,9 +10,26 @@ have its interval `m_ci`. None is a measure that is undefined; where it is not a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 Interval = list[float]  # low, high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Describe a completion of text by what its server says: the model, and all requests' tokens.
+
+    Counts are None where the server does not give them.
+    """
+
+    model: str = ""  # the model that answered, by its own name
+    fingerprint: str = ""  # of the server's configuration, where it gives one
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    requests: int = 1
+    # how an answer was forced: by a prefill that the model continues, or by a turn that asks for it
+    forced_by: Literal["", "prefill", "turn"] = ""
 
 
 class DrawMetrics(TypedDict, total=False):

@@ -22,6 +22,7 @@ from femtune.config import Ask, check_types, given
 from femtune.engines.model_files import MODELS, local_model
 from femtune.errors import ConfigError, DataError, ModelError
 from femtune.rewards.builtin import REWARDS
+from femtune.types import SCORED, Scheme
 
 log = logging.getLogger("femtune")
 
@@ -194,11 +195,14 @@ def femtune_version() -> str:
         return ""
 
 
-def is_base(model: str) -> bool:
+def is_base(model: str, settings: Ask) -> bool:
     """Return True if femtune did not train a model: it then gets worked examples by default.
 
-    The models that come with femtune know their answer format, so they do not count as bases.
+    The models that come with femtune know their answer format, so they do not count as bases. Nor do
+    those behind chat completions, which follow an instruction.
     """
+    if settings.engine == "chat":
+        return False
     folder = local_model(model)
     return folder not in MODELS.values() and not is_trained(folder)
 
@@ -211,7 +215,7 @@ def reading(
     So the data may have other names than the training data, or no answers: mappings of the columns
     `answers` are ignored too, with a warning. Raises what `read` raises.
     """
-    info = read_info(local_model(model))
+    info = info_for(model, settings)
     learned = frozenset((info.columns or ()) if info else ())
     while True:
         try:
@@ -233,6 +237,51 @@ def _is_lacked(message: str, item: str) -> bool:
     return f"has no column `{column}` for `{name}`" in message
 
 
+def model_folder(model: str, settings: Ask) -> Path | None:
+    """Return the folder of a model's files; None for a name on a server of chat completions.
+
+    Raises ModelError if there is no such model.
+    """
+    if settings.engine != "chat":
+        return local_model(model)
+    path = Path(model).expanduser()
+    return path if is_trained(path) else None
+
+
+def served_name(model: str, settings: Ask) -> str:
+    """Return the name that requests for chat completions carry: as set, as stored, or the model."""
+    if settings.served_model:
+        return settings.served_model
+    folder = model_folder(model, settings)
+    info = None if folder is None else read_info(folder)
+    return model if info is None or info.base is None else info.base
+
+
+def info_for(model: str, settings: Ask) -> ModelInfo | None:
+    """Return what a model's femtune.json says, None if it has none. Raises ModelError."""
+    folder = model_folder(model, settings)
+    return None if folder is None else read_info(folder)
+
+
 def as_trained(settings: A, model: str) -> A:
     """Return settings with unset ones filled in from the model's femtune.json, if it has one."""
-    return with_defaults(settings, read_info(local_model(model)))
+    return with_defaults(settings, info_for(model, settings))
+
+
+def check_scored(settings: Ask, scheme: Scheme) -> None:
+    """Refuse a scheme that weighs by log-probabilities with --engine chat. Raises ConfigError."""
+    if settings.engine == "chat" and scheme.needs & (SCORED | {"current_model", "temperature_1"}):
+        raise ConfigError(
+            f"Scheme {scheme.name} weighs draws by the model's law, which --engine chat does not tell: "
+            "choose rejection, star, pps or mixture, without what weighs by log-probabilities."
+        )
+
+
+def refuse_chat(settings: Ask, command: str) -> None:
+    """Refuse what needs weights or log-probabilities with --engine chat. Raises ConfigError."""
+    if settings.engine == "chat":
+        raise ConfigError(
+            f"femtune {command} needs the weights of a model, and --engine chat has none. Serve the "
+            "model with vLLM and take --engine openai --use-peft, or --engine transformers; sample, "
+            "evaluate, predict, calibrate and check work with --engine chat."
+        )

@@ -30,7 +30,7 @@ from femtune.data.tasks.wording import text_or_file
 from femtune.engines.model_files import load_config, load_tokenizer, local_model
 from femtune.errors import ConfigError, DataError
 from femtune.loop import Evaluation, LoopConfig
-from femtune.model_info import read_info
+from femtune.model_info import check_scored, read_info
 from femtune.mstep.config import context_length
 from femtune.mstep.memory import needs_peft
 from femtune.rewards.builtin import as_reward
@@ -166,7 +166,7 @@ def _without_long(asked: TaskInputs[A], model: str | None) -> TaskInputs[A]:
 
     Worked examples that may be left out do not count. Raises DataError if no problem is left.
     """
-    if model is None or asked.settings.bad_rows != "skip":
+    if model is None or asked.settings.bad_rows != "skip" or asked.settings.engine == "chat":
         return asked
     settings, base = asked.settings, local_model(model)
     tokenizer = load_tokenizer(base, settings.template_args)
@@ -359,6 +359,7 @@ def named_scheme(settings: Sample) -> Scheme:
 def _check_law(settings: Train, scheme: Scheme) -> None:
     """Refuse sampling settings that the scheme's rules do not support. Raises ConfigError."""
     _check_answers(settings, scheme)
+    check_scored(settings, scheme)
     cut = settings.top_p < 1 or settings.top_k > 0
     if "temperature_1" in scheme.needs and (cut or settings.temperature != 1):
         raise ConfigError(

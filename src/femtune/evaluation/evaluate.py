@@ -312,7 +312,7 @@ class _Tally:
 
     def add(self, draws: Sequence[Draw], timing: Mapping[str, float]) -> None:
         self.draws += len(draws)
-        self.tokens += sum(len(draw.completion.tokens) for draw in draws)
+        self.tokens += sum(draw.completion.num_tokens for draw in draws)
         self.answered += sum(draw.score.answer != "" for draw in draws)
         self.forced += sum(draw.completion.num_forced > 0 for draw in draws)
         self.unforced += sum(
@@ -327,7 +327,7 @@ class _Tally:
         made = draw.completion
         if made.num_forced and self.max_new_tokens is not None:
             # one that ended by itself has its end token dropped, so it is shorter
-            return len(made.tokens) - made.num_forced >= self.max_new_tokens
+            return made.num_tokens - made.num_forced >= self.max_new_tokens
         return made.finish_reason == "length"
 
     def metrics(self) -> DrawMetrics:

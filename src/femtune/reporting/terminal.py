@@ -143,7 +143,7 @@ class Bars(Lines):
     def draws(self, draws: Sequence[Draw]) -> None:
         for draw in draws:
             self._reasons[draw.score.reason] += 1
-            self._tokens += len(draw.completion.tokens)
+            self._tokens += draw.completion.num_tokens
             self._problems.add(draw.key.problem_id)
             if draw.accepted:
                 self._kept.add(draw.key.problem_id)

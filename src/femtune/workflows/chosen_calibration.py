@@ -14,11 +14,11 @@ from typing import TypeVar
 
 from femtune.config import NO_CALIBRATION, Evaluate
 from femtune.data.tasks.frames import scale_of
-from femtune.engines.model_files import find_model, local_model
+from femtune.engines.model_files import find_model
 from femtune.errors import ConfigError, RunError
 from femtune.evaluation.calibration import load_calibration
 from femtune.evaluation.calibration_map import Calibration, check_scale
-from femtune.model_info import ModelInfo, is_trained, read_info
+from femtune.model_info import ModelInfo, is_trained, model_folder, read_info
 from femtune.types import Aggregate, Problem
 
 log = logging.getLogger("femtune")
@@ -48,9 +48,10 @@ def with_own(settings: E, model: str) -> E:
     """Return settings with the map in the model's folder, if none is named and it fits the draws."""
     if settings.calibration == NO_CALIBRATION:
         return replace(settings, calibration=None)
-    path = local_model(model) / FILE
-    if settings.calibration is not None or not path.is_file():
+    folder = model_folder(model, settings)
+    if settings.calibration is not None or folder is None or not (folder / FILE).is_file():
         return settings
+    path = folder / FILE
     found = load_calibration(path)
     if reason := _unfit(found, settings, read_info(path.parent)):
         log.info("The model's calibration is not used: %s.", reason)

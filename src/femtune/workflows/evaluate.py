@@ -125,7 +125,7 @@ def evaluate_as_set(
     output: Path | None = None,
 ) -> EvaluateResult:
     """Measure a model by the given settings only, without its femtune.json."""
-    reader = trained_from(model) if reader_problems else None
+    reader = _reader(model, settings) if reader_problems else None
     config = _loop_config(settings)
     calibration = read_calibration(settings)
     rows = None if output is None else file_once(data, settings)
@@ -149,7 +149,7 @@ def evaluate_as_set(
     with open_run(place, stored, CHANGEABLE) as run:
         store_problems(run, [], asked.problems, {"eval": asked.report})
         store_demos(run, builder)
-        with builder.sampler(Sampling(settings.max_new_tokens)) as sampler:
+        with builder.sampler(Sampling(settings.max_new_tokens), folder=run.root) as sampler:
             steps = Steps(
                 run=run,
                 base=builder.base,
@@ -179,6 +179,16 @@ def _named(calibration: str) -> str:
     """Return the name of a calibration's file with the hash of its content."""
     digest = hashlib.blake2b(Path(calibration).read_bytes(), digest_size=12).hexdigest()
     return f"{calibration} (blake2b {digest})"
+
+
+def _reader(model: str, settings: Evaluate) -> Path:
+    """Return the folder of the base that reads a model's rationales."""
+    if settings.engine == "chat":
+        raise ConfigError(
+            "reader_problems needs log-probabilities of the model's base, and --engine chat has none: "
+            "leave it out."
+        )
+    return trained_from(model)
 
 
 def _save(

@@ -26,12 +26,10 @@ from femtune.data.files.lines import json_lines
 from femtune.data.files.reading import rows_once
 from femtune.data.files.streams import stdin_lines
 from femtune.data.objects import rows_of
-from femtune.data.problems import check_lengths
 from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.load import TaskData, read_places
 from femtune.data.tasks.published import SCHEMAS
 from femtune.data.tasks.schemas import hub_source
-from femtune.engines.model_files import base_of_adapter, load_config, local_model
 from femtune.errors import DataError
 from femtune.estep.scheduler import Sampler
 from femtune.evaluation.aggregate import Prediction, item_id, prediction
@@ -45,14 +43,12 @@ from femtune.evaluation.scored_answers import (
     score_into,
     uses_probabilities,
 )
-from femtune.model_info import read_info, reading, with_defaults
-from femtune.mstep.config import context_length
+from femtune.model_info import info_for, reading, with_defaults
 from femtune.resolve import Data, TaskInputs, read_inputs, task_options
 from femtune.rewards.builtin import exact
 from femtune.run_folder import (
     fingerprint,
-    pin_date,
-    relied_on,
+    relied_on_model,
     resolved,
     shown_data,
     store_problems,
@@ -140,10 +136,7 @@ def _predictions(
                 sampling = Sampling(settings.max_new_tokens, settings.temperature)
                 sampler = replace(stack.enter_context(builder.sampler(sampling)), demos=builder.demos)
             else:
-                context = context_length(load_config(builder.base))
-                room = settings.max_new_tokens
-                shown = builder.prompts.with_demos(builder.demos or builder.prompts.demos)
-                check_lengths(asked.problems, shown, builder.tokenizer, context, room)
+                builder.check_lengths(asked.problems)
             scores = scores and engine_scores(sampler, aggregate)
             drawn = _drawn(asked.problems, sampler, settings, scores)
             yield from part.beside(made(drawn, calibration, settings.abstain_below))
@@ -211,12 +204,9 @@ def predict_into(data: Data, model: str, settings: Predict, output: Path) -> Pre
 
 def _stored_config(data: Data, model: str, asked: TaskInputs[Predict], place: Path) -> dict[str, Any]:
     """Return the configuration of the run that holds the draws."""
-    base, settings = local_model(model), asked.settings
     marks = fingerprint(asked.problems)
-    config = resolved(settings, data=shown_data(data), model=model, problems=marks)
-    pin_date(config, base, place)
-    args = config["template_args"]
-    return config | {"relies_on": relied_on(base, base=base_of_adapter(base), template_args=args)}
+    config = resolved(asked.settings, data=shown_data(data), model=model, problems=marks)
+    return config | {"relies_on": relied_on_model(model, asked.settings, config, place)}
 
 
 def _stored_draws(
@@ -229,7 +219,8 @@ def _stored_draws(
     """Draw for all problems into a run, score the answers if possible, and yield both."""
     aggregate = chosen_aggregate(settings, calibration)
     scores = uses_probabilities(aggregate, problems, builder.prompts)
-    with builder.sampler(Sampling(settings.max_new_tokens, settings.temperature)) as sampler:
+    sampling = Sampling(settings.max_new_tokens, settings.temperature)
+    with builder.sampler(sampling, folder=run.root) as sampler:
         sampler = replace(sampler, demos=builder.demos)
         scores = scores and engine_scores(sampler, aggregate)
         scoring = Scoring(problems, sampler) if scores else None
@@ -255,7 +246,7 @@ def stored_items(
 
 def as_trained(settings: Predict, model: str) -> Predict:
     """Return settings with unset ones filled in from the model's folder: femtune.json, calibration."""
-    return with_own(with_defaults(settings, read_info(local_model(model)), graded=False), model)
+    return with_own(with_defaults(settings, info_for(model, settings), graded=False), model)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from femtune.evaluation.item_scores import compare_iterations
 from femtune.evaluation.paired import PairedDifference
 from femtune.loop import LoopConfig, Progress, fem
 from femtune.metric_types import History
-from femtune.model_info import ModelInfo, info_of
+from femtune.model_info import ModelInfo, info_of, refuse_chat
 from femtune.reporting.cards import write_model_card
 from femtune.reporting.terminal import summary
 from femtune.reporting.trackers import check_trackers, tracking
@@ -112,7 +112,7 @@ def run_train(
         reports = {"problems": asked.report} | ({} if other is None else {"eval": other.report})
         store_problems(run, parts.train, parts.test, reports, dev=parts.dev)
         store_demos(run, builder)
-        with builder.sampler(draws, parts.train, config.scheme.needs) as sampler:
+        with builder.sampler(draws, parts.train, config.scheme.needs, folder=run.root) as sampler:
             _check_adapters(sampler)
             history = fem(
                 *(run, builder.base, parts.train, parts.test, config, sampler),
@@ -139,6 +139,7 @@ def _check(settings: Train, scheme: Scheme | None) -> None:
             "train is one process, and starts its M-steps' processes itself: give the launcher to it, "
             'as --launch "torchrun --nproc-per-node 8".'
         )
+    refuse_chat(settings, "train")
     if settings.engine == "openai" and not settings.training.use_peft:
         raise ConfigError(
             "a server can't be given new full weights while it runs: train through it with --use-peft "
