@@ -212,8 +212,7 @@ class Train(Sample):
     start_from: Literal["previous", "base"] = "previous"
     """Start of each M-step: previous weights as in FEM, or the base as in STaR and +restart."""
     average_weights: bool = False
-    """Draw from, evaluate and export the mean of the weights over iterations, later ones counting more;
-    M-steps continue from the newest weights."""
+    """Draw from, evaluate and export the mean of the weights over iterations."""
     keep_last: int = 0
     """Number of newest models to keep in addition to the best one; 0: all."""
     dev_share: float | None = None
@@ -425,10 +424,8 @@ def check_draws(prefix: str, draws: int, temperature: float) -> None:
             f"{prefix}draws {draws}, {prefix}temperature {temperature}: at least 1 and at least 0."
         )
     if draws > 1 and temperature == 0:
-        raise ConfigError(
-            f"{prefix}draws is {draws}, and at {prefix}temperature 0 all draws are the same: "
-            f"set {prefix}temperature 1, say."
-        )
+        again = f"at {prefix}temperature 0 all draws are the same: set {prefix}temperature 1, say."
+        raise ConfigError(f"{prefix}draws is {draws}, and {again}")
 
 
 def check_aggregate(engine: str, aggregate: Aggregate) -> None:

@@ -292,9 +292,7 @@ def sampling(settings: Sample, scheme: Scheme | None = None) -> Sampling:
         )
     scheme = scheme or parse_scheme(settings.scheme)
     if settings.temperature == 0 and any(stage.draws > 1 for stage in scheme.asked):
-        raise ConfigError(
-            f"{scheme.name} at temperature 0: every attempt is the same. Set temperature 1, say."
-        )
+        raise ConfigError(f"{scheme.name} at temperature 0: every attempt is the same. Set it to 1.")
     return Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
 
 
