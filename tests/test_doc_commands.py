@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import check_readability
 import run_costs
@@ -103,6 +104,23 @@ def test_costs_grow_as_their_formula_says() -> None:
     assert run_costs.flops(1e9, one) == 1e9 * (2 * 3000 + 6 * 1500)
     work = 2 * 1000 / 0.5 + 2 * 2000 / 0.1 + 6 * 1500 / 0.35
     assert run_costs.hours(1e9, one) == pytest.approx(1e9 * work / 989.5e12 / 3600)
+
+
+def test_the_citation_and_the_changelog_are_of_this_version() -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version[1]
+    heads = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert heads[0] == "Unreleased" or heads[0] == version[1]
+
+
+def test_forms_for_issues_are_yaml_with_what_a_code_host_needs() -> None:
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))
+    assert len(forms) == 2
+    for form in forms:
+        read = yaml.safe_load(form.read_text())
+        assert read.keys() >= {"name", "description", "body"}
+        assert len({field["id"] for field in read["body"]}) == len(read["body"])
 
 
 def test_readability_is_measured(
