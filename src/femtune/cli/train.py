@@ -101,7 +101,8 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Shown = "auto") -> None:
         "--model seedling --max-new-tokens 64 --learning-rate 3e-4 --num-train-epochs 2 "
         "--per-device-train-batch-size 32 --iterations 12"
     )
-    tell("go on, as with data of your own", f"femtune train {train_data} {asked} {flags}")
+    tell("continue, as with your own data", f"femtune train {train_data} {asked} {flags}")
+    tell("next, a pretrained model in half an hour", "make demo-real (docs/guides/pretrained.md)")
 
 
 @app.command
