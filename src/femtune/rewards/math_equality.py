@@ -32,7 +32,12 @@ def same_value(answer: str, gold: str) -> bool:
     return _same(unled(bare(answer)), unled(bare(gold)))
 
 
+_THOUSANDS = re.compile(r"(?P<number>\\?[$€£]\d[\d,]*(?:\.\d+)?|\d+\.\d+)k")  # 5k may be 5 times k
+
+
 def _same(a: str, b: str) -> bool:
+    if (short := _THOUSANDS.fullmatch(a)) and as_quantity(b):
+        a = f"{short['number']} thousand"
     numbers = stated_quantity(a), stated_quantity(b)
     if numbers[0] is not None and numbers[1] is not None:
         return numbers[0].same(numbers[1])
@@ -185,7 +190,8 @@ def _equations(text: str) -> dict[str, list[str]] | None:
         return None
     found: dict[str, list[str]] = {}
     name = ""
-    parts = [part.strip() for part in _parts(_SPACING.sub(" ", text), _BETWEEN)]
+    spaced = _SPACING.sub(lambda space: "\n" if space[0] == "\n" else " ", text)
+    parts = [part.strip() for part in _parts(spaced, _BETWEEN)]
     for part in filter(None, parts):
         match = _NAMED.fullmatch(part)
         if match is None and ("=" in part or not name):
