@@ -197,6 +197,7 @@ _NO_WORDS = re.compile(
     re.IGNORECASE,
 )
 # a form that is named as an example, or turned down: "Example: [[4]]", "It is not [[4]]"
+_BEFORE_EXAMPLE = ("not ", "n't ", "n’t ", "never ", "example", "e.g.", "format is")
 _EXAMPLE = re.compile(
     r"(?:(?:\bnot|\bnever|n['’]t)[^\S\n]+(?:(?:answer|choose|give|say|write)[^\S\n]+)?"
     r"|(?:(?:\bfor example|\be\.g\.|\bformat is)[,:]?|\bexample:)\s*)[*_`$\"“(]*"
@@ -223,8 +224,10 @@ _LISTED = re.compile(r"^\W*(?:[A-Z]|\d\d?)\W*$", re.MULTILINE)
 
 def _outside(text: str) -> list[str]:
     """Blank the thinking blocks and examples of a text, and split it at each unopened </think>."""
-    text = _EXAMPLE.sub(lambda one: one[0].removesuffix(one["form"]) + " " * len(one["form"]), text)
-    if "think" not in text.lower():
+    small = text.lower()
+    if any(word in small for word in _BEFORE_EXAMPLE):
+        text = _EXAMPLE.sub(lambda one: one[0].removesuffix(one["form"]) + " " * len(one["form"]), text)
+    if "think" not in small:
         return [text]
     return _TAG.split(_THINKING.sub(lambda block: " " * len(block[0]), text))
 
@@ -269,6 +272,8 @@ def _is_choice(answer: str) -> bool:
 
 def _after(tail: str, answer: str, form: Form) -> str:
     """Return what is wrong with the text after an answer; "" if it only comments on the answer."""
+    if not tail.strip():
+        return ""
     rest = without_rejected(REMARK.sub("", tail), answer)
     after = [*(one.answer for one in sentences(rest)), *_values(rest, answer)]
     if not all(_agree(each, answer) for each in after):

@@ -206,18 +206,12 @@ _ABOVE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 # words for "answer" and "rating" in other languages; in the first, 2,5 is two and a half
-_WORDS = (
-    "antwort|respuesta|réponse|risposta|resposta|ответ|bewertung|puntuación|оценка",
-    "答案|答え|回答|答|정답|답변|답|الإجابة|الجواب|उत्तर|উত্তর|評価|评分|評分|평가",
-)
-_WITH_COMMA, _ELSEWHERE = (
-    re.compile(
-        r"^[^\S\n]*(?P<mark>[*_`]*)(?:die|la|el|a|o|il|最終的な|最终|正しい|正确)?[^\S\n]*"
-        rf"(?:{words})(?P<closed>[*_`]*)"
-        r"[^\S\n]*(?:(?:ist|es|est|è|é|是|为|は)?[^\S\n]*[:：])(?P<answer>.+)(?=\n)",
-        re.IGNORECASE | re.MULTILINE,
-    )
-    for words in _WORDS
+_WITH_COMMA = "antwort|respuesta|réponse|risposta|resposta|ответ|bewertung|puntuación|оценка"
+_ELSEWHERE = re.compile(
+    r"^[^\S\n]*(?P<mark>[*_`]*)(?:die|la|el|a|o|il|最終的な|最终|正しい|正确)?[^\S\n]*"
+    rf"(?:{_WITH_COMMA}|答案|答え|回答|答|정답|답변|답|الإجابة|الجواب|उत्तर|উত্তর|評価|评分|評分|평가)(?P<closed>[*_`]*)"
+    r"[^\S\n]*(?:(?:ist|es|est|è|é|是|为|は)?[^\S\n]*[:：])(?P<answer>.+)(?=\n)",
+    re.IGNORECASE | re.MULTILINE,
 )
 _HASH = re.compile(
     r"(?<![*_`#])(?P<mark>[*_`]*)####(?!#)(?P<closed>[*_`]*)"
@@ -294,12 +288,13 @@ _CUT_OFF = re.compile(
 )
 
 
-_FINDERS = (_lines(_ABOVE), _lines(_ELSEWHERE))
+_ABOVE_LINES, _ELSEWHERE_LINES = _lines(_ABOVE), _lines(_ELSEWHERE)
 
 
 def in_other_words(text: str) -> Iterator[Found]:
     """Yield answers after a heading, and after the word for "answer" in other languages."""
-    for find in _FINDERS:
-        yield from find(text)
-    for one in _lines(_WITH_COMMA)(text):
-        yield one._replace(answer=re.sub(r"(?<=\d),(?=\d{1,2}(?!\d))", ".", one.answer))
+    yield from _ABOVE_LINES(text)
+    for one in _ELSEWHERE_LINES(text):
+        if "," in one.answer and re.search(_WITH_COMMA, text[one.start : one.end], re.IGNORECASE):
+            one = one._replace(answer=re.sub(r"(?<=\d),(?=\d{1,2}(?!\d))", ".", one.answer))
+        yield one

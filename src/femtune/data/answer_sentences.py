@@ -89,16 +89,12 @@ _VERDICTS = tuple(
 # a word that each pattern needs, found faster than the patterns
 _NEEDED = re.compile(r"answer|rating|score|choice|option|response|summary|letter", re.IGNORECASE)
 _NEEDED_VERDICT = re.compile(
-    r"\b(?:is|chose|choose|has|offers|provides|deserves|earns|gets|gives?|grade|pick|prefer|rate|receives|say|select|vote)\b"
-    r"|go with|rating|score|overall|decision|result|total|verdict|winner|['’]s a tie",
+    r"\b(?:is|chose|choose|deserves|earns|gets|gives?|grade|pick|prefer|rate|receives|say|select|vote)\b"
+    r"|go with|the be(?:tter|st)|rating|score|overall|decision|result|total|verdict|winner|['’]s a tie",
     re.IGNORECASE,
 )
-# "should" in a judgement, and "No," before a statement
-_SHOULD = re.compile(
-    r"\bshould\s(?=(?:be\s(?:given|rated|scored)|get|have|receive)\b)"
-    r"|\A(?:no|ok(?:ay)?|well|yes),\s(?=(?:so\s)?(?:the|my)\s)",
-    re.IGNORECASE,
-)
+_SHOULD = re.compile(r"\bshould\s(?=(?:be\s(?:given|rated|scored)|get|have|receive)\b)", re.IGNORECASE)
+_NO_COMMA = re.compile(r"(?:no|ok(?:ay)?|well|yes),\s(?=(?:so\s)?(?:the|my)\s)", re.IGNORECASE)
 _SHOULD_BE = re.compile(r"\b(answer|choice|letter|option|rating)\sshould be\b", re.IGNORECASE)
 TURNED_DOWN = re.compile(r"\b(?:eliminate|exclude|reject|rule out)\b", re.IGNORECASE)
 # what others say, what is turned down, a condition, or no definite thing
@@ -202,6 +198,14 @@ def sentences(text: str) -> list[Found]:
     return _concluding(text)
 
 
+def _plainly(sentence: str) -> str:
+    """Drop "should" in a judgement, and "No," before a statement."""
+    said = sentence.strip("*_` ")
+    if "should" in said:
+        said = _SHOULD.sub("", _SHOULD_BE.sub(r"\1 is", said))
+    return _NO_COMMA.sub("", said) if "," in said[:5] else said
+
+
 def _stating(text: str, start: int, patterns: tuple[re.Pattern[str], ...]) -> list[Found] | None:
     """Return what sentences state from an index on; None if it is in doubt, and not stated again."""
     found: list[Found] = []
@@ -213,7 +217,7 @@ def _stating(text: str, start: int, patterns: tuple[re.Pattern[str], ...]) -> li
         likely = needed.search(sentence[0])
         if not likely and not found:
             continue
-        said = _SHOULD.sub("", _SHOULD_BE.sub(r"\1 is", sentence[0].strip("*_` ")))
+        said = _plainly(sentence[0])
         if _SUBTOTAL.match(said) and {*_NUMBER.findall(text, sentence.end())} - {*_NUMBER.findall(said)}:
             continue
         match = likely and next(filter(None, (pattern.search(said) for pattern in patterns)), None)

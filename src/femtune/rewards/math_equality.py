@@ -32,12 +32,7 @@ def same_value(answer: str, gold: str) -> bool:
     return _same(unled(bare(answer)), unled(bare(gold)))
 
 
-_THOUSANDS = re.compile(r"(?P<number>\\?[$€£]\d[\d,]*(?:\.\d+)?|\d+\.\d+)k")  # 5k may be 5 times k
-
-
 def _same(a: str, b: str) -> bool:
-    if (short := _THOUSANDS.fullmatch(a)) and as_quantity(b):
-        a = f"{short['number']} thousand"
     numbers = stated_quantity(a), stated_quantity(b)
     if numbers[0] is not None and numbers[1] is not None:
         return numbers[0].same(numbers[1])

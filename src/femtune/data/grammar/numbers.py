@@ -238,6 +238,8 @@ def _as_fraction(match: re.Match[str]) -> str:
 
 _SPELLINGS = (
     (_REPEATING, _as_fraction),
+    # 5k may be 5 times k
+    (re.compile(r"(?<![\w.,])([$€£]\d[\d,]*(?:\.\d+)?|\d+\.\d+)k\b"), r"\1 thousand"),
     (re.compile(r"\\([$%])"), r"\1"),
     (re.compile(r"\\!\s*|(?<=\d)\{,\}(?=\d)"), lambda m: "," if "{" in m[0] else ""),
     (re.compile(r"(?<=\d)(?:\\,|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))"), ","),
