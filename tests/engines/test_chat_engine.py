@@ -15,6 +15,7 @@ import pytest
 
 from femtune.engines.chat.budget import Budget, Caps, Prices, Spent
 from femtune.engines.chat.engine import ChatEngine
+from femtune.engines.chat.probe import MOST_REQUESTS, probe
 from femtune.engines.chat.request_log import LOG, RequestLog
 from femtune.engines.openai.http import RetryPolicy
 from femtune.errors import BudgetReached, ConfigError, EngineError
@@ -427,3 +428,66 @@ def test_a_server_that_does_not_keep_its_limit_is_warned_of(
     with chatting(echo, fault=lambda body, number: dict(fault)) as server:
         draw(make(server.url), requests(2))
     assert "wrote 99 tokens" in caplog.text
+
+
+# --- what `femtune check` finds out
+
+
+def able(body: dict[str, Any], number: int) -> dict[str, Any]:
+    """Reply as a server that does all that it is asked."""
+    messages, text = body["messages"], f"{random.Random(body.get('seed')).getrandbits(30)}"
+    if body.get("stop"):
+        text = "one two three "
+    if messages[-1]["role"] == "assistant":
+        text = "is."
+    choice: dict[str, Any] = {"message": {"content": text}, "finish_reason": "stop"}
+    if body.get("logprobs"):
+        choice["logprobs"] = {"content": [{"token": "a", "logprob": -0.5}]}
+    return {"choices": [choice] * body.get("n", 1)}
+
+
+def test_a_probe_finds_what_a_server_can_do(make: Any) -> None:
+    with chatting(echo, fault=able, owner="vllm") as server:
+        found = probe(make(server.url))
+    assert found == {
+        "answers by": "a-model-1, configuration fp_1",
+        "token limit": "max_tokens",
+        "token counts": "given",
+        "seeds": "kept, in this trial",
+        "logprobs": "given; --engine chat does without",
+        "n": "several choices a request; --engine chat asks for one",
+        "stop": "kept; --engine chat cuts the text itself",
+        "partial message": "continued, and used to force answers",
+    }
+    assert len(server.paid) <= MOST_REQUESTS
+
+
+def test_a_probe_finds_what_a_server_takes_and_does_not_do(make: Any) -> None:
+    def unable(body: dict[str, Any], number: int) -> dict[str, Any]:
+        return {"message": {"content": f"one, five and {number}"}, "system_fingerprint": None}
+
+    with chatting(echo, fault=unable, usage=False) as server:
+        found = probe(make(server.url))
+    assert found == {
+        "answers by": "a-model-1",
+        "token limit": "max_tokens",
+        "token counts": "not given: caps count the most that is possible",
+        "seeds": "taken, and not kept: draws differ by the same seed",
+        "logprobs": "taken, and not given",
+        "n": "one choice a request",
+        "stop": "taken, and not kept",
+        "partial message": "not continued: answers are forced by a turn of their own",
+    }
+
+
+def test_a_probe_keeps_caps_and_says_what_a_run_would(make: Any) -> None:
+    with chatting(echo) as server:
+        with pytest.raises(BudgetReached):
+            probe(make(server.url, caps=Caps(max_requests=3)))
+        assert len(server.paid) == 3
+    fault = (404, {}, {"error": {"message": "no such model"}})
+    with (
+        chatting(echo, fault=lambda body, number: fault) as server,
+        pytest.raises(EngineError, match="does not serve 'a-model'"),
+    ):
+        probe(make(server.url))
