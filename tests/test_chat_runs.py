@@ -248,6 +248,8 @@ def test_text_examples_train_a_local_model(questions: Path, tmp_path: Path) -> N
     ("command", "words"),
     [
         ("train {data}", "needs the weights of a model"),
+        ("compare {data}", "femtune compare needs the weights of a model"),
+        ("ladder {data}", "femtune ladder needs the weights of a model"),
         ("sample {data} --scheme pps:4+importance", "the model's law"),
         ("sample {data} --scheme trice", "the model's law"),
         ("evaluate {data} --aggregate probabilities", "needs log-probabilities"),

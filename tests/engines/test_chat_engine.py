@@ -117,13 +117,16 @@ def test_parameters_that_are_refused_are_renamed_or_left_out(make: Any) -> None:
             assert not {"max_tokens", "seed", "temperature"} & set(body)
 
 
-def test_a_temperature_that_was_asked_for_is_never_left_out(make: Any) -> None:
+def test_a_temperature_that_was_asked_for_is_never_left_out(make: Any, tmp_path: Path) -> None:
     greedy = Sampling(max_new_tokens=40, temperature=0.0)
     with (
         chatting(echo, refuses=frozenset({"temperature"})) as server,
         pytest.raises(EngineError, match=r"refuses temperature 0.0.*--temperature 1"),
     ):
-        draw(make(server.url), requests(3), greedy)
+        draw(make(server.url, log=tmp_path / LOG), requests(3), greedy)
+    log = RequestLog(tmp_path / LOG)
+    assert (log.spent, log.lost) == (Spent(), 0)  # a refusal costs nothing
+    log.close()
 
 
 def test_top_k_is_refused_where_the_protocol_has_none(make: Any) -> None:
@@ -335,7 +338,7 @@ def test_a_request_that_was_open_at_a_kill_counts_as_spent(make: Any, tmp_path: 
 
 def test_a_cap_on_requests_is_kept_and_a_higher_one_goes_on(make: Any, tmp_path: Path) -> None:
     with chatting(echo) as server:
-        with pytest.raises(BudgetReached, match=r"--max-requests 7: spent are 7 requests.*higher cap"):
+        with pytest.raises(BudgetReached, match=r"--max-requests 7\): 7 requests.*higher cap"):
             draw(make(server.url, log=tmp_path / LOG, caps=Caps(max_requests=7)), requests(20))
         assert len(server.paid) == 7
         found = draw(make(server.url, log=tmp_path / LOG, caps=Caps(max_requests=20)), requests(20))
