@@ -187,6 +187,14 @@ class Train(Sample):
 
     iterations: int = 8
     """Number of iterations; a larger number continues a finished run."""
+    m_step: Literal["weights", "examples"] = "weights"
+    """What an M-step learns: the weights, or which worked examples stand in the prompts."""
+    num_examples: int = 8
+    """Number of worked examples that --m-step examples chooses."""
+    selection_requests: int = 600
+    """Maximum requests to the model in each M-step that chooses examples."""
+    selection_tokens: int | None = None
+    """Maximum tokens of prompts and completions in each such M-step; default: no limit."""
     launch: str | None = None
     """Launcher for M-steps on several processes: "torchrun --standalone --nproc-per-node 8"."""
     share_device: bool = True

@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 from femtune._util.atomic_files import write_json
 from femtune._util.parsing import Unreadable, read_json
 from femtune.config import Ask, check_types, given
-from femtune.engines.model_files import MODELS, local_model
+from femtune.engines.model_files import INFO, MODELS, named_folder
 from femtune.errors import ConfigError, ModelError
 from femtune.rewards.builtin import REWARDS
 
 log = logging.getLogger("femtune")
 
-FILE = "femtune.json"
+FILE = INFO
 FORMAT = 1
 
 # Settings of config.Ask that determine a model's prompts: stored, and used as defaults. Those that Ask
@@ -66,6 +66,7 @@ class ModelInfo:
     max_new_tokens: int | None = None
     round_scores: bool | None = None
     soft_labels: bool | None = None
+    m_step: str = "weights"  # or "examples": then the folder has no weights, and the base's are meant
     demos: tuple[dict[str, Any], ...] | None = None  # worked examples, if each prompt has them
     from_task: tuple[str, ...] = ()  # the unset ones among these: the task's own words and reward
 
@@ -193,10 +194,10 @@ def is_base(model: str) -> bool:
 
     The models that come with femtune know their answer format, so they do not count as bases.
     """
-    folder = local_model(model)
+    folder = named_folder(model)
     return folder not in MODELS.values() and not is_trained(folder)
 
 
 def as_trained(settings: A, model: str) -> A:
     """Return settings with unset ones filled in from the model's femtune.json, if it has one."""
-    return with_defaults(settings, read_info(local_model(model)))
+    return with_defaults(settings, read_info(named_folder(model)))

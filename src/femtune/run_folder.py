@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from femtune._util.redaction import check_values
-from femtune.config import CHANGEABLE
+from femtune.config import CHANGEABLE, Train
 from femtune.data.chat_tokenizer import DATE
 from femtune.data.problems import save_problems
 from femtune.data.row_report import ROWS, RowReport
 from femtune.data.tasks.load import TaskData
-from femtune.engines.model_files import base_of_adapter, local_model
+from femtune.engines.model_files import base_of_adapter, local_model, named_folder
 from femtune.errors import ModelError, RunError
-from femtune.model_info import is_base
+from femtune.model_info import is_base, read_info
+from femtune.mstep.memory import needs_peft
 from femtune.resolve import A, Data, Divided, TaskInputs
 from femtune.rewards.custom import UserReward
 from femtune.rewards.source import reward_code, reward_columns
@@ -126,7 +127,7 @@ def run_place(
         spec = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
         parts = [verb, Path(shown).stem.replace(" ", "-"), spec, digest.hexdigest()]
         output_dir = Path("runs") / "-".join(filter(None, parts))
-    base = local_model(model)
+    base, own = local_model(model), read_info(named_folder(model))
     pin_date(config, base, Path(output_dir))
     config["relies_on"] = relied_on(
         base,
@@ -136,7 +137,8 @@ def run_place(
         reward=reward,
         problems=[problem for group in groups for problem in group],
         # only those that are shown: a model that femtune trained is not shown the task's own
-        demos=[asdict(each) for each in demos if settings.demos != "auto" or is_base(model)],
+        demos=[asdict(each) for each in demos if settings.demos != "auto" or is_base(model)]
+        or (own.demos if own is not None and settings.demos == "auto" else None),
     )
     check_run(Path(output_dir), config, CHANGEABLE)
     return Path(output_dir), config
@@ -225,3 +227,25 @@ def check_storable(scheme: Scheme) -> None:
             "no command can replay or refilter it. Move the rule to a module of its own.",
             scheme.name,
         )
+
+
+def choose_peft(settings: Train, base: Path, place: Path | None = None) -> Train:
+    """Choose LoRA if the setting is open and full fine-tuning does not fit into memory.
+
+    A run that was started at `place` keeps its choice, on any machine.
+    """
+    training = settings.training
+    if training.use_peft is not None or settings.m_step == "examples":
+        return settings
+    chosen = _stored_peft(place)
+    if chosen is None:
+        chosen = needs_peft(training, base, settings.device)
+    return replace(settings, training=replace(training, use_peft=chosen))
+
+
+def _stored_peft(place: Path | None) -> bool | None:
+    """Return the stored choice of a run, None without a run."""
+    if place is None or not (place / "config.yaml").exists():
+        return None
+    found = stored_config(place).get("use_peft")
+    return found if isinstance(found, bool) else None

@@ -21,13 +21,19 @@ from femtune.data.problems import check_lengths
 from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.engines.dtypes import usable_dtype
-from femtune.engines.model_files import base_of_adapter, load_config, load_tokenizer, local_model
+from femtune.engines.model_files import (
+    base_of_adapter,
+    load_config,
+    load_tokenizer,
+    local_model,
+    named_folder,
+)
 from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, WeightCheck
 from femtune.errors import ConfigError, DataError, EngineError, ModelError
 from femtune.estep.forced_answers import check_cue
 from femtune.estep.scheduler import EnginePool, Sampler
 from femtune.model_info import FILE as INFO
-from femtune.model_info import is_base, read_info
+from femtune.model_info import ModelInfo, is_base, read_info
 from femtune.mstep.config import Training, context_length
 from femtune.resolve import TaskInputs
 from femtune.rewards.builtin import score
@@ -283,11 +289,11 @@ def make_sampler_builder(
     engine_args(settings)
     check_installed(settings)
     base = local_model(model)
+    info = _checked_info(model)
     tokenizer = load_tokenizer(base, settings.template_args)
     form = asked.prompts.format
     if settings.force_answers != "never" and form.cue:
         check_cue(Cut(form, tokenizer), tokenizer)
-    info = read_info(base)
     if info is not None and info.demos and settings.demos == "auto":  # they are part of its x
         own = tuple(Demo(**demo) for demo in info.demos)
         asked = replace(asked, prompts=asked.prompts.with_demos(own))
@@ -324,12 +330,20 @@ def make_sampler_builder(
     )
 
 
+def _checked_info(model: str) -> ModelInfo | None:
+    """Return a model's femtune.json; of chosen examples, check that their base is as it was."""
+    info = read_info(named_folder(model))
+    if info is not None and info.m_step == "examples":
+        _check_base(model, info)
+    return info
+
+
 def trained_from(model: str) -> Path:
     """Return the folder of the base that a model was trained from; for a base, its own folder.
 
     Raises ModelError if the base is unknown, missing, or has changed.
     """
-    folder = local_model(model)
+    folder = named_folder(model)
     info = read_info(folder)
     if info is None:
         return folder
@@ -338,11 +352,17 @@ def trained_from(model: str) -> Path:
             f"{folder / INFO} does not name the base of {model}, which is to read its rationales. Leave "
             "out --reader-problems."
         )
-    base = local_model(info.base)
+    return _check_base(model, info)
+
+
+def _check_base(model: str, info: ModelInfo) -> Path:
+    """Return the folder of a model's base. Raises ModelError if its weights have changed."""
+    base = local_model(str(info.base))
     if hash_weights(base, base_of_adapter(base)) != info.base_sha256:
+        remedy = "" if info.m_step == "examples" else ", or leave out --reader-problems"
         raise ModelError(
-            f"the weights of {info.base} are not those that {model} was trained from. Restore them, or "
-            "leave out --reader-problems."
+            f"the weights of {info.base} are not those that {model} was trained from. Restore them"
+            f"{remedy}."
         )
     return base
 

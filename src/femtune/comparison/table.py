@@ -72,7 +72,8 @@ def _measures(history: History) -> dict[str, float]:
         for name in ("kept_share", "covered_share"):
             if shares := [share for each in e_steps if (share := measure(each, name)) is not None]:
                 measures[name] = fmean(shares)
-        measures["generated_tokens"] = sum(each["generated_tokens"] for each in e_steps)
+        drawing = (*e_steps, *m_steps)  # an M-step draws where it chooses examples
+        measures["generated_tokens"] = sum(each.get("generated_tokens", 0) for each in drawing)
     if e_steps or m_steps:
         drawing_s = sum(each["total_s"] for each in e_steps)
         measures["seconds"] = drawing_s + sum(each["seconds"] for each in m_steps)

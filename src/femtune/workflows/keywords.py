@@ -117,6 +117,10 @@ class TrainSettings(SampleSettings, TrainingSettings, total=False):
     """Describe a run of filtered EM: config.Train."""
 
     iterations: int
+    m_step: Literal["weights", "examples"]
+    num_examples: int
+    selection_requests: int
+    selection_tokens: int | None
     launch: str | None
     share_device: bool
     start_from: Literal["previous", "base"]

@@ -32,7 +32,12 @@ from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.load import TaskData, read_places
 from femtune.data.tasks.published import SCHEMAS
 from femtune.data.tasks.schemas import hub_source
-from femtune.engines.model_files import base_of_adapter, load_config, local_model
+from femtune.engines.model_files import (
+    base_of_adapter,
+    load_config,
+    local_model,
+    named_folder,
+)
 from femtune.errors import ConfigError, DataError
 from femtune.estep.scheduler import Sampler
 from femtune.evaluation.aggregate import Prediction, item_id, prediction
@@ -211,8 +216,10 @@ def _stored_config(data: Data, model: str, asked: TaskInputs[Predict], place: Pa
     marks = fingerprint(asked.problems)
     config = resolved(settings, data=shown_data(data), model=model, problems=marks)
     pin_date(config, base, place)
-    args = config["template_args"]
-    return config | {"relies_on": relied_on(base, base=base_of_adapter(base), template_args=args)}
+    args, own = config["template_args"], read_info(named_folder(model))
+    shown = own.demos if own is not None and settings.demos == "auto" else None
+    found = relied_on(base, base=base_of_adapter(base), template_args=args, demos=shown)
+    return config | {"relies_on": found}
 
 
 def _stored_draws(
@@ -251,7 +258,7 @@ def stored_items(
 
 def as_trained(settings: Predict, model: str) -> Predict:
     """Return settings with unset ones filled in from the model's femtune.json, if it has one."""
-    return with_defaults(settings, read_info(local_model(model)), graded=False)
+    return with_defaults(settings, read_info(named_folder(model)), graded=False)
 
 
 def reading(settings: Predict, read: Callable[[Predict], T]) -> T:

@@ -47,8 +47,8 @@ from femtune.config import CHANGEABLE, LadderOptions, Train, given
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, DataError, NothingKept
 from femtune.reporting.terminal import Show
-from femtune.resolve import Data, choose_peft, make_loop_config, part, read_inputs, read_test
-from femtune.run_folder import dated, fingerprint, resolved, shown_data
+from femtune.resolve import Data, make_loop_config, part, read_inputs, read_test
+from femtune.run_folder import choose_peft, dated, fingerprint, resolved, shown_data
 from femtune.runs.run import locked
 from femtune.sampler import make_sampler_builder
 from femtune.workflows.prediction_files import check_output
