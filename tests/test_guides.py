@@ -30,6 +30,7 @@ def shown_files(guide: Path) -> dict[str, str]:
 
 def test_there_are_the_guides_that_were_promised() -> None:
     assert [guide.stem for guide in GUIDES] == [
+        "examples",
         "judge",
         "ladder",
         "multiple-choice",

@@ -167,7 +167,7 @@ def choose_examples(steps: ExampleRun, iteration: int) -> MStepMetrics:
         assert limits is not None  # else the M-step is one of weights
         current = examples_of(steps, iteration - 1)
         force: Force = "never" if steps.config.force == "never" else "all"
-        pool, left_out = _pool(steps, iteration, scheme, current)
+        pool, left_out = candidates(steps, iteration, scheme, current)
         sampler = replace(
             steps.sampler,
             prompts=with_examples(steps.sampler.prompts, pool.candidates, steps.tokenizer).with_demos(
@@ -235,7 +235,7 @@ def choose(
 # --- candidates
 
 
-def _pool(
+def candidates(
     steps: ExampleRun, iteration: int, scheme: Scheme, current: Demos
 ) -> tuple[Pool, dict[str, int]]:
     """Return the candidates, kept draws and current examples; and what was left out, by reason."""
@@ -254,11 +254,11 @@ def _pool(
                 else:
                     problem, text = by_id[problem_id], example.draw.completion.text.strip()
                     made.setdefault((problem_id, text), Demo(problem.prompt, problem.answer, text))
-    candidates = [*made.values()]
-    candidates += [demo for demo in current if demo not in candidates]
-    shown = _in_one_form(candidates, sampler.prompts, steps.tokenizer)
-    if len(shown) < len(candidates):
-        left_out["not shown in full by the chat template"] += len(candidates) - len(shown)
+    found = [*made.values()]
+    found += [demo for demo in current if demo not in found]
+    shown = _in_one_form(found, sampler.prompts, steps.tokenizer)
+    if len(shown) < len(found):
+        left_out["not shown in full by the chat template"] += len(found) - len(shown)
     longest = _longest([*steps.problems, *steps.dev_problems, *steps.eval_problems])
     return Pool(tuple(shown), _fits(longest, sampler, steps.tokenizer)), dict(left_out)
 

@@ -19,6 +19,7 @@ from femtune._util.text import near
 from femtune.comparison.ladder.answer import answer_like
 from femtune.comparison.ladder.board import Board
 from femtune.comparison.ladder.budget import Budget, Metered, parse_budget
+from femtune.comparison.ladder.chosen_examples import with_examples_chosen
 from femtune.comparison.ladder.cost import Prices, generated_tokens
 from femtune.comparison.ladder.differences import against, all_pairs
 from femtune.comparison.ladder.result import (
@@ -55,6 +56,7 @@ from femtune.workflows.prediction_files import check_output
 from femtune.workflows.worked_examples import without_held_out
 
 ANSWERING = "--answer NEW.jsonl --output answers.jsonl"
+_OF_CHOICE = ("num_examples", "selection_requests", "selection_tokens")  # settings of one rung alone
 FEW = 200  # held-out problems, below which a ladder says that it can't see much
 
 
@@ -137,6 +139,9 @@ def _prepare(
     # the date of the ladder's first day, also for rungs of another day
     args = dated(settings.template_args, base, stored_settings(folder).get("template_args", ()))
     settings = choose_peft(replace(settings, template_args=tuple(args)), base, folder / "fem")
+    examples = with_examples_chosen(settings)
+    if settings.m_step == "weights":  # the numbers of the rung that chooses examples are not of `fem`
+        settings = replace(settings, **{name: getattr(Train, name) for name in _OF_CHOICE})
     asked = read_inputs(data, settings, reward, model=model)
     make_loop_config(asked.settings)
     other = read_test(asked, data, model)
@@ -159,6 +164,7 @@ def _prepare(
         folder=folder,
         draws=options.draws,
         builder=make_sampler_builder(model, asked, train, test),
+        examples=examples,
         reward=reward,
     )
 
@@ -173,6 +179,7 @@ def _settings(ground: Ground, options: LadderOptions) -> dict[str, Any]:
         problems=fingerprint(ground.train, ground.test),
         draws=options.draws,
     )
+    known |= {name: getattr(ground.examples, name) for name in _OF_CHOICE}
     return {name: value for name, value in known.items() if name not in free}
 
 
