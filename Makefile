@@ -16,7 +16,7 @@ EACH_CORE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope
 # what needs no model and no process of its own
 FAST_TESTS := tests/_util tests/data tests/rewards tests/runs tests/schemes/test_schemes.py tests/schemes/test_filters.py \
 	tests/schemes/test_weights.py tests/mstep/test_config.py tests/evaluation/test_metrics.py tests/evaluation/test_copying.py \
-	--ignore tests/_util/test_model_safety.py
+	--ignore tests/_util/test_model_safety.py --ignore tests/_util/test_weight_files.py
 
 .PHONY: demo docs help test test-fast test-slow test-real test-vllm test-real-vllm real-model install-vllm check install clean
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from femtune._util.safetensors_header import stored_dtype
 from femtune.data.chat_tokenizer import ChatTokenizer
@@ -429,6 +430,31 @@ def test_a_bfloat16_base_keeps_its_dtype_and_the_newest_float32_weights(tmp_path
     manifest.record_removed(root, root / "iteration-002/metrics.json")
     assert made().iterate()[2]["m_step"] == history[2]["m_step"]
     assert (models[1] / "model.safetensors").read_bytes() == wanted
+
+
+def test_averaged_weights_are_drawn_from_and_kept_beside_those_that_go_on(tmp_path: Path) -> None:
+    """A model that is lost is made again of both; with float32 weights alone, too."""
+    base = tiny_model(tmp_path / "base", "llama", tokenizer=byte_tokenizer())
+    root = tmp_path / "run"
+
+    def made() -> Steps:
+        return steps(root, base, Fuse(), evaluation=Evaluation(every=0), average_weights=True)
+
+    history = made().iterate()
+    assert [entry["m_step"]["averaged_share"] for entry in history[1:]] == [None, 0.666667]
+    assert [path.parent.name for path in root.glob("iteration-*/master")] == ["iteration-002"]
+    assert check_manifest(root) == []
+    first, model, master = (
+        root / each for each in ("iteration-001/model", "iteration-002/model", "iteration-002/master")
+    )
+    one, mean, two = (load_file(each / "model.safetensors") for each in (first, model, master))
+    assert all(torch.allclose(mean[name], (one[name] + 2 * two[name]) / 3, atol=1e-6) for name in one)
+    wanted = (model / "model.safetensors").read_bytes()
+    for lost in (model, root / "iteration-002/metrics.json"):
+        manifest.record_removed(root, lost)
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    assert made().iterate()[2]["m_step"] == history[2]["m_step"]
+    assert (model / "model.safetensors").read_bytes() == wanted
 
 
 def check_manifest(root: Path) -> list[str]:

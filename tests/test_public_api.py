@@ -17,6 +17,7 @@ import pytest
 import femtune
 from femtune import api, config
 from femtune.cli.main import app
+from femtune.comparison.ladder import options
 from femtune.errors import ConfigError, DataError
 from femtune.mstep.config import Training
 from femtune.workflows import keywords
@@ -32,14 +33,14 @@ SETTINGS = {
     "CalibrateSettings": (config.Calibrate,),
     "CompareSettings": (config.Train, Training, config.RL),
     "EvaluateSettings": (config.Evaluate,),
-    "LadderSettings": (config.Train, Training, config.LadderOptions),
+    "LadderSettings": (config.Train, Training, options.LadderOptions),
     "PredictSettings": (config.Predict,),
     "SampleSettings": (config.Sample,),
     "TrainSettings": (config.Train, Training),
     "TrainingSettings": (Training,),
 }
 REWARDS = ("as_reward", "choice", "exact", "math", "number", "ordinal", "regex")
-NOUNS = ("Draw", "Example", "MStepSchedule", "Problem", "Scheme", "Stage")
+NOUNS = ("Draw", "Example", "MStepSchedule", "Problem", "Scheme", "Stage", "TrainedModel")
 SCHEMES = (
     *("base", "chain", "doubt", "every", "expected", "gain", "hard", "importance", "memo", "mixture"),
     *("parse_scheme", "pps", "reasons", "rejection", "resample", "restart", "scheme_from_data"),
@@ -109,7 +110,7 @@ def test_typed_keywords_are_the_settings_with_their_types(name: str, kinds: tupl
     assert getattr(keywords, name).__required_keys__ == frozenset()
 
 
-PAIRS = ("columns", "labels", "engine_args", "template_args")
+PAIRS = ("columns", "labels", "engine_args", "template_args", "prices")
 
 
 def _given(field: str) -> Any:
@@ -208,7 +209,7 @@ def test_a_run_goes_from_rows_to_predictions(tmp_path: Path, capsys: pytest.Capt
         **asked,
     )
     assert "accuracy" in capsys.readouterr().out
-    assert (result.best.resolve(), result.last.resolve()) == (
+    assert (result.best.path.resolve(), result.last.path.resolve()) == (
         (tmp_path / "run/iteration-001/model").resolve(),
     ) * 2
     assert result.best_iteration == 1 and len(result.history) == 2
@@ -220,3 +221,6 @@ def test_a_run_goes_from_rows_to_predictions(tmp_path: Path, capsys: pytest.Capt
     stored = femtune.predict(ROWS[:3], result.best, output=output, draws=2)
     assert stored.output == output and len(output.read_text().splitlines()) == 3
     assert len(list(femtune.predict(ROWS[:3], result.best, draws=2))) == 3
+    [item] = result.best.predict(ROWS[:1], draws=2)
+    [same] = femtune.predict(ROWS[:1], result.best.path, draws=2)
+    assert item == same and item["response"] == ROWS[0]["response"]

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         PredictSettings,
         SampleResult,
         SampleSettings,
+        TrainedModel,
         TrainingSettings,
         TrainResult,
         TrainSettings,
@@ -94,7 +95,8 @@ else:
         "femtune.api": (
             "calibrate check compare evaluate fit ladder predict sample train "
             "CalibrateResult CheckResult CompareResult EvaluateResult FitResult LadderResult "
-            "PredictResult SampleResult TrainResult AskSettings CalibrateSettings CompareSettings "
+            "PredictResult SampleResult TrainResult TrainedModel AskSettings CalibrateSettings "
+            "CompareSettings "
             "EvaluateSettings LadderSettings PredictSettings SampleSettings TrainSettings "
             "TrainingSettings"
         ),
@@ -166,6 +168,7 @@ __all__ = [
     "Stage",
     "TrainResult",
     "TrainSettings",
+    "TrainedModel",
     "TrainingSettings",
     "as_reward",
     "base",

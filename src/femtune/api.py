@@ -25,8 +25,9 @@ from typing import overload
 
 from femtune.comparison.experiment import CompareResult, run_compare
 from femtune.comparison.ladder.climb import run_ladder
+from femtune.comparison.ladder.options import LadderOptions
 from femtune.comparison.ladder.result import LadderResult
-from femtune.config import RL, Calibrate, Evaluate, LadderOptions, Predict, Sample
+from femtune.config import RL, Calibrate, Evaluate, Predict, Sample
 from femtune.data.objects import Table
 from femtune.evaluation.aggregate import Prediction
 from femtune.loop import Progress
@@ -36,6 +37,7 @@ from femtune.resolve import Data
 from femtune.tools.check_run import CheckResult, run_check
 from femtune.types import Scheme
 from femtune.workflows.arguments import (
+    Model,
     Reward,
     divided,
     names_given,
@@ -65,6 +67,7 @@ from femtune.workflows.keywords import (
 from femtune.workflows.predict import PredictResult, predict_into, predictions
 from femtune.workflows.sample import SampleResult, run_sample
 from femtune.workflows.train import TrainResult, run_train
+from femtune.workflows.trained_model import TrainedModel
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -90,6 +93,7 @@ __all__ = [
     "SampleSettings",
     "TrainResult",
     "TrainSettings",
+    "TrainedModel",
     "TrainingSettings",
     "calibrate",
     "check",
@@ -105,7 +109,7 @@ __all__ = [
 
 def train(
     data: Data | Table,
-    model: str | Path,
+    model: Model,
     *,
     scheme: str | Scheme = "auto",
     eval_data: Data | Table | None = None,
@@ -118,6 +122,7 @@ def train(
 
         result = train("judge.jsonl", "Qwen/Qwen3-1.7B", task="judge", scale="1,5")
         result.best  # the folder of the model, for transformers and vLLM
+        result.best.predict(rows)  # by what it was trained with: task, scale, instruction
         result.history[-1]["evaluation"]["accuracy"]
 
     `scheme` is a name such as "rejection:4", or an object such as `star()`; `reward` is a name such as
@@ -141,7 +146,7 @@ def train(
 
 def sample(
     data: Data | Table,
-    model: str | Path,
+    model: Model,
     *,
     scheme: str | Scheme = "auto",
     reward: Reward | None = None,
@@ -172,7 +177,7 @@ def sample(
 
 def fit(
     examples: str | Path,
-    model: str | Path,
+    model: Model,
     *,
     output_dir: str | Path,
     seed: int = 0,
@@ -192,7 +197,7 @@ def fit(
 
 def evaluate(
     data: Data | Table,
-    model: str | Path,
+    model: Model,
     *,
     reward: Reward | None = None,
     reader_problems: int = 0,
@@ -229,7 +234,7 @@ def evaluate(
 @overload
 def predict(
     data: Data | Table,
-    model: str | Path,
+    model: Model,
     *,
     reward: str | None = ...,
     output: None = ...,
@@ -240,7 +245,7 @@ def predict(
 @overload
 def predict(
     data: Data | Table,
-    model: str | Path,
+    model: Model,
     *,
     reward: str | None = ...,
     output: str | Path,
@@ -250,7 +255,7 @@ def predict(
 
 def predict(
     data: Data | Table,
-    model: str | Path,
+    model: Model,
     *,
     reward: str | None = None,
     output: str | Path | None = None,
@@ -295,9 +300,9 @@ def predict(
 
 def calibrate(
     data: Data | Table,
-    model: str | Path,
+    model: Model,
     *,
-    output: str | Path,
+    output: str | Path | None = None,
     reward: Reward | None = None,
     output_dir: str | Path | None = None,
     progress: Show | Progress = "auto",
@@ -305,10 +310,11 @@ def calibrate(
 ) -> CalibrateResult:
     """Fit a map of votes or probabilities to calibrated ones, on a validation split.
 
-        fitted = calibrate("validation.jsonl", "runs/judge/best", output="map.json")
-        fitted.metrics["ece"]
-        predict("new.jsonl", "runs/judge/best", calibration=str(fitted.calibration))
+        fitted = calibrate("validation.jsonl", "runs/judge/best")
+        fitted.metrics["ece_after"]
+        predict("new.jsonl", "runs/judge/best")  # calibrated
 
+    The map is stored in the model's folder, or as `output` to be named by the setting `calibration`.
     Raises ConfigError if the answers are not on one scale, DataError if there are too few.
     """
     chosen = make_settings(Calibrate, {**settings, **names_given(None, reward)})
@@ -317,7 +323,7 @@ def calibrate(
             with_rows(data),
             str(model),
             chosen,
-            Path(output),
+            None if output is None else Path(output),
             output_dir,
             shown,
             reward=reward_function(reward),
@@ -326,7 +332,7 @@ def calibrate(
 
 def compare(
     data: Data | Table,
-    model: str | Path,
+    model: Model,
     *,
     schemes: Sequence[str | Scheme] = ("rejection:1", "rejection:4", "star", "pps"),
     seeds: int = 1,
@@ -367,7 +373,7 @@ def compare(
 
 def ladder(
     data: Data | Table,
-    model: str | Path,
+    model: Model,
     *,
     answer: Data | Table | None = None,
     output: str | Path | None = None,
@@ -403,7 +409,7 @@ def ladder(
 
 def check(
     data: Data | Table,
-    model: str | Path,
+    model: Model,
     *,
     row: int = 1,
     draws: int = 32,

@@ -5,7 +5,6 @@
     Training  the M-step's settings, in mstep/config.py
     Train     Sample + Training + the loop and its evaluation
     RL        additional settings of baselines by reinforcement learning
-    LadderOptions  additional settings of a ladder
 
 resolve.py turns settings into arguments of the library's functions.
 """
@@ -29,7 +28,10 @@ from femtune.types import Aggregate, Balance, CalibrationKind, Resume
 
 T = TypeVar("T")
 Flat = Annotated[T, Parameter(name="*")]  # the fields become flags
+NO_CALIBRATION = "none"  # in place of a calibration's file
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
+_SERVERS = ["openai", "chat"]
+_CAPS = ("max_requests", "max_total_tokens", "max_cost", "prices")
 
 
 @Parameter(name="*")
@@ -106,8 +108,9 @@ class Ask:
     """Keep drawing while the last chunk is graded and stored; for slow rewards and remote engines."""
     resume: Resume = "draws"
     """On resume, keep the draws of an unfinished chunk, or repeat the whole chunk bit for bit."""
-    engine: Literal["transformers", "vllm", "openai"] = "transformers"
-    """Inference engine: transformers, vLLM in this process, or a server with OpenAI's protocol."""
+    engine: Literal["transformers", "vllm", "openai", "chat"] = "transformers"
+    """Inference engine: transformers, vLLM in this process, openai (a server of the model in MODEL), or
+    chat (any server of chat completions, without local weights: MODEL is its name there)."""
     engine_args: Names = ()
     """Further arguments of vLLM, for example tensor_parallel_size=2 gpu_memory_utilization=0.8."""
     engine_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -122,6 +125,16 @@ class Ask:
     """Name of the model on the server; default: the only one that it serves."""
     engine_timeout: float = 600.0
     """Maximum seconds for a server's completion."""
+    max_requests: int | None = None
+    """Maximum requests of a run to --engine chat; the same command with more goes on."""
+    max_total_tokens: int | None = None
+    """Maximum tokens of these requests, of prompts and completions together."""
+    max_cost: float | None = None
+    """Maximum cost of these requests, by prices."""
+    prices: Names = ()
+    """Prices of a million tokens: prompt=0.4 generated=1.6, and cached=0.1 for cached prompt tokens."""
+    on_model_change: Literal["stop", "warn"] = "stop"
+    """Stop if --engine chat is answered by another model than at first, or warn."""
     ray_workers: int = 0
     """Number of engines in Ray workers; 0: one engine in this process."""
     ray_address: str | None = None
@@ -144,10 +157,14 @@ class Ask:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
         if self.ray_workers < 0 or (self.worker_gpus or 0) < 0:
             raise ConfigError("ray_workers and worker_gpus must be at least 0.")
-        of_one = {"engine_args": "vllm", "base_url": "openai", "served_model": "openai"}
-        for name, engine in of_one.items():
-            if getattr(self, name) and self.engine != engine:
-                raise ConfigError(f"{name} is for --engine {engine}; the engine is {self.engine}.")
+        of_some = {"engine_args": ["vllm"], "base_url": _SERVERS, "served_model": _SERVERS}
+        of_some |= {name: ["chat"] for name in _CAPS}
+        for name, engines in of_some.items():
+            if getattr(self, name) not in (None, (), "") and self.engine not in engines:
+                known = " or ".join(engines)
+                raise ConfigError(f"{name} is for --engine {known}; the engine is {self.engine}.")
+        if self.ray_workers and self.engine == "chat":
+            raise ConfigError("ray_workers is not for --engine chat: set max_batch, its open requests.")
         if self.ray_workers and self.overlap:
             raise ConfigError("overlap is not supported with ray_workers; drop one of them.")
         for name in ("ray_address", "worker_gpus"):
@@ -201,6 +218,8 @@ class Train(Sample):
     """Share the GPU: the engine sleeps or is freed during the M-step."""
     start_from: Literal["previous", "base"] = "previous"
     """Start of each M-step: previous weights as in FEM, or the base as in STaR and +restart."""
+    average_weights: bool = False
+    """Draw from, evaluate and export the mean of the weights over iterations."""
     keep_last: int = 0
     """Number of newest models to keep in addition to the best one; 0: all."""
     dev_share: float | None = None
@@ -230,6 +249,11 @@ class Train(Sample):
     help an untrained reader; 0: none."""
     training: Flat[Training] = field(default_factory=Training)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.average_weights and self.training.fsdp:
+            raise ConfigError("weights sharded by fsdp can't be averaged: drop average_weights or fsdp.")
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -244,12 +268,15 @@ class Evaluate(Ask):
     """Combine rationales by votes, or by the mean probability of each answer; auto: probabilities if
     the answers are a closed set and the engine can score, else votes."""
     calibration: str | None = None
-    """File of `femtune calibrate`, to calibrate shares of votes or probabilities."""
+    """File of `femtune calibrate`, or none; default: the one in the model's folder, if it is of as many
+    draws at the same temperature."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_draws("", self.draws, self.temperature)
-        if self.calibration is not None and self.draws == 1 and self.aggregate == "votes":
+        check_aggregate(self.engine, self.aggregate)
+        named = self.calibration not in (None, NO_CALIBRATION)
+        if named and self.draws == 1 and self.aggregate == "votes":
             raise ConfigError("calibration is of shares of votes: set draws 16 and temperature 1, say.")
 
 
@@ -291,7 +318,8 @@ class Calibrate(Ask):
         super().__post_init__()
         check_extra("femtune calibrate", "scipy", "sklearn")
         check_draws("", self.draws, self.temperature)
-        if self.draws < 2 and self.aggregate == "votes":
+        check_aggregate(self.engine, self.aggregate)
+        if self.draws < 2 and "votes" in (self.aggregate, "votes" if self.engine == "chat" else ""):
             raise ConfigError("draws is 1: a calibration takes several, there is no share of one.")
 
 
@@ -332,27 +360,6 @@ class RL:
     def groups_a_step(self, num_problems: int) -> int:
         """Return the problems per optimizer step, at most all problems."""
         return min(self.rl_batch_size // self.rl_num_generations, num_problems)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class LadderOptions:
-    """Settings of a ladder; other settings are those of `train`."""
-
-    up_to: str | None = None
-    """Last rung to run, for example votes; default: all."""
-    budget: str | None = None
-    """Most time or generated tokens, for example 30m or "200k tokens"; default: no limit."""
-    draws: int = 16
-    """Rationales per held-out problem for votes and probabilities."""
-    margin: float = 0.02
-    """Accuracy by which a rung must be better to be worth its cost."""
-    price_prompt: float | None = None
-    """Price of a million prompt tokens, which scored ones cost too."""
-    price_generated: float | None = None
-    """Price of a million generated tokens."""
-    price_trained: float | None = None
-    """Price of a million trained tokens."""
 
 
 def given(settings: Ask) -> frozenset[str]:
@@ -403,9 +410,15 @@ def check_draws(prefix: str, draws: int, temperature: float) -> None:
             f"{prefix}draws {draws}, {prefix}temperature {temperature}: at least 1 and at least 0."
         )
     if draws > 1 and temperature == 0:
+        again = f"at {prefix}temperature 0 all draws are the same: set {prefix}temperature 1, say."
+        raise ConfigError(f"{prefix}draws is {draws}, and {again}")
+
+
+def check_aggregate(engine: str, aggregate: Aggregate) -> None:
+    if engine == "chat" and aggregate == "probabilities":
         raise ConfigError(
-            f"{prefix}draws is {draws}, and at {prefix}temperature 0 all draws are the same: "
-            f"set {prefix}temperature 1, say."
+            "aggregate probabilities needs log-probabilities, and --engine chat gives none: choose "
+            "--aggregate votes, or serve the model with vLLM and take --engine openai."
         )
 
 
@@ -413,28 +426,10 @@ def check_draws(prefix: str, draws: int, temperature: float) -> None:
 # survive a batch that does not fit into memory, and a change of machine.
 CHANGEABLE = frozenset(
     {
-        *(
-            "iterations",
-            "patience",
-            "report_to",
-            "max_batch",
-            "reward_timeout",
-            "calibration",
-            "aggregate",
-        ),
-        *(
-            "resume",
-            "keep_last",
-            "bound_draws",
-            "bound_problems",
-            "reader_problems",
-            "overlap",
-            "device",
-            "engine_args",
-            "base_url",
-            "served_model",
-            "engine_timeout",
-        ),
+        *("iterations", "patience", "report_to", "max_batch", "reward_timeout", "calibration"),
+        *("aggregate", "resume", "keep_last", "bound_draws", "bound_problems", "reader_problems"),
+        *("overlap", "device", "engine_args", "base_url", "served_model", "engine_timeout"),
+        *("max_requests", "max_total_tokens", "max_cost", "prices", "on_model_change"),
         *("ray_workers", "ray_address", "worker_cpus", "worker_gpus", "launch", "fsdp", "share_device"),
     }
 )

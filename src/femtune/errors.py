@@ -6,6 +6,7 @@
     ├── ModelError     (ValueError)    a model folder, its tokenizer or its template can't be used
     ├── RewardError    (RuntimeError)  a reward function failed, timed out, or gave no number
     ├── EngineError    (RuntimeError)  an engine could not generate or score
+    │   └── BudgetReached              a cap on requests, tokens or money ends the command
     ├── RunError       (RuntimeError)  a run directory can't be written, or holds something else
     └── NothingKept    (RuntimeError)  an E-step kept no draw: there is nothing to learn from
 
@@ -37,6 +38,10 @@ class RewardError(FemtuneError, RuntimeError):
 
 class EngineError(FemtuneError, RuntimeError):
     """An engine could not generate or score."""
+
+
+class BudgetReached(EngineError):
+    """A cap on requests, tokens or money is reached; what was paid for is stored."""
 
 
 class RunError(FemtuneError, RuntimeError):

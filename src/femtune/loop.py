@@ -49,6 +49,7 @@ from femtune.metric_types import (
 )
 from femtune.model_info import FILE as MODEL_INFO
 from femtune.model_info import ModelInfo, is_trained, write_info
+from femtune.mstep.average import mean_before
 from femtune.mstep.config import Training
 from femtune.mstep.disk import check_room, exported_dtype
 from femtune.mstep.examples import write_examples
@@ -105,6 +106,7 @@ class LoopConfig:
     _: KW_ONLY
     iterations: int = 5
     launch: str | None = None  # a launcher's command: M-steps on several processes
+    average_weights: bool = False  # models are means over iterations: see average.py
     balance: Balance = "none"  # of examples, by human answer: see selection_bias.balance_factors
     keep_last: int = 0  # newest models to keep, in addition to the best one; 0: all
     patience: int = 0  # iterations without a better model, by the development part, to stop after
@@ -233,7 +235,7 @@ class Steps:
         self.progress.phase("E-step", iteration, len(self.problems))
         self.run.log("E-step", iteration=iteration)
         scheme, theta = self.config.scheme, self.weights(iteration - 1)
-        # a soft label is sampled again in each iteration
+        # a soft label is sampled again
         problems = [label_of(each, iteration, self.sampler.seed) for each in self.problems]
         sampler = replace(
             sampler_of(self, iteration - 1),
@@ -266,15 +268,14 @@ class Steps:
         if not examples.exists() and not has_examples(metrics):
             raise NothingKept(nothing_kept(iteration, metrics, scheme))
         self._warn(e_step_warnings(metrics, sampler.sampling.max_new_tokens, scheme))
-        prompts = self.sampler.prompts
         factors = made_factors(lambda: iter(scoring), by_id, scheme.weigh, self.config.balance)
         if not examples.exists():
-            by_answer = factors.by_answer
-            write_examples(examples, scoring, by_id, scheme.weigh, prompts, self.tokenizer, by_answer)
+            tokenizer = None if self.sampler.text_only else self.tokenizer
+            how = (self.sampler.prompts, tokenizer, factors.by_answer)
+            write_examples(examples, scoring, by_id, scheme.weigh, *how)
             self.run.record(examples)
         scoring.remember()
-        metrics |= factors.metrics() | kept_metrics(outcomes(folder, by_id))
-        return metrics
+        return metrics | factors.metrics() | kept_metrics(outcomes(folder, by_id))
 
     def m_step(self, iteration: int) -> MStepMetrics:
         """Fine-tune on the examples, from theta_{k-1} or the base; or choose some for the prompts."""
@@ -291,7 +292,8 @@ class Steps:
             dtype = exported_dtype(self.base, training)
             # the next M-step may start from these weights, which rounding would change
             is_next = self.config.m_step(iteration + 1)[0] == "previous"
-            master = folder / MASTER if is_next and dtype != "float32" else None
+            mean = mean_before(iteration, self.weights) if self.config.average_weights else None
+            master = folder / MASTER if is_next and (dtype != "float32" or mean) else None
             if master is not None:
                 self.run.verify(master)
             check_room(folder / "model", start, training, dtype, with_master=master is not None)
@@ -308,6 +310,7 @@ class Steps:
                     on_step=self.progress.step,
                     dtype=dtype,
                     master=master,
+                    mean=mean,
                 )
                 self._describe(folder / "model")
                 self.run.record(folder / "model", *([] if master is None else [master]))

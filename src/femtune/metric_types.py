@@ -10,9 +10,26 @@ have its interval `m_ci`. None is a measure that is undefined; where it is not a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 Interval = list[float]  # low, high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Describe a completion of text by what its server says: the model, and all requests' tokens.
+
+    Counts are None where the server does not give them.
+    """
+
+    model: str = ""  # the model that answered, by its own name
+    fingerprint: str = ""  # of the server's configuration, where it gives one
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    requests: int = 1
+    # how an answer was forced: by a prefill that the model continues, or by a turn that asks for it
+    forced_by: Literal["", "prefill", "turn"] = ""
 
 
 class DrawMetrics(TypedDict, total=False):
@@ -141,6 +158,10 @@ class EvaluationMetrics(DrawMetrics, total=False):
     kappa_ci: Interval
     mae: float | None
     mae_ci: Interval
+    within_one_percent: float  # of free numbers
+    within_one_percent_ci: Interval
+    median_relative_error: float | None
+    median_relative_error_ci: Interval
     rmse: float | None
     rmse_ci: Interval
     pearson: float | None
@@ -196,6 +217,10 @@ class EvaluateMetrics(EvaluationMetrics, BothWays, total=False):
     spearman_ci_with_examples: Interval
     mae_with_examples: float | None
     mae_ci_with_examples: Interval
+    within_one_percent_with_examples: float
+    within_one_percent_ci_with_examples: Interval
+    median_relative_error_with_examples: float | None
+    median_relative_error_ci_with_examples: Interval
     by_votes_with_examples: EvaluationMetrics
     by_probabilities_with_examples: EvaluationMetrics
     rationales: RationaleMetrics

@@ -31,7 +31,7 @@ from femtune.data.tasks.wording import text_or_file
 from femtune.engines.model_files import load_config, load_tokenizer, local_model, named_folder
 from femtune.errors import ConfigError, DataError
 from femtune.loop import Evaluation, LoopConfig
-from femtune.model_info import read_info
+from femtune.model_info import check_scored, read_info
 from femtune.mstep.config import context_length
 from femtune.rewards.builtin import as_reward
 from femtune.schemes.acceptance import SoftAcceptance
@@ -166,7 +166,7 @@ def _without_long(asked: TaskInputs[A], model: str | None) -> TaskInputs[A]:
 
     Worked examples that may be left out do not count. Raises DataError if no problem is left.
     """
-    if model is None or asked.settings.bad_rows != "skip":
+    if model is None or asked.settings.bad_rows != "skip" or asked.settings.engine == "chat":
         return asked
     settings, base = asked.settings, local_model(model)
     tokenizer = load_tokenizer(base, settings.template_args)
@@ -294,9 +294,7 @@ def sampling(settings: Sample, scheme: Scheme | None = None) -> Sampling:
         )
     scheme = scheme or parse_scheme(settings.scheme)
     if settings.temperature == 0 and any(stage.draws > 1 for stage in scheme.asked):
-        raise ConfigError(
-            f"{scheme.name} at temperature 0: every attempt is the same. Set temperature 1, say."
-        )
+        raise ConfigError(f"{scheme.name} at temperature 0: every attempt is the same. Set it to 1.")
     return Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
 
 
@@ -340,6 +338,7 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
         evaluation=Evaluation(settings.eval_draws, settings.eval_temperature, settings.eval_every),
         iterations=settings.iterations,
         launch=settings.launch,
+        average_weights=settings.average_weights,
         balance=settings.balance,
         keep_last=settings.keep_last,
         patience=settings.patience,
@@ -366,6 +365,7 @@ def _spelled_out(settings: Sample) -> str:
 def _check_law(settings: Train, scheme: Scheme) -> None:
     """Refuse sampling settings that the scheme's rules do not support. Raises ConfigError."""
     _check_answers(settings, scheme)
+    check_scored(settings, scheme)
     cut = settings.top_p < 1 or settings.top_k > 0
     if "temperature_1" in scheme.needs and (cut or settings.temperature != 1):
         raise ConfigError(

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from femtune._util.redaction import check_values
-from femtune.config import CHANGEABLE, Train
+from femtune.config import CHANGEABLE, Ask, Train
 from femtune.data.chat_tokenizer import DATE
 from femtune.data.problems import save_problems
 from femtune.data.row_report import ROWS, RowReport
 from femtune.data.tasks.load import TaskData
-from femtune.engines.model_files import base_of_adapter, local_model, named_folder
+from femtune.engines.model_files import base_of_adapter, local_model
 from femtune.errors import ModelError, RunError
-from femtune.model_info import is_base, read_info
+from femtune.model_info import info_for, is_base, served_name
 from femtune.mstep.memory import needs_peft
 from femtune.resolve import A, Data, Divided, TaskInputs
 from femtune.rewards.custom import UserReward
@@ -127,18 +127,12 @@ def run_place(
         spec = re.sub(r"\W+", "-", config.get("scheme", "")).strip("-")
         parts = [verb, Path(shown).stem.replace(" ", "-"), spec, digest.hexdigest()]
         output_dir = Path("runs") / "-".join(filter(None, parts))
-    base, own = local_model(model), read_info(named_folder(model))
-    pin_date(config, base, Path(output_dir))
-    config["relies_on"] = relied_on(
-        base,
-        base=base_of_adapter(base),
-        template_args=config["template_args"],
+    config["relies_on"] = relied_on_model(model, settings, config, Path(output_dir)) | relied_on_inputs(
         spec=settings.reward,
         reward=reward,
         problems=[problem for group in groups for problem in group],
         # only those that are shown: a model that femtune trained is not shown the task's own
-        demos=[asdict(each) for each in demos if settings.demos != "auto" or is_base(model)]
-        or (own.demos if own is not None and settings.demos == "auto" else None),
+        demos=[asdict(each) for each in demos if settings.demos != "auto" or is_base(model, settings)],
     )
     check_run(Path(output_dir), config, CHANGEABLE)
     return Path(output_dir), config
@@ -178,34 +172,46 @@ def shown_data(data: Data) -> str:
     return f"{len(given)} problems"
 
 
-def relied_on(
-    folder: Path,
-    *,
-    base: Path | None = None,
-    template_args: Sequence[str] = (),
-    spec: str | None = None,
-    reward: Callable[..., Any] | None = None,
-    problems: Sequence[Problem] = (),
-    demos: Any = None,
-) -> dict[str, str]:
-    """Return the hash of everything that a run depends on, without what does not apply.
+def relied_on_model(model: str, settings: Ask, config: dict[str, Any], place: Path) -> dict[str, str]:
+    """Return the hash of everything of a model that a run in `place` depends on.
 
-    The chat template is hashed as source, with its arguments, the pinned date among them (`pin_date`).
-    `spec` is the reward's name in the settings, `reward` the function.
-    Raises ModelError if the model's files cannot be read.
+    Adds today's date to the configuration's template_args where the template writes it: `pin_date`. Of a
+    model behind chat completions, only its name is known. Raises ModelError if its files can't be read.
     """
+    info = info_for(model, settings)
+    shown = info.demos if info is not None and info.m_step == "examples" else None
+    own = {"model_examples": hash_value(shown)} if shown and settings.demos == "auto" else {}
+    if settings.engine == "chat":
+        return {"served_model": served_name(model, settings)} | own
+    folder = local_model(model)
+    pin_date(config, folder, place)
     template = template_source(folder)
     try:
-        found = {
-            "weights": hash_weights(folder, base),
+        return own | {
+            "weights": hash_weights(folder, base_of_adapter(folder)),
             "model_config": hash_config(folder),
             "tokenizer": hash_tokenizer(folder),
-            "chat_template": hash_value([template, sorted(template_args)]),
+            # as source, with its arguments, the pinned date among them
+            "chat_template": hash_value([template, sorted(config["template_args"])]),
         }
     except OSError as error:
         raise ModelError(
             f"{error.filename or folder} can't be read: {error.strerror or error}."
         ) from error
+
+
+def relied_on_inputs(
+    *,
+    spec: str | None = None,
+    reward: Callable[..., Any] | None = None,
+    problems: Sequence[Problem] = (),
+    demos: Any = None,
+) -> dict[str, str]:
+    """Return the hash of examples and reward that a run depends on, without what does not apply.
+
+    `spec` is the reward's name in the settings, `reward` the function.
+    """
+    found: dict[str, str] = {}
     if demos:
         found["demos"] = hash_value(demos)
     if code := reward_code(spec or "", reward):

@@ -16,13 +16,13 @@ from typing import Any
 from femtune._util.parsing import named_pairs, read_value
 from femtune._util.safetensors_header import stored_dtype
 from femtune.config import Ask
-from femtune.data.chat_tokenizer import ChatTokenizer, fit_prompts
+from femtune.data.chat_tokenizer import ChatTokenizer, fit_prompts, no_tokenizer
 from femtune.data.problems import check_lengths
 from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
+from femtune.engines.chat.budget import read_caps
 from femtune.engines.dtypes import usable_dtype
 from femtune.engines.model_files import (
-    base_of_adapter,
     load_config,
     load_tokenizer,
     local_model,
@@ -33,11 +33,17 @@ from femtune.errors import ConfigError, DataError, EngineError, ModelError
 from femtune.estep.forced_answers import check_cue
 from femtune.estep.scheduler import EnginePool, Sampler
 from femtune.model_info import FILE as INFO
-from femtune.model_info import ModelInfo, is_base, read_info
+from femtune.model_info import (
+    checked_info,
+    is_base,
+    model_folder,
+    read_info,
+    served_name,
+    unchanged_base,
+)
 from femtune.mstep.config import Training, context_length
 from femtune.resolve import TaskInputs
 from femtune.rewards.builtin import score
-from femtune.runs.hashes import hash_weights
 from femtune.types import SCORED, Demo, Demos, DrawKey, Engine, Need, Problem, Request, Reward, Sampling
 
 _log = logging.getLogger("femtune")
@@ -60,17 +66,19 @@ class SamplerBuilder:
         sampling: Sampling,
         check_on: Sequence[Problem] = (),
         needs: Collection[Need] = (),
+        folder: Path | None = None,
     ) -> Iterator[Sampler]:
         """Open the model in one engine, or in those of many workers, until the block ends.
 
-        Some of the problems `check_on` form `base_check`; `needs` are the scheme's. Takes a minute for a
-        large model. Raises ConfigError if a requirement of the engine is missing, ModelError if the
+        Some of the problems `check_on` form `base_check`; `needs` are the scheme's. `folder` is the
+        run's, where an engine that pays for answers stores them. Takes a minute for a large model.
+        Raises ConfigError if a requirement of the engine is missing, ModelError if the
         model cannot be served, and EngineError if the engine lacks what the scheme needs.
         """
-        remote = self.settings.engine == "openai"
+        remote = self.settings.engine in ("openai", "chat")
         # otherwise the model is read for the check before the engine takes the memory
         check = self.base_check(check_on) if check_on and not remote else None
-        made = self.open_sampler(sampling, check, needs)
+        made = self.open_sampler(sampling, check, needs, folder)
         try:
             if check_on and remote:
                 made = replace(made, base_check=self.base_check(check_on))
@@ -79,7 +87,11 @@ class SamplerBuilder:
             made.engine.close()
 
     def open_sampler(
-        self, sampling: Sampling, base_check: WeightCheck | None = None, needs: Collection[Need] = ()
+        self,
+        sampling: Sampling,
+        base_check: WeightCheck | None = None,
+        needs: Collection[Need] = (),
+        folder: Path | None = None,
     ) -> Sampler:
         """Open a sampler for callers that close its `engine` themselves."""
         no_foreign_bars()
@@ -91,23 +103,40 @@ class SamplerBuilder:
             timeout_s=settings.reward_timeout,
             on_error=settings.on_reward_error,
         )
+        has_tokens = settings.engine != "chat"
+        pooled = settings.ray_workers > 0
         return Sampler(
-            self._pool(sampling, base_check, needs) if settings.ray_workers else self._fit_engine(needs),
+            self._pool(sampling, base_check, needs) if pooled else self._fit_engine(needs, folder),
             self.tokenizer,
             self.prompts,
             grade,
             sampling,
             seed=settings.seed,
             chunk_size=settings.chunk_size,
-            rounding=_rounding(settings, self.base),
+            rounding=_rounding(settings, self.base) if has_tokens else ROUNDING["float32"],
             base_check=base_check,
             overlap=settings.overlap,
             resume=settings.resume,
-            cut=Cut(self.prompts.format, self.tokenizer, self.tokenizer.opening),
-            context=context_length(load_config(self.base)),
+            cut=self._cut() if has_tokens else None,
+            context=self.context,
             # the setting for evaluation; the loop overrides it in its E-steps
             force="never" if settings.force_answers == "never" else "all",
         )
+
+    @property
+    def context(self) -> int | None:
+        """Return the tokens that the model takes; None where a server keeps that to itself."""
+        return None if self.settings.engine == "chat" else context_length(load_config(self.base))
+
+    def check_lengths(self, problems: Sequence[Problem]) -> None:
+        """Check prompts against the model's context, where both are known. Raises DataError."""
+        if self.context is not None:
+            shown = self.prompts.with_demos(self.demos or self.prompts.demos)
+            room = self.settings.max_new_tokens
+            check_lengths(problems, shown, self.tokenizer, self.context, room)
+
+    def _cut(self) -> Cut:
+        return Cut(self.prompts.format, self.tokenizer, self.tokenizer.opening)
 
     def _pool(
         self, sampling: Sampling, base_check: WeightCheck | None, needs: Collection[Need]
@@ -127,9 +156,9 @@ class SamplerBuilder:
         spec = WorkerSpec(settings.ray_workers, settings.ray_address, settings.worker_cpus, gpus)
         return Pool(partial(alone.open_sampler, sampling, needs=needs), spec, base_check)
 
-    def _fit_engine(self, needs: Collection[Need]) -> Engine:
+    def _fit_engine(self, needs: Collection[Need], folder: Path | None) -> Engine:
         """Return an engine that can do what a scheme needs. Raises EngineError."""
-        engine = self._engine()
+        engine = self._engine(folder)
         try:
             check_able(engine, needs)
         except EngineError:
@@ -137,8 +166,12 @@ class SamplerBuilder:
             raise
         return engine
 
-    def _engine(self) -> Engine:
+    def _engine(self, folder: Path | None) -> Engine:
         settings = self.settings
+        if settings.engine == "chat":
+            from femtune.engines.chat.engine import engine_of
+
+            return engine_of(served_name(str(self.base), settings), settings, folder)
         if settings.engine == "vllm":
             from femtune.engines.vllm.engine import VllmEngine
 
@@ -178,7 +211,7 @@ class SamplerBuilder:
         Takes as long as reading the model once; returns None for the transformers engine.
         """
         settings = self.settings
-        if settings.engine == "transformers":
+        if settings.engine in ("transformers", "chat"):
             return None
         from femtune.engines.hf.engine import TransformersEngine
 
@@ -278,18 +311,13 @@ def make_sampler_builder(
     the requested GPU does not exist.
     """
     settings = asked.settings
-    if settings.device and settings.device.startswith("cuda"):
-        import torch  # slow import; only needed for --device cuda
-
-        count = torch.cuda.device_count()
-        if int(settings.device.partition(":")[2] or 0) >= count:
-            raise ConfigError(
-                f"device {settings.device}: torch sees {count} GPUs here. Leave --device out."
-            )
+    _check_device(settings)
     engine_args(settings)
     check_installed(settings)
+    if settings.engine == "chat":
+        return _chat_builder(model, asked)
     base = local_model(model)
-    info = _checked_info(model)
+    info = checked_info(model, settings)
     tokenizer = load_tokenizer(base, settings.template_args)
     form = asked.prompts.format
     if settings.force_answers != "never" and form.cue:
@@ -297,7 +325,7 @@ def make_sampler_builder(
     if info is not None and info.demos and settings.demos == "auto":  # they are part of its x
         own = tuple(Demo(**demo) for demo in info.demos)
         asked = replace(asked, prompts=asked.prompts.with_demos(own))
-    demos = asked.demos if settings.demos != "auto" or is_base(model) else ()
+    demos = asked.demos if settings.demos != "auto" or is_base(model, settings) else ()
     shown = asked.prompts.with_demos(demos or asked.prompts.demos)
     try:
         shown = fit_prompts(shown, tokenizer)
@@ -330,12 +358,35 @@ def make_sampler_builder(
     )
 
 
-def _checked_info(model: str) -> ModelInfo | None:
-    """Return a model's femtune.json; of chosen examples, check that their base is as it was."""
-    info = read_info(named_folder(model))
-    if info is not None and info.m_step == "examples":
-        _check_base(model, info)
-    return info
+def _check_device(settings: Ask) -> None:
+    """Raise ConfigError for a GPU that is not there."""
+    if settings.device and settings.device.startswith("cuda"):
+        import torch  # slow import; only needed for --device cuda
+
+        count = torch.cuda.device_count()
+        if int(settings.device.partition(":")[2] or 0) >= count:
+            raise ConfigError(
+                f"device {settings.device}: torch sees {count} GPUs here. Leave --device out."
+            )
+
+
+def _chat_builder(model: str, asked: TaskInputs[Any]) -> SamplerBuilder:
+    """Build for chat completions: prompts stay messages, and a model's own examples stand in them."""
+    settings, folder = asked.settings, model_folder(model, asked.settings)
+    info = None if folder is None else read_info(folder)
+    prompts, demos = asked.prompts, asked.demos if settings.demos != "auto" else ()
+    if info is not None and info.demos and settings.demos == "auto":
+        prompts = prompts.with_demos(tuple(Demo(**demo) for demo in info.demos))
+    if settings.demos_in_prompt:
+        prompts, demos = prompts.with_demos(demos), ()
+    return SamplerBuilder(
+        base=folder or Path(model),
+        tokenizer=no_tokenizer(),
+        prompts=prompts,
+        reward=asked.reward,
+        settings=settings,
+        demos=demos,
+    )
 
 
 def trained_from(model: str) -> Path:
@@ -352,19 +403,7 @@ def trained_from(model: str) -> Path:
             f"{folder / INFO} does not name the base of {model}, which is to read its rationales. Leave "
             "out --reader-problems."
         )
-    return _check_base(model, info)
-
-
-def _check_base(model: str, info: ModelInfo) -> Path:
-    """Return the folder of a model's base. Raises ModelError if its weights have changed."""
-    base = local_model(str(info.base))
-    if hash_weights(base, base_of_adapter(base)) != info.base_sha256:
-        remedy = "" if info.m_step == "examples" else ", or leave out --reader-problems"
-        raise ModelError(
-            f"the weights of {info.base} are not those that {model} was trained from. Restore them"
-            f"{remedy}."
-        )
-    return base
+    return unchanged_base(model, info)
 
 
 def check_installed(settings: Ask) -> None:
@@ -374,11 +413,13 @@ def check_installed(settings: Ask) -> None:
         if is_wanted and find_spec(name) is None:
             setting = "--engine vllm" if name == "vllm" else "--ray-workers"
             raise ConfigError(f"{setting} needs {name}: pip install {name} (see docs/scale.md).")
-    if settings.engine == "openai" and not (settings.base_url or os.environ.get("OPENAI_BASE_URL")):
+    is_remote = settings.engine in ("openai", "chat")
+    if is_remote and not (settings.base_url or os.environ.get("OPENAI_BASE_URL")):
         raise ConfigError(
-            "the openai engine needs a server's URL: set OPENAI_BASE_URL, or --base-url "
+            f"the {settings.engine} engine needs a server's URL: set OPENAI_BASE_URL, or --base-url "
             "http://127.0.0.1:8000/v1, say."
         )
+    read_caps(settings)
     if settings.ray_address:
         _check_reachable(settings.ray_address)
 

@@ -2,8 +2,8 @@
 
 A problem (x, y*) is asked under a prompt; the engine's completion holds rationale z and answer y;
 the reward scores it; a draw is a completion with its score and provenance; an example is a draw as
-the M-step sees it. Tokens are the ground truth everywhere: training uses exactly the sampled tokens,
-and text is only for rewards and readers.
+the M-step sees it. Tokens are the ground truth: training uses exactly the sampled tokens, and text is
+for rewards and readers. Only an engine that is `text_only` has none: messages in, text out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from femtune.errors import ConfigError
+from femtune.metric_types import Served
 from femtune.mstep_schedule import MStepSchedule
 
 Tokens = tuple[int, ...]
@@ -46,11 +47,9 @@ class Ending(Protocol):
 
     def __call__(self, tokens: Sequence[int]) -> int | None:
         """Return the number of tokens up to and including the one that closes an answer, or None."""
-        ...
 
     def closes(self, tokens: Sequence[int]) -> bool:
         """Return True if the last token closes an answer, given that none before it does."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +98,15 @@ class Request:
     """A request for one completion from an engine."""
 
     key: DrawKey
-    tokens: tuple[int, ...]  # the rendered prompt, the model's input
+    tokens: tuple[int, ...]  # the rendered prompt, the model's input; () for a `text_only` engine
     seed: int  # 0 <= seed < 2**63
     # for a forced answer: the last of `tokens`, which are part of the completion's text
     cue: tuple[int, ...] = ()
     max_new_tokens: int | None = None  # if fewer than Sampling's
+    _: KW_ONLY
+    messages: tuple[Message, ...] = ()  # the prompt of a `text_only` engine
+    # of its forced answer: rationale and cue to continue, in the place of the last two messages
+    prefill: str = ""
 
     def most_tokens(self, sampling: Sampling) -> int:
         """Return the maximum number of tokens to generate."""
@@ -119,7 +122,7 @@ class Completion:
     unknown. For a forced answer, `logprob` is nan until it is scored.
     """
 
-    # as sampled, up to and including the end token or the token that closes the answer
+    # as sampled, up to and including the one that ends it or closes the answer; () if `text_only`
     tokens: tuple[int, ...]
     text: str  # decoded, without special tokens
     finish_reason: FinishReason
@@ -130,6 +133,17 @@ class Completion:
     num_forced: int = 0  # trailing tokens that were forced: the cue and the answer after it
     # per-token log-probabilities, from engines that do not stop at a closed answer; not stored
     token_logprobs: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
+    served: Served | None = None  # what a `text_only` engine's server says of it
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the number of tokens; of text, the server's count, 0 where it gives none."""
+        return (self.served.completion_tokens or 0) if self.served else len(self.tokens)
+
+    @property
+    def sampled(self) -> Tokens | str:
+        """Return the tokens, or the text of a `text_only` engine: equal for equal completions."""
+        return self.text if self.served else self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,27 +240,18 @@ class Stage:
             raise ConfigError(f"{self}: the prompt must be plain or hinted, and draws at least 1.")
 
 
-# Information that a rule may need about draws, or conditions on their sampling:
-# log_pi, log_q      log pi or log q of each accepted draw
-# fixed_budget       every problem has the same number of draws in every iteration
-# untruncated        no top_p or top_k excludes tokens
-# temperature_1      draws follow their model's distribution
-# current_model      that model is theta_{k-1}
-# plain_prompts      no worked examples in the prompts, and no forced answers
-# answers            the probability of y* after each draw's rationale, whatever its answer
-# ratio              pi / q of rationale and cue of these
-# gain               how much the rationale of each accepted draw adds to the probability of y*
+# Information that a rule may need about draws, or conditions on their sampling.
 Need = Literal[
-    "log_pi",
-    "log_q",
-    "fixed_budget",
-    "untruncated",
-    "temperature_1",
-    "current_model",
-    "plain_prompts",
-    "answers",
-    "ratio",
-    "gain",
+    "log_pi",  # log pi of each accepted draw
+    "log_q",  # log q
+    "fixed_budget",  # every problem has the same number of draws in every iteration
+    "untruncated",  # no top_p or top_k excludes tokens
+    "temperature_1",  # draws follow their model's distribution
+    "current_model",  # that model is theta_{k-1}
+    "plain_prompts",  # no worked examples in the prompts, and no forced answers
+    "answers",  # the probability of y* after each draw's rationale, whatever its answer
+    "ratio",  # pi / q of rationale and cue of these
+    "gain",  # how much the rationale of each accepted draw adds to the probability of y*
 ]
 # needs for which the engine scores draws
 SCORED: frozenset[Need] = frozenset({"log_pi", "log_q", "answers", "ratio", "gain"})
@@ -271,7 +276,7 @@ class Scheme:
     stages: tuple[Stage, ...]
     _: KW_ONLY
     weigh: Rule
-    # a draw is accepted if its reward is at least this value, or this function's value for it
+    # a draw is accepted if its reward is at least this value, or that of this function
     accept_at: float | Callable[[Request], float] = 1.0
     # the stages for a problem without remembered draws, in place of `stages`
     first: tuple[Stage, ...] = ()
@@ -335,25 +340,21 @@ class Tokenizer(Protocol):
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Return a model's input tokens for a prompt, template and BOS included."""
-        ...
 
     @property
     def end_token_id(self) -> int:
         """Return the token that ends a completion."""
-        ...
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text within a completion, without special tokens."""
-        ...
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return completion tokens as text, without special tokens."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """State what an engine can do; the default is everything but `scores_between`."""
+    """State what an engine can do; the default is everything but the last two."""
 
     seeds: bool = True  # the same seed draws the same tokens
     logprobs: bool = True  # it returns log-probabilities of what it samples
@@ -362,6 +363,7 @@ class Capabilities:
     scores: bool = True  # it can score a given completion
     adapters: bool = True  # it can load trained weights while it runs: a server at least LoRA adapters
     scores_between: int = 0  # completions after which it scores cheaply while `generate` waits
+    text_only: bool = False  # it takes messages and returns text, without tokens or a tokenizer
 
 
 class EngineBase(Protocol):
@@ -427,14 +429,12 @@ class Engine(EngineBase, Generates, Protocol):
 Balance = Literal["none", "data", "uniform"]
 CalibrationKind = Literal["temperature", "isotonic"]
 
-# The source of a distribution: counts of answers, or the mean of the probabilities that the model gives
-# each answer after each rationale.
+# The source of a distribution: counts of answers, or the mean of their probabilities after rationales.
 CalibrationOf = Literal["votes", "probabilities"]
 Aggregate = Literal["auto", "votes", "probabilities"]
 
-# How a killed run resumes an unfinished chunk: "draws" keeps its graded draws, "chunks" keeps none.
-# "chunks" repeats the chunk in the same batches, bit for bit; "draws" draws the rest in other batches,
-# which gives the same tokens up to rounding.
+# How a killed run resumes an unfinished chunk: "draws" keeps its graded draws, and the rest are the same
+# up to rounding, in other batches. "chunks" repeats the chunk in the same batches, bit for bit.
 Resume = Literal["draws", "chunks"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from femtune.engines.hf import batch as hf_batch
 from femtune.engines.hf import fused
 from femtune.engines.hf import model as hf_model
 from femtune.engines.hf.agreement import STEPS, TEXTS, text_rows
@@ -591,6 +593,29 @@ def test_the_fused_pass_holds_no_weight_twice_and_goes_with_the_model(folder: Pa
     assert gone() is None
     engine.load(folder)
     assert isinstance(engine._quickest, Fused)
+
+
+def test_keys_and_values_are_freed_when_a_call_ends(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: the cycle collector comes when many objects were made, however large these are."""
+    engine = TransformersEngine(folder, max_batch=4)
+    steps: list[weakref.ref[torch.Tensor]] = []
+    step = hf_batch.step_logits
+
+    def noted(model: Any, slots: Slots, *rest: Any) -> torch.Tensor:
+        logits = step(model, slots, *rest)
+        steps.append(weakref.ref(slots.layers[0].keys))
+        return logits
+
+    monkeypatch.setattr(hf_batch, "step_logits", noted)
+    gc.disable()
+    try:
+        run(engine, requests(6))
+        assert steps
+        assert all(keys() is None for keys in steps)
+    finally:
+        gc.enable()
 
 
 def short_of_memory_above(limit: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

@@ -12,8 +12,8 @@ from femtune.data.tasks.load import Options, problems_of
 from femtune.data.worlds import WORLDS, make_splits, sums
 from femtune.engines.fake import FakeEngine
 from femtune.evaluation.evaluate import (
-    absolute_error,
     as_number,
+    error_of,
     estep_metrics,
     evaluation_draws,
     evaluation_metrics,
@@ -69,7 +69,11 @@ def test_evaluation_by_hand() -> None:
         "accuracy_ci": pytest.approx([0, 2 / 3]),
         "majority_accuracy": 1 / 2,
         "majority_accuracy_ci": [0, 1],
-        "mae": (0 + 1 + 0 + 3 + 3) / 5,  # of those that answered
+        "within_one_percent": pytest.approx((2 / 3 + 0) / 2),
+        "within_one_percent_ci": pytest.approx([0, 2 / 3]),
+        # of 0, 0, 1/4, 3/2 and 3/2, the errors of those that answered; of a alone 0, of b alone 3/2
+        "median_relative_error": 1 / 4,
+        "median_relative_error_ci": [0, 3 / 2],
         "answered": 5 / 6,
         "forced_share": 0.0,
         "truncated_share": 0.0,
@@ -86,14 +90,30 @@ def test_a_majority_needs_several_draws_and_an_error_needs_numbers() -> None:
     metrics = evaluation_metrics(named, [([draw("a", 0, "Ada", 1.0)], TIMING)])
     assert metrics["accuracy"] == 1
     assert "majority_accuracy" not in metrics
-    assert "mae" not in metrics
+    assert not {"within_one_percent", "median_relative_error"} & metrics.keys()
 
 
 def test_no_answer_is_no_majority() -> None:
     silent = [draw("a", index, "", 0.0, "parse_error") for index in range(2)]
     metrics = evaluation_metrics({"a": RATED["a"]}, [(silent, TIMING)])
     assert (metrics["majority_accuracy"], metrics["answered"]) == (0, 0)
+    assert (metrics["within_one_percent"], metrics["median_relative_error"]) == (0, None)
+    assert metrics["undefined"]["median_relative_error"] == "no draw gave a number"
+
+
+def test_one_huge_number_decides_no_measure() -> None:
+    answers = ["4", "4.03", "4.05", "1e11"]  # 0, 0.75%, 1.25% and beyond all bounds off
+    right = draw("a", 0, answers[0], 1.0)
+    draws = [right, *(draw("a", i, text, 0.0, "wrong") for i, text in enumerate(answers[1:], 1))]
+    metrics = evaluation_metrics({"a": RATED["a"]}, [(draws, TIMING)])
+    assert metrics["within_one_percent"] == 2 / 4
+    assert metrics["median_relative_error"] == pytest.approx(0.0075)  # the lower of two in the middle
     assert "mae" not in metrics
+
+
+def test_a_right_answer_in_another_form_has_no_error() -> None:
+    assert error_of(draw("a", 0, "8/2", 1.0), RATED["a"]) == 0
+    assert error_of(draw("a", 0, "five", 0.0, "wrong"), RATED["a"]) is None
 
 
 def test_a_majority_of_one_wrong_answer_beats_single_right_ones() -> None:
@@ -121,8 +141,8 @@ def test_right_is_the_full_reward_of_a_proper_answer(reward: float, reason: Reas
 )
 def test_a_number_is_finite(text: str, number: float | None) -> None:
     assert as_number(text) == number
-    error = absolute_error(draw("a", 0, text, 0.0), RATED["a"])
-    assert error == (None if number is None else abs(number - 4))
+    error = error_of(draw("a", 0, text, 0.0), RATED["a"])
+    assert error == (None if number is None else abs(number - 4) / 4)
 
 
 # --- the E-step

@@ -31,7 +31,7 @@ from femtune.runs import draws as stored_draws
 from femtune.runs.run import check_run
 from femtune.tools.estimate.shapes import read_shape
 from femtune.tools.refilter import Change, refilter
-from femtune.workflows.predict import check_calibration
+from femtune.workflows.chosen_calibration import check_calibration
 
 from .mangling import (
     File,

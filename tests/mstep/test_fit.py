@@ -22,6 +22,7 @@ from femtune.engines import dtypes
 from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, WeightCheck, check_served, read_check
 from femtune.errors import ConfigError, DataError, EngineError, FemtuneError, ModelError, RunError
 from femtune.mstep import fit, memory, model, trainer
+from femtune.mstep.average import Mean, mean_before
 from femtune.mstep.config import Training
 from femtune.mstep.fit import MStep, m_step
 
@@ -313,6 +314,7 @@ def test_full_training_leaves_an_ordinary_folder(start: Path, tmp_path: Path) ->
         "m_step.json",
         "weight_check.json",
     }
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # safetensors made its file 0600
     transformers.AutoModelForCausalLM.from_pretrained(out)
     for part in (transformers.AutoTokenizer, transformers.GenerationConfig):
         before, after = part.from_pretrained(start), part.from_pretrained(out)
@@ -463,6 +465,58 @@ def test_an_adapter_is_trained_and_stored_in_float32_on_a_bfloat16_base(
     assert not (tmp_path / "master").exists()
 
 
+# The mean over iterations
+
+
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_what_is_exported_is_the_mean_that_counts_iterations_by_their_number(
+    use_peft: bool, start: Path, tmp_path: Path
+) -> None:
+    """And M-steps go on from their own weights, as without a mean."""
+    own, plain, trained = start, start, []
+    name = "adapter_model.safetensors" if use_peft else "model.safetensors"
+    settings: dict[str, Any] = {"use_peft": use_peft, "learning_rate": 1e-3, "num_train_epochs": 3}
+    for k in (1, 2, 3):
+        folder, alone = tmp_path / str(k), tmp_path / f"plain {k}"
+        mean = mean_before(k, lambda before: tmp_path / str(before) / "out")
+        done = train(own, folder, ROWS, seed=k, master=folder / "master", mean=mean, **settings)
+        train(plain, alone, ROWS, seed=k, **settings)
+        own, plain = folder / "master" if mean else folder / "out", alone / "out"
+        trained.append(load_file(plain / name))
+        assert furthest(own, plain) == 0
+        assert done.averaged_share == (None if k == 1 else pytest.approx(2 / (k + 1), abs=1e-6))
+    made = load_file(tmp_path / "3/out" / name)
+    for weight in made:
+        wanted = sum(k * each[weight] for k, each in enumerate(trained, 1)) / 6
+        assert torch.allclose(made[weight], wanted, atol=1e-6)
+    assert furthest(tmp_path / "3/out", plain) > 1e-4  # so the mean is none of them
+
+
+def test_the_check_beside_a_mean_is_of_the_mean(half_start: Path, tmp_path: Path) -> None:
+    """An engine that still serves the mean before is refused; float32 weights give the same bytes."""
+    first, second = tmp_path / "1", tmp_path / "2"
+    settings: dict[str, Any] = {"learning_rate": 1e-3, "num_train_epochs": 3, "dtype": "bfloat16"}
+    train(half_start, first, ROWS, master=first / "master", **settings)
+    settings |= {"master": second / "master", "mean": Mean(first / "out", 0.5)}
+    done = train(first / "master", second, ROWS, seed=1, **settings)
+    check = read_check(second / "out")
+    assert check is not None and done.exported_gain_share == pytest.approx(1, abs=0.05)
+    rows = zip(check.prompts, check.completions, strict=True)
+    pairs = [(list(prompt), list(completion), 1.0) for prompt, completion in rows]
+    for folder, wanted in ((second, check.logprobs), (first, check.logprobs_before)):
+        assert [logprob(folder / "out", row) for row in pairs] == pytest.approx(wanted, abs=1e-3)
+    made = (second / "out/model.safetensors").read_bytes()
+    shutil.rmtree(second / "out")
+    assert train(first / "master", second, ROWS, seed=1, **settings) == done
+    assert (second / "out/model.safetensors").read_bytes() == made
+
+
+def test_a_mean_with_weights_of_another_size_is_refused(start: Path, tmp_path: Path) -> None:
+    other = tiny_model(tmp_path / "other", "llama")
+    with pytest.raises(ModelError, match="can't be averaged"):
+        train(start, tmp_path, ROWS, mean=Mean(other, 0.5))
+
+
 def test_a_share_of_the_gain_that_rounding_takes_is_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -529,6 +583,7 @@ def train(
     on_step: Any = None,
     dtype: str = "float32",
     master: Path | None = None,
+    mean: Mean | None = None,
     **settings: Any,
 ) -> MStep:
     """One M-step on these rows to `folder`/out: one epoch of one batch unless said otherwise."""
@@ -547,6 +602,7 @@ def train(
         seed=seed,
         dtype=dtype,
         master=master,
+        mean=mean,
         **({"on_step": on_step} if on_step else {}),
     )
 

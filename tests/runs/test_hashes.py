@@ -19,7 +19,7 @@ from femtune.data.worlds import SEEDLING
 from femtune.engines.model_files import load_tokenizer
 from femtune.errors import ConfigError, RunError
 from femtune.rewards.builtin import as_reward
-from femtune.run_folder import relied_on, run_place
+from femtune.run_folder import relied_on_inputs, run_place
 from femtune.runs import hashes
 from femtune.runs.hashes import hash_weights, writes_date
 from femtune.runs.run import open_run
@@ -143,10 +143,10 @@ def test_a_function_s_own_source_counts_and_femtune_s_rewards_have_none() -> Non
     def grade(completion: str) -> float:
         return float("4" in completion)
 
-    found = relied_on(SEEDLING, reward=as_reward(grade))
+    found = relied_on_inputs(reward=as_reward(grade))
     assert "reward" in found and "reward_columns" not in found
-    assert "reward" not in relied_on(SEEDLING, spec="exact", reward=as_reward("exact"))
-    assert relied_on(SEEDLING, demos=[{"prompt": "a"}])["demos"]
+    assert "reward" not in relied_on_inputs(spec="exact", reward=as_reward("exact"))
+    assert relied_on_inputs(demos=[{"prompt": "a"}])["demos"]
 
 
 def dated(folder: Path) -> Path:

@@ -169,6 +169,22 @@ def test_a_folder_is_there_only_once_it_is_whole(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_of_a_folder_may_be_read_by_whom_the_umask_lets(
+    umask: int, mode: int, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "model") as part:
+            (part / "shards").mkdir(parents=True)
+            # as safetensors does
+            os.close(os.open(part / "shards" / "model.safetensors", os.O_CREAT, 0o600))
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {"model.safetensors": mode}
+
+
 def test_a_full_disk_is_a_run_error(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with pytest.raises(RunError, match="file can't be written: No space left"), replacing(path):

@@ -34,6 +34,8 @@ def replacing(path: Path) -> Iterator[Path]:
         remove(part)  # left by a killed run
         make_folder(path.parent)
         yield part
+        if part.is_dir():
+            _share(part)
         for file in [part, *part.rglob("*")] if part.is_dir() else [part]:
             flush(file)
         os.replace(part, path)
@@ -44,6 +46,20 @@ def replacing(path: Path) -> Iterator[Path]:
         if found := _of_system(error):
             raise cant_write(path, found) from error
         raise
+
+
+def _share(folder: Path) -> None:
+    """Give the files of a new folder the mode of any new file, by the umask.
+
+    safetensors lets only the owner read what it writes, and a server often is another user.
+    """
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
 
 
 def _of_system(error: Exception) -> OSError | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from femtune.cli.output import tell, write_report
 from femtune.cli.train import Data, Model, Output, Shown, app
-from femtune.config import LadderOptions, Train
+from femtune.comparison.ladder.options import LadderOptions
+from femtune.config import Train
 
 
 @app.command

@@ -51,7 +51,11 @@ def show_metrics(metrics: Mapping[str, Any], show: Show) -> None:
 
 
 def _show_ways(ways: Mapping[str, Mapping[str, Any]], end: str) -> None:
-    """Print the measures by votes and by probabilities in columns."""
+    """Print the measures by votes and by probabilities: side by side, if the terminal has room."""
+    if len(ways) > 1 and console().width < 22 + 28 * len(ways):
+        for title, each in ways.items():
+            _show_ways({title: each}, end)
+        return
     heads = "".join(f"{title + end:<28}" for title in ways)
     console().print(literal(f"{'':<22}{heads}".rstrip(), "bold"))
     names = [name for name in next(iter(ways.values())) if not name.endswith("_ci")]

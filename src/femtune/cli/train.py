@@ -327,18 +327,18 @@ def calibrate(
     data: Data,
     *,
     model: Model,
-    output: Path,
+    output: Path | None = None,
     settings: Calibrate | None = None,
     output_dir: Output = None,
     show: Shown = "auto",
 ) -> None:
-    """Fit a map of votes or probabilities to calibrated ones, for evaluate and predict --calibration.
+    """Fit a map of votes or probabilities to calibrated ones, which predict then applies.
 
     DATA is a validation split, separate from training and test data. The measures after calibration are
     cross-fitted over five folds. The stored map is fitted to all items.
 
     Args:
-        output: New file for the map, .json.
+        output: New file for the map, .json; default: calibration.json in the model's folder.
     """
     from femtune.workflows.calibrate import run_calibrate
 
@@ -346,7 +346,9 @@ def calibrate(
         result = run_calibrate(data, model, settings or Calibrate(), output, output_dir, progress)
     show_metrics(result.metrics, show)
     if show in ("auto", "lines"):
-        tell("calibration", output)
+        tell("calibration", result.calibration)
+        if output is None:
+            tell("predict applies it", f"femtune predict new.csv --model {model} --output scores.csv")
 
 
 @app.command

@@ -33,7 +33,7 @@ from femtune.runs.draws import drawn, read_draws, write_draws
 from femtune.schemes.filters import paper_filter
 from femtune.schemes.named import AUTO_EXAMPLES
 from femtune.selection.search import Pool
-from femtune.selection.step import candidates, with_examples
+from femtune.selection.step import candidates, tokenizer_of, with_examples
 from femtune.types import Demos, Problem, Sampling, Scheme, Stage
 
 EXAMPLE_BASELINES = ("random-examples", "similar-examples")
@@ -136,7 +136,7 @@ def _answer(steps: Steps, pool: Pool, sets: Sequence[Asked]) -> None:
 
 
 def _greedy(steps: Steps, pool: Pool) -> Sampler:
-    shown = with_examples(steps.sampler.prompts, pool.candidates, steps.tokenizer)
+    shown = with_examples(steps.sampler.prompts, pool.candidates, tokenizer_of(steps))
     return replace(
         steps.sampler,
         prompts=shown.with_demos(()),

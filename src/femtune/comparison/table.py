@@ -119,6 +119,7 @@ TITLES = {
     "accuracy": "accuracy",
     "spearman": "Spearman",
     "mae": "MAE",
+    "within_one_percent": "within 1%",
     "position_consistency": "consistency",
     "sound_steps": "sound steps",
     "bound": "bound",
@@ -132,7 +133,7 @@ TITLES = {
 
 # measures of the evaluation of the best iteration; the others cover all iterations
 MEASURED = (
-    *("accuracy", "spearman", "mae", "position_consistency"),
+    *("accuracy", "spearman", "mae", "within_one_percent", "position_consistency"),
     *("sound_steps", "tokens_per_draw"),
 )
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from femtune.data.answer_forms import FORMS, Form, Found, form_of, in_json, in_other_words
 from femtune.data.answer_sentences import (
     REMARK,
+    TURNED_DOWN,
     every_sentence,
     is_placeholder,
     sentences,
@@ -35,7 +36,7 @@ from femtune.data.answer_sentences import (
 )
 from femtune.data.grammar.labels import read_label, undecorated
 from femtune.data.grammar.numbers import as_quantity
-from femtune.data.grammar.text import DOUBT, bare
+from femtune.data.grammar.text import BACK, DOUBT, bare
 from femtune.types import Parsed
 
 __all__ = ["AnswerFormat", "bare", "parse_format"]
@@ -192,8 +193,16 @@ _NO_WORDS = re.compile(
 )
 # doubt in a paragraph of its own, which may say "not" of other matter
 _TAKEN_BACK = re.compile(
-    r"\b(?:wait|actually|however|but|maybe|perhaps|hmm+|sorry|oops|mistake|wrong|incorrect|instead"
-    r"|correction|should be|alternatively|rather|not (?:right|correct|true|sure|the answer))\b|\?",
+    rf"\b(?:{BACK}|however|but|maybe|perhaps|wrong|incorrect|false|should be"
+    r"|not (?:right|correct|true|sure|the answer))\b|\bno[,.]|\?",
+    re.IGNORECASE,
+)
+# a form that is named as an example, or turned down: "Example: [[4]]", "It is not [[4]]"
+_EXAMPLE = re.compile(
+    r"(?:(?:\bnot|\bnever|n['’]t)[^\S\n]+(?:(?:answer|choose|give|say|write)[^\S\n]+)?"
+    r"|(?:(?:\bfor example|\be\.g\.|\bformat is)[,:]?|\bexample:)\s*)[*_`$\"“(]*"
+    r"(?P<form>\\boxed\{(?:[^{}\n]|\{[^{}\n]*\})*\}|\[\[[^\]\n]*\]\]|<answer>[^<\n]*</answer>|\{\s*\"[^}\n]*\}"
+    r"|(?:(?:final )?answer[*_`]*[:：]|####)[^\n]*)",
     re.IGNORECASE,
 )
 # the beginning of another question and its answer, as base models write them
@@ -213,7 +222,8 @@ _LISTED = re.compile(r"^\W*(?:[A-Z]|\d\d?)\W*$", re.MULTILINE)
 
 
 def _outside(text: str) -> list[str]:
-    """Blank the thinking blocks of a text, and split it at each unopened </think>."""
+    """Blank the thinking blocks and examples of a text, and split it at each unopened </think>."""
+    text = _EXAMPLE.sub(lambda one: one[0].removesuffix(one["form"]) + " " * len(one["form"]), text)
     if "think" not in text.lower():
         return [text]
     return _TAG.split(_THINKING.sub(lambda block: " " * len(block[0]), text))
@@ -230,12 +240,29 @@ def _is_choice(answer: str) -> bool:
 def _after(tail: str, answer: str, form: Form) -> str:
     """Return what is wrong with the text after an answer; "" if it only comments on the answer."""
     rest = without_rejected(REMARK.sub("", tail), answer)
-    if not all(_agree(one.answer, answer) for one in sentences(rest)):
+    after = [*(one.answer for one in sentences(rest)), *_values(rest, answer)]
+    if not all(_agree(each, answer) for each in after):
         return "two different answers"
     new_paragraph = re.match(r"[^\S\n]*\n[^\S\n]*\n", rest)
     doubt = (_TAKEN_BACK if new_paragraph else DOUBT).search(rest)
     apart = new_paragraph or not form.whole_line
     return "" if not rest.strip() or (apart and not doubt) else form.missing
+
+
+_KINDS = tuple(
+    re.compile(pattern, re.IGNORECASE).fullmatch
+    for pattern in (r"[^\W\d]", r"yes|no|true|false", r"[-+$€£]*\d[\d.,/]*(?: ?%| [^\W\d]+)?")
+)
+
+
+def _values(text: str, answer: str) -> Iterator[str]:
+    """Yield what stands in a line of its own, perhaps after "Final:", and is of the answer's kind."""
+    for line in text.splitlines():
+        value = undecorated(
+            re.sub(r"^[\s*_`]*(?:final[*_`]*:|=)", "", line, flags=re.IGNORECASE).strip("*_` ")
+        )
+        if any(is_kind(value) and is_kind(undecorated(answer)) for is_kind in _KINDS):
+            yield value
 
 
 def _in_other_forms(text: str, spec: str) -> Iterator[Found]:
@@ -257,7 +284,9 @@ def _in_other_forms(text: str, spec: str) -> Iterator[Found]:
 def _alone(text: str) -> Iterator[Found]:
     """Yield a letter that is the last paragraph, or a first line that no other answer follows."""
     if (last := _LETTER_ALONE.search(text)) is not None:
-        if len(_LISTED.findall(text)) == 1:
+        before = text[: last.start()].rstrip().rpartition("\n")[2]
+        refused = TURNED_DOWN.search(before) or (before[-1:] != "?" and DOUBT.search(before))
+        if len(_LISTED.findall(text)) == 1 and not refused:
             yield Found(last.start("answer"), last.end(), last["answer"])
         return
     first = _FIRST.match(text)

@@ -91,9 +91,29 @@ _NEEDED_VERDICT = re.compile(
 )
 # "should" in a judgement
 _SHOULD = re.compile(r"\bshould\s(?=(?:be\s(?:given|rated|scored)|get|have|receive)\b)", re.IGNORECASE)
+TURNED_DOWN = re.compile(r"\b(?:eliminate|exclude|reject|rule out)\b", re.IGNORECASE)
+# what others say, what is turned down, a condition, or no definite thing
+_NOT_SAID = re.compile(
+    r"\b(?:many|most|others|people|some|someone|students?|they|users?|one|you)\s(?:\w+\s){0,2}"
+    r"(?:argue|assume|believe|claim|guess|feel|say|think)s?\b"
+    rf"|{TURNED_DOWN.pattern}[^,]*\bthat\b"
+    r"|\b(?:almost|nearly)\s(?:deserves|earns|gets|receives)\b|\b(?:close to|short of)\san?\b"
+    r"|^(?:at (?:best|first|least|most|worst)|had|ideally|normally|otherwise|typically|usually|were"
+    r"|(?:for|in) (?:example|instance|part|step)|on one hand|with(?:out)? (?:better|less|more))\b"
+    r"|^(?:an?|any|every)\s(?:\w+\s){0,2}(?:answer|one|response|summary|text)\s(?!is\b)",
+    re.IGNORECASE,
+)
+# a judgement of one aspect: "In terms of length, A is better."
+_ASPECT = re.compile(
+    r"^(?:for|in terms of|regarding|as (?:for|to)|with (?:regard|respect))\b(?! (?:all|this)\b)[^,]*,",
+    re.IGNORECASE,
+)
+# "Total: 12", where the text goes on with other numbers
+_SUBTOTAL = re.compile(r"(?:the )?(?:result|total)[*_`]*:", re.IGNORECASE)
+_NUMBER = re.compile(r"\d+")
 # another choice turned down: "A is incorrect.", after "The answer is B."
 _REJECTED = re.compile(
-    rf"(?:{_THING}\s)?\(?(?P<other>[A-Z])\)?\s(?:is|was)\s(?:also\s)?(?:not|incorrect|wrong|worse|less)\b.*",
+    rf"(?:{_THING}\s)?\(?(?P<other>[A-HJ-Z])\)?\s(?:is|was)\s(?:also\s)?(?:not|incorrect|wrong|worse|less)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
 _REOPENS = re.compile(r"\b(?:again|check|let['’]?s|next|now|then|verify)\b", re.IGNORECASE)
@@ -104,9 +124,13 @@ def every_sentence(text: str) -> Iterator[Found]:
     """Yield all sentences such as "The answer is 5." that are not in doubt, in any paragraph."""
     for sentence in _SENTENCE.finditer(text):
         match = _IS.search(sentence[0].strip("*_` "))
-        if match and not DOUBT.search(sentence[0]):
+        if match and not _doubtful(sentence[0].strip("*_` ")):
             for answer in _stated(match):
                 yield Found(sentence.start(), sentence.end(), answer)
+
+
+def _doubtful(sentence: str) -> bool:
+    return DOUBT.search(sentence) is not None or _NOT_SAID.search(sentence) is not None
 
 
 def _stated(match: re.Match[str]) -> list[str]:
@@ -147,12 +171,15 @@ def _stating(text: str, start: int, patterns: tuple[re.Pattern[str], ...]) -> li
         if not likely and not found:
             continue
         said = _SHOULD.sub("", sentence[0].strip("*_` "))
+        if _SUBTOTAL.match(said) and {*_NUMBER.findall(text, sentence.end())} - {*_NUMBER.findall(said)}:
+            continue
         match = likely and next(filter(None, (pattern.search(said) for pattern in patterns)), None)
         # in "A is not polite, so B is better.", the conclusion is not in doubt
         whole = found or patterns is not _VERDICTS
         if not match and not found:
             continue
-        if DOUBT.search(said if whole else _THEN.split(said)[-1]):
+        aspect = match and patterns is _VERDICTS and _ASPECT.match(said)
+        if aspect or (_doubtful if match else DOUBT.search)(said if whole else _THEN.split(said)[-1]):
             other = _REJECTED.fullmatch(said) if found and not match else None
             if other is None or any(other["other"] == label_of(one.answer) for one in found):
                 return None

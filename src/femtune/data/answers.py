@@ -16,7 +16,7 @@ from fractions import Fraction
 
 from femtune._util.text import first
 from femtune.data.grammar.labels import Choices
-from femtune.data.grammar.number_words import in_digits
+from femtune.data.grammar.number_words import WORD, in_digits
 from femtune.data.grammar.numbers import as_fraction, as_quantity
 from femtune.data.grammar.text import DOUBT, plain, remembered, same_text, unbracketed, unled, unmarked
 from femtune.data.grammar.units import Unit
@@ -127,6 +127,8 @@ _COMMENT = re.compile(
     r"(?<=[\d)\]])(?:,? (?:because|since|as) [^\d]*| \((?!or\b)[^\W\d][^()\d]*\)"
     r"| [-–—] [^\W\d][^\d]*|: [^\W\d][^\d]*)$"
 )
+# "4 (leaning five)", but not "4 (two errors)"; one is a pronoun in most comments
+_OTHER_RATING = re.compile(rf"\b(?!one\b)(?:{WORD})\W*$|\bat (?:best|least|most)\b", re.IGNORECASE)
 _STARS = re.compile(r"((?P<full>[★⭐]+)\ufe0f?(?P<empty>[☆✩]*)) ?(?:\((?P<given>[^()]+)\))?")
 _POINTS = re.compile(r"(?<=\d) ?(?:stars?|points?)$", re.IGNORECASE)
 
@@ -142,7 +144,7 @@ def read_rating(text: str, most: Fraction | None) -> Fraction | None:
         given = read_rating(stars["given"], most) if stars["given"] else num
         return Fraction(num) if all_of_them and given == num else None
     if (comment := _COMMENT.search(text)) is not None:
-        if DOUBT.search(comment[0]):
+        if DOUBT.search(comment[0]) or _OTHER_RATING.search(comment[0]):
             return None
         text = text[: comment.start()]
     text = unbracketed(_POINTS.sub("", unbracketed(text)))

@@ -17,7 +17,7 @@ from typing import Any
 from femtune._util.text import brief
 from femtune.data.marks import Marks, special_ids
 from femtune.data.prompts import Prompts, as_messages, prompt_text
-from femtune.errors import ConfigError, ModelError
+from femtune.errors import ConfigError, EngineError, ModelError
 from femtune.types import Message, Problem, Prompt, Tokenizer
 
 # The function by which templates write today's date, as Llama 3's does. As an argument of the template,
@@ -220,6 +220,23 @@ class ChatTokenizer:
         """The token that pads a batch; always masked, so the end token serves if there is no other."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if pad is not None else self.end_token_id
+
+
+class _Missing:
+    """Stands for the tokenizer of a model behind chat completions, which has none here."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what copying and pickling look for
+            raise AttributeError(name)
+        raise EngineError(
+            "--engine chat has no tokenizer, and this needs one: take --engine openai with the model's "
+            "folder as --model, or --engine transformers."
+        )
+
+
+def no_tokenizer() -> ChatTokenizer:
+    """Return a tokenizer for engines that take messages: any use of it raises EngineError."""
+    return ChatTokenizer(_Missing())
 
 
 def with_date(template: str, day: str) -> str:

@@ -58,6 +58,20 @@ class Cut:
         return self.format.closed(self.opening + self.tokenizer.decode(tokens))
 
 
+def cut_text(text: str, form: AnswerFormat) -> int | None:
+    """Return the length of the shortest beginning of a text that holds a closed answer, or None.
+
+    >>> cut_text("So 4.\\nAnswer: 4\\nAnd so on.", AnswerFormat("line"))
+    16
+    """
+    places = [place for place, char in enumerate(text, 1) if char in form.closers]
+    if form.spec.startswith("regex:"):  # more text may undo its match
+        return next((place for place in places if form.closed(text[:place])), None)
+    if not places or not form.closed(text[: places[-1]]):
+        return None
+    return places[bisect_left(places, True, key=lambda place: form.closed(text[:place]))]
+
+
 def trained_tokens(
     sampled: Sequence[int], finish_reason: str, end_token: int, tokenizer: Tokenizer
 ) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.engines.weight_check import ROUNDING, WeightCheck
 from femtune.estep.forced_answers import Endings, Finished, Force
+from femtune.estep.text_endings import TextEndings
 from femtune.types import (
     Completion,
     Demos,
@@ -75,10 +76,21 @@ class Sampler:
     overlap: bool = False  # draw on while the last chunk is graded and stored: see pipeline.py
     resume: Resume = "draws"
     cut: Cut | None = None  # where completions end beside their end token
-    context: int | None = None  # tokens that the model takes
+    context: int | None = None  # tokens that the model takes, where it is known
     # of the draws, not of x: worked examples in their prompts, and whether answers are forced
     demos: Demos = ()
     force: Force = "never"
+
+    @property
+    def text_only(self) -> bool:
+        """Return True if the engine takes messages and returns text: no prompt is encoded."""
+        return self.engine.capabilities.text_only
+
+    def endings(self, force: Force) -> Endings | TextEndings:
+        """Return how completions end where answers are forced so."""
+        if self.text_only:
+            return TextEndings(self.prompts.format, force)
+        return Endings(self.tokenizer, self.cut, force, self.context)
 
 
 @dataclass(frozen=True)
@@ -139,10 +151,10 @@ class OpenChunk:
         self._fresh = deque(lease.problems)
         self._queue: deque[Request] = deque()
         self._open: defaultdict[str, int] = defaultdict(int)  # requests of a problem not yet graded
-        self._tokens: dict[tuple[str, str], tuple[int, ...]] = {}  # retries share their prompt
+        self._requests: dict[tuple[str, str], Request] = {}  # retries share their prompt
         self._prompts = sampler.prompts.with_demos(lease.demos) if lease.demos else sampler.prompts
         self._demos = demos_digest(lease.demos)
-        self._endings = Endings(sampler.tokenizer, sampler.cut, lease.force, sampler.context)
+        self._endings = sampler.endings(lease.force)
 
     def take_up(self, draws: Sequence[Draw]) -> list[Draw]:
         """Enter draws from before this chunk was opened, first of all; gives those that are its own."""
@@ -225,13 +237,18 @@ class OpenChunk:
         stages, begin = (scheme.first, 0) if is_first else (scheme.stages, len(scheme.first))
         for number, index in upcoming(stages, self.attempts[problem.id], begin):
             key = DrawKey(self.lease.iteration, problem.id, number, index)
-            tokens = self._prompt_tokens(scheme.asked[number].prompt_kind, problem)
-            self._queue.append(Request(key, tokens, draw_seed(self._sampler.seed, key)))
+            first = self._first_request(scheme.asked[number].prompt_kind, problem, key)
+            self._queue.append(replace(first, key=key, seed=draw_seed(self._sampler.seed, key)))
             self._open[problem.id] += 1
 
-    def _prompt_tokens(self, name: str, problem: Problem) -> tuple[int, ...]:
-        tokens = self._tokens.get((name, problem.id))
-        if tokens is None:
+    def _first_request(self, name: str, problem: Problem, key: DrawKey) -> Request:
+        """Return a request with the prompt of that name, in tokens or messages, made once."""
+        request = self._requests.get((name, problem.id))
+        if request is None:
             messages = self._prompts.render(name, problem)
-            tokens = self._tokens[name, problem.id] = self._sampler.tokenizer.encode_prompt(messages)
-        return tokens
+            if self._sampler.text_only:
+                request = Request(key, (), 0, messages=tuple(messages))
+            else:
+                request = Request(key, self._sampler.tokenizer.encode_prompt(messages), 0)
+            self._requests[name, problem.id] = request
+        return request

@@ -226,7 +226,7 @@ def log_mass(draws: Sequence[Draw]) -> float | None:
 
     Rounding may lift a sum above 1: such is taken for 1.
     """
-    values = {d.completion.tokens: d.log_pi for d in draws if d.accepted and d.log_pi is not None}
+    values = {d.completion.sampled: d.log_pi for d in draws if d.accepted and d.log_pi is not None}
     if not values:
         return None
     top = max(values.values())

@@ -236,4 +236,4 @@ def _rationale(orders: Sequence[Order], winner: str) -> str:
 
 def _likelihood(draw: Draw) -> float:
     """Nats a token: summed over tokens, the shortest would be the likeliest."""
-    return draw.completion.logprob / max(1, len(draw.completion.tokens))
+    return draw.completion.logprob / max(1, draw.completion.num_tokens)

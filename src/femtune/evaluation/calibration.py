@@ -6,7 +6,7 @@ the ranking and changes the probabilities. Fit it on other items than those that
 on: on its own items any map looks good.
 
     {"kind": "temperature", "of": "votes", "scale": ["1", "2"], "temperature": 1.9, "smoothing": 0.1,
-     "knots": []}
+     "knots": [], "draws": 16, "drawn_at": 1.0}
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ def _from_json(stored: Any) -> Calibration:
     """Raises ValueError or TypeError with what is wrong."""
     names = [field.name for field in fields(Calibration)]
     if isinstance(stored, dict):
-        stored = {"of": "votes", **stored}  # files of earlier versions are all of votes
+        # files of earlier versions are all of votes, and do not say of which draws
+        stored = {"of": "votes", "draws": 0, "drawn_at": 1.0, **stored}
     if not isinstance(stored, dict) or set(stored) != set(names):
         raise ValueError(f"it must have the fields {', '.join(names)}")
     kind, scale = stored["kind"], _tuple(stored["scale"], "scale", str)
@@ -178,12 +179,17 @@ def _from_json(stored: Any) -> Calibration:
     if len(scale) < 2 or len(set(scale)) != len(scale):
         raise ValueError("its scale must have two answers or more, all different")
     temperature, smoothing = _tuple([stored["temperature"], stored["smoothing"]], "temperature", float)
+    [drawn_at] = _tuple([stored["drawn_at"]], "drawn_at", float)
+    [draws] = _tuple([stored["draws"]], "draws", int)
+    if draws < 0 or isinstance(draws, bool) or drawn_at < 0:
+        raise ValueError("its draws and drawn_at must be at least 0")
     knots = tuple(_knots(pair) for pair in _tuple(stored["knots"], "knots", list))
     if kind == "temperature" and not (temperature > 0 and smoothing > 0):
         raise ValueError("its temperature and smoothing must be over 0")
     if len(knots) != (len(scale) if kind == "isotonic" else 0):
         raise ValueError(f"it has {len(knots)} lists of knots, for {len(scale)} answers")
-    return Calibration(kind, scale, temperature, smoothing, knots=knots, of=of)
+    more = {"draws": draws, "drawn_at": drawn_at}
+    return Calibration(kind, scale, temperature, smoothing, knots=knots, of=of, **more)
 
 
 def _knots(pair: Sequence[Any]) -> Knots:

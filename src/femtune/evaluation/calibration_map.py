@@ -25,6 +25,8 @@ class Calibration:
     _: KW_ONLY
     knots: tuple[Knots, ...] = ()  # one for each answer of the scale; straight lines between
     of: CalibrationOf = "votes"  # which distributions it was fitted to
+    draws: int = 0  # of each item that it was fitted to; 0: not known
+    drawn_at: float = 1.0  # their sampling temperature
 
 
 def apply(calibration: Calibration, shares: Floats) -> Floats:
@@ -51,7 +53,7 @@ def check_scale(calibration: Calibration, scale: Sequence[str]) -> None:
     if tuple(scale) != calibration.scale:
         raise ConfigError(
             f"the calibration is of the scale {list(calibration.scale)}, "
-            f"the answers are on {list(scale)}: fit it again."
+            f"the answers are on {list(scale)}: fit it again, or set --calibration none."
         )
 
 

@@ -34,6 +34,7 @@ from femtune.evaluation.metrics import (
     rater_ceiling,
     rating_metrics,
 )
+from femtune.evaluation.number_errors import number_metrics, relative_error
 from femtune.evaluation.scored_answers import Scoring
 from femtune.metric_types import DrawMetrics, EStepMetrics, EvaluationMetrics
 from femtune.runs.draws import by_problem
@@ -108,7 +109,7 @@ def evaluation_metrics(
     sound_steps         in a world: share of rationale steps that are sound, and `sound_rationales`
     ratings             `metrics.rating_metrics`, and the raters' own agreement, `metrics.rater_ceiling`
     pairs, choices      `metrics.pair_metrics`, `metrics.choice_metrics`
-    other answers       mae, mean |y - y*| of draws with a number for an answer, where every y* is one
+    numbers             `number_errors.number_metrics`, where every y* is a number on no scale
 
     A measure `m` has its bootstrap interval `m_ci`, [low, high], over what is judged. A calibration is a
     map of vote shares: see `calibration`.
@@ -116,7 +117,7 @@ def evaluation_metrics(
     right: list[float] = []
     unforced: list[float] = []
     majority: list[float] = []
-    errors: list[float] = []
+    errors: list[list[float | None]] = []
     steps: list[list[bool]] = []  # of each rationale, which of its steps are valid
     asked: list[tuple[Problem, Item]] = []
     counts: list[tuple[int, int]] = []  # draws, and right ones
@@ -132,16 +133,15 @@ def evaluation_metrics(
             counts.append((len(hits), sum(hits)))
             asked.append((problem, item := as_item(problem, draws)))
             majority.append(vote_is_right(item, hits))
-            errors += [e for draw in draws if (e := absolute_error(draw, problem)) is not None]
+            errors.append([error_of(draw, problem) for draw in draws])
             steps += filter(None, (sound_steps(draw, problem) for draw in draws))
-    numeric = all(as_number(problem.answer) is not None for problem in problems.values())
     return {
         "num_problems": len(right),
         **_shares(asked, {"accuracy": right}),
         **(_shares(asked, {"accuracy_unforced": unforced}) if tally.forced else {}),
         **(_shares(asked, {"majority_accuracy": majority}) if tally.draws > len(right) else {}),
         **_passes(asked, counts),
-        **({"mae": fmean(errors)} if numeric and errors else {}),
+        **_numbers(asked, errors),
         **_of_the_task(asked, calibration),
         **_soundness([each for own in steps for each in own], [all(own) for own in steps]),
         **tally.metrics(),
@@ -228,6 +228,18 @@ def _of_the_task(
     return choice_metrics(items, known.scale, calibration=calibration)
 
 
+def _numbers(
+    asked: Sequence[tuple[Problem, Item]], errors: Sequence[Sequence[float | None]]
+) -> EvaluationMetrics:
+    """Return the measures of free numbers; {} for other answers, and for those of a scale."""
+    free = asked and all(
+        as_number(problem.answer) is not None and scale_of(problem) is None for problem, _ in asked
+    )
+    if not free:
+        return {}
+    return cast(EvaluationMetrics, number_metrics(errors, [item.resampled for _, item in asked]))
+
+
 def _ratings(asked: Sequence[tuple[Problem, Item]]) -> dict[str, list[str]]:
     """Return the ratings of each item: its problems' answers, or the ratings behind an average."""
     ratings: dict[str, list[str]] = defaultdict(list)
@@ -300,7 +312,7 @@ class _Tally:
 
     def add(self, draws: Sequence[Draw], timing: Mapping[str, float]) -> None:
         self.draws += len(draws)
-        self.tokens += sum(len(draw.completion.tokens) for draw in draws)
+        self.tokens += sum(draw.completion.num_tokens for draw in draws)
         self.answered += sum(draw.score.answer != "" for draw in draws)
         self.forced += sum(draw.completion.num_forced > 0 for draw in draws)
         self.unforced += sum(
@@ -315,7 +327,7 @@ class _Tally:
         made = draw.completion
         if made.num_forced and self.max_new_tokens is not None:
             # one that ended by itself has its end token dropped, so it is shorter
-            return len(made.tokens) - made.num_forced >= self.max_new_tokens
+            return made.num_tokens - made.num_forced >= self.max_new_tokens
         return made.finish_reason == "length"
 
     def metrics(self) -> DrawMetrics:
@@ -337,10 +349,13 @@ def is_right(draw: Draw) -> bool:
     return draw.score.reason in ("", "wrong") and draw.score.reward >= 1
 
 
-def absolute_error(draw: Draw, problem: Problem) -> float | None:
-    """|y - y*|, where both are numbers."""
-    given, wanted = as_number(draw.score.answer), as_number(problem.answer)
-    return abs(given - wanted) if given is not None and wanted is not None else None
+def error_of(draw: Draw, problem: Problem) -> float | None:
+    """Return the relative error of a number, 0 if the answer is right; None if either is no number."""
+    wanted = as_number(problem.answer)
+    if wanted is None:
+        return None
+    given = wanted if is_right(draw) else as_number(draw.score.answer)  # 1/2 is right for 0.5
+    return relative_error(given, wanted)
 
 
 def sound_steps(draw: Draw, problem: Problem) -> list[bool] | None:

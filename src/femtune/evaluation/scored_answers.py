@@ -30,7 +30,7 @@ from femtune.estep.answer_probs import AnswerLogprobs, answer_logprobs, closed_s
 from femtune.estep.scheduler import Chunk, Sampler
 from femtune.runs.draws import read_shard
 from femtune.runs.run import Run
-from femtune.types import Aggregate, Draw, DrawKey, Generates, Problem, Prompt, Tokenizer, Tokens
+from femtune.types import Aggregate, Draw, DrawKey, Generates, Problem
 
 Scored = Mapping[tuple[str, int], AnswerLogprobs]  # by problem and index of the draw
 
@@ -109,8 +109,7 @@ class Scoring:
         draws_here = isinstance(sampler.engine, Generates) and not sampler.overlap
         self._together = sampler.engine.capabilities.scores_between if draws_here else 0
         sampling = replace(sampler.sampling, continued=self._together > 0)
-        self._tokenizer = _Remembering(sampler.tokenizer)
-        self.sampler = replace(sampler, sampling=sampling, tokenizer=self._tokenizer)
+        self.sampler = replace(sampler, sampling=sampling)
         self.seconds = 0.0  # since the last `finish`
         self._on_draws = on_draws
         self._problems = {problem.id: problem for problem in problems}
@@ -132,7 +131,6 @@ class Scoring:
         self._score()
         scored, self._scored = self._scored, {}
         self._done.clear()
-        self._tokenizer.forget()
         return scored
 
     def store(self, run: Run, kind: str, iteration: int, chunk: Chunk) -> None:
@@ -149,38 +147,6 @@ class Scoring:
         self._done.update(draw.key for draw in self._waiting)
         self._waiting = []
         self.seconds += time.perf_counter() - begun
-
-
-class _Remembering:
-    """A tokenizer that encodes each prompt of a chunk once, for drawing and for scoring."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._own = tokenizer
-        self._known: dict[str, Tokens] = {}
-
-    def encode_prompt(self, prompt: Prompt) -> Tokens:
-        """Return a model's input tokens for a prompt."""
-        name = prompt if isinstance(prompt, str) else repr(prompt)
-        if name not in self._known:
-            self._known[name] = self._own.encode_prompt(prompt)
-        return self._known[name]
-
-    def forget(self) -> None:
-        """Forget the prompts so far."""
-        self._known.clear()
-
-    @property
-    def end_token_id(self) -> int:
-        """Return the token that ends a completion."""
-        return self._own.end_token_id
-
-    def encode_text(self, text: str) -> Tokens:
-        """Return the tokens of a text within a completion."""
-        return self._own.encode_text(text)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return completion tokens as text."""
-        return self._own.decode(tokens)
 
 
 def possible(logprobs: AnswerLogprobs | None) -> TypeGuard[AnswerLogprobs]:

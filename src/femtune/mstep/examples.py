@@ -5,7 +5,7 @@ prompt [{"role": "user", "content": ...}], completion [{"role": "assistant", "co
 prompt_tokens [...], completion_tokens [...]. TRL's SFTTrainer reads `prompt` and `completion`. femtune
 trains on the tokens, which are those sampled (with `expected`, y* replaces the answer). The prompt is
 the plain one, except in examples of a wake phase, which have "hinted" in the column
-`trained_under`.
+`trained_under`. Examples of an engine without tokens lack the two columns of tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from femtune.data.truncation import trained_tokens
 from femtune.errors import DataError
 from femtune.runs.draws import by_problem
 from femtune.schemes.filters import weigh
-from femtune.types import Draw, Example, Problem, Rule, Tokenizer
+from femtune.types import Completion, Draw, Example, Message, Problem, Rule, Tokenizer
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 EXAMPLES = pa.schema(
@@ -50,6 +50,8 @@ EXAMPLES = pa.schema(
     ]
 )
 
+TEXT_EXAMPLES = pa.schema([field for field in EXAMPLES if not field.name.endswith("_tokens")])
+
 
 def write_examples(
     path: Path,
@@ -57,18 +59,18 @@ def write_examples(
     problems: Mapping[str, Problem],
     rule: Rule,
     prompts: Prompts,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     factors: Mapping[str, float] | None = None,
 ) -> int:
     """Weigh stored draws by problem and store the examples; return their number.
 
-    `factors` multiply the weights of examples by y*: see `selection_bias.balance_factors`. Prompts are
-    rendered here, plain, so that no hint enters the M-step unless an example belongs to a wake phase.
-    Holds one chunk at a time.
+    Without a `tokenizer`, examples are text alone. `factors` multiply the weights of examples by y*: see
+    `selection_bias.balance_factors`. Prompts are rendered here, plain, so that no hint enters the M-step
+    unless an example belongs to a wake phase. Holds one chunk at a time.
     """
-    num = 0
+    num, schema = 0, EXAMPLES if tokenizer else TEXT_EXAMPLES
     # an open file, as pyarrow reads a name with a colon as a URI
-    with replacing(path) as part, part.open("wb") as file, _writer(file) as writer:
+    with replacing(path) as part, part.open("wb") as file, _writer(file, schema) as writer:
         for draws in chunks:
             rows = [
                 _row(example, problems[problem_id], prompts, tokenizer, factors or {})
@@ -76,19 +78,19 @@ def write_examples(
                 for example in weigh(rule, scoring)
             ]
             num += len(rows)
-            writer.write_table(pa.Table.from_pylist(rows, schema=EXAMPLES))
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
     return num
 
 
-def _writer(file: IO[bytes]) -> Any:
-    return pq.ParquetWriter(file, EXAMPLES, write_page_checksum=True)
+def _writer(file: IO[bytes], schema: Any) -> Any:
+    return pq.ParquetWriter(file, schema, write_page_checksum=True)
 
 
 def _row(
     example: Example,
     problem: Problem,
     prompts: Prompts,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     factors: Mapping[str, float],
 ) -> dict[str, Any]:
     key, completion = example.draw.key, example.draw.completion
@@ -102,11 +104,20 @@ def _row(
         "reward": example.draw.score.reward,
         "prompt": messages,
         "completion": [{"role": "assistant", "content": completion.text}],
+        "trained_under": example.prompt_kind,
+        **(_tokens(messages, completion, tokenizer) if tokenizer else {}),
+    }
+
+
+def _tokens(
+    messages: Sequence[Message], completion: Completion, tokenizer: Tokenizer
+) -> dict[str, Sequence[int]]:
+    """Return the tokens of a prompt, and those of its completion that are trained on."""
+    return {
         "prompt_tokens": tokenizer.encode_prompt(messages),
         "completion_tokens": trained_tokens(
             completion.tokens, completion.finish_reason, tokenizer.end_token_id, tokenizer
         ),
-        "trained_under": example.prompt_kind,
     }
 
 

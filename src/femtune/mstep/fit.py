@@ -36,10 +36,11 @@ from femtune.engines.rounding import HALVES, round_in_place, rounded_state
 from femtune.engines.weight_check import NUM_PAIRS, WeightCheck, read_check, write_check
 from femtune.errors import ConfigError, FemtuneError, ModelError, RunError
 from femtune.mstep import distributed
+from femtune.mstep.average import Mean
 from femtune.mstep.config import Training, context_length, halved_batches, make_batches, shared_batches
 from femtune.mstep.examples import TokenExamples, read_examples
 from femtune.mstep.memory import halvings_on_cpu
-from femtune.mstep.model import attend_plainly, load_model, whole_weights
+from femtune.mstep.model import attend_plainly, average_in_place, load_model, whole_weights
 from femtune.mstep.trainer import Batches, WeightedTrainer, is_sharded, training_arguments
 
 log = logging.getLogger("femtune")
@@ -66,9 +67,12 @@ class MStep:
     # gain in log-probability of the check's examples by the saved 16-bit weights, over that by the
     # float32 ones; None if nothing was rounded, or nothing was gained
     exported_gain_share: float | None = None
+    averaged_share: float | None = (
+        None  # share of this M-step's weights in the saved mean; see average.py
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Export:
     """The outputs of an M-step: see `m_step`."""
 
@@ -77,6 +81,7 @@ class _Export:
     seed: int
     dtype: torch.dtype | None  # that weights are rounded to; None: no rounding
     master: Path | None
+    mean: Mean | None
 
 
 class OutOfMemory(ModelError):
@@ -95,25 +100,26 @@ def m_step(
     halvings: int = 0,
     dtype: str = "float32",
     master: Path | None = None,
+    mean: Mean | None = None,
 ) -> MStep:
     """Fine-tune the weights in `start` on a file of examples and save them to `out`.
 
-    `out` becomes an ordinary Hugging Face folder, or with LoRA a PEFT one, complete or not at all, with
-    a check of its weights (see weight_check.py). `on_step` gets step, steps and the loss. If each
-    process of a job calls this, all share the same steps, the first one saves, and all return the same.
+    `out` becomes a Hugging Face folder, or with LoRA a PEFT one, complete or not at all, with a check of
+    its weights (see weight_check.py). `on_step` gets step, steps and loss. If each process of a job
+    calls this, all share the same steps, the first one saves, and all return the same.
 
     Full fine-tuning trains in float32. With `dtype` bfloat16 or float16, weights in `out` are rounded
-    stochastically, seeded by `seed` (see rounding.py), and `master`, if given, becomes a folder with
-    the float32 weights, from which the next M-step should start. If `master` exists without `out`,
-    training was finished: `out` is made from it again. Adapters stay float32.
+    stochastically, seeded by `seed` (see rounding.py); with `mean` they are averaged (see average.py).
+    In both cases `master`, if given, becomes a folder with the trained float32 weights, from which the
+    next M-step should start. If it exists without `out`, `out` is made from it. Adapters stay float32.
 
     If a micro-batch does not fit into memory, all are halved and the M-step restarts with the same
     optimizer steps. Several processes cannot agree on that, as some wait for the failed one. There the
     caller restarts with `halvings` one higher, as launch.py does.
 
     Raises DataError for unusable examples, ModelError for an unusable start, or one too large for the
-    memory (OutOfMemory if halving may help), ConfigError if `fsdp` has a single process, RunError if
-    `out` is not empty, and FemtuneError, naming the examples, if the loss becomes NaN or infinite.
+    memory (OutOfMemory if halving may help), ConfigError for `fsdp` with one process, RunError if `out`
+    is not empty, and FemtuneError, naming the examples, if the loss becomes NaN or infinite.
     """
     if out.is_dir() and any(out.iterdir()):  # checked before any work is done
         raise RunError(f"{out} holds something already: choose another folder.")
@@ -126,22 +132,21 @@ def m_step(
     if training.bf16 is None:  # a folder of float32 masters does not show the base's dtype
         stored = dtype if half or training.use_peft else stored_dtype(start)
         training = replace(training, bf16=training.computes_in_bf16(stored))
-    export = _Export(out, tokenizer, seed, half, master if half else None)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if export.dtype and master is not None and distributed.count() == 1 and (master / M_STEP).exists():
-        return _export_again(master, training, export)
+    master = master if half or mean else None
+    export = _Export(out=out, tokenizer=tokenizer, seed=seed, dtype=half, master=master, mean=mean)
+    if master and distributed.count() == 1 and (master / M_STEP).exists():
+        return _export_again(training, export)
     while True:
         try:
             return _attempt(examples, start, training, export, on_step, halvings)
         except _TooLarge as error:
-            largest = error.rows
+            rows = error.rows
         finally:
-            give_back(device)
+            give_back(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         halvings += 1
         log.warning(
-            "out of memory in a micro-batch of up to %d examples: the M-step starts over with batches "
-            "of half the size. Optimizer steps stay the same.",
-            largest,
+            f"out of memory in a micro-batch of up to {rows} examples: the M-step starts over with "
+            "batches of half the size. Optimizer steps stay the same."
         )
 
 
@@ -244,11 +249,15 @@ def _train(
         first = partial(_save, folder, saved, weights, export.tokenizer, check, done, dtype)
         return MStep(**distributed.by_first(first))
 
-    if not export.dtype:
-        return save(export.out, done, check)
     if export.master is not None:
         distributed.by_first(partial(_discard, export.master))
         save(export.master, done, check)
+    if export.mean is not None:
+        if trainer.is_cut_up:
+            raise ConfigError("sharded weights can't be averaged: drop average_weights.")
+        done, check = _average(saved, export.mean, training, done, check)
+    if not export.dtype:
+        return save(export.out, done, check)
     if trainer.is_deepspeed_enabled:  # it holds the weights, so rounding happens on saving
         log.warning("under DeepSpeed the log-probabilities of the rounded weights are not measured.")
         return save(export.out, done, check, export.dtype)
@@ -259,18 +268,36 @@ def _train(
     return save(export.out, done, replace(check, logprobs=served), export.dtype)
 
 
-def _export_again(master: Path, training: Training, export: _Export) -> MStep:
+def _average(
+    network: Any, mean: Mean, training: Training, done: MStep, check: WeightCheck
+) -> tuple[MStep, WeightCheck]:
+    """Average weights in place; return metrics and a check that tells them from the earlier ones."""
+    earlier = average_in_place(network, mean, training)
+    data = TokenExamples(check.prompts, check.completions, [1.0] * len(check.prompts))
+    before, after = (
+        completion_logprobs(each, data, range(len(data)))
+        for each in (earlier.to(network.device), network)
+    )
+    done = replace(done, averaged_share=round(mean.share, 6))
+    return done, replace(check, logprobs=after, logprobs_before=before)
+
+
+def _export_again(training: Training, export: _Export) -> MStep:
     """Make `out` from an M-step's stored float32 weights, with the same bytes as before."""
-    assert export.dtype is not None
+    master = export.master
+    assert master is not None
     done, check = MStep(**json.loads((master / M_STEP).read_text())), read_check(master)
     model = load_model(master, training)
-    round_in_place(model, export.dtype, str(export.seed))
     if check is None:
         raise ModelError(f"{master} lacks its weight check: remove the folder, and it is trained again.")
     data = TokenExamples(check.prompts, check.completions, [1.0] * len(check.prompts))
-    served = completion_logprobs(model, data, range(len(data)))
-    done = replace(done, exported_gain_share=_gain_share(check, served))
-    check = replace(check, logprobs=served)
+    if export.mean is not None:
+        done, check = _average(model, export.mean, training, done, check)
+    if export.dtype is not None:
+        round_in_place(model, export.dtype, str(export.seed))
+        served = completion_logprobs(model, data, range(len(data)))
+        done = replace(done, exported_gain_share=_gain_share(check, served))
+        check = replace(check, logprobs=served)
     return MStep(**_save(export.out, model, None, export.tokenizer, check, done, export.dtype))
 
 

@@ -33,6 +33,7 @@ from typing import Any
 from femtune import errors
 from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.errors import ConfigError, FemtuneError
+from femtune.mstep.average import Mean
 from femtune.mstep.config import Training
 from femtune.mstep.fit import MStep, OutOfMemory, m_step
 
@@ -74,6 +75,7 @@ def launch_m_step(
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
     dtype: str = "float32",
     master: Path | None = None,
+    mean: Mean | None = None,
 ) -> MStep:
     """Run `m_step` in the processes that this command starts; they end with this one.
 
@@ -97,6 +99,7 @@ def launch_m_step(
                 "halvings": halvings,
                 "dtype": dtype,
                 "master": None if master is None else str(master.absolute()),
+                "mean": None if mean is None else [str(mean.model.absolute()), mean.share],
             }
             tokenizer.tokenizer.save_pretrained(folder / "tokenizer")
             (folder / "spec.json").write_text(json.dumps(spec))
@@ -233,6 +236,7 @@ def _take_part(folder: Path, tells: bool) -> None:
         halvings=spec["halvings"],
         dtype=spec["dtype"],
         master=None if spec["master"] is None else Path(spec["master"]),
+        mean=None if spec["mean"] is None else Mean(Path(spec["mean"][0]), spec["mean"][1]),
     )
     distributed.leave()
 

@@ -12,7 +12,8 @@ from femtune._util.model_safety import check_weights, unreadable
 from femtune.engines.dtypes import usable_dtype
 from femtune.engines.hf.model import quiet_peft
 from femtune.engines.model_files import base_of_adapter
-from femtune.errors import ConfigError, FemtuneError
+from femtune.errors import ConfigError, FemtuneError, ModelError
+from femtune.mstep.average import Mean
 from femtune.mstep.config import Training
 from femtune.mstep.examples import TokenExamples
 from femtune.mstep.trainer import WeightedTrainer, environment
@@ -47,6 +48,24 @@ def load_model(start: Path, training: Training) -> PreTrainedModel:
         if isinstance(error, FemtuneError):
             raise
         raise unreadable(start, "causal language model", error) from error
+
+
+@torch.no_grad()
+def average_in_place(network: Any, mean: Mean, training: Training) -> PreTrainedModel:
+    """Replace the trained weights of a network by their mean with earlier ones; return the earlier ones.
+
+    Of a LoRA adapter both factors are averaged: nearly the mean of their products, as successive
+    adapters are near each other. Raises ModelError if the models have other weights.
+    """
+    earlier = load_model(mean.model, training)
+    weights = dict(earlier.named_parameters())
+    for name, weight in network.named_parameters():
+        if not weight.requires_grad:
+            continue
+        if (old := weights.get(name)) is None or old.shape != weight.shape:
+            raise ModelError(f"{mean.model} has no weights {name} of this size: they can't be averaged.")
+        weight.copy_(torch.lerp(old.to(weight), weight, mean.share))
+    return earlier
 
 
 def attend_plainly(

@@ -59,6 +59,8 @@ MEASURES = {
     "kendall": "Kendall's tau-b",
     "kappa": "quadratic kappa",
     "mae": "MAE",
+    "within_one_percent": "number within 1%",
+    "median_relative_error": "median relative error",
     "rmse": "RMSE",
     "ece": "ECE",
     "brier": "Brier",
@@ -344,7 +346,7 @@ def _made_up(problem: Problem, wording: Wording) -> dict[str, str]:
 def data_card(told: RunFacts, folder: Path) -> DatasetCard:
     """Return the card of an iteration's examples, with its draws as a second configuration."""
     table = pq.read_table(folder / "examples.parquet", columns=["trained_under", "weight"])
-    num = table.num_rows
+    num, known = table.num_rows, pq.read_schema(folder / "examples.parquet").names
     num_hinted = pc.sum(pc.equal(table["trained_under"], "hinted")).as_py() or 0
     num_negative = pc.sum(pc.less(table["weight"], 0)).as_py() or 0
     files = {"examples": "examples.parquet", "draws": "draws/*.parquet"}
@@ -361,9 +363,10 @@ def data_card(told: RunFacts, folder: Path) -> DatasetCard:
             for name, place in files.items()
         ],
     )
-    columns = {name: COLUMNS[name] for name in EXAMPLES.names}
+    columns = {name: COLUMNS[name] for name in EXAMPLES.names if name in known}
     about = _about(told) | {"here": BESIDE.format(folder.name), "columns": columns, "num": num}
     about |= {"num_hinted": num_hinted, "num_negative": num_negative}
+    about["has_tokens"] = "completion_tokens" in known
     body = _templates().get_template("data.md.j2").render(about)
     return DatasetCard(f"---\n{head.to_yaml()}\n---\n\n{body}")
 

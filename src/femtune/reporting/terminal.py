@@ -143,7 +143,7 @@ class Bars(Lines):
     def draws(self, draws: Sequence[Draw]) -> None:
         for draw in draws:
             self._reasons[draw.score.reason] += 1
-            self._tokens += len(draw.completion.tokens)
+            self._tokens += draw.completion.num_tokens
             self._problems.add(draw.key.problem_id)
             if draw.accepted:
                 self._kept.add(draw.key.problem_id)
@@ -205,6 +205,7 @@ def sparkline(shares: Sequence[float]) -> str:
 SHOWN = {
     "spearman": ("Spearman", 3),
     "mae": ("MAE", 2),
+    "within_one_percent": ("within 1%", 3),
     "position_consistency": ("consistency", 3),
     "sound_steps": ("sound steps", 3),
 }

@@ -362,7 +362,7 @@ def _read(completion: Completion, prompts: Prompts) -> tuple[Parsed, Reason, str
         return Parsed("", ""), "engine_failed", completion.error or "the engine did not say why"
     if completion.finish_reason == "length":
         # an apparent answer in a truncated text may be incomplete
-        detail = f"no end after {len(completion.tokens)} tokens"
+        detail = f"no end after {completion.num_tokens} tokens"
         return Parsed(completion.text.strip(), ""), "truncated", detail
     parsed = prompts.parse(completion.text)
     return parsed, "parse_error" if parsed.error else "", parsed.error

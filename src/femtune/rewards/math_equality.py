@@ -100,7 +100,9 @@ def _same_chain(chain: str, value: str) -> bool:
 # --- text
 
 
-_SPACING = re.compile(r"\\[,;:! ]|\\quad|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|[\s~]")
+_SPACING = re.compile(
+    r"\\[,;:! ]|\\quad|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\s|(?<!~)~(?!~)"
+)
 _SIGNS = {
     **{"π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "×": r"\times ", "·": r"\cdot "},
     **{"÷": r"\div ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "°": r"^\circ ", "²": "^2", "³": "^3"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +18,7 @@ from femtune._util.atomic_files import replacing
 from femtune._util.parsing import Unreadable, reading_arrow
 from femtune._util.text import brief
 from femtune.errors import RunError
+from femtune.metric_types import Served
 from femtune.types import Completion, Draw, DrawKey, FinishReason, Score
 
 DRAWS = pa.schema(
@@ -44,17 +46,32 @@ DRAWS = pa.schema(
     ]
 )
 
+# draws of text, of an engine without tokens, have one more column: metric_types.Served
+SERVED = pa.struct(
+    [
+        ("model", pa.string()),
+        ("fingerprint", pa.string()),
+        ("prompt_tokens", pa.int64()),  # null where the server gives no counts
+        ("completion_tokens", pa.int64()),
+        ("requests", pa.int32()),
+        ("forced_by", pa.string()),
+    ]
+)
+TEXT_DRAWS = DRAWS.append(pa.field("served", SERVED))
+
 
 def write_draws(path: Path, draws: Sequence[Draw], timing: Mapping[str, float]) -> None:
     """Store one chunk's draws, with its seconds in the file's metadata under "timing"."""
-    table = pa.Table.from_pydict(as_columns(draws), schema=DRAWS)
+    columns = as_columns(draws)
+    table = pa.Table.from_pydict(columns, schema=TEXT_DRAWS if "served" in columns else DRAWS)
     with replacing(path) as part, part.open("wb") as file:  # pyarrow takes a:b.parquet for a URI
         stored = table.replace_schema_metadata({"timing": json.dumps(timing)})
         pq.write_table(stored, file, write_page_checksum=True)
 
 
 def as_columns(draws: Sequence[Draw]) -> dict[str, list[Any]]:
-    """Draws by column, as DRAWS names them."""
+    """Return draws by column, as DRAWS names them, or TEXT_DRAWS if one of them is of text."""
+    served = [d.completion.served for d in draws]
     return {
         "iteration": [d.key.iteration for d in draws],
         "problem_id": [d.key.problem_id for d in draws],
@@ -76,12 +93,14 @@ def as_columns(draws: Sequence[Draw]) -> dict[str, list[Any]]:
         "rationale": [d.score.rationale for d in draws],
         "reason": [d.score.reason for d in draws],
         "detail": [d.score.detail for d in draws],
+        **({"served": [each and asdict(each) for each in served]} if any(served) else {}),
     }
 
 
 def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Draw]:
     """Draws of their columns."""
-    rows = zip(*(columns[name] for name in DRAWS.names), strict=True)
+    served = columns.get("served") or [None] * len(columns["tokens"])
+    rows = zip(*(columns[name] for name in DRAWS.names), served, strict=True)
     return [
         Draw(
             DrawKey(iteration, problem_id, stage, index),
@@ -95,6 +114,7 @@ def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Draw]:
                 error=error,
                 drawn_logprob=_number(drawn_logprob),
                 num_forced=num_forced,
+                served=None if answered is None else Served(**answered),
             ),
             Score(reward, answer, reason, detail, rationale),
             demos=demos,
@@ -121,6 +141,7 @@ def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Draw]:
             rationale,
             reason,
             detail,
+            answered,
         ) in rows
     ]
 
@@ -157,7 +178,8 @@ def read_shard(path: Path) -> tuple[list[Draw], dict[str, float]]:
 
 def _check_shard(table: Any, timing: Any) -> None:
     """Raises Unreadable where it is no shard as `write_draws` makes them."""
-    if not table.schema.equals(DRAWS) or any(column.null_count for column in table.columns):
+    is_ours = table.schema.equals(DRAWS) or table.schema.equals(TEXT_DRAWS)
+    if not is_ours or any(table[name].null_count for name in DRAWS.names):
         raise Unreadable("holds no draws as they are stored")
     if pc.list_flatten(table["tokens"]).null_count:
         raise Unreadable("holds draws without some of their tokens")

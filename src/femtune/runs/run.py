@@ -296,7 +296,9 @@ _RELIED = {
     "model_config": "the base model's config.json or generation_config.json",
     "tokenizer": "the base model's tokenizer",
     "chat_template": "the chat template or template_args",
+    "served_model": "the model's name on the server",
     "demos": "the worked examples",
+    "model_examples": "the worked examples of the model",
     "reward": "the code of the reward",
     "reward_columns": "the data's columns that the reward reads",
 }

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from femtune.types import Draw, Example, Need, Rule, needs_of
+from femtune.types import Draw, Example, Need, Rule, Tokens, needs_of
 
 
 @dataclass(frozen=True, init=False)
@@ -71,12 +71,12 @@ class Last:
 
 @dataclass(frozen=True)
 class Distinct:
-    """Keep the first of draws with the same tokens."""
+    """Keep the first of draws with the same tokens, or the same text of a `text_only` engine."""
 
     def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
-        seen: dict[tuple[int, ...], Example] = {}
+        seen: dict[Tokens | str, Example] = {}
         for example in examples:
-            seen.setdefault(example.draw.completion.tokens, example)
+            seen.setdefault(example.draw.completion.sampled, example)
         return list(seen.values())
 
 

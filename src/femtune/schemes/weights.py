@@ -129,7 +129,7 @@ class ControlVariate:
     def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
         newest = max((draw.key.iteration for draw in draws), default=0)
         fresh = [d for d in draws if d.key.iteration == newest and d.on_policy]
-        usable = [d for d in fresh if d.completion.tokens and d.score.reason != "engine_failed"]
+        usable = [d for d in fresh if d.completion.sampled and d.score.reason != "engine_failed"]
         return [*examples, *(Example(draw, -self.beta / len(usable)) for draw in usable if self.beta)]
 
 
@@ -240,7 +240,7 @@ class Doubt:
             )
 
     def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
-        logprobs = {d.completion.tokens: _log_pi(d) for d in draws if d.accepted}
+        logprobs = {d.completion.sampled: _log_pi(d) for d in draws if d.accepted}
         mass = min(1.0, math.fsum(math.exp(each) for each in logprobs.values()))
         right, wrong = (1 - self.noise) * mass, self.noise * (1 - mass) / (self._among - 1)
         trust = right / (right + wrong) if right + wrong else 1.0  # 0 / 0: no mass, and no doubt

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from femtune.data.demos import demos_digest
 from femtune.data.problems import asked_key
-from femtune.data.prompts import Prompts
 from femtune.estep.forced_answers import FORCED_TOKENS
 from femtune.estep.scheduler import Lease, Sampler
 from femtune.estep.together import work_off_together
@@ -28,6 +27,7 @@ from femtune.schemes.filters import paper_filter
 from femtune.types import Demos, Draw, Problem, Scheme, Stage
 
 KIND = "selection"  # the folder of an iteration's draws
+BYTES_A_MESSAGE = 32  # of a chat template around each message, at most
 Wanted = dict[str, tuple[Demos, list[Problem]]]  # by digest: a set, and the problems to ask under it
 
 
@@ -191,7 +191,8 @@ class DevelopmentAnswers:
 
     @property
     def _may_force(self) -> bool:
-        return self.sampler.force != "never" and bool(self.sampler.prompts.format.cue)
+        has_way = self.sampler.text_only or bool(self.sampler.prompts.format.cue)
+        return self.sampler.force != "never" and has_way
 
     @property
     def _worst(self) -> tuple[int, int]:
@@ -215,18 +216,28 @@ class DevelopmentAnswers:
         """Add what draws have cost: a forced answer reads the prompt and the rationale again."""
         by_id = {problem.id: problem for _, missing in wanted.values() for problem in missing}
         for draw in draws:
-            made = draw.completion
+            made, is_forced = draw.completion, draw.completion.num_forced > 0
             prompt = self._length(wanted[draw.demos][0], by_id[draw.key.problem_id])
-            written = len(made.tokens)
             self.spent.answers += 1
-            self.spent.requests += 1 + (made.num_forced > 0)
-            self.spent.generated_tokens += written
-            self.spent.prompt_tokens += prompt + (prompt + written) * (made.num_forced > 0)
+            self.spent.generated_tokens += made.num_tokens
+            if made.served is not None and made.served.prompt_tokens is not None:
+                self.spent.requests += made.served.requests
+                self.spent.prompt_tokens += made.served.prompt_tokens
+            else:
+                self.spent.requests += 1 + is_forced
+                self.spent.prompt_tokens += prompt + (prompt + made.num_tokens) * is_forced
 
     def _length(self, demos: Demos, problem: Problem) -> int:
-        """Return the tokens of a problem's prompt with these examples, rendered once."""
+        """Return the tokens of a problem's prompt with these examples, rendered once.
+
+        Of text, whose tokens only the server counts, half of its bytes: as a rule it is more.
+        """
         key = demos_digest(demos), problem.id
         if key not in self._lengths:
-            prompts: Prompts = self.sampler.prompts.with_demos(demos)
-            self._lengths[key] = len(self.sampler.tokenizer.encode_prompt(prompts.plain(problem)))
+            messages = self.sampler.prompts.with_demos(demos).plain(problem)
+            if self.sampler.text_only:
+                texts = [message["content"].encode() for message in messages]
+                self._lengths[key] = sum(BYTES_A_MESSAGE + len(text) for text in texts) // 2
+            else:
+                self._lengths[key] = len(self.sampler.tokenizer.encode_prompt(messages))
         return self._lengths[key]

@@ -46,7 +46,7 @@ def selection_of(settings: Train, scheme: Scheme) -> Selection | None:
         if field.name not in _OF_ANY_M_STEP
         and getattr(settings.training, field.name) != getattr(plain, field.name)
     ]
-    of_weights = [*(["launch"] if settings.launch else []), *trains]
+    of_weights = [name for name in ("launch", "average_weights") if getattr(settings, name)] + trains
     if of_weights:
         raise ConfigError(f"--m-step examples trains no weights: leave {of_weights[0]} out.")
     if scheme.proposal == "base" or scheme.m_steps.restart_every or settings.start_from == "base":

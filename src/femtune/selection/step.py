@@ -140,7 +140,12 @@ def sampler_of(steps: ExampleRun, iteration: int) -> Sampler:
 
 
 def _shown(steps: ExampleRun, demos: Demos) -> Prompts:
-    return with_examples(steps.sampler.prompts, demos, steps.tokenizer)
+    return with_examples(steps.sampler.prompts, demos, tokenizer_of(steps))
+
+
+def tokenizer_of(steps: ExampleRun) -> Tokenizer | None:
+    """Return the tokenizer of prompts, None where a server takes messages."""
+    return None if steps.sampler.text_only else steps.tokenizer
 
 
 def _serve(steps: ExampleRun, iteration: int) -> None:
@@ -148,9 +153,13 @@ def _serve(steps: ExampleRun, iteration: int) -> None:
     steps.place(iteration, "selection/base", steps.dev_problems, steps.base)
 
 
-def with_examples(prompts: Prompts, demos: Demos, tokenizer: Tokenizer) -> Prompts:
-    """Return prompts with these examples, in a form that the chat template shows in full."""
-    return fit_prompts(prompts.with_demos(demos), tokenizer)
+def with_examples(prompts: Prompts, demos: Demos, tokenizer: Tokenizer | None) -> Prompts:
+    """Return prompts with these examples, in a form that the chat template shows in full.
+
+    No tokenizer is there where a server takes messages: it has the template.
+    """
+    shown = prompts.with_demos(demos)
+    return shown if tokenizer is None else fit_prompts(shown, tokenizer)
 
 
 def choose_examples(steps: ExampleRun, iteration: int) -> MStepMetrics:
@@ -170,9 +179,7 @@ def choose_examples(steps: ExampleRun, iteration: int) -> MStepMetrics:
         pool, left_out = candidates(steps, iteration, scheme, current)
         sampler = replace(
             steps.sampler,
-            prompts=with_examples(steps.sampler.prompts, pool.candidates, steps.tokenizer).with_demos(
-                ()
-            ),
+            prompts=_shown(steps, pool.candidates).with_demos(()),
             sampling=Sampling(steps.sampler.sampling.max_new_tokens, 0.0),
             demos=(),
             force=force,
@@ -256,14 +263,16 @@ def candidates(
                     made.setdefault((problem_id, text), Demo(problem.prompt, problem.answer, text))
     found = [*made.values()]
     found += [demo for demo in current if demo not in found]
-    shown = _in_one_form(found, sampler.prompts, steps.tokenizer)
+    shown = _in_one_form(found, sampler.prompts, tokenizer_of(steps))
     if len(shown) < len(found):
         left_out["not shown in full by the chat template"] += len(found) - len(shown)
     longest = _longest([*steps.problems, *steps.dev_problems, *steps.eval_problems])
-    return Pool(tuple(shown), _fits(longest, sampler, steps.tokenizer)), dict(left_out)
+    return Pool(tuple(shown), _fits(longest, sampler, tokenizer_of(steps))), dict(left_out)
 
 
-def _in_one_form(candidates: Sequence[Demo], prompts: Prompts, tokenizer: Tokenizer) -> list[Demo]:
+def _in_one_form(
+    candidates: Sequence[Demo], prompts: Prompts, tokenizer: Tokenizer | None
+) -> list[Demo]:
     """Return the candidates that the chat template shows in the form that most of them need."""
     by_form: dict[tuple[str, str], list[Demo]] = {}
     for demo in candidates:
@@ -279,11 +288,11 @@ def _longest(problems: Sequence[Problem]) -> Problem:
     return max(problems, key=lambda problem: len(prompt_text(problem.prompt)))
 
 
-def _fits(problem: Problem, sampler: Sampler, tokenizer: Tokenizer) -> Callable[[Demos], bool]:
+def _fits(problem: Problem, sampler: Sampler, tokenizer: Tokenizer | None) -> Callable[[Demos], bool]:
     """Return whether a set of examples leaves room for the longest problem, its hint and its answer."""
 
     def fits(demos: Demos) -> bool:
-        if sampler.context is None:
+        if sampler.context is None or tokenizer is None:
             return True
         shown = with_examples(sampler.prompts, demos, tokenizer)
         prompt = tokenizer.encode_prompt(shown.hinted(problem))

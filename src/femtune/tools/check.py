@@ -14,10 +14,11 @@ from rich.panel import Panel
 
 from femtune.config import Train
 from femtune.data.chat_tokenizer import ChatTokenizer
-from femtune.data.prompts import Prompts
+from femtune.data.prompts import Prompts, prompt_text
 from femtune.data.row_report import RowReport
 from femtune.data.truncation import trained_tokens
 from femtune.engines.model_files import load_config
+from femtune.model_info import served_name
 from femtune.mstep.config import context_length
 from femtune.reporting.terminal import framed, literal
 from femtune.resolve import Data, held_out, make_loop_config, read_inputs, sampling
@@ -25,7 +26,7 @@ from femtune.sampler import SamplerBuilder, make_sampler_builder
 from femtune.schemes.filters import rules_of
 from femtune.schemes.weights import Wake
 from femtune.tools.check_data import Finding, data_findings, held_out_items
-from femtune.types import Draw, Problem, Scheme
+from femtune.types import Draw, Message, Problem, Scheme
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ def examine(data: Data, model: str, settings: Train, scheme: Scheme | None = Non
 
 
 def _of_model(builder: SamplerBuilder, problems: Sequence[Problem]) -> Iterator[Finding]:
+    if builder.settings.engine == "chat":
+        yield from _of_served(builder, problems)
+        return
     config = load_config(builder.base)
     yield Finding(
         "model", f"{config.model_type} at {builder.base}; context {context_length(config):,} tokens"
@@ -82,6 +86,16 @@ def _of_model(builder: SamplerBuilder, problems: Sequence[Problem]) -> Iterator[
         )
 
 
+def _of_served(builder: SamplerBuilder, problems: Sequence[Problem]) -> Iterator[Finding]:
+    """Yield what is known of a model behind chat completions, before anything is paid for."""
+    name = served_name(str(builder.base), builder.settings)
+    yield Finding("model", f"{name} by chat completions: no weights and no tokenizer here")
+    for prompt_name, prompts, prompt in _prompts(builder):
+        lengths = [len(prompt_text(prompts.render(prompt, problem))) for problem in problems]
+        found = f"median {median(lengths):,.0f} characters, longest {max(lengths):,}"
+        yield Finding(prompt_name, found)
+
+
 def _prompts(builder: SamplerBuilder) -> Iterator[tuple[str, Prompts, str]]:
     """Yield name, prompts and kind: plain, hinted, and plain with worked examples."""
     for prompt in ("plain", "hinted"):
@@ -94,11 +108,18 @@ def prompt_texts(builder: SamplerBuilder, problem: Problem) -> dict[str, str]:
     """Return the prompts of a problem by name, as the model reads them."""
     texts = {}
     for name, prompts, prompt in _prompts(builder):
+        if builder.settings.engine == "chat":
+            texts[name] = _as_turns(prompts.render(prompt, problem))
+            continue
         tokens = builder.tokenizer.encode_prompt(prompts.render(prompt, problem))
         texts[f"plain prompt {name}" if name == "with examples" else name] = (
             builder.tokenizer.tokenizer.decode(tokens)
         )
     return texts
+
+
+def _as_turns(messages: Sequence[Message]) -> str:
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def show_prompts(builder: SamplerBuilder, problem: Problem) -> Iterator[Panel]:
@@ -117,6 +138,10 @@ def show_tokens(
     builder: SamplerBuilder, problem: Problem, draw: Draw, prompt: Literal["plain", "hinted"] = "plain"
 ) -> Panel:
     """Show a training example token by token: the prompt dim, the tokens in the loss bold."""
+    if builder.settings.engine == "chat":
+        text = literal(_as_turns(builder.prompts.render(prompt, problem)), "dim")
+        text.append_text(literal(f"\n\nassistant: {draw.completion.text}", "bold green"))
+        return framed(text, "an example: what is kept of a draw (bold), under its prompt")
     tokenizer = builder.tokenizer
     fed = tokenizer.encode_prompt(builder.prompts.render(prompt, problem))
     made = draw.completion

@@ -7,6 +7,7 @@ check_report.py shows the results.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from femtune.config import Train
 from femtune.data.answer_format import parse_format
 from femtune.data.answers import as_fraction, plain
-from femtune.engines.model_files import load_config
+from femtune.engines.chat.engine import ChatEngine
+from femtune.engines.chat.probe import probe
 from femtune.estep.driver import e_step
 from femtune.estep.scheduler import Sampler
 from femtune.evaluation.advice import FEW_ANSWERED, MANY_TRUNCATED
 from femtune.evaluation.evaluate import is_right
 from femtune.model_info import is_base
-from femtune.mstep.config import context_length
 from femtune.resolve import named_scheme, sampling
 from femtune.sampler import SamplerBuilder
 from femtune.schemes.filters import paper_filter
@@ -100,9 +101,12 @@ def try_model(
     scheme = scheme or named_scheme(settings)
     with builder.sampler(sampling(settings, scheme), needs=scheme.needs) as sampler:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-        where = settings.base_url or "a server" if settings.engine == "openai" else device
+        is_remote = settings.engine in ("openai", "chat")
+        where = settings.base_url or "a server" if is_remote else device
         loaded = time.perf_counter() - begun
         findings = [Finding("engine", f"{settings.engine} on {where}, loaded in {loaded:.1f} s")]
+        if isinstance(sampler.engine, ChatEngine):
+            findings += [Finding(topic, found) for topic, found in probe(sampler.engine).items()]
         tried = draw_trials(
             *(sampler, builder, problems, settings, num_draws),
             row=row,
@@ -264,7 +268,7 @@ def _of_answered(
         findings.append(Finding("answered", said))
         return
     remedy = "The table below shows what was written instead."
-    if settings.demos == "none" and is_base(str(builder.base)):
+    if settings.demos == "none" and is_base(str(builder.base), settings):
         changes["demos"] = "auto"
     elif not builder.demos and not builder.prompts.demos:
         remedy += " Worked examples (--demos FILE) show the model how to answer."
@@ -282,8 +286,10 @@ def _of_length(
     now = settings.max_new_tokens
     some = spread(problems, 64)
     prompts = builder.prompts.with_demos(best.demos) if best.demos else builder.prompts
-    longest = max(len(builder.tokenizer.encode_prompt(prompts.hinted(problem))) for problem in some)
-    room = context_length(load_config(builder.base)) - longest
+    room = sys.maxsize  # where the server keeps its context to itself
+    if builder.context is not None:
+        encode = builder.tokenizer.encode_prompt
+        room = builder.context - max(len(encode(prompts.hinted(problem))) for problem in some)
     enough = fitting_tokens(best.draws, now, room, thinks=_thinks(builder, best, some[0]))
     if enough is not None and (enough > now or 2 * enough <= now):
         changes["max-new-tokens"] = str(enough)
@@ -305,6 +311,8 @@ def _thinks(builder: SamplerBuilder, trial: Trial, problem: Problem) -> bool:
     """Return True if the model writes thinking blocks, or its template opens one."""
     if any("<think" in draw.completion.text for draw in trial.draws):
         return True
+    if builder.settings.engine == "chat":
+        return False
     return builder.tokenizer.prompt_text(builder.prompts.plain(problem)).rstrip().endswith("<think>")
 
 
@@ -313,7 +321,7 @@ def fitting_tokens(draws: Sequence[Draw], now: int, room: int, *, thinks: bool =
 
     It is the 99th percentile of the draws that ended, with a margin, limited by the context.
     """
-    ended = sorted(len(draw.completion.tokens) for draw in draws if not is_truncated(draw))
+    ended = sorted(draw.completion.num_tokens for draw in draws if not is_truncated(draw))
     many = len(ended) < (1 - MANY_TRUNCATED) * len(draws)
     if not draws:
         return None

@@ -115,7 +115,7 @@ def table(tried: Tried) -> tuple[Sequence[str], list[list[str]]]:
     """Return columns and rows: one row for each trial, tokens as median and 99th percentile."""
     rows = []
     for trial in tried.trials:
-        lengths = sorted(len(draw.completion.tokens) for draw in trial.draws)
+        lengths = sorted(draw.completion.num_tokens for draw in trial.draws)
         rows.append(
             [
                 trial.name,
@@ -212,7 +212,7 @@ def refused_json(error: Exception) -> dict[str, Any]:
 
 
 def _as_numbers(trial: Trial, problems: Sequence[Problem]) -> dict[str, Any]:
-    lengths = sorted(len(draw.completion.tokens) for draw in trial.draws)
+    lengths = sorted(draw.completion.num_tokens for draw in trial.draws)
     return {
         "name": trial.name,
         "prompt": trial.prompt,

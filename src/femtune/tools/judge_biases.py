@@ -38,7 +38,7 @@ from femtune.evaluation.metrics import (
     scale_values,
 )
 from femtune.loop import Progress
-from femtune.model_info import as_trained
+from femtune.model_info import as_trained, reading
 from femtune.resolve import read_inputs, task_options
 from femtune.run_folder import run_place, with_pinned_date
 from femtune.runs.draws import by_problem, drawn
@@ -98,7 +98,8 @@ def measure_biases(
         raise ConfigError("bias measures raw votes: leave calibration out.")
     if settings.aggregate == "probabilities":
         raise ConfigError("bias measures votes: leave --aggregate probabilities out.")
-    asked = read_inputs(data, settings)
+    asked = reading(settings, partial(read_inputs, data), model)
+    settings = replace(settings, columns=asked.settings.columns)
     problems, first = asked.problems, frame(asked.problems[0])
     assert first is not None  # both tasks provide a frame
     sides = ("",) if first.form == "rating" else ("_a", "_b")

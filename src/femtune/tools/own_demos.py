@@ -45,7 +45,7 @@ def choose(draws: Iterable[Draw], number: int) -> list[Draw]:
 
 
 def _cost(draw: Draw) -> tuple[bool, int, str]:
-    return draw.prompt_kind == "hinted", len(draw.completion.tokens), draw.key.problem_id
+    return draw.prompt_kind == "hinted", draw.completion.num_tokens, draw.key.problem_id
 
 
 def _demo(draw: Draw, problem: Problem) -> Demo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from femtune.resolve import Data, Divided
 from femtune.run_folder import shown_data
 from femtune.types import Scheme
 
+Model = str | os.PathLike[str]  # a folder, the id of a model on the Hub, or "seedling"
 Reward = str | Callable[..., Any]  # a name, "file.py:function", or a function
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from femtune.evaluation.calibration import cross_fitted_effect, fit_calibration,
 from femtune.evaluation.evaluate import as_item
 from femtune.evaluation.scored_answers import of_draws, read_scored
 from femtune.loop import Progress
-from femtune.model_info import as_trained
+from femtune.model_info import as_trained, reading
 from femtune.resolve import Data, read_inputs
 from femtune.run_folder import check_new
 from femtune.runs.draws import by_problem, read_draws
 from femtune.types import Aggregate, Draw, Problem
+from femtune.workflows.chosen_calibration import new_place
 from femtune.workflows.evaluate import evaluate_as_set
 
 
@@ -31,7 +32,7 @@ class CalibrateResult:
     """A map from shares of votes, or from probabilities, to calibrated ones."""
 
     calibration: Path
-    """File of the map, for the setting `calibration` of evaluate and predict."""
+    """File of the map, which evaluate and predict use, or take as their setting `calibration`."""
     run: Path
     """Folder of the run with the draws that it was fitted to."""
     metrics: dict[str, Any] = field(repr=False)
@@ -42,17 +43,19 @@ def run_calibrate(
     data: Data,
     model: str,
     settings: Calibrate,
-    output: Path,
+    output: Path | None,
     output_dir: str | Path | None,
     progress: Progress,
     *,
     reward: Callable[..., Any] | None = None,
 ) -> CalibrateResult:
-    """Fit a map on a validation split and store it at `output`.
+    """Fit a map on a validation split and store it at `output`, or else in the model's folder.
 
     The draws are those of `evaluate` with the same settings, stored in the same way. Raises ConfigError
     if the answers have no scale, or several, DataError if there are too few.
     """
+    if output is None:
+        output = new_place(model)
     check_new(output, "--output")
     settings = as_trained(settings, model)
     kept = {each.name: getattr(settings, each.name) for each in fields(Ask)}
@@ -62,7 +65,11 @@ def run_calibrate(
         temperature=settings.temperature,
         aggregate=settings.aggregate,
     )
-    problems = read_inputs(data, asking, reward, model=model).problems
+
+    def read(asking: Evaluate) -> list[Problem]:
+        return read_inputs(data, asking, reward, model=model, log_rows=False).problems
+
+    problems = reading(asking, read, model)
     scale = _only_scale(problems)
     found = evaluate_as_set(data, model, asking, output_dir, progress, reward=reward)
     by_id = {problem.id: problem for problem in problems}
@@ -73,6 +80,7 @@ def run_calibrate(
     scores = _probabilities(drawn, found.draws.with_name("eval_answers"), settings.aggregate)
     fitted = fit_calibration(items, scale.answers, settings.kind, scores)
     effect = cross_fitted_effect(items, scale.answers, settings.kind, scores)
+    fitted = replace(fitted, draws=settings.draws, drawn_at=settings.temperature)
     save_calibration(fitted, output)
     metrics = {"num_problems": len(items), "kind": settings.kind, "draws": settings.draws}
     return CalibrateResult(output, found.run, metrics | {"of": fitted.of} | effect)

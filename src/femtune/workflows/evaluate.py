@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,21 +20,20 @@ from femtune.evaluation.rationales import read_all
 from femtune.evaluation.scored_answers import engine_scores, read_scored, score_into, uses_probabilities
 from femtune.loop import LoopConfig, Progress, Steps
 from femtune.metric_types import BothWays, EvaluateMetrics
-from femtune.model_info import as_trained
+from femtune.model_info import as_trained, reading
 from femtune.resolve import Data, TaskInputs, make_loop_config, read_inputs
 from femtune.run_folder import run_place, store_problems, with_pinned_date
 from femtune.runs.draws import read_draws
 from femtune.runs.run import Run, open_run
 from femtune.sampler import make_sampler_builder, trained_from
 from femtune.types import Aggregate, Demos, Problem, Sampling
+from femtune.workflows.chosen_calibration import check_calibration, read_calibration, with_own
 from femtune.workflows.predict import (
     Part,
     Rows,
-    check_calibration,
     file_once,
     input_rows,
     made,
-    read_calibration,
     stored_items,
 )
 from femtune.workflows.prediction_files import (
@@ -49,6 +49,8 @@ from femtune.workflows.worked_examples import store_demos
 _SHOWN = (
     *("accuracy", "accuracy_ci", "accuracy_unforced", "accuracy_unforced_ci", "answered"),
     *("forced_share", "truncated_share", "spearman", "spearman_ci", "mae", "mae_ci"),
+    *("within_one_percent", "within_one_percent_ci"),
+    *("median_relative_error", "median_relative_error_ci"),
 )
 
 
@@ -98,7 +100,7 @@ def run_evaluate(
         check_output(output)
     if reader_problems < 0:
         raise ConfigError(f"reader_problems must be at least 0, got {reader_problems}.")
-    settings = as_trained(settings, model)
+    settings = with_own(as_trained(settings, model), model)
     return evaluate_as_set(
         data,
         model,
@@ -123,11 +125,12 @@ def evaluate_as_set(
     output: Path | None = None,
 ) -> EvaluateResult:
     """Measure a model by the given settings only, without its femtune.json."""
-    reader = trained_from(model) if reader_problems else None
+    reader = _reader(model, settings) if reader_problems else None
     config = _loop_config(settings)
     calibration = read_calibration(settings)
     rows = None if output is None else file_once(data, settings)
-    asked = read_inputs(data, settings, reward, model=model, rows=rows)
+    read = partial(read_inputs, data, reward=reward, model=model, rows=rows)
+    asked: TaskInputs[Evaluate] = reading(settings, read, model)
     how = _combine(settings, calibration, asked)
     place, stored = run_place(
         output_dir,
@@ -140,14 +143,13 @@ def evaluate_as_set(
         demos=asked.demos,
     )
     if settings.calibration is not None:
-        digest = hashlib.blake2b(Path(settings.calibration).read_bytes(), digest_size=12).hexdigest()
-        stored["calibration"] = f"{settings.calibration} (blake2b {digest})"
+        stored["calibration"] = _named(settings.calibration)
     asked = with_pinned_date(asked, stored)
     builder = make_sampler_builder(model, asked, asked.problems)
     with open_run(place, stored, CHANGEABLE) as run:
         store_problems(run, [], asked.problems, {"eval": asked.report})
         store_demos(run, builder)
-        with builder.sampler(Sampling(settings.max_new_tokens)) as sampler:
+        with builder.sampler(Sampling(settings.max_new_tokens), folder=run.root) as sampler:
             steps = Steps(
                 run=run,
                 base=builder.base,
@@ -171,6 +173,22 @@ def evaluate_as_set(
         metrics=metrics | ({"rationales": rationales[0]} if rationales else {}),
         counts=counts,
     )
+
+
+def _named(calibration: str) -> str:
+    """Return the name of a calibration's file with the hash of its content."""
+    digest = hashlib.blake2b(Path(calibration).read_bytes(), digest_size=12).hexdigest()
+    return f"{calibration} (blake2b {digest})"
+
+
+def _reader(model: str, settings: Evaluate) -> Path:
+    """Return the folder of the base that reads a model's rationales."""
+    if settings.engine == "chat":
+        raise ConfigError(
+            "reader_problems needs log-probabilities of the model's base, and --engine chat has none: "
+            "leave it out."
+        )
+    return trained_from(model)
 
 
 def _save(

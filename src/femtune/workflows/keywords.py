@@ -62,7 +62,7 @@ class AskSettings(TypedDict, total=False):
     chunk_size: int
     overlap: bool
     resume: Resume
-    engine: Literal["transformers", "vllm", "openai"]
+    engine: Literal["transformers", "vllm", "openai", "chat"]
     engine_args: Pairs
     engine_dtype: Literal["auto", "float32", "bfloat16", "float16"]
     max_batch: int | None
@@ -70,6 +70,11 @@ class AskSettings(TypedDict, total=False):
     base_url: str | None
     served_model: str | None
     engine_timeout: float
+    max_requests: int | None
+    max_total_tokens: int | None
+    max_cost: float | None
+    prices: Pairs
+    on_model_change: Literal["stop", "warn"]
     ray_workers: int
     ray_address: str | None
     worker_cpus: float
@@ -124,6 +129,7 @@ class TrainSettings(SampleSettings, TrainingSettings, total=False):
     launch: str | None
     share_device: bool
     start_from: Literal["previous", "base"]
+    average_weights: bool
     keep_last: int
     dev_share: float | None
     patience: int
@@ -147,7 +153,7 @@ class CompareSettings(TrainSettings, total=False):
 
 
 class LadderSettings(TrainSettings, total=False):
-    """Describe a ladder: config.Train and config.LadderOptions."""
+    """Describe a ladder: config.Train and ladder.options.LadderOptions."""
 
     up_to: str | None
     budget: str | None

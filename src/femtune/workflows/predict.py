@@ -21,28 +21,19 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from femtune.config import CHANGEABLE, Ask, Evaluate, Predict
+from femtune.config import CHANGEABLE, Ask, Predict
 from femtune.data.files.lines import json_lines
 from femtune.data.files.reading import rows_once
 from femtune.data.files.streams import stdin_lines
 from femtune.data.objects import rows_of
-from femtune.data.problems import check_lengths
-from femtune.data.tasks.frames import scale_of
 from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.load import TaskData, read_places
 from femtune.data.tasks.published import SCHEMAS
 from femtune.data.tasks.schemas import hub_source
-from femtune.engines.model_files import (
-    base_of_adapter,
-    load_config,
-    local_model,
-    named_folder,
-)
-from femtune.errors import ConfigError, DataError
+from femtune.errors import DataError
 from femtune.estep.scheduler import Sampler
 from femtune.evaluation.aggregate import Prediction, item_id, prediction
-from femtune.evaluation.calibration import load_calibration
-from femtune.evaluation.calibration_map import Calibration, check_scale
+from femtune.evaluation.calibration_map import Calibration
 from femtune.evaluation.evaluate import ask_into, evaluation_draws
 from femtune.evaluation.scored_answers import (
     Scored,
@@ -52,14 +43,12 @@ from femtune.evaluation.scored_answers import (
     score_into,
     uses_probabilities,
 )
-from femtune.model_info import read_info, with_defaults
-from femtune.mstep.config import context_length
+from femtune.model_info import info_for, reading, with_defaults
 from femtune.resolve import Data, TaskInputs, read_inputs, task_options
 from femtune.rewards.builtin import exact
 from femtune.run_folder import (
     fingerprint,
-    pin_date,
-    relied_on,
+    relied_on_model,
     resolved,
     shown_data,
     store_problems,
@@ -68,7 +57,13 @@ from femtune.run_folder import (
 from femtune.runs.draws import by_problem, read_draws
 from femtune.runs.run import Run, check_run, open_run
 from femtune.sampler import SamplerBuilder, make_sampler_builder
-from femtune.types import Aggregate, Draw, Problem, Sampling
+from femtune.types import Draw, Problem, Sampling
+from femtune.workflows.chosen_calibration import (
+    check_calibration,
+    chosen_aggregate,
+    read_calibration,
+    with_own,
+)
 from femtune.workflows.prediction_files import (
     PredictionCounts,
     Row,
@@ -141,10 +136,7 @@ def _predictions(
                 sampling = Sampling(settings.max_new_tokens, settings.temperature)
                 sampler = replace(stack.enter_context(builder.sampler(sampling)), demos=builder.demos)
             else:
-                context = context_length(load_config(builder.base))
-                room = settings.max_new_tokens
-                shown = builder.prompts.with_demos(builder.demos or builder.prompts.demos)
-                check_lengths(asked.problems, shown, builder.tokenizer, context, room)
+                builder.check_lengths(asked.problems)
             scores = scores and engine_scores(sampler, aggregate)
             drawn = _drawn(asked.problems, sampler, settings, scores)
             yield from part.beside(made(drawn, calibration, settings.abstain_below))
@@ -212,14 +204,9 @@ def predict_into(data: Data, model: str, settings: Predict, output: Path) -> Pre
 
 def _stored_config(data: Data, model: str, asked: TaskInputs[Predict], place: Path) -> dict[str, Any]:
     """Return the configuration of the run that holds the draws."""
-    base, settings = local_model(model), asked.settings
     marks = fingerprint(asked.problems)
-    config = resolved(settings, data=shown_data(data), model=model, problems=marks)
-    pin_date(config, base, place)
-    args, own = config["template_args"], read_info(named_folder(model))
-    shown = own.demos if own is not None and settings.demos == "auto" else None
-    found = relied_on(base, base=base_of_adapter(base), template_args=args, demos=shown)
-    return config | {"relies_on": found}
+    config = resolved(asked.settings, data=shown_data(data), model=model, problems=marks)
+    return config | {"relies_on": relied_on_model(model, asked.settings, config, place)}
 
 
 def _stored_draws(
@@ -232,7 +219,8 @@ def _stored_draws(
     """Draw for all problems into a run, score the answers if possible, and yield both."""
     aggregate = chosen_aggregate(settings, calibration)
     scores = uses_probabilities(aggregate, problems, builder.prompts)
-    with builder.sampler(Sampling(settings.max_new_tokens, settings.temperature)) as sampler:
+    sampling = Sampling(settings.max_new_tokens, settings.temperature)
+    with builder.sampler(sampling, folder=run.root) as sampler:
         sampler = replace(sampler, demos=builder.demos)
         scores = scores and engine_scores(sampler, aggregate)
         scoring = Scoring(problems, sampler) if scores else None
@@ -257,32 +245,8 @@ def stored_items(
 
 
 def as_trained(settings: Predict, model: str) -> Predict:
-    """Return settings with unset ones filled in from the model's femtune.json, if it has one."""
-    return with_defaults(settings, read_info(named_folder(model)), graded=False)
-
-
-def reading(settings: Predict, read: Callable[[Predict], T]) -> T:
-    """Read items, ignoring mappings of answer columns that the data lacks.
-
-    So a configuration for training, with score=human_score, also works for items without scores. Raises
-    what `read` raises.
-    """
-    while True:
-        try:
-            return read(settings)
-        except DataError as error:
-            lacked = [item for item in settings.columns if _lacks(str(error), item)]
-            if not lacked:
-                raise
-            log.warning("No answers are in %s: the mapping is ignored.", ", ".join(lacked))
-            rest = tuple(item for item in settings.columns if item not in lacked)
-            settings = replace(settings, columns=rest)
-
-
-def _lacks(message: str, item: str) -> bool:
-    """Return True if an error says that this mapping's column, an answer column, is missing."""
-    name, _, column = item.partition("=")
-    return name in ANSWERS and f"has no column `{column}` for `{name}`" in message
+    """Return settings with unset ones filled in from the model's folder: femtune.json, calibration."""
+    return with_own(with_defaults(settings, info_for(model, settings), graded=False), model)
 
 
 @dataclass(frozen=True)
@@ -308,7 +272,7 @@ def _read(data: Data, model: str, settings: Predict) -> Iterable[Part]:
     def read(settings: Predict) -> TaskInputs[Predict]:
         return read_inputs(data, settings, answers=False, model=model, rows=rows)
 
-    asked = reading(settings, read)
+    asked = reading(settings, read, model, ANSWERS)
     return [Part(asked, input_rows(data, asked, rows) if settings.input_columns else {})]
 
 
@@ -354,7 +318,7 @@ def _read_stream(model: str, settings: Predict) -> Iterator[Part]:
                 found = read_places(rows, "stdin", settings.task, options, answers=False)
                 return read_inputs(found, settings, answers=False, model=model)
 
-            asked = reading(settings, read)
+            asked = reading(settings, read, model, ANSWERS)
             # ratings in the first part may show the scale, which then holds for all parts
             settings = replace(settings, scale=asked.settings.scale)
             yield Part(asked, _by_item(asked, dict(rows)) if settings.input_columns else {})
@@ -368,36 +332,3 @@ def _named(lines: Iterator[tuple[int, Any]], renamed: bool) -> Iterator[tuple[in
         if isinstance(row, dict) and not renamed and row.get("id") in (None, ""):
             row = {**row, "id": f"stdin-{place}"}
         yield place, row
-
-
-# --- calibration
-
-
-def read_calibration(settings: Evaluate) -> Calibration | None:
-    """Read the map that settings name. Raises DataError, and ConfigError if it is of another kind."""
-    if settings.calibration is None:
-        return None
-    found = load_calibration(Path(settings.calibration))
-    if settings.aggregate not in ("auto", found.of):
-        raise ConfigError(
-            f"calibration {settings.calibration} is of {found.of}, and aggregate is "
-            f"{settings.aggregate}. Fit it again with --aggregate {settings.aggregate}."
-        )
-    if found.of == "votes" and settings.draws == 1:
-        raise ConfigError("calibration is of shares of votes: set draws 16 and temperature 1, say.")
-    return found
-
-
-def chosen_aggregate(settings: Evaluate, calibration: Calibration | None) -> Aggregate:
-    """Return the source of answers: as set, else the one that the calibration was fitted to."""
-    return settings.aggregate if calibration is None else calibration.of
-
-
-def check_calibration(calibration: Calibration | None, problems: Sequence[Problem]) -> None:
-    """Raise ConfigError if problems have another scale than the map, or none."""
-    if calibration is None:
-        return
-    for scale in {scale_of(problem) for problem in problems}:
-        if scale is None:
-            raise ConfigError("a calibration is of answers on a scale, and these have none.")
-        check_scale(calibration, scale.answers)

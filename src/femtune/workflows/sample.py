@@ -80,7 +80,7 @@ def run_sample(
     with open_run(place, stored, CHANGEABLE) as run:
         store_problems(run, problems, reports={"problems": asked.report})
         store_demos(run, builder)
-        with builder.sampler(draws, needs=config.scheme.needs) as sampler:
+        with builder.sampler(draws, needs=config.scheme.needs, folder=run.root) as sampler:
             steps = Steps(
                 run=run,
                 base=builder.base,

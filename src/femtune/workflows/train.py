@@ -18,7 +18,7 @@ from femtune.evaluation.item_scores import compare_iterations
 from femtune.evaluation.paired import PairedDifference
 from femtune.loop import LoopConfig, Progress, fem
 from femtune.metric_types import History
-from femtune.model_info import ModelInfo, info_of
+from femtune.model_info import ModelInfo, info_of, refuse_chat, served_name
 from femtune.reporting.cards import write_model_card
 from femtune.reporting.terminal import summary
 from femtune.reporting.trackers import check_trackers, tracking
@@ -39,6 +39,7 @@ from femtune.sampler import SamplerBuilder, check_installed, make_sampler_builde
 from femtune.selection.limits import check_items
 from femtune.tools.estimate.disk import at_most, check_disk
 from femtune.types import Demos, Sampling, Scheme
+from femtune.workflows.trained_model import TrainedModel
 from femtune.workflows.worked_examples import store_demos, usable_demos, without_held_out
 
 log = logging.getLogger("femtune")
@@ -50,9 +51,9 @@ class TrainResult:
 
     run: Path
     """Folder of the run: settings, problems, every draw, examples and metrics."""
-    best: Path
+    best: TrainedModel
     """Model with the highest accuracy on the development part: no held-out problem chose it."""
-    last: Path
+    last: TrainedModel
     """Model of the last iteration."""
     best_iteration: int
     """Iteration of `best`; the last one without a development part."""
@@ -111,7 +112,7 @@ def run_train(
         reports = {"problems": asked.report} | ({} if other is None else {"eval": other.report})
         store_problems(run, parts.train, parts.test, reports, dev=parts.dev)
         store_demos(run, builder)
-        with builder.sampler(draws, parts.train, config.scheme.needs) as sampler:
+        with builder.sampler(draws, parts.train, config.scheme.needs, folder=run.root) as sampler:
             _check_adapters(sampler, config)
             history = fem(
                 *(run, builder.base, parts.train, parts.test, config, sampler),
@@ -123,8 +124,8 @@ def run_train(
             write_model_card(run.root, iteration)
     return TrainResult(
         run=run.root,
-        best=run.root / "best",
-        last=run.root / "last",
+        best=TrainedModel(run.root / "best"),
+        last=TrainedModel(run.root / "last"),
         best_iteration=best_of(history),
         history=history,
         difference=compare_iterations(run.root, best_of(history)),
@@ -139,6 +140,8 @@ def _check(settings: Train, scheme: Scheme | None) -> None:
             'as --launch "torchrun --nproc-per-node 8".'
         )
     trains = settings.m_step == "weights"
+    if trains:
+        refuse_chat(settings, "train")
     if trains and settings.engine == "openai" and not settings.training.use_peft:
         raise ConfigError(
             "a server can't be given new full weights while it runs: train through it with --use-peft "
@@ -169,6 +172,8 @@ def _inputs(
         check_items(num_items(parts.dev), config.selection)
     asked = without_held_out(asked, [*parts.dev, *parts.test])
     place = None if output_dir is None else Path(output_dir)
+    if config.selection is not None:
+        return asked, other, parts
     own = choose_peft(asked.settings, local_model(model), place)
     return replace(asked, settings=own), other, parts
 
@@ -196,8 +201,9 @@ def _info(
 ) -> ModelInfo:
     """Describe the prompts and settings of the run's models, for their femtune.json."""
     in_prompt = tuple(asdict(demo) for demo in builder.prompts.demos)
-    weights = stored["relies_on"]["weights"]
-    return info_of(settings, asked.settings, model, weights, demos=in_prompt or None)
+    weights = stored["relies_on"].get("weights")
+    base = served_name(model, settings) if settings.engine == "chat" else model
+    return info_of(settings, asked.settings, base, weights, demos=in_prompt or None)
 
 
 def _check_room(

@@ -26,13 +26,14 @@ from femtune.data.tasks.frames import frame
 from femtune.estep.answer_probs import direct_logprobs
 from femtune.evaluation.evaluate import ask_into
 from femtune.evaluation.scored_answers import Scored, possible
+from femtune.model_info import reading
 from femtune.resolve import Data, TaskInputs, read_inputs
 from femtune.rewards.builtin import exact
 from femtune.run_folder import fingerprint, resolved, shown_data
 from femtune.runs.run import open_run
 from femtune.sampler import make_sampler_builder
 from femtune.types import Draw, Problem, Sampling
-from femtune.workflows.predict import Part, file_once, input_rows, made, predict_into, reading
+from femtune.workflows.predict import ANSWERS, Part, file_once, input_rows, made, predict_into
 from femtune.workflows.prediction_files import PredictionCounts, save_predictions, warn_of_clashes
 
 Drawn = Iterator[tuple[Problem, Sequence[Draw], Scored]]
@@ -53,7 +54,7 @@ def answer_like(rung: Rung, ground: Ground, new: Data, output: Path) -> Predicti
     def read(settings: Predict) -> TaskInputs[Predict]:
         return read_inputs(new, settings, answers=False, model=ground.model, rows=rows)
 
-    asked = reading(settings, read)
+    asked = reading(settings, read, ground.model, ANSWERS)
     asked = replace(asked, reward=exact())  # nothing is graded here
     part = Part(asked, input_rows(new, asked, rows))
     warn_of_clashes(part.rows.values())

@@ -55,7 +55,7 @@ class Metered:
     def draws(self, draws: Sequence[Draw]) -> None:
         self.inner.draws(draws)
         if self.left is not None:
-            self.left -= sum(len(draw.completion.tokens) for draw in draws)
+            self.left -= sum(draw.completion.num_tokens for draw in draws)
             if self.left < 0:
                 self.stop.fire()
 

@@ -22,6 +22,7 @@ from femtune.comparison.ladder.budget import Budget, Metered, parse_budget
 from femtune.comparison.ladder.chosen_examples import with_examples_chosen
 from femtune.comparison.ladder.cost import Prices, generated_tokens
 from femtune.comparison.ladder.differences import against, all_pairs
+from femtune.comparison.ladder.options import LadderOptions
 from femtune.comparison.ladder.result import (
     FILE,
     LadderResult,
@@ -44,7 +45,7 @@ from femtune.comparison.ladder.store import (
 )
 from femtune.comparison.ladder.use import command
 from femtune.comparison.ladder.verdict import decide
-from femtune.config import CHANGEABLE, LadderOptions, Train, given
+from femtune.config import CHANGEABLE, Train, given
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, DataError, NothingKept
 from femtune.reporting.terminal import Show

@@ -114,7 +114,7 @@ class PromptLengths:
         generated = prompt = 0
         for draws, _ in read_draws(folder):
             for draw in draws:
-                generated += len(draw.completion.tokens)
+                generated += draw.completion.num_tokens
                 prompt += self.of(draw.key.problem_id, draw.prompt_kind, bool(draw.demos))
         return Tokens(generated=generated, prompt=prompt)
 
@@ -127,7 +127,7 @@ class PromptLengths:
 def generated_tokens(ladder: Path) -> int:
     """Return the tokens of all draws that the runs of a ladder stored, unfinished runs included."""
     return sum(
-        len(draw.completion.tokens)
+        draw.completion.num_tokens
         for kind in DRAWN
         for folder in ladder.glob(f"*/iteration-*/{kind}")
         # the development part of chosen examples was drawn when they were

@@ -114,7 +114,7 @@ def unsuitable(name: str, ground: Ground) -> str:
         if settings.engine == "openai":
             return "a server may not score answers"
     if name == "examples" and not ground.builder.demos:
-        has_form = not is_base(ground.model) and ground.settings.demos == "auto"
+        has_form = not is_base(ground.model, ground.settings) and ground.settings.demos == "auto"
         return "the model knows the form" if has_form else "there are no worked examples to show"
     if name == chosen_examples.NAME:
         return chosen_examples.unsuited(ground.examples, ground.train)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from femtune.data.grammar.text import DOUBT, remembered, unbracketed, unled, unmarked
+from femtune.data.grammar.text import BACK, DOUBT, remembered, unbracketed, unled, unmarked
 
 _NOUN = re.compile(
     r"(?:the )?(?:answer|assistant|choice|label|option|response|summary) (?P<label>.+)",
@@ -41,9 +41,14 @@ _VERDICT = re.compile(
 )
 # Signs after a label that it is taken back, or that another one stands beside it.
 _TAKEN_BACK = re.compile(
-    r"\\boxed|\b(?:wait|actually|hmm+|sorry|oops|mistake|correction|instead|rather|no[:,.]|answer:"
-    r"|i mean|on second thought|alternatively)",
+    rf"\\boxed|\b(?:{BACK}|no[:,.]|answer:|i mean)"
+    # B (false), B - ruled out: the label of what was turned down; "B. False" is a choice's text
+    r"|^(?:\(|[-–—] |is )(?:eliminated|excluded|false|inferior|ruled out|the loser|unlikely|worse)\b",
     re.IGNORECASE,
+)
+# after the label of one of a pair, whose texts are not known
+_LOSES = re.compile(
+    r"\b(?:inferior|loser|loses|worse|worst)\b|\bother\b.*\b(?:better|best|wins)\b", re.IGNORECASE
 )
 _OTHER = re.compile(r"(?<!\w)(?:[(\[][A-Za-z][)\]]|[A-Z][.):](?=\s))", re.ASCII)
 _OTHER_LAST = re.compile(
@@ -116,7 +121,7 @@ def _read(choices: Choices, answer: str) -> str | None:
     for own, text, fold in _texts(choices):
         if own == label and re.match(rf"{re.escape(text)}(?!\w)", fold(rest)):
             rest = rest[len(text) :].strip(" .,;:")
-    if choices.texts and any(choices.texts) and DOUBT.search(rest):
+    if (DOUBT if any(choices.texts) else _LOSES).search(rest):
         return None
     other = not _VERDICT.fullmatch(rest) and _names_another(choices, label, rest)
     return label if _is_comment(label, rest) and not other else None

@@ -1,5 +1,8 @@
 """Numbers in words at the beginning of an answer, in English.
 
+word2number takes "one in four" for 5 and "no one" for 1; text2num leaves "minus three", halves and a
+"one" alone as they are. Here, words with two readings are no number.
+
 >>> in_digits("twenty-one eggs"), in_digits("one hundred and five"), in_digits("four and a half")
 ('21 eggs', '105', '4 1/2')
 >>> in_digits("one of them"), in_digits("two three"), in_digits("minus three")

@@ -150,7 +150,7 @@ _SUM = re.compile(
 _SO = re.compile(r"\b(?:so|thus|therefore|hence)\b,?", re.IGNORECASE)
 # a limit, a doubt or a date
 _UNSURE = re.compile(
-    rf"{DOUBT.pattern}|\b(?:about|above|almost|approximately|around|below|between|doubt\w*|each other"
+    rf"{DOUBT.pattern}|\b(?:about|above|almost|approximately|around|below|between|each other"
     r"|fewer|greater|larger|less|minus|more than|nearly|over|roughly|smaller|than|under|up to|was in"
     rf"|year|at (?:least|most)|{'|'.join(MONTHS)})\b",
     re.IGNORECASE,

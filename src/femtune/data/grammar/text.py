@@ -111,11 +111,16 @@ _HEDGE = re.compile(
     rf"|{_IT} not (?:option |choice )?\(?[\w.]{{1,8}}\)?(?:,|;|\.|, but) {_IT} )(?=\S)",
     re.IGNORECASE,
 )
-# words by which an answer is put in doubt, taken back, or given beside another one
+# words by which an answer is taken back
+BACK = (
+    r"wait|actually|hmm+|sorry|oops|mistake|correction|instead|rather|alternatively|hold on|scratch that"
+    r"|second thoughts?|take (?:it|that|this) back"
+)
+# and by which it is put in doubt, or given beside another one
 DOUBT = re.compile(
-    r"\b(?:wait|actually|however|but|not?|or|nor|maybe|perhaps|hmm+|sorry|oops|mistake|wrong|incorrect"
-    r"|instead|correction|should|alternatively|rather|if|whether|unless|suppose|assum\w+|might|could)\b"
-    r"|n['’]t\b|\?",
+    rf"\b(?:{BACK}|however|but|not?|or|nor|maybe|perhaps|wrong|incorrect|should|if|whether|unless|suppose"
+    r"|assum\w+|might|could|doubt\w*|untrue|never|cannot|unlikely|deny|disagree)\b"
+    r"|\b(?:is|was|['’]s) false\b|n['’]t\b|~~|\?",
     re.IGNORECASE,
 )
 

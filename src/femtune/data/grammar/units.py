@@ -15,6 +15,9 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from femtune.data.grammar.dates import MONTHS
+from femtune.data.grammar.number_words import WORD
+
 # The name of a unit, then other spellings. Plurals follow by rule. A symbol of one letter needs a space
 # before it or \text{}: 5 m is five meters, and 5m may be 5 times m. K is absent: kelvins or thousands.
 _KNOWN = """
@@ -43,10 +46,15 @@ _NO_UNIT = re.compile(
     r"|plus|less|fewer|below|above|under|over|about|versus|vs|loss|debt|hundred|thousand|million|billion"
     r"|trillion|dozens?|half|halves|thirds?|quarters?|pi|sqrt|sin|cos|tan|log|ln|exp|mod|base|choose"
     r"|factorial|infinity|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths"
-    r"|am|pm|bce?|ad|because|since|so|then|remainder|degrees? (?:north|south))\b",
+    r"|lakhs?|crores?|mil|mln|mn|bn|negative|am|pm|bce?|ad|because|since|so|then|remainder"
+    r"|degrees? (?:north|south)|has|have|had|can|cannot|could|may|might|must|shall|should|will|would)\b"
+    r"|\b(?:grand|gross)\s*$",
     re.IGNORECASE,
 )
-
+# a month, or another number in words: "apples four pears", but not "two-liter bottles", "in one hour"
+_NUMBER = re.compile(
+    rf"(?<![\w-])(?!(?<=in )one\b)(?:{WORD})(?![\w-])|^(?:{'|'.join(MONTHS)})\s*$", re.IGNORECASE
+)
 
 # Units of one kind in their smallest, which stands last in its group.
 _PARTS = {
@@ -113,7 +121,8 @@ def read_unit(text: str) -> Unit | None:
     rest = ""
     if match := _FILLER.search(f" {text}"):
         text, rest = f" {text}"[: match.start()].strip(), match["rest"].casefold()
-    if _NO_UNIT.search(f"{text} {rest}") or not re.fullmatch(r"[^\W\d_]?[^\d]*", rest):
+    said = f"{text} {rest}"
+    if _NO_UNIT.search(said) or _NUMBER.search(said) or not re.fullmatch(r"[^\W\d_]?[^\d]*", rest):
         return None
     if not text:
         return Unit("", rest)

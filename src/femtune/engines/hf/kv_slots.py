@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is untyped to mypy
     """The cache that a Hugging Face model is handed; `fill` or `step` says what it will bring."""
 
     def __init__(self, num_slots: int, *, apart: bool = False) -> None:
-        super().__init__(layer_class_to_replicate=lambda: SlotLayer(self))
+        own: Any = proxy(self)  # in a cycle, layers would hold their memory until the collector runs
+        super().__init__(layer_class_to_replicate=lambda: SlotLayer(own))
         self.num_slots = num_slots
         self.apart = apart
         self.columns = 0  # stored

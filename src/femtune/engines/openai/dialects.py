@@ -113,6 +113,11 @@ def completion_body(
     return body
 
 
+def sampling_extras(dialect: Dialect) -> dict[str, Any]:
+    """Return the parameters that switch a server's own defaults off, without those about tokens."""
+    return {n: v for n, v in dialect.extras.items() if n in _NO_PENALTIES or n == "samplers"}
+
+
 def scored_body(way: str, prompt: Sequence[int], completion: Sequence[int]) -> dict[str, Any]:
     """Parameters of a request that scores a completion; `scored_logprobs` reads its answer."""
     body: dict[str, Any] = {"temperature": 1.0, "prompt": [*prompt, *completion]}

@@ -175,7 +175,7 @@ class HttpClient:
                     self._leave_out(server, error)
                 if attempt == retries:
                     raise RetriesExhausted(error, attempt + 1) from error
-                pause = self._pause_s(attempt, error)
+                pause = pause_s(self.retry_policy, attempt, error)
             finally:
                 self._open[server] -= 1
             await asyncio.sleep(pause)
@@ -242,12 +242,14 @@ class HttpClient:
                 error,
             )
 
-    def _pause_s(self, attempt: int, error: Failed) -> float:
-        if error.after_s is not None:
-            return min(error.after_s, _LONGEST_ASKED_S)
-        # jitter, so that requests that failed together do not come back together
-        pause = self.retry_policy.backoff_s * 2.0**attempt
-        return min(pause, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
+
+def pause_s(policy: RetryPolicy, attempt: int, error: Failed) -> float:
+    """Return the seconds to wait after a failed attempt, numbered from 0: as asked, else doubling."""
+    if error.after_s is not None:
+        return min(error.after_s, _LONGEST_ASKED_S)
+    # jitter, so that requests that failed together do not come back together
+    pause = policy.backoff_s * 2.0 ** min(attempt, 16)
+    return min(pause, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -318,6 +320,10 @@ def _words(response: httpx2.Response) -> str:
 
 def _retry_after_s(response: httpx2.Response) -> float | None:
     """Seconds until a server wants to be asked again, where it says so in seconds or as a date."""
+    try:  # OpenAI's own, finer
+        return max(0.0, float(response.headers.get("retry-after-ms", "")) / 1000)
+    except ValueError:
+        pass
     value = response.headers.get("retry-after", "")
     try:
         return max(0.0, float(value))

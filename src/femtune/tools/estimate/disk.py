@@ -51,7 +51,8 @@ def masters_bytes(plan: LoopConfig, dtype: str, each: int, num_stored: int = 0) 
     """
     left = max(0, plan.iterations - num_stored)
     goes_on = any(plan.m_step(each + 1)[0] == "previous" for each in range(1, plan.iterations + 1))
-    return min(left, 1 if num_stored else 2) * each if goes_on and dtype != "float32" else 0
+    differs = dtype != "float32" or plan.average_weights
+    return min(left, 1 if num_stored else 2) * each if goes_on and differs else 0
 
 
 def at_most(
