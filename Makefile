@@ -18,10 +18,16 @@ FAST_TESTS := tests/_util tests/data tests/rewards tests/runs tests/schemes/test
 	tests/schemes/test_weights.py tests/mstep/test_config.py tests/evaluation/test_metrics.py tests/evaluation/test_copying.py \
 	--ignore tests/_util/test_model_safety.py --ignore tests/_util/test_weight_files.py
 
-.PHONY: demo docs help test test-fast test-slow test-real test-vllm test-real-vllm real-model install-vllm check install clean
+.PHONY: demo docs help test test-fast test-slow test-real test-vllm test-real-vllm real-model demo-real install-vllm check install clean
 
 demo: $(VENV)/.installed ## the paper's comparison, offline, in minutes
 	$(BIN)/femtune demo
+
+demo-real: real-model ## the loop on a pretrained model of 135M parameters: half an hour on two cores
+	mkdir -p runs/demo-real
+	$(BIN)/python examples/word_problems.py 240 > runs/demo-real/problems.jsonl
+	$(BIN)/femtune train runs/demo-real/problems.jsonl --config recipes/word-problems.yaml --output-dir runs/demo-real/words
+	@echo "With your own table: docs/guides/pretrained.md. Should you train at all? docs/guides/ladder.md"
 
 test: $(VENV)/.installed-dev ## all tests but the long ones, a file at a time on each core
 	$(BIN)/python -m pytest -m "not slow and not real" $(EACH_CORE)
@@ -44,12 +50,13 @@ test-real-vllm: $(VLLM_VENV)/.installed ## the same model served by vLLM, on a C
 docs: $(VENV)/.installed-docs ## the documentation as a site, in build/site: open index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-check: $(VENV)/.installed-dev ## lint, types, which room imports which, and plain words
+check: $(VENV)/.installed-dev ## lint, types, which room imports which, plain words and short sentences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_words.py
+	$(BIN)/python scripts/check_readability.py
 
 install: $(VENV)/.installed
 

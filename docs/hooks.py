@@ -149,20 +149,48 @@ def shown_file(name: str) -> str:
 # --- reference
 
 
+# the commands by what they are for; each one is in a group
+GROUPS = {
+    "Decide": ("ladder", "check", "estimate"),
+    "Train": ("train", "compare", "sample", "fit", "demos"),
+    "Use": ("evaluate", "predict", "calibrate", "bias"),
+    "Look": ("report", "view", "refilter", "replay", "verify"),
+    "Share": ("push",),
+    "Try": ("demo", "world"),
+}
+
+
 def command_line() -> str:
-    """Every verb with its flags, as the program itself knows them."""
+    """Every command with its flags, as the program itself knows them, by what it is for.
+
+    Raises ValueError for a command that is in no group.
+    """
     from femtune.cli.main import app
 
     # cyclopts writes how Python was started into the usage
     text = app.generate_docs(flatten_commands=True).replace(" -m mkdocs", "")
-    head, _, verbs = text.partition("\n# femtune ")
+    text = text.replace(" *[default: ()]*", "").replace("**Parameters**:\n", "")
+    head, *parts = re.split(r"^# femtune (?=\S)", text, flags=re.MULTILINE)
+    verbs = {part.split(maxsplit=1)[0]: part for part in parts}
+    if lost := verbs.keys() ^ {name for names in GROUPS.values() for name in names}:
+        raise ValueError(f"docs/hooks.py: GROUPS and the commands differ by {', '.join(sorted(lost))}.")
     about = head.partition("## Table of Contents")[0].replace("# femtune\n", "# Command line\n", 1)
     about += (
         "\n`--config run.yaml` takes settings from a YAML file, under the names below (`accept_at: 1`); "
         "flags override it, and one file serves all commands. `--output_dir` is `--output-dir`.\n\n"
+        "| command | what it does |\n|---|---|\n"
     )
-    verbs = re.sub(r"^# femtune ", "## femtune ", "# femtune " + verbs, flags=re.MULTILINE)
-    return about + verbs.replace(" *[default: ()]*", "").replace("**Parameters**:\n", "")
+    page = []
+    for title, names in GROUPS.items():
+        for name in names:
+            about += f"| [{name}](#femtune-{name}) | {_first_line(verbs[name])} |\n"
+        page += [f"## {title}\n", *(f"### femtune {verbs[name]}" for name in names)]
+    return about + "\n" + "\n".join(page)
+
+
+def _first_line(part: str) -> str:
+    """Return the first line of a command's text, after its usage."""
+    return part.split("```")[2].strip().splitlines()[0]
 
 
 def python_names() -> str:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", place, cwd=ROOT)
+    [made] = place.glob("*.tar.gz")
+    return made
+
+
+@pytest.fixture(scope="module")
 def python(wheel: Path) -> Path:
     """Return the Python of an environment with the wheel, and what it depends on from this one."""
     folder = wheel.parent / "env"
@@ -70,12 +79,27 @@ def test_it_holds_every_file_of_the_package_and_no_other(wheel: Path) -> None:
     assert any(name.endswith("style.css") for name in held)
 
 
+def test_a_wheel_made_from_the_source_archive_is_the_same(sdist: Path, wheel: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(sdist.parent, filter="data")
+    source = sdist.parent / sdist.name.removesuffix(".tar.gz")
+    for name in ("README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "tests/test_wheel.py"):
+        assert (source / name).is_file()
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", sdist.parent, cwd=source)
+    [made] = sdist.parent.glob("*.whl")
+    with zipfile.ZipFile(made) as again, zipfile.ZipFile(wheel) as first:
+        names = {name for name in first.namelist() if ".dist-info/" not in name}
+        assert {name for name in again.namelist() if ".dist-info/" not in name} == names
+        assert [name for name in names if again.read(name) != first.read(name)] == []
+
+
 def test_it_is_found_apart_from_the_source(python: Path, wheel: Path) -> None:
     said = run(
         python, "-c", "import femtune; print(femtune.__file__, femtune.__version__)", cwd=wheel.parent
     )
     file, version = said.split()
     assert Path(file).is_relative_to(wheel.parent) and f"-{version}-" in wheel.name
+    assert run(python, "-m", "femtune", "--version", cwd=wheel.parent).strip() == version
     assert "--output-dir" in run(python, "-m", "femtune", "demo", "--help", cwd=wheel.parent)
 
 

@@ -29,7 +29,7 @@ from femtune.types import Aggregate, Balance, CalibrationKind, Resume
 T = TypeVar("T")
 Flat = Annotated[T, Parameter(name="*")]  # the fields become flags
 NO_CALIBRATION = "none"  # in place of a calibration's file
-Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
+Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 _SERVERS = ["openai", "chat"]
 _CAPS = ("max_requests", "max_total_tokens", "max_cost", "prices")
 

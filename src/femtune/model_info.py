@@ -306,8 +306,8 @@ def check_scored(settings: Ask, scheme: Scheme) -> None:
 
 
 def refuse_chat(settings: Ask, command: str) -> None:
-    """Refuse what needs weights or log-probabilities with --engine chat. Raises ConfigError."""
-    if settings.engine == "chat":
+    """Refuse what needs a model's weights with --engine chat. Raises ConfigError."""
+    if settings.engine == "chat" and getattr(settings, "m_step", "weights") == "weights":
         raise ConfigError(
             f"femtune {command} needs the weights of a model, and --engine chat has none. Serve the "
             "model with vLLM and take --engine openai --use-peft, or --engine transformers; sample, "

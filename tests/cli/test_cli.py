@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from femtune.cli.main import main
+from femtune.cli.main import USAGE, main
 from femtune.runs.draws import read_draws
 
 from .rubric_world import JUDGE, SEEDLING, listing, make_world, rows_of, write
@@ -259,6 +259,7 @@ def test_a_reader_that_has_had_enough_makes_no_traceback(
 
 def test_a_long_value_is_shown_in_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.yaml").write_text(f"seed: {'x' * 50_000}\n")
-    assert main(["train", "a.jsonl", "--model", "m", "--config", str(tmp_path / "run.yaml")]) == 1
+    argv = ["train", "a.jsonl", "--model", "m", "--config", str(tmp_path / "run.yaml")]
+    assert main(argv) == USAGE
     error = capsys.readouterr().err
     assert "seed" in error and "..." in error and len(error) < 2000

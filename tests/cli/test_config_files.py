@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from femtune.cli.main import main
+from femtune.cli.main import USAGE, main
 
 ROWS = [{"ask": {"text": f"Rate {n}."}, "said": "Fine.", "stars": 1 + n % 5} for n in range(30)]
 ASKED = ["--model", "seedling", "--task", "judge", "--scale", "1,5", "--max-new-tokens", "40"]
@@ -72,7 +72,7 @@ def test_paths_begin_at_home(home: Path, in_file: bool, capsys: pytest.CaptureFi
 def test_what_is_no_setting_is_said(
     home: Path, settings: dict[str, Any], flags: list[str], said: str, capsys: Any
 ) -> None:
-    assert check(home, {"columns": COLUMNS} | settings, *flags) == 1
+    assert check(home, {"columns": COLUMNS} | settings, *flags) == USAGE
     assert said in capsys.readouterr().err
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from femtune.cli.main import main
+from femtune.cli.main import USAGE, main
 from femtune.data.tasks.load import Options, read_task
 from femtune.runs.run import FORMAT
 from femtune.schemes.named import AUTO
@@ -53,6 +53,11 @@ class Bad:
     tokenizer: bool = False  # found out with the model's tokenizer, for which transformers is needed
 
 
+def status_of(name: str) -> int:
+    """Return the exit status: 2 where the command itself can't be understood."""
+    return USAGE if name in MISUSED else 1
+
+
 def changed(number: int, source: str = "", **values: Any) -> Callable[[Path, list[Row]], object]:
     """Writes bad.jsonl, row `number` of which is changed; None takes a column away from all."""
 
@@ -84,6 +89,16 @@ def a_file(name: str, text: str = "") -> Callable[[Path, list[Row]], object]:
     return make
 
 
+MISUSED = (
+    "an engine is unknown",
+    "a task is unknown",
+    "a choice of raters is unknown",
+    "a flag is unknown",
+    "a key of the file is unknown",
+    "a value of the file is wrong",
+    "a command is unknown",
+    "the model is not given",
+)
 BAD = {
     "an engine is unknown": Bad("train train.jsonl {} --engine vlm", ("--engine", "vllm", "openai")),
     "a setting is of another engine": Bad(
@@ -339,7 +354,7 @@ def test_bad_input_is_refused_in_a_sentence_and_nothing_is_written(
     argv = with_folder(bad, world, tmp_path)
     monkeypatch.chdir(tmp_path)
     before = listing(tmp_path)
-    assert main(argv) == 1
+    assert main(argv) == status_of(name)
     out, error = capsys.readouterr()
     assert out == ""
     assert error.split(":")[0] in ("DataError", "ConfigError", "ModelError", "RunError")
@@ -359,7 +374,7 @@ def test_bad_input_is_refused_before_torch_is_imported_and_in_the_first_second(
         todo.append((str(folder), with_folder(bad, world, folder)))
     code = (
         "import json, os, sys, time\n"
-        "from femtune.cli.main import main\n"
+        "from femtune.cli.main import USAGE, main\n"
         "for folder, argv in json.loads(sys.argv[1]):\n"
         "    os.chdir(folder)\n"
         "    begun = time.process_time()\n"
@@ -369,4 +384,4 @@ def test_bad_input_is_refused_before_torch_is_imported_and_in_the_first_second(
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(todo)], capture_output=True, text=True, timeout=240
     )
-    assert done.stdout.splitlines() == ["1 False True"] * len(quick)
+    assert done.stdout.splitlines() == [f"{status_of(name)} False True" for name in quick]

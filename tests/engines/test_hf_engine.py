@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import weakref
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from femtune.engines.hf.batch import Batch
 from femtune.engines.hf.engine import TransformersEngine, default_max_batch
 from femtune.engines.hf.fused import Fused
 from femtune.engines.hf.kv_slots import Slots
+from femtune.engines.hf.memory import zeros
+from femtune.engines.hf.prefix_tree import PrefixTree
 from femtune.engines.weight_check import WeightCheck, write_check
 from femtune.errors import EngineError, ModelError
 from femtune.types import Completion, DrawKey, Engine, Request, Sampling
@@ -325,20 +328,46 @@ def test_no_pad_token_and_a_bos_are_no_trouble(tmp_path: Path) -> None:
     assert [done[str(i)].tokens for i in range(3)] == [greedy_by_generate(tmp_path, p) for p in prompts]
 
 
-def test_the_default_batch_is_what_four_gib_of_keys_and_values_hold(
+def test_the_default_batch_is_what_two_gib_of_keys_and_values_hold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of Qwen3-1.7B's shape at 16 bits: 28 layers, 8 heads of 128: 112 KiB a token."""
     config = transformers.Qwen3Config(
         num_hidden_layers=28, num_key_value_heads=8, head_dim=128, dtype=torch.bfloat16
     )
-    assert default_max_batch(config, torch.device("cpu")) == 4 * 2**30 // (112 * 1024 * 1024) == 36
+    assert default_max_batch(config, torch.device("cpu")) == 2 * 2**30 // (112 * 1024 * 512) == 36
     memory = SimpleNamespace(total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
     assert default_max_batch(config, torch.device("cuda")) == 24 * 2**30 // (112 * 1024 * 1024) == 219
     config.num_hidden_layers = 1
     assert default_max_batch(config, torch.device("cpu")) == 512  # no more: it gets no faster
     assert default_max_batch(config, torch.device("cuda")) == 1024
+
+
+def test_long_rows_are_written_fewer_at_a_time_and_get_the_same_tokens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of 8 tokens fill a room of 96 by twelve; with one of up to 40, by two."""
+    short = [Request(DrawKey(1, str(i), 0, 0), (5, 6, 7, i), i) for i in range(16)]
+    long = [Request(DrawKey(1, f"long{i}", 0, 0), (*range(36), i), i) for i in range(6)]
+    sampling = Sampling(max_new_tokens=8)
+    rows: list[tuple[int, int]] = []
+    step = Batch.step
+
+    def counted(batch: Batch) -> Any:
+        rows.append((batch.num_going, max(len(row.request.tokens) for row in batch.rows)))
+        return step(batch)
+
+    monkeypatch.setattr(Batch, "step", counted)
+    free = TransformersEngine(folder, max_batch=64)
+    expected = run(free, [*short, *long], sampling)
+    assert max(num for num, _ in rows) == 22
+    rows.clear()
+    tight = TransformersEngine(folder)
+    tight._most_tokens = 96
+    assert tokens_of(run(tight, [*short, *long], sampling)) == tokens_of(expected)
+    assert max(num for num, longest in rows if longest == 4) == 12
+    assert max(num for num, longest in rows if longest == 37) == 2
 
 
 def test_load_serves_other_weights(folder: Path, tmp_path: Path) -> None:
@@ -601,21 +630,46 @@ def test_keys_and_values_are_freed_when_a_call_ends(
     """At once: the cycle collector comes when many objects were made, however large these are."""
     engine = TransformersEngine(folder, max_batch=4)
     steps: list[weakref.ref[torch.Tensor]] = []
-    step = hf_batch.step_logits
+    nodes: list[weakref.ref[torch.Tensor]] = []
+    step, add = hf_batch.step_logits, PrefixTree.add
 
     def noted(model: Any, slots: Slots, *rest: Any) -> torch.Tensor:
         logits = step(model, slots, *rest)
         steps.append(weakref.ref(slots.layers[0].keys))
         return logits
 
+    def added(tree: PrefixTree, tokens: Any, read: Callable[[int], torch.Tensor]) -> None:
+        def copied(start: int) -> torch.Tensor:
+            kept = read(start)
+            nodes.append(weakref.ref(kept))
+            return kept
+
+        add(tree, tokens, copied)
+
     monkeypatch.setattr(hf_batch, "step_logits", noted)
+    monkeypatch.setattr(PrefixTree, "add", added)
     gc.disable()
     try:
-        run(engine, requests(6))
-        assert steps
-        assert all(keys() is None for keys in steps)
+        run(engine, requests(6, longest=100))
+        assert steps and nodes
+        assert all(held() is None for held in [*steps, *nodes])
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's count of pages")
+def test_zeros_take_memory_where_they_are_written_and_give_it_back() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before, size = resident(), 256 << 20
+    made = zeros((64, size >> 6), torch.zeros(0, dtype=torch.int8))
+    assert resident() - before < size // 4
+    made[:32] = 1
+    assert size // 4 < resident() - before < 3 * size // 4
+    assert made.sum(1).tolist() == [size >> 6] * 32 + [0] * 32
+    del made
+    assert resident() - before < size // 4
 
 
 def short_of_memory_above(limit: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

@@ -112,7 +112,7 @@ class Refused(FemtuneError):
 
 
 def run_command(words: Sequence[str], folder: Path) -> None:
-    """`femtune` with these words, in a folder. Raises Refused with what it says at exit status 1."""
+    """`femtune` with these words, in a folder. Raises Refused with what it says if refused."""
     out = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict", write_through=True)
     errors = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
     with (
@@ -124,7 +124,7 @@ def run_command(words: Sequence[str], folder: Path) -> None:
         status = main.main(words)
     said = errors.buffer.getvalue().decode()
     assert len(said) < 10_000, f"{len(said)} characters of error"
-    if status == 1:
+    if status in (1, main.USAGE):
         raise Refused(said)
     assert status == 0, f"exit status {status}, and says: {said!r}"
 

@@ -22,6 +22,7 @@ from femtune._util.parsing import Unreadable, as_pairs, read_yaml
 from femtune._util.redaction import check_values, is_secret_name
 from femtune._util.text import brief, near
 from femtune.cli import inspect, ladder  # importing them registers their commands
+from femtune.cli.groups import order_commands
 from femtune.cli.stored_scheme import keep_scheme
 from femtune.cli.train import app
 from femtune.errors import ConfigError, FemtuneError
@@ -32,6 +33,11 @@ from femtune.reporting.terminal import (
 )
 
 __all__ = ["app", "inspect", "ladder", "main"]
+
+order_commands(app)
+app.register_install_completion_command()
+
+USAGE = 2  # exit status where a command can't be understood, as of other programs
 
 
 class _Warn(logging.Handler):
@@ -45,7 +51,9 @@ class _Warn(logging.Handler):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 1 if femtune refuses, 130 after Ctrl-C.
+    """Run a command and return its exit status.
+
+    1 if femtune refuses, 2 for an unknown command, option or kind of value, 130 after Ctrl-C.
 
     After the first Ctrl-C or SIGTERM, the work in progress is finished and stored: see interrupts.py.
     """
@@ -58,13 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.setLevel(logging.INFO)
         log.propagate = False
     arguments = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
+    refused = 1
     try:
         _check_words(arguments)
         name, settings = _take_config(arguments)
         check_values({f"{name}: {key}": {key: value} for key, value in settings.items()})
+        refused = USAGE
         known = _for_command(name, settings, arguments)
         arguments = _with_values(arguments)
         app.config = (Dict(known, source=name, use_commands_as_keys=False),) if known else ()
+        refused = 1
         with interrupts.graceful():
             status = app(
                 arguments,
@@ -81,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if kind is not type(error):
             text = brief(re.sub(r'"?\[(\w+)\]"?', r"\1", text), 1000)
         errors().print(literal(f"{kind.__name__}: {text}"), soft_wrap=True)
-        return 1
+        return refused if kind is type(error) else USAGE
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 
 from femtune._util.consoles import ascii_of, is_utf8
 from femtune._util.text import visible
+from femtune.cli.groups import MAIN, OTHERS, group_options
 from femtune.cli.output import show_metrics, tell, write_report
 from femtune.cli.stored_scheme import SchemeData, read_scheme
 from femtune.config import RL, Calibrate, Evaluate, Flat, Names, Predict, Sample, Train
@@ -27,14 +28,18 @@ from femtune.reporting.terminal import (
     summary,
 )
 from femtune.runs.checkpoints import describe_best
+from femtune.workflows.merge import merge_adapter
 
 if TYPE_CHECKING:
     from femtune.comparison.experiment import CompareResult
 
+group_options()
 app = App(
     name="femtune",
+    group_parameters=MAIN,
     help="Learn to reason from questions and correct answers alone, by filtered EM.",
     default_parameter=Parameter(negative_iterable=(), negative_none=()),
+    group_commands=OTHERS,
     help_prologue=(
         "Settings may also stand in a YAML file, which flags override: --config run.yaml, with lines "
         "such as `iterations: 4`."
@@ -96,7 +101,8 @@ def demo(*, output_dir: Path = Path("runs/demo"), show: Shown = "auto") -> None:
         "--model seedling --max-new-tokens 64 --learning-rate 3e-4 --num-train-epochs 2 "
         "--per-device-train-batch-size 32 --iterations 12"
     )
-    tell("go on, as with data of your own", f"femtune train {train_data} {asked} {flags}")
+    tell("continue, as with your own data", f"femtune train {train_data} {asked} {flags}")
+    tell("next, a pretrained model in half an hour", "make demo-real (docs/guides/pretrained.md)")
 
 
 @app.command
@@ -110,6 +116,8 @@ def train(
     show: Shown = "auto",
 ) -> None:
     """Train a model to reason its way to the answers: E-step, M-step, evaluation, repeated.
+
+    femtune train ratings.csv --model Qwen/Qwen3-1.7B --task judge --scale 1,5
 
     DATA is a file, a folder of shards, or a data set on the Hub: see --task for its columns. The same
     command resumes a run that was stopped.
@@ -151,7 +159,7 @@ def compare(
     With several seeds, each number has a 95% interval.
 
     Args:
-        schemes: Schemes to run, for example rejection:4 star pps.
+        schemes: Schemes to run; default: rejection:1 rejection:4 star pps.
         seeds: Number of seeds for each scheme, from --seed on.
         baselines: Baselines beside the schemes; default: all that suit the task.
         baseline_draws: Rationales per problem for votes and regression.
@@ -349,6 +357,19 @@ def calibrate(
         tell("calibration", result.calibration)
         if output is None:
             tell("predict applies it", f"femtune predict new.csv --model {model} --output scores.csv")
+
+
+@app.command
+def merge(model: str, *, output_dir: Path) -> None:
+    """Merge a LoRA adapter into its base, for programs that take whole models only.
+
+    The new folder is in the base's dtype, and has the settings and the calibration of the adapter's.
+
+    Args:
+        model: Folder of an adapter or of a run, or an adapter's id on the Hub.
+        output_dir: New folder for the whole model.
+    """
+    tell("model", merge_adapter(model, output_dir))
 
 
 @app.command

@@ -14,6 +14,7 @@ from femtune.comparison.table import notes, rows, save, table
 from femtune.config import RL, Train
 from femtune.evaluation.differences import Difference, difference_table
 from femtune.metric_types import History
+from femtune.model_info import refuse_chat
 from femtune.reporting.terminal import Show
 from femtune.resolve import Data
 from femtune.run_folder import shown_data
@@ -79,6 +80,7 @@ def run_compare(
 
     `baselines` None selects all that suit the task.
     """
+    refuse_chat(settings, "compare")
     place = Path(output_dir or Path("runs") / f"compare-{Path(shown_data(data)).stem.replace(' ', '-')}")
     todo = jobs(schemes, seeds, settings, place, chosen(baselines, settings), draws, rl)
     with Watch(show) as watch:

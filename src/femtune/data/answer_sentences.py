@@ -108,7 +108,7 @@ _ASPECT = re.compile(
     r"^(?:for|in terms of|regarding|as (?:for|to)|with (?:regard|respect))\b(?! (?:all|this)\b)[^,]*,",
     re.IGNORECASE,
 )
-# "Total: 12", where the text goes on with other numbers
+# "Total: 12", where other numbers follow
 _SUBTOTAL = re.compile(r"(?:the )?(?:result|total)[*_`]*:", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+")
 # another choice turned down: "A is incorrect.", after "The answer is B."

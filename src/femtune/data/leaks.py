@@ -201,7 +201,7 @@ def compiled(patterns: Sequence[str]) -> re.Pattern[str]:
 
 
 def find_leak(text: str, answer: str, pattern: re.Pattern[str], allowed: str = "") -> str:
-    """Return the first phrase of a text that reveals y*, "" if there is none.
+    """Return the first phrase of a text that reveals y*, or "".
 
     What `allowed`, the problem's own text, says too is no leak.
     """

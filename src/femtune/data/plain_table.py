@@ -118,7 +118,7 @@ def _check_columns(
 
 
 def _conversation(row: Mapping[str, Any], missing: Sequence[str]) -> str:
-    """Return what maps a column of messages that ends with the assistant's; "" if there is none."""
+    """Return what maps a column of messages that ends with the assistant's, or ""."""
     for name, value in row.items():
         if missing == ["prompt", "answer"] and isinstance(value, list) and len(value) > 1:
             last = value[-1]

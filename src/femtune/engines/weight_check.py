@@ -110,7 +110,7 @@ def check_served(engine: EngineBase, check: WeightCheck, rounding: float) -> Non
     shown = ", ".join(f"{a:.2f} for {b:.2f}" for a, b in zip(found, check.logprobs, strict=True))
     raise EngineError(
         f"the engine does not serve the weights that it was given: log-probabilities of {len(pairs)} "
-        f"completions ({check.num_tokens} tokens) are {shown}, apart by {off:.2f} nats of which "
+        f"completions ({check.num_tokens} tokens) are {shown}, apart by {off:.2f} nats, of which "
         f"{allowed:.2f} may be. "
         + ("It still serves the weights from before. " if stale else "")
         + "Restart it, or use --engine transformers."

@@ -74,7 +74,9 @@ class Training:
     """Dropout on the input of the LoRA adapter."""
     lora_target_modules: str = "all-linear"
     """Modules with a LoRA adapter, in PEFT's notation."""
-    report_to: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = ()
+    report_to: Annotated[
+        tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)
+    ] = ()
     """Trackers for metrics and some completions: tensorboard, wandb, mlflow, trackio."""
     use_cpu: bool = False
     """Train on the CPU even if there is a GPU."""

@@ -21,7 +21,7 @@ from femtune.mstep import distributed
 from femtune.mstep.config import Training
 from femtune.mstep.examples import TokenExamples
 
-_SLICE = 1 << 26  # logits held in float32 at a time: 256 MB
+_SLICE = 1 << 24  # logits held in float32 at a time: 64 MB
 
 
 class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):

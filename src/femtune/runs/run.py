@@ -13,6 +13,7 @@
         examples.parquet     what the M-step trains on; also TRL's prompt / completion columns
         model/               an ordinary Hugging Face folder
         metrics.json         written last: the iteration is done
+    requests.jsonl           what was asked of an API and answered: see chat/request_log.py
     best, last               links to models
     manifest.jsonl           size and SHA-256 of each file: see manifest.py
     log.jsonl                a line an event; older ones in log.1.jsonl and so on

@@ -114,7 +114,8 @@ def measure_biases(
     asked = with_pinned_date(asked, config)
     builder = make_sampler_builder(model, asked, problems, *altered.values())
     with open_run(place, config, CHANGEABLE) as run:
-        with builder.sampler(Sampling(settings.max_new_tokens, settings.temperature)) as sampler:
+        how = Sampling(settings.max_new_tokens, settings.temperature)
+        with builder.sampler(how, folder=run.root) as sampler:
             ask = partial(_ask, run, sampler=sampler, draws=settings.draws, progress=progress)
             plain = ask("eval", problems)
             others = {kind: ask(kind, group) for kind, group in altered.items()}

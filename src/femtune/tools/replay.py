@@ -20,6 +20,7 @@ from femtune.engines.weight_check import serve
 from femtune.errors import ConfigError, RunError
 from femtune.estep.forced_answers import Endings, Finished, Force
 from femtune.estep.scheduler import Sampler
+from femtune.model_info import refuse_chat
 from femtune.resolve import make_loop_config
 from femtune.rewards.builtin import as_reward
 from femtune.runs.draws import read_draws
@@ -108,6 +109,7 @@ def replay(
     """
     config = stored_config(root)
     settings = replace(settings_of(config, root), ray_workers=0, ray_address=None, worker_gpus=None)
+    refuse_chat(settings, "replay")
     if device is not None:
         settings = replace(settings, device=device)
     draws = find_draws(root, name, kind)

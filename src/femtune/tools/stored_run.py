@@ -85,7 +85,7 @@ def open_stored(root: Path, iteration: int | None = None) -> Stored:
 def stored_scheme(config: Mapping[str, Any], root: Path) -> Scheme:
     """Return the scheme that a run was made with, from its data in config.yaml.
 
-    Raises RunError where there is none, or where a rule of it can't be imported.
+    Raises RunError without one, or where a rule of it can't be imported.
     """
     if not isinstance(data := config.get("scheme_data"), Mapping):
         raise RunError(f"{root} has no scheme: give a run of train or sample.")

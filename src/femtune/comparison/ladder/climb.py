@@ -48,6 +48,7 @@ from femtune.comparison.ladder.verdict import decide
 from femtune.config import CHANGEABLE, Train, given
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, DataError, NothingKept
+from femtune.model_info import refuse_chat
 from femtune.reporting.terminal import Show
 from femtune.resolve import Data, make_loop_config, part, read_inputs, read_test
 from femtune.run_folder import choose_peft, dated, fingerprint, resolved, shown_data
@@ -80,6 +81,7 @@ def run_ladder(
     Raises what a run of `train` raises for its settings and data, ConfigError for an evaluation that is
     not greedy, DataError without held-out problems, and RunError if the folder holds another ladder.
     """
+    refuse_chat(settings, "ladder")
     folder = Path(output_dir or Path("runs") / f"ladder-{Path(shown_data(data)).stem.replace(' ', '-')}")
     prices = _check(options)
     if (answer is None) != (output is None):

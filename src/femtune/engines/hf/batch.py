@@ -66,7 +66,8 @@ class PromptTokens:
 class Batch:
     """At most `max_batch` rows, in slots 0, 1, ...; what a step needs of each lies in tensors [n].
 
-    `tree` keeps prompts, and where `sampling.continued`, completions; by default nothing.
+    `tree` keeps prompts, and where `sampling.continued`, completions; by default nothing. `most_tokens`
+    of all rows together should be in memory at most; None: no limit.
     """
 
     def __init__(
@@ -78,15 +79,18 @@ class Batch:
         *,
         tree: PrefixTree | None = None,
         counts: PromptTokens | None = None,
+        most_tokens: int | None = None,
     ) -> None:
         self.model = model
         self.tree = tree or PrefixTree(0)
         self.counts = counts or PromptTokens()
-        self.max_batch = max_batch
+        self.max_batch, self.most_tokens = max_batch, most_tokens
         self.ends = ends
         self.sampling = sampling
         self.rows: list[Row] = []
-        self._slots = Slots(max_batch, apart=isinstance(model, Fused))
+        # a CPU's memory is taken where it is written, so columns need not grow with each token
+        ahead = sampling.max_new_tokens if model.device.type == "cpu" else 0
+        self._slots = Slots(max_batch, apart=isinstance(model, Fused), ahead=ahead)
         self._held: list[tuple[int, ...]] = [()] * max_batch  # the prompt whose keys a slot holds
         # of each row: its newest token, that token's position, the position of the prompt's last
         # token, its seed, and 1 or 0 for going on or ended
@@ -98,6 +102,31 @@ class Batch:
     def num_going(self) -> int:
         """Rows that have not ended."""
         return sum(not row.finish_reason for row in self.rows)
+
+    def num_fitting(self, waiting: Sequence[Request]) -> int:
+        """Return how many of the waiting requests, in their order, fit beside the rows that go on.
+
+        The longest stands for all. A row has its prompt, less a prefix that its slot leaves out, and
+        half of the tokens that it may get, or those that it has got. One row fits always.
+        """
+        going = [slot for slot, row in enumerate(self.rows) if not row.finish_reason]
+        free = min(self.max_batch - len(going), len(waiting))
+        if self.most_tokens is None:
+            return free
+        longest = 0
+        for slot in going:
+            row, left_out = self.rows[slot], self._slots.apart_from[slot]
+            usual = self._usual_length(row.request, left_out)
+            longest = max(longest, usual, row.length - len(left_out))
+        for num, request in enumerate(waiting[:free]):
+            known = self._prefix([request.tokens]) if self._slots.apart else ()
+            longest = max(longest, self._usual_length(request, known))
+            if (len(going) + num + 1) * longest > self.most_tokens:
+                return num or int(not going)
+        return free
+
+    def _usual_length(self, request: Request, left_out: Tokens) -> int:
+        return len(request.tokens) - len(left_out) + request.most_tokens(self.sampling) // 2
 
     @property
     def gaps(self) -> list[int]:
@@ -136,7 +165,8 @@ class Batch:
         source = [s for s in range(num_going, len(self.rows)) if not self.rows[s].finish_reason]
         if target:
             where, whence = self._tensor(target), self._tensor(source)
-            self._slots.copy(whence, where)
+            longest = max(self.rows[slot].length for slot in source)
+            self._slots.copy(whence, where, longest)
             self._state[:, where] = self._state[:, whence]
             self._logprobs[:, where] = self._logprobs[:, whence]
         for to, slot in zip(target, source, strict=True):
@@ -254,7 +284,8 @@ class Batch:
         for prompt in started:
             first, *others = slots_of[prompt]
             if others:
-                self._slots.copy(self._tensor([first] * len(others)), self._tensor(others))
+                alike = self._tensor([first] * len(others))
+                self._slots.copy(alike, self._tensor(others), len(prompt))
         for prompt in prompts:
             if _is_kept(prompt, prefix):
                 self._keep(slots_of[prompt][0], prompt[:-1])

@@ -27,9 +27,9 @@ from femtune._util.model_safety import unreadable
 from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.engines.hf import answer_tree
 from femtune.engines.hf.batch import Batch, PromptTokens, Row, most_pass_tokens
-from femtune.engines.hf.batch_size import usual_kept_bytes, usual_rows
+from femtune.engines.hf.batch_size import usual_kept_bytes, usual_room, usual_rows
 from femtune.engines.hf.gumbel import token_logprobs_of
-from femtune.engines.hf.memory import give_back, is_out_of_memory
+from femtune.engines.hf.memory import give_back, is_out_of_memory, trim
 from femtune.engines.hf.model import pad, read_served, spans, stamp_of
 from femtune.engines.hf.prefix_tree import PrefixTree
 from femtune.errors import EngineError, ModelError
@@ -53,9 +53,10 @@ Pair = tuple[Sequence[int], Sequence[int]]  # prompt and completion
 class TransformersEngine:
     """Serves one model, of a folder or a Hub id, in this process.
 
-    `max_batch` rows are written at once, by default as many as `default_max_batch` says; the batch is
-    refilled when a sixteenth of it is free, as a pass over several prompts costs little more than one
-    over one. During a call of `generate`, up to `kept_bytes` of keys and values of prompts are kept for
+    `max_batch` rows are written at once, by default as many as `default_max_batch` says, and fewer where
+    long ones would take more than 2 GiB on a CPU, or 0.3 of a GPU. The batch is refilled when a
+    sixteenth of it is free, as a pass over several prompts costs little more than one over one. During a
+    call of `generate`, up to `kept_bytes` of keys and values of prompts are kept for
     prompts that begin alike: by default 512 MiB on a CPU; 0 keeps none.
 
     Raises ModelError where the model can't be read or served (see `model.read_served`), or has no end
@@ -86,6 +87,8 @@ class TransformersEngine:
         self._stamp = stamp_of(Path(model))
         self._ends = end_tokens(self._model, self.tokenizer)
         self.max_batch = max_batch or default_max_batch(self._config, self.device)
+        room = usual_room(_gpu_bytes(self.device))
+        self._most_tokens = None if max_batch else int(room / _token_bytes(self._config))
         self.prompt_tokens = PromptTokens()  # since the engine was made
         self._tree, self._thread = PrefixTree(0), 0  # of the `generate` that is going on
         self._pass_tokens = _PASS_TOKENS
@@ -139,6 +142,7 @@ class TransformersEngine:
         finally:
             if not sampling.continued:  # else the last completions are scored before the next call
                 self._tree = PrefixTree(0)
+            trim()
 
     def _generate(
         self, pull: Callable[[int], Sequence[Request]], sampling: Sampling
@@ -147,17 +151,21 @@ class TransformersEngine:
         waiting: list[Request] = []  # pulled, and not in the batch
         short = True  # the last pull gave less than there was room for: ask after every yield
         while True:
-            room = batch.max_batch - batch.num_going
+            num_going = batch.num_going
+            room, fitting = batch.max_batch - num_going, 0
             refill = room > 0 and (short or room >= batch.max_batch // 16)
             if refill and len(waiting) < room:
                 waiting += self._checked(pull(room - len(waiting)), sampling)
                 short = len(waiting) < room
+            if refill:
+                fitting = batch.num_fitting(waiting)
+                refill = fitting >= min(len(waiting), num_going // 16)
             finished = None
             try:
                 if refill:
-                    batch.admit(waiting[:room])
-                    del waiting[:room]
-                    if short:
+                    batch.admit(waiting[:fitting])
+                    del waiting[:fitting]
+                    if short or waiting:
                         batch.close_gaps()
                 if not batch.rows:
                     return
@@ -183,6 +191,7 @@ class TransformersEngine:
             sampling,
             tree=self._tree,
             counts=self.prompt_tokens,
+            most_tokens=self._most_tokens,
         )
 
     @torch.inference_mode()

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from femtune.engines.hf.memory import zeros
 from femtune.engines.hf.prefix_tree import Piece
 
 MOST_PREFIXES = 4  # kept at a time: plain and hinted prompts, with and without worked examples
@@ -31,13 +32,16 @@ _GRAIN = 16  # columns are shown and stored in multiples of this: fewer shapes, 
 
 
 class Slots(Cache):  # type: ignore[misc]  # transformers is untyped to mypy
-    """The cache that a Hugging Face model is handed; `fill` or `step` says what it will bring."""
+    """The cache that a Hugging Face model is handed; `fill` or `step` says what it will bring.
 
-    def __init__(self, num_slots: int, *, apart: bool = False) -> None:
+    `ahead` columns are stored beyond those that are needed, where these cost nothing until written.
+    """
+
+    def __init__(self, num_slots: int, *, apart: bool = False, ahead: int = 0) -> None:
         own: Any = proxy(self)  # in a cycle, layers would hold their memory until the collector runs
         super().__init__(layer_class_to_replicate=lambda: SlotLayer(own))
         self.num_slots = num_slots
-        self.apart = apart
+        self.apart, self.ahead = apart, ahead
         self.columns = 0  # stored
         self.width = 0  # shown in a step: the longest row, rounded up
         self.filling = False
@@ -182,17 +186,17 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is untyped to mypy
             ]
         return self._groups
 
-    def copy(self, source: Tensor, target: Tensor) -> None:
-        """Copy slots `source` to slots `target`, whole."""
+    def copy(self, source: Tensor, target: Tensor, columns: int) -> None:
+        """Copy the first columns of slots `source` to slots `target`."""
         for layer in self.layers:
-            layer.keys[target] = layer.keys[source]
-            layer.values[target] = layer.values[source]
+            layer.keys[target, :, :columns] = layer.keys[source, :, :columns]
+            layer.values[target, :, :columns] = layer.values[source, :, :columns]
         for whence, where in zip(source.tolist(), target.tolist(), strict=True):
             self.leave_out(self.apart_from[whence], [where])
 
     def _reserve(self, columns: int) -> None:
         if columns > self.columns:  # by half more each time, so that copies stay few
-            columns = max(columns, self.columns + self.columns // 2)
+            columns = max(columns + self.ahead, self.columns + self.columns // 2)
             self.columns = -(-columns // _GRAIN) * _GRAIN
             for layer in self.layers:
                 layer.reserve()
@@ -267,7 +271,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # the same
     def _storage(self, like: Tensor) -> Tensor:
         # zeros: what a mask hides is still multiplied by 0, and must not be a stray NaN
         shape = self.slots.num_slots, like.shape[1], self.slots.columns, like.shape[3]
-        return like.new_zeros(shape)
+        return zeros(shape, like)
 
     def get_seq_length(self) -> int:
         """Return where prompts start: after their prefix. Other passes bring masks and positions."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -25,14 +26,20 @@ from femtune.types import Tokens
 Piece = tuple[Tensor, int]  # keys and values, and how many of their first tokens are meant
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class _Node:
     """An edge's tokens, and each layer's keys and values in turn [2 layers, heads, tokens, head_dim]."""
 
     tokens: Tokens
     kept: Tensor
-    parent: _Node | None
+    above: ref[_Node] | None  # weak: in a cycle, nodes would stay until the collector runs
     children: dict[int, _Node] = field(default_factory=dict)  # by their first token
+
+    @property
+    def parent(self) -> _Node:
+        found = self.above and self.above()
+        assert found, "all nodes but the root have a parent, which the tree holds"
+        return found
 
     @property
     def num_bytes(self) -> int:
@@ -88,22 +95,20 @@ class PrefixTree:
         return path
 
     def _attach(self, tokens: Tokens, kept: Tensor, parent: _Node) -> _Node:
-        node = parent.children[tokens[0]] = _Node(tokens, kept, parent)
+        node = parent.children[tokens[0]] = _Node(tokens, kept, ref(parent))
         self._used[node] = None
         return node
 
     def _split(self, node: _Node, num: int) -> _Node:
         """Cut an edge after `num` tokens; return the new node there."""
-        assert node.parent is not None
         # copies, as a view would hold all of the memory after the other half is dropped
         head = self._attach(node.tokens[:num], node.kept[..., :num, :].clone(), node.parent)
         node.tokens, node.kept = node.tokens[num:], node.kept[..., num:, :].clone()
-        node.parent, head.children[node.tokens[0]] = head, node
+        node.above, head.children[node.tokens[0]] = ref(head), node
         return head
 
     def _drop(self) -> None:
         node, _ = self._used.popitem(last=False)
-        assert node.parent is not None
         del node.parent.children[node.tokens[0]]
         self.num_bytes -= node.num_bytes
 

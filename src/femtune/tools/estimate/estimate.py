@@ -13,6 +13,7 @@ from femtune.config import Train
 from femtune.data.partition import Parts
 from femtune.errors import ConfigError
 from femtune.loop import LoopConfig
+from femtune.model_info import refuse_chat
 from femtune.mstep.config import Training
 from femtune.resolve import Data, held_out, make_loop_config, read_inputs, sampling
 from femtune.sampler import SamplerBuilder, engine_args, make_sampler_builder
@@ -110,6 +111,12 @@ def look_ahead(
 ) -> RunEstimate:
     """Estimate the cost of `train` with the same arguments. Raises what `train` would raise at once."""
     options = options or EstimateOptions()
+    if settings.m_step == "examples":
+        raise ConfigError(
+            "femtune estimate is about M-steps that train weights. One that chooses examples makes at "
+            "most --selection-requests, as `femtune train` says before it begins."
+        )
+    refuse_chat(settings, "estimate")
     draws = sampling(settings, scheme)
     folder, name = config_folder(model, options.measure > 0)
     asked = read_inputs(data, settings, model=str(folder))
