@@ -106,8 +106,7 @@ def misread(row: Row, said: Reading, grade: Grade) -> list[str]:
     if said.correct is not None and grade(row, row["gold"]) != said.correct:
         wrong.append(f"correct answer {row['gold']!r} {'refused' if said.correct else 'rewarded'}")
     if said.correct is None or said.answer is None:
-        golds = possible(row) | ({said.answer} if said.answer is not None else set())
-        for gold in sorted(golds):
+        for gold in sorted(possible(row, said)):
             wanted = said.answer is not None and _folded(gold) == _folded(said.answer)
             if grade(row, gold) != wanted and (wanted or not _same_number(gold, said.answer)):
                 wrong.append(f"correct answer {gold!r} {'refused' if wanted else 'rewarded'}")
@@ -121,9 +120,13 @@ def _same_number(one: str, other: str | None) -> bool:
         return False
 
 
-def possible(row: Row) -> set[str]:
-    """Return the answers that could be correct: the closed set, or the numbers of the text."""
-    return set(closed(row)) or set(_NUMBER.findall(row["text"]))
+def possible(row: Row, said: Reading) -> set[str]:
+    """Return the answers that could be correct: the closed set, or the numbers of the text.
+
+    A rating of 6 on a scale to 5 is an answer, and equals no correct one.
+    """
+    stated = set() if said.answer is None else {said.answer}
+    return set(closed(row)) or {*_NUMBER.findall(row["text"]), *stated}
 
 
 def closed(row: Row) -> list[str]:

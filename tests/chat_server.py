@@ -192,9 +192,10 @@ def sums(messages: Messages, times: int) -> str:
 
     With a hint it is always right. Asked for something else, it says that it is ready.
     """
-    if "What is " not in said(messages):
+    asked = [m["content"] for m in messages if m["role"] == "user" and "What is " in m["content"]]
+    if not asked:
         return "ready"
-    question = messages[-1]["content"] if len(messages) < 3 else messages[-3]["content"]
+    question = asked[-1]
     first, second = (
         int(word.strip("?")) for word in question.split("What is ")[1].split("\n")[0].split(" + ")
     )

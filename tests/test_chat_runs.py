@@ -23,10 +23,13 @@ from femtune.comparison.demo import write_world
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.model_files import load_tokenizer, local_model
 from femtune.errors import BudgetReached, ConfigError
+from femtune.reporting.browser.filters import Filter
+from femtune.reporting.browser.index import Index
+from femtune.reporting.browser.store import Store
 from femtune.runs.draws import read_draws
 from femtune.types import Completion, DrawKey, Request, Sampling
 
-from .chat_server import ChatState, Messages, chatting, said, sums
+from .chat_server import ChatState, Messages, chatting, count, said, sums
 
 RATINGS = ("--task", "judge", "--raters", "named", "--scale", "1,5", "--max-new-tokens", "64")
 
@@ -199,6 +202,33 @@ def test_all_commands_work_with_chat_alone(
     assert "completion_tokens" not in examples.column_names and examples.num_rows > 0
 
 
+def test_a_run_of_text_is_shown_beside_one_of_tokens(questions: Path, tmp_path: Path) -> None:
+    demos = tmp_path / "demos.jsonl"
+    shown = {"prompt": "What is 50 + 50?", "completion": "50 and 50 are 100.\nAnswer: 100"}
+    demos.write_text(json.dumps({**shown, "answer": "100"}) + "\n")
+    place = tmp_path / "runs"
+    with chatting(sums) as server:
+        how: dict[str, Any] = {"engine": "chat", "base_url": server.url, "system_prompt": "Add."}
+        femtune.sample(
+            questions, "a-model", scheme="star", demos=str(demos), output_dir=place / "text", **how
+        )
+        assert [m["role"] for m in server.paid[0]["messages"]] == ["system", "user", "assistant", "user"]
+        hinted = [body for body in server.paid if "correct answer is" in said(body["messages"])]
+        assert hinted and "The correct answer is 100." in hinted[0]["messages"][1]["content"]
+    femtune.evaluate(questions, "seedling", max_new_tokens=8, output_dir=place / "tokens")
+    index = Index([place])
+    index.refresh()
+    seen = Store(index).page(Filter())
+    index.close()
+    assert not index.damaged and {draw.name.run for draw in seen} == {"text", "tokens"}
+    for draw in seen:
+        is_text = draw.name.run == "text"
+        assert draw.num_tokens == count(draw.text) if is_text else draw.num_tokens > 8
+    assert main(["report", str(place / "text")]) == 0
+    assert main(["refilter", str(place / "text"), "--balance", "uniform", "--show", "quiet"]) == 0
+    assert main(["replay", str(place / "text"), "q1"]) == 1
+
+
 def test_text_examples_train_a_local_model(questions: Path, tmp_path: Path) -> None:
     with chatting(sums) as server:
         drawn = femtune.sample(
@@ -218,6 +248,8 @@ def test_text_examples_train_a_local_model(questions: Path, tmp_path: Path) -> N
     ("command", "words"),
     [
         ("train {data}", "needs the weights of a model"),
+        ("compare {data}", "femtune compare needs the weights of a model"),
+        ("ladder {data}", "femtune ladder needs the weights of a model"),
         ("sample {data} --scheme pps:4+importance", "the model's law"),
         ("sample {data} --scheme trice", "the model's law"),
         ("evaluate {data} --aggregate probabilities", "needs log-probabilities"),

@@ -19,14 +19,14 @@ PAGES = sorted({page for page in (ROOT / "README.md", *DOCS.rglob("*.md")) if ru
 # added to a page's commands, so that a test of it is quick
 SMALL = {
     "index": {
-        "world": "--num-train 40 --num-test 24",
+        "world": "--num-train 40 --num-test 40",
         "check": "--draws 4",
         "train": "--iterations 1 --bound-draws 0",
         "calibrate": "--draws 2",
         "predict": "--draws 2",
     },
     "tour": {
-        "world": "--num-train 40 --num-test 24",
+        "world": "--num-train 40 --num-test 40",
         "check": "--draws 4",
         "train": "--iterations 1 --bound-draws 0",
         "compare": "--iterations 1 --seeds 1 --schemes star --no-baselines",

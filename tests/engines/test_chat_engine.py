@@ -15,6 +15,7 @@ import pytest
 
 from femtune.engines.chat.budget import Budget, Caps, Prices, Spent
 from femtune.engines.chat.engine import ChatEngine
+from femtune.engines.chat.probe import MOST_REQUESTS, probe
 from femtune.engines.chat.request_log import LOG, RequestLog
 from femtune.engines.openai.http import RetryPolicy
 from femtune.errors import BudgetReached, ConfigError, EngineError
@@ -116,13 +117,16 @@ def test_parameters_that_are_refused_are_renamed_or_left_out(make: Any) -> None:
             assert not {"max_tokens", "seed", "temperature"} & set(body)
 
 
-def test_a_temperature_that_was_asked_for_is_never_left_out(make: Any) -> None:
+def test_a_temperature_that_was_asked_for_is_never_left_out(make: Any, tmp_path: Path) -> None:
     greedy = Sampling(max_new_tokens=40, temperature=0.0)
     with (
         chatting(echo, refuses=frozenset({"temperature"})) as server,
         pytest.raises(EngineError, match=r"refuses temperature 0.0.*--temperature 1"),
     ):
-        draw(make(server.url), requests(3), greedy)
+        draw(make(server.url, log=tmp_path / LOG), requests(3), greedy)
+    log = RequestLog(tmp_path / LOG)
+    assert (log.spent, log.lost) == (Spent(), 0)  # a refusal costs nothing
+    log.close()
 
 
 def test_top_k_is_refused_where_the_protocol_has_none(make: Any) -> None:
@@ -334,7 +338,7 @@ def test_a_request_that_was_open_at_a_kill_counts_as_spent(make: Any, tmp_path: 
 
 def test_a_cap_on_requests_is_kept_and_a_higher_one_goes_on(make: Any, tmp_path: Path) -> None:
     with chatting(echo) as server:
-        with pytest.raises(BudgetReached, match=r"--max-requests 7: spent are 7 requests.*higher cap"):
+        with pytest.raises(BudgetReached, match=r"--max-requests 7\): 7 requests.*higher cap"):
             draw(make(server.url, log=tmp_path / LOG, caps=Caps(max_requests=7)), requests(20))
         assert len(server.paid) == 7
         found = draw(make(server.url, log=tmp_path / LOG, caps=Caps(max_requests=20)), requests(20))
@@ -427,3 +431,66 @@ def test_a_server_that_does_not_keep_its_limit_is_warned_of(
     with chatting(echo, fault=lambda body, number: dict(fault)) as server:
         draw(make(server.url), requests(2))
     assert "wrote 99 tokens" in caplog.text
+
+
+# --- what `femtune check` finds out
+
+
+def able(body: dict[str, Any], number: int) -> dict[str, Any]:
+    """Reply as a server that does all that it is asked."""
+    messages, text = body["messages"], f"{random.Random(body.get('seed')).getrandbits(30)}"
+    if body.get("stop"):
+        text = "one two three "
+    if messages[-1]["role"] == "assistant":
+        text = "is."
+    choice: dict[str, Any] = {"message": {"content": text}, "finish_reason": "stop"}
+    if body.get("logprobs"):
+        choice["logprobs"] = {"content": [{"token": "a", "logprob": -0.5}]}
+    return {"choices": [choice] * body.get("n", 1)}
+
+
+def test_a_probe_finds_what_a_server_can_do(make: Any) -> None:
+    with chatting(echo, fault=able, owner="vllm") as server:
+        found = probe(make(server.url))
+    assert found == {
+        "answers by": "a-model-1, configuration fp_1",
+        "token limit": "max_tokens",
+        "token counts": "given",
+        "seeds": "kept, in this trial",
+        "logprobs": "given; --engine chat does without",
+        "n": "several choices a request; --engine chat asks for one",
+        "stop": "kept; --engine chat cuts the text itself",
+        "partial message": "continued, and used to force answers",
+    }
+    assert len(server.paid) <= MOST_REQUESTS
+
+
+def test_a_probe_finds_what_a_server_takes_and_does_not_do(make: Any) -> None:
+    def unable(body: dict[str, Any], number: int) -> dict[str, Any]:
+        return {"message": {"content": f"one, five and {number}"}, "system_fingerprint": None}
+
+    with chatting(echo, fault=unable, usage=False) as server:
+        found = probe(make(server.url))
+    assert found == {
+        "answers by": "a-model-1",
+        "token limit": "max_tokens",
+        "token counts": "not given: caps count the most that is possible",
+        "seeds": "taken, and not kept: draws differ by the same seed",
+        "logprobs": "taken, and not given",
+        "n": "one choice a request",
+        "stop": "taken, and not kept",
+        "partial message": "not continued: answers are forced by a turn of their own",
+    }
+
+
+def test_a_probe_keeps_caps_and_says_what_a_run_would(make: Any) -> None:
+    with chatting(echo) as server:
+        with pytest.raises(BudgetReached):
+            probe(make(server.url, caps=Caps(max_requests=3)))
+        assert len(server.paid) == 3
+    fault = (404, {}, {"error": {"message": "no such model"}})
+    with (
+        chatting(echo, fault=lambda body, number: fault) as server,
+        pytest.raises(EngineError, match="does not serve 'a-model'"),
+    ):
+        probe(make(server.url))

@@ -21,21 +21,13 @@ MISREAD = {
     "o34": "1/3 is not 0.333",
     "o70": "words within a box",
     "o118": "names both",
-    "o153": "an explanation follows in the next line",
-    "o176": "1.2k may be kelvins",
+    "o168": "a correction within the answer",
     "o179": "percent is a unit: 0.5 is not 50%",
     "o180": "percent is a unit: 50% is not 0.5",
-    "o183": "2,5 may be two numbers",
     "o195": "`exact` compares text: 20 is not twenty",
     "o196": "`exact` compares text, not sentences",
     "o197": "`exact` compares text: Paris is not Paris, France",
-    "o198": "`exact` compares text, not sentences",
-    "o199": "what follows the dots is not said",
-    "o205": "two boxes",
-    "o233": "names both",
     "o249": "names both",
-    "o263": "names both",
-    "o264": "names both",
 }
 
 
@@ -53,7 +45,7 @@ def test_completions_are_read_as_people_read_them(bench: ModuleType) -> None:
     rows = bench.load(bench.OURS)
     readings = {key: [bench.Reading(*each) for each in row["readers"]] for key, row in rows.items()}
     agreed = {key: said for key in rows if (said := bench.agreement(readings[key])) is not None}
-    assert len(rows) == 284 and len(agreed) >= 279
+    assert len(rows) == 284 and len(agreed) >= 282
     wrong = {
         key: found
         for key, said in agreed.items()

@@ -1,4 +1,4 @@
-"""Completions whose last or only number, letter or name is not their answer: none earns a reward."""
+"""Completions whose last or only number, letter or name is no answer, and others that have one."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ GOLDS = {"rating": "1 2 3 4 5", "pair": "A B tie", "choice": "A B C D", "exact":
 CITIES = Choices(tuple("ABCD"), ("Paris", "Rome", "Berlin", "Madrid"))
 
 
-def rewarded(task: str, text: str) -> list[str]:
+def rewarded(task: str, text: str, *also: str) -> list[str]:
     """Return the correct answers for which a completion would be rewarded, of all that it could mean."""
     parsed = parse_format("line").read(text, require_rationale=False)
-    golds = GOLDS.get(task, "").split() or sorted({*re.findall(r"\d+(?:\.\d+)?", text), *"12345"})
+    golds = GOLDS.get(task, "").split() or sorted({*re.findall(r"\d+(?:\.\d+)?", text), *"12345", *also})
     if parsed.error:
         return []
     if task == "choice":
@@ -64,6 +64,16 @@ NO_ANSWER = {
         "We add.\nAnswer: 5 May",
         "We add.\nAnswer: 5k",
         "We add.\nAnswer: 5 > 4",
+        "The answer is 5.\n\nThe answer is 4.",
+        "The answer is 5.\n\nBut 4 is right, too.",
+        "The answer is 5.\n\nWait.",
+        "The answer is 5.\nIs that so?",
+        "Answer: 5\nAnother one is 4.",
+        "Answer: 5\nWait.\nAnswer: 4",
+        "$\\boxed{5}$ or $\\boxed{4}$",
+        "20 + 4 = 24. So the answer is 2",  # cut off
+        "Step 1: 2 + 3 = 5.",
+        "x = 5\n(4)",
     ),
     "rating": (
         "On a scale of 1 to 5, it could be better.",
@@ -85,6 +95,7 @@ NO_ANSWER = {
         "It is fine.\nAnswer: 4 - almost five",
         "It is fine.\nAnswer: 4 (at most)",
         "For example, Answer: 4",
+        "Rating: 4.\nQuality: 1",
         "It is fine. The format is:\nAnswer: 4",
     ),
     "pair": (
@@ -99,6 +110,10 @@ NO_ANSWER = {
         "Both are fine.\nAnswer: A because it is worse",
         "Both are fine.\nAnswer: A since the other is better",
         "Both are fine.\nAnswer: A >= B",
+        "A is better.\n\nA is plain, whereas B is clear.",
+        "We compare.\nAnswer: B. It is plain, while A is better.",
+        "We compare.\nAnswer: B, not B",
+        "B is a better response. A is a better response.",
     ),
     "choice": (
         "A. Paris\nB. Rome\nC. Berlin\nD. Madrid\n\nThe question asks for a capital.",
@@ -121,6 +136,8 @@ NO_ANSWER = {
         "It is a city.\nAnswer: ~~Paris~~",
         "It is true.\nAnswer: no\n\nYes.",
         "Some say the answer is Paris.",
+        "It is true.\nAnswer: Yes, but no.",
+        "It is true.\nAnswer: No, yes.",
     ),
 }
 
@@ -157,7 +174,46 @@ def test_what_is_no_answer_earns_nothing(task: str) -> None:
         ("choice", "We looked at both. The answer is B. A is incorrect.", "B"),
         ("choice", "By elimination, the answer is B.", "B"),
         ("exact", "It is a city.\nAnswer: Paris\n\nParis is a city.", "Paris"),
+        ("exact", "It is true.\nAnswer: Yes, they did.", "yes"),
+        ("exact", "It is false.\nAnswer: No, it does not.", "no"),
+        # other matter follows in another paragraph
+        ("pair", "Response B is better.\n\nI don't think it will rain, but who knows.", "B"),
+        ("math", "The answer is 7.\n\nYou don't need a pen for it, but it may help.", "7"),
+        ("math", "We add.\nAnswer: 18\nHe sells nine pears, and gets two dollars for each.", "18"),
+        ("choice", "The answer is B.\nQuestion: And of Spain?\nAnswer: D", "B"),
+        (
+            "rating",
+            'The rating is 4.\nThink step by step, then end with the line "Answer: " and 1 to 5.',
+            "4",
+        ),
+        # said again after a doubt, decided after others were weighed, corrected
+        ("math", "The answer is 5.\nIs that so? 2 + 3 = 5.\nThe answer is 5.", "5"),
+        ("choice", "The answer is A. The answer is B. The answer is C.\n\nThe answer is B.", "B"),
+        ("math", "Answer: 7\nThat was wrong, the last one counts too.\nAnswer: 8", "8"),
+        # the words around an answer
+        ("math", "Solution: the answer is 5.", "5"),
+        ("math", "No, the correct answer is 5.", "5"),
+        ("choice", "The letter of the right choice should be 'B'.", "B"),
+        ("choice", "Option B is correct.", "B"),
+        ("pair", "B is indeed a better response, since it is short.", "B"),
+        ("pair", "B has the better summary.", "B"),
+        ("math", "A: 5\nTwo and three make that.", "5"),
+        # computed, without a word that concludes
+        ("math", "It takes 3 hours. 3 * 14 = 42.", "42"),
+        ("math", "Therefore, she needs 6 vans for her class.\n\nSo,", "6"),
+        # another letter that is turned down
+        ("choice", "We compare.\nAnswer: B (not D)", "B"),
+        ("pair", "We compare.\nAnswer: B rather than A", "B"),
+        ("pair", "We compare.\nAnswer: B. It names the street, while A mixes up the towns.", "B"),
+        # numbers
+        ("math", "One in three.\n\\boxed{0.333\\ldots}", "1/3"),
+        ("math", "One in six.\nAnswer: 0.1666...", "1/6"),
+        ("math", "One in eleven.\nAnswer: $0.\\overline{09}$", "1/11"),
+        ("math", "Fünf Liter in zwei Krüge.\nAntwort: 2,5", "2.5"),
+        ("math", "Twelve hundred.\nAnswer: 1.2k", "1200"),
+        ("math", "Two cubes.\n$\\boxed{8}$ and $\\boxed{27}$", "8, 27"),
+        ("pair", '{"winner": "B", "why": "It says wh', "B"),
     ],
 )
 def test_what_is_one_still_does(task: str, text: str, gold: str) -> None:
-    assert rewarded(task, text) == [gold]
+    assert rewarded(task, text, gold) == [gold]

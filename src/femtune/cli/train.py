@@ -133,6 +133,7 @@ def train(
         tell(f"best model ({describe_best(result.history)})", result.best)
         tell("last model", result.last)
         tell("draws, examples, metrics", result.run)
+        tell("next", f"femtune predict new.csv --model {result.run} --output scores.csv")
     write_report(result.run, show)
 
 

@@ -29,14 +29,17 @@ from femtune.data.answer_forms import FORMS, Form, Found, form_of, in_json, in_o
 from femtune.data.answer_sentences import (
     REMARK,
     TURNED_DOWN,
+    decides,
     every_sentence,
     is_placeholder,
+    is_taken_back,
+    label_of,
     sentences,
     without_rejected,
 )
 from femtune.data.grammar.labels import read_label, undecorated
 from femtune.data.grammar.numbers import as_quantity
-from femtune.data.grammar.text import BACK, DOUBT, bare
+from femtune.data.grammar.text import DOUBT, bare
 from femtune.types import Parsed
 
 __all__ = ["AnswerFormat", "bare", "parse_format"]
@@ -84,9 +87,8 @@ class AnswerFormat:
             forms = list(form.find(final))
         except TimeoutError:
             return Parsed(whole, "", "the pattern takes over a second")
-        if forms and (turn := _NEXT_TURN.search(final, forms[0].end)):  # the next question is not asked
-            final = final[: turn.start() + 1]
-            forms = [one for one in forms if one.end <= turn.start()]
+        if turn := _next_turn(final, forms, self.spec):
+            final, forms = final[: turn + 1], [one for one in forms if one.end <= turn]
         found = [one for one in forms if not is_placeholder(one.answer)]
         if not forms and self.spec in FORMS:  # people read an answer in another form, too
             found = list(_in_other_forms(final, self.spec))
@@ -95,10 +97,13 @@ class AnswerFormat:
                 return Parsed("", bare(final), "no rationale before the answer" * require_rationale)
         if not found:
             return Parsed(whole, "", "the answer is empty" if forms else form.missing)
+        found = _corrected(final, found)
         first, last = found[0], found[-1]
-        said = [*found, *(() if forms else every_sentence(final))]
+        said = [*found, *(() if forms or decides(final, found[-1]) else every_sentence(final))]
         if not all(_agree(first.answer, one.answer) for one in said) or _is_choice(first.answer):
             return Parsed(whole, "", "two different answers")
+        if not forms and _may_be_cut_off(final, last):
+            return Parsed(whole, "", form.missing)
         if problem := _after(final[last.end :], last.answer, form):
             return Parsed(whole, "", problem)
         # the words before the answer; placeholders in the answer's form do not count
@@ -191,13 +196,8 @@ _NO_WORDS = re.compile(
     r"(?:[\W_]|\b(?:(?:so|thus|therefore|hence)\W+(?=the\b)|(?:the|my|final|correct|answer|is|json)\b))*",
     re.IGNORECASE,
 )
-# doubt in a paragraph of its own, which may say "not" of other matter
-_TAKEN_BACK = re.compile(
-    rf"\b(?:{BACK}|however|but|maybe|perhaps|wrong|incorrect|false|should be"
-    r"|not (?:right|correct|true|sure|the answer))\b|\bno[,.]|\?",
-    re.IGNORECASE,
-)
 # a form that is named as an example, or turned down: "Example: [[4]]", "It is not [[4]]"
+_BEFORE_EXAMPLE = ("not ", "n't ", "n’t ", "never ", "example", "e.g.", "format is")
 _EXAMPLE = re.compile(
     r"(?:(?:\bnot|\bnever|n['’]t)[^\S\n]+(?:(?:answer|choose|give|say|write)[^\S\n]+)?"
     r"|(?:(?:\bfor example|\be\.g\.|\bformat is)[,:]?|\bexample:)\s*)[*_`$\"“(]*"
@@ -207,7 +207,7 @@ _EXAMPLE = re.compile(
 )
 # the beginning of another question and its answer, as base models write them
 _NEXT_TURN = re.compile(
-    r"\n[#*\s]*(?:Question|Problem|Exercise|Q|Human|User|Prompt)\b[^\S\n]*\d*[*]*[:.]",
+    r"\n(?:[#*]|[^\S\n])*(?:Question|Problem|Exercise|Q|Human|User|Prompt)\b[^\S\n]*\d*[*]*[:.]",
     re.IGNORECASE,
 )
 # a last paragraph that is only a letter
@@ -215,18 +215,51 @@ _LETTER_ALONE = re.compile(r"\n[^\S\n]*\n[*_`]*[(\[]*(?P<answer>[A-Z])[)\]]*[.*_
 # a first line that is only a letter or a number, or a copy of a choice before a few words
 _FIRST = re.compile(
     r"\s*[*_`]*[(\[]*(?P<answer>[A-J]|\d\d?)[)\]]*[.*_`]*[^\S\n]*\n(?=\s*\S)"
-    r"|\s*(?P<copy>(?P<label>[A-J])[.)] [^\n]{1,60})\n(?=.{1,60}\Z)",
+    r"|\s*(?P<copy>(?P<label>[A-J])[.)] [^\n]{1,60})\n(?=.{1,60}\Z|\n)",
     re.DOTALL,
 )
+_QA = re.compile(r"\s*A: ?(?P<answer>\S?\d[\d.,]*)[^\S\n]*\n")  # as after "Q:"
 _LISTED = re.compile(r"^\W*(?:[A-Z]|\d\d?)\W*$", re.MULTILINE)
 
 
 def _outside(text: str) -> list[str]:
     """Blank the thinking blocks and examples of a text, and split it at each unopened </think>."""
-    text = _EXAMPLE.sub(lambda one: one[0].removesuffix(one["form"]) + " " * len(one["form"]), text)
-    if "think" not in text.lower():
+    small = text.lower()
+    if any(word in small for word in _BEFORE_EXAMPLE):
+        text = _EXAMPLE.sub(lambda one: one[0].removesuffix(one["form"]) + " " * len(one["form"]), text)
+    if "think" not in small:
         return [text]
     return _TAG.split(_THINKING.sub(lambda block: " " * len(block[0]), text))
+
+
+def _corrected(text: str, found: list[Found]) -> list[Found]:
+    """Drop answers that are called wrong before the next one: "Answer: 7", "I correct this."."""
+    for place in range(len(found) - 1, 0, -1):
+        if _CORRECTS.search(text, found[place - 1].end, found[place].start):
+            return found[place:]
+    return found
+
+
+_CORRECTS = re.compile(
+    r"\n.*\b(?:mistaken?|correction|(?:was|is|that['’]s) (?:wrong|incorrect|not (?:right|correct))"
+    r"|I (?:was wrong|(?:must |(?:have|need) to )?correct (?:it|my|that|this)))\b.*\n",
+    re.IGNORECASE,
+)
+
+
+def _may_be_cut_off(text: str, last: Found) -> bool:
+    """Return True if a text ends in digits with which a longer number begins: "= 24. So it is 2"."""
+    end = re.search(r"(?<![\d.,])\d+\Z", text.rstrip())
+    return end is not None and last.end >= end.start() and re.search(rf"\b{end[0]}\d", text) is not None
+
+
+def _next_turn(text: str, forms: list[Found], spec: str) -> int:
+    """Return where a question begins that was not asked, behind an answer; 0 without one."""
+    turn = _NEXT_TURN.search(text, forms[0].end if forms else 0)
+    first = _NEXT_TURN.search(text)
+    if first and first != turn and spec in FORMS and [*_in_other_forms(text[: first.start() + 1], spec)]:
+        return first.start()
+    return turn.start() if turn and (forms or [*_in_other_forms(text[: turn.start() + 1], spec)]) else 0
 
 
 def _is_choice(answer: str) -> bool:
@@ -239,14 +272,26 @@ def _is_choice(answer: str) -> bool:
 
 def _after(tail: str, answer: str, form: Form) -> str:
     """Return what is wrong with the text after an answer; "" if it only comments on the answer."""
+    if not tail.strip():
+        return ""
     rest = without_rejected(REMARK.sub("", tail), answer)
     after = [*(one.answer for one in sentences(rest)), *_values(rest, answer)]
     if not all(_agree(each, answer) for each in after):
         return "two different answers"
     new_paragraph = re.match(r"[^\S\n]*\n[^\S\n]*\n", rest)
-    doubt = (_TAKEN_BACK if new_paragraph else DOUBT).search(rest)
-    apart = new_paragraph or not form.whole_line
+    doubt = is_taken_back(rest) if new_paragraph else DOUBT.search(rest)
+    apart = new_paragraph or not form.whole_line or _explains(rest, answer)
     return "" if not rest.strip() or (apart and not doubt) else form.missing
+
+
+def _explains(rest: str, answer: str) -> bool:
+    """Return True for sentences in the lines after an answer that name no other number or letter."""
+    named = {*_NUMBERS.findall(rest), *_LETTERS.findall(rest)}
+    sentence = _NEW_LINE.match(rest) is not None and rest.rstrip()[-1:] in (".", "!")
+    return sentence and named <= {*_NUMBERS.findall(answer), label_of(answer)}
+
+
+_NEW_LINE = re.compile(r"[^\S\n]*\n[^\S\n]*[A-Z]\S*[^\S\n]")
 
 
 _KINDS = tuple(
@@ -263,6 +308,15 @@ def _values(text: str, answer: str) -> Iterator[str]:
         )
         if any(is_kind(value) and is_kind(undecorated(answer)) for is_kind in _KINDS):
             yield value
+    named = _NAMED_VALUE.search(text)
+    if named and re.fullmatch(r"[\d.]+|[^\W\d_]+", undecorated(answer)) and len(answer) < 12:
+        yield named["value"]
+
+
+# the last line of a text, as "Excel: 1"
+_NAMED_VALUE = re.compile(
+    r"\n(?!confidence|certainty|score)[^\W\d_]+: (?P<value>\d+)\s*\Z", re.IGNORECASE
+)
 
 
 def _in_other_forms(text: str, spec: str) -> Iterator[Found]:
@@ -289,6 +343,9 @@ def _alone(text: str) -> Iterator[Found]:
         if len(_LISTED.findall(text)) == 1 and not refused:
             yield Found(last.start("answer"), last.end(), last["answer"])
         return
+    if (said := _QA.match(text)) and not re.search(r"^B:", text, re.MULTILINE):
+        yield Found(0, said.end(), bare(said["answer"]))
+        return
     first = _FIRST.match(text)
     if first is None or (first["answer"] and len(_LISTED.findall(text)) > 1):
         return
@@ -314,7 +371,7 @@ def _rationale(before: str, said: str) -> str:
 
 def _agree(one: str, other: str) -> bool:
     """Return True for one answer in two spellings: 18 and 18 eggs, B and (B) Paris."""
-    numbers = as_quantity(one), as_quantity(other)
+    numbers = as_quantity(one.rpartition("=")[2]), as_quantity(other.rpartition("=")[2])
     if numbers[0] is not None and numbers[1] is not None:
         return numbers[0].same(numbers[1])
     said = undecorated(one).casefold(), undecorated(other).casefold()

@@ -90,6 +90,23 @@ def _boxes(text: str) -> Iterator[Found]:
             opened.append((brace, num))
 
 
+_AND = re.compile(r"[$\s]*(?:,|\band\b|,\s*and\b)[$\s]*")
+
+
+def _listed_boxes(text: str) -> Iterator[Found]:
+    r"""Yield boxes; \boxed{1} and \boxed{2} are one list, \boxed{1} or \boxed{2} are two answers."""
+    joined: Found | None = None
+    for one in _boxes(text):
+        if joined and one.answer and joined.answer and _AND.fullmatch(text, joined.end, one.start):
+            joined = Found(joined.start, one.end, f"{joined.answer}, {one.answer}")
+            continue
+        if joined:
+            yield joined
+        joined = one
+    if joined:
+        yield joined
+
+
 def _spans(pattern: str) -> Callable[[str], Iterator[Found]]:
     compiled = re.compile(pattern, re.IGNORECASE | re.DOTALL)
     return lambda text: (
@@ -188,11 +205,11 @@ _ABOVE = re.compile(
     r"(?P<answer>[*_`]*[^\S\n]*)(?=\n)",
     re.IGNORECASE | re.MULTILINE,
 )
-# words for "answer" and "rating" in other languages
+# words for "answer" and "rating" in other languages; in the first, 2,5 is two and a half
+_WITH_COMMA = "antwort|respuesta|réponse|risposta|resposta|ответ|bewertung|puntuación|оценка"
 _ELSEWHERE = re.compile(
-    r"^[^\S\n]*(?P<mark>[*_`]*)(?:(?:die|la|el|a|o|il|最終的な|最终|正しい|正确)?[^\S\n]*"
-    r"(?:antwort|respuesta|réponse|risposta|resposta|ответ|答案|答え|回答|答|정답|답변|답|الإجابة|الجواب|उत्तर|উত্তর"
-    r"|bewertung|puntuación|оценка|評価|评分|評分|평가))(?P<closed>[*_`]*)"
+    r"^[^\S\n]*(?P<mark>[*_`]*)(?:die|la|el|a|o|il|最終的な|最终|正しい|正确)?[^\S\n]*"
+    rf"(?:{_WITH_COMMA}|答案|答え|回答|答|정답|답변|답|الإجابة|الجواب|उत्तर|উত্তর|評価|评分|評分|평가)(?P<closed>[*_`]*)"
     r"[^\S\n]*(?:(?:ist|es|est|è|é|是|为|は)?[^\S\n]*[:：])(?P<answer>.+)(?=\n)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -217,7 +234,7 @@ FORMS = {
         "}",
         "WHAT in \\boxed{}",
         "the end is not \\boxed{...}",
-        _boxes,
+        _listed_boxes,
         "box",
         closing="}",
     ),
@@ -259,14 +276,25 @@ _IN_JSON = tuple(
 def in_json(text: str) -> Iterator[Found]:
     """Yield answers in JSON objects under the usual keys."""
     if "{" in text:
-        for find in _IN_JSON:
-            yield from find(text)
+        found = [one for find in _IN_JSON for one in find(text)]
+        yield from found
+        # cut off within a later value: {"winner": "A", "why": "It names
+        if not found and (match := _CUT_OFF.search(text)):
+            yield Found(match.start(), len(text), bare(match["answer"]))
 
 
-_FINDERS = (_lines(_ABOVE), _lines(_ELSEWHERE))
+_CUT_OFF = re.compile(
+    r'\{\s*"(?:answer|rating|score|winner|verdict)":\s*"?(?P<answer>[^"{},\n]+)"?,[^{}]*\Z'
+)
+
+
+_ABOVE_LINES, _ELSEWHERE_LINES = _lines(_ABOVE), _lines(_ELSEWHERE)
 
 
 def in_other_words(text: str) -> Iterator[Found]:
     """Yield answers after a heading, and after the word for "answer" in other languages."""
-    for find in _FINDERS:
-        yield from find(text)
+    yield from _ABOVE_LINES(text)
+    for one in _ELSEWHERE_LINES(text):
+        if "," in one.answer and re.search(_WITH_COMMA, text[one.start : one.end], re.IGNORECASE):
+            one = one._replace(answer=re.sub(r"(?<=\d),(?=\d{1,2}(?!\d))", ".", one.answer))
+        yield one

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from femtune.data.answer_forms import Found
 from femtune.data.grammar.labels import read_label
 from femtune.data.grammar.numbers import number_said
-from femtune.data.grammar.text import DOUBT, bare
+from femtune.data.grammar.text import BACK, DOUBT, bare
 
 # --- what is no answer
 
@@ -36,7 +36,8 @@ def is_placeholder(answer: str) -> bool:
 
 REMARK = re.compile(
     r"^(?:[^\S\n]|[>#*_])*(?:```|---|\$\$|\\\]|(?:I )?hope|(?:Please )?(?:let me know|feel free)|Thank"
-    r"|Do you|Is there any|If you (?:have|need|want|would)|Would you|Have a |Good luck).*$",
+    r"|Do you|Is there any|If you (?:have|need|want|would)|Would you|Have a |Good luck).*$"
+    r"|^Think step by step, then end with (?:(?!\bis\b)[^.\n])*\.$",  # the instruction
     re.IGNORECASE | re.MULTILINE,
 )
 _BECAUSE = re.compile(r",? (?:because|since|as|which|so) ")
@@ -46,7 +47,7 @@ _NOUN = (
     r"|(?:(?:final|correct|right|best|better)\s+)+(?:choice|option|response|summary|letter)"
 )
 _IS = re.compile(
-    r"(?:^|,\s|\b(?:so|thus|therefore|hence|then|means|that)\s)[\s*_`]*(?:(?:the|my|our|a)\s+)?"
+    r"(?:^|[,:]\s|\b(?:so|thus|therefore|hence|then|means|that)\s)[\s*_`]*(?:the\sletter\sof\s)?(?:(?:the|my|our|a)\s+)?"
     rf"(?:(?:final\s)?answer[*_`]*:|(?:{_NOUN})[*_`]*\s+"
     r"(?:(?:to|for|of)\s+(?:(?:the|this|that|your|our)\s+)?(?:(?:above|given)\s+)?"
     r"(?:question|problem|task|exercise|quiz|prompt|response|summary|text|item)\s+){0,3}"
@@ -62,16 +63,19 @@ _SO = r"\b(?:so|thus|therefore|hence|overall),?\s"
 _THEN = re.compile(f",?\\s{_SO}", re.IGNORECASE)
 _THING = r"(?:response|summary|option|choice|answer)"
 _LETTER = rf"[*_`]*(?:(?:the\s)?{_THING}\s)?[*_`(]*(?P<answer>(?-i:[A-Z]))\b[*_`)]*"
+_SURELY = r"(?:(?:certainly|clearly|definitely|far|indeed|much|slightly)\s)?"
 _POINTS = r"(?P<answer>-?\d+(?:\.\d+)?(?:/\d+|\sout\sof\s\d+)?)(?:\s(?:stars?|points?))?"
 _WOULD = r"\bI(?:\swould|['’]d|\swill|['’]ll)?\s"
 _VERDICTS = tuple(
     re.compile(pattern + _END, re.IGNORECASE | re.DOTALL)
     for pattern in (
-        rf"(?:^|,\s|{_SO}|\band\s){_LETTER}\sis\s(?:the\s)?(?:better|best)(?:\s(?:{_THING}|one))?"
+        rf"(?:^|,\s|{_SO}|\band\s){_LETTER}\sis\s{_SURELY}(?:the\s|a\s)?(?:better|best)(?:\s(?:{_THING}|one))?"
         rf"(?:\sthan\s(?:the\s)?(?:{_THING}\s)?\w+)?",
+        rf"(?:^|{_SO}){_LETTER}\s(?:gives|has|offers|provides)\sthe\s(?:better|best)\s{_THING}",
         rf"{_SO}{_LETTER}\sis\s(?:the\s)?(?:right|correct|okay|ok)(?:\s(?:{_THING}|one))?",
         rf"(?:^|\band\s){_LETTER}\sis\sthe\s(?:right|correct)\s(?:{_THING}|one)",
         rf"^{_LETTER}\sis\sthe\sanswer(?:\sto\s.+)?",
+        r"^(?:the\s)?(?:answer|choice|option)\s[*_`(]*(?P<answer>(?-i:[A-Z]))\b[*_`)]*\sis\s(?:also\s)?(?:right|correct)",
         rf"(?:^|,\s|{_SO})[*_`]*(?:it|this)(?:\sis|['’]s)\sa\s(?P<answer>tie)",
         rf"(?:^|,\s|{_SO}){_WOULD}(?:choose|go\swith|pick|prefer|say|select|vote\sfor)\s(?:that\s)?{_LETTER}",
         rf"{_WOULD}(?:give|grade|rate|score)\s(?:[a-z]+\s){{0,5}}{_POINTS}",
@@ -86,11 +90,12 @@ _VERDICTS = tuple(
 _NEEDED = re.compile(r"answer|rating|score|choice|option|response|summary|letter", re.IGNORECASE)
 _NEEDED_VERDICT = re.compile(
     r"\b(?:is|chose|choose|deserves|earns|gets|gives?|grade|pick|prefer|rate|receives|say|select|vote)\b"
-    r"|go with|rating|score|overall|decision|result|total|verdict|winner|['’]s a tie",
+    r"|go with|the be(?:tter|st)|rating|score|overall|decision|result|total|verdict|winner|['’]s a tie",
     re.IGNORECASE,
 )
-# "should" in a judgement
 _SHOULD = re.compile(r"\bshould\s(?=(?:be\s(?:given|rated|scored)|get|have|receive)\b)", re.IGNORECASE)
+_NO_COMMA = re.compile(r"(?:no|ok(?:ay)?|well|yes),\s(?=(?:so\s)?(?:the|my)\s)", re.IGNORECASE)
+_SHOULD_BE = re.compile(r"\b(answer|choice|letter|option|rating)\sshould be\b", re.IGNORECASE)
 TURNED_DOWN = re.compile(r"\b(?:eliminate|exclude|reject|rule out)\b", re.IGNORECASE)
 # what others say, what is turned down, a condition, or no definite thing
 _NOT_SAID = re.compile(
@@ -116,6 +121,17 @@ _REJECTED = re.compile(
     rf"(?:{_THING}\s)?\(?(?P<other>[A-HJ-Z])\)?\s(?:is|was)\s(?:also\s)?(?:not|incorrect|wrong|worse|less)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
+# doubt in a later paragraph, which may say "not" of other matter
+_TAKEN_BACK = re.compile(
+    rf"\b(?:{BACK}|wrong|incorrect|false|should be|not (?:right|correct|true|sure|the answer))\b"
+    r"|\bno[,.]|\?",
+    re.IGNORECASE,
+)
+_OBJECTS = re.compile(r"\b(?:but|however|maybe|perhaps)\b", re.IGNORECASE)
+_COMPARES = re.compile(r"\b(?:(?i:although|though|whereas|while))\b.*\b[A-HJ-Z]\b", re.ASCII | re.DOTALL)
+_MATTER = re.compile(
+    r"\d|\b[A-HJ-Z]\b|(?i:\b(?:answer|choice|option|rating|response|score|summary)\b)", re.ASCII
+)
 _REOPENS = re.compile(r"\b(?:again|check|let['’]?s|next|now|then|verify)\b", re.IGNORECASE)
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n")
 
@@ -127,6 +143,28 @@ def every_sentence(text: str) -> Iterator[Found]:
         if match and not _doubtful(sentence[0].strip("*_` ")):
             for answer in _stated(match):
                 yield Found(sentence.start(), sentence.end(), answer)
+
+
+def decides(text: str, found: Found) -> bool:
+    """Return True if an answer is all of the last paragraph, after sentences that weigh it and others.
+
+    After a single other answer it does not decide: then the text has two.
+    """
+    text = REMARK.sub(lambda line: " " * len(line[0]), text).rstrip()
+    last = max((gap.end() for gap in _PARAGRAPH.finditer(text)), default=0)
+    if not last or found.start < last or len([*_SENTENCE.finditer(text, last)]) > 1:
+        return False
+    before = {bare(one.answer).casefold() for one in every_sentence(text[:last])}
+    return len(before) > 1 and bare(found.answer).casefold() in before
+
+
+def is_taken_back(text: str) -> bool:
+    """Return True if paragraphs after an answer take it back: "Wait.", "But 6 is right, too."."""
+    return _TAKEN_BACK.search(text) is not None or any(
+        found.start() < 4 or _MATTER.search(sentence[0])
+        for sentence in _SENTENCE.finditer(text)
+        if (found := _OBJECTS.search(sentence[0]))
+    )
 
 
 def _doubtful(sentence: str) -> bool:
@@ -160,9 +198,18 @@ def sentences(text: str) -> list[Found]:
     return _concluding(text)
 
 
+def _plainly(sentence: str) -> str:
+    """Drop "should" in a judgement, and "No," before a statement."""
+    said = sentence.strip("*_` ")
+    if "should" in said:
+        said = _SHOULD.sub("", _SHOULD_BE.sub(r"\1 is", said))
+    return _NO_COMMA.sub("", said) if "," in said[:5] else said
+
+
 def _stating(text: str, start: int, patterns: tuple[re.Pattern[str], ...]) -> list[Found] | None:
-    """Return what sentences state from an index on; None if one of them, or one after, is in doubt."""
+    """Return what sentences state from an index on; None if it is in doubt, and not stated again."""
     found: list[Found] = []
+    doubted = False
     needed = _NEEDED_VERDICT if patterns is _VERDICTS else _NEEDED
     if needed.search(text, start) is None:
         return found
@@ -170,7 +217,7 @@ def _stating(text: str, start: int, patterns: tuple[re.Pattern[str], ...]) -> li
         likely = needed.search(sentence[0])
         if not likely and not found:
             continue
-        said = _SHOULD.sub("", sentence[0].strip("*_` "))
+        said = _plainly(sentence[0])
         if _SUBTOTAL.match(said) and {*_NUMBER.findall(text, sentence.end())} - {*_NUMBER.findall(said)}:
             continue
         match = likely and next(filter(None, (pattern.search(said) for pattern in patterns)), None)
@@ -178,16 +225,24 @@ def _stating(text: str, start: int, patterns: tuple[re.Pattern[str], ...]) -> li
         whole = found or patterns is not _VERDICTS
         if not match and not found:
             continue
-        aspect = match and patterns is _VERDICTS and _ASPECT.match(said)
-        if aspect or (_doubtful if match else DOUBT.search)(said if whole else _THEN.split(said)[-1]):
+        if match is None or not match:
+            later = _PARAGRAPH.search(text, found[-1].end - 1, sentence.start())
+            doubt = is_taken_back(said) if later else DOUBT.search(said) is not None
+            doubt = doubt or _COMPARES.search(said) is not None
+        else:
+            concluded = said if whole else _THEN.split(said)[-1]
+            doubt = _doubtful(concluded) or (patterns is _VERDICTS and _ASPECT.match(said) is not None)
+            if found and all(each == found[-1].answer for each in _stated(match)):  # the same again
+                doubt = _TAKEN_BACK.search(said) is not None
+        if doubt:
             other = _REJECTED.fullmatch(said) if found and not match else None
             if other is None or any(other["other"] == label_of(one.answer) for one in found):
-                return None
-        elif match is not None:
+                found, doubted = [], True
+        elif match:
             at = sentence.start() + max(0, sentence[0].find(match[0]))
             stated = [Found(at, sentence.end(), answer) for answer in _stated(match)]
             found += stated if patterns is _VERDICTS else [_with_text(text, one) for one in stated]
-    return found
+    return None if doubted and not found else found
 
 
 _TEXT_AFTER = re.compile(
@@ -224,13 +279,24 @@ _CONCLUDES = re.compile(
     r"(?:^|,\s)(?:so|thus|therefore|hence|altogether|overall|in total|finally)\b,?\s*(?P<said>.+)",
     re.IGNORECASE | re.DOTALL,
 )
+# "5 - 2 = 3.", not as a step
+_STEP = re.compile(r"(?:first|next|now|second|step|then|to)\b", re.IGNORECASE)
+_RESULT = re.compile(r"\s*\S?\d[^\s=]*(?:\s[^\W\d_]+){0,2}[.!]")
+_CUT_OFF = re.compile(r"\n\s*[^\W\d_]+,?\s*\Z")  # "So,"
 
 
 def _concluding(text: str) -> list[Found]:
     """Return the last sentence of a text, if it is whole and concludes with a number."""
-    *_, last = (None, *_SENTENCE.finditer(text))
-    match = _CONCLUDES.search(last[0].strip("*_` ")) if last is not None else None
-    if last is None or match is None or last[0][-1] not in ".!":
+    *_, last = (None, *_SENTENCE.finditer(_CUT_OFF.sub("", text)))
+    if last is None or last[0][-1] not in ".!":
         return []
-    answer = number_said(match["said"])
+    said = last[0].strip("*_` ")
+    match = _CONCLUDES.search(said)
+    before, _, result = said.rpartition("=")
+    if match is not None:
+        answer = number_said(match["said"])
+    elif re.search(r"\d", before) and _RESULT.fullmatch(result) and not _STEP.match(said):
+        answer = number_said(said)
+    else:
+        answer = ""
     return [Found(last.start(), last.end(), answer)] if answer else []

@@ -14,7 +14,14 @@ from typing import Literal
 
 from rich.console import Console, RenderableType
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +30,7 @@ from femtune._util.text import span, visible
 from femtune.evaluation.item_scores import describe_difference
 from femtune.evaluation.paired import PairedDifference
 from femtune.metric_types import DrawMetrics, EStepMetrics, IterationMetrics, measure
+from femtune.reporting.iteration_table import SHOWN, Column, cells, columns_for, header
 from femtune.runs.checkpoints import best_of
 from femtune.types import Draw
 
@@ -92,6 +100,13 @@ class JsonLines(Quiet):
         print(json.dumps(metrics), flush=True)
 
 
+class Done(MofNCompleteColumn):
+    """Show how many are done of how many; nothing while that is unknown, as when a model loads."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total is not None else Text("")
+
+
 class Screen(Progress):
     """A bar for the current phase, with the last kept rationale below it."""
 
@@ -110,7 +125,7 @@ def screen() -> Screen:
     return Screen(
         TextColumn("{task.description:<24}", markup=False),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        Done(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=console(),
@@ -125,6 +140,7 @@ class Bars(Lines):
         self._bars = bars
         self._task = bars.add_task("loading", total=None, note="")
         self._begin("")
+        self._columns: list[Column] = []  # of the table of iterations, once its first row is known
 
     def _begin(self, phase: str) -> None:
         self._grading = phase == "E-step"
@@ -157,6 +173,14 @@ class Bars(Lines):
             if reason
         ]
         self._bars.update(self._task, completed=len(self._problems), note=", ".join(parts))
+
+    def measured(self, iteration: int, metrics: IterationMetrics) -> None:
+        if not self._columns:
+            self._columns = columns_for(metrics, console().width)
+            console().print(literal(header(self._columns), "bold"), soft_wrap=True)
+        console().print(literal(cells(metrics, self._columns)), soft_wrap=True)
+        for note in notes(metrics):
+            console().print(literal(f"  {note}", "dim"), soft_wrap=True)
 
     def step(self, step: int, steps: int, loss: float) -> None:
         self._bars.update(self._task, completed=step, total=steps, note=f"loss {loss:.3f} nats a token")
@@ -201,16 +225,6 @@ def sparkline(shares: Sequence[float]) -> str:
     return "".join(_HEIGHTS[min(7, int(share * 8))] for share in shares)
 
 
-# Measures of an evaluation shown beside its accuracy: title and digits.
-SHOWN = {
-    "spearman": ("Spearman", 3),
-    "mae": ("MAE", 2),
-    "within_one_percent": ("within 1%", 3),
-    "position_consistency": ("consistency", 3),
-    "sound_steps": ("sound steps", 3),
-}
-
-
 def iteration_line(metrics: IterationMetrics) -> Text:
     """Return an iteration as a line: kept problems, cost and accuracy."""
     parts = ["base       " if metrics["iteration"] == 0 else f"iteration {metrics['iteration']}"]
@@ -237,6 +251,23 @@ def iteration_line(metrics: IterationMetrics) -> Text:
     if posterior := metrics.get("posterior"):
         parts.append(f"bound {posterior['bound']:.2f} nats ({posterior['total_s']:.1f} s)")
     return literal("  ".join(parts))
+
+
+def notes(metrics: IterationMetrics) -> list[str]:
+    """Return what is unusual in an iteration and has no column, as lines."""
+    e_step, evaluation = metrics.get("e_step"), metrics.get("evaluation")
+    lines = []
+    if e_step:
+        covered = e_step.get("covered_share")
+        parts = [f"{covered:.0%} covered"] if covered is not None else []
+        parts += [*answer_parts(e_step), *endings(e_step)]
+        lines += [f"E-step: {', '.join(parts)}"] * bool(parts)
+    if evaluation and (parts := endings(evaluation)):
+        lines.append(f"evaluation: {', '.join(parts)}")
+    if shown := metrics.get("evaluation_demos"):
+        parts = [f"accuracy {shown['accuracy']:.3f}", *endings(shown)]
+        lines.append(f"with worked examples: {', '.join(parts)}")
+    return lines
 
 
 def answer_parts(e_step: EStepMetrics) -> list[str]:

@@ -185,7 +185,8 @@ def _equations(text: str) -> dict[str, list[str]] | None:
         return None
     found: dict[str, list[str]] = {}
     name = ""
-    parts = [part.strip() for part in _parts(_SPACING.sub(" ", text), _BETWEEN)]
+    spaced = _SPACING.sub(lambda space: "\n" if space[0] == "\n" else " ", text)
+    parts = [part.strip() for part in _parts(spaced, _BETWEEN)]
     for part in filter(None, parts):
         match = _NAMED.fullmatch(part)
         if match is None and ("=" in part or not name):

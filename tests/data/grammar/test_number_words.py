@@ -137,6 +137,7 @@ def earned(text: str, answer: str) -> float:
         ("The answer is 7.\n\nThis is the sum of both numbers.", "7"),
         ("Answer: 24\nQuestion: And 3 x 5?\nAnswer: 15", "24"),
         ("✅ Final Answer: **73**", "73"),
+        ('{"answer": 5, "why": "It', "5"),
     ],
 )
 def test_what_a_person_reads(text: str, answer: str) -> None:
@@ -168,7 +169,8 @@ def test_what_a_person_reads(text: str, answer: str) -> None:
         ("The answer is 5.\n\nThen we look at it again.", "5"),
         ("The answer is 5.\n\nThe answer is 6.", "5 6"),
         ('{"a": {"score": 5}, "b": {"score": 3}}', "5 3"),
-        ('{"answer": 5, "why', "5"),
+        ('{"answer": 5', "5"),
+        ('{"answer": "5', "5"),
         ("Answer: fifteen (16)", "15 16"),
     ],
 )

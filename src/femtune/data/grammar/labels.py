@@ -25,7 +25,7 @@ _NOUN = re.compile(
 _LABEL = re.compile(
     r"[(\[{]?(?P<label>[a-z]|[0-9]{1,2})"
     r"(?:[)\]}][.:]?(?=\W|$)|[.:](?=\s|$)|(?=\s\()|(?=\s[-–—]\s)|(?=\sis\s)|,?(?=\s(?:because|since)\s)"
-    r"|,(?=\s(?:\w+\s)?better\s)|$)"
+    r"|,(?=\s(?:\w+\s)?better\s)|,?(?=\s(?:not|instead of|over|rather than)\s)|$)"
     r"\s*(?P<rest>.*)",
     re.DOTALL | re.IGNORECASE | re.ASCII,
 )
@@ -37,6 +37,17 @@ _VERDICT = re.compile(
     rf"(?:is )?(?:the |a )?(?:(?:slightly|much|far|clearly|significantly|somewhat|marginally|a bit) )?"
     rf"(?:better|best|right|correct|preferred)(?: {_THING})?"
     rf"(?: than (?:the )?(?:{_THING} )?\(?\w{{1,5}}\)?)?|is the answer",
+    re.IGNORECASE,
+)
+# B (not A), B rather than A; B. It is short, while A is long
+_OVER = re.compile(
+    r"[(,]?\s*(?:and )?(?:not|over|rather than|instead of|(?:eliminat|exclud|rul)(?:es|ing)(?: out)?)"
+    rf" (?:{_THING} )?[(\[]?(?P<other>[A-Za-z])[)\]]?\)?",
+    re.IGNORECASE,
+)
+_WHILE = re.compile(
+    rf",? (?:while|whereas|unlike) (?:the )?(?:{_THING} )?(?-i:[A-Z])\b"
+    r"(?:(?!\b(?:also|answer|best|better|correct|preferred|right|too|wins)\b)[^.,;])*(?=[.,;]|$)",
     re.IGNORECASE,
 )
 # Signs after a label that it is taken back, or that another one stands beside it.
@@ -99,6 +110,9 @@ def undecorated(answer: str) -> str:
 
 def _is_comment(label: str, rest: str) -> bool:
     """Return True for words after a label that take nothing back, and name no other label."""
+    if (over := _OVER.fullmatch(rest)) is not None:
+        return over["other"].casefold() != label.casefold()
+    rest = _WHILE.sub("", rest)
     if not rest or _VERDICT.fullmatch(rest):
         return True
     # after a number, or in brackets, words of doubt and numbers are no part of a choice's text
@@ -121,6 +135,9 @@ def _read(choices: Choices, answer: str) -> str | None:
     for own, text, fold in _texts(choices):
         if own == label and re.match(rf"{re.escape(text)}(?!\w)", fold(rest)):
             rest = rest[len(text) :].strip(" .,;:")
+    if _OVER.fullmatch(rest):
+        return label if _is_comment(label, rest) else None
+    rest = _WHILE.sub("", rest)
     if (DOUBT if any(choices.texts) else _LOSES).search(rest):
         return None
     other = not _VERDICT.fullmatch(rest) and _names_another(choices, label, rest)
@@ -144,7 +161,7 @@ def _copied(choices: Choices, said: set[str]) -> str | None:
         label
         for label, text, fold in _texts(choices)
         for each in said
-        if text in (fold(each), _after(label, fold(each)))
+        if text in (fold(each), fold(f"Both {each}"), _after(label, fold(each)))
     }
     known = {_label(choices, each) for each in said} - {None}
     return found.pop() if len(found) == 1 and known <= found else None

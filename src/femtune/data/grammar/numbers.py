@@ -222,7 +222,24 @@ _ARG = r"\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))"
 _FRACTION = re.compile(rf"\\[dtc]?frac{_ARG}{_ARG}")
 _TEXT = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _SUPERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_REPEATING = re.compile(
+    r"(?<![\d.,])(?P<start>\d+)\.(?P<fixed>\d*?)(?:\\(?:overline|bar)\s*\{(?P<under>\d{1,12})\}"
+    r"|(?P<part>\d{1,12}?)(?P=part){2,}(?:\.\.\.|…|\\[lc]?dots))"
+)
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+    """Write a repeating decimal as a fraction: 0.333... as 3/9."""
+    part, fixed = match["under"] or match["part"], match["fixed"]
+    digits = match["start"] + fixed
+    bottom = (10 ** len(part) - 1) * 10 ** len(fixed)
+    return f" {int(digits + part) - int(digits)}/{bottom} "
+
+
 _SPELLINGS = (
+    (_REPEATING, _as_fraction),
+    # 5k may be 5 times k
+    (re.compile(r"(?<![\w.,])([$€£]\d[\d,]*(?:\.\d+)?|\d+\.\d+)k\b"), r"\1 thousand"),
     (re.compile(r"\\([$%])"), r"\1"),
     (re.compile(r"\\!\s*|(?<=\d)\{,\}(?=\d)"), lambda m: "," if "{" in m[0] else ""),
     (re.compile(r"(?<=\d)(?:\\,|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))"), ","),

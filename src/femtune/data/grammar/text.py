@@ -27,6 +27,7 @@ _WRAPPED = re.compile(
 )
 _COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|textit|textrm|mathrm|mathbf|emph)\s*\{")
 BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_REPEATS = re.compile(r"\.\d*?(\d+?)\1\1+\.\.\.$")  # 0.333...
 _ENDS = ".。;；,，、"  # marks that end a sentence or a part of it, and say nothing
 
 
@@ -38,7 +39,7 @@ def bare(answer: str) -> str:
     ('\\frac{1}{2}', 'B', 'A*', '$5')
     """
     for _ in range(20 if len(answer) <= LONGEST else 0):
-        while (stripped := answer.strip().rstrip(_ENDS)) != answer:
+        while (stripped := answer.strip().rstrip(_ENDS)) != answer and not _REPEATS.search(answer):
             answer = stripped
         match = _WRAPPED.fullmatch(answer)
         if match is not None:
@@ -108,6 +109,7 @@ _IT = r"(?:it(?: is|['’]s)|the (?:\w+ )?answer(?: is|['’]s))"
 _HEDGE = re.compile(
     rf"(?:i (?:think|believe|guess|would say|['’]d say),? (?:that )?(?:{_IT} )?"
     r"|there (?:is|are|was|were|will be) (?:only |now |still )?"
+    r"|[^.!?\n]{1,40}\bor\b[^.!?\n]{1,40}\?\s+"
     rf"|{_IT} not (?:option |choice )?\(?[\w.]{{1,8}}\)?(?:,|;|\.|, but) {_IT} )(?=\S)",
     re.IGNORECASE,
 )
@@ -141,7 +143,24 @@ def unled(answer: str) -> str:
 
 def same_text(answer: str, gold: str) -> bool:
     """Return True if two answers are equal, ignoring case, spaces, markup and forms of characters."""
-    return plain(answer) == plain(gold) != ""
+    return plain(answer) == plain(gold) != "" or (
+        plain(gold) in _OPPOSITES and _yes_or_no(plain(answer)) == plain(gold)
+    )
+
+
+_OPPOSITES = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+_YES_OR_NO = re.compile(r"(?P<word>yes|no|true|false)[,.;:] (?P<rest>.+)")
+
+
+def _yes_or_no(text: str) -> str:
+    """Return the word with which "yes, it does" begins; "" if the rest puts it in doubt."""
+    match = _YES_OR_NO.fullmatch(text)
+    if match is None:
+        return ""
+    word, rest = match["word"], match["rest"]
+    if word in ("no", "false"):  # "no, it does not" agrees
+        rest = re.sub(r"\b(?:not?|cannot|false)\b|n['’]t\b", "", rest)
+    return "" if DOUBT.search(rest) or re.search(rf"\b{_OPPOSITES[word]}\b", rest) else word
 
 
 @remembered

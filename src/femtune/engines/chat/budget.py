@@ -149,7 +149,7 @@ class Budget:
             "--max-cost": caps.max_cost,
         }
         given = ", ".join(f"{flag} {value:,g}" for flag, value in named.items() if value is not None)
-        return f"{given}: spent are {self.spent.describe(caps.prices)}"
+        return f"a cap is reached ({given}): {self.spent.describe(caps.prices)} are spent"
 
 
 def read_caps(settings: Any) -> Caps:

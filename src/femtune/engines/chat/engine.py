@@ -269,7 +269,7 @@ class ChatEngine:
             try:
                 return await self._ask(body, name, self.server.forces_by(request))
             except Failed as error:
-                if error.is_of_request and self._adapted(error, body):
+                if error.is_of_request and self._adapted(error, body, name):
                     continue
                 if error.is_of_request:
                     return self._refusal(error, name)
@@ -307,9 +307,13 @@ class ChatEngine:
             raise self._ending
         return as_completion(answer, forced_by)
 
-    def _adapted(self, error: Failed, body: Mapping[str, Any]) -> bool:
+    def _adapted(self, error: Failed, body: Mapping[str, Any], name: str) -> bool:
         """Return True if the server takes the request in another form, as far as its error says."""
-        changed = self.server.adapt(error, body)
+        try:
+            changed = self.server.adapt(error, body)
+        except EngineError:  # of a setting, which all requests have
+            self._let_go(name)
+            raise
         if changed and changed in self.server.left_out:
             what = "draws can't be repeated by their seeds" if changed == "seed" else "it uses its own"
             self._warn(
@@ -334,7 +338,7 @@ class ChatEngine:
         self._budget.free(name)
 
     def _again(self, error: Failed, name: str, most: Spent) -> None:
-        """Before another attempt: book one that may have been answered, and reserve the next."""
+        """Book an attempt that may have been answered, and reserve the next."""
         if error.status >= 300 or str(error).startswith("no connection"):
             return  # not charged
         self._budget.book(name)

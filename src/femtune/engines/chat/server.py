@@ -157,7 +157,7 @@ async def look_at(client: HttpClient, url: str, model: str) -> ChatServer:
     url = url.rstrip("/")
     for tried in (url, f"{url}/v1"):
         try:
-            answer = await client.ask([f"{tried}/models"], lambda at: _models(client, at), retries=1)
+            answer = await client.ask([f"{tried}/models"], lambda at: _models(client, at), retries=3)
         except (Failed, RetriesExhausted) as failed:
             error = failed.last if isinstance(failed, RetriesExhausted) else failed
             if error.status == 0:

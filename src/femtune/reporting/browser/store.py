@@ -152,8 +152,9 @@ class Store:
         start = "greatest(1, strpos(lower(r.text), lower($needle)) - $before)"
         columns = f"len(r.tokens), substr(r.text, {start}, $length + 1), {start}, r.detail"
         asked = {"needle": needle, "before": _BEFORE, "length": length}
-        made = []
-        for id, num_tokens, text, first, detail in self.index.rows(ids, columns, asked):
+        made, rows = [], self.index.rows(ids, columns, asked)
+        counts = self._counts([id for id, num_tokens, text, *_ in rows if text and not num_tokens])
+        for id, num_tokens, text, first, detail in rows:
             _, *name, prompt, finish, logprob, reward, answer, reason, correct, gain = short[id]
             shown = ("…" if first > 1 else "") + text[:length] + ("…" if len(text) > length else "")
             seen = Seen(
@@ -167,13 +168,27 @@ class Store:
                 reason=reason,
                 correct=correct,
                 gain=gain,
-                num_tokens=num_tokens,
+                num_tokens=counts.get(id, num_tokens),
                 text=shown,
                 cut=shown != text,
                 detail=detail,
             )
             made.append(seen)
         return made
+
+    def _counts(self, ids: Sequence[int]) -> dict[int, int]:
+        """Return the tokens that a server counted, of those of these draws that are of text."""
+        counts: dict[int, int] = {}
+        for number in {id >> 32 for id in ids}:
+            table = self.index.shard(number)
+            if "served" in table.column_names:
+                mine = [id for id in ids if id >> 32 == number]
+                served = table["served"].take([id & 0xFFFFFFFF for id in mine]).to_pylist()
+                counts |= {
+                    id: (each or {}).get("completion_tokens") or 0
+                    for id, each in zip(mine, served, strict=True)
+                }
+        return counts
 
     def facets(self, asked: Filter) -> dict[str, list[Value]]:
         """Return the values of each facet under the other filters, the most frequent ones if many."""
