@@ -38,6 +38,7 @@ SAID = {
     "resolve": "settings into inputs",
     "reporting": "terminal, report, browser",
     "loop": "filtered EM, K times",
+    "selection": "examples into prompts",
     "model_info": "femtune.json",
     "evaluation": "metrics of judges",
     "config": "settings",

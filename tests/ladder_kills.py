@@ -23,7 +23,8 @@ import transformers
 
 import femtune.runs.run
 from femtune.comparison.ladder import climb
-from femtune.config import LadderOptions, Train
+from femtune.comparison.ladder.options import LadderOptions
+from femtune.config import Train
 from femtune.mstep.config import Training
 from femtune.sampler import no_foreign_bars
 

@@ -41,6 +41,7 @@ def small(page: Path, command: str) -> str:
 
 def test_the_pages_whose_commands_run_are_found() -> None:
     assert {page.relative_to(DOCS).as_posix() for page in PAGES} >= {
+        "guides/examples.md",
         "guides/judge.md",
         "guides/ladder.md",
         "guides/multiple-choice.md",

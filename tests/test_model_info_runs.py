@@ -19,7 +19,7 @@ from femtune.model_info import FILE, is_trained, read_info
 from femtune.mstep import memory
 from femtune.mstep.config import Training
 from femtune.mstep.memory import needs_peft
-from femtune.resolve import choose_peft
+from femtune.run_folder import choose_peft
 from femtune.runs.hashes import hash_weights
 
 SETTINGS: dict[str, Any] = {"task": "judge", "raters": "named", "scale": "1,5", "max_new_tokens": 48}

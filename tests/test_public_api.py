@@ -17,6 +17,7 @@ import pytest
 import femtune
 from femtune import api, config
 from femtune.cli.main import app
+from femtune.comparison.ladder import options
 from femtune.errors import ConfigError, DataError
 from femtune.mstep.config import Training
 from femtune.workflows import keywords
@@ -32,7 +33,7 @@ SETTINGS = {
     "CalibrateSettings": (config.Calibrate,),
     "CompareSettings": (config.Train, Training, config.RL),
     "EvaluateSettings": (config.Evaluate,),
-    "LadderSettings": (config.Train, Training, config.LadderOptions),
+    "LadderSettings": (config.Train, Training, options.LadderOptions),
     "PredictSettings": (config.Predict,),
     "SampleSettings": (config.Sample,),
     "TrainSettings": (config.Train, Training),

@@ -25,8 +25,9 @@ from typing import overload
 
 from femtune.comparison.experiment import CompareResult, run_compare
 from femtune.comparison.ladder.climb import run_ladder
+from femtune.comparison.ladder.options import LadderOptions
 from femtune.comparison.ladder.result import LadderResult
-from femtune.config import RL, Calibrate, Evaluate, LadderOptions, Predict, Sample
+from femtune.config import RL, Calibrate, Evaluate, Predict, Sample
 from femtune.data.objects import Table
 from femtune.evaluation.aggregate import Prediction
 from femtune.loop import Progress

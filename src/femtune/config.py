@@ -5,7 +5,6 @@
     Training  the M-step's settings, in mstep/config.py
     Train     Sample + Training + the loop and its evaluation
     RL        additional settings of baselines by reinforcement learning
-    LadderOptions  additional settings of a ladder
 
 resolve.py turns settings into arguments of the library's functions.
 """
@@ -205,6 +204,14 @@ class Train(Sample):
 
     iterations: int = 8
     """Number of iterations; a larger number continues a finished run."""
+    m_step: Literal["weights", "examples"] = "weights"
+    """What an M-step learns: the weights, or which worked examples stand in the prompts."""
+    num_examples: int = 8
+    """Number of worked examples that --m-step examples chooses."""
+    selection_requests: int = 600
+    """Maximum requests to the model in each M-step that chooses examples."""
+    selection_tokens: int | None = None
+    """Maximum tokens of prompts and completions in each such M-step; default: no limit."""
     launch: str | None = None
     """Launcher for M-steps on several processes: "torchrun --standalone --nproc-per-node 8"."""
     share_device: bool = True
@@ -353,27 +360,6 @@ class RL:
     def groups_a_step(self, num_problems: int) -> int:
         """Return the problems per optimizer step, at most all problems."""
         return min(self.rl_batch_size // self.rl_num_generations, num_problems)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class LadderOptions:
-    """Settings of a ladder; other settings are those of `train`."""
-
-    up_to: str | None = None
-    """Last rung to run, for example votes; default: all."""
-    budget: str | None = None
-    """Most time or generated tokens, for example 30m or "200k tokens"; default: no limit."""
-    draws: int = 16
-    """Rationales per held-out problem for votes and probabilities."""
-    margin: float = 0.02
-    """Accuracy by which a rung must be better to be worth its cost."""
-    price_prompt: float | None = None
-    """Price of a million prompt tokens, which scored ones cost too."""
-    price_generated: float | None = None
-    """Price of a million generated tokens."""
-    price_trained: float | None = None
-    """Price of a million trained tokens."""
 
 
 def given(settings: Ask) -> frozenset[str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from femtune._util import interrupts
 from femtune.data.chat_tokenizer import ChatTokenizer
@@ -53,6 +53,7 @@ from femtune.mstep.average import mean_before
 from femtune.mstep.config import Training
 from femtune.mstep.disk import check_room, exported_dtype
 from femtune.mstep.examples import write_examples
+from femtune.mstep.processes import m_step_function
 from femtune.runs.checkpoints import (
     MASTER,
     check_models,
@@ -63,6 +64,8 @@ from femtune.runs.checkpoints import (
 )
 from femtune.runs.draws import read_draws
 from femtune.runs.run import Run
+from femtune.selection.answers import Selection
+from femtune.selection.step import choose_examples, sampler_of
 from femtune.types import Balance, Demos, Draw, Problem, Sampling, Scheme
 
 log = logging.getLogger("femtune")
@@ -113,10 +116,12 @@ class LoopConfig:
     demos: Demos = ()  # in the first E-steps, draws from the base and its evaluation; never in training
     demo_iterations: int = 1
     force: Literal["evaluation", "always", "never"] = "evaluation"  # where answers are forced
+    selection: Selection | None = None  # M-steps that choose examples; None: those of weights
 
     def shown_demos(self, iteration: int) -> Demos:
         """Return the worked examples in the prompts of an iteration's E-step."""
-        with_them = iteration <= self.demo_iterations or self.scheme.proposal == "base"
+        times = 1 if self.selection else self.demo_iterations  # then they are among the candidates
+        with_them = iteration <= times or self.scheme.proposal == "base"
         return self.demos if with_them else ()
 
     def m_step(self, iteration: int) -> tuple[Literal["previous", "base"], Training]:
@@ -233,7 +238,7 @@ class Steps:
         # a soft label is sampled again
         problems = [label_of(each, iteration, self.sampler.seed) for each in self.problems]
         sampler = replace(
-            self.sampler,
+            sampler_of(self, iteration - 1),
             demos=self.config.shown_demos(iteration),
             force="ended" if self.config.force == "always" else "never",
         )
@@ -273,10 +278,12 @@ class Steps:
         return metrics | factors.metrics() | kept_metrics(outcomes(folder, by_id))
 
     def m_step(self, iteration: int) -> MStepMetrics:
-        """Fine-tune on the examples, from theta_{k-1} or from the base."""
+        """Fine-tune on the examples, from theta_{k-1} or the base; or choose some for the prompts."""
         self.progress.phase("M-step", iteration, 0)
         self.run.log("M-step", iteration=iteration)
         folder = self.run.iteration(iteration)
+        if self.config.selection is not None:
+            return choose_examples(self, iteration)
         origin, training = self.config.m_step(iteration)
         start = self.base if origin == "base" else self.start(iteration - 1)
         self.run.verify(folder / "model")
@@ -293,7 +300,7 @@ class Steps:
             self.sampler.engine.release()  # training needs its GPU memory
             self.serving = None
             with interrupts.finishing("this M-step, which would otherwise start over"):
-                self._m_step_function()(
+                m_step_function(self.config.launch)(
                     folder / "examples.parquet",
                     start,
                     folder / "model",
@@ -317,17 +324,6 @@ class Steps:
     def _describe(self, model: Path) -> None:
         if self.info is not None:
             write_info(model, self.info)
-
-    def _m_step_function(self) -> Callable[..., Any]:
-        """Return the M-step of this process, or of the processes that `launch` starts."""
-        # torch is slow to import, and not needed to refuse bad input
-        if self.config.launch:
-            from femtune.mstep.launch import launch_m_step
-
-            return partial(launch_m_step, self.config.launch)
-        from femtune.mstep.fit import m_step
-
-        return m_step
 
     def evaluate(self, iteration: int, demos: Demos = (), *, scores: bool = False) -> EvaluationMetrics:
         """Evaluate theta_k with these worked examples; `scores`: see scored_answers.py."""
@@ -359,7 +355,7 @@ class Steps:
         self.place(iteration, kind, problems, self.weights(iteration))
         how = Sampling(self.sampler.sampling.max_new_tokens, asked.temperature)
         force: Force = "never" if self.config.force == "never" else "all"
-        sampler = replace(self.sampler, sampling=how, demos=demos, force=force)
+        sampler = replace(sampler_of(self, iteration), sampling=how, demos=demos, force=force)
         folder = ask_into(
             *(self.run, kind, problems, sampler),
             draws=asked.draws,
@@ -383,7 +379,7 @@ class Steps:
         self.progress.phase("bound", iteration, len(chosen))
         self.run.log("bound", iteration=iteration)
         return bound_into(
-            *(self.run, chosen, self.eval_problems, self.sampler),
+            *(self.run, chosen, self.eval_problems, sampler_of(self, iteration)),
             draws=self.config.bound_draws,
             iteration=iteration,
             place=lambda kind: self.place(iteration, kind, chosen, self.weights(iteration)),
@@ -412,8 +408,9 @@ class Steps:
         return every > 0 and (iteration % every == 0 or iteration == self.config.iterations)
 
     def weights(self, iteration: int) -> Path:
-        """Return the folder of theta_k; the base for k = 0."""
-        return self.run.iteration(iteration) / "model" if iteration else self.base
+        """Return the folder of theta_k's weights; the base for k = 0, and if none are trained."""
+        trained = iteration and self.config.selection is None
+        return self.run.iteration(iteration) / "model" if trained else self.base
 
     def start(self, iteration: int) -> Path:
         """Return where an M-step after theta_k starts: at its float32 weights if it has any."""

@@ -127,6 +127,18 @@ class MStepMetrics(TypedDict, total=False):
     learning_rate: float
     bf16: bool
     exported_gain_share: float | None
+    # of one that chooses examples
+    num_candidates: int
+    num_sets: int
+    num_swaps: int
+    replaced: bool
+    why: str
+    gain: float  # in accuracy, of the best set less the current one, on problems that chose nothing
+    gain_ci: Interval
+    gain_p_value: float  # two-sided
+    num_requests: int
+    prompt_tokens: int
+    generated_tokens: int
 
 
 class EvaluationMetrics(DrawMetrics, total=False):

@@ -19,14 +19,16 @@ from typing import Any, TypeVar
 from femtune._util.atomic_files import write_json
 from femtune._util.parsing import Unreadable, read_json
 from femtune.config import Ask, check_types, given
-from femtune.engines.model_files import MODELS, local_model
+from femtune.engines.model_files import INFO, MODELS, base_of_adapter, local_model, named_folder
 from femtune.errors import ConfigError, DataError, ModelError
 from femtune.rewards.builtin import REWARDS
+from femtune.runs.checkpoints import best_model
+from femtune.runs.hashes import hash_weights
 from femtune.types import SCORED, Scheme
 
 log = logging.getLogger("femtune")
 
-FILE = "femtune.json"
+FILE = INFO
 FORMAT = 1
 
 # Names of columns are defaults too, where the data has them: see `reading`.
@@ -70,6 +72,7 @@ class ModelInfo:
     max_new_tokens: int | None = None
     round_scores: bool | None = None
     soft_labels: bool | None = None
+    m_step: str = "weights"  # or "examples": then the folder has no weights, and the base's are meant
     columns: tuple[str, ...] | None = None  # of the data that it was trained on
     demos: tuple[dict[str, Any], ...] | None = None  # worked examples, if each prompt has them
     from_task: tuple[str, ...] = ()  # the unset ones among these: the task's own words and reward
@@ -203,7 +206,7 @@ def is_base(model: str, settings: Ask) -> bool:
     """
     if settings.engine == "chat":
         return False
-    folder = local_model(model)
+    folder = named_folder(model)
     return folder not in MODELS.values() and not is_trained(folder)
 
 
@@ -243,8 +246,10 @@ def model_folder(model: str, settings: Ask) -> Path | None:
     Raises ModelError if there is no such model.
     """
     if settings.engine != "chat":
-        return local_model(model)
+        return named_folder(model)
     path = Path(model).expanduser()
+    if (best := best_model(path)) is not None:  # a run stands for its best model
+        path = best[0]
     return path if is_trained(path) else None
 
 
@@ -261,6 +266,29 @@ def info_for(model: str, settings: Ask) -> ModelInfo | None:
     """Return what a model's femtune.json says, None if it has none. Raises ModelError."""
     folder = model_folder(model, settings)
     return None if folder is None else read_info(folder)
+
+
+def checked_info(model: str, settings: Ask) -> ModelInfo | None:
+    """Return a model's femtune.json. Of chosen examples, check that the weights of the base are as then.
+
+    Raises ModelError.
+    """
+    info = info_for(model, settings)
+    if info is not None and info.m_step == "examples":
+        unchanged_base(model, info)
+    return info
+
+
+def unchanged_base(model: str, info: ModelInfo) -> Path:
+    """Return the folder of a model's base. Raises ModelError if its weights have changed."""
+    base = local_model(str(info.base))
+    if hash_weights(base, base_of_adapter(base)) != info.base_sha256:
+        remedy = "" if info.m_step == "examples" else ", or leave out --reader-problems"
+        raise ModelError(
+            f"the weights of {info.base} are not those that {model} was trained from. Restore them"
+            f"{remedy}."
+        )
+    return base
 
 
 def as_trained(settings: A, model: str) -> A:

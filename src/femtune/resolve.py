@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,7 +20,7 @@ from femtune.data.answers import parse_scale
 from femtune.data.chat_tokenizer import fit_prompts
 from femtune.data.demos import load_demos
 from femtune.data.objects import rows_of
-from femtune.data.partition import Parts, hold_out, set_aside, warn_of_groups
+from femtune.data.partition import Parts, hold_out, num_dev, set_aside, warn_of_groups
 from femtune.data.problems import check_disjoint, check_gold, group_problems, without_long
 from femtune.data.prompts import HINT, Prompts
 from femtune.data.row_report import NO_ROWS, RowReport, with_skipped
@@ -27,16 +28,15 @@ from femtune.data.tasks.codings import Place, parse_labels
 from femtune.data.tasks.frames import frame
 from femtune.data.tasks.load import Options, TaskData, read_places, read_task, trained_on
 from femtune.data.tasks.wording import text_or_file
-from femtune.engines.model_files import load_config, load_tokenizer, local_model
+from femtune.engines.model_files import load_config, load_tokenizer, local_model, named_folder
 from femtune.errors import ConfigError, DataError
 from femtune.loop import Evaluation, LoopConfig
 from femtune.model_info import check_scored, read_info
 from femtune.mstep.config import context_length
-from femtune.mstep.memory import needs_peft
 from femtune.rewards.builtin import as_reward
-from femtune.runs.run import stored_config
 from femtune.schemes.acceptance import SoftAcceptance
 from femtune.schemes.named import parse_scheme, spelled_out
+from femtune.selection.limits import num_to_choose_by, selection_of
 from femtune.types import Demo, Demos, Problem, Request, Reward, Sampling, Scheme
 
 log = logging.getLogger("femtune")
@@ -105,7 +105,7 @@ def read_inputs(
         scale=found.scale,
     )
     if isinstance(settings, Sample):
-        settings = replace(settings, scheme=spelled_out(settings.scheme))
+        settings = replace(settings, scheme=_spelled_out(settings))
     grade = as_reward(reward or settings.reward or found.reward)
     prompts = _worded(settings, found)
     demos = load_demos(
@@ -170,7 +170,7 @@ def _without_long(asked: TaskInputs[A], model: str | None) -> TaskInputs[A]:
         return asked
     settings, base = asked.settings, local_model(model)
     tokenizer = load_tokenizer(base, settings.template_args)
-    info = read_info(base)
+    info = read_info(named_folder(model))
     demos = asked.demos if settings.demos != "auto" else ()
     if info is not None and info.demos and settings.demos == "auto":
         demos = tuple(Demo(**demo) for demo in info.demos)
@@ -264,7 +264,9 @@ def part(asked: TaskInputs[Train], other: TaskInputs[Train] | None) -> Parts:
         if settings.dev_share or settings.patience:
             raise ConfigError("dev_share and patience need evaluations: set eval_every to 1 or more.")
         return Parts(labelled, [], test)
-    train, dev = set_aside(labelled, settings.dev_share, settings.seed)
+    by_choice = partial(num_to_choose_by, settings.selection_requests)
+    usual = by_choice if settings.m_step == "examples" else num_dev
+    train, dev = set_aside(labelled, settings.dev_share, settings.seed, usual)
     if settings.patience and not dev:
         raise ConfigError(
             f"patience {settings.patience} needs a development part: set --dev-share 0.2, say."
@@ -346,13 +348,19 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
         reader_problems=settings.reader_problems,
         demo_iterations=settings.demo_iterations,
         force=settings.force_answers,
+        selection=selection_of(settings, scheme),
     )
 
 
 def named_scheme(settings: Sample) -> Scheme:
     """Return the scheme that settings name. Raises ConfigError."""
     num_answers = len(parse_scale(settings.scale).answers) if settings.scale else None
-    return parse_scheme(settings.scheme, num_answers)
+    return parse_scheme(_spelled_out(settings), num_answers)
+
+
+def _spelled_out(settings: Sample) -> str:
+    m_step = settings.m_step if isinstance(settings, Train) else "weights"
+    return spelled_out(settings.scheme, m_step)
 
 
 def _check_law(settings: Train, scheme: Scheme) -> None:
@@ -426,25 +434,3 @@ def _acceptance(settings: Train) -> float | Callable[[Request], float]:
         )
     span = scale.value(scale.answers[-1]) - scale.value(scale.answers[0])
     return SoftAcceptance(settings.soft_accept, span, settings.soft_decay)
-
-
-def choose_peft(settings: Train, base: Path, place: Path | None = None) -> Train:
-    """Choose LoRA if the setting is open and full fine-tuning does not fit into memory.
-
-    A run that was started at `place` keeps its choice, on any machine.
-    """
-    training = settings.training
-    if training.use_peft is not None:
-        return settings
-    chosen = _stored_peft(place)
-    if chosen is None:
-        chosen = needs_peft(training, base, settings.device)
-    return replace(settings, training=replace(training, use_peft=chosen))
-
-
-def _stored_peft(place: Path | None) -> bool | None:
-    """Return the stored choice of a run, None without a run."""
-    if place is None or not (place / "config.yaml").exists():
-        return None
-    found = stored_config(place).get("use_peft")
-    return found if isinstance(found, bool) else None

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from femtune._util.redaction import check_values
-from femtune.config import CHANGEABLE, Ask
+from femtune.config import CHANGEABLE, Ask, Train
 from femtune.data.chat_tokenizer import DATE
 from femtune.data.problems import save_problems
 from femtune.data.row_report import ROWS, RowReport
 from femtune.data.tasks.load import TaskData
 from femtune.engines.model_files import base_of_adapter, local_model
 from femtune.errors import ModelError, RunError
-from femtune.model_info import is_base, served_name
+from femtune.model_info import info_for, is_base, served_name
+from femtune.mstep.memory import needs_peft
 from femtune.resolve import A, Data, Divided, TaskInputs
 from femtune.rewards.custom import UserReward
 from femtune.rewards.source import reward_code, reward_columns
@@ -177,13 +178,16 @@ def relied_on_model(model: str, settings: Ask, config: dict[str, Any], place: Pa
     Adds today's date to the configuration's template_args where the template writes it: `pin_date`. Of a
     model behind chat completions, only its name is known. Raises ModelError if its files can't be read.
     """
+    info = info_for(model, settings)
+    shown = info.demos if info is not None and info.m_step == "examples" else None
+    own = {"model_examples": hash_value(shown)} if shown and settings.demos == "auto" else {}
     if settings.engine == "chat":
-        return {"served_model": served_name(model, settings)}
+        return {"served_model": served_name(model, settings)} | own
     folder = local_model(model)
     pin_date(config, folder, place)
     template = template_source(folder)
     try:
-        return {
+        return own | {
             "weights": hash_weights(folder, base_of_adapter(folder)),
             "model_config": hash_config(folder),
             "tokenizer": hash_tokenizer(folder),
@@ -229,3 +233,25 @@ def check_storable(scheme: Scheme) -> None:
             "no command can replay or refilter it. Move the rule to a module of its own.",
             scheme.name,
         )
+
+
+def choose_peft(settings: Train, base: Path, place: Path | None = None) -> Train:
+    """Choose LoRA if the setting is open and full fine-tuning does not fit into memory.
+
+    A run that was started at `place` keeps its choice, on any machine.
+    """
+    training = settings.training
+    if training.use_peft is not None or settings.m_step == "examples":
+        return settings
+    chosen = _stored_peft(place)
+    if chosen is None:
+        chosen = needs_peft(training, base, settings.device)
+    return replace(settings, training=replace(training, use_peft=chosen))
+
+
+def _stored_peft(place: Path | None) -> bool | None:
+    """Return the stored choice of a run, None without a run."""
+    if place is None or not (place / "config.yaml").exists():
+        return None
+    found = stored_config(place).get("use_peft")
+    return found if isinstance(found, bool) else None

@@ -22,17 +22,28 @@ from femtune.data.prompts import Prompts
 from femtune.data.truncation import Cut
 from femtune.engines.chat.budget import read_caps
 from femtune.engines.dtypes import usable_dtype
-from femtune.engines.model_files import base_of_adapter, load_config, load_tokenizer, local_model
+from femtune.engines.model_files import (
+    load_config,
+    load_tokenizer,
+    local_model,
+    named_folder,
+)
 from femtune.engines.weight_check import NUM_PAIRS, ROUNDING, WeightCheck
 from femtune.errors import ConfigError, DataError, EngineError, ModelError
 from femtune.estep.forced_answers import check_cue
 from femtune.estep.scheduler import EnginePool, Sampler
 from femtune.model_info import FILE as INFO
-from femtune.model_info import is_base, model_folder, read_info, served_name
+from femtune.model_info import (
+    checked_info,
+    is_base,
+    model_folder,
+    read_info,
+    served_name,
+    unchanged_base,
+)
 from femtune.mstep.config import Training, context_length
 from femtune.resolve import TaskInputs
 from femtune.rewards.builtin import score
-from femtune.runs.hashes import hash_weights
 from femtune.types import SCORED, Demo, Demos, DrawKey, Engine, Need, Problem, Request, Reward, Sampling
 
 _log = logging.getLogger("femtune")
@@ -200,7 +211,7 @@ class SamplerBuilder:
         Takes as long as reading the model once; returns None for the transformers engine.
         """
         settings = self.settings
-        if settings.engine == "transformers":
+        if settings.engine in ("transformers", "chat"):
             return None
         from femtune.engines.hf.engine import TransformersEngine
 
@@ -306,11 +317,11 @@ def make_sampler_builder(
     if settings.engine == "chat":
         return _chat_builder(model, asked)
     base = local_model(model)
+    info = checked_info(model, settings)
     tokenizer = load_tokenizer(base, settings.template_args)
     form = asked.prompts.format
     if settings.force_answers != "never" and form.cue:
         check_cue(Cut(form, tokenizer), tokenizer)
-    info = read_info(base)
     if info is not None and info.demos and settings.demos == "auto":  # they are part of its x
         own = tuple(Demo(**demo) for demo in info.demos)
         asked = replace(asked, prompts=asked.prompts.with_demos(own))
@@ -383,7 +394,7 @@ def trained_from(model: str) -> Path:
 
     Raises ModelError if the base is unknown, missing, or has changed.
     """
-    folder = local_model(model)
+    folder = named_folder(model)
     info = read_info(folder)
     if info is None:
         return folder
@@ -392,13 +403,7 @@ def trained_from(model: str) -> Path:
             f"{folder / INFO} does not name the base of {model}, which is to read its rationales. Leave "
             "out --reader-problems."
         )
-    base = local_model(info.base)
-    if hash_weights(base, base_of_adapter(base)) != info.base_sha256:
-        raise ModelError(
-            f"the weights of {info.base} are not those that {model} was trained from. Restore them, or "
-            "leave out --reader-problems."
-        )
-    return base
+    return unchanged_base(model, info)
 
 
 def check_installed(settings: Ask) -> None:

@@ -22,10 +22,11 @@ from femtune._util import interrupts
 from femtune.cli.main import main
 from femtune.comparison.baselines import baseline_settings, run_baseline
 from femtune.comparison.ladder.climb import _prepare, run_ladder
+from femtune.comparison.ladder.options import LadderOptions
 from femtune.comparison.ladder.result import FILE
 from femtune.comparison.ladder.rungs import REGRESSION_DRAWS, RUNGS, measure
 from femtune.comparison.ladder.verdict import Entry, decide
-from femtune.config import Evaluate, LadderOptions, Train
+from femtune.config import Evaluate, Train
 from femtune.data.problems import load_problems
 from femtune.errors import ConfigError, DataError, RunError
 from femtune.evaluation.paired import PairedDifference

@@ -8,6 +8,7 @@ from femtune.errors import ConfigError
 
 # module: its package, and the extra that has it
 OPTIONAL = {
+    "bm25s": ("bm25s", "similar"),
     "datasets": ("datasets", "datasets"),
     "math_verify": ("math-verify", "math"),
     "scipy": ("scipy", "stats"),

@@ -9,7 +9,8 @@ from typing import Annotated, get_type_hints
 
 from cyclopts import App, Group, Parameter
 
-from femtune.config import RL, Ask, Calibrate, Evaluate, LadderOptions, Predict, Sample, Train
+from femtune.comparison.ladder.options import LadderOptions
+from femtune.config import RL, Ask, Calibrate, Evaluate, Predict, Sample, Train
 from femtune.mstep.config import Training
 
 MAIN = Group("Options", sort_key=0)
@@ -30,6 +31,7 @@ PANELS = {
         *("per_device_train_batch_size", "max_tokens_per_batch", "gradient_accumulation_steps"),
         *("gradient_checkpointing", "bf16", "dtype", "attn_implementation", "use_cpu"),
         *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+        *("num_examples", "selection_requests", "selection_tokens"),
     ),
     "Evaluation": (
         *("dev_share", "patience", "eval_split", "eval_share", "eval_draws", "eval_temperature"),

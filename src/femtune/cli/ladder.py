@@ -6,7 +6,8 @@ from pathlib import Path
 
 from femtune.cli.output import tell, write_report
 from femtune.cli.train import Data, Model, Output, Shown, app
-from femtune.config import LadderOptions, Train
+from femtune.comparison.ladder.options import LadderOptions
+from femtune.config import Train
 
 
 @app.command
@@ -23,9 +24,9 @@ def ladder(
 ) -> None:
     """Say whether to train at all: run cheap ways to answer first, training last, and choose one.
 
-    The rungs are majority, direct, base, examples, regression, votes, probabilities, answer-only, fem,
-    fem-votes and fem-probabilities. All are measured on the same held-out problems. Takes the settings
-    of train. The same command resumes a ladder that was stopped.
+    The rungs are majority, direct, base, examples, regression, votes, probabilities, chosen-examples,
+    answer-only, fem, fem-votes and fem-probabilities. All are measured on the same held-out problems.
+    Takes the settings of train. The same command resumes a ladder that was stopped.
 
     Args:
         answer: New items to answer like the chosen rung, a file or data set as DATA.

@@ -12,6 +12,8 @@
     base, examples   the untrained base as it is, and with worked examples in its prompts: rungs of a
                   ladder; elsewhere they are iteration 0 of a run
     fem-votes     a trained model by vote: a rung of a ladder
+    random-examples, similar-examples   the base with its own right answers as worked examples; only on
+                  request: see `example_baselines`
     grpo, rloo, latro   reinforcement learning on the same problems: see `rl`; only on request
 
 The base itself, with the same prompts as the schemes, is iteration 0 of every scheme's run.
@@ -40,6 +42,12 @@ from femtune.comparison.baseline_draws import (
     without_soundness,
 )
 from femtune.comparison.direct import direct_answers, direct_metrics, expected_score
+from femtune.comparison.example_baselines import (
+    EXAMPLE_BASELINES,
+    SCHEME,
+    check_examples,
+    run_examples,
+)
 from femtune.comparison.regression import with_values
 from femtune.comparison.regression_baseline import check_regression, run_regression
 from femtune.comparison.rl import RL_BASELINES, check_reinforced, reinforce
@@ -57,7 +65,7 @@ from femtune.metric_types import EvaluationMetrics, History, IterationMetrics
 from femtune.model_info import ModelInfo, info_of
 from femtune.mstep.examples import write_examples
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs
+from femtune.resolve import Data, TaskInputs, held_out, make_loop_config, read_inputs, sampling
 from femtune.run_folder import run_place, store_problems, with_pinned_date
 from femtune.runs.draws import read_draws, write_draws
 from femtune.runs.run import Run, open_run, stored_config
@@ -84,6 +92,8 @@ class Reinforced(Baseline, RL):
 
 
 _QUIET = Quiet()
+_CHOICE = ("num_examples", "selection_requests", "selection_tokens")  # of M-steps that choose examples
+_NO_CHOICE = {name: getattr(Train, name) for name in _CHOICE}
 
 
 def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
@@ -94,7 +104,7 @@ def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
     Raises ConfigError for an unknown baseline, an unsuitable one, and one whose requirements are
     missing.
     """
-    known = (*APPLY["judge"], *RL_BASELINES, "none")
+    known = (*APPLY["judge"], *EXAMPLE_BASELINES, *RL_BASELINES, "none")
     for name in names or ():
         if name not in known:
             raise ConfigError(f"no baseline {name!r}.{near(name, known)} There are {', '.join(known)}.")
@@ -117,12 +127,14 @@ def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
             raise ConfigError(f"baseline {name} needs held-out problems: give --eval-data.")
         if name in RL_BASELINES:
             check_reinforced(name, settings)
+        elif name in EXAMPLE_BASELINES:
+            check_examples(name)
         elif name not in suit:
             raise ConfigError(f"baseline {name} does not suit task {settings.task}: leave it out.")
         if name == "regression":
             others = " ".join(each for each in wanted if each != name) or "none"
             check_extra(f"baseline regression (left out by --baselines {others})", "scipy", "sklearn")
-    return tuple(name for name in (*APPLY["judge"], *RL_BASELINES) if name in wanted)
+    return tuple(name for name in known if name in wanted)
 
 
 def baseline_settings(name: str, settings: Train, draws: int, rl: RL | None = None) -> Baseline:
@@ -141,7 +153,9 @@ def baseline_settings(name: str, settings: Train, draws: int, rl: RL | None = No
     if name in RL_BASELINES:
         return Reinforced(**(fields | own), **vars(rl or RL()))
     # no iterations to choose among, so these learn from the development part too
-    own |= {"dev_share": 0.0, "patience": 0}
+    own |= {"dev_share": 0.0, "patience": 0, "m_step": "weights"}
+    if name not in EXAMPLE_BASELINES:
+        own |= _NO_CHOICE
     return Baseline(**(fields | own), draws=draws if name in DRAWING else 1)
 
 
@@ -207,7 +221,7 @@ def run_on(
         if isinstance(settings, Reinforced):
             builder = make_sampler_builder(model, asked, *parts.groups)
             return reinforce(run, builder, settings, settings, parts)
-        number = 1 if settings.scheme == "answer-only" else 0
+        number = 1 if settings.scheme in ("answer-only", *EXAMPLE_BASELINES) else 0
         stored = run.iteration(number) / "metrics.json"
         if not stored.exists():
             train, test = parts.train, parts.test
@@ -242,6 +256,8 @@ def _made(
     if settings.scheme == "answer-only":
         info = info_of(settings, asked.settings, model, stored_config(run.root)["relies_on"]["weights"])
         return _answer_only(run, builder, settings, train, test, progress, info)
+    if settings.scheme in EXAMPLE_BASELINES:
+        return _examples(run, builder, settings, train, test, progress)
     if settings.scheme in ("votes", "fem-votes"):
         return _votes(run, builder, settings, test, progress)
     if settings.scheme == "direct":
@@ -306,6 +322,21 @@ def _steps(
         progress=progress,
         info=info,
     )
+
+
+def _examples(
+    run: Run,
+    builder: SamplerBuilder,
+    settings: Baseline,
+    train: Sequence[Problem],
+    test: Sequence[Problem],
+    progress: Progress,
+) -> IterationMetrics:
+    """Answer with worked examples that are drawn first, at the settings' temperature."""
+    own = replace(settings, scheme=SCHEME, **_NO_CHOICE)
+    config = replace(make_loop_config(own), demos=builder.demos)
+    with builder.sampler(sampling(own)) as sampler:
+        return run_examples(_steps(run, builder, config, sampler, train, test, progress), settings)
 
 
 # --- votes

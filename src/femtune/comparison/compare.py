@@ -34,8 +34,8 @@ from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, EngineError, FemtuneError, NothingKept
 from femtune.metric_types import History
 from femtune.reporting.terminal import Quiet
-from femtune.resolve import Data, choose_peft, held_out, make_loop_config, named_scheme, read_inputs
-from femtune.run_folder import check_storable, run_place
+from femtune.resolve import Data, held_out, make_loop_config, named_scheme, read_inputs
+from femtune.run_folder import check_storable, choose_peft, run_place
 from femtune.runs.run import read_log
 from femtune.sampler import make_sampler_builder
 from femtune.schemes.named import spelled_out
@@ -115,7 +115,7 @@ def jobs(
             given = None if isinstance(spec, str) else spec
             if given is not None:
                 check_storable(given)
-            called = spelled_out(spec) if isinstance(spec, str) else spec.name
+            called = spelled_out(spec, settings.m_step) if isinstance(spec, str) else spec.name
             named = replace(settings, scheme=called, seed=seed)
             name = make_loop_config(replace(named, soft_accept=None), given).scheme.name
             if any((name, seed) == (job.scheme, job.seed) for job in made):

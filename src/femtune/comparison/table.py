@@ -72,7 +72,11 @@ def _measures(history: History) -> dict[str, float]:
         for name in ("kept_share", "covered_share"):
             if shares := [share for each in e_steps if (share := measure(each, name)) is not None]:
                 measures[name] = fmean(shares)
-        measures["generated_tokens"] = sum(each["generated_tokens"] for each in e_steps)
+        drawing = (*e_steps, *m_steps)  # an M-step draws where it chooses examples
+        measures["generated_tokens"] = sum(each.get("generated_tokens", 0) for each in drawing)
+    if any("num_requests" in each for each in m_steps) or (e_steps and not m_steps):
+        measures["requests"] = sum(each["num_draws"] for each in e_steps)
+        measures["requests"] += sum(each["num_requests"] for each in m_steps)
     if e_steps or m_steps:
         drawing_s = sum(each["total_s"] for each in e_steps)
         measures["seconds"] = drawing_s + sum(each["seconds"] for each in m_steps)
@@ -121,6 +125,7 @@ TITLES = {
     "bound": "bound",
     "kept_share": "kept",
     "covered_share": "covered",
+    "requests": "requests",
     "generated_tokens": "tokens drawn",
     "seconds": "seconds",
     "tokens_per_draw": "rationale tokens",
@@ -143,9 +148,14 @@ def table(lines: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def _cell(name: str, value: tuple[float, float] | None) -> str:
     if value is None:
         return "–"
-    digits = {"generated_tokens": 0, "seconds": 0, "tokens_per_draw": 1, "mae": 2, "bound": 2}.get(
-        name, 3
-    )
+    digits = {
+        "requests": 0,
+        "generated_tokens": 0,
+        "seconds": 0,
+        "tokens_per_draw": 1,
+        "mae": 2,
+        "bound": 2,
+    }.get(name, 3)
     mean, half = value
     bare = math.isnan(half) or name in ("seconds", "tokens_per_draw")  # else the table is too wide
     return f"{mean:,.{digits}f}" + ("" if bare else f" ±{half:,.{digits}f}")

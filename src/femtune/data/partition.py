@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from femtune.data.problems import GROUP, asked_key, item_key, split
@@ -79,18 +79,21 @@ def hold_out(
 
 
 def set_aside(
-    train: Sequence[Problem], dev_share: float | None, seed: int
+    train: Sequence[Problem],
+    dev_share: float | None,
+    seed: int,
+    usual: Callable[[int], int] = num_dev,
 ) -> tuple[list[Problem], list[Problem]]:
     """Return the problems to train on without the development part, and that part.
 
-    The default share is `num_dev`'s: none of few problems, nor where whole clusters would take more than
-    a fifth of the items. Problems of one cluster are in one part. Raises ConfigError for an impossible
-    share, DataError if one would leave a part empty.
+    The default is `usual` of the number of items; of `num_dev` none of few problems, nor where whole
+    clusters would take more than a fifth of the items. Problems of one cluster are in one part. Raises
+    ConfigError for an impossible share, DataError if one would leave a part empty.
     """
     if dev_share is not None and not 0 <= dev_share < 1:
         raise ConfigError(f"dev_share must be in [0, 1), got {dev_share}.")
     num = num_items(train)
-    wanted = num_dev(num) if dev_share is None else round(dev_share * num)
+    wanted = usual(num) if dev_share is None else round(dev_share * num)
     if dev_share and not 0 < wanted < num:
         raise DataError(
             f"dev_share {dev_share:g} of {num} training items is {wanted}: change dev_share, or set it "
@@ -98,7 +101,7 @@ def set_aside(
         )
     # another hash than the held-out part's, which took the least of its own
     rest, dev = _least(train, wanted, f"development\x00{seed}\x00")
-    if dev_share is None and num_items(dev) > MOST_DEV_SHARE * num:
+    if dev_share is None and usual is num_dev and num_items(dev) > MOST_DEV_SHARE * num:
         return [*train], []
     if not rest and dev:
         raise DataError(

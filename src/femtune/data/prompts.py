@@ -72,16 +72,18 @@ class Prompts:
         return self._framed(problem, hinted=True)
 
     def _framed(self, problem: Problem, *, hinted: bool) -> list[Message]:
-        """Build the system message, the worked examples, and the problem's own messages."""
+        """Build the system message, worked examples of other problems, and the problem's messages."""
         own = self._asked(problem.prompt, problem.answer, hinted)
         system = [self.system_prompt] if self.system_prompt else []
         if own[0]["role"] == "system":  # many templates refuse a second system message
             system, own = [*system, own[0]["content"]], own[1:]
         turns: list[Message] = []
         for demo in self.demos:
+            if prompt_text(demo.prompt) == prompt_text(problem.prompt):
+                continue  # it would show the answer
             turns += self._asked(demo.prompt, demo.answer, hinted)
             turns.append({"role": "assistant", "content": demo.completion})
-        if self.demos_as == "text" and self.demos:
+        if self.demos_as == "text" and turns:
             turns, own = [], _before(_shown(turns), own)
         messages = [*turns, *own]
         if not system:

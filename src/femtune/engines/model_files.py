@@ -19,6 +19,8 @@ from femtune.runs.checkpoints import best_model
 log = logging.getLogger("femtune")
 
 MODELS = {"seedling": SEEDLING}  # models that come with the package
+INFO = "femtune.json"  # see model_info.py
+_CONFIGS = ("config.json", "adapter_config.json", INFO)  # one of them is in each model's folder
 
 
 def find_model(name: str) -> Path | str:
@@ -32,7 +34,7 @@ def find_model(name: str) -> Path | str:
         return MODELS[name]
     path = Path(name).expanduser()
     if path.is_dir():
-        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+        if not any((path / file).exists() for file in _CONFIGS):
             if (best := best_model(path)) is not None:
                 _say_best(path, best[1])
                 return find_model(str(best[0]))
@@ -53,10 +55,29 @@ def _say_best(run: Path, why: str) -> None:
 
 
 def local_model(name: str) -> Path:
-    """A folder with the model's files, fetched from the Hub (or its cache) where it is there.
+    """A folder with the model's weights, fetched from the Hub (or its cache) where it is there.
 
-    Raises ModelError where it is nowhere.
+    A folder of chosen examples has none: they are its base's. Raises ModelError where it is nowhere.
     """
+    return weights_of(named_folder(name))
+
+
+def weights_of(folder: Path) -> Path:
+    """Return the folder of a model's weights: of chosen examples, their base's. Raises ModelError."""
+    if not (folder / INFO).is_file() or any((folder / file).exists() for file in _CONFIGS[:2]):
+        return folder
+    try:
+        found = read_json(folder / INFO)
+    except Unreadable as error:
+        raise ModelError(f"{folder / INFO} {error}. Restore it.") from error
+    base = found.get("base") if isinstance(found, dict) else None
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{folder / INFO} names no `base`: write there the model that it is for.")
+    return local_model(base)
+
+
+def named_folder(name: str) -> Path:
+    """The folder that a name stands for: as `local_model`, but of chosen examples their own."""
     found = find_model(name)
     if isinstance(found, Path):
         return found

@@ -170,23 +170,24 @@ def _save(path: Path, card: str) -> None:
 def model_card(told: RunFacts, folder: Path) -> ModelCard:
     """Return the card of the model in `folder`, in the Hub's format."""
     config = told.config
+    chosen = "num_candidates" in told.metrics["m_step"]  # examples, and no weights of its own
     adapter = json.loads(found.read_text()) if (found := folder / "adapter_config.json").exists() else {}
     base, data = hub_model(config["model"]), config["data"]
     head = ModelCardData(
         base_model=base,
         datasets=[data] if is_hub_id(data) else None,
-        library_name="peft" if adapter else "transformers",
+        library_name="femtune" if chosen else "peft" if adapter else "transformers",
         model_name=f"{shown_name(config['model'])} on {shown_name(data)}",
         pipeline_tag="text-generation",
         tags=["femtune", "reasoning", "expectation-maximization", *(["lora"] if adapter else [])],
         eval_results=_results(told) or None,
     )
-    template = _templates().get_template("model.md.j2")
+    template = _templates().get_template("examples.md.j2" if chosen else "model.md.j2")
     own = {"lora": adapter, "base_id": base}
     schedule = schedule_from_data(config["scheme_data"])
     own |= {"restarts": schedule.restart_every > 0, "settles": schedule.settles}
     own |= {"scheme_text": describe(config["scheme_data"])}
-    body = template.render(_about(told) | _use(told, folder) | own)
+    body = template.render(_about(told) | ({} if chosen else _use(told, folder)) | own)
     return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{body}")
 
 

@@ -95,6 +95,8 @@ def _model(root: Path, repo: str, iteration: int) -> Upload:
         if hub_model(model) is None:
             note = f"The adapter's base, {base}, is no model of the Hub: others can't load it by name."
         changed["adapter_config.json"] = json.dumps(adapter, indent=2) + "\n"
+    if "examples.jsonl" in files:
+        note = "The examples hold problems of the data, word for word."
     return Upload(
         repo,
         "model",

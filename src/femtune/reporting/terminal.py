@@ -315,12 +315,15 @@ def summary(
         ] * bool(shares)
         tokens = sum(each["generated_tokens"] for each in e_steps)
         drawing = sum(each["total_s"] for each in e_steps)
-        fitting = sum(each["m_step"]["seconds"] for each in history if "m_step" in each)
+        m_steps = [each["m_step"] for each in history if "m_step" in each]
+        fitting = sum(each["seconds"] for each in m_steps)
+        requests = sum(each.get("num_requests", 0) for each in m_steps)
+        doing = f"for {requests:,} requests to choose examples by" if requests else "of training"
         bounding = sum(each["posterior"]["total_s"] for each in history if "posterior" in each)
         bound = f", {span(bounding)} for the bound (--bound-draws 0: none)" if bounding else ""
         lines.append(
             f"{tokens:,} tokens drawn in {span(drawing)} ({tokens / max(drawing, 1e-3):,.0f} a second), "
-            f"{span(fitting)} of training{bound}"
+            f"{span(fitting)} {doing}{bound}"
         )
     return lines
 

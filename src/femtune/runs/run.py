@@ -299,6 +299,7 @@ _RELIED = {
     "chat_template": "the chat template or template_args",
     "served_model": "the model's name on the server",
     "demos": "the worked examples",
+    "model_examples": "the worked examples of the model",
     "reward": "the code of the reward",
     "reward_columns": "the data's columns that the reward reads",
 }

@@ -184,6 +184,7 @@ def settle(scheme: Scheme, iterations: int = SETTLE) -> Scheme:
 # --- names
 
 AUTO = "rejection:4+restart+settle"  # what `auto` stands for: docs/findings.md has why
+AUTO_EXAMPLES = "rejection:4"  # the same for M-steps that train no weights, so that nothing restarts
 
 SCHEMES: dict[str, Callable[..., Scheme]] = {
     "rejection": rejection,
@@ -245,9 +246,10 @@ def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
     return scheme
 
 
-def spelled_out(spec: str) -> str:
+def spelled_out(spec: str, m_step: str = "weights") -> str:
     """Return a scheme's name in a command, with what `auto` stands for in its place."""
-    return AUTO if spec.strip() == "auto" else spec
+    usual = AUTO if m_step == "weights" else AUTO_EXAMPLES
+    return usual if spec.strip() == "auto" else spec
 
 
 def _read_part(part: str, spec: str, known: dict[str, Callable[..., Scheme]]) -> tuple[str, list[float]]:

@@ -262,6 +262,11 @@ def _fit(
 
 def _place(stored: Stored, model: str | None, train: bool) -> tuple[Path, ChatTokenizer]:
     """Return the weights to train from, and the run's tokenizer; refuse them if they do not match."""
+    if train and stored.settings.m_step == "examples":
+        raise ConfigError(
+            f"{stored.run.root} trains no weights, it chooses examples: leave --train out. Run `femtune "
+            "train` with other settings to choose again."
+        )
     if stored.settings.engine == "chat":
         raise ConfigError(
             f"{stored.run.root} was drawn by --engine chat, whose draws have no tokens: leave out "

@@ -27,6 +27,7 @@ from femtune.runs.draws import read_draws
 from femtune.runs.run import Run, stored_config
 from femtune.sampler import SamplerBuilder
 from femtune.schemes.filters import paper_filter
+from femtune.selection.step import read_examples, with_examples
 from femtune.tools.stored_run import Kind, fitted_prompts, problems_of, settings_of, stored_scheme
 from femtune.types import Completion, Draw, Problem, Request, Sampling, Scheme, Score, Stage, draw_seed
 
@@ -121,6 +122,9 @@ def replay(
     weights = base if from_base else _weights(root, draws[0].key.iteration, kind, base)
     tokenizer = load_tokenizer(base, settings.template_args)
     prompts, demos = fitted_prompts(root, settings, problems, tokenizer)
+    number = draws[0].key.iteration - (kind == "draws")
+    if settings.m_step == "examples" and number > 0:
+        prompts = with_examples(prompts, read_examples(Run(root), number), tokenizer)
     builder = SamplerBuilder(
         base=base,
         tokenizer=tokenizer,
@@ -147,7 +151,7 @@ def replay(
 def _weights(root: Path, iteration: int, kind: Kind, base: Path) -> Path:
     """Return the weights that drew: the base, or an iteration's model. Raises RunError if missing."""
     number = iteration - (kind == "draws")
-    if number <= 0:
+    if number <= 0 or stored_config(root).get("m_step") == "examples":
         return base
     run = Run(root)
     model = run.iteration(number) / "model"

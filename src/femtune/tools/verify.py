@@ -97,7 +97,7 @@ def _other_problems(root: Path) -> str:
 
 _PLACES = re.compile(
     r"iteration-(\d+)/"
-    r"(draws|\w+_answers|eval_scored|eval|dev|bound_scored|bound|recalled|scored|memory|model|master"
+    r"(draws|\w+_answers|eval_scored|eval|dev|bound_scored|bound|recalled|scored|memory|selection|model|master"
     r"|examples\.parquet|metrics\.json|rationales\.json|scores\.json|)"
 )
 
@@ -114,6 +114,10 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
         return "scored again"
     if kind.endswith("_answers"):  # of the base model: only in `predict`, `evaluate` and baselines
         return "scored again"
+    if kind == "selection" and _is_there(root, iteration):
+        return "not needed: the examples are chosen"
+    if kind == "selection" or (kind == "dev" and _chooses_examples(root)):
+        return "drawn again"  # by the base
     if kind in ("draws", "eval", "dev", "bound", "bound_scored", "recalled", "scored"):
         weights = iteration - (kind not in ("eval", "dev", "bound", "bound_scored"))
         if kind == "draws" and _draws_from_base(root):
@@ -129,6 +133,8 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
     if kind == "model":
         if _has_master(root, iteration, bad):
             return "rounded again from its float32 weights"
+        if _chooses_examples(root):
+            return "chosen again from the stored answers"
         start = iteration - 1
         if start and not _is_there(root, start) and _starts_from_previous(root, iteration):
             return ""
@@ -150,6 +156,10 @@ def _has_master(root: Path, iteration: int, bad: set[str]) -> bool:
 
 def _is_there(root: Path, iteration: int) -> bool:
     return (Run(root).iteration(iteration) / "model").exists()
+
+
+def _chooses_examples(root: Path) -> bool:
+    return stored_config(root).get("m_step") == "examples"
 
 
 def _draws_from_base(root: Path) -> bool:
@@ -186,6 +196,7 @@ def _open_parts(folder: Path) -> Iterator[str]:
         ("recalled", "of remembered draws' log-probabilities"),
         ("draws", "of the E-step"),
         ("scored", "of log-probabilities"),
+        ("selection", "of the choice of examples"),
         ("dev", "of the development part"),
         ("eval", "of the evaluation"),
         ("bound", "of the bound"),

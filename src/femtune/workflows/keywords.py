@@ -122,6 +122,10 @@ class TrainSettings(SampleSettings, TrainingSettings, total=False):
     """Describe a run of filtered EM: config.Train."""
 
     iterations: int
+    m_step: Literal["weights", "examples"]
+    num_examples: int
+    selection_requests: int
+    selection_tokens: int | None
     launch: str | None
     share_device: bool
     start_from: Literal["previous", "base"]
@@ -149,7 +153,7 @@ class CompareSettings(TrainSettings, total=False):
 
 
 class LadderSettings(TrainSettings, total=False):
-    """Describe a ladder: config.Train and config.LadderOptions."""
+    """Describe a ladder: config.Train and ladder.options.LadderOptions."""
 
     up_to: str | None
     budget: str | None

@@ -18,14 +18,13 @@ from femtune.evaluation.item_scores import compare_iterations
 from femtune.evaluation.paired import PairedDifference
 from femtune.loop import LoopConfig, Progress, fem
 from femtune.metric_types import History
-from femtune.model_info import ModelInfo, info_of, refuse_chat
+from femtune.model_info import ModelInfo, info_of, refuse_chat, served_name
 from femtune.reporting.cards import write_model_card
 from femtune.reporting.terminal import summary
 from femtune.reporting.trackers import check_trackers, tracking
 from femtune.resolve import (
     Data,
     TaskInputs,
-    choose_peft,
     make_loop_config,
     named_scheme,
     part,
@@ -33,12 +32,13 @@ from femtune.resolve import (
     read_test,
     sampling,
 )
-from femtune.run_folder import check_storable, run_place, store_problems, with_pinned_date
+from femtune.run_folder import check_storable, choose_peft, run_place, store_problems, with_pinned_date
 from femtune.runs.checkpoints import best_of, describe_best
 from femtune.runs.run import open_run
 from femtune.sampler import SamplerBuilder, check_installed, make_sampler_builder
+from femtune.selection.limits import check_items
 from femtune.tools.estimate.disk import at_most, check_disk
-from femtune.types import Sampling, Scheme
+from femtune.types import Demos, Sampling, Scheme
 from femtune.workflows.trained_model import TrainedModel
 from femtune.workflows.worked_examples import store_demos, usable_demos, without_held_out
 
@@ -99,7 +99,7 @@ def run_train(
     )
     asked = with_pinned_date(asked, stored)
     builder = make_sampler_builder(model, asked, *parts.groups)
-    config = replace(config, demos=usable_demos(builder.demos, config.scheme))
+    config = replace(config, demos=_first_demos(builder, config))
     info = _info(model, settings, asked, builder, stored)
     if reward is not None:  # another command cannot find a function by name
         info = replace(info, reward=None)
@@ -113,7 +113,7 @@ def run_train(
         store_problems(run, parts.train, parts.test, reports, dev=parts.dev)
         store_demos(run, builder)
         with builder.sampler(draws, parts.train, config.scheme.needs, folder=run.root) as sampler:
-            _check_adapters(sampler)
+            _check_adapters(sampler, config)
             history = fem(
                 *(run, builder.base, parts.train, parts.test, config, sampler),
                 *(builder.tokenizer, progress, info, parts.dev),
@@ -139,8 +139,10 @@ def _check(settings: Train, scheme: Scheme | None) -> None:
             "train is one process that starts the processes of its M-steps itself. Pass it the "
             'launcher: --launch "torchrun --nproc-per-node 8".'
         )
-    refuse_chat(settings, "train")
-    if settings.engine == "openai" and not settings.training.use_peft:
+    trains = settings.m_step == "weights"
+    if trains:
+        refuse_chat(settings, "train")
+    if trains and settings.engine == "openai" and not settings.training.use_peft:
         raise ConfigError(
             "A running server can't load new full weights. Train through it with --use-peft "
             "(LoRA adapters), or take --engine vllm."
@@ -163,11 +165,15 @@ def _inputs(
 ) -> tuple[TaskInputs[Train], TaskInputs[Train] | None, Parts]:
     """Return the inputs with all settings filled in, those of evaluation data, and both's problems."""
     asked = read_inputs(data, settings, reward, model=model)
-    make_loop_config(asked.settings, scheme)  # before the model's files are read
+    config = make_loop_config(asked.settings, scheme)  # before the model's files are read
     other = read_test(asked, data, model)
     parts = part(asked, other)
+    if config.selection is not None:
+        check_items(num_items(parts.dev), config.selection)
     asked = without_held_out(asked, [*parts.dev, *parts.test])
     place = None if output_dir is None else Path(output_dir)
+    if config.selection is not None:
+        return asked, other, parts
     own = choose_peft(asked.settings, local_model(model), place)
     return replace(asked, settings=own), other, parts
 
@@ -195,8 +201,9 @@ def _info(
 ) -> ModelInfo:
     """Describe the prompts and settings of the run's models, for their femtune.json."""
     in_prompt = tuple(asdict(demo) for demo in builder.prompts.demos)
-    weights = stored["relies_on"]["weights"]
-    return info_of(settings, asked.settings, model, weights, demos=in_prompt or None)
+    weights = stored["relies_on"].get("weights")
+    base = served_name(model, settings) if settings.engine == "chat" else model
+    return info_of(settings, asked.settings, base, weights, demos=in_prompt or None)
 
 
 def _check_room(
@@ -207,6 +214,8 @@ def _check_room(
     draws: Sampling,
 ) -> None:
     """Refuse or warn if the disk is too small for the run: see `check_disk`."""
+    if config.selection is not None:
+        return  # its models are a few lines of text
     num_stored = len(list(place.glob("iteration-*/model")))
     needed = at_most(
         *(config, builder.base, len(parts.train), len(parts.test), draws, num_stored),
@@ -215,9 +224,16 @@ def _check_room(
     check_disk(place, needed)
 
 
-def _check_adapters(sampler: Sampler) -> None:
-    """Refuse a server that cannot load adapters at runtime. Raises ModelError."""
-    if not sampler.engine.capabilities.adapters:
+def _first_demos(builder: SamplerBuilder, config: LoopConfig) -> Demos:
+    """Return the worked examples that a run begins with."""
+    if config.selection is not None:  # part of x, which suits every scheme
+        return builder.demos
+    return usable_demos(builder.demos, config.scheme)
+
+
+def _check_adapters(sampler: Sampler, config: LoopConfig) -> None:
+    """Refuse to train through a server that loads no adapters at runtime. Raises ModelError."""
+    if config.selection is None and not sampler.engine.capabilities.adapters:
         raise ModelError(
             "The server loads no adapters while it runs, so it can't serve what is learned. "
             "Start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."

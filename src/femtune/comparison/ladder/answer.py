@@ -16,7 +16,8 @@ import numpy as np
 
 from femtune.comparison.baseline_draws import answered
 from femtune.comparison.baselines import both_orders
-from femtune.comparison.ladder.rungs import REGRESSION_DRAWS, TRAINED, Ground
+from femtune.comparison.ladder import chosen_examples
+from femtune.comparison.ladder.rungs import OWN_MODEL, REGRESSION_DRAWS, Ground
 from femtune.comparison.ladder.store import Rung
 from femtune.comparison.regression import Features, features, predictions
 from femtune.comparison.regression_baseline import frozen_model, groups_of
@@ -45,7 +46,7 @@ def answer_like(rung: Rung, ground: Ground, new: Data, output: Path) -> Predicti
     """
     settings = predict_settings(rung.name, ground)
     if rung.name not in ("majority", "direct", "regression"):
-        model = rung.detail["model"] if rung.name in TRAINED else ground.model
+        model = rung.detail["model"] if rung.name in OWN_MODEL else ground.model
         return predict_into(new, str(model), settings, output).counts
 
     rows = file_once(new, settings)
@@ -72,8 +73,10 @@ def answer_like(rung: Rung, ground: Ground, new: Data, output: Path) -> Predicti
 def predict_settings(name: str, ground: Ground) -> Predict:
     """Return the settings of `predict` that answer like a rung: those of its command in `use`."""
     known: dict[str, Any] = {each.name: getattr(ground.settings, each.name) for each in fields(Ask)}
-    if name not in TRAINED:
+    if name not in OWN_MODEL:
         known["scale"] = ground.asked.settings.scale
+    if name == chosen_examples.NAME:
+        known["demos"] = "auto"  # its own
     if name == "base":
         known["demos"] = "none"
     if name.endswith(("votes", "probabilities")):

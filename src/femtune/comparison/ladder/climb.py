@@ -19,8 +19,10 @@ from femtune._util.text import near
 from femtune.comparison.ladder.answer import answer_like
 from femtune.comparison.ladder.board import Board
 from femtune.comparison.ladder.budget import Budget, Metered, parse_budget
+from femtune.comparison.ladder.chosen_examples import with_examples_chosen
 from femtune.comparison.ladder.cost import Prices, generated_tokens
 from femtune.comparison.ladder.differences import against, all_pairs
+from femtune.comparison.ladder.options import LadderOptions
 from femtune.comparison.ladder.result import (
     FILE,
     LadderResult,
@@ -43,19 +45,20 @@ from femtune.comparison.ladder.store import (
 )
 from femtune.comparison.ladder.use import command
 from femtune.comparison.ladder.verdict import decide
-from femtune.config import CHANGEABLE, LadderOptions, Train, given
+from femtune.config import CHANGEABLE, Train, given
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, DataError, NothingKept
 from femtune.model_info import refuse_chat
 from femtune.reporting.terminal import Show
-from femtune.resolve import Data, choose_peft, make_loop_config, part, read_inputs, read_test
-from femtune.run_folder import dated, fingerprint, resolved, shown_data
+from femtune.resolve import Data, make_loop_config, part, read_inputs, read_test
+from femtune.run_folder import choose_peft, dated, fingerprint, resolved, shown_data
 from femtune.runs.run import locked
 from femtune.sampler import make_sampler_builder
 from femtune.workflows.prediction_files import check_output
 from femtune.workflows.worked_examples import without_held_out
 
 ANSWERING = "--answer NEW.jsonl --output answers.jsonl"
+_OF_CHOICE = ("num_examples", "selection_requests", "selection_tokens")  # settings of one rung alone
 FEW = 200  # held-out problems, below which a ladder says that it can't see much
 
 
@@ -139,6 +142,9 @@ def _prepare(
     # the date of the ladder's first day, also for rungs of another day
     args = dated(settings.template_args, base, stored_settings(folder).get("template_args", ()))
     settings = choose_peft(replace(settings, template_args=tuple(args)), base, folder / "fem")
+    examples = with_examples_chosen(settings)
+    if settings.m_step == "weights":  # the numbers of the rung that chooses examples are not of `fem`
+        settings = replace(settings, **{name: getattr(Train, name) for name in _OF_CHOICE})
     asked = read_inputs(data, settings, reward, model=model)
     make_loop_config(asked.settings)
     other = read_test(asked, data, model)
@@ -161,6 +167,7 @@ def _prepare(
         folder=folder,
         draws=options.draws,
         builder=make_sampler_builder(model, asked, train, test),
+        examples=examples,
         reward=reward,
     )
 
@@ -175,6 +182,7 @@ def _settings(ground: Ground, options: LadderOptions) -> dict[str, Any]:
         problems=fingerprint(ground.train, ground.test),
         draws=options.draws,
     )
+    known |= {name: getattr(ground.examples, name) for name in _OF_CHOICE}
     return {name: value for name, value in known.items() if name not in free}
 
 

@@ -20,7 +20,14 @@ from femtune.runs.draws import drawn, read_draws
 from femtune.sampler import SamplerBuilder
 from femtune.types import Problem
 
-DRAWN = ("draws", "dev", "eval", "eval_demos", "bound")  # folders of draws in an iteration's
+DRAWN = (
+    "draws",
+    "selection",
+    "dev",
+    "eval",
+    "eval_demos",
+    "bound",
+)  # folders of draws in an iteration's
 TRAINING = 3  # passes of a trained token: forward, and backward twice as much
 
 
@@ -123,6 +130,8 @@ def generated_tokens(ladder: Path) -> int:
         draw.completion.num_tokens
         for kind in DRAWN
         for folder in ladder.glob(f"*/iteration-*/{kind}")
+        # the development part of chosen examples was drawn when they were
+        if kind != "dev" or not (folder.parent / "selection").is_dir()
         for chunk in drawn(folder)
         for draw in chunk
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from femtune.comparison.baseline_draws import Baseline
 from femtune.comparison.baselines import baseline_settings, both_orders, most_frequent, run_on
+from femtune.comparison.ladder import chosen_examples
 from femtune.comparison.ladder.cost import (
     NO_TOKENS,
     PromptLengths,
@@ -51,12 +52,14 @@ RUNGS = {
     "regression": "a regression on what the base says: its ratings and hidden states",
     "votes": "the base by vote over several rationales",
     "probabilities": "the mean probability of each answer after the same rationales",
+    "chosen-examples": "the base with examples in the prompt that were chosen among its own, greedy",
     "answer-only": "fine-tuned on answers without reasons, greedy",
     "fem": "trained to reason by filtered EM, greedy",
     "fem-votes": "the same model by vote over several rationales",
     "fem-probabilities": "the mean probability of each answer after the same rationales",
 }
 TRAINED = ("answer-only", "fem", "fem-votes", "fem-probabilities")
+OWN_MODEL = ("chosen-examples", *TRAINED)  # rungs whose run has left a model
 AFTER = {"probabilities": "votes", "fem-votes": "fem", "fem-probabilities": "fem-votes"}
 REGRESSION_DRAWS = 4  # rationales of each training problem, for the regression's ratings
 
@@ -74,6 +77,7 @@ class Ground:
     folder: Path
     draws: int  # rationales of a held-out problem, for votes and probabilities
     builder: SamplerBuilder
+    examples: Train  # settings of the rung that chooses examples
     reward: Callable[..., Any] | None = None
 
     @property
@@ -112,6 +116,10 @@ def unsuitable(name: str, ground: Ground) -> str:
     if name == "examples" and not ground.builder.demos:
         has_form = not is_base(ground.model, ground.settings) and ground.settings.demos == "auto"
         return "the model knows the form" if has_form else "there are no worked examples to show"
+    if name == chosen_examples.NAME:
+        return chosen_examples.unsuited(ground.examples, ground.train)
+    if name in TRAINED and settings.m_step == "examples":
+        return "--m-step examples trains no weights"
     if name == "regression":
         if not (find_spec("sklearn") and find_spec("scipy")):
             return "scikit-learn is not installed (pip install femtune[all])"
@@ -239,6 +247,30 @@ def _answer_only(ground: Ground, progress: Progress) -> Measured:
     )
 
 
+# --- chosen examples
+
+
+def _chosen_examples(ground: Ground, progress: Progress) -> Measured:
+    place, settings = ground.folder / chosen_examples.NAME, ground.examples
+    done = run_train(ground.data, ground.model, settings, place, progress, reward=ground.reward)
+    [_, measured], lengths, model = done.history, _lengths(ground), str(done.best)
+    m_step = measured["m_step"]
+    chosen = make_sampler_builder(model, own_examples(ground.asked), ground.test)
+    choice = Tokens(generated=m_step["generated_tokens"], prompt=m_step["prompt_tokens"])
+    return Measured(
+        metrics=measured["evaluation"],
+        scores=_scores(ground, chosen_examples.NAME, iteration=1),
+        setup=lengths.drawn(_stored(ground, chosen_examples.NAME, "draws", 1)) + choice,
+        use=PromptLengths(chosen, ground.test).drawn(_stored(ground, chosen_examples.NAME, iteration=1)),
+        detail={"model": model, "num_examples": m_step["num_examples"], "why": m_step["why"]},
+    )
+
+
+def own_examples(asked: TaskInputs[Any]) -> TaskInputs[Any]:
+    """Return inputs that leave a model the examples in its femtune.json."""
+    return replace(asked, settings=replace(asked.settings, demos="auto"), demos=())
+
+
 # --- filtered EM
 
 
@@ -280,6 +312,7 @@ _MEASURES: dict[str, Callable[[Ground, Progress], Measured]] = {
     "regression": _regression,
     "votes": _votes,
     "probabilities": lambda ground, progress: _probabilities("votes", ground, progress, ground.builder),
+    "chosen-examples": _chosen_examples,
     "answer-only": _answer_only,
     "fem": _fem,
     "fem-votes": _fem_votes,

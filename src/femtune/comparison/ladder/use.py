@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from femtune.comparison.ladder.rungs import TRAINED
+from femtune.comparison.ladder.rungs import OWN_MODEL
 from femtune.comparison.ladder.store import Rung
 from femtune.config import Ask, Train
 
@@ -32,7 +32,7 @@ def command(rung: Rung, model: str, settings: Train, scale: str | None, draws: i
     name = rung.name
     if name in ("majority", "direct", "regression"):
         return ""
-    trained = name in TRAINED
+    trained = name in OWN_MODEL
     words = ["femtune", "predict", "NEW.jsonl", "--model", rung.detail["model"] if trained else model]
     known: dict[str, Any] = {field.name: getattr(settings, field.name) for field in fields(Ask)}
     known |= {} if trained or scale is None else {"scale": scale}

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from femtune.config import LadderOptions
+from femtune.comparison.ladder.options import LadderOptions
 from femtune.evaluation.paired import PairedDifference, holm
 
 ALPHA = 0.05

@@ -293,7 +293,7 @@ def cost(found: Found) -> Section | None:
 def _spent(run: Record) -> dict[str, float]:
     e_steps, m_steps = [*run.e_steps().values()], [*run.m_steps().values()]
     return {
-        "drawn": sum(step.get("generated_tokens", 0) for step in e_steps),
+        "drawn": sum(step.get("generated_tokens", 0) for step in (*e_steps, *m_steps)),
         "trained": sum(step.get("trained_tokens", 0) for step in m_steps),
         "drawing": sum(step.get("total_s", 0.0) for step in e_steps),
         "training": sum(step.get("seconds", 0.0) for step in m_steps),

@@ -111,6 +111,11 @@ def look_ahead(
 ) -> RunEstimate:
     """Estimate the cost of `train` with the same arguments. Raises what `train` would raise at once."""
     options = options or EstimateOptions()
+    if settings.m_step == "examples":
+        raise ConfigError(
+            "femtune estimate is about M-steps that train weights. One that chooses examples makes at "
+            "most --selection-requests, as `femtune train` says before it begins."
+        )
     refuse_chat(settings, "estimate")
     draws = sampling(settings, scheme)
     folder, name = config_folder(model, options.measure > 0)
