@@ -116,9 +116,10 @@ def test_the_sentence_says_the_metrics_of_the_run(runs: Path) -> None:
     base, last = (metrics(runs / "star", number)["evaluation"] for number in (0, 2))
     number = "{:.1%}".format
     assert said == (
-        f"After 2 iterations, star gives the human's rating to {number(last['accuracy'])} (95% interval "
+        "After 2 iterations, star predicts the human's rating exactly for "
+        f"{number(last['accuracy'])} (95% interval "
         f"{number(last['accuracy_ci'][0])} to {number(last['accuracy_ci'][1])}) of 50 held-out items; "
-        f"the base to {number(base['accuracy'])} ({number(base['accuracy_ci'][0])} to "
+        f"the base for {number(base['accuracy'])} ({number(base['accuracy_ci'][0])} to "
         f"{number(base['accuracy_ci'][1])})."
     )
 

@@ -81,8 +81,9 @@ _KINDS: tuple[type, ...] = (
 )
 
 
-def order_commands(app: App) -> None:
+def in_order(app: App) -> App:
     """Put the commands into their panels, in the order of work, each with an example at the end."""
+    app.register_install_completion_command()
     for place, (title, names) in enumerate(COMMANDS.items()):
         group = Group(title, sort_key=place)
         for number, name in enumerate(names):
@@ -91,10 +92,11 @@ def order_commands(app: App) -> None:
                 app[name].sort_key = number
                 if name in EXAMPLES:
                     app[name].help_epilogue = f"Example:\n\n{EXAMPLES[name]}"
+    return app
 
 
-def group_options() -> None:
-    """Assign the settings to their panels, by annotations that cyclopts reads."""
+def group_options() -> Group:
+    """Assign the settings to their panels, by annotations that cyclopts reads; return the first one."""
     groups = {
         name: Group(title, sort_key=number)
         for number, (title, names) in enumerate(PANELS.items(), 1)
@@ -105,3 +107,4 @@ def group_options() -> None:
         own = {*kind.__annotations__} & groups.keys() - {*_OWN.get(kind, ())}
         for name in own:
             kind.__annotations__[name] = Annotated[hints[name], Parameter(group=groups[name])]
+    return MAIN

@@ -22,9 +22,9 @@ from femtune._util.parsing import Unreadable, as_pairs, read_yaml
 from femtune._util.redaction import check_values, is_secret_name
 from femtune._util.text import brief, near
 from femtune.cli import inspect, ladder  # importing them registers their commands
-from femtune.cli.groups import order_commands
+from femtune.cli.groups import in_order
 from femtune.cli.stored_scheme import keep_scheme
-from femtune.cli.train import app
+from femtune.cli.train import app as commands
 from femtune.errors import ConfigError, FemtuneError
 from femtune.reporting.terminal import (
     PipeConsole,
@@ -34,8 +34,7 @@ from femtune.reporting.terminal import (
 
 __all__ = ["app", "inspect", "ladder", "main"]
 
-order_commands(app)
-app.register_install_completion_command()
+app = in_order(commands)
 
 USAGE = 2  # exit status where a command can't be understood, as of other programs
 

@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 
 from femtune._util.consoles import ascii_of, is_utf8
 from femtune._util.text import visible
-from femtune.cli.groups import MAIN, OTHERS, group_options
+from femtune.cli.groups import OTHERS, group_options
 from femtune.cli.output import show_metrics, tell, write_report
 from femtune.cli.stored_scheme import SchemeData, read_scheme
 from femtune.config import RL, Calibrate, Evaluate, Flat, Names, Predict, Sample, Train
@@ -33,10 +33,9 @@ from femtune.workflows.merge import merge_adapter
 if TYPE_CHECKING:
     from femtune.comparison.experiment import CompareResult
 
-group_options()
 app = App(
     name="femtune",
-    group_parameters=MAIN,
+    group_parameters=group_options(),
     help="Learn to reason from questions and correct answers alone, by filtered EM.",
     default_parameter=Parameter(negative_iterable=(), negative_none=()),
     group_commands=OTHERS,

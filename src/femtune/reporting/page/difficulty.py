@@ -38,8 +38,8 @@ def difficulty(found: Found, looked: Sequence[EStepTallies]) -> Section | None:
     if not figures:
         return Section("difficulty", "Which problems it learns from", notes=notes)
     says = [
-        "A filter keeps what the model gets right. If that is the easy ones alone, the model hears of "
-        "the hard ones never, and a judge drifts to the most frequent score.",
+        "A filter keeps what the model gets right. If that is the easy ones alone, the hard ones "
+        "are never learnt, and a judge drifts to the most frequent score.",
         *_shifts(found),
     ]
     keys = group_keys(found)

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from femtune.reporting.page.drawing import NARROW, WIDE, Axis
+from femtune.reporting.page.drawing import Axis
 from femtune.reporting.page.figures import stacks
-from femtune.reporting.page.flow import Stop, flow
 from femtune.reporting.page.parts import Figure, Key, Section, Table, of
 from femtune.reporting.page.record import Found, Group
 from femtune.reporting.page.tally import Pick, Tally
@@ -26,7 +25,7 @@ REASONS = {  # in the order shown; "" means kept
     "reward_failed": ("reward failed", "var(--failed)"),
     "engine_failed": ("engine failed", "var(--failed)"),
 }
-MAX_ATTEMPTS = 5  # in a flow picture; later attempts are merged
+MAX_ATTEMPTS = 5  # bars; later attempts are merged
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,8 @@ def draws(found: Found, looked: Sequence[EStepTallies]) -> Section | None:
     alone = len(known) == 1
     figures = []
     for each in known:
-        wide = [_flow(each, WIDE if alone else NARROW)]
-        title = "Where the draws went, all iterations together" if alone else each.group.label
-        figures.append(Figure(title, wide[0], narrow=_flow(each, NARROW) if alone else None))
+        title = "What became of each attempt" if alone else each.group.label
+        figures.append(Figure(title, _attempts(each)))
     bars = []
     for each in known:
         for prompt in sorted({key[2] for key in each.counts()}, key=lambda p: p != "plain"):
@@ -103,56 +101,31 @@ def _told(looked: EStepTallies) -> str:
     return f"{looked.group.label}: {kept} draws were accepted{rest}."
 
 
-def _flow(looked: EStepTallies, width: int) -> Markup:
-    """Draw stages and attempts on the left, outcomes on the right."""
-    total = looked.counts()
-    stages: dict[tuple[int, int, str], int] = {}
-    ends: dict[str, int] = {}
-    links: Counter[tuple[tuple[int, int, str], str]] = Counter()
-    for (stage, index, prompt, reason), number in sorted(total.items()):
+def _attempts(looked: EStepTallies) -> Markup:
+    """Draw a bar for each attempt: the problems that it asked, by what became of them."""
+    attempts: dict[tuple[int, int, str], Counter[str]] = {}
+    for (stage, index, prompt, reason), number in sorted(looked.counts().items()):
         at = (stage, min(index, MAX_ATTEMPTS - 1), prompt)
-        stages[at] = stages.get(at, 0) + number
-        ends[reason] = ends.get(reason, 0) + number
-        links[at, reason] += number
-    order = sorted(ends, key=lambda reason: (reason != "", -ends[reason]))
-    asked = sum(tally.num_problems for own in looked.tallies.values() for tally in own.values())
-    made = [
-        Stop(_stage_name(at, [*stages], number), number, _prompt_colour(at[2]))
-        for at, number in stages.items()
-    ]
-    left = [*stages]
-    outcomes = []
-    for reason in order:
-        word, colour = REASONS.get(reason, (reason, "var(--failed)"))
-        outcomes.append(
-            Stop(
-                f"{word}\n{ends[reason]:,} ({percent(ends[reason] / total.total(), 0)})",
-                ends[reason],
-                colour,
-            )
-        )
-    start = Stop(f"problems asked\n{asked:,}", asked, "var(--base)")
-    numbers = {(left.index(at), order.index(reason)): number for (at, reason), number in links.items()}
-    label = (
-        f"{looked.group.label}: {asked:,} problems asked, "
-        + ", ".join(stop.label.replace("\n", " ") for stop in (*made, *outcomes))
-        + "."
-    )
-    return flow(start, made, outcomes, numbers, label, width=width)
+        attempts.setdefault(at, Counter())[reason] += number
+    values = []
+    for at, ends in attempts.items():
+        title = f"{_stage_name(at, [*attempts])}: {ends.total():,} asked, {ends['']:,} kept"
+        for reason in sorted(ends, key=lambda reason: (reason != "", -ends[reason])):
+            colour = REASONS.get(reason, (reason, "var(--failed)"))[1]
+            values.append((title, reason, colour, float(ends[reason])))
+    told = "; ".join(dict.fromkeys(title for title, *_ in values))
+    axis = Axis("problems, over all iterations", ",d")
+    return stacks(values, f"{looked.group.label}: {told}.", axis, across=True)
 
 
-def _stage_name(at: tuple[int, int, str], stages: Sequence[tuple[int, int, str]], number: int) -> str:
+def _stage_name(at: tuple[int, int, str], stages: Sequence[tuple[int, int, str]]) -> str:
     stage, index, prompt = at
     attempts = sum(each[0] == stage for each in stages)
     word = "asked" if prompt == "plain" else "with a hint"
     if attempts > 1:
         later = " and later" if index == MAX_ATTEMPTS - 1 else ""
         word = f"attempt {index + 1}{later}" if prompt == "plain" else f"hinted {index + 1}{later}"
-    return f"{word}\n{number:,}"
-
-
-def _prompt_colour(prompt: str) -> str:
-    return "var(--plain)" if prompt == "plain" else "var(--hinted)"
+    return word
 
 
 def _reasons(looked: EStepTallies, prompt: str) -> Markup:

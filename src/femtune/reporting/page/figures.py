@@ -114,7 +114,7 @@ def stacks(
         "type": "quantitative",
         "title": axis.title if across else None,
         "stack": "zero",
-        "axis": {"format": axis.format, "tickCount": 4},
+        "axis": {"format": axis.format, "tickCount": 4, "grid": not across},  # it would cross labels
         "scale": {"domain": list(axis.domain)} if axis.domain else {},
     }
     names = {str(number): bar for number, bar in enumerate(bars)}

@@ -93,7 +93,7 @@ def _claim(lead: Contender) -> tuple[str, str]:
     if "agreement" in metrics:
         return "agrees with the human on {0} {1} held-out choices", "on "
     if "spearman" in metrics:
-        return "gives the human's rating to {0} {1} held-out items", "to "
+        return "predicts the human's rating exactly for {0} {1} held-out items", "for "
     return "gets {0} {1} held-out problems right", ""
 
 
