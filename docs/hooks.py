@@ -155,8 +155,9 @@ GROUPS = {
     "Train": ("train", "compare", "sample", "fit", "demos"),
     "Use": ("evaluate", "predict", "calibrate", "bias"),
     "Look": ("report", "view", "refilter", "replay", "verify"),
-    "Share": ("push",),
+    "Share": ("merge", "push"),
     "Try": ("demo", "world"),
+    "Set up": ("--install-completion",),
 }
 
 
@@ -183,7 +184,7 @@ def command_line() -> str:
     page = []
     for title, names in GROUPS.items():
         for name in names:
-            about += f"| [{name}](#femtune-{name}) | {_first_line(verbs[name])} |\n"
+            about += f"| [{name}](#femtune-{name.lstrip('-')}) | {_first_line(verbs[name])} |\n"
         page += [f"## {title}\n", *(f"### femtune {verbs[name]}" for name in names)]
     return about + "\n" + "\n".join(page)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -48,6 +49,17 @@ def test_the_pages_have_commands() -> None:
 def test_commands_of_a_page_have_flags_that_exist(name: str) -> None:
     for words in femtune_words(ROOT / name):
         parse(words)
+
+
+def test_the_reference_has_a_group_for_each_command() -> None:
+    tree = ast.parse((ROOT / "docs" / "hooks.py").read_text())
+    (groups,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "GROUPS"
+    )
+    named = [name for names in groups.values() for name in names]
+    assert sorted(named) == sorted({*app} - {"--help", "-h", "--version"})
 
 
 def test_a_wrong_flag_is_found() -> None:

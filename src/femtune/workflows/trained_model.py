@@ -34,9 +34,9 @@ else:
 class TrainedModel(os.PathLike[str]):
     """The folder of a trained model, which takes the place of a path everywhere.
 
-    best = train(rows, "Qwen/Qwen3-1.7B", task="judge").best
-    best.calibrate(validation)
-    best.predict([{"prompt": "Why?", "response": "So."}])[0]["answer"]
+        best = train(rows, "Qwen/Qwen3-1.7B", task="judge").best
+        best.calibrate(validation)
+        best.predict([{"prompt": "Why?", "response": "So."}])[0]["answer"]
 
     Task, scale and the other settings of its prompts are those that it was trained with.
     """
