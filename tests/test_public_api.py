@@ -193,7 +193,14 @@ def test_other_data_is_refused_with_what_is_taken(data: Any) -> None:
         femtune.check(data, "seedling", progress="quiet")
 
 
-def test_a_run_goes_from_rows_to_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_goes_from_rows_to_predictions(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("femtune.evaluation.advice.MUCH_TIME", 0.0)
+    caplog.set_level("INFO", logger="femtune")
     asked: dict[str, Any] = {"task": "judge", "scale": "1,5", "max_new_tokens": 40}
     result = femtune.train(
         ROWS,
@@ -209,6 +216,7 @@ def test_a_run_goes_from_rows_to_predictions(tmp_path: Path, capsys: pytest.Capt
         **asked,
     )
     assert "accuracy" in capsys.readouterr().out
+    assert "Measuring took" in caplog.text
     assert (result.best.path.resolve(), result.last.path.resolve()) == (
         (tmp_path / "run/iteration-001/model").resolve(),
     ) * 2

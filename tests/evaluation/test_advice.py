@@ -16,7 +16,13 @@ from femtune import loop
 from femtune.data.worlds import WORLDS, make_splits
 from femtune.engines.fake import FakeEngine
 from femtune.errors import NothingKept
-from femtune.evaluation.advice import e_step_warnings, evaluation_warnings, nothing_kept
+from femtune.evaluation.advice import (
+    e_step_warnings,
+    evaluation_warnings,
+    nothing_kept,
+    time_advice,
+    time_measuring,
+)
 from femtune.evaluation.chance import binomial_interval, guessed_share, is_closed, plain_attempts
 from femtune.evaluation.evaluate import estep_metrics, evaluation_metrics
 from femtune.loop import Evaluation, LoopConfig, Steps
@@ -217,3 +223,27 @@ def test_what_keeps_nothing_says_so_in_a_run(tmp_path: Path) -> None:
     steps.serving = tmp_path
     with pytest.raises(NothingKept, match=r"2 plain draws: truncated.*raise --max-new-tokens"):
         steps.e_step(1)
+
+
+@pytest.mark.parametrize(("training_s", "is_much"), [(16.0, False), (15.0, True)])
+def test_a_run_says_what_measuring_took_where_it_is_over_a_fifth(
+    training_s: float, is_much: bool
+) -> None:
+    history: Any = [
+        {"iteration": 0, "evaluation": {"total_s": 1.0}, "posterior": {"total_s": 0.5}},
+        {
+            "iteration": 1,
+            "e_step": {"total_s": training_s - 10},
+            "m_step": {"seconds": 10.0},
+            "development": {"total_s": 0.25},
+            "evaluation": {"total_s": 1.0},
+            "posterior": {"total_s": 0.75},
+            "rationales": {"total_s": 0.5},
+        },
+    ]
+    assert time_measuring(history) == (4.0, 4.0 + training_s)
+    said = time_advice(history)
+    assert (said is not None) == is_much
+    if said is not None:
+        assert said.startswith("Measuring took 4 s, 21% of the time of all steps.")
+    assert time_advice([]) is None

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from femtune.evaluation.chance import binomial_interval
-from femtune.metric_types import DrawMetrics, EStepMetrics, EvaluationMetrics
+from femtune.metric_types import DrawMetrics, EStepMetrics, EvaluationMetrics, History
 from femtune.types import Scheme
 
 FEW_ANSWERED = 0.5  # of the draws
 FEW_KEPT = 0.05  # of the problems
 MANY_TRUNCATED = 0.2  # of the draws
+MUCH_TIME = 0.2  # of a run, for measuring
 
 # What to do where most draws were refused for a reason.
 _REMEDIES = {
@@ -133,6 +134,32 @@ def remedy(reasons: Mapping[str, Mapping[str, int]], scheme: Scheme) -> str:
 def _attempts(scheme: Scheme) -> int:
     """Return how many plain draws of a problem the scheme makes at most."""
     return sum(stage.draws for stage in scheme.stages if stage.prompt_kind == "plain")
+
+
+def time_measuring(history: History) -> tuple[float, float]:
+    """Return the seconds that a run's measurements took, and those of all its steps.
+
+    Measurements are evaluations, the development part, the bound, and reading the rationales.
+    """
+    names = ("evaluation", "evaluation_demos", "development", "posterior", "rationales")
+    measuring = training = 0.0
+    for metrics in history:
+        parts: Mapping[str, Mapping[str, float]] = metrics  # type: ignore[assignment]  # by name
+        measuring += sum(parts.get(name, {}).get("total_s", 0.0) for name in names)
+        training += parts.get("e_step", {}).get("total_s", 0.0)
+        training += parts.get("m_step", {}).get("seconds", 0.0)
+    return measuring, measuring + training
+
+
+def time_advice(history: History) -> str | None:
+    """Say what a run's measurements took and how to take less, where it was over a fifth of its time."""
+    measuring, whole = time_measuring(history)
+    if measuring <= MUCH_TIME * whole:
+        return None
+    return (
+        f"Measuring took {measuring:,.0f} s, {measuring / whole:.0%} of the time of all steps. Less: "
+        "--eval-every 2, a smaller --eval-share, --bound-draws 0 or --reader-problems 0."
+    )
 
 
 def has_examples(metrics: EStepMetrics) -> bool:

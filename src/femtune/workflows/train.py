@@ -14,6 +14,7 @@ from femtune.data.partition import Parts, num_items
 from femtune.engines.model_files import local_model
 from femtune.errors import ConfigError, ModelError
 from femtune.estep.scheduler import Sampler
+from femtune.evaluation.advice import time_advice
 from femtune.evaluation.item_scores import compare_iterations
 from femtune.evaluation.paired import PairedDifference
 from femtune.loop import LoopConfig, Progress, fem
@@ -118,8 +119,7 @@ def run_train(
                 *(run, builder.base, parts.train, parts.test, config, sampler),
                 *(builder.tokenizer, progress, info, parts.dev),
             )
-        if history[-1]["iteration"] < config.iterations:
-            log.info("out of patience %d: best is %s.", config.patience, describe_best(history))
+        _say_end(history, config)
         for iteration in {best_of(history), history[-1]["iteration"]}:
             write_model_card(run.root, iteration)
     return TrainResult(
@@ -190,6 +190,14 @@ def _say_parts(settings: Train, parts: Parts) -> None:
             "the last model. --dev-share 0.2 sets one aside.",
             num_items(parts.train),
         )
+
+
+def _say_end(history: History, config: LoopConfig) -> None:
+    """Log why a run ended early, and what measuring took where that was much of its time."""
+    if history[-1]["iteration"] < config.iterations:
+        log.info("out of patience %d: best is %s.", config.patience, describe_best(history))
+    if advice := time_advice(history):
+        log.info("%s", advice)
 
 
 def _info(

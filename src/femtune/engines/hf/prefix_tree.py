@@ -9,6 +9,8 @@ branches are dropped where a budget of bytes is exceeded.
 
 Source: the radix tree of SGLang's RadixAttention (Zheng et al. 2024, arXiv 2312.07104, section 3).
 Departure: the tree is a copy beside the slots that rows are written in, so that steps read whole slots.
+It saves passes over prompts. A prefix that many rows share is also kept by `kv_slots.Slots` in one
+piece, which each step reads once for all of them. The tree can't do that: its edges are cut and dropped.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress, count
+from operator import ne
 from weakref import ref
 
 import torch
@@ -122,5 +126,4 @@ def num_common(one: Sequence[int], other: Sequence[int]) -> int:
     most = min(len(one), len(other))
     if one[:most] == other[:most]:  # the usual case, without a loop
         return most
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), most)
+    return next(compress(count(), map(ne, one, other)), most)
