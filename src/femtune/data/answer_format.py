@@ -93,14 +93,18 @@ class AnswerFormat:
         if not forms and self.spec in FORMS:  # people read an answer in another form, too
             found = list(_in_other_forms(final, self.spec))
             form = form._replace(whole_line=False)  # a sentence may follow
-            if not found and _ALONE.fullmatch(final.strip()):
-                return Parsed("", bare(final), "no rationale before the answer" * require_rationale)
+            if not found and _ALONE.fullmatch(final.strip("`\n ")):
+                return Parsed(
+                    "", bare(final.strip("`\n ")), "no rationale before the answer" * require_rationale
+                )
         if not found:
             return Parsed(whole, "", "the answer is empty" if forms else form.missing)
         found = _corrected(final, found)
         first, last = found[0], found[-1]
         said = [*found, *(() if forms or decides(final, found[-1]) else every_sentence(final))]
-        if not all(_agree(first.answer, one.answer) for one in said) or _is_choice(first.answer):
+        if not all(
+            _agree(last.answer, one.answer) for one in _corrected(final, sorted(said))
+        ) or _is_choice(first.answer):
             return Parsed(whole, "", "two different answers")
         if not forms and _may_be_cut_off(final, last):
             return Parsed(whole, "", form.missing)
@@ -187,7 +191,7 @@ _THINKING = re.compile(r"<think(?:ing)?>.*?(?:(?P<end></think(?:ing)?>)|\Z)", re
 # a completion that is only a letter or a number, perhaps after a word such as "Score"
 _ALONE = re.compile(
     r"[*_`]*(?:(?:response|option|choice|summary|rating|score) )?"
-    r"[(\[]?(?:[A-Z]|-?\d[\d.,]*%?)[)\]]?[.*_`]*"
+    r"[(\[]?(?:[A-Z]|-?\d[\d.,]*%?(?: (?:points|stars)| ?/ ?\d+| out of \d+)?)[)\]]?[.*_`]*"
     # a copy of a choice
     r"|(?:(?:option|choice) )?(?-i:[A-Z])[.:)]\s(?!.*\b(?:is|are|was|were)\b)[^\n]{1,60}",
     re.IGNORECASE,
@@ -210,8 +214,10 @@ _NEXT_TURN = re.compile(
     r"\n(?:[#*]|[^\S\n])*(?:Question|Problem|Exercise|Q|Human|User|Prompt)\b[^\S\n]*\d*[*]*[:.]",
     re.IGNORECASE,
 )
-# a last paragraph that is only a letter
-_LETTER_ALONE = re.compile(r"\n[^\S\n]*\n[*_`]*[(\[]*(?P<answer>[A-Z])[)\]]*[.*_`]*\s*\Z")
+# a last paragraph that is only a letter or a number
+_LETTER_ALONE = re.compile(
+    r"\n[^\S\n]*\n[*_`]*[(\[]*(?P<answer>[A-Z]|-?\d[\d,]*(?:\.\d+)?)[)\]]*[.*_`]*\s*\Z"
+)
 # a first line that is only a letter or a number, or a copy of a choice before a few words
 _FIRST = re.compile(
     r"\s*[*_`]*[(\[]*(?P<answer>[A-J]|\d\d?)[)\]]*[.*_`]*[^\S\n]*\n(?=\s*\S)"
@@ -219,7 +225,7 @@ _FIRST = re.compile(
     re.DOTALL,
 )
 _QA = re.compile(r"\s*A: ?(?P<answer>\S?\d[\d.,]*)[^\S\n]*\n")  # as after "Q:"
-_LISTED = re.compile(r"^\W*(?:[A-Z]|\d\d?)\W*$", re.MULTILINE)
+_LISTED = re.compile(r"^\W*(?:[A-Z]|\d[\d.,]*)\W*$", re.MULTILINE)
 
 
 def _outside(text: str) -> list[str]:
@@ -336,11 +342,12 @@ def _in_other_forms(text: str, spec: str) -> Iterator[Found]:
 
 
 def _alone(text: str) -> Iterator[Found]:
-    """Yield a letter that is the last paragraph, or a first line that no other answer follows."""
+    """Yield a letter or number that is the last paragraph, or a first line without another answer."""
     if (last := _LETTER_ALONE.search(text)) is not None:
         before = text[: last.start()].rstrip().rpartition("\n")[2]
-        refused = TURNED_DOWN.search(before) or (before[-1:] != "?" and DOUBT.search(before))
-        if len(_LISTED.findall(text)) == 1 and not refused:
+        short = len(before) <= 60 and before[-1:] != "?"
+        refused = TURNED_DOWN.search(before) or (short and DOUBT.search(before))
+        if len(_LISTED.findall(text)) <= 1 and not refused:
             yield Found(last.start("answer"), last.end(), last["answer"])
         return
     if (said := _QA.match(text)) and not re.search(r"^B:", text, re.MULTILINE):

@@ -194,13 +194,14 @@ def form_of(spec: str) -> Form:
 
 _LINE = re.compile(
     r"^(?:[^\S\n]|[#>✅✔☑➡👉\ufe0f])*(?:[*-][^\S\n]+)?(?P<mark>[*_`\"“]*)(?:final[^\S\n]+)?answer"
-    r"(?P<closed>(?:[^\S\n]|[*_`\"”])*)[:：](?P<answer>.*?)"
+    r"(?P<closed>(?:[^\S\n]|[*_`\"”])*)(?:[:：]|[-–—][^\S\n](?=\(?(?:[a-z]|-?\d[\d.,]*)\)?\.?$))(?P<answer>.*?)"
     r"(?:(?<=[.!$*])[^\S\n]+(?:I hope|Hope|Let me know|Feel free).*)?(?=\n)",
     re.IGNORECASE | re.MULTILINE,
 )
 # "The correct answer is:", or a heading "Answer", with the answer in the next line
 _ABOVE = re.compile(
-    r"^(?:(?:.*\b(?:the|my)[^\S\n]+)(?:(?:final|correct|right|best)[^\S\n]+)*answer[^\S\n]+is[:：]"
+    r"^(?:(?:.*\b(?:the|my)[^\S\n]+)(?:(?:final|correct|right|best)[^\S\n]+)*"
+    r"(?:answer|(?<=[a-z][^\S\n])(?:choice|option)\b[^:\n]{0,100})[^\S\n]+is[:：]"
     r"|[^\S\n]*#+[^\S\n]*(?:final[^\S\n]+)?answer)(?P<mark>)(?P<closed>)"
     r"(?P<answer>[*_`]*[^\S\n]*)(?=\n)",
     re.IGNORECASE | re.MULTILINE,

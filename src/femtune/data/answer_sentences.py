@@ -43,7 +43,7 @@ REMARK = re.compile(
 _BECAUSE = re.compile(r",? (?:because|since|as|which|so) ")
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?。](?=\s)|(?=\n|\Z))")
 _NOUN = (
-    r"(?:(?:final|correct|right|best|overall|perfect)\s+)*(?:answer|rating|score)"
+    r"(?:(?:final|correct|right|best|overall|perfect)\s+)*(?:answer|grade|rating|score|solution)"
     r"|(?:(?:final|correct|right|best|better)\s+)+(?:choice|option|response|summary|letter)"
 )
 _IS = re.compile(
@@ -61,16 +61,16 @@ _AGAIN = re.compile(r",? and (?:so |thus )?(?:the |my )?(?:answer|rating|score) 
 _END = r"[*_`]*(?:,?\s(?:because|since|as|which)\s.+|\s[-–—]\s.+)?[.!。*_`\s]*\Z"
 _SO = r"\b(?:so|thus|therefore|hence|overall),?\s"
 _THEN = re.compile(f",?\\s{_SO}", re.IGNORECASE)
-_THING = r"(?:response|summary|option|choice|answer)"
+_THING = r"(?:response|summary|option|choice|answer|model|assistant)"
 _LETTER = rf"[*_`]*(?:(?:the\s)?{_THING}\s)?[*_`(]*(?P<answer>(?-i:[A-Z]))\b[*_`)]*"
-_SURELY = r"(?:(?:certainly|clearly|definitely|far|indeed|much|slightly)\s)?"
+_SURELY = r"(?:(?:certainly|clearly|definitely|far|indeed|much|significantly|slightly)\s)?"
 _POINTS = r"(?P<answer>-?\d+(?:\.\d+)?(?:/\d+|\sout\sof\s\d+)?)(?:\s(?:stars?|points?))?"
-_WOULD = r"\bI(?:\swould|['’]d|\swill|['’]ll)?\s"
+_WOULD = r"\b(?:I|we)(?:\swould|['’]d|\swill|['’]ll)?\s"
 _VERDICTS = tuple(
     re.compile(pattern + _END, re.IGNORECASE | re.DOTALL)
     for pattern in (
         rf"(?:^|,\s|{_SO}|\band\s){_LETTER}\sis\s{_SURELY}(?:the\s|a\s)?(?:better|best)(?:\s(?:{_THING}|one))?"
-        rf"(?:\sthan\s(?:the\s)?(?:{_THING}\s)?\w+)?",
+        rf"(?:\sthan\s(?:the\s)?(?:{_THING}\s)?\w+)?(?:\sin\sthis\s(?:case|example|scenario))?",
         rf"(?:^|{_SO}){_LETTER}\s(?:gives|has|offers|provides)\sthe\s(?:better|best)\s{_THING}",
         rf"{_SO}{_LETTER}\sis\s(?:the\s)?(?:right|correct|okay|ok)(?:\s(?:{_THING}|one))?",
         rf"(?:^|\band\s){_LETTER}\sis\sthe\s(?:right|correct)\s(?:{_THING}|one)",
@@ -78,6 +78,7 @@ _VERDICTS = tuple(
         r"^(?:the\s)?(?:answer|choice|option)\s[*_`(]*(?P<answer>(?-i:[A-Z]))\b[*_`)]*\sis\s(?:also\s)?(?:right|correct)",
         rf"(?:^|,\s|{_SO})[*_`]*(?:it|this)(?:\sis|['’]s)\sa\s(?P<answer>tie)",
         rf"(?:^|,\s|{_SO}){_WOULD}(?:choose|go\swith|pick|prefer|say|select|vote\sfor)\s(?:that\s)?{_LETTER}",
+        rf"^(?:so|thus|therefore|hence):\s{_LETTER}",
         rf"{_WOULD}(?:give|grade|rate|score)\s(?:[a-z]+\s){{0,5}}{_POINTS}",
         rf"\b(?:deserves|gets|receives|earns)\s(?:an?\s)?(?:(?:rating|score)\sof\s)?[*_`]*{_POINTS}",
         rf"\b(?:rating|score)\sof\s[*_`]*{_POINTS}",
@@ -87,13 +88,22 @@ _VERDICTS = tuple(
     )
 )
 # a word that each pattern needs, found faster than the patterns
-_NEEDED = re.compile(r"answer|rating|score|choice|option|response|summary|letter", re.IGNORECASE)
+_NEEDED = re.compile(
+    r"answer|grade|rating|score|solution|choice|option|response|summary|letter", re.IGNORECASE
+)
 _NEEDED_VERDICT = re.compile(
-    r"\b(?:is|chose|choose|deserves|earns|gets|gives?|grade|pick|prefer|rate|receives|say|select|vote)\b"
-    r"|go with|the be(?:tter|st)|rating|score|overall|decision|result|total|verdict|winner|['’]s a tie",
+    r"\b(?:answer|better|best|correct|right|ok|okay|tie|chose|choose|deserves|earns|gets|gives?|grade|pick|prefer|rate|receives|say|select|vote)\b"
+    r"|go with|rating|score|overall|decision|result|total|verdict|winner|['’]s a tie"
+    r"|\b(?:so|thus|therefore|hence):",
     re.IGNORECASE,
 )
 _SHOULD = re.compile(r"\bshould\s(?=(?:be\s(?:given|rated|scored)|get|have|receive)\b)", re.IGNORECASE)
+# 'The answer is not "B", as', before "the answer is A."
+_NOT_THAT = re.compile(
+    r"\A(?:the|my) (?:\w+ )?(?:answer|choice|option) is not [\"“(]?[\w.]{1,8}[\"”)]?[,;]"
+    r" (?:as|because|but|since) (?=the\b)",
+    re.IGNORECASE,
+)
 _NO_COMMA = re.compile(r"(?:no|ok(?:ay)?|well|yes),\s(?=(?:so\s)?(?:the|my)\s)", re.IGNORECASE)
 _SHOULD_BE = re.compile(r"\b(answer|choice|letter|option|rating)\sshould be\b", re.IGNORECASE)
 TURNED_DOWN = re.compile(r"\b(?:eliminate|exclude|reject|rule out)\b", re.IGNORECASE)
@@ -203,6 +213,8 @@ def _plainly(sentence: str) -> str:
     said = sentence.strip("*_` ")
     if "should" in said:
         said = _SHOULD.sub("", _SHOULD_BE.sub(r"\1 is", said))
+    if " not " in said:
+        said = _NOT_THAT.sub("", said)
     return _NO_COMMA.sub("", said) if "," in said[:5] else said
 
 

@@ -124,7 +124,7 @@ _ARTICLE = re.compile(r"(?:it(?: is|['’]s) )?an? (?=tie\b)", re.IGNORECASE)
 _OF_MOST = re.compile(r"(?P<points>.+?) ?(?:/|(?:out )?of) ?(?P<most>[^/]+)", re.IGNORECASE)
 _MIXED = re.compile(r"-?\d+ +\d+ ?/ ?\d+")
 _COMMENT = re.compile(
-    r"(?<=[\d)\]])(?:,? (?:because|since|as) [^\d]*| \((?!or\b)[^\W\d][^()\d]*\)"
+    r"(?<=[\d)\]])(?:,? (?:because|since|as|based on) [^\d]*| \((?!or\b)[^\W\d][^()\d]*\)"
     r"| [-–—] [^\W\d][^\d]*|: [^\W\d][^\d]*)$"
 )
 # "4 (leaning five)", but not "4 (two errors)"; one is a pronoun in most comments

@@ -12,9 +12,10 @@ expressions. docs/answers.md has a table of what is equal.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from femtune.data.grammar.dates import is_date_like, read_date
-from femtune.data.grammar.numbers import as_quantity, spelled, stated_quantity
+from femtune.data.grammar.numbers import Quantity, as_quantity, spelled, stated_quantity
 from femtune.data.grammar.text import DOUBT, bare, folded, plain, remembered, split_parts, unled
 from femtune.data.grammar.units import Unit, read_unit
 from femtune.rewards.expressions import LONGEST, RELATION, same_expression
@@ -35,7 +36,7 @@ def same_value(answer: str, gold: str) -> bool:
 def _same(a: str, b: str) -> bool:
     numbers = stated_quantity(a), stated_quantity(b)
     if numbers[0] is not None and numbers[1] is not None:
-        return numbers[0].same(numbers[1])
+        return numbers[0].same(numbers[1]) or _rounded(numbers[0], numbers[1])
     if (spelt := _spelt(a)) == _spelt(b):
         return spelt != ""
     dates = read_date(a), read_date(b)
@@ -49,6 +50,19 @@ def _same(a: str, b: str) -> bool:
     if (named[0] is None) != (named[1] is None):
         return _same_unnamed(a, b, named[0] or named[1] or {})
     return _same_unnamed(a, b, {})
+
+
+def _rounded(mine: Quantity, gold: Quantity) -> bool:
+    """Return True for twelve digits of a fraction whose decimals do not end: 0.333333333333 for 1/3."""
+    value = mine.beside(gold)
+    if value is None or not (_unending(value) or _unending(gold.value)):
+        return False
+    return abs(value - gold.value) <= max(abs(value), abs(gold.value)) / 10**12
+
+
+def _unending(value: Fraction) -> bool:
+    """Return True for a number whose decimals do not end: its denominator divides no power of ten."""
+    return pow(10, value.denominator.bit_length(), value.denominator) != 0
 
 
 def _same_unnamed(a: str, b: str, named: dict[str, list[str]]) -> bool:
@@ -94,7 +108,10 @@ def _same_chain(chain: str, value: str) -> bool:
     """Return True if the sides of "2 + 3 = 5" are equal, and the last of them is the other answer."""
     sides = chain.split("=")
     *before, last = sides if len(sides) <= MOST_PARTS else ["", ""]
-    return same_expression(tex(last), tex(value)) and all(_same(side, last) for side in before)
+    computed = [side for side in before if re.search(r"\d", side)]  # m + n = 256 + 37 = 293
+    return same_expression(tex(last), tex(value)) and all(
+        _same(side, last) for side in computed or before
+    )
 
 
 # --- text

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from femtune.data.grammar.text import BACK, DOUBT, remembered, unbracketed, unled, unmarked
 
 _NOUN = re.compile(
-    r"(?:the )?(?:answer|assistant|choice|label|option|response|summary) (?P<label>.+)",
+    r"(?:the )?(?:answer|assistant|choice|label|model|option|response|summary) (?P<label>.+)",
     re.IGNORECASE | re.DOTALL,
 )
 _LABEL = re.compile(

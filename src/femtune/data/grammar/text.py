@@ -109,6 +109,7 @@ _IT = r"(?:it(?: is|['’]s)|the (?:\w+ )?answer(?: is|['’]s))"
 _HEDGE = re.compile(
     rf"(?:i (?:think|believe|guess|would say|['’]d say),? (?:that )?(?:{_IT} )?"
     r"|there (?:is|are|was|were|will be) (?:only |now |still )?"
+    r"|rules out \(?\w\)?(?:,? (?:and )?\(?\w\)?){0,8}, (?:leaving|which leaves) "
     r"|[^.!?\n]{1,40}\bor\b[^.!?\n]{1,40}\?\s+"
     rf"|{_IT} not (?:option |choice )?\(?[\w.]{{1,8}}\)?(?:,|;|\.|, but) {_IT} )(?=\S)",
     re.IGNORECASE,
@@ -121,7 +122,7 @@ BACK = (
 # and by which it is put in doubt, or given beside another one
 DOUBT = re.compile(
     rf"\b(?:{BACK}|however|but|not?|or|nor|maybe|perhaps|wrong|incorrect|should|if|whether|unless|suppose"
-    r"|assum\w+|might|could|doubt\w*|untrue|never|cannot|unlikely|deny|disagree)\b"
+    r"|assum\w+|might|could|(?:i|we) doubt|doubtful|untrue|never|cannot|unlikely|deny|disagree)\b"
     r"|\b(?:is|was|['’]s) false\b|n['’]t\b|~~|\?",
     re.IGNORECASE,
 )
