@@ -142,6 +142,29 @@ def test_an_answer_is_forced_in_every_format(
     assert found.accuracy > 0.5
 
 
+def test_a_server_that_refuses_a_partial_message_is_asked_in_a_turn(
+    questions: Path, tmp_path: Path
+) -> None:
+    def write(messages: Messages, times: int) -> str:
+        return "4" if len(messages) > 1 else "I think about it for a while."
+
+    def fault(body: dict[str, Any], number: int) -> Any:
+        words = "Assistant response prefill is incompatible with enable_thinking."
+        return (400, {}, {"error": {"message": words}}) if len(body["messages"]) == 2 else None
+
+    how: dict[str, Any] = {"engine": "chat", "output_dir": tmp_path / "run"}
+    with chatting(write, owner="llamacpp", fault=fault) as server:
+        with pytest.raises(BudgetReached):
+            femtune.evaluate(questions, "a-model", base_url=server.url, max_requests=40, **how)
+        assert len(server.paid) == 40
+    # the same command goes on where the server lists itself otherwise
+    with chatting(write, owner="vllm") as other:
+        femtune.evaluate(questions, "a-model", base_url=other.url, **how)
+    assert len(other.paid) == 8
+    ways = [c.served and c.served.forced_by for c in completions(tmp_path / "run", "eval").values()]
+    assert sorted({*ways}) == ["prefill", "turn"]
+
+
 def test_a_reply_that_has_the_form_itself_is_not_put_after_the_cue(
     questions: Path, tmp_path: Path
 ) -> None:

@@ -282,7 +282,7 @@ def test_a_run_whose_directory_goes_away_says_so(
         record(run, *paths)
 
     monkeypatch.setattr(Run, "record", record_or_go)
-    with pytest.raises(RunError, match="was removed or moved in mid-run"):
+    with pytest.raises(RunError, match="was removed or moved during the run"):
         whole_run(root, base)
     assert not root.exists()
     if what == "moved":

@@ -294,7 +294,8 @@ def sampling(settings: Sample, scheme: Scheme | None = None) -> Sampling:
         )
     scheme = scheme or parse_scheme(settings.scheme)
     if settings.temperature == 0 and any(stage.draws > 1 for stage in scheme.asked):
-        raise ConfigError(f"{scheme.name} at temperature 0: every attempt is the same. Set it to 1.")
+        why = f"{scheme.name} at temperature 0: every attempt is the same."
+        raise ConfigError(f"{why} Set temperature 1.")
     return Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
 
 

@@ -110,7 +110,7 @@ BAD = {
     ),
     "a server is to learn full weights": Bad(
         "train train.jsonl {} --engine openai --base-url http://x/v1",
-        ("train through it with --use-peft",),
+        ("Train through it with --use-peft",),
     ),
     "a server has no URL": Bad(
         "sample train.jsonl {} --engine openai", ("set OPENAI_BASE_URL", "--base-url")
@@ -230,7 +230,7 @@ BAD = {
         a_file("out/pps-seed0/config.yaml", f"format: {FORMAT}\nscheme: rejection:1\n"),
     ),
     "the output is another folder": Bad(
-        "train train.jsonl {}", ("no run directory", "thesis.tex"), a_file("out/thesis.tex")
+        "train train.jsonl {}", ("not a run directory", "thesis.tex"), a_file("out/thesis.tex")
     ),
     "the output is a file": Bad("train train.jsonl {}", ("out can't be written",), a_file("out")),
     "a test problem is trained on": Bad(

@@ -160,7 +160,7 @@ def test_an_owners_licence_is_sent(runs: dict[str, Path]) -> None:
 
 def test_a_public_repository_is_not_taken_for_a_private_one(runs: dict[str, Path], hub: Hub) -> None:
     hub.public = True
-    with pytest.raises(ConfigError, match="there already and public"):
+    with pytest.raises(ConfigError, match="exists and is public"):
         send(pack(runs["drawn"], "me/it", "data"), private=True, api=api_of(hub))
     assert not hub.files
 
@@ -174,7 +174,7 @@ def test_a_hub_that_is_not_there_is_told_of(
 
 
 def test_what_can_not_be_sent_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no repository's name"):
+    with pytest.raises(ConfigError, match="is not a repository's name"):
         pack(runs["drawn"], "me/it/all", "data")
     with pytest.raises(ConfigError, match="no owner"):
         pack(runs["drawn"], "it", "data")
@@ -182,7 +182,7 @@ def test_what_can_not_be_sent_is_refused(runs: dict[str, Path], tmp_path: Path) 
         pack(runs["drawn"], "me/it", "model")
     with pytest.raises(RunError, match="is no run"):
         pack(tmp_path, "me/it", "model")
-    with pytest.raises(ConfigError, match="draws go with --what data"):
+    with pytest.raises(ConfigError, match="Draws can be pushed with --what data only"):
         pack(runs["trained"], "me/it", "model", draws=True)
 
 

@@ -502,7 +502,7 @@ def test_a_report_that_fails_is_a_warning(
 
 @pytest.mark.parametrize(
     ("place", "said"),
-    [("nothing", "is not there"), ("empty", "holds no run"), ("bad", "no names and values")],
+    [("nothing", "does not exist"), ("empty", "holds no run"), ("bad", "no names and values")],
 )
 def test_what_is_no_run_is_refused(tmp_path: Path, place: str, said: str) -> None:
     (tmp_path / "empty").mkdir()

@@ -247,7 +247,7 @@ def test_the_command_refuses(
     assert "port must be from 0" in refusal(str(folder.root), "--port", "70000")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
-        assert f"port {number} can't be had" in refusal(str(folder.root), "--port", str(number))
+        assert f"port {number} can't be used" in refusal(str(folder.root), "--port", str(number))
     for name in [name for name in sys.modules if name.startswith("femtune.reporting.browser.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "duckdb", None)

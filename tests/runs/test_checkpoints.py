@@ -128,7 +128,7 @@ def test_links_that_became_folders_as_a_run_was_copied_are_refused(tmp_path: Pat
     run, history = run_of(tmp_path / "a", [0.5])
     link_models(run, history)
     copy = Run(shutil.copytree(run.root, tmp_path / "b"))  # follows links
-    with pytest.raises(RunError, match="last is a folder where a link is to be"):
+    with pytest.raises(RunError, match="last is a folder and must be a link"):
         link_models(copy, history)
 
 

@@ -88,7 +88,7 @@ def test_any_configuration_is_its_own_after_it_was_stored(
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    assert "is no run directory: it holds ['thesis.tex']" in refused(tmp_path)
+    assert "is not a run directory: it holds ['thesis.tex']" in refused(tmp_path)
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 

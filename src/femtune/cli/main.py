@@ -113,7 +113,7 @@ def _check_words(words: Sequence[str]) -> None:
         flag = named[0] if named else flag
         if word.startswith("--") and is_secret_name(flag):
             raise ConfigError(
-                f"{flag} is no option: a key goes into the environment (OPENAI_API_KEY, HF_TOKEN)."
+                f"{flag} is not an option. Set keys in the environment (OPENAI_API_KEY, HF_TOKEN)."
             )
         check_values({flag or f"word {number}": word})
 
@@ -136,7 +136,7 @@ def _take_config(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     except Unreadable as error:
         raise ConfigError(f"{name} {error}.") from error
     if found is not None and not isinstance(found, dict):
-        raise ConfigError(f"{name} holds a {type(found).__name__}, expected lines of `name: value`.")
+        raise ConfigError(f"{name} holds a {type(found).__name__}. It needs lines of `name: value`.")
     if strange := [key for key in found or {} if not isinstance(key, str)]:
         raise ConfigError(f"{name} has the name {strange[0]!r}, expected words: lines of `name: value`.")
     return name, found or {}

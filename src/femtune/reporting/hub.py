@@ -57,11 +57,11 @@ def pack(root: Path, repo: str, what: What, which: Which = "best", *, draws: boo
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise ConfigError(f"{repo!r} is no repository's name: give owner/name. ({error})") from error
+        raise ConfigError(f"{repo!r} is not a repository's name. Give owner/name. ({error})") from error
     if "/" not in repo:
         raise ConfigError(f"{repo!r} has no owner: give owner/name.")
     if draws and what == "model":
-        raise ConfigError("draws go with --what data.")
+        raise ConfigError("Draws can be pushed with --what data only.")
     iteration = _iteration(root, which, what)
     if what == "model":
         return _model(root, repo, iteration)
@@ -77,7 +77,7 @@ def _iteration(root: Path, which: Which, what: What) -> int:
         return int(os.readlink(link).split("/")[0].removeprefix("iteration-"))
     if what == "data" and (root / "iteration-001" / "metrics.json").exists():
         return 1
-    raise RunError(f"{root} has no model `{which}`: its run is not done, or is no run of `train`.")
+    raise RunError(f"{root} has no model `{which}`: it is not finished, or not a run of `train`.")
 
 
 def _model(root: Path, repo: str, iteration: int) -> Upload:
@@ -151,7 +151,7 @@ def send(upload: Upload, *, private: bool = False, api: Any = None) -> str:
             upload.repo, repo_type=upload.kind, private=private or None, exist_ok=True
         )
         if private and not api.repo_info(made.repo_id, repo_type=upload.kind).private:
-            raise ConfigError(f"{made.repo_id} is there already and public: make it private first.")
+            raise ConfigError(f"{made.repo_id} exists and is public. Make it private first.")
         with tempfile.TemporaryDirectory() as folder:
             _lay_out(upload, Path(folder))
             api.upload_folder(

@@ -84,8 +84,8 @@ def link_models(run: Run, history: Sequence[IterationMetrics]) -> None:
             continue
         if link.is_dir() and not link.is_symlink():
             raise RunError(
-                f"{link} is a folder where a link is to be: links were followed as the run was copied. "
-                f"Remove it: its model is in {model.parent} too, and the same command goes on."
+                f"{link} is a folder and must be a link: links were followed when the run was copied. "
+                f"Remove it: its model is in {model.parent} too. Then the same command resumes."
             )
         new = run.root / f".{name}"
         try:

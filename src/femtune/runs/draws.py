@@ -172,7 +172,7 @@ def read_shard(path: Path) -> tuple[list[Draw], dict[str, float]]:
             return from_columns(table.to_pydict()), timing
     except Unreadable as error:
         raise RunError(
-            f"{path} {error}. It is damaged: `femtune verify` of its run tells what can be made again."
+            f"{path} {error}. It is damaged: `femtune verify` of its run says what can be made again."
         ) from error
 
 

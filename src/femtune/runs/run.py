@@ -94,8 +94,8 @@ class Run:
             there = False
         if not there:
             raise RunError(
-                f"{self.root} was removed or moved in mid-run. Put it back in its place, without what "
-                "may have been written there since, and the same command goes on."
+                f"{self.root} was removed or moved during the run. Put it back in its place, without "
+                "what may have been written there since. Then the same command resumes."
             )
 
     def record(self, *paths: Path) -> None:
@@ -141,7 +141,7 @@ class Run:
             more = f" and {len(bad) - 3} more" * (len(bad) > 3)
             raise RunError(
                 f"{self.root}: damaged since it was stored: {', '.join(bad[:3])}{more}. "
-                f"`femtune verify {self.root}` tells what can be made again, and with --repair sets it "
+                f"`femtune verify {self.root}` says what can be made again, and with --repair sets it "
                 "aside, so that the same command makes it."
             )
 
@@ -251,8 +251,8 @@ def _tell_environment(run: Run) -> None:
     if versions:
         shown = ", ".join(f"{n.partition('.')[2]} {a} -> {b}" for n, (a, b) in versions.items())
         events.warning(
-            "%s was started with other versions (%s): what is drawn from now on may differ by rounding "
-            "from what an unchanged installation would draw.",
+            "%s was started with other versions (%s). Draws from now on may differ by rounding "
+            "from those of an unchanged installation.",
             *(run.root, shown),
         )
 
@@ -288,7 +288,7 @@ def check_run(root: Path, config: Mapping[str, Any], changeable: frozenset[str])
         if relies is not None:
             _check_relied_on(root, relied, relies)
     elif root.exists() and (strangers := sorted({p.name for p in root.iterdir()} - _BEFORE_CONFIG)):
-        raise RunError(f"{root} is no run directory: it holds {strangers[:3]}. Choose another one.")
+        raise RunError(f"{root} is not a run directory: it holds {strangers[:3]}. Choose another one.")
 
 
 # how a refusal names each entry

@@ -33,7 +33,7 @@ def divided(data: Data | Table, eval_data: Data | Table | None) -> tuple[Data, d
         return train, {} if eval_data is None else {"eval_data": eval_data}
     held_out = with_rows(eval_data)
     if isinstance(train, Divided) or isinstance(held_out, Divided):
-        raise ConfigError("data is divided already: give data and eval_data, each by itself.")
+        raise ConfigError("data has its own held-out part. Give data and eval_data separately.")
     return Divided(train, held_out), {"eval_data": shown_data(held_out)}
 
 

@@ -92,7 +92,7 @@ def _only_scale(problems: list[Problem]) -> Scale:
     scale = scales.pop()
     if scale is None or scales:
         several = "these have none" if scale is None else f"these are on {len(scales) + 1}"
-        raise ConfigError(f"a calibration is of answers on one scale, and {several}.")
+        raise ConfigError(f"A calibration needs answers on one scale, and {several}.")
     return scale
 
 

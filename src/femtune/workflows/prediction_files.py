@@ -92,7 +92,7 @@ def warn_of_clashes(rows: Iterable[Row]) -> None:
     names = dict.fromkeys(name for row in rows for name in row if name in FIELDS and name != "id")
     if names:
         renamed = ", ".join(f"{name} as input_{name}" for name in names)
-        log.warning("Columns of the input that are called as a prediction's: %s.", renamed)
+        log.warning("Columns of the input have the names of a prediction's columns: %s.", renamed)
 
 
 def problem_row(problem: Problem) -> Row:
@@ -147,7 +147,7 @@ def check_output(path: Path) -> None:
     """Refuse, before any work, a file that exists, is not writable, or is of unknown kind."""
     check_new(path, "--output")
     if path.suffix not in ENDINGS:
-        raise ConfigError(f"--output {path}: its name must end in .jsonl, .parquet or .csv.")
+        raise ConfigError(f"--output {path} must end in .jsonl, .parquet or .csv.")
 
 
 def save_predictions(predictions: Iterable[Prediction], path: Path, at_once: int = 1024) -> None:

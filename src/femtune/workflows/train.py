@@ -136,15 +136,15 @@ def _check(settings: Train, scheme: Scheme | None) -> None:
     """Refuse bad settings without data and model. Raises ConfigError."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            "train is one process, and starts its M-steps' processes itself: give the launcher to it, "
-            'as --launch "torchrun --nproc-per-node 8".'
+            "train is one process that starts the processes of its M-steps itself. Pass it the "
+            'launcher: --launch "torchrun --nproc-per-node 8".'
         )
     trains = settings.m_step == "weights"
     if trains:
         refuse_chat(settings, "train")
     if trains and settings.engine == "openai" and not settings.training.use_peft:
         raise ConfigError(
-            "a server can't be given new full weights while it runs: train through it with --use-peft "
+            "A running server can't load new full weights. Train through it with --use-peft "
             "(LoRA adapters), or take --engine vllm."
         )
     check_trackers(settings.training.trackers)
@@ -235,6 +235,6 @@ def _check_adapters(sampler: Sampler, config: LoopConfig) -> None:
     """Refuse to train through a server that loads no adapters at runtime. Raises ModelError."""
     if config.selection is None and not sampler.engine.capabilities.adapters:
         raise ModelError(
-            "the server takes no adapters while it runs, so what is learnt can't reach it: "
-            "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
+            "The server loads no adapters while it runs, so it can't serve what is learned. "
+            "Start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
         )

@@ -18,7 +18,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -219,9 +219,9 @@ class ChatEngine:
                 stored = self._log.answer(name)
                 if self._is_same_model(stored):
                     waiting.popleft()
-                    found.append((request, as_completion(stored, self.server.forces_by(request))))
+                    found.append((request, as_completion(stored)))
                 continue
-            most = self._budget.most_of(self.server.messages(request), request.most_tokens(sampling))
+            most = self._budget.most_of(request.messages, request.most_tokens(sampling))
             if not self._budget.reserve(name, most):
                 return found, True
             waiting.popleft()
@@ -245,10 +245,10 @@ class ChatEngine:
         return finished
 
     def _name(self, request: Request, sampling: Sampling) -> str:
-        """Return a request's id: all that its answer depends on, and the draw that it is for."""
+        """Return a request's id: all that it asks, in whatever form it is sent, and for which draw."""
         how = (sampling.temperature, sampling.top_p, sampling.top_k, request.most_tokens(sampling))
-        messages = [[m["role"], m["content"]] for m in self.server.messages(request)]
-        asked = [astuple(request.key), request.seed, self.server.model, messages, how]
+        messages = [[m["role"], m["content"]] for m in request.messages]
+        asked = [astuple(request.key), request.seed, self.server.model, messages, request.prefill, how]
         args = sorted(self.server.template_args.items())
         return hashlib.blake2b(json.dumps([*asked, args]).encode(), digest_size=12).hexdigest()
 
@@ -260,6 +260,7 @@ class ChatEngine:
         """Ask until there is an answer, or an error that others do not share."""
         attempts = limited = 0
         begun = self._pace.num_answered
+        forced_by = self.server.forces_by(request)
         while True:
             await self._pace.wait()
             if self._ending is not None:
@@ -267,9 +268,13 @@ class ChatEngine:
                 raise self._ending
             body = self.server.body(request, sampling)
             try:
-                return await self._ask(body, name, self.server.forces_by(request))
+                return await self._ask(body, name, forced_by)
             except Failed as error:
                 if error.is_of_request and self._adapted(error, body, name):
+                    continue
+                if error.is_of_request and forced_by == "prefill":
+                    # some refuse a partial message, as llama.cpp does of models that think
+                    request, forced_by = replace(request, prefill=""), "turn"
                     continue
                 if error.is_of_request:
                     return self._refusal(error, name)
@@ -297,7 +302,7 @@ class ChatEngine:
         """Send a request and store its answer. Raises Failed, and EngineError for another model."""
         url = f"{self.server.url}/chat/completions"
         reply = await self._client.send("POST", url, body, self._policy.timeout_s)
-        answer = read_reply(reply)
+        answer = read_reply(reply) | {"forced_by": forced_by}
         self._log.add_answer(name, answer)
         self._budget.book(name, took(answer))
         self._pace.answered()
@@ -305,7 +310,7 @@ class ChatEngine:
         if not self._is_same_model(answer):
             assert self._ending is not None
             raise self._ending
-        return as_completion(answer, forced_by)
+        return as_completion(answer)
 
     def _adapted(self, error: Failed, body: Mapping[str, Any], name: str) -> bool:
         """Return True if the server takes the request in another form, as far as its error says."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from femtune.engines.openai.http import Failed
 from femtune.metric_types import Served
@@ -63,14 +63,17 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def as_completion(stored: Mapping[str, Any], forced_by: Literal["", "prefill", "turn"]) -> Completion:
-    """Return a stored answer as a completion, of text or with the error that stands for it."""
+def as_completion(stored: Mapping[str, Any]) -> Completion:
+    """Return a stored answer as a completion, of text or with the error that stands for it.
+
+    It has what `read_reply` gives, and `forced_by`, the way in which its request forced an answer.
+    """
     served = Served(
         model=stored["model"],
         fingerprint=stored["fingerprint"],
         prompt_tokens=stored["prompt_tokens"],
         completion_tokens=stored["completion_tokens"],
-        forced_by=forced_by,
+        forced_by=stored["forced_by"],
     )
     text, finish = stored["text"], _ENDS.get(stored["finish"])
     if stored["reasoning"]:

@@ -163,11 +163,11 @@ class Filter:
 
 def _whole(name: str, text: str, least: int = 0) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
-        raise ConfigError(f"{name} is a whole number from {least} on, got {text[:60]!r}.")
+        raise ConfigError(f"{name} must be a whole number, at least {least}, got {text[:60]!r}.")
     return int(text)
 
 
 def _short(name: str, text: str) -> str:
     if len(text) > LONGEST:
-        raise ConfigError(f"{name} is {len(text):,} characters, at most {LONGEST:,} are looked for.")
+        raise ConfigError(f"{name} has {len(text):,} characters; at most {LONGEST:,} can be searched.")
     return text

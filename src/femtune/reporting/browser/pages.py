@@ -225,7 +225,7 @@ class Download(StreamingResponse):
         except Closed:
             return
         except Stale as error:
-            log.warning("view: the download was broken off: %s", error)
+            log.warning("view: the download was interrupted: %s", error)
             return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -244,5 +244,5 @@ def split(
     items = request.query_params.multi_items()
     rest = [(name, value) for name, value in items if name not in names]
     if only and rest:
-        raise ConfigError(f"{rest[0][0][:60]} is nothing that this page knows.")
+        raise ConfigError(f"{rest[0][0][:60]} is not a parameter of this page.")
     return rest, {name: value for name, value in items if name in names}

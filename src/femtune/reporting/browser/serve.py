@@ -31,7 +31,7 @@ def view(places: Sequence[Path], port: int, open_browser: bool, say: Callable[[s
     Raises RunError if a place has no run, ConfigError if the port is in use or a package is missing.
     """
     if not places:
-        raise ConfigError("give the folder of a run, or several: femtune view runs/judge")
+        raise ConfigError("No run is given. Give one or more folders of runs: femtune view runs/judge")
     check_places(places)
     with listening(port) as sock, tempfile.TemporaryDirectory(prefix="femtune-view-") as folder:
         try:
@@ -51,7 +51,7 @@ def view(places: Sequence[Path], port: int, open_browser: bool, say: Callable[[s
         def ready() -> None:
             say(address)
             if open_browser and not open_in_browser(address, Path(folder)):
-                log.warning("no browser was found: open the address by hand.")
+                log.warning("No browser was found. Open the address yourself.")
 
         config = uvicorn.Config(
             make_app(index, token, f"femtune-view-{number}", ready),
@@ -86,7 +86,7 @@ def listening(port: int) -> socket.socket:
     except OSError as error:
         made.close()
         raise ConfigError(
-            f"port {port} can't be had: {error.strerror}. Leave out --port to get a free one."
+            f"port {port} can't be used: {error.strerror}. Leave out --port to get a free one."
         ) from error
     return made
 

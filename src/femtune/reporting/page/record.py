@@ -171,7 +171,7 @@ def find(places: Sequence[Path]) -> Found:
 
 def _runs_in(folder: Path) -> list[Path]:
     if not folder.exists():
-        raise RunError(f"{folder} is not there: give the --output-dir of a train, compare or demo.")
+        raise RunError(f"{folder} does not exist. Give the --output-dir of a train, compare or demo.")
     try:
         roots = sorted(config.parent for config in folder.glob("*/config.yaml"))
     except OSError as error:

@@ -38,10 +38,10 @@ def report(runs: Sequence[Path], output: Path | None = None) -> Path:
     """
     check_extra("femtune report", "vl_convert")
     if not runs:
-        raise RunError("no run is given: femtune report RUN.")
+        raise RunError("No run is given. Use `femtune report RUN`.")
     place = output if output is not None else runs[0] / "report.html"
     if place.is_dir():
-        raise RunError(f"{place} is a directory: give --output a file's name.")
+        raise RunError(f"{place} is a directory. Give --output the name of a file.")
     text = render(find(runs))
     with replacing(place) as part:
         part.write_text(text, encoding="utf-8")
