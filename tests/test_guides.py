@@ -18,6 +18,7 @@ REAL = {ROOT / "README.md", DOCS / "guides" / "pretrained.md"}
 PAGES = sorted({page for page in (ROOT / "README.md", *DOCS.rglob("*.md")) if run_commands(page)} - REAL)
 # added to a page's commands, so that a test of it is quick
 SMALL = {
+    "examples": {"world": "--num-train 40 --num-test 12"},
     "index": {
         "world": "--num-train 40 --num-test 40",
         "check": "--draws 4",

@@ -311,5 +311,6 @@ def refuse_chat(settings: Ask, command: str) -> None:
         raise ConfigError(
             f"femtune {command} needs the weights of a model, and --engine chat has none. Serve the "
             "model with vLLM and take --engine openai --use-peft, or --engine transformers; sample, "
-            "evaluate, predict, calibrate and check work with --engine chat."
+            "evaluate, predict, calibrate and check work with --engine chat. So do train and ladder "
+            "with --m-step examples."
         )

@@ -92,3 +92,32 @@ def test_a_run_that_its_caps_stop_goes_on_and_pays_for_no_answer_twice(
         assert len(server.paid) == alone
     one, other = (each / "best" / "examples.jsonl" for each in (run, tmp_path / "whole"))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_ladder_without_training_of_weights(data: Path, tmp_path: Path) -> None:
+    with chatting(reply) as server:
+        result = femtune.ladder(
+            data / "train.jsonl",
+            "some-judge",
+            eval_data=data / "test.jsonl",
+            engine="chat",
+            base_url=server.url,
+            max_new_tokens=64,
+            m_step="examples",
+            num_examples=2,
+            selection_requests=210,
+            draws=2,
+            output_dir=tmp_path / "ladder",
+            progress="quiet",
+            answer=data / "test.jsonl",
+            output=tmp_path / "answers.jsonl",
+        )
+        asked = len(server.paid)
+    assert [*result.table] == ["majority", "base", "votes", "chosen-examples"]
+    assert result.not_run["fem"] == "--m-step examples trains no weights"
+    assert result.chosen == "chosen-examples" and "chosen-examples/best" in result.command
+    row = result.table["chosen-examples"]
+    assert row["accuracy"] > result.table["base"]["accuracy"] + 0.3
+    # the words of prompts, as the server counts them, of E-step, choice and held-out problems
+    assert row["setup"]["prompt"] > row["use"]["prompt"] > 0
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == len(TEST) and asked > 0

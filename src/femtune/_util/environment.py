@@ -68,7 +68,9 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
     def git(*words: str) -> str:
         # a repository that came with data could configure a program for git to run
-        words = ("git", "-c", "core.fsmonitor=false", "-C", str(folder), *words)
+        # and a `git status` that is killed as it takes too long would leave its lock behind
+        free = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false")
+        words = (*free, "-C", str(folder), *words)
         done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 

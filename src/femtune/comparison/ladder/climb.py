@@ -81,7 +81,8 @@ def run_ladder(
     Raises what a run of `train` raises for its settings and data, ConfigError for an evaluation that is
     not greedy, DataError without held-out problems, and RunError if the folder holds another ladder.
     """
-    refuse_chat(settings, "ladder")
+    if settings.m_step == "weights":
+        refuse_chat(settings, "ladder")
     folder = Path(output_dir or Path("runs") / f"ladder-{Path(shown_data(data)).stem.replace(' ', '-')}")
     prices = _check(options)
     if (answer is None) != (output is None):
@@ -138,10 +139,11 @@ def _prepare(
         bound_draws=settings.bound_draws if "bound_draws" in known else 0,
         reader_problems=settings.reader_problems if "reader_problems" in known else 0,
     )
-    base = local_model(model)
-    # the date of the ladder's first day, also for rungs of another day
-    args = dated(settings.template_args, base, stored_settings(folder).get("template_args", ()))
-    settings = choose_peft(replace(settings, template_args=tuple(args)), base, folder / "fem")
+    if settings.engine != "chat":
+        base = local_model(model)
+        # the date of the ladder's first day, also for rungs of another day
+        args = dated(settings.template_args, base, stored_settings(folder).get("template_args", ()))
+        settings = choose_peft(replace(settings, template_args=tuple(args)), base, folder / "fem")
     examples = with_examples_chosen(settings)
     if settings.m_step == "weights":  # the numbers of the rung that chooses examples are not of `fem`
         settings = replace(settings, **{name: getattr(Train, name) for name in _OF_CHOICE})

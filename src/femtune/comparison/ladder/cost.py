@@ -115,6 +115,10 @@ class PromptLengths:
         for draws, _ in read_draws(folder):
             for draw in draws:
                 generated += draw.completion.num_tokens
+                served = draw.completion.served
+                if served is not None:  # its server alone counts tokens, where it does
+                    prompt += served.prompt_tokens or 0
+                    continue
                 prompt += self.of(draw.key.problem_id, draw.prompt_kind, bool(draw.demos))
         return Tokens(generated=generated, prompt=prompt)
 

@@ -111,7 +111,7 @@ def unsuitable(name: str, ground: Ground) -> str:
             return "the answers are no closed set"
         if not ground.asked.prompts.format.cue:
             return f"answer format {settings.answer_format} has no cue"
-        if settings.engine == "openai":
+        if settings.engine in ("openai", "chat"):
             return "a server may not score answers"
     if name == "examples" and not ground.builder.demos:
         has_form = not is_base(ground.model, ground.settings) and ground.settings.demos == "auto"
@@ -121,6 +121,8 @@ def unsuitable(name: str, ground: Ground) -> str:
     if name in TRAINED and settings.m_step == "examples":
         return "--m-step examples trains no weights"
     if name == "regression":
+        if settings.engine == "chat":
+            return "the server keeps the hidden states to itself"
         if not (find_spec("sklearn") and find_spec("scipy")):
             return "scikit-learn is not installed (pip install femtune[all])"
         try:
