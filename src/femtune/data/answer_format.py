@@ -84,7 +84,7 @@ class AnswerFormat:
         final = _outside(text)[-1] + "\n"
         offset = len(text) + 1 - len(final)
         try:
-            forms = list(form.find(final))
+            forms = list(form.find(final)) if form.needs in final.lower() else []
         except TimeoutError:
             return Parsed(whole, "", "the pattern takes over a second")
         if turn := _next_turn(final, forms, self.spec):
@@ -201,7 +201,7 @@ _NO_WORDS = re.compile(
     re.IGNORECASE,
 )
 # a form that is named as an example, or turned down: "Example: [[4]]", "It is not [[4]]"
-_BEFORE_EXAMPLE = ("not ", "n't ", "n’t ", "never ", "example", "e.g.", "format is")
+_BEFORE_EXAMPLE = re.compile("n’t |never |example|e\\.g\\.|format is")
 _EXAMPLE = re.compile(
     r"(?:(?:\bnot|\bnever|n['’]t)[^\S\n]+(?:(?:answer|choose|give|say|write)[^\S\n]+)?"
     r"|(?:(?:\bfor example|\be\.g\.|\bformat is)[,:]?|\bexample:)\s*)[*_`$\"“(]*"
@@ -231,7 +231,7 @@ _LISTED = re.compile(r"^\W*(?:[A-Z]|\d[\d.,]*)\W*$", re.MULTILINE)
 def _outside(text: str) -> list[str]:
     """Blank the thinking blocks and examples of a text, and split it at each unopened </think>."""
     small = text.lower()
-    if any(word in small for word in _BEFORE_EXAMPLE):
+    if "not " in small or "n't " in small or _BEFORE_EXAMPLE.search(small):
         text = _EXAMPLE.sub(lambda one: one[0].removesuffix(one["form"]) + " " * len(one["form"]), text)
     if "think" not in small:
         return [text]
@@ -327,7 +327,10 @@ _NAMED_VALUE = re.compile(
 
 def _in_other_forms(text: str, spec: str) -> Iterator[Found]:
     """Yield answers in other forms than a format's own; without any, in sentences."""
-    finds = [(name, form.find(text)) for name, form in FORMS.items() if name != spec]
+    small = text.lower()
+    finds = [
+        (name, form.find(text)) for name, form in FORMS.items() if name != spec and form.needs in small
+    ]
     finds += [("", in_other_words(text)), ("", in_json(text))]
     found = [
         one
