@@ -249,7 +249,7 @@ def test_a_run_of_text_is_shown_beside_one_of_tokens(questions: Path, tmp_path: 
         assert draw.num_tokens == count(draw.text) if is_text else draw.num_tokens > 8
     assert main(["report", str(place / "text")]) == 0
     assert main(["refilter", str(place / "text"), "--balance", "uniform", "--show", "quiet"]) == 0
-    assert main(["replay", str(place / "text"), "q1"]) == 1
+    assert main(["replay", str(place / "text"), "--draw", "q1"]) == 1
 
 
 def test_text_examples_train_a_local_model(questions: Path, tmp_path: Path) -> None:

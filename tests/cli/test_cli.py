@@ -63,7 +63,8 @@ def test_a_completed_run_given_again_does_nothing_and_prints_the_same(
     why = "iteration 1, the last: there is no development part to choose by"
     models = [f"best model ({why}): {root / 'best'}", f"last model: {root / 'last'}"]
     told = [*models, f"draws, examples, metrics: {root}"]
-    assert lines[-4:] == [*told, f"report: {root / 'report.html'}"]
+    assert lines[-5:-2] == told and lines[-1] == f"report: {root / 'report.html'}"
+    assert lines[-2].startswith(f"next: femtune predict new.csv --model {root} ")
 
 
 def test_json_is_one_object_an_iteration_and_nothing_else(

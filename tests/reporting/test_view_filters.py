@@ -217,7 +217,7 @@ def test_values_are_taken_in_and_out() -> None:
         ("iteration=x", "whole number"),
         ("iteration=-1", "whole number"),
         ("iteration=99999999999999999999", "whole number"),
-        ("page=0", "from 1"),
+        ("page=0", "at least 1"),
         ("sort=d.seed;DROP TABLE draws", "sort is one of"),
         ("itration=1", "Did you mean iteration?"),
         ("text=" + "x" * 1001, "at most 1,000"),

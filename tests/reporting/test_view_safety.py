@@ -243,7 +243,7 @@ def test_the_command_refuses(
 
     assert "holds no run" in refusal(str(tmp_path))
     assert "holds no run" in refusal(str(folder.root), str(tmp_path / "none"))
-    assert "give the folder of a run" in refusal()
+    assert "Give one or more folders of runs" in refusal()
     assert "port must be from 0" in refusal(str(folder.root), "--port", "70000")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]

@@ -438,7 +438,7 @@ def test_a_taken_place_is_refused(run: Path, tmp_path: Path) -> None:
 
 def test_balance_is_one_of_three(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong: Balance | str = "equal"
-    assert main(["refilter", str(run), "--balance", wrong]) == 1
+    assert main(["refilter", str(run), "--balance", wrong]) == 2
     assert "uniform" in capsys.readouterr().err
 
 

@@ -31,7 +31,7 @@ PANELS = {
         *("per_device_train_batch_size", "max_tokens_per_batch", "gradient_accumulation_steps"),
         *("gradient_checkpointing", "bf16", "dtype", "attn_implementation", "use_cpu"),
         *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
-        *("num_examples", "selection_requests", "selection_tokens"),
+        *("average_weights", "m_step", "num_examples", "selection_requests", "selection_tokens"),
     ),
     "Evaluation": (
         *("dev_share", "patience", "eval_split", "eval_share", "eval_draws", "eval_temperature"),
@@ -39,6 +39,7 @@ PANELS = {
     ),
     "Engine": (
         *("engine", "engine_args", "engine_dtype", "max_batch", "device", "share_device", "base_url"),
+        *("max_requests", "max_total_tokens", "max_cost", "prices", "on_model_change"),
         *("served_model", "engine_timeout", "ray_workers", "ray_address", "worker_cpus", "worker_gpus"),
     ),
     "Run": ("seed", "chunk_size", "overlap", "resume", "keep_last", "report_to"),
