@@ -85,7 +85,7 @@ def run_cell(
         given |= VARIANTS[variant]
     train = paths["train"]
     if "permuted" in variants:
-        train = _permuted(task, train, seed)
+        train = permuted(task, train, seed)
     rows: list[Row] = []
     key = {"task": task.name, "contender": contender, "seed": seed}
     try:
@@ -255,7 +255,7 @@ def _processor_s() -> float:
     return time.process_time() + used.ru_utime + used.ru_stime
 
 
-def _permuted(task: Task, train: Path, seed: int) -> Path:
+def permuted(task: Task, train: Path, seed: int) -> Path:
     """Write the training part with its labels permuted: only how often each occurs can be learnt."""
     found = read_lines(train)
     order = list(range(len(found.rows)))
