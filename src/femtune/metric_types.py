@@ -127,6 +127,7 @@ class MStepMetrics(TypedDict, total=False):
     learning_rate: float
     bf16: bool
     exported_gain_share: float | None
+    averaged_share: float | None  # of the new weights in the exported mean
     # of one that chooses examples
     num_candidates: int
     num_sets: int

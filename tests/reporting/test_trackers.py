@@ -222,7 +222,7 @@ def test_a_tracker_that_fails_ends_alone(
     options = JUDGE | {"iterations": 1, "eval_every": 0, "report_to": ("tensorboard",)}
     with caplog.at_level("WARNING", logger="femtune"):
         result = train(str(world[0]), "seedling", output_dir=tmp_path / "run", progress=heard, **options)
-    assert (result.last / "model.safetensors").exists() and len(heard.losses) > 1
+    assert (result.last.path / "model.safetensors").exists() and len(heard.losses) > 1
     assert [record.message for record in caplog.records].count(
         "tensorboard failed; logging to it is disabled for this run: ConnectionError('gone')"
     ) == 1
