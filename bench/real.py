@@ -8,7 +8,8 @@
 A cell is a task, a contender and a seed. Each takes under half an hour of one core with
 SmolLM2-135M-Instruct, runs in a process of its own, and is stored as it ends. So cells may be run on
 several machines: their files in bench/real/cells are joined by copying. MODEL is a folder or a name on
-the Hub. We ran SmolLM2-135M-Instruct alone. To fill the tables for a model of 1B to 8B on a GPU:
+the Hub, DATA a folder as bench/real/DATA.md says. We ran SmolLM2-135M-Instruct alone. To fill the tables
+for a model of 1B to 8B on a GPU:
 
     python bench/real.py run --data DATA --model Qwen/Qwen3-1.7B --cells cells-qwen3-1.7b
 """
