@@ -138,7 +138,10 @@ def watched(tmp_path: Path, *argv: str) -> tuple[int, list[list[str]]]:
     subprocess.run(command, check=True, capture_output=True, timeout=290, cwd=tmp_path)
     status, seen = json.loads(told.read_text())
     # what Python asks of the processor, environment.json of the source, accelerate of GPUs
-    known = ["('uname', ['uname', '-p']", "('git', ['git', '--no-optional-locks', '-c', 'core.fsmonitor=false', '-C'"]
+    known = [
+        "('uname', ['uname', '-p']",
+        "('git', ['git', '--no-optional-locks', '-c', 'core.fsmonitor=false', '-C'",
+    ]
     if torch.cuda.is_available():
         known.append("('nvidia-smi', ['nvidia-smi', '--query-gpu=")
     return status, [event for event in seen if not event[1].startswith(tuple(known))]

@@ -196,7 +196,11 @@ def test_long_texts_are_read_fast(spec: str) -> None:
         "rating: 4 as ",
         ", ",
     )
-    for text in (*(unit * (20_000 // len(unit)) for unit in units), "x" * 5_000 + "\n"):
+    for text in (
+        *(unit * (20_000 // len(unit)) for unit in units),
+        "x" * 5_000 + "\n",
+        "4 rating" + "\n" * 20_000 + "9",
+    ):
         begun = time.process_time()
         form.read(text), form.closed(text)
         assert time.process_time() - begun < 4  # twice the pattern's second

@@ -334,12 +334,14 @@ _CONCLUDES = re.compile(
 # "5 - 2 = 3.", not as a step
 _STEP = re.compile(r"(?:first|next|now|second|step|then|to)\b", re.IGNORECASE)
 _RESULT = re.compile(r"\s*\S?\d[^\s=]*(?:\s[^\W\d_]+){0,2}[.!]")
-_CUT_OFF = re.compile(r"\n\s*[^\W\d_]+,?\s*\Z")  # "So,"
+_CUT_OFF = re.compile(r"\s*[^\W\d_]+,?")  # a last line such as "So,"
 
 
 def _concluding(text: str) -> list[Found]:
     """Return the last sentence of a text, if it is whole and concludes with a number."""
-    *_, last = (None, *_SENTENCE.finditer(_CUT_OFF.sub("", text)))
+    before_last, _, line = text.rstrip().rpartition("\n")
+    whole = before_last if before_last and _CUT_OFF.fullmatch(line) else text
+    *_, last = (None, *_SENTENCE.finditer(whole))
     if last is None or last[0][-1] not in ".!":
         return []
     said = last[0].strip("*_` ")
