@@ -21,6 +21,7 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "inverse_sq
 
 MIN_STEPS = 40  # default optimizer steps of an M-step
 MIN_EPOCHS, MAX_EPOCHS = 2, 10  # more passes over a handful of examples memorize them
+MOST_EPOCHS = 100_000  # that anyone could mean
 MIN_BATCH, MAX_BATCH = 4, 32  # examples on a device
 PARTS = 8  # an optimizer step takes at most 1/8 of the examples
 
@@ -90,8 +91,12 @@ class Training:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "lora_r"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
-        if self.num_train_epochs is not None and not self.num_train_epochs > 0:
-            raise ConfigError(f"num_train_epochs must be above 0, got {self.num_train_epochs}.")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "lora_dropout"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ConfigError(f"{name} must be at least 0 and finite, got {value}.")
+        if self.num_train_epochs is not None and not 0 < self.num_train_epochs <= MOST_EPOCHS:
+            most = f"above 0 and at most {MOST_EPOCHS:,}"
+            raise ConfigError(f"num_train_epochs must be {most}, got {self.num_train_epochs}.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate must be above 0, got {self.learning_rate}.")
         for name in self.trackers:
