@@ -71,7 +71,7 @@ def measured(command: Sequence[str], run: Path) -> list[Peak]:
     whole += ["--output-dir", str(run), "--show", "quiet"]
     process = subprocess.Popen(whole)
     phases: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-    begun = time.perf_counter()
+    started = time.perf_counter()
     tree = psutil.Process(process.pid)
     while True:
         found = os.wait4(process.pid, os.WNOHANG)
@@ -87,7 +87,7 @@ def measured(command: Sequence[str], run: Path) -> list[Peak]:
     peak = max(found[2].ru_maxrss / 1024, *(resident for resident, _, _ in phases.values()))
     return [
         *((name, *each) for name, each in phases.items()),
-        ("peak", peak, max(each[1] for each in phases.values()), time.perf_counter() - begun),
+        ("peak", peak, max(each[1] for each in phases.values()), time.perf_counter() - started),
     ]
 
 

@@ -140,10 +140,10 @@ def by_engine(side: str, work: dict[str, Any], dtype: Any) -> float:
         given, requests[:room] = requests[:room], []
         return given
 
-    begun = time.process_time()
+    started = time.process_time()
     for _ in engine.generate(pull, Sampling(max_new_tokens=max(lengths))):
         pass
-    return time.process_time() - begun
+    return time.process_time() - started
 
 
 def by_generate(side: str, work: dict[str, Any], dtype: Any) -> float:
@@ -153,7 +153,7 @@ def by_generate(side: str, work: dict[str, Any], dtype: Any) -> float:
 
     model = transformers.AutoModelForCausalLM.from_pretrained(work["model"], dtype=dtype)
     size = int(side.split()[-1])
-    begun = time.process_time()
+    started = time.process_time()
     for start in range(0, len(work["prompts"]), size):
         rows = work["prompts"][start : start + size]
         width, longest = max(map(len, rows)), max(work["lengths"][start : start + size])
@@ -161,7 +161,7 @@ def by_generate(side: str, work: dict[str, Any], dtype: Any) -> float:
         mask = torch.tensor([[*[0] * (width - len(row)), *[1] * len(row)] for row in rows])
         ends: dict[str, Any] = {"max_new_tokens": longest, "min_new_tokens": longest, "pad_token_id": 0}
         model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, **ends)
-    return time.process_time() - begun
+    return time.process_time() - started
 
 
 def arguments() -> argparse.Namespace:

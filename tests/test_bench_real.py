@@ -14,9 +14,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
 from real.equations import right_rationales, right_share  # noqa: E402  # from bench
-from real.running import FOLDER, permuted  # noqa: E402
-from real.tables import markdown, stored  # noqa: E402
-from real.tasks import TASKS, read_lines, write_parts  # noqa: E402
+from real.running import FOLDER, permuted  # noqa: E402  # from bench
+from real.tables import markdown, stored  # noqa: E402  # from bench
+from real.tasks import TASKS, read_lines, write_parts  # noqa: E402  # from bench
 
 SMALL = replace(TASKS["singleop"], train=20, validation=10, held_out=30)
 

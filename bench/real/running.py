@@ -76,7 +76,7 @@ def run_cell(
     if contender == BASE:
         return _run_base(task, seed, model=model, data=data, runs=runs, folder=folder)
     scheme, *variants = contender.split("@")
-    begun = _processor_s()
+    started = _processor_s()
     place = runs / task.name / f"seed{seed}"
     paths = write_parts(task, data, seed, place)
     name = name_of(task.name, contender, seed)
@@ -115,7 +115,7 @@ def run_cell(
             rows.append({**rows[-1], "part": "last"})
             items = own.joined(items, "last")
             break
-    rows.append({**key, "part": "cost", "processor_s": round(_processor_s() - begun)})
+    rows.append({**key, "part": "cost", "processor_s": round(_processor_s() - started)})
     stored = _store(folder, name, rows, items)
     for each in done.run.glob("iteration-*/model"):
         shutil.rmtree(each)
@@ -124,7 +124,7 @@ def run_cell(
 
 def _run_base(task: Task, seed: int, *, model: str, data: Path, runs: Path, folder: Path) -> Path:
     """Measure the base on the held-out part: plain, with worked examples, and by 16 votes with these."""
-    begun = _processor_s()
+    started = _processor_s()
     place = runs / task.name / f"seed{seed}"
     held_out = write_parts(task, data, seed, place)["held_out"]
     name = name_of(task.name, BASE, seed)
@@ -155,7 +155,7 @@ def _run_base(task: Task, seed: int, *, model: str, data: Path, runs: Path, fold
             measures = {"accuracy": sum(scores.values()) / len(scores), "num_problems": len(scores)}
         rows.append({**key, "part": part, **measures})
         items = _HeldOut(measures, scores, groups).joined(items, part)
-    rows.append({**key, "part": "cost", "processor_s": round(_processor_s() - begun)})
+    rows.append({**key, "part": "cost", "processor_s": round(_processor_s() - started)})
     return _store(folder, name, rows, items)
 
 
