@@ -6,7 +6,7 @@
     python bench/real.py tables                                    # from stored cells alone
 
 A cell is a task, a contender and a seed. Those that we ran took 4 to 11 minutes of one core with
-SmolLM2-135M-Instruct. Each runs in a process of its own, and is stored as it ends. So cells may be run on
+SmolLM2-135M-Instruct. Each runs in a process of its own, and is stored as it ends: they may be run on
 several machines: their files in bench/real/cells are joined by copying. MODEL is a folder or a name on
 the Hub, DATA a folder as bench/real/DATA.md says. We ran SmolLM2-135M-Instruct alone. To fill the tables
 for a model of 1B to 8B on a GPU:

@@ -337,3 +337,13 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path, name: str, content: str)
     (tmp_path / "model" / name).write_text(content)
     with pytest.raises(ModelError, match="its tokenizer can't be read"):
         load_tokenizer(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"m_step": "examples"}, "trains no weights"), ({"training": Training(fsdp=True)}, "fsdp")],
+    ids=["examples", "fsdp"],
+)
+def test_weights_that_can_not_be_averaged_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Train(average_weights=True, **settings)

@@ -251,6 +251,8 @@ class Train(Sample):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.average_weights and self.m_step == "examples":
+            raise ConfigError("m_step examples trains no weights: drop average_weights.")
         if self.average_weights and self.training.fsdp:
             raise ConfigError("weights sharded by fsdp can't be averaged: drop average_weights or fsdp.")
 
