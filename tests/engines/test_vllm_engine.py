@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ from femtune.engines.vllm.engine import VllmEngine
 from femtune.engines.vllm.setup import read_end_tokens
 from femtune.engines.weight_check import WeightCheck, check_served, write_check
 from femtune.errors import ConfigError, EngineError, ModelError
-from femtune.types import Completion, DrawKey, Engine, Request, Sampling
+from femtune.types import DrawKey, Engine, Request, Sampling
 
+from ..engine_requests import pull_from, requests, run, tokens_of
 from ..greedy import FORMATS, assert_same, greedy_draws
 from ..models import byte_tokenizer, tiny_model
 
@@ -55,32 +56,6 @@ NEAR = 1e-3  # nats a completion
 def one_thread() -> None:
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
-
-
-def requests(num: int, longest: int = 40) -> list[Request]:
-    """Prompts of 1 to `longest` bytes, each with a seed of its own."""
-    rng = random.Random(num)
-    rows = [tuple(rng.choices(range(256), k=rng.randint(1, longest))) for _ in range(num)]
-    return [Request(DrawKey(1, str(i), 0, 0), row, 2**62 + i) for i, row in enumerate(rows)]
-
-
-def pull_from(todo: list[Request]) -> Callable[[int], Sequence[Request]]:
-    def pull(room: int) -> Sequence[Request]:
-        given, todo[:room] = todo[:room], []
-        return given
-
-    return pull
-
-
-def run(engine: Engine, asked: Sequence[Request], sampling: Sampling = NORMAL) -> dict[str, Completion]:
-    """Completions by problem id; each request must end once."""
-    finished = [pair for part in engine.generate(pull_from(list(asked)), sampling) for pair in part]
-    assert len(finished) == len(asked)
-    return {request.key.problem_id: completion for request, completion in finished}
-
-
-def tokens_of(done: dict[str, Completion]) -> dict[str, tuple[int, ...]]:
-    return {name: completion.tokens for name, completion in done.items()}
 
 
 def pairs_of(num: int = 12) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -172,7 +147,7 @@ def test_log_probabilities_are_the_models_whatever_the_sampling(
     engine: VllmEngine, theirs: TransformersEngine
 ) -> None:
     asked = requests(30)
-    done = run(engine, asked)
+    done = run(engine, asked, NORMAL)
     pairs = [(request.tokens, done[request.key.problem_id].tokens) for request in asked]
     expected = theirs.logprob(pairs)
     assert [done[request.key.problem_id].logprob for request in asked] == pytest.approx(
@@ -214,11 +189,13 @@ def test_continuations_get_the_log_probabilities_that_their_pairs_get(
 
 def test_a_draw_is_the_same_in_any_order_and_another_by_another_seed(engine: VllmEngine) -> None:
     asked = requests(30)
-    done = tokens_of(run(engine, asked))
+    done = tokens_of(run(engine, asked, NORMAL))
     again = random.Random(0).sample(asked, 30)
-    assert tokens_of(run(engine, again)) == done
-    assert tokens_of(run(engine, asked[:3])) == {name: done[name] for name in "012"}
-    others = tokens_of(run(engine, [replace(request, seed=request.seed + 99) for request in asked]))
+    assert tokens_of(run(engine, again, NORMAL)) == done
+    assert tokens_of(run(engine, asked[:3], NORMAL)) == {name: done[name] for name in "012"}
+    others = tokens_of(
+        run(engine, [replace(request, seed=request.seed + 99) for request in asked], NORMAL)
+    )
     assert sum(others[name] != done[name] for name in done) > 15
 
 
@@ -263,7 +240,7 @@ def test_asks_for_no_more_than_it_says_and_leaves_nothing_when_stopped(engine: V
     parts.close()  # type: ignore[attr-defined]  # a generator
     assert rooms[0] == 12  # eight rows and four that wait
     assert end_of(engine) == []
-    assert len(run(engine, requests(5))) == 5
+    assert len(run(engine, requests(5), NORMAL)) == 5
 
 
 def test_refuses_what_is_too_long(engine: VllmEngine) -> None:
@@ -354,7 +331,7 @@ def test_tied_weights_a_wrong_update_and_an_end(
     engine.close()
     engine.close()
     with pytest.raises(EngineError, match="closed"):
-        run(engine, requests(1))
+        run(engine, requests(1), NORMAL)
 
 
 def probe_of(weights: Path, before: Path) -> WeightCheck:
@@ -405,7 +382,7 @@ def test_serves_the_seedling_by_its_text() -> None:
             expected.finish_reason,
         )
         assert done.logprob == pytest.approx(expected.logprob, abs=NEAR)
-        assert len(set(tokens_of(run(engine, asked)).values())) > 1
+        assert len(set(tokens_of(run(engine, asked, NORMAL)).values())) > 1
     finally:
         engine.close()
 
