@@ -63,22 +63,36 @@ def _text(*names: str) -> Callable[[Row], str]:
     return lambda row: " ".join(" ".join(str(row[name]).casefold().split()) for name in names)
 
 
-def _math(name: str, tokens: int) -> Task:
+def _trained_on_120(name: str, *, held_out: int = 250, **fields: Any) -> Task:
+    """Return a task of which all schemes are run, four iterations each."""
     return Task(
-        name=name,
+        name=name, train=120, validation=60, held_out=held_out, iterations=4, schemes=ALL, **fields
+    )
+
+
+def _math(name: str, tokens: int) -> Task:
+    columns = ("prompt=input", "answer=target")
+    return _trained_on_120(
+        name,
         file=f"{name}.jsonl",
         cluster=_text("input"),
-        train=120,
-        validation=60,
-        held_out=250,
-        iterations=4,
-        schemes=ALL,
-        settings={
-            "task": "math",
-            "columns": ("prompt=input", "answer=target"),
-            "max_new_tokens": tokens,
-        },
         labels=("target",),
+        settings={"task": "math", "columns": columns, "max_new_tokens": tokens},
+    )
+
+
+def _judge(
+    name: str,
+    *,
+    file: str,
+    cluster: Callable[[Row], str],
+    labels: Sequence[str],
+    held_out: int = 250,
+    **settings: Any,
+) -> Task:
+    settings = {"task": "judge", "max_new_tokens": 64, **settings}
+    return _trained_on_120(
+        name, file=file, cluster=cluster, labels=labels, held_out=held_out, settings=settings
     )
 
 
@@ -87,61 +101,35 @@ TASKS = {
     for task in (
         _math("singleop", 48),
         _math("multiarith", 72),
-        Task(
-            name="stsb",
-            labels=("similarity",),
+        _judge(
+            "stsb",
             file="stsb_train.tsv",
             cluster=_text("sentence1"),
-            train=120,
-            validation=60,
-            held_out=250,
-            iterations=4,
-            schemes=ALL,
-            settings={
-                "task": "judge",
-                "columns": ("prompt=sentence1", "response=sentence2", "score=similarity"),
-                "scale": "0,5",
-                "round_scores": True,
-                "rubric": ALIKE,
-                "max_new_tokens": 64,
-            },
+            labels=("similarity",),
+            columns=("prompt=sentence1", "response=sentence2", "score=similarity"),
+            scale="0,5",
+            round_scores=True,
+            rubric=ALIKE,
         ),
-        Task(
-            name="nlg_ratings",
-            labels=("quality",),
+        _judge(
+            "nlg_ratings",
             file="nlg_ratings.csv",
             cluster=_text("mr"),
-            train=120,
-            validation=60,
-            held_out=250,
-            iterations=4,
-            schemes=ALL,
-            settings={
-                "task": "judge",
-                "columns": ("prompt=mr", "response=sys_ref", "score=quality"),
-                "scale": "1,6",
-                "round_scores": True,
-                "rubric": SENTENCE,
-                "max_new_tokens": 64,
-            },
+            labels=("quality",),
+            columns=("prompt=mr", "response=sys_ref", "score=quality"),
+            scale="1,6",
+            round_scores=True,
+            rubric=SENTENCE,
         ),
-        Task(
-            name="pandalm",
-            labels=("annotator1", "annotator2", "annotator3"),
+        _judge(
+            "pandalm",
             file="pandalm.jsonl",
             cluster=_text("instruction", "input"),
-            train=120,
-            validation=60,
+            labels=("annotator1", "annotator2", "annotator3"),
             held_out=200,
-            iterations=4,
-            schemes=ALL,
-            settings={
-                "task": "judge",
-                "columns": ("prompt=instruction,input", "preference=annotator1,annotator2,annotator3"),
-                "raters": "majority",
-                "bad_rows": "skip",
-                "max_new_tokens": 64,
-            },
+            columns=("prompt=instruction,input", "preference=annotator1,annotator2,annotator3"),
+            raters="majority",
+            bad_rows="skip",
         ),
         Task(
             name="arc_easy",
