@@ -153,10 +153,10 @@ class TableSteps(Steps):
         """What the rules of an iteration were given."""
         return [draw for chunk in self._stored(iteration) for draw in chunk]
 
-    def recalled(self, iteration: int) -> list[Draw]:
+    def remembered(self, iteration: int) -> list[Draw]:
         """What was remembered of the iterations before."""
         scoring = self._stored(iteration)
-        return [draw for index in scoring.indices for draw in scoring.recalled(index)]
+        return [draw for index in scoring.indices for draw in scoring.remembered(index)]
 
     def _stored(self, iteration: int) -> ScoredDraws:
         return ScoredDraws(self.run, iteration, self.problems, self.config.scheme, self.sampler)

@@ -274,7 +274,7 @@ def test_text_examples_train_a_local_model(questions: Path, tmp_path: Path) -> N
         ("compare {data}", "femtune compare needs the weights of a model"),
         ("ladder {data}", "femtune ladder needs the weights of a model"),
         ("sample {data} --scheme pps:4+importance", "the model's law"),
-        ("sample {data} --scheme trice", "the model's law"),
+        ("sample {data} --scheme rejection:4+hard", "the model's law"),
         ("evaluate {data} --aggregate probabilities", "needs log-probabilities"),
         ("evaluate {data} --reader-problems 3", "needs log-probabilities"),
         ("evaluate {data} --ray-workers 2", "not for --engine chat"),

@@ -61,11 +61,7 @@ TWICE = (Stage("plain", 2),)
                 f"Scheme {name} weighs draws by the model's own law: it needs temperature 1, without "
                 "top_p and top_k.",
             )
-            for scheme, name in (
-                ("trice", "trice(0.5)"),
-                ("pps:4+chain", "pps(4)+chain"),
-                ("rejection:4+hard", "rejection(4)+hard(0.7)"),
-            )
+            for scheme, name in (("rejection:4+hard", "rejection(4)+hard(0.7)"),)
             for changes in ({"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 40})
         ),
         *(
@@ -98,25 +94,20 @@ TWICE = (Stage("plain", 2),)
             "Scheme pps(4)+importance weighs forced answers at temperature 1 alone, got 0.7: set "
             "--temperature 1, or --force-answers evaluation.",
         ),
-        (
-            lambda: make_loop_config(Train(scheme="pps:4+base+importance", force_answers="always")),
-            "weighs forced answers by the current model, and its draws are the base's: leave base out, "
-            "or set --force-answers evaluation.",
-        ),
         *(
             (
                 partial(make_loop_config, Train(scheme=scheme, **changes)),
                 "needs draws of the plain prompt: drop --demos and --force-answers always, or choose "
-                "importance or memo.",
+                "importance.",
             )
-            for scheme in ("pps:4+chain", "trice", "rejection:4+hard")
+            for scheme in ("rejection:4+hard", "rejection:8+chain+hard")
             for changes in ({"demos": "mine.jsonl"}, {"force_answers": "always"})
         ),
         (lambda: sampling(Sample(temperature=-1)), "temperature -1"),
         (lambda: sampling(Sample(top_p=0)), "top_p 0"),
         (lambda: sampling(Sample(top_k=-1)), "top_k -1"),
         (lambda: sampling(Sample(scheme="rejection:4", temperature=0)), "rejection(4) at temperature 0"),
-        (lambda: sampling(Sample(scheme="mixture:1,2", temperature=0)), "every attempt is the same"),
+        (lambda: sampling(Sample(scheme="pps:2", temperature=0)), "every attempt is the same"),
         (
             lambda: sampling(Sample(temperature=0), Scheme("my own", TWICE, weigh=paper_filter)),
             "my own at temperature 0",
@@ -141,9 +132,9 @@ def test_what_is_impossible_is_refused(make: Any, said: str) -> None:
         {"scheme": "pps:4+importance", "temperature": 0.7},
         {"scheme": "pps:4+importance", "force_answers": "always"},
         {"scheme": "pps:4+importance", "demos": "mine.jsonl"},
-        {"scheme": "pps:4+memo", "temperature": 0.7, "top_p": 0.9, "force_answers": "always"},
+        {"scheme": "rejection:4+chain", "temperature": 0.7, "top_p": 0.9, "force_answers": "always"},
         {"scheme": "rejection:4", "temperature": 0.7, "top_p": 0.9, "demos": "mine.jsonl"},
-        {"scheme": "trice", "demos": "auto", "force_answers": "evaluation"},
+        {"scheme": "rejection:4+hard", "demos": "auto", "force_answers": "evaluation"},
     ],
 )
 def test_laws_that_a_scheme_can_allow_for_are_taken(changes: Any) -> None:
@@ -151,7 +142,7 @@ def test_laws_that_a_scheme_can_allow_for_are_taken(changes: Any) -> None:
 
 
 def test_greedy_draws_suit_schemes_that_ask_a_prompt_once() -> None:
-    for scheme in ("pps", "star", "rejection:1", "mixture"):
+    for scheme in ("pps", "star", "rejection:1"):
         assert sampling(Sample(scheme=scheme, temperature=0)) == Sampling(512, temperature=0)
 
 

@@ -52,7 +52,7 @@ def test_a_measure_is_a_number_or_nothing() -> None:
 @pytest.mark.parametrize(
     ("world", "task", "scheme"),
     [
-        ("rubric", "judge", "rejection:2+memo"),
+        ("rubric", "judge", "rejection:2+chain"),
         ("tldr", "summarize", "pps:2+importance"),
         ("sums", "math", "rejection:2+expected"),
         ("quiz", "choice", "star"),

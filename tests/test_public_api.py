@@ -42,9 +42,8 @@ SETTINGS = {
 REWARDS = ("as_reward", "choice", "exact", "math", "number", "ordinal", "regex")
 NOUNS = ("Draw", "Example", "MStepSchedule", "Problem", "Scheme", "Stage", "TrainedModel")
 SCHEMES = (
-    *("base", "chain", "doubt", "every", "expected", "gain", "hard", "importance", "memo", "mixture"),
-    *("parse_scheme", "pps", "reasons", "rejection", "resample", "restart", "scheme_from_data"),
-    *("scheme_to_data", "settle", "star", "trice", "wake"),
+    *("chain", "every", "expected", "hard", "importance", "parse_scheme", "pps", "reasons", "rejection"),
+    *("restart", "scheme_from_data", "scheme_to_data", "settle", "star"),
 )
 OBJECTS = {"scheme", "reward", "eval_data"}  # parameters of their own, as they may be objects
 

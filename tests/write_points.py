@@ -42,7 +42,7 @@ from .models import byte_tokenizer, tiny_model
 from .test_loop import TEST, TRAIN, Fuse, state, steps, timeless
 
 ITERATIONS = 3  # so that a model is removed
-SCHEME = "star+memo+wake"  # so that all kinds of files are made
+SCHEME = "rejection:2+chain"  # so that what is remembered is stored
 ENDED = 3  # exit status where an error came out as it should
 
 

@@ -68,22 +68,19 @@ if TYPE_CHECKING:
     )
     from femtune.mstep_schedule import MStepSchedule
     from femtune.rewards.builtin import as_reward, choice, exact, math, number, ordinal, regex
-    from femtune.schemes.contrib.answers import expected, reasons
-    from femtune.schemes.contrib.memory import every, gain, memo
-    from femtune.schemes.contrib.reweighting import doubt, hard, resample
     from femtune.schemes.named import (
-        base,
         chain,
+        every,
+        expected,
+        hard,
         importance,
-        mixture,
         parse_scheme,
         pps,
+        reasons,
         rejection,
         restart,
         settle,
         star,
-        trice,
-        wake,
     )
     from femtune.schemes.serialization import scheme_from_data, scheme_to_data
     from femtune.types import Draw, Example, Problem, Scheme, Stage
@@ -105,11 +102,8 @@ else:
             "ConfigError DataError EngineError FemtuneError ModelError NothingKept RewardError RunError"
         ),
         "femtune.rewards.builtin": "as_reward choice exact math number ordinal regex",
-        "femtune.schemes.contrib.answers": "expected reasons",
-        "femtune.schemes.contrib.memory": "every gain memo",
-        "femtune.schemes.contrib.reweighting": "doubt hard resample",
         "femtune.schemes.named": (
-            "base chain importance mixture parse_scheme pps rejection restart settle star trice wake"
+            "chain every expected hard importance parse_scheme pps reasons rejection restart settle star"
         ),
         "femtune.schemes.serialization": "scheme_from_data scheme_to_data",
         "femtune.mstep_schedule": "MStepSchedule",
@@ -171,26 +165,21 @@ __all__ = [
     "TrainedModel",
     "TrainingSettings",
     "as_reward",
-    "base",
     "calibrate",
     "chain",
     "check",
     "choice",
     "compare",
-    "doubt",
     "evaluate",
     "every",
     "exact",
     "expected",
     "fit",
-    "gain",
     "hard",
     "importance",
     "ladder",
     "load_problems",
     "math",
-    "memo",
-    "mixture",
     "number",
     "ordinal",
     "parse_scheme",
@@ -199,7 +188,6 @@ __all__ = [
     "reasons",
     "regex",
     "rejection",
-    "resample",
     "restart",
     "sample",
     "scheme_from_data",
@@ -207,6 +195,4 @@ __all__ = [
     "settle",
     "star",
     "train",
-    "trice",
-    "wake",
 ]

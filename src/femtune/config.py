@@ -182,7 +182,7 @@ class Sample(Ask):
     """An E-step."""
 
     scheme: str = "auto"
-    """auto, rejection:M, star, pps:K, mixture, trice; add +memo +wake +doubt ...: docs/schemes.md."""
+    """auto, rejection:M, star, pps:K; add +importance, +reasons, ...: docs/schemes.md."""
     temperature: float = 1.0
     """Sampling temperature in the E-step; EM is exact only at 1."""
     top_p: float = 1.0

@@ -121,8 +121,7 @@ class LoopConfig:
     def shown_demos(self, iteration: int) -> Demos:
         """Return the worked examples in the prompts of an iteration's E-step."""
         times = 1 if self.selection else self.demo_iterations  # then they are among the candidates
-        with_them = iteration <= times or self.scheme.proposal == "base"
-        return self.demos if with_them else ()
+        return self.demos if iteration <= times else ()
 
     def m_step(self, iteration: int) -> tuple[Literal["previous", "base"], Training]:
         """Return where the M-step of an iteration starts, and how it trains.
@@ -244,21 +243,18 @@ class Steps:
         )
         scoring = ScoredDraws(self.run, iteration, problems, scheme, sampler)
         self.run.verify(*scoring.files)
-        self._score(scoring, "recalled", theta)
         chunks = e_step(
             problems,
             scheme,
             sampler,
             iteration=iteration,
-            place=self.place(
-                iteration, "draws", problems, self.base if scheme.proposal == "base" else theta
-            ),
+            place=self.place(iteration, "draws", problems, theta),
             on_draws=self.progress.draws,
             choose=scoring.choose,
         )
         for chunk in chunks:  # each chunk is stored before the next is drawn
             self.run.record(self.run.shard(iteration, "draws", chunk.index))
-        self._score(scoring, "scored", theta)
+        self._score(scoring, theta)
         folder = self.run.iteration(iteration) / "draws"
         by_id = {problem.id: problem for problem in problems}
         metrics = estep_metrics(by_id, read_draws(folder), plain_attempts(scheme)) | scoring.metrics()
@@ -416,13 +412,13 @@ class Steps:
         """Return where an M-step after theta_k starts: at its float32 weights if it has any."""
         return next_start(self.weights(iteration))
 
-    def _score(self, scoring: ScoredDraws, kind: str, weights: Path) -> None:
+    def _score(self, scoring: ScoredDraws, weights: Path) -> None:
         """Score draws under the prompts that the scheme's rules need, by these weights."""
-        if scoring.is_scored(kind):
+        if scoring.is_scored:
             return
         self._serve(weights)
         with interrupts.finishing("the scoring of this chunk"):
-            scoring.score(kind)
+            scoring.score()
 
     def place(
         self, iteration: int, kind: str, problems: Sequence[Problem], weights: Path

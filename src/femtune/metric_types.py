@@ -103,7 +103,6 @@ class EStepMetrics(DrawMetrics, total=False):
     scored_tokens: int
     scoring_s: float
     covered_share: float
-    log_mass: float | None
     # of schemes that need the probability of answers
     expected_right: float | None
     cued_share: float | None

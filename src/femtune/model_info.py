@@ -298,10 +298,10 @@ def as_trained(settings: A, model: str) -> A:
 
 def check_scored(settings: Ask, scheme: Scheme) -> None:
     """Refuse a scheme that weighs by log-probabilities with --engine chat. Raises ConfigError."""
-    if settings.engine == "chat" and scheme.needs & (SCORED | {"current_model", "temperature_1"}):
+    if settings.engine == "chat" and scheme.needs & (SCORED | {"temperature_1"}):
         raise ConfigError(
             f"Scheme {scheme.name} weighs draws by the model's law, which --engine chat does not tell: "
-            "choose rejection, star, pps or mixture, without what weighs by log-probabilities."
+            "choose rejection, star or pps, without what weighs by log-probabilities."
         )
 
 

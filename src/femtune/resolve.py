@@ -293,7 +293,7 @@ def sampling(settings: Sample, scheme: Scheme | None = None) -> Sampling:
             "must be at least 0, in (0, 1], and at least 0."
         )
     scheme = scheme or parse_scheme(settings.scheme)
-    if settings.temperature == 0 and any(stage.draws > 1 for stage in scheme.asked):
+    if settings.temperature == 0 and any(stage.draws > 1 for stage in scheme.stages):
         why = f"{scheme.name} at temperature 0: every attempt is the same."
         raise ConfigError(f"{why} Set temperature 1.")
     return Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
@@ -354,8 +354,7 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
 
 def named_scheme(settings: Sample) -> Scheme:
     """Return the scheme that settings name. Raises ConfigError."""
-    num_answers = len(parse_scale(settings.scale).answers) if settings.scale else None
-    return parse_scheme(_spelled_out(settings), num_answers)
+    return parse_scheme(_spelled_out(settings))
 
 
 def _spelled_out(settings: Sample) -> str:
@@ -395,15 +394,10 @@ def _check_law(settings: Train, scheme: Scheme) -> None:
             f"Scheme {scheme.name} weighs forced answers at temperature 1 alone, got "
             f"{settings.temperature:g}: set --temperature 1, or --force-answers evaluation."
         )
-    if "untruncated" in scheme.needs and forced and scheme.proposal == "base":
-        raise ConfigError(
-            f"Scheme {scheme.name} weighs forced answers by the current model, and its draws are the "
-            "base's: leave base out, or set --force-answers evaluation."
-        )
     if "plain_prompts" in scheme.needs and (forced or settings.demos not in ("auto", "none")):
         raise ConfigError(
             f"Scheme {scheme.name} needs draws of the plain prompt: drop --demos and --force-answers "
-            "always, or choose importance or memo."
+            "always, or choose importance."
         )
 
 

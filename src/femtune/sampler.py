@@ -240,15 +240,15 @@ def check_able(engine: Engine, needs: Collection[Need]) -> None:
     if not SCORED & {*needs}:
         return
     lacks = "can't score given completions (no prompt_logprobs, no echo with logprobs)"
-    as_drawn = {"log_pi", "log_q"} & {*needs} and {"temperature_1", "untruncated"} & {*needs}
+    as_drawn = "log_pi" in needs and {"temperature_1", "untruncated"} & {*needs}
     if able.scores and as_drawn and not able.logprobs:
         lacks = "does not return log-probabilities of what it samples"
     elif able.scores:
         return
     raise EngineError(
         f"the server {lacks}, and the scheme weighs draws by them. Serve the model with vLLM, or take "
-        "--engine vllm or transformers. Or choose a scheme without memo, chain, importance, expected, "
-        "reasons and doubt, such as --scheme star."
+        "--engine vllm or transformers. Or choose a scheme without importance, expected "
+        "and reasons, such as --scheme rejection:4."
     )
 
 

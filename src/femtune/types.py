@@ -77,7 +77,7 @@ class DrawKey:
 
     iteration: int  # from 1; 0 is the evaluation of the base model
     problem_id: str
-    stage: int  # position in Scheme.asked
+    stage: int  # position in Scheme.stages
     index: int  # attempt within the stage, from 0
 
 
@@ -198,11 +198,6 @@ class Draw:
         return "" if self.demos or self.completion.num_forced else self.prompt_kind
 
     @property
-    def on_policy(self) -> bool:
-        """Return True if it follows pi(z, y | x): plain, temperature 1, no examples, not forced."""
-        return self.bare_prompt == "plain" and self.temperature == 1
-
-    @property
     def accepted(self) -> bool:
         """Return True if it passed the filter: ended, parsed, no leak, reward >= accept_at."""
         return self.score.reason == ""
@@ -210,14 +205,10 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A draw as the M-step sees it: weight x log pi(z, y given x), under the plain prompt.
-
-    Examples of the wake phase have the hinted prompt, and name it in `prompt_kind`.
-    """
+    """A draw as the M-step sees it: weight x log pi(z, y given x), under the plain prompt."""
 
     draw: Draw
     weight: float = 1.0
-    prompt_kind: Literal["plain", "hinted"] = "plain"  # the prompt in training
 
 
 # A rule maps one problem's draws (remembered ones, then the iteration's, in order of their keys) and the
@@ -243,18 +234,16 @@ class Stage:
 # Information that a rule may need about draws, or conditions on their sampling.
 Need = Literal[
     "log_pi",  # log pi of each accepted draw
-    "log_q",  # log q
     "fixed_budget",  # every problem has the same number of draws in every iteration
     "untruncated",  # no top_p or top_k excludes tokens
     "temperature_1",  # draws follow their model's distribution
-    "current_model",  # that model is theta_{k-1}
     "plain_prompts",  # no worked examples in the prompts, and no forced answers
     "answers",  # the probability of y* after each draw's rationale, whatever its answer
     "ratio",  # pi / q of rationale and cue of these
     "gain",  # how much the rationale of each accepted draw adds to the probability of y*
 ]
 # needs for which the engine scores draws
-SCORED: frozenset[Need] = frozenset({"log_pi", "log_q", "answers", "ratio", "gain"})
+SCORED: frozenset[Need] = frozenset({"log_pi", "answers", "ratio", "gain"})
 
 
 def needs_of(rule: Rule | None) -> frozenset[Need]:
@@ -278,13 +267,8 @@ class Scheme:
     weigh: Rule
     # a draw is accepted if its reward is at least this value, or that of this function
     accept_at: float | Callable[[Request], float] = 1.0
-    # the stages for a problem without remembered draws, in place of `stages`
-    first: tuple[Stage, ...] = ()
     # the rule that selects draws to remember for the next iteration; None: no draws
     remember: Rule | None = None
-    proposal: Literal["current", "base"] = "current"  # the model that draws: theta_{k-1}, or the base
-    # nats: a problem is skipped if no draw can raise its bound on log p(y* | x) by more than this
-    min_gain: float = 0.0
     # iterations between draws for the same problem: each asks a share of the problems
     every: int = 1
     m_steps: MStepSchedule = field(default_factory=MStepSchedule)  # M-steps that restart
@@ -292,22 +276,18 @@ class Scheme:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ConfigError(f"Scheme {self.name}: every must be >= 1, got {self.every}.")
-        some = self.min_gain or self.every != 1  # of the problems or iterations
-        if some and self.remember is None:
+        if self.every != 1 and self.remember is None:
+            raise ConfigError(f"Scheme {self.name} remembers no draws, and every needs that: add chain.")
+        if self.remember is not None and self.needs & SCORED:
             raise ConfigError(
-                f"Scheme {self.name} remembers no draws, and min_gain and every need that: add memo or "
-                "chain."
+                f"Scheme {self.name}: its rules need log-probabilities, which are known of new draws "
+                "alone, and it remembers draws of earlier iterations. Leave out one of the two."
             )
-        if "fixed_budget" in self.needs and (some or self.is_adaptive):
-            what = "min_gain or every leaves some out" if some else "a stage asks the unsolved alone"
+        if "fixed_budget" in self.needs and (self.every != 1 or self.is_adaptive):
+            what = "every leaves some out" if self.every != 1 else "a stage asks the unsolved alone"
             raise ConfigError(
                 f"Scheme {self.name}: its weights are of draws that every problem gets in every "
                 f'iteration, and {what}. Choose stages of ask="all", such as those of pps(4).'
-            )
-        if "current_model" in self.needs and self.proposal == "base":
-            raise ConfigError(
-                f"Scheme {self.name}: chains, control variates and expected rewards are of draws from "
-                "theta_{k-1}, and these are the base's. Drop base, or choose importance or memo."
             )
 
     @property
@@ -315,20 +295,13 @@ class Scheme:
         """True if the number of draws for a problem depends on their outcomes."""
         return any(
             stage.ask == "unsolved" and (stage.draws > 1 or number > 0)
-            for stages in (self.first, self.stages)
-            for number, stage in enumerate(stages)
+            for number, stage in enumerate(self.stages)
         )
 
     @property
-    def asked(self) -> tuple[Stage, ...]:
-        """Return all stages by their number in draw keys: those of `first`, then `stages`."""
-        return (*self.first, *self.stages)
-
-    @property
     def needs(self) -> frozenset[Need]:
-        """Return the needs of its rules, and of its choice of problems."""
-        found = needs_of(self.weigh) | needs_of(self.remember)
-        return found | {"log_pi"} if self.min_gain else found
+        """Return the needs of its rules."""
+        return needs_of(self.weigh) | needs_of(self.remember)
 
 
 # r(answer, y*): pure, from problems and parsed completions to rewards in [0, 1]; None abstains.

@@ -15,12 +15,12 @@ from femtune.cli.stored_scheme import keep_scheme, read_scheme
 from femtune.errors import ConfigError
 from femtune.runs.draws import read_draws
 from femtune.runs.run import stored_config
-from femtune.schemes.filters import Accepted, Chain, Distinct, Share
+from femtune.schemes.filters import Accepted, Chain, First, Share
 from femtune.schemes.named import parse_scheme
 from femtune.schemes.serialization import scheme_to_data
 from femtune.types import Draw, Scheme, Stage
 
-OWN = Scheme("mine", (Stage("plain", draws=2, ask="all"),), weigh=Chain(Accepted(), Distinct(), Share()))
+OWN = Scheme("mine", (Stage("plain", draws=2, ask="all"),), weigh=Chain(Accepted(), First(2), Share()))
 ASKED: dict[str, Any] = {"task": "judge", "scale": "1,5", "raters": "named", "max_new_tokens": 48}
 
 
@@ -63,9 +63,9 @@ def test_a_check_takes_a_scheme_as_an_object(data: str) -> None:
     assert "attempts" not in found[2]["right by luck"]
 
 
-@pytest.mark.parametrize("spec", ["auto", "star", "rejection:3+memo:2", "star+doubt:0.1"])
+@pytest.mark.parametrize("spec", ["auto", "star", "rejection:3+chain+every:2", "star+reasons:0.1"])
 def test_a_named_scheme_stays_its_name(spec: str) -> None:
-    data = scheme_to_data(parse_scheme(spec, 5))
+    data = scheme_to_data(parse_scheme(spec))
     given = {"scheme": spec, "scale": "1,5", "scheme_data": data}
     assert keep_scheme(given, "config.yaml", False) == {"scheme": spec, "scale": "1,5"}
 

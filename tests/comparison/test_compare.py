@@ -145,7 +145,7 @@ def test_kept_shares_are_of_iterations_that_asked() -> None:
     made = history(0.2, (0.5, 0.5, 10), (0.5, 0.5, 0))
     for each, kept, covered in zip(made[1:], (0.5, None), (0.5, 0.75), strict=True):
         each["e_step"] |= {"kept_share": kept, "covered_share": covered}
-    values = rows({job("star+memo(8)+every(2)", 0): made})[1].values
+    values = rows({job("rejection(2)+chain+every(2)", 0): made})[1].values
     assert (values["kept_share"][0], values["covered_share"][0]) == (0.5, 0.625)
 
 

@@ -186,13 +186,13 @@ def test_a_server_that_cannot_score_says_so(make: Any) -> None:
             engine.logprobs_after([(tokens("x"), [(60,)])])
 
 
-@pytest.mark.parametrize("scheme", ["star+memo", "pps:4+importance", "star+chain", "star+doubt"])
+@pytest.mark.parametrize("scheme", ["pps:4+importance", "star+reasons", "rejection:2+expected"])
 def test_a_server_that_lacks_what_a_scheme_needs_is_refused(make: Any, scheme: str) -> None:
     needs = parse_scheme(scheme).needs
     with serving("openai", faults=Faults(echoes=False)) as server:
         with pytest.raises(EngineError, match=r"can't score given completions.*--engine vllm"):
             check_able(make(server.url), needs)
-        check_able(make(server.url), parse_scheme("star+wake").needs)
+        check_able(make(server.url), parse_scheme("rejection:8+chain+every:3+hard").needs)
     with serving("openai") as server:
         engine = make(server.url)
         check_able(engine, needs)

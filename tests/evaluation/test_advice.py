@@ -125,7 +125,7 @@ def test_luck_is_the_chance_of_guesses_by_enumeration(answers: list[str], attemp
 
 def test_luck_of_a_pair_and_its_attempts() -> None:
     assert guessed_share(["A", "B"], 4) == 0.9375
-    attempts = {"rejection:4": 4, "star": 1, "pps:4": 0, "mixture:2,1": 2, "auto": 4}
+    attempts = {"rejection:4": 4, "star": 1, "pps:4": 0, "auto": 4}
     assert {spec: plain_attempts(parse_scheme(spec)) for spec in attempts} == attempts
     assert plain_attempts(replace(rejection(4), accept_at=0.75)) == 0  # a near miss is kept too
     assert plain_attempts(replace(rejection(4), accept_at=lambda request: 1.0)) == 0

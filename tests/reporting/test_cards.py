@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ from femtune.reporting.cards import (
     write_data_card,
     write_model_card,
 )
-from femtune.schemes.named import parse_scheme, star, trice, wake
+from femtune.schemes.filters import Chain
+from femtune.schemes.named import parse_scheme, star
 from femtune.schemes.serialization import scheme_to_data
-from femtune.types import Scheme
+from femtune.types import Draw, Example
 
 SHORT: dict[str, Any] = {"num_train_epochs": 1, "per_device_train_batch_size": 16}  # the M-step
 PARSER = MarkdownIt("commonmark").enable("table")
@@ -172,18 +174,19 @@ def test_an_owners_card_is_left_alone(judged: Path, tmp_path: Path) -> None:
     card.write_text(before)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "said", "trap"),
-    [
-        (wake(star()), "rows have the correct answer in their prompt", "trained_under"),
-        (trice(), "rows have a weight below 0", "weight"),
-    ],
-)
-def test_rows_that_a_trainer_must_not_take_as_they_are_are_told_and_left_out(
-    tmp_path: Path, scheme: Scheme, said: str, trap: str
-) -> None:
+@dataclass(frozen=True)
+class AwayFromWrong:
+    """Train away from wrong draws, a little."""
+
+    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
+        wrong = [Example(draw, -0.1) for draw in draws if draw.score.reason == "wrong"]
+        return [*examples, *wrong]
+
+
+def test_rows_that_a_trainer_must_not_take_as_they_are_are_told_and_left_out(tmp_path: Path) -> None:
     """By the card's own lines of code, which are run."""
     data, _ = write_world("rubric", tmp_path / "world", 24, 6)
+    scheme = replace(star(), name="away", weigh=Chain(star().weigh, AwayFromWrong()))
     told = train(
         str(data), "seedling", scheme=scheme, output_dir=tmp_path / "run", task="judge", scale="1,5",
         raters="named", iterations=1, eval_share=0, max_new_tokens=40, **SHORT,
@@ -191,18 +194,13 @@ def test_rows_that_a_trainer_must_not_take_as_they_are_are_told_and_left_out(
     card = write_data_card(told.run, 1)
     table = pq.read_table(told.run / "iteration-001" / "examples.parquet")
     rows = table.to_pylist()
-    bad = [row for row in rows if row["trained_under"] == "hinted" or row["weight"] < 0]
+    bad = [row for row in rows if row["weight"] < 0]
     body = card.read_text()
-    assert f"**{len(bad)} of the {said}**" in body and bad
-    assert all(
-        ("correct answer is" in str(row["prompt"])) == (row["trained_under"] == "hinted") for row in rows
-    )
+    assert f"**{len(bad)} of the rows have a weight below 0**" in body and bad
     [line] = [line for line in body.splitlines() if line.startswith("examples = examples.filter(")]
-    assert trap in line
+    assert "weight" in line
     kept = eval(line.partition("#")[0].removeprefix("examples = examples."), {"filter": rows_by(rows)})
     assert kept == [row for row in rows if row not in bad]
-    model_body = (told.run / "last" / "README.md").read_text()
-    assert ("under one with the answer" in model_body) == (scheme.name == "star+wake")
 
 
 def rows_by(rows: list[dict[str, Any]]) -> Any:

@@ -390,19 +390,19 @@ def test_without_evaluation_the_kept_share_leads(tmp_path: Path) -> None:
 def test_what_is_remembered_has_its_own_course(tmp_path: Path) -> None:
     """And an iteration that asked nothing leaves a gap in what was kept."""
     problems = [Problem(name, "What?", "1") for name in ("a", "b")]
-    write_config(tmp_path, scheme="star+memo+every:2", iterations=3)
+    write_config(tmp_path, scheme="rejection:2+chain+every:2", iterations=3)
     write_problems(tmp_path, problems)
     asked = write_iteration(tmp_path, 1, problems, [draw("a"), draw("b", reason="wrong")])
     for number, kept, covered in ((1, 0.5, 0.5), (2, None, 0.5), (3, 0.5, 1.0)):
-        more = {"kept_share": kept, "covered_share": covered, "log_mass": -3.25, "num_problems": 2}
+        more = {"kept_share": kept, "covered_share": covered, "num_problems": 2}
         more |= {"num_problems": 0, "num_kept": 0, "kept_by": {}} if kept is None else {}
         write_iteration(tmp_path, number, problems, e_step={**asked["e_step"], **more})
     page = check_page(render(find([tmp_path]))).text
-    for said in ("star+memo(8)+every(2)", "right rationale, remembered ones included", "-3.25"):
+    for said in ("rejection(2)+chain+every(2)", "right rationale, remembered ones included"):
         assert said in page
     shutil.rmtree(tmp_path / "iteration-003")
     assert (
-        "star+memo(8)+every(2)" in check_page(render(find([tmp_path]))).text
+        "rejection(2)+chain+every(2)" in check_page(render(find([tmp_path]))).text
     )  # its last one asked nothing
 
 

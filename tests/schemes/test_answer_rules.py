@@ -36,10 +36,8 @@ from femtune.resolve import make_loop_config
 from femtune.runs.draws import read_draws
 from femtune.runs.run import Run
 from femtune.schemes.answer_rules import ExpectedImportance, answer_metrics, gain, passes
-from femtune.schemes.contrib.answers import expected, reasons
-from femtune.schemes.contrib.memory import memo
-from femtune.schemes.filters import Accepted, weigh
-from femtune.schemes.named import importance, mixture, parse_scheme, pps, rejection
+from femtune.schemes.filters import weigh
+from femtune.schemes.named import chain, expected, importance, parse_scheme, pps, reasons, rejection
 from femtune.schemes.weights import Importance
 from femtune.types import Completion, Draw, Problem, Scheme
 
@@ -387,26 +385,15 @@ def test_reasons_and_expected_go_together() -> None:
     assert mean == pytest.approx(exact, rel=1e-9) and 0 < len(exact) < len(first)
 
 
-def test_what_is_remembered_is_filtered_too() -> None:
-    scheme = reasons(memo(rejection()))
-    assert scheme.remember is not None and "gain" in replace(scheme, weigh=Accepted()).needs
-    world = loose(35)
-    outcomes = all_draws(world, scheme, world.sampler())
-    remembered = weigh(scheme.remember, [draw for draw, _ in outcomes])
-    assert remembered and all(passes(example.draw, 0.0) for example in remembered)
-    assert len(remembered) < sum(draw.accepted for draw, _ in outcomes)
-
-
 # --- the loop's E-step
 
 
 SPECS = [
     "rejection:3+expected",
-    "mixture:1,2+importance+expected+resample:1",
+    "pps:3+importance+expected",
     "rejection:3+expected+reasons",
     "rejection:4+reasons",
-    "mixture:2,2+importance+reasons:0.1",
-    "pps:2+memo+reasons",
+    "pps:4+importance+reasons:0.1",
 ]
 
 
@@ -516,7 +503,7 @@ def test_an_engine_without_log_probabilities_is_refused(
 
 
 def test_schemes_without_these_rules_have_no_such_metrics() -> None:
-    assert answer_metrics([[]], mixture(1, 1)) == {}
+    assert answer_metrics([[]], pps(2)) == {}
 
 
 # --- what is refused
@@ -550,7 +537,8 @@ def test_reasons_needs_a_cue_and_takes_any_temperature(change: dict[str, Any]) -
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: memo(expected(rejection(2))),
+        lambda: chain(expected(rejection(2))),
+        lambda: reasons(chain(rejection(2))),
         lambda: importance(expected(rejection(1))),
         lambda: expected(expected(rejection(2))),
         lambda: expected(pps(2)),

@@ -26,7 +26,7 @@ from ..demo_runs import make_world, train_command
 from ..oracle import LINE_CUT, sampler
 
 SHORT = ("--eval-every", "0", "--show", "quiet")
-SPECS = ["rejection:2+expected", "mixture:1,1+importance+expected", "star+reasons"]
+SPECS = ["rejection:2+expected", "pps:2+importance+expected", "star+reasons"]
 
 
 @pytest.fixture(scope="module", params=SPECS)

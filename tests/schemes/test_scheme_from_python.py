@@ -173,7 +173,7 @@ def made_in_a_function() -> Any:
 
 
 def test_a_rule_of_the_users_is_made_again_with_all_that_it_was_given() -> None:
-    made = scheme(Chain(Accepted(), Reads(-1e-9, "x", False, ((), None))), remember=Reads())
+    made = scheme(Chain(Accepted(), Reads(-1e-9, "x", False, ((), None))))
     stored = yaml.safe_load(yaml.safe_dump(scheme_to_data(made)))
     assert scheme_from_data(stored) == made and made.needs == {"log_pi"}
 

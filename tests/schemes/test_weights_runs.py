@@ -19,7 +19,6 @@ from femtune.engines.model_files import local_model
 from femtune.estep.scoring import read_logprobs
 from femtune.reporting.terminal import Quiet
 from femtune.runs.draws import read_draws, read_shard
-from femtune.schemes.named import parse_scheme
 from femtune.tools.refilter import Change, refilter
 from femtune.tools.replay import name_of, replay
 from femtune.tools.stored_run import open_stored
@@ -28,9 +27,9 @@ from femtune.workflows.fit import run_fit
 
 from ..demo_runs import make_world, train_command
 
-RESTARTS = "pps:2+importance+resample:1+restart:2"
-SETTLES = "pps+base+importance+restart:2+settle:1"
-SPECS = ["star+memo+doubt+wake", "trice", RESTARTS, SETTLES]
+RESTARTS = "pps:2+importance+restart:2"
+SETTLES = "pps+importance+restart:2+settle:1"
+SPECS = [RESTARTS, SETTLES]
 SHORT = ("--eval-every", "0", "--show", "quiet")
 KINDS = {"draws", "scored", "examples.parquet", "model", "metrics.json"}
 
@@ -45,10 +44,6 @@ def run(request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.Te
     root: Path = tmp_path_factory.mktemp("run") / "run"
     assert main(train_command(world, root, "--scheme", request.param, *SHORT)) == 0
     return root
-
-
-def spec_of(run: Path) -> str:
-    return open_stored(run).settings.scheme
 
 
 def metrics(run: Path, iteration: int) -> dict[str, Any]:
@@ -70,78 +65,50 @@ def draws_in(folder: Path) -> dict[DrawKey, Draw]:
 
 
 def test_files_of_each_iteration_are_there(run: Path) -> None:
-    scheme = parse_scheme(spec_of(run))
     for iteration in (1, 2):
         folder = run / f"iteration-00{iteration}"
         names = {path.name for path in folder.iterdir() if path.name[0] != "."} - {"README.md"}
-        remembered = {"memory", *(["recalled"] if iteration == 2 else [])} if scheme.remember else set()
-        assert names == KINDS | remembered
-        for kind in ("draws", "scored", "memory", "recalled"):
+        assert names == KINDS
+        for kind in ("draws", "scored"):
             shards = sorted(path.name for path in (folder / kind).glob("*"))
             assert shards in ([], ["00000.parquet", "00001.parquet"])
     assert main(["verify", str(run)]) == 0  # and all are as they were stored
 
 
 def test_log_probabilities_are_those_of_the_weights_before(run: Path) -> None:
-    """Of theta_{k-1}, under the plain prompt and the hinted one, whatever the draw came from."""
-    scheme = parse_scheme(spec_of(run))
+    """Of theta_{k-1}, under the plain prompt, whatever the draw came from."""
     for iteration in (1, 2):
         stored = open_stored(run, iteration)
         prompts = stored.prompts()
         before = run / f"iteration-00{iteration - 1}/model"
         engine = TransformersEngine(local_model("seedling") if iteration == 1 else before)
         own = {k: d for k, d in draws_in(stored.draws).items() if d.accepted}
-        remembered = draws_in(run / f"iteration-00{iteration - 1}" / "memory")
-        assert scored(run, iteration, "scored").keys() == own.keys()
-        found = {**scored(run, iteration, "recalled"), **scored(run, iteration, "scored")}
-        assert found.keys() == {*own, *remembered}
-        for at, need, prompt in ((0, "log_pi", "plain"), (1, "log_q", "hinted")):
-            given = {key: logprobs[at] for key, logprobs in found.items()}
-            if need not in scheme.needs:
-                assert {*given.values()} <= {None}
-                continue
-            pairs = []
-            for key in given:
-                draw = (remembered | own)[key]
-                messages = prompts.render(prompt, stored.problems[key.problem_id])
-                pairs.append((engine.tokenizer.encode_prompt(messages), draw.completion.tokens))
-            assert list(given.values()) == pytest.approx(engine.logprob(pairs), abs=1e-3)
+        found = scored(run, iteration, "scored")
+        assert found.keys() == own.keys()
+        pairs = []
+        for key in found:
+            messages = prompts.render("plain", stored.problems[key.problem_id])
+            pairs.append((engine.tokenizer.encode_prompt(messages), own[key].completion.tokens))
+        log_pi = [logprobs[0] for logprobs in found.values()]
+        assert log_pi == pytest.approx(engine.logprob(pairs), abs=1e-3)
 
 
-def test_weights_are_what_the_scheme_says(run: Path) -> None:
-    spec = spec_of(run)
+def test_each_solved_problem_counts_one(run: Path) -> None:
     for iteration in (1, 2):
         rows = pq.read_table(run / f"iteration-00{iteration}" / "examples.parquet").to_pylist()
         total: Counter[str] = Counter()
         for row in rows:
-            if row["weight"] > 0 and row["trained_under"] == "plain":
-                total[row["problem_id"]] += row["weight"]
-        assert total
-        if "doubt" in spec:
-            assert all(0 < weight < 1 for weight in total.values())
-        else:
-            assert all(weight == pytest.approx(1) for weight in total.values())
-        plain = [row["weight"] for row in rows if row["trained_under"] == "plain"]
-        hinted = [row["weight"] for row in rows if row["trained_under"] == "hinted"]
-        assert hinted == (plain if "wake" in spec else [])
-        if spec == "trice":
-            draws = draws_in(run / f"iteration-00{iteration}" / "draws").values()
-            minus = [row["weight"] for row in rows if row["weight"] < 0]
-            assert minus == [-0.5] * sum(draw.prompt_kind == "plain" for draw in draws)
-        else:
-            assert min(plain) > 0
-        if "resample" in spec:
-            assert plain == pytest.approx([1.0] * len(plain)) and len(plain) == len(total)
+            assert row["weight"] > 0
+            total[row["problem_id"]] += row["weight"]
+        assert total and all(weight == pytest.approx(1) for weight in total.values())
         assert metrics(run, iteration)["m_step"]["num_examples"] == len(rows)
 
 
-def test_signed_and_weighted_examples_train(run: Path) -> None:
+def test_weighted_examples_train(run: Path) -> None:
     for iteration in (1, 2):
         found = metrics(run, iteration)
         assert math.isfinite(found["m_step"]["loss"]) and found["m_step"]["num_steps"] > 0
         assert found["e_step"]["scored_tokens"] > 0
-        if parse_scheme(spec_of(run)).remember:
-            assert found["e_step"]["log_mass"] < 0 < found["e_step"]["covered_share"] <= 1
     weights = [run / f"iteration-00{i}/model/model.safetensors" for i in (1, 2)]
     assert weights[0].read_bytes() != weights[1].read_bytes()
 
@@ -187,7 +154,7 @@ def test_another_filter_weighs_alike_where_weights_hang_on_log_probabilities(run
     assert report["alike"] and report["refiltered"]["num_examples"] > 0
 
 
-@pytest.mark.parametrize("spec", ["trice+memo+doubt"])
+@pytest.mark.parametrize("spec", ["pps:2+importance"])
 def test_what_a_run_will_take_is_measured_with_its_scoring(
     spec: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ from femtune.reporting.terminal import console
 from femtune.resolve import TaskInputs, read_inputs
 from femtune.sampler import SamplerBuilder
 from femtune.schemes.named import parse_scheme
-from femtune.tools.check import examine, show_prompts, show_tokens, token_pieces, trained_under
+from femtune.tools.check import examine, show_prompts, show_tokens, token_pieces
 from femtune.tools.check_data import Finding, data_findings, held_out_items
 from femtune.tools.check_model import Planned, plan_trials, try_model
 from femtune.tools.check_report import Counting, finding_line
@@ -189,19 +189,6 @@ def test_tokens_shown_are_prompt_and_completion_and_only_the_latter_is_bold(
     assert (read.replace("⏎", ""), trained.replace("⏎", "")) == expected
     assert text.plain == read + trained
     assert str(panel.title) == f"an example: {len(prompt)} tokens read, {len(tokens)} in the loss (bold)"
-
-
-@pytest.mark.parametrize(
-    ("scheme", "prompts"), [("star", ["plain"]), ("pps:2+wake:0.5+memo", ["plain", "hinted"])]
-)
-def test_with_a_wake_phase_the_hinted_example_is_shown_too(
-    builder: SamplerBuilder, scheme: str, prompts: list[str]
-) -> None:
-    assert [*trained_under(parse_scheme(scheme))] == prompts
-    panel = show_tokens(builder, TRAIN[0], _draw(builder), "hinted")
-    hinted = builder.tokenizer.encode_prompt(builder.prompts.hinted(TRAIN[0]))
-    assert str(panel.title).startswith(f"an example of the wake phase: {len(hinted)} tokens read")
-    assert "correct answer is" in panel.renderable.plain  # type: ignore[union-attr]  # the panel holds a text
 
 
 def _draw(builder: SamplerBuilder) -> Draw:

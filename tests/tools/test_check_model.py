@@ -149,7 +149,7 @@ def test_a_cooler_temperature_is_advised_only_where_it_was_measured_to_be_better
     assert better.trials[1].right == 1 and better.changes["temperature"] == "0.7"
     assert "--temperature 0.7" in pasted(better)
     calls = iter(range(1000))
-    law = replace(SETTINGS, scheme="trice")  # its control variate is of draws at temperature 1
+    law = replace(SETTINGS, scheme="rejection:4+hard")  # its weights are of draws at temperature 1
     weighed = tried(
         builder, lambda prompt, seed: solve(prompt, seed) if next(calls) >= 32 else "Hm.", settings=law
     )

@@ -34,9 +34,7 @@ from femtune.rewards.builtin import score
 from femtune.run_folder import resolved
 from femtune.runs.draws import read_draws, read_shard
 from femtune.runs.run import FORMAT, Run
-from femtune.schemes.contrib.memory import memo
-from femtune.schemes.contrib.reweighting import doubt
-from femtune.schemes.named import settle, star, trice, wake
+from femtune.schemes.named import reasons, settle, star
 from femtune.schemes.serialization import scheme_to_data
 from femtune.tools.refilter import Change, open_stored, refilter, replayed
 from femtune.tools.refilter_report import notes
@@ -240,18 +238,10 @@ def test_a_problem_is_asked_until_it_is_solved(
     assert replayed(star(), scoring) == (scoring[:num_asked], more)
 
 
-def test_a_problems_first_stages_are_told_by_its_draws() -> None:
-    """Of trice stages 0 and 1 are a problem's first; later it is asked in stage 2."""
-    begun = [draw(0, 0, "wrong"), draw(1, 0, "")]
-    assert replayed(trice(), begun) == (begun, False)
-    assert replayed(trice(), begun[:1]) == (begun[:1], True)
-    assert replayed(trice(), [draw(2, 0, "")]) == ([draw(2, 0, "")], False)
-
-
 def test_weights_that_can_not_be_known_are_alike_on_both_sides(run: Path, tmp_path: Path) -> None:
     root = shutil.copytree(run, tmp_path / "run")
     config = yaml.safe_load((root / "config.yaml").read_text())
-    own = config | {"scheme_data": scheme_to_data(wake(doubt(memo(star()))))}
+    own = config | {"scheme_data": scheme_to_data(reasons(star()))}
     (root / "config.yaml").write_text(yaml.safe_dump(own))
     plain, alike = refilter(run, Change(accept_at=0.75)), refilter(root, Change(accept_at=0.75))
     assert (plain["alike"], alike["alike"]) == (False, True)

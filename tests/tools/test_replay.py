@@ -13,8 +13,6 @@ import yaml
 from femtune.cli.main import main
 from femtune.errors import ConfigError, RunError
 from femtune.runs.draws import read_draws, write_draws
-from femtune.schemes.named import base, star
-from femtune.schemes.serialization import scheme_to_data
 from femtune.tools.replay import Replayed, find_draws, name_of, replay, told
 from femtune.types import Draw
 
@@ -46,22 +44,6 @@ def test_every_draw_is_drawn_again_and_graded_the_same(run: Path, iteration: int
         for again in replay(run, f"{iteration}/{name}", kind=kind):  # type: ignore[arg-type]  # a kind by its name
             assert again.same and again.differs_at is None and again.logprob_gap < 1e-3
             assert "the same" in told(again)
-
-
-def test_what_the_base_drew_is_drawn_again_by_the_base(run: Path, tmp_path: Path) -> None:
-    """Its iteration is the second, and the weights of the first are not needed."""
-    root = shutil.copytree(run, tmp_path / "run", symlinks=True)
-    config = yaml.safe_load((root / "config.yaml").read_text())
-    (root / "config.yaml").write_text(
-        yaml.safe_dump(config | {"scheme_data": scheme_to_data(base(star()))})
-    )
-    shutil.rmtree(root / "iteration-001" / "model")
-    name = draws_of(run, 2, "draws")[0].key.problem_id
-    for again in replay(root, f"2/{name}"):
-        assert again.logprob_gap > 1e-3  # it was another that drew it, in truth
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(RunError, match="model drew it but is missing"):
-        list(replay(root, f"2/{name}"))
 
 
 def test_a_draw_is_found_by_its_id_or_all_of_a_problem(run: Path) -> None:

@@ -9,14 +9,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from femtune.cli.main import main
 from femtune.errors import RunError
 from femtune.estep.journal import Journal
 from femtune.estep.scoring import read_logprobs
 from femtune.evaluation.readings import read_readings
-from femtune.runs import manifest
 from femtune.runs.draws import read_draws
 from femtune.runs.run import Run
 from femtune.tools.verify import check_up, repair, runs_in
@@ -123,44 +121,40 @@ def test_several_faults_at_once_are_made_again_in_their_order(
     assert state(run) == state(whole)
 
 
-def test_what_a_scheme_with_memory_stores_is_made_again(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("scheme", "damaged"),
+    [
+        (
+            "rejection:2+chain",
+            {
+                "iteration-001/memory/00002.parquet": "written again from the draws",
+                "iteration-002/draws/00001.parquet": "drawn again",
+                "iteration-002/memory/00000.parquet": "written again from the draws",
+            },
+        ),
+        (
+            "pps:2+importance",
+            {
+                "iteration-002/draws/00001.parquet": "drawn again",
+                "iteration-002/scored/00002.parquet": "scored again",
+            },
+        ),
+    ],
+)
+def test_what_a_scheme_remembers_or_scores_is_made_again(
+    scheme: str, damaged: dict[str, str], world: Path, tmp_path: Path
 ) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
-    star = ("--scheme", "star+memo+doubt+wake", "--show", "quiet", "--eval-every", "0")
-    assert main(train_command(world, whole, *star)) == 0
+    asked = ("--scheme", scheme, "--show", "quiet", "--eval-every", "0")
+    assert main(train_command(world, whole, *asked)) == 0
     shutil.copytree(whole, run, symlinks=True)
-    damaged = {
-        "iteration-001/memory/00002.parquet": "written again from the draws",
-        "iteration-002/draws/00001.parquet": "drawn again",
-        "iteration-002/memory/00000.parquet": "written again from the draws",
-        "iteration-002/recalled/00000.parquet": "scored again",
-        "iteration-002/scored/00002.parquet": "scored again",
-    }
     for path in damaged:
         (run / path).write_bytes(b"PAR1")
     assert {fault.path: fault.remedy for fault in check_up(run).faults} == damaged
     assert main(["verify", str(run), "--repair"]) == 0
-    # the nats of draws that are to be drawn again are of no use
-    assert (run / "damaged/1/iteration-002/scored/00001.parquet").exists()
-    assert check_up(run).state.startswith("resumes at iteration 1")
-    assert main(train_command(world, run, *star)) == 0
+    assert main(train_command(world, run, *asked)) == 0
     assert check_up(run).faults == []
     assert state(run) == state(whole)
-    shutil.move(run / "iteration-001/model", tmp_path / "gone")
-    manifest.record_removed(run, run / "iteration-001/model")  # as by keep_last
-    (run / "iteration-002/recalled/00000.parquet").unlink()
-    assert [fault.remedy for fault in check_up(run).faults] == [""]
-
-
-def test_draws_of_the_base_can_be_made_again_without_other_weights(run: Path) -> None:
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["scheme_data"]["proposal"] = "base"
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    (run / "iteration-001/model/config.json").unlink()
-    (run / "iteration-002/draws/00002.parquet").unlink()
-    faults = {fault.path: fault.remedy for fault in check_up(run).faults}
-    assert faults["iteration-002/draws/00002.parquet"] == "drawn again"
 
 
 def test_what_was_drawn_by_weights_that_were_removed_can_not_be_made_again(

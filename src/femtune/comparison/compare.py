@@ -128,8 +128,8 @@ def jobs(
 def folder_name(scheme: str) -> str:
     """Return a scheme's name as a part of a path.
 
-    >>> folder_name("star+memo(8)+doubt(0.1)"), folder_name("rejection(4)")
-    ('star-memo-8-doubt-0.1', 'rejection-4')
+    >>> folder_name("pps(4)+reasons(0.5)"), folder_name("rejection(4)")
+    ('pps-4-reasons-0.5', 'rejection-4')
     """
     return re.sub(r"[^\w.]+", "-", scheme).strip("-.")
 

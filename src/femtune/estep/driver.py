@@ -23,8 +23,7 @@ from femtune.runs.draws import write_draws
 from femtune.types import Draw, Engine, Generates, Problem, Request, Scheme
 
 RunFacts = Callable[[Sequence[Draw]], None]
-# Of the chunk of that number: the problems that are asked, and the ids of those that are remembered.
-Choose = Callable[[int, Sequence[Problem]], tuple[Sequence[Problem], frozenset[str]]]
+Choose = Callable[[int, Sequence[Problem]], Sequence[Problem]]  # of a chunk: those that are asked
 
 
 def e_step(
@@ -35,7 +34,7 @@ def e_step(
     iteration: int,
     place: Callable[[int], Path] | None = None,
     on_draws: RunFacts = lambda draws: None,
-    choose: Choose = lambda index, problems: (problems, frozenset()),
+    choose: Choose = lambda index, problems: problems,
 ) -> Iterator[Chunk]:
     """Draw from q(. | x, y*) chunk by chunk, for the problems that `choose` says, by default all.
 
@@ -76,15 +75,13 @@ def missing(
         if where is not None and where.exists():
             remove_journal(where)  # a kill came between the shard and this
         else:
-            some, known = choose(index, problems[begin : begin + sampler.chunk_size])
             yield Lease(
                 index,
-                some,
+                choose(index, problems[begin : begin + sampler.chunk_size]),
                 scheme,
                 sampler.sampling,
                 iteration,
                 place=where,
-                known=known,
                 demos=sampler.demos,
                 force=sampler.force,
             )

@@ -104,7 +104,6 @@ class Lease:
     iteration: int
     _: KW_ONLY
     place: Path | None = None  # where its draws are stored by whom works it off
-    known: frozenset[str] = frozenset()  # ids of problems of which draws are remembered
     demos: Demos = ()
     force: Force = "never"
 
@@ -119,18 +118,18 @@ class Chunk:
     total_s: float
 
 
-def upcoming(stages: Sequence[Stage], attempts: Sequence[Draw], begin: int = 0) -> list[tuple[int, int]]:
+def upcoming(stages: Sequence[Stage], attempts: Sequence[Draw]) -> list[tuple[int, int]]:
     """Return the next (stage, index) to ask of a problem, given its graded `attempts`; [] when done.
 
     A stage for the unsolved asks one at a time and stops at the first accepted draw, of this stage or an
-    earlier one; a stage for all asks its draws together. Stages are numbered from `begin` on.
+    earlier one; a stage for all asks its draws together.
 
     >>> upcoming([Stage("plain"), Stage("hinted")], [])
     [(0, 0)]
     """
     solved = any(draw.accepted for draw in attempts)
-    current = attempts[-1].key.stage if attempts else begin
-    for number, stage in enumerate(stages[current - begin :], current):
+    current = attempts[-1].key.stage if attempts else 0
+    for number, stage in enumerate(stages[current:], current):
         asked = {draw.key.index for draw in attempts if draw.key.stage == number}
         # some of them only where a run goes on that was stopped between them
         if stage.ask == "all" and (left := [(number, i) for i in range(stage.draws) if i not in asked]):
@@ -182,7 +181,7 @@ class OpenChunk:
 
     def grade(self, finished: Sequence[Finished]) -> list[Draw]:
         """Score completions. Changes nothing, so that it may run beside `pull`."""
-        names = [self._scheme.asked[request.key.stage].prompt_kind for request, _ in finished]
+        names = [self._scheme.stages[request.key.stage].prompt_kind for request, _ in finished]
         at = self._scheme.accept_at
         scores = self._sampler.grade(
             [self._problems[request.key.problem_id] for request, _ in finished],
@@ -233,11 +232,9 @@ class OpenChunk:
 
     def _ask(self, problem: Problem) -> None:
         scheme = self._scheme
-        is_first = bool(scheme.first) and problem.id not in self.lease.known
-        stages, begin = (scheme.first, 0) if is_first else (scheme.stages, len(scheme.first))
-        for number, index in upcoming(stages, self.attempts[problem.id], begin):
+        for number, index in upcoming(scheme.stages, self.attempts[problem.id]):
             key = DrawKey(self.lease.iteration, problem.id, number, index)
-            first = self._first_request(scheme.asked[number].prompt_kind, problem, key)
+            first = self._first_request(scheme.stages[number].prompt_kind, problem, key)
             self._queue.append(replace(first, key=key, seed=draw_seed(self._sampler.seed, key)))
             self._open[problem.id] += 1
 

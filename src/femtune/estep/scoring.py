@@ -1,8 +1,7 @@
-"""What a scheme's rules are given: an iteration's draws and those that are remembered, with their nats.
+"""What a scheme's rules are given: an iteration's draws with their nats, and those that are remembered.
 
-    recalled/00000.parquet   of the draws remembered from iteration k-1: log pi, log q by theta_{k-1}
     draws/00000.parquet      the iteration's own draws: see driver.py
-    scored/00000.parquet     of these: log pi, log q, and what answer_scoring.py says of their answers
+    scored/00000.parquet     of these: log pi, and what answer_scoring.py says of their answers
     memory/00000.parquet     the draws that iteration k leaves to the next
 
 Each is of one chunk of problems and written once; one chunk is held at a time. Scoring is a pass of the
@@ -37,7 +36,7 @@ from femtune.runs.run import Run
 from femtune.schemes.answer_rules import answer_metrics
 from femtune.schemes.filters import weigh
 from femtune.schemes.weights import uniform
-from femtune.types import SCORED, Draw, DrawKey, Need, Problem, Scheme
+from femtune.types import SCORED, Draw, DrawKey, Problem, Scheme
 
 LOGPROBS = pa.schema(
     [
@@ -46,7 +45,7 @@ LOGPROBS = pa.schema(
         ("stage", pa.int32()),
         ("index", pa.int32()),
         ("log_pi", pa.float64()),  # nats under the plain prompt; null where the scheme needs none
-        ("log_q", pa.float64()),  # under the hinted prompt
+        ("log_q", pa.float64()),  # under the hinted prompt, for the bound
         ("log_drawn", pa.float64()),  # of drawing it by any way, where answers are forced
         # see answer_scoring.py
         ("log_answer", pa.float64()),  # log pi(y* | x, z) after its rationale
@@ -85,60 +84,49 @@ class ScoredDraws:
         return mine + [self.run.shard(self.iteration - 1, "memory", i) for i in self.indices]
 
     def chunk(self, index: int) -> list[Draw]:
-        """The draws of a chunk, remembered and own, with their nats."""
+        """The draws of a chunk: remembered ones, and its own with their nats."""
         own, _ = read_shard(self.run.shard(self.iteration, "draws", index))
         scoring: dict[str, list[Draw]] = {p.id: [] for p in self._problems_of(index)}
-        for draw in (*self.recalled(index), *self._with_logprobs("scored", index, own)):
+        for draw in (*self.remembered(index), *self._with_logprobs(index, own)):
             scoring[draw.key.problem_id].append(draw)
         return [draw for each in scoring.values() for draw in sorted(each, key=lambda draw: draw.key)]
 
-    def recalled(self, index: int) -> list[Draw]:
-        """The draws that the last iteration has left, with their nats."""
+    def remembered(self, index: int) -> list[Draw]:
+        """The draws that the last iteration has left."""
         path = self.run.shard(self.iteration - 1, "memory", index)
         if self.scheme.remember is None or self.iteration == 1 or not path.exists():
             return []
-        return self._with_logprobs("recalled", index, read_shard(path)[0])
+        return read_shard(path)[0]
 
-    def choose(
-        self, index: int, problems: Sequence[Problem]
-    ) -> tuple[Sequence[Problem], frozenset[str]]:
-        """Return a chunk's problems that are due and worth asking, and the ids of remembered ones.
-
-        No draw can raise the bound log sum_S pi(z, y* | x), over the distinct remembered draws S, by
-        more than minus itself, as pi(y* | x) is at most 1.
-        """
-        by_id = dict(by_problem(self.recalled(index)))
+    def choose(self, index: int, problems: Sequence[Problem]) -> Sequence[Problem]:
+        """Return a chunk's problems that are due in this iteration."""
         now = (self.iteration - 1) % self.scheme.every
-        due = problems if self.scheme.every == 1 else [p for p in problems if self._turns[p.id] == now]
-        return [p for p in due if self._worth(by_id.get(p.id, []))], frozenset(by_id)
+        return problems if self.scheme.every == 1 else [p for p in problems if self._turns[p.id] == now]
 
-    def is_scored(self, kind: str) -> bool:
-        """Return True if log-probabilities of a kind ("recalled", "scored") are stored or not needed."""
-        if not self.scheme.needs & SCORED:
-            return True
-        if kind == "recalled" and (self.scheme.remember is None or self.iteration == 1):
-            return True
-        return all(self.run.shard(self.iteration, kind, index).exists() for index in self.indices)
+    @property
+    def is_scored(self) -> bool:
+        """True if log-probabilities are stored, or not needed."""
+        return not self.scheme.needs & SCORED or all(
+            self.run.shard(self.iteration, "scored", index).exists() for index in self.indices
+        )
 
-    def score(self, kind: str) -> None:
+    def score(self) -> None:
         """Score what is not scored yet; the engine has theta_{k-1}.
 
         Raises EngineError if it can't, and Stopped between chunks where that is requested.
         """
         for index in self.indices:
-            path = self.run.shard(self.iteration, kind, index)
+            path = self.run.shard(self.iteration, "scored", index)
             if path.exists():
                 continue
             interrupts.check()  # what is scored so far is stored
-            begun = time.perf_counter()
-            place = self.iteration - 1 if kind == "recalled" else self.iteration
-            name = "memory" if kind == "recalled" else "draws"
-            draws, _ = read_shard(self.run.shard(place, name, index))
+            started = time.perf_counter()
+            draws, _ = read_shard(self.run.shard(self.iteration, "draws", index))
             scored = scored_draws(
                 draws, self._problems_of(index), self.scheme, self.sampler, self.iteration
             )
             tokens = sum(len(draw.completion.tokens) for draw in scored)
-            write_logprobs(path, scored, {"total_s": time.perf_counter() - begun, "tokens": tokens})
+            write_logprobs(path, scored, {"total_s": time.perf_counter() - started, "tokens": tokens})
             self.run.record(path)
 
     def remember(self) -> None:
@@ -149,7 +137,7 @@ class ScoredDraws:
             path = self.run.shard(self.iteration, "memory", index)
             if not path.exists():
                 kept = [
-                    replace(example.draw, log_pi=None, log_q=None)
+                    example.draw
                     for _, scoring in by_problem(self.chunk(index))
                     for example in weigh(self.scheme.remember, scoring)
                 ]
@@ -157,32 +145,21 @@ class ScoredDraws:
                 self.run.record(path)
 
     def metrics(self) -> EStepMetrics:
-        """Return the cost of scoring and, for schemes that remember, the measures of what they remember.
-
-        covered_share    share of problems with a right draw, remembered or new
-        log_mass         mean over these of log sum_S pi(z, y* | x), nats, S the distinct right draws:
-                         a lower bound of log pi(y* | x)
-
-        And those of `answer_metrics`.
+        """Return the cost of scoring, the measures of `answer_metrics`, and of schemes that remember
+        `covered_share`: the share of problems with a right draw, remembered or new.
         """
         found = answer_metrics(self, self.scheme)
         if self.scheme.needs & SCORED:
             timings = [
                 read_timing(path)
-                for kind in ("recalled", "scored")
                 for index in self.indices
-                if (path := self.run.shard(self.iteration, kind, index)).exists()
+                if (path := self.run.shard(self.iteration, "scored", index)).exists()
             ]
             found["scored_tokens"] = sum(int(timing["tokens"]) for timing in timings)
             found["scoring_s"] = round(sum(timing["total_s"] for timing in timings), 3)
-        if self.scheme.remember is None:
-            return found
-        accepted = ([draw for draw in chunk if draw.accepted] for chunk in self)
-        masses = [log_mass(each) for chunk in accepted for _, each in by_problem(chunk)]
-        found["covered_share"] = len(masses) / len(self.problems)
-        known = [mass for mass in masses if mass is not None]
-        if "log_pi" in self.scheme.needs:
-            found["log_mass"] = math.fsum(known) / len(known) if known else None
+        if self.scheme.remember is not None:
+            solved = {draw.key.problem_id for chunk in self for draw in chunk if draw.accepted}
+            found["covered_share"] = len(solved) / len(self.problems)
         return found
 
     @cached_property
@@ -191,20 +168,14 @@ class ScoredDraws:
         shuffled = sorted(self.problems, key=lambda problem: uniform(f"turn {problem.id}"))
         return {problem.id: i % self.scheme.every for i, problem in enumerate(shuffled)}
 
-    def _worth(self, remembered: Sequence[Draw]) -> bool:
-        if not self.scheme.min_gain or not remembered:
-            return True
-        mass = log_mass(remembered)
-        return mass is None or -mass > self.scheme.min_gain
-
     def _problems_of(self, index: int) -> Sequence[Problem]:
         size = self.sampler.chunk_size
         return self.problems[index * size : (index + 1) * size]
 
-    def _with_logprobs(self, kind: str, index: int, draws: Sequence[Draw]) -> list[Draw]:
+    def _with_logprobs(self, index: int, draws: Sequence[Draw]) -> list[Draw]:
         if not self.scheme.needs & SCORED:
             return list(draws)
-        values = read_logprobs(self.run.shard(self.iteration, kind, index))
+        values = read_logprobs(self.run.shard(self.iteration, "scored", index))
         found = [with_logprobs(draw, values[draw.key]) if draw.key in values else draw for draw in draws]
         if "answers" not in self.scheme.needs:
             return found
@@ -218,19 +189,7 @@ class ScoredDraws:
         ]
 
 
-_KINDS = ("recalled", "scored", "memory")
-
-
-def log_mass(draws: Sequence[Draw]) -> float | None:
-    """log of the sum of pi(z, y | x) over distinct accepted draws, nats; None without such draws.
-
-    Rounding may lift a sum above 1: such is taken for 1.
-    """
-    values = {d.completion.sampled: d.log_pi for d in draws if d.accepted and d.log_pi is not None}
-    if not values:
-        return None
-    top = max(values.values())
-    return min(0.0, top + math.log(math.fsum(math.exp(each - top) for each in values.values())))
+_KINDS = ("scored", "memory")
 
 
 def scored_draws(
@@ -245,19 +204,16 @@ def scored_draws(
     asked = {problem.id: problem for problem in problems}
     rights = right_draws(draws, asked, sampler) if "answers" in scheme.needs else {}
     accepted = [draw for draw in draws if draw.accepted or draw.key in rights]
-    found: dict[str, Sequence[float | None]] = {}
-    kinds: tuple[tuple[Need, str], ...] = (("log_pi", "plain"), ("log_q", "hinted"))
-    for need, prompt in kinds:
-        if need not in scheme.needs:
-            found[need] = [None] * len(accepted)
-            continue
-        since = iteration if scheme.proposal == "current" else iteration + 1  # drawn by other weights
-        found[need] = logprobs_under(prompt, accepted, asked, sampler, since)
-    found["log_drawn"] = [None] * len(accepted)
+    log_pi: Sequence[float | None] = [None] * len(accepted)
+    log_drawn: Sequence[float | None] = [None] * len(accepted)
+    if "log_pi" in scheme.needs:
+        log_pi = logprobs_under("plain", accepted, asked, sampler, iteration)
     if sampler.force != "never" and "untruncated" in scheme.needs:
-        found["log_drawn"] = drawn_logprobs(accepted, asked, sampler)
-    values = zip(found["log_pi"], found["log_q"], found["log_drawn"], strict=True)
-    scored = [with_logprobs(draw, each) for draw, each in zip(accepted, values, strict=True)]
+        log_drawn = drawn_logprobs(accepted, asked, sampler)
+    scored = [
+        replace(draw, log_pi=pi, log_drawn=drawn)
+        for draw, pi, drawn in zip(accepted, log_pi, log_drawn, strict=True)
+    ]
     if scheme.needs & {"answers", "gain"}:
         return add_answer_logprobs(scored, draws, rights, asked, scheme.needs, sampler)
     return scored

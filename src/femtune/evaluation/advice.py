@@ -126,7 +126,7 @@ def remedy(reasons: Mapping[str, Mapping[str, int]], scheme: Scheme) -> str:
     reason, number = total.most_common(1)[0]
     said = _REMEDIES.get(reason, f"The most frequent reason: {reason}.")
     said = said.format(more=max(16, 4 * _attempts(scheme)))
-    if reason == "wrong" and not any(stage.prompt_kind == "hinted" for stage in scheme.asked):
+    if reason == "wrong" and not any(stage.prompt_kind == "hinted" for stage in scheme.stages):
         said += " Hints may help: --scheme star."
     return said if 2 * number > total.total() else said.replace("Most ", "Many ", 1)
 

@@ -45,8 +45,8 @@ from femtune.evaluation.evaluate import group_of
 from femtune.metric_types import PosteriorMetrics
 from femtune.runs.draws import by_problem, read_shard
 from femtune.runs.run import Run
-from femtune.schemes.named import mixture
-from femtune.types import Draw, Problem, Sampling
+from femtune.schemes.filters import paper_filter
+from femtune.types import Draw, Problem, Sampling, Scheme, Stage
 
 # Right draws that are added to those of each problem: see `log_mean`. Ten times as much would lift a
 # bound from 4 draws above the truth, a tenth as much would leave little in it but which problems have
@@ -75,7 +75,8 @@ def mixture_draws(
     """Ask every problem `draws` times, an even number, at temperature 1: half under each prompt."""
     sampling = Sampling(sampler.sampling.max_new_tokens)
     sampler = replace(sampler, sampling=sampling, demos=(), force="never")
-    scheme = mixture(draws // 2, draws // 2)
+    stages = (Stage("plain", draws // 2, "all"), Stage("hinted", draws // 2, "all"))
+    scheme = Scheme("bound", stages, weigh=paper_filter)
     return e_step(problems, scheme, sampler, iteration=iteration, place=place, on_draws=on_draws)
 
 

@@ -4,8 +4,7 @@ One row of examples.parquet: iteration 1, problem_id "p17", stage 0, index 2, we
 prompt [{"role": "user", "content": ...}], completion [{"role": "assistant", "content": ...}],
 prompt_tokens [...], completion_tokens [...]. TRL's SFTTrainer reads `prompt` and `completion`. femtune
 trains on the tokens, which are those sampled (with `expected`, y* replaces the answer). The prompt is
-the plain one, except in examples of a wake phase, which have "hinted" in the column
-`trained_under`. Examples of an engine without tokens lack the two columns of tokens.
+the plain one. Examples of an engine without tokens lack the two columns of tokens.
 """
 
 from __future__ import annotations
@@ -46,7 +45,6 @@ EXAMPLES = pa.schema(
         ("completion", _MESSAGES),
         ("prompt_tokens", pa.list_(pa.int32())),
         ("completion_tokens", pa.list_(pa.int32())),
-        ("trained_under", pa.string()),
     ]
 )
 
@@ -65,8 +63,8 @@ def write_examples(
     """Weigh stored draws by problem and store the examples; return their number.
 
     Without a `tokenizer`, examples are text alone. `factors` multiply the weights of examples by y*: see
-    `selection_bias.balance_factors`. Prompts are rendered here, plain, so that no hint enters the M-step
-    unless an example belongs to a wake phase. Holds one chunk at a time.
+    `selection_bias.balance_factors`. Prompts are rendered here, plain: no hint enters the M-step. Holds
+    one chunk at a time.
     """
     num, schema = 0, EXAMPLES if tokenizer else TEXT_EXAMPLES
     # an open file, as pyarrow reads a name with a colon as a URI
@@ -94,7 +92,7 @@ def _row(
     factors: Mapping[str, float],
 ) -> dict[str, Any]:
     key, completion = example.draw.key, example.draw.completion
-    messages = prompts.render(example.prompt_kind, problem)
+    messages = prompts.render("plain", problem)
     return {
         "iteration": key.iteration,
         "problem_id": problem.id,
@@ -104,7 +102,6 @@ def _row(
         "reward": example.draw.score.reward,
         "prompt": messages,
         "completion": [{"role": "assistant", "content": completion.text}],
-        "trained_under": example.prompt_kind,
         **(_tokens(messages, completion, tokenizer) if tokenizer else {}),
     }
 

@@ -35,6 +35,7 @@ from femtune.data.tasks.hub import is_hub_id
 from femtune.data.tasks.judge import JUDGE, Wording, write_pair, write_rating
 from femtune.data.tasks.summarize import SUMMARIZE
 from femtune.engines.model_files import MODELS, load_tokenizer
+from femtune.errors import RunError
 from femtune.evaluation.item_scores import compare_iterations, describe_difference
 from femtune.evaluation.paired import PairedDifference
 from femtune.evaluation.rationales import read_rationales
@@ -82,11 +83,10 @@ COLUMNS = {
     "index": "attempt within the stage, from 0",
     "weight": "what the example counts for in a weighted loss; below 0: it is trained away from",
     "reward": "of its answer, 0 to 1",
-    "prompt": "messages: the problem under the prompt that `trained_under` names",
+    "prompt": "messages: the problem under the plain prompt",
     "completion": "one message: the rationale, then the answer",
     "prompt_tokens": "as the model is fed",
     "completion_tokens": "as they were sampled, end token included",
-    "trained_under": "plain; or hinted: the prompt holds the correct answer, for the wake phase alone",
 }
 
 
@@ -101,7 +101,6 @@ class RunFacts:
     history: Sequence[IterationMetrics]  # metrics of the iterations 1 to this one
     reports: Mapping[str, RowReport]  # of rows: "problems", and "eval" if its data are of their own
     difference: PairedDifference | None  # to the base, of accuracy on the same held-out problems
-    trains_hinted: bool  # True if some examples are trained under the hinted prompt
 
     @property
     def metrics(self) -> IterationMetrics:
@@ -126,14 +125,7 @@ def read_told(root: Path, iteration: int) -> RunFacts:
         history=[metrics(number) for number in range(1, iteration + 1)],
         reports=read_reports(root / ROWS),
         difference=compare_iterations(root, iteration),
-        trains_hinted="hinted" in _trained_under(root / f"iteration-{iteration:03}"),
     )
-
-
-def _trained_under(folder: Path) -> set[str]:
-    """Return the prompts that an iteration's examples are trained under."""
-    table = pq.read_table(folder / "examples.parquet", columns=["trained_under"])
-    return set(pc.unique(table["trained_under"]).to_pylist())
 
 
 def write_model_card(root: Path, iteration: int) -> Path:
@@ -229,7 +221,6 @@ def _about(told: RunFacts) -> dict[str, Any]:
         "e_step": told.metrics["e_step"],
         "m_step": told.metrics.get("m_step"),  # a data card has none
         "any_hinted": any("hinted" in each["e_step"]["reasons"] for each in told.history),
-        "wakes": told.trains_hinted,
         "covered_share": covered_share(told.metrics["e_step"]),
         "num_draws": sum(each["e_step"]["num_draws"] for each in told.history),
         "num_tokens": sum(each["e_step"]["generated_tokens"] for each in told.history),
@@ -344,10 +335,17 @@ def _made_up(problem: Problem, wording: Wording) -> dict[str, str]:
 
 
 def data_card(told: RunFacts, folder: Path) -> DatasetCard:
-    """Return the card of an iteration's examples, with its draws as a second configuration."""
-    table = pq.read_table(folder / "examples.parquet", columns=["trained_under", "weight"])
-    num, known = table.num_rows, pq.read_schema(folder / "examples.parquet").names
-    num_hinted = pc.sum(pc.equal(table["trained_under"], "hinted")).as_py() or 0
+    """Return the card of an iteration's examples, with its draws as a second configuration.
+
+    Raises RunError for a run of before, some of whose prompts hold the correct answer.
+    """
+    table = pq.read_table(folder / "examples.parquet")
+    num, known = table.num_rows, table.column_names
+    if "trained_under" in known and "hinted" in table["trained_under"].to_pylist():
+        raise RunError(
+            f"{folder}: some examples have the correct answer in their prompts (+wake, which was removed). "
+            "Commit 65a0ab4 can push them with a card that says so."
+        )
     num_negative = pc.sum(pc.less(table["weight"], 0)).as_py() or 0
     files = {"examples": "examples.parquet", "draws": "draws/*.parquet"}
     head = DatasetCardData(
@@ -365,7 +363,7 @@ def data_card(told: RunFacts, folder: Path) -> DatasetCard:
     )
     columns = {name: COLUMNS[name] for name in EXAMPLES.names if name in known}
     about = _about(told) | {"here": BESIDE.format(folder.name), "columns": columns, "num": num}
-    about |= {"num_hinted": num_hinted, "num_negative": num_negative}
+    about["num_negative"] = num_negative
     about["has_tokens"] = "completion_tokens" in known
     body = _templates().get_template("data.md.j2").render(about)
     return DatasetCard(f"---\n{head.to_yaml()}\n---\n\n{body}")

@@ -146,6 +146,8 @@ class Run:
             )
 
 
+# settings of schemes that were removed, where a stored run made no use of them
+_RETIRED: tuple[tuple[str, Any], ...] = (("first", []), ("proposal", "current"), ("min_gain", 0.0))
 # what a run has that was killed as it began
 _BEFORE_CONFIG = {".lock", ".config.yaml.part"}
 
@@ -343,6 +345,8 @@ def stored_config(root: Path) -> dict[str, Any]:
             f"reads format {FORMAT}. Use the version that its environment.json names, or start again "
             "in another --output-dir."
         )
+    if isinstance(scheme := stored.get("scheme_data"), dict):
+        stored["scheme_data"] = {k: v for k, v in scheme.items() if (k, v) not in _RETIRED}
     return stored
 
 

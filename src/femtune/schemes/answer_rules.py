@@ -44,7 +44,7 @@ class ExpectedFirst:
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset(
-        {"answers", "fixed_budget", "temperature_1", "current_model", "plain_prompts"}
+        {"answers", "fixed_budget", "temperature_1", "plain_prompts"}
     )
 
     def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
@@ -76,7 +76,7 @@ class ExpectedImportance:
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset(
-        {"answers", "ratio", "fixed_budget", "temperature_1", "current_model", "plain_prompts"}
+        {"answers", "ratio", "fixed_budget", "temperature_1", "plain_prompts"}
     )
 
     def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
@@ -151,7 +151,7 @@ def answer_metrics(chunks: Iterable[Sequence[Draw]], scheme: Scheme) -> EStepMet
     expected_right   mean of pi(y*, closed | x, z); 0 for a draw whose cue was not sampled as it stands
     cued_share       share of draws whose cue was sampled as it stands, and which do not leak
 
-    Of schemes with `reasons`, over the draws that were scored, remembered ones included:
+    Of schemes with `reasons`, over the draws that were scored:
 
     reasons_share    share that pass: see `Reasoned`; None where none was scored
     reasons_logprob  mean of log pi(y* | x, z) - log pi(y* | x); None where one of them is infinite

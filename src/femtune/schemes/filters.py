@@ -94,27 +94,6 @@ class ByReward:
 
 
 @dataclass(frozen=True)
-class Heaviest:
-    """Keep the `num` examples of most weight; of equal ones, those that come first by key."""
-
-    num: int
-
-    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
-        return sorted(examples, key=lambda e: (-e.weight, e.draw.key))[: self.num]
-
-
-@dataclass(frozen=True)
-class Above:
-    """Keep the examples that have at least this share of the problem's weight."""
-
-    least: float
-
-    def __call__(self, draws: Sequence[Draw], examples: Sequence[Example]) -> Sequence[Example]:
-        total = sum(e.weight for e in examples)
-        return [e for e in examples if e.weight >= self.least * total]
-
-
-@dataclass(frozen=True)
 class Share:
     """Divide each weight by the problem's total, so that every solved problem counts the same."""
 

@@ -6,13 +6,12 @@ EM asks for the posterior pi(z | x, y*).
 
     rejection(M)  star()  pps(K)       the paper's: Lee et al. 2025, "Learning to Reason in LLMs by
                                        Expectation Maximization", arXiv 2512.20169, section 4
-    mixture(a, b)  trice(beta)         plain and hinted draws of every problem; a chain of plain ones
-    base  importance  chain  wake      where draws come from, what they count for, what is trained
+    importance  expected  reasons      what the draws of a problem count for
+    chain  every  hard                 fewer draws: remember the newest, ask a share, weigh hard problems
     restart  settle                    when M-steps start from the base
-    memo  hard  expected  ...          not yet established: see contrib/
 
-An addition is a function in Python, `wake(importance(pps(4)))`, and a name in a command,
-`pps:4+importance+wake`.
+An addition is a function in Python, `reasons(importance(pps(4)))`, and a name in a command,
+`pps:4+importance+reasons`. docs/findings.md tells what each brings, and which were removed.
 """
 
 from __future__ import annotations
@@ -21,17 +20,12 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from femtune._util.text import brief, near, without_exponent
 from femtune.errors import ConfigError
-from femtune.schemes import weights
-from femtune.schemes.answer_rules import refuse_expected
-from femtune.schemes.contrib.answers import expected, reasons
-from femtune.schemes.contrib.memory import every, gain, memo
-from femtune.schemes.contrib.reweighting import doubt, hard, resample
+from femtune.schemes.answer_rules import ExpectedFirst, ExpectedImportance, Reasoned, refuse_expected
 from femtune.schemes.filters import Accepted, Chain, Last, paper_filter
-from femtune.schemes.weights import importance_filter
+from femtune.schemes.weights import Hard, importance_filter
 from femtune.types import Scheme, Stage
 
 SETTLE = 4  # iterations, if `settle` has no number
@@ -77,37 +71,7 @@ def pps(draws: int = 1) -> Scheme:
     return Scheme(f"pps({draws})", (Stage("hinted", draws, "all"),), weigh=paper_filter)
 
 
-def mixture(plain: int = 1, hinted: int = 1) -> Scheme:
-    """So many plain and so many hinted draws of every problem, of which the first right one is kept.
-
-    Law: the posterior with weight 1 - (1 - p)^plain, else the hinted model's right draws.
-    Kept: 1 - (1 - p)^plain (1 - h)^hinted. Draws: plain + hinted a problem.
-    """
-    stages = (Stage("plain", plain, "all"), Stage("hinted", hinted, "all"))
-    return Scheme(f"mixture({plain},{hinted})", stages, weigh=paper_filter)
-
-
-def trice(beta: float = 0.5) -> Scheme:
-    """MCMC-EM: a chain for each problem, moved by one plain draw; it begins with a hinted one.
-
-    Law: tends to the posterior, as the chain forgets where it began. Kept: every problem that was ever
-    solved. Draws: 1 a problem, 2 until one is right. `beta` is the control variate's; 0 leaves it out.
-
-    Source: Phan et al. 2023, "Training Chain-of-Thought via Latent-Variable Inference",
-    arXiv 2312.02179.
-    """
-    plain, hinted = Stage("plain", 1, "all"), Stage("hinted", 1, "all")
-    scheme = chain(Scheme("trice", (plain,), weigh=paper_filter, first=(plain, hinted)))
-    weigh = Chain(scheme.weigh, weights.ControlVariate(beta)) if beta else scheme.weigh
-    return replace(scheme, name=f"trice({without_exponent(beta)})", weigh=weigh)
-
-
-# --- what can be added to a scheme; more in contrib/
-
-
-def base(scheme: Scheme) -> Scheme:
-    """Draw from the frozen base model, so the ability to use a hint neither degrades nor improves."""
-    return replace(scheme, name=f"{scheme.name}+base", proposal="base")
+# --- what can be added to a scheme
 
 
 def importance(scheme: Scheme) -> Scheme:
@@ -118,29 +82,99 @@ def importance(scheme: Scheme) -> Scheme:
     """
     if scheme.remember is not None:
         raise ConfigError(
-            f"scheme {scheme.name}: it remembers draws, and importance weights are of new ones alone: "
-            "choose memo or chain in place of importance."
+            f"Scheme {scheme.name} remembers draws, and importance weights are of new ones alone: leave "
+            "out one of the two."
         )
     refuse_expected(scheme, "importance")
     return replace(scheme, name=f"{scheme.name}+importance", weigh=importance_filter)
 
 
-def chain(scheme: Scheme) -> Scheme:
-    """Keep a chain for each problem; the scheme's right draws are proposals: see `weights.Metropolis`.
+def expected(scheme: Scheme) -> Scheme:
+    """Put pi(y* | x, z), the reward's expectation given the rationale, in the place of the reward.
 
-    Plain ones are taken always, so of these alone it is the problem's newest right draw, for no scoring:
-    one of the posterior of the theta that drew it.
+    Examples are rationale and correct answer y*, whichever answer was sampled; see answer_rules.py.
+
+    rejection(M)   all M attempts of every problem are drawn, and each counts for the probability that it
+                   is the first right one: `ExpectedFirst`. The expected gradient is that of
+                   rejection(M), its variance no higher. Draws: M a problem; examples: up to M
+    importance     of pps(K): pi(z, y* | x) / q(z): `ExpectedImportance`
+
+    Raises ConfigError for every other scheme: there the weights would be of no known law.
+    """
+    name = f"{scheme.name}+expected"
+    if scheme.weigh == importance_filter:
+        return replace(scheme, name=name, weigh=ExpectedImportance())
+    asked = [(stage.prompt_kind, stage.ask) for stage in scheme.stages]
+    if scheme.weigh != paper_filter or asked != [("plain", "unsolved")]:
+        raise ConfigError(
+            f"Scheme {scheme.name}: expected needs rejection:M, or pps:K with importance (for example "
+            "pps:4+importance+expected)."
+        )
+    stages = (replace(scheme.stages[0], ask="all"),)
+    return replace(scheme, name=name, stages=stages, weigh=ExpectedFirst())
+
+
+def reasons(scheme: Scheme, min_gain: float = 0.0) -> Scheme:
+    """Keep only draws whose rationale makes y* the likeliest answer, by `min_gain` nats or more.
+
+    Law: the scheme's, conditioned on rationales that pass: see `answer_rules.Reasoned`. With `expected`,
+    rationales are filtered whatever their answer.
+
+    Raises ConfigError where `min_gain` is negative or infinite, or draws are remembered: what is said of
+    them is of an earlier model.
+    """
+    if scheme.remember is not None:
+        raise ConfigError(
+            f"Scheme {scheme.name} remembers draws, and reasons judges new ones alone: leave out one of "
+            "the two."
+        )
+    name = f"{scheme.name}+reasons({without_exponent(min_gain)})"
+    return replace(scheme, name=name, weigh=Chain(Reasoned(min_gain), scheme.weigh))
+
+
+def chain(scheme: Scheme) -> Scheme:
+    """Remember each problem's newest right draw, and train on it until there is a newer one.
+
+    It is a draw of the posterior of the theta that drew it. Kept: every problem that was ever solved.
+
+    Source: a Metropolis-Hastings chain whose proposals are plain draws takes each right one, as in TRICE
+    (Phan et al. 2023, arXiv 2312.02179).
+
+    Raises ConfigError for a scheme with hinted draws: they are not of the posterior.
     """
     refuse_expected(scheme, "chain")
-    is_hinted = any(stage.prompt_kind == "hinted" for stage in scheme.asked)
-    rule = Chain(Accepted(), weights.Metropolis() if is_hinted else Last())
+    if any(stage.prompt_kind == "hinted" for stage in scheme.stages):
+        raise ConfigError(
+            f"Scheme {scheme.name}: chain needs plain draws alone, such as those of rejection:4."
+        )
+    rule = Chain(Accepted(), Last())
     return replace(scheme, name=f"{scheme.name}+chain", weigh=rule, remember=rule)
 
 
-def wake(scheme: Scheme, weight: float = 1.0) -> Scheme:
-    """Train the hinted prompt too on what is kept: see `weights.Wake`."""
-    name = "wake" if weight == 1 else f"wake({without_exponent(weight)})"
-    return replace(scheme, name=f"{scheme.name}+{name}", weigh=Chain(scheme.weigh, weights.Wake(weight)))
+def every(scheme: Scheme, iterations: int = 2) -> Scheme:
+    """Ask each problem in every n-th iteration, an n-th of them in each; all that is remembered trains.
+
+    So the model is updated n times as often for as many draws, each of a newer theta.
+
+    Source: incremental EM (Neal and Hinton 1998, "A view of the EM algorithm that justifies incremental,
+    sparse, and other variants").
+    """
+    return replace(scheme, name=f"{scheme.name}+every({iterations})", every=iterations)
+
+
+def hard(scheme: Scheme, power: float = 0.7) -> Scheme:
+    """Give draws that took many attempts more weight, a^power for the a-th: see `weights.Hard`.
+
+    Raises ConfigError for schemes that are not of plain attempts until one is right.
+    """
+    refuse_expected(scheme, "hard")
+    if [(stage.prompt_kind, stage.ask) for stage in scheme.stages] != [("plain", "unsolved")]:
+        raise ConfigError(
+            f"Scheme {scheme.name}: hard counts plain attempts until one is right, as rejection:M makes "
+            "them, and this one draws otherwise."
+        )
+    rule = Chain(scheme.weigh, Hard(power))
+    return replace(scheme, name=f"{scheme.name}+hard({without_exponent(power)})", weigh=rule)
 
 
 def restart(scheme: Scheme, epochs: float = 3.0) -> Scheme:
@@ -190,44 +224,36 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
     "rejection": rejection,
     "star": star,
     "pps": pps,
-    "mixture": mixture,
-    "trice": trice,
 }
 # In the order in which they are applied, however they are written.
 ADDED: dict[str, Callable[..., Scheme]] = {
-    "base": base,
     "importance": importance,
     "expected": expected,
     "chain": chain,
-    "memo": memo,
     "every": every,
-    "gain": gain,
     "hard": hard,
-    "resample": resample,
-    "doubt": doubt,
-    "wake": wake,
     "reasons": reasons,
     "restart": restart,
     "settle": settle,
 }
 # These take whole numbers, and these none.
-_WHOLE = ("rejection", "pps", "mixture", "memo", "every", "resample", "settle")
-_BARE = ("star", "base", "importance", "expected", "chain")
-_RULES = ("importance", "chain", "memo")  # one of them at most
-_NUMBERS = r"(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})(?:,\d{1,9})?"
-_PART = re.compile(rf"(\w+)(?::({_NUMBERS})|\(({_NUMBERS})\))?")
+_WHOLE = ("rejection", "pps", "every", "settle")
+_BARE = ("star", "importance", "expected", "chain")
+_RULES = ("importance", "chain")  # one of them at most
+REMOVED = ("mixture", "trice", "base", "memo", "gain", "resample", "doubt", "wake")
+_NUMBER = r"(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})"
+_PART = re.compile(rf"(\w+)(?::({_NUMBER})|\(({_NUMBER})\))?")
 
 
-def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
+def parse_scheme(spec: str) -> Scheme:
     """Return the scheme of a name in a command, with what is added to it.
 
-    `rejection:4` and `rejection(4)` are the same; `num_answers` is how many answers there can be, where
-    that is known: see `weights.Doubt`.
+    `rejection:4` and `rejection(4)` are the same.
 
     >>> parse_scheme("rejection:4").name
     'rejection(4)'
-    >>> parse_scheme("pps:4+wake+importance").name
-    'pps(4)+importance+wake'
+    >>> parse_scheme("pps:4+reasons:0+importance").name
+    'pps(4)+importance+reasons(0)'
 
     Raises ConfigError for anything else.
     """
@@ -241,8 +267,7 @@ def parse_scheme(spec: str, num_answers: int | None = None) -> Scheme:
     scheme = SCHEMES[name](*numbers)
     for each in ADDED:
         if each in added:
-            known: dict[str, Any] = {"num_answers": num_answers} if each == "doubt" else {}
-            scheme = ADDED[each](scheme, *added[each], **known)
+            scheme = ADDED[each](scheme, *added[each])
     return scheme
 
 
@@ -253,24 +278,25 @@ def spelled_out(spec: str, m_step: str = "weights") -> str:
 
 
 def _read_part(part: str, spec: str, known: dict[str, Callable[..., Scheme]]) -> tuple[str, list[float]]:
-    """Return `memo:8` as ("memo", [8]). Raises ConfigError for anything else."""
+    """Return `every:2` as ("every", [2]). Raises ConfigError for anything else."""
     part = part.strip()
     match = _PART.fullmatch(part)
     name, given = (match[1], match[2] or match[3]) if match else ("", None)
-    numbers = given.split(",") if given else []
-    is_whole = all(number.isdecimal() for number in numbers)
-    most = 0 if name in _BARE else 2 if name == "mixture" else 1
-    if name not in known or len(numbers) > most or (name in _WHOLE and not is_whole):
+    if name in REMOVED:
+        raise ConfigError(
+            f"{name} of scheme {brief(repr(spec))} was removed: it was not measured to be better than "
+            "what stays. docs/findings.md has the reason. Commit 65a0ab4 was the last that had it."
+        )
+    is_whole = given is None or given.isdecimal()
+    if name not in known or (given and name in _BARE) or (name in _WHOLE and not is_whole):
         raise _unknown(spec, part, known)
-    return name, [int(number) if name in _WHOLE else float(number) for number in numbers]
+    return name, [int(given) if name in _WHOLE else float(given)] if given else []
 
 
 def _unknown(spec: str, part: str, known: dict[str, Callable[..., Scheme]]) -> ConfigError:
     what = "scheme" if known is SCHEMES else "addition"
     whole = "" if spec.strip() == part else f" of {brief(repr(spec))}"
-    names = (
-        "rejection:4 (any budget), star, pps, mixture, trice" if known is SCHEMES else ", ".join(known)
-    )
+    names = "rejection:4 (any budget), star, pps" if known is SCHEMES else ", ".join(known)
     return ConfigError(
         f"{what} {brief(repr(part))}{whole} is not known:{near(part, known)} choose one of {names}."
     )

@@ -34,12 +34,9 @@ def scheme_to_data(scheme: Scheme) -> dict[str, Any]:
         data = {
             "name": scheme.name,
             "stages": [asdict(stage) for stage in scheme.stages],
-            "first": [asdict(stage) for stage in scheme.first],
             "weigh": _rule_to_data(scheme.weigh),
             "remember": scheme.remember and _rule_to_data(scheme.remember),
             "accept_at": _part_to_data(at) if callable(at) else at,
-            "proposal": scheme.proposal,
-            "min_gain": scheme.min_gain,
             "every": scheme.every,
             "m_steps": asdict(scheme.m_steps),
         }
@@ -56,6 +53,12 @@ def scheme_to_data(scheme: Scheme) -> dict[str, Any]:
 
 def scheme_from_data(data: Mapping[str, Any]) -> Scheme:
     """Return the scheme that was stored. Raises ConfigError, which names a rule that is missing."""
+    if removed := [name for name in ("first", "proposal", "min_gain") if name in data]:
+        raise ConfigError(
+            f"Scheme {data.get('name')} has {removed[0]}, which was removed. Commit 65a0ab4 was the last "
+            "that had it: use that one, or start again with another scheme. docs/findings.md has the "
+            "reason."
+        )
     try:
         name, remember, at = data["name"], data["remember"], data["accept_at"]
         return Scheme(
@@ -63,10 +66,7 @@ def scheme_from_data(data: Mapping[str, Any]) -> Scheme:
             _stages(data["stages"]),
             weigh=_rule_from_data(data["weigh"]),
             accept_at=_part_from_data(at) if isinstance(at, Mapping) else at,
-            first=_stages(data["first"]),
             remember=None if remember is None else _rule_from_data(remember),
-            proposal=data["proposal"],
-            min_gain=data["min_gain"],
             every=data["every"],
             m_steps=schedule_from_data(data),
         )
@@ -93,8 +93,7 @@ def describe(data: Mapping[str, Any]) -> str:
     '4 plain draws of unsolved problems; weighed by Share(), my.rules:Rare(power=2)'
     """
     try:
-        first = f"at first {_asked(data['first'])}; later " if data.get("first") else ""
-        text = f"{first}{_asked(data['stages'])}; weighed by {_rules(data['weigh'])}"
+        text = f"{_asked(data['stages'])}; weighed by {_rules(data['weigh'])}"
         return text + (f"; remembers {_rules(data['remember'])}" if data.get("remember") else "")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"A scheme is not as it was stored: {error!r}.") from error
@@ -168,7 +167,8 @@ def _found(name: str) -> type:
     except Exception as error:  # a module of the user's may raise anything
         raise ConfigError(
             f"Rule {name} can't be imported ({type(error).__name__}: {error}). Install its module, or "
-            "put the module's folder on PYTHONPATH."
+            "put the module's folder on PYTHONPATH. Commit 65a0ab4 was the last with "
+            "the rules of femtune that docs/findings.md names as removed."
         ) from error
     if not isinstance(found, type) or not is_dataclass(found):
         raise ConfigError(f"Rule {name} is no dataclass any more: put back the one of the run.")

@@ -49,10 +49,10 @@ def selection_of(settings: Train, scheme: Scheme) -> Selection | None:
     of_weights = [name for name in ("launch", "average_weights") if getattr(settings, name)] + trains
     if of_weights:
         raise ConfigError(f"--m-step examples trains no weights: leave {of_weights[0]} out.")
-    if scheme.proposal == "base" or scheme.m_steps.restart_every or settings.start_from == "base":
+    if scheme.m_steps.restart_every or settings.start_from == "base":
         raise ConfigError(
             f"--m-step examples starts from the examples before it, with draws under them, and scheme "
-            f"{scheme.name} with start_from {settings.start_from} does not: leave base, restart and "
+            f"{scheme.name} with start_from {settings.start_from} does not: leave restart and "
             "start_from out."
         )
     return Selection(settings.num_examples, settings.selection_requests, settings.selection_tokens)

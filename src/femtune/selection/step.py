@@ -254,8 +254,8 @@ def candidates(
     for draws in ScoredDraws(steps.run, iteration, problems, scheme, sampler_of(steps, iteration - 1)):
         for problem_id, own in by_problem(draws):
             for example in weigh(scheme.weigh, own):
-                if example.prompt_kind != "plain" or example.weight <= 0:
-                    left_out["not an answer to the plain prompt, or trained away from"] += 1
+                if example.weight <= 0:
+                    left_out["trained away from"] += 1
                 elif example.draw.completion.num_forced:
                     left_out["answers that were forced"] += 1
                 else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
 
 from rich.panel import Panel
 
@@ -23,8 +22,6 @@ from femtune.mstep.config import context_length
 from femtune.reporting.terminal import framed, literal
 from femtune.resolve import Data, held_out, make_loop_config, read_inputs, sampling
 from femtune.sampler import SamplerBuilder, make_sampler_builder
-from femtune.schemes.filters import rules_of
-from femtune.schemes.weights import Wake
 from femtune.tools.check_data import Finding, data_findings, held_out_items
 from femtune.types import Draw, Message, Problem, Scheme
 
@@ -128,22 +125,14 @@ def show_prompts(builder: SamplerBuilder, problem: Problem) -> Iterator[Panel]:
         yield framed(literal(text), f"{name} of {problem.id}")
 
 
-def trained_under(scheme: Scheme) -> tuple[Literal["plain", "hinted"], ...]:
-    """Return the prompts that a scheme's examples are trained under: with a wake phase, both."""
-    wakes = any(isinstance(rule, Wake) for rule in rules_of(scheme.weigh))
-    return ("plain", "hinted") if wakes else ("plain",)
-
-
-def show_tokens(
-    builder: SamplerBuilder, problem: Problem, draw: Draw, prompt: Literal["plain", "hinted"] = "plain"
-) -> Panel:
+def show_tokens(builder: SamplerBuilder, problem: Problem, draw: Draw) -> Panel:
     """Show a training example token by token: the prompt dim, the tokens in the loss bold."""
     if builder.settings.engine == "chat":
-        text = literal(_as_turns(builder.prompts.render(prompt, problem)), "dim")
+        text = literal(_as_turns(builder.prompts.render("plain", problem)), "dim")
         text.append_text(literal(f"\n\nassistant: {draw.completion.text}", "bold green"))
         return framed(text, "an example: what is kept of a draw (bold), under its prompt")
     tokenizer = builder.tokenizer
-    fed = tokenizer.encode_prompt(builder.prompts.render(prompt, problem))
+    fed = tokenizer.encode_prompt(builder.prompts.render("plain", problem))
     made = draw.completion
     trained = trained_tokens(made.tokens, made.finish_reason, tokenizer.end_token_id, tokenizer)
     text, number = literal(""), 0
@@ -152,8 +141,7 @@ def show_tokens(
             shade = "on grey19" if number % 2 else "on grey11"
             text.append_text(literal(piece.replace("\n", "⏎\n"), f"{weight} {shade}"))
             number += 1
-    kind = "an example" if prompt == "plain" else "an example of the wake phase"
-    title = f"{kind}: {len(fed)} tokens read, {len(trained)} in the loss (bold)"
+    title = f"an example: {len(fed)} tokens read, {len(trained)} in the loss (bold)"
     return framed(text, title)
 
 

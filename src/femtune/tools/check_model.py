@@ -401,7 +401,7 @@ def scheme_draws(tried: Tried, scheme: Scheme) -> list[Draw]:
 
 def prompts_drawn(scheme: Scheme) -> set[str]:
     """Return the kinds of prompts that the run's scheme asks."""
-    return {stage.prompt_kind for stage in scheme.asked}
+    return {stage.prompt_kind for stage in scheme.stages}
 
 
 def _of_examples(

@@ -19,7 +19,7 @@ from femtune._util.text import span, visible
 from femtune.data.tasks.frames import scale_of
 from femtune.evaluation.chance import is_closed
 from femtune.reporting.terminal import Show, console, literal, plain_table
-from femtune.tools.check import Examined, prompt_texts, show_prompts, show_tokens, trained_under
+from femtune.tools.check import Examined, prompt_texts, show_prompts, show_tokens
 from femtune.tools.check_data import MOST_LABELS, Finding, labels_of
 from femtune.tools.check_model import COOLER, Planned, Trial, Tried, percentile
 from femtune.tools.unanswered import written
@@ -60,8 +60,7 @@ def model_lines(
         yield from written_lines(trial, problems)
     if (shown := example_draw(tried, problem)) is not None:
         asked = next(each for each in problems if each.id == shown.key.problem_id)
-        for prompt in trained_under(scheme):
-            yield show_tokens(examined.builder, asked, shown, prompt)
+        yield show_tokens(examined.builder, asked, shown)
     else:
         yield literal("No draw was kept, so there is no training example to show.")
     took = f"{len(tried.draws)} draws in {span(tried.seconds)}, loading included"

@@ -113,11 +113,9 @@ def replayed(scheme: Scheme, scoring: Sequence[Draw]) -> tuple[list[Draw], bool]
     A draw's text depends only on its key, not on other draws. So these are exactly the first draws of a
     run with the other filter.
     """
-    is_first = scoring[0].key.stage < len(scheme.first)
-    stages, begin = (scheme.first, 0) if is_first else (scheme.stages, len(scheme.first))
     stored = {(draw.key.stage, draw.key.index): draw for draw in scoring}
     asked: list[Draw] = []
-    while wanted := upcoming(stages, asked, begin):
+    while wanted := upcoming(scheme.stages, asked):
         found = [stored[name] for name in wanted if name in stored]
         asked += found
         if len(found) < len(wanted):

@@ -118,8 +118,7 @@ def replay(
         raise RunError(f"{root}: problem {missing[0]} is not stored with the run.")
     base = local_model(str(config.get("model")))
     scheme = _scheme(root, config, settings, kind)
-    from_base = kind == "draws" and scheme.proposal == "base"
-    weights = base if from_base else _weights(root, draws[0].key.iteration, kind, base)
+    weights = _weights(root, draws[0].key.iteration, kind, base)
     tokenizer = load_tokenizer(base, settings.template_args)
     prompts, demos = fitted_prompts(root, settings, problems, tokenizer)
     number = draws[0].key.iteration - (kind == "draws")

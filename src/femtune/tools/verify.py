@@ -97,7 +97,7 @@ def _other_problems(root: Path) -> str:
 
 _PLACES = re.compile(
     r"iteration-(\d+)/"
-    r"(draws|\w+_answers|eval_scored|eval|dev|bound_scored|bound|recalled|scored|memory|selection|model|master"
+    r"(draws|\w+_answers|eval_scored|eval|dev|bound_scored|bound|scored|memory|selection|model|master"
     r"|examples\.parquet|metrics\.json|rationales\.json|scores\.json|)"
 )
 
@@ -118,10 +118,8 @@ def _remedy(root: Path, path: str, bad: set[str]) -> str:
         return "not needed: the examples are chosen"
     if kind == "selection" or (kind == "dev" and _chooses_examples(root)):
         return "drawn again"  # by the base
-    if kind in ("draws", "eval", "dev", "bound", "bound_scored", "recalled", "scored"):
+    if kind in ("draws", "eval", "dev", "bound", "bound_scored", "scored"):
         weights = iteration - (kind not in ("eval", "dev", "bound", "bound_scored"))
-        if kind == "draws" and _draws_from_base(root):
-            weights = 0
         if not weights or _is_there(root, weights):
             does = "drawn again" if kind in ("draws", "eval", "dev", "bound") else "scored again"
             return does + _after(root, weights, bad)
@@ -162,11 +160,6 @@ def _chooses_examples(root: Path) -> bool:
     return stored_config(root).get("m_step") == "examples"
 
 
-def _draws_from_base(root: Path) -> bool:
-    data = stored_config(root).get("scheme_data")
-    return isinstance(data, dict) and data.get("proposal") == "base"
-
-
 def _starts_from_previous(root: Path, iteration: int) -> bool:
     return stored_schedule(stored_config(root)).origin(iteration) == "previous"
 
@@ -193,7 +186,6 @@ def _state(root: Path) -> str:
 def _open_parts(folder: Path) -> Iterator[str]:
     """Yield the stored parts of an unfinished iteration."""
     for kind, name in (
-        ("recalled", "of remembered draws' log-probabilities"),
         ("draws", "of the E-step"),
         ("scored", "of log-probabilities"),
         ("selection", "of the choice of examples"),

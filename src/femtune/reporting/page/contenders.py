@@ -64,13 +64,6 @@ USUAL = {"answered": 1.0, "forced_share": 0.0, "truncated_share": 0.0}
 
 KEPT = Measure("kept_share", "problems with a kept rationale")
 COVERED = Measure("covered_share", "problems with a right rationale, remembered ones included")
-MASS = Measure(
-    "log_mass",
-    "log-probability of a problem's right rationales, a lower bound of log p(y* | x), nats",
-    is_share=False,
-    least=-math.inf,
-    most=0.0,
-)
 # of schemes that compute log-probabilities of answers after rationales: see answer_rules.py
 ANSWERS = (
     Measure("expected_right", "probability of the correct answer after a draw's rationale"),
@@ -103,7 +96,7 @@ POSTERIOR = (
 )
 BOUNDS = {
     measure.name: (measure.least, measure.most)
-    for measure in (*MEASURES, KEPT, COVERED, MASS, *ANSWERS, LOSS, *POSTERIOR)
+    for measure in (*MEASURES, KEPT, COVERED, *ANSWERS, LOSS, *POSTERIOR)
 }
 
 

@@ -12,7 +12,6 @@ from femtune.reporting.page.contenders import (
     COVERED,
     KEPT,
     LOSS,
-    MASS,
     MEASURES,
     POSTERIOR,
     USUAL,
@@ -92,7 +91,6 @@ _BY_ITERATION: list[tuple[Measure, Part]] = [
     *((each, "posterior") for each in POSTERIOR),
     (KEPT, "e_step"),
     (COVERED, "e_step"),
-    (MASS, "e_step"),
     *((each, "e_step") for each in ANSWERS),
     (LOSS, "m_step"),
 ]

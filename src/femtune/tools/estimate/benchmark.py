@@ -124,7 +124,6 @@ def _scored(
     num = 0
     passes: tuple[tuple[Set[Need], str], ...] = (
         ({"log_pi"}, "plain"),
-        ({"log_q"}, "hinted"),
         ({"answers", "gain"}, "plain"),
     )
     for needs, prompt in passes:
@@ -175,7 +174,7 @@ def _fit(
 def _asked(scheme: Scheme, draws: Sequence[Draw], problems: int) -> Asking:
     """Return the measured draws in the form of the expected ones."""
     attempts = []
-    for number, stage in enumerate(scheme.first or scheme.stages):  # no draws are remembered here
+    for number, stage in enumerate(scheme.stages):
         if stage.ask == "all":
             attempts.append(Attempt(stage.prompt_kind, stage.draws, 1.0, True))
             continue

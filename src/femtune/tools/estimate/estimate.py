@@ -357,8 +357,6 @@ def _assumed(
         yield "draws are right as often in later iterations; an iteration's numbers are their mean"
     if scheme.remember is not None:
         yield "all right draws of a problem are different, and equally likely"
-    if scheme.min_gain:
-        yield f"no problem is left out for want of a gain of {scheme.min_gain:g} nats"
     if not timed:
         shares = device.efficiency(job.engine)
         yield (

@@ -5,14 +5,12 @@ number of remembered draws, and t the number of earlier iterations with draws:
 
     covered             1 - (1 - kept)^t
     remembered          min(m, a t) draws per problem, all assumed different
-    scored              remembered draws, and right draws whose log pi or log q the engine did not
-                        return: once for each that the scheme's rules need, and once more if they need
-                        the probability of answers. With `expected` all draws count as right, as each
-                        may become an example
+    scored              right draws whose log pi the engine did not return, if the scheme's rules need
+                        it, and once more if they need the probability of answers. With `expected` all
+                        draws count as right, as each may become an example
 
-`stages` ask a covered problem, `first` any other. Where the scheme says so, each problem is asked in
-every n-th iteration, an n-th of them in each. All problems are assumed equally hard, and none is
-skipped for lack of gain.
+Where the scheme says so, each problem is asked in every n-th iteration, an n-th of them in each. All
+problems are assumed equally hard.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from statistics import fmean
 
 from femtune.schemes.filters import paper_filter, weigh
 from femtune.tools.estimate.formulas import Asking, Attempt, asking
-from femtune.types import Completion, Draw, DrawKey, Rule, Scheme, Score, Stage
+from femtune.types import Completion, Draw, DrawKey, Rule, Scheme, Score
 
 _MANY = 64  # draws used to find how many a rule keeps
 
@@ -40,15 +38,14 @@ class Schedule:
 
 def is_steady(scheme: Scheme) -> bool:
     """Return True if all iterations ask in the same way."""
-    return not scheme.first and scheme.remember is None
+    return scheme.remember is None
 
 
 def schedule(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Schedule:
     """Return a scheme's mean iterations, given the probability of a right draw by prompt."""
     one_each = scheme.weigh == paper_filter
     counted = dict.fromkeys(right, 1.0) if "answers" in scheme.needs else right
-    later = asking(scheme.stages, right, one_each=one_each)
-    begun = asking(scheme.first, right, one_each=one_each) if scheme.first else later
+    each_time = asking(scheme.stages, right, one_each=one_each)
     most = capacity(scheme)
     asked: list[Asking] = []
     scored: dict[str, list[float]] = {"plain": [], "hinted": []}
@@ -57,13 +54,12 @@ def schedule(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Sch
         covered = remembered = 0.0  # before the iteration
         for iteration in range(iterations):
             draws = iteration % scheme.every == turn
-            parts = [_reached(begun, 1 - covered), _reached(later, covered)] if draws else []
+            parts = [each_time] if draws else []
             fresh = _right(parts, counted)
-            for prompt, need in (("plain", "log_pi"), ("hinted", "log_q")):
-                told = fresh[prompt] if scheme.proposal == "current" else 0.0
-                new = sum(fresh.values()) - told
-                scored[prompt].append((remembered + new) * (need in scheme.needs))
-                scored[prompt][-1] += _answered(scheme, prompt, remembered, fresh)
+            scored["plain"].append(fresh["hinted"] * ("log_pi" in scheme.needs))
+            scored["hinted"].append(0.0)
+            for prompt, tokens in scored.items():
+                tokens[-1] += _answered(scheme, prompt, fresh)
             kept = sum(part.kept for part in parts)
             known = remembered + sum(fresh.values())
             if scheme.remember is not None:
@@ -81,9 +77,9 @@ def schedule(scheme: Scheme, right: Mapping[str, float], iterations: int) -> Sch
     return Schedule(_mean(asked), found, fmean(stored))
 
 
-def _answered(scheme: Scheme, prompt: str, remembered: float, fresh: Mapping[str, float]) -> float:
+def _answered(scheme: Scheme, prompt: str, fresh: Mapping[str, float]) -> float:
     """Return the rationales per problem read for the probability of its answer, under this prompt."""
-    read = remembered + sum(fresh.values()) if scheme.needs & {"answers", "gain"} else 0.0
+    read = sum(fresh.values()) if scheme.needs & {"answers", "gain"} else 0.0
     ratios = fresh["hinted"] if "ratio" in scheme.needs else 0.0  # under both prompts
     return read * (prompt == "plain") + ratios
 
@@ -95,17 +91,7 @@ def capacity(scheme: Scheme) -> float:
 
 def most_draws(scheme: Scheme) -> int:
     """Return the maximum number of draws for a problem in an iteration."""
-    return max(_draws(scheme.stages), _draws(scheme.first))
-
-
-def _draws(stages: Sequence[Stage]) -> int:
-    return sum(stage.draws for stage in stages)
-
-
-def _reached(asked: Asking, share: float) -> Asking:
-    """Return the same for a share of the problems."""
-    attempts = [replace(each, reach=each.reach * share) for each in asked.attempts]
-    return Asking(attempts, asked.kept * share, asked.examples * share)
+    return sum(stage.draws for stage in scheme.stages)
 
 
 def _right(parts: Sequence[Asking], right: Mapping[str, float]) -> dict[str, float]:
@@ -148,7 +134,6 @@ def _made(rule: Rule, number: int) -> int:
             Completion((index,), "", "stop", -1.0),
             Score(1.0, ""),
             log_pi=-1.0,
-            log_q=-1.0,
             log_answer=-1.0,
             log_direct=-2.0,
             is_likeliest=True,
