@@ -120,7 +120,7 @@ def visit(root: Path) -> Iterator[tuple[str, float, float]]:
         used = 0.0
         for name, query in ASKED.items():
             start = begun if not query else time.perf_counter()
-            where = f"http://{address.netloc}/?{query.replace(' ', '%20')}"
+            where = f"http://{address.netloc}/draws?{query.replace(' ', '%20')}"
             with urlopen(Request(where, headers={"Cookie": cookie})) as answer:
                 answer.read()
             took, before, used = time.perf_counter() - start, used, cpu_s(process.pid)

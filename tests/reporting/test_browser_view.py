@@ -97,12 +97,13 @@ def paths(folder: Folder) -> list[str]:
     other = next(each for each in folder.draws if each.draw.key.problem_id == id and each is not first)
     made = [
         "/",
-        "/?run=pps&kept=no&text=is&sort=-logprob",
-        "/?text=nothing+has+this",
+        "/draws",
+        "/draws?run=pps&kept=no&text=is&sort=-logprob",
+        "/draws?text=nothing+has+this",
         f"/draw?name={quote(first.name)}&kind=eval",
         f"/problem?id={id}",
         f"/difference?a={quote(first.name)}&b={quote(other.name)}",
-        "/?text=" + quote("<script>alert(1)</script>"),
+        "/draws?text=" + quote("<script>alert(1)</script>"),
     ]
     names = [f"{HOSTILE_RUN}/draws/1/0/0/{HOSTILE[number]}{number}" for number in (1, 2)]
     made += [f"/draw?name={quote(name)}" for name in names]
@@ -128,6 +129,7 @@ def test_a_reader_gets_around_by_clicks(
 ) -> None:
     visit = Visit(browser, address, "desk", "light")
     tab = visit.tab
+    tab.get_by_role("link", name="All draws").first.click()
     tab.get_by_label("Text has").fill("CLEAR")
     tab.get_by_label("Sorted by").select_option("most tokens")
     tab.get_by_role("button", name="Show", exact=True).click()
@@ -157,7 +159,7 @@ def test_filters_are_folded_on_a_phone_and_open_at_a_desk(
     browser: playwright.Browser, address: str
 ) -> None:
     for size, seen in (("desk", True), ("phone", False)):
-        tab = Visit(browser, address, size, "light").tab
+        tab = Visit(browser, address, size, "light").go("/draws")
         assert tab.get_by_label("Problem id has").is_visible() == seen
         if not seen:
             tab.get_by_text("Filters", exact=True).click()
@@ -171,6 +173,7 @@ def test_the_keyboard_suffices(browser: playwright.Browser, address: str) -> Non
     assert tab.evaluate("document.activeElement.className") == "skip"
     tab.keyboard.press("Enter")
     assert tab.url.endswith("#main")
+    visit.go("/draws")
     tab.get_by_label("Text has").focus()
     tab.keyboard.type("clear")
     tab.keyboard.press("Enter")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
@@ -67,7 +69,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("sort", ["stored", "shuffled", "-tokens"])
 def test_next_leads_through_all_draws_once(sort: str, look: Look, folder: Folder) -> None:
     client, found = look(folder.root), []
-    path: str | None = f"/?sort={sort}&kept=no"
+    path: str | None = f"/draws?sort={sort}&kept=no"
     while path:
         shown = page(client, path)
         found += shown.names()
@@ -79,7 +81,7 @@ def test_next_leads_through_all_draws_once(sort: str, look: Look, folder: Folder
 
 def test_next_and_previous_of_a_draw_follow_the_filter(look: Look, folder: Folder) -> None:
     client = look(folder.root)
-    first = page(client, "/?run=pps&text=is&sort=-reward")
+    first = page(client, "/draws?run=pps&text=is&sort=-reward")
     names, found = first.names(), []
     path: str | None = first.links("/draw?")[0]
     while path:
@@ -114,9 +116,9 @@ def test_by_how_much_a_rationale_helped_is_shown_and_sorted_by_once_it_is_scored
     write_draws(run.shard(1, "eval", 0), draws, {})
     write_draws(run.shard(1, "draws", 0), [made(problem_id="r")], {})
     client = look(tmp_path)
-    lacks = page(client, "/", sort="-gain").spaced
+    lacks = page(client, "/draws", sort="-gain").spaced
     assert "not measured here" in lacks and "--reader-problems" in lacks
-    assert "not measured here" not in page(client, "/").spaced
+    assert "not measured here" not in page(client, "/draws").spaced
     assert not any("rationale adds" in page(client, "/draw", name=name).spaced for name in names)
 
     among = {draws[0].key: (-1.5, -1.0), draws[1].key: (-0.75, -1.0)}
@@ -132,8 +134,8 @@ def test_by_how_much_a_rationale_helped_is_shown_and_sorted_by_once_it_is_scored
     }
     (run.iteration(1) / "eval_scored").mkdir()
     write_readings(run.shard(1, "eval_scored", 0), read, {})
-    assert page(client, "/", sort="-gain").names() == [names[1], names[0], names[2]]
-    least = page(client, "/", sort="gain")
+    assert page(client, "/draws", sort="-gain").names() == [names[1], names[0], names[2]]
+    least = page(client, "/draws", sort="gain")
     assert least.names() == names and "not measured here" not in least.spaced
     assert "helps −0.50" in least.spaced and "helps +0.25" in least.spaced
     assert "rationale adds −0.50 nats to the log-probability of the correct answer, by the base" in (
@@ -145,7 +147,7 @@ def test_by_how_much_a_rationale_helped_is_shown_and_sorted_by_once_it_is_scored
     write_logprobs(
         run.shard(1, "scored", 0), [replace(made(problem_id="r"), log_answer=-1.0, log_direct=-3.0)], {}
     )
-    assert page(client, "/", sort="-gain").names() == [names[2], names[1], names[0]]
+    assert page(client, "/draws", sort="-gain").names() == [names[2], names[1], names[0]]
     assert "by the model that drew it" in page(client, "/draw", name=names[2]).spaced
 
 
@@ -156,11 +158,11 @@ def test_scores_that_can_not_be_read_are_named_and_their_draws_stay(look: Look, 
     place.parent.mkdir()
     place.write_bytes(b"no Parquet")
     client = look(tmp_path)
-    shown = page(client, "/", sort="gain")
+    shown = page(client, "/draws", sort="gain")
     assert shown.names() == ["run/eval/1/0/0/p"]
     assert "run: iteration-001/eval_scored/00000.parquet" in shown.spaced
     write_readings(place, {made().key: Reading(-1.0, -3.0)}, {})
-    shown = page(client, "/", sort="gain")
+    shown = page(client, "/draws", sort="gain")
     assert "helps +2.00" in shown.spaced and "eval_scored/00000" not in shown.spaced
 
 
@@ -179,7 +181,7 @@ def test_a_page_shows_what_a_draw_was_drawn_under(look: Look, tmp_path: Path) ->
     assert "log-probability −2.50 nats" in one and "log-probability – nats" in other
     told = "forced the last 2 tokens: the cue and the answer after it worked examples a1b2c3"
     assert f"ended by its closed answer {told} temperature 0.70 seed" in other
-    assert len(page(client, "/", finish="answered").names()) == 2
+    assert len(page(client, "/draws", finish="answered").names()) == 2
 
 
 def test_prompts_are_those_that_the_run_asked(look: Look, real: Path) -> None:
@@ -215,7 +217,7 @@ def test_of_many_draws_a_problem_shows_the_first_and_the_last(look: Look, tmp_pa
     client = look(tmp_path)
     shown = page(client, "/problem", id="p")
     assert re.findall(r"Try (\d+)", shown.shown) == ["0", "1", "2", "3", "4", "5", "6", "19"]
-    (more,) = [link for link in shown.links("/?") if "problem=p" in link]
+    (more,) = [link for link in shown.links("/draws?") if "problem=p" in link]
     assert len(page(client, more).names()) == 20
 
 
@@ -268,6 +270,58 @@ def test_a_page_of_a_difference_marks_it(look: Look, tmp_path: Path) -> None:
     assert "It is <ins>2</ins> &lt;b&gt;." in html
 
 
+# --- the runs, and what their draws are about
+
+
+def test_the_first_page_lists_the_runs_with_their_results(look: Look, tmp_path: Path) -> None:
+    run = Run(tmp_path / "judge")
+    for iteration, accuracy in ((0, 0.5), (1, 0.55), (2, 0.625)):
+        write_draws(run.shard(iteration, "eval", 0), [made(iteration=iteration)], {})
+        metrics = {"evaluation": {"accuracy": accuracy}, "e_step": {"kept_share": 0.75}}
+        (run.iteration(iteration) / "metrics.json").write_text(json.dumps(metrics))
+    run.root.joinpath("config.yaml").write_text("iterations: 2\nscheme: star\nmodel: m\n")
+    client = look(tmp_path)
+    shown = page(client, "/")
+    for wanted in ("1 run", "scheme star", "done, 2 iterations", "accuracy 62.5% base 50.0%", "75.0%"):
+        assert wanted in shown.spaced
+    links = shown.links("/draws?run=judge&iteration=2")
+    assert len(links) == 4 and len(page(client, links[0]).names()) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"evaluation": 3}', '{"evaluation": {"accuracy": "x"}}']
+)
+def test_the_first_page_bears_any_metrics(text: str, look: Look, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    write_draws(run.shard(1, "draws", 0), [made()], {})
+    (run.iteration(1) / "metrics.json").write_text(text)
+    assert "accuracy not measured" in page(look(tmp_path), "/").spaced
+
+
+def test_a_list_of_draws_begins_with_the_last_iteration(look: Look, tmp_path: Path) -> None:
+    for iteration in (1, 2, 3):
+        write_draws(Run(tmp_path / "r").shard(iteration, "draws", 0), [made(iteration=iteration)], {})
+    names = page(look(tmp_path), "/draws").names()
+    assert names == [f"r/draws/{iteration}/0/0/p" for iteration in (3, 2, 1)]
+
+
+def test_what_is_judged_stands_above_each_rationale(look: Look, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    write_draws(run.shard(1, "draws", 0), [made(problem_id=id) for id in "pqrs"], {})
+    texts = {"p": "It is short.", "q": "It is wrong.", "r": "word " * 200 + "the end"}
+    prompts: dict[str, Any] = {
+        id: f"Rate it from 1 to 5.\nResponse:\n{text}" for id, text in texts.items()
+    }
+    save_problems(
+        [Problem(id, prompt, "3") for id, prompt in prompts.items()], run.root / "problems.parquet"
+    )
+    shown = page(look(tmp_path), "/draws")
+    assert "about It is short." in shown.spaced and "about It is wrong." in shown.spaced
+    assert "Rate it" not in shown.shown  # all have it
+    assert "word …" in shown.spaced and "the end" in shown.spaced and len(shown.spaced) < 3000
+    assert shown.shown.count("about") == 3  # s is not stored
+
+
 # --- a run that goes on
 
 
@@ -275,10 +329,10 @@ def test_shards_and_runs_appear(look: Look, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "config.yaml").write_text("iterations: 3\nscheme: pps\n")
     client = look(tmp_path)
-    assert "Nothing is drawn yet" in page(client, "/").shown
+    assert "Nothing is drawn yet" in page(client, "/draws").shown
     assert "not finished: iteration 0 of 3" in page(client, "/").spaced
     write_draws(Run(tmp_path / "b").shard(1, "draws", 0), [made("one <1>", "p")], {})
-    assert page(client, "/?text=ONE").names() == ["b/draws/1/0/0/p"]
+    assert page(client, "/draws?text=ONE").names() == ["b/draws/1/0/0/p"]
     one = page(client, "/draw", name="b/draws/1/0/0/p")
     assert "correct answer not stored" in one.spaced
     save_problems(
@@ -286,10 +340,10 @@ def test_shards_and_runs_appear(look: Look, tmp_path: Path) -> None:
     )
     write_draws(Run(tmp_path / "b").shard(1, "draws", 1), [made("one more", "q")], {})
     write_draws(Run(tmp_path / "a").shard(1, "draws", 0), [made("one of a", "p")], {})
-    found = page(client, "/?text=ONE&sort=tokens")
+    found = page(client, "/draws?text=ONE&sort=tokens")
     assert sorted(found.names()) == ["a/draws/1/0/0/p", "b/draws/1/0/0/p", "b/draws/1/0/0/q"]
-    assert page(client, "/").names() == ["a/draws/1/0/0/p", "b/draws/1/0/0/p", "b/draws/1/0/0/q"]
-    assert page(client, "/?correct=42").names() == ["b/draws/1/0/0/p"]
+    assert page(client, "/draws").names() == ["a/draws/1/0/0/p", "b/draws/1/0/0/p", "b/draws/1/0/0/q"]
+    assert page(client, "/draws?correct=42").names() == ["b/draws/1/0/0/p"]
     (tmp_path / "b" / "iteration-003").mkdir()
     (tmp_path / "b" / "iteration-003" / "metrics.json").write_text("{}")
     assert "done, 3 iterations" in page(client, "/").spaced
@@ -299,12 +353,12 @@ def test_a_shard_in_anothers_place_is_read_again(look: Look, tmp_path: Path) -> 
     place = Run(tmp_path / "run").shard(1, "draws", 0)
     write_draws(place, [made("old", "p"), made("old", "q")], {})
     client = look(tmp_path)
-    assert len(page(client, "/?text=old").names()) == 2
+    assert len(page(client, "/draws?text=old").names()) == 2
     write_draws(place, [made("new", "r")], {})
-    assert page(client, "/?text=old").names() == []
-    assert page(client, "/").names() == ["run/draws/1/0/0/r"]
+    assert page(client, "/draws?text=old").names() == []
+    assert page(client, "/draws").names() == ["run/draws/1/0/0/r"]
     place.unlink()
-    assert page(client, "/").names() == []
+    assert page(client, "/draws").names() == []
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1", b"no parquet at all", None])
@@ -316,13 +370,13 @@ def test_a_damaged_shard_is_named_and_left_out(damage: bytes | None, look: Look,
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     client = look(tmp_path)
-    shown = page(client, "/")
+    shown = page(client, "/draws")
     assert shown.names() == [f"run/draws/1/0/0/p{number}" for number in (0, 1, 2, 4)]
     assert "1 file can’t be read" in shown.shown
     assert "run: iteration-001/draws/00003.parquet" in shown.shown
     assert "/tmp/femtune-view" not in shown.shown
     bad.write_bytes(whole)
-    shown = page(client, "/")
+    shown = page(client, "/draws")
     assert len(shown.names()) == 5 and "can’t be read" not in shown.shown
 
 
@@ -331,14 +385,14 @@ def test_a_shard_that_is_damaged_meanwhile_is_said(look: Look, tmp_path: Path) -
     for number in range(3):
         write_draws(run.shard(1, "draws", number), [made("It is so. " * 50, f"p{number}")], {})
     client = look(tmp_path)
-    assert len(page(client, "/").names()) == 3
+    assert len(page(client, "/draws").names()) == 3
     bad = run.shard(1, "draws", 1)
     known = bad.stat()
     with bad.open("r+b") as file:  # of the same size and time: not seen before it is read
         file.seek(4)
         file.write(b"\xff" * (known.st_size - 16))
     os.utime(bad, ns=(known.st_atime_ns, known.st_mtime_ns))
-    for path in ("/", "/?text=so", "/?sort=tokens", "/problem?id=p0", "/?run=run"):
+    for path in ("/", "/draws?text=so", "/draws?sort=tokens", "/problem?id=p0", "/draws?run=run"):
         shown = page(client, path)
         assert "Traceback" not in shown.shown
     assert "00001.parquet" in shown.shown
@@ -350,7 +404,7 @@ def test_a_file_that_is_no_shard_of_draws_is_said(look: Look, tmp_path: Path) ->
     run = Run(tmp_path / "run")
     write_draws(run.shard(1, "draws", 0), [made()], {})
     save_problems([Problem("p", "What?", "1")], run.shard(1, "draws", 1))
-    shown = page(look(tmp_path), "/")
+    shown = page(look(tmp_path), "/draws")
     assert len(shown.names()) == 1
     assert "00001.parquet" in shown.shown
 
@@ -361,7 +415,7 @@ def test_nothing_is_written_into_a_run(look: Look, folder: Folder) -> None:
         return {path: (known.st_mtime_ns, known.st_size) for path, known in stats.items()}
 
     before, client = listing(), look(folder.root)
-    for path in ("/?text=is&sort=tokens", "/export.parquet", f"/draw?name={folder.draws[0].name}"):
+    for path in ("/draws?text=is&sort=tokens", "/export.parquet", f"/draw?name={folder.draws[0].name}"):
         assert client.get(path).status_code == 200
     assert listing() == before
 
@@ -370,7 +424,7 @@ def test_runs_of_one_name_are_told_apart(look: Look, tmp_path: Path) -> None:
     for place in ("a/x", "b/x", "y"):
         write_draws(Run(tmp_path / place).shard(1, "draws", 0), [made()], {})
     client = look(tmp_path / "a" / "x", tmp_path / "b", tmp_path / "y")
-    names = [Name.read(name).run for name in page(client, "/").names()]
+    names = [Name.read(name).run for name in page(client, "/draws").names()]
     assert names == ["a:x", "b:x", "y"]
 
 

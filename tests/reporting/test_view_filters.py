@@ -153,7 +153,9 @@ def test_the_stored_order_is_that_of_runs_iterations_and_shards(store: Store, fo
     def order(each: Stored) -> Any:
         return each.run, each.draw.key.iteration, ["draws", "eval"].index(each.kind)
 
-    assert all_pages(store, Filter()) == [each.name for each in sorted(folder.draws, key=order)]
+    assert all_pages(store, Filter(sort="stored")) == [
+        each.name for each in sorted(folder.draws, key=order)
+    ]
 
 
 @settings(max_examples=60)
@@ -228,7 +230,7 @@ def test_values_are_taken_in_and_out() -> None:
     ],
 )
 def test_what_is_no_filter_is_said(query: str, said: str, look: Look, folder: Folder) -> None:
-    answer = look(folder.root).get(f"/?{query}")
+    answer = look(folder.root).get(f"/draws?{query}")
     assert answer.status_code == 400
     assert said in Page(answer.text).shown
 

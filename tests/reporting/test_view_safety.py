@@ -85,7 +85,7 @@ def clean(html: str) -> Page:
 
 def test_hostile_text_is_text(look: Look, hostile: Path) -> None:
     client = look(hostile)
-    listed = clean(client.get("/").text)
+    listed = clean(client.get("/draws").text)
     assert len(listed.names()) == len(HOSTILE)
     for name, text in zip(listed.names(), HOSTILE, strict=True):
         own = clean(client.get("/draw", params={"name": name}).text)
@@ -96,9 +96,9 @@ def test_hostile_text_is_text(look: Look, hostile: Path) -> None:
         clean(client.get("/problem", params={"id": id}).text)
         clean(client.get("/difference", params={"a": name, "b": listed.names()[0]}).text)
         for field in ("text", "problem", "answer", "correct", "reason", "prompt", "finish"):
-            found = client.get("/", params={field: text})
+            found = client.get("/draws", params={field: text})
             assert name in clean(found.text).names()
-        clean(client.get("/", params={text: text}).text)
+        clean(client.get("/draws", params={text: text}).text)
         clean(client.get("/draw", params={"name": text}).text)
         clean(client.get(f"/{quote(text)}").text)
 
@@ -132,7 +132,13 @@ def test_nobody_looks_without_the_token(look: Look, folder: Folder) -> None:
     paths = ("/", "/draw", "/problem", "/difference", "/export.jsonl", "/style.css", "/icon.svg", "/x")
     for known in (None, "wrong", TOKEN + "x", TOKEN[:-1]):
         client = look(folder.root, token=known)
-        for path in (*paths, "/?token=wrong", f"/?token={TOKEN}x", "/?token=", "/?token=é"):
+        for path in (
+            *paths,
+            "/draws?token=wrong",
+            f"/draws?token={TOKEN}x",
+            "/draws?token=",
+            "/draws?token=é",
+        ):
             answer = client.get(path)
             assert answer.status_code == 403
             assert "pps" not in answer.text and TOKEN not in answer.text
@@ -140,13 +146,13 @@ def test_nobody_looks_without_the_token(look: Look, folder: Folder) -> None:
 
 def test_the_address_with_the_token_gives_the_cookie(look: Look, folder: Folder) -> None:
     client = look(folder.root, token=None)
-    answer = client.get(f"/?kept=no&token={TOKEN}&text=a%26b", follow_redirects=False)
-    assert (answer.status_code, answer.headers["location"]) == (303, "/?kept=no&text=a%26b")
+    answer = client.get(f"/draws?kept=no&token={TOKEN}&text=a%26b", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/draws?kept=no&text=a%26b")
     cookie = answer.headers["set-cookie"].lower()
     assert "httponly" in cookie and "samesite=strict" in cookie and "domain" not in cookie
-    assert client.get("/").status_code == 200
-    assert TOKEN not in client.get("/").text
-    assert client.get("/?token=wrong").status_code == 403  # whoever says a token says the right one
+    assert client.get("/draws").status_code == 200
+    assert TOKEN not in client.get("/draws").text
+    assert client.get("/draws?token=wrong").status_code == 403  # whoever says a token says the right one
 
 
 def test_the_way_on_stays_here(look: Look, folder: Folder) -> None:
@@ -155,18 +161,18 @@ def test_the_way_on_stays_here(look: Look, folder: Folder) -> None:
     assert answer.headers["location"] == "/evil.example/"
     # a redirect that another site began would come without the cookie
     sent = {"sec-fetch-site": "cross-site"}
-    answer = client.get(f"/?text=%22%3E%3Cb%3E&token={TOKEN}", headers=sent, follow_redirects=False)
+    answer = client.get(f"/draws?text=%22%3E%3Cb%3E&token={TOKEN}", headers=sent, follow_redirects=False)
     assert answer.status_code == 200
     assert {tag for tag, _ in Page(answer.text).tags} == {"html", "meta", "title", "a"}
-    assert Page(answer.text).links("/") == ["/?text=%22%3E%3Cb%3E"]
+    assert Page(answer.text).links("/") == ["/draws?text=%22%3E%3Cb%3E"]
 
 
 def test_other_names_of_this_machine_are_refused(look: Look, folder: Folder) -> None:
     client = look(folder.root)
     for host in ("evil.example", "evil.example:1234", "127.0.0.1.evil.example", "0.0.0.0", ""):
-        assert client.get("/", headers={"host": host}).status_code == 400
+        assert client.get("/draws", headers={"host": host}).status_code == 400
     for host in ("localhost:80", "127.0.0.1"):
-        assert client.get("/", headers={"host": host}).status_code == 200
+        assert client.get("/draws", headers={"host": host}).status_code == 200
 
 
 def test_pages_are_only_read(look: Look, folder: Folder) -> None:
@@ -179,8 +185,12 @@ def test_pages_are_only_read(look: Look, folder: Folder) -> None:
 
 def test_each_answer_has_the_headers(look: Look, folder: Folder) -> None:
     client = look(folder.root)
-    answers = [client.get(path) for path in ("/", "/x", "/?x=1", "/style.css", "/export.jsonl")]
-    answers += [client.get("/?token=x"), client.post("/"), client.get("/", headers={"host": "x"})]
+    answers = [client.get(path) for path in ("/", "/x", "/draws?x=1", "/style.css", "/export.jsonl")]
+    answers += [
+        client.get("/draws?token=x"),
+        client.post("/"),
+        client.get("/draws", headers={"host": "x"}),
+    ]
     for answer in answers:
         assert answer.headers["content-security-policy"].startswith(
             "default-src 'none'; style-src 'self'"

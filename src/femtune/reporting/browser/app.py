@@ -1,6 +1,7 @@
 """The routes of the page; every request passes the guard first.
 
-/                 draws that match a filter, in pages     /export.jsonl, /export.parquet
+/                 the runs, each with its result
+/draws            draws that match a filter, in pages     /export.jsonl, /export.parquet
 /draw?name=       one draw                                /problem?id=    all draws of a problem,
 /difference?a=&b= the difference of two draws             by iteration and run
 """
@@ -44,7 +45,8 @@ def make_app(
 
     return Starlette(
         routes=[
-            Route("/", pages.answer(pages.draws)),
+            Route("/", pages.answer(pages.home)),
+            Route("/draws", pages.answer(pages.draws)),
             Route("/draw", pages.answer(pages.draw)),
             Route("/problem", pages.answer(pages.problem)),
             Route("/difference", pages.answer(pages.difference)),

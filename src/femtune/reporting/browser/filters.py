@@ -69,7 +69,7 @@ class Filter:
     correct: tuple[str, ...] = ()
     problem: str = ""  # a part of its id
     text: str = ""  # a part of the completion, regardless of case
-    sort: str = "stored"
+    sort: str = "newest"
     page: int = 1
 
     @classmethod
@@ -99,7 +99,7 @@ class Filter:
             else:
                 known = [field.name for field in fields(cls)]
                 raise ConfigError(f"{name[:60]} is nothing to filter by.{near(name, known)}")
-        if made.get("sort", "stored") not in ORDERS:
+        if made.get("sort", "newest") not in ORDERS:
             raise ConfigError(f"sort is one of {', '.join(ORDERS)}, got {made['sort'][:60]}.")
         made |= {name: tuple(dict.fromkeys(values)) for name, values in many.items()}
         return cls(**made)

@@ -20,6 +20,7 @@ from femtune.reporting.browser.difference import LONGEST, difference
 from femtune.reporting.browser.export import TYPES, Form, export
 from femtune.reporting.browser.filters import PAGE, Filter
 from femtune.reporting.browser.index import Index, Stale
+from femtune.reporting.browser.results import result
 from femtune.reporting.browser.store import Name, Seen, Store
 from femtune.reporting.browser.wording import LONG, SIDE, SORTED, chips, choices, environment, toggled
 
@@ -76,10 +77,10 @@ class Pages:
         return self.rendered("refusal", status=status, title="Not found", why=why)
 
     def rendered(self, template: str, status: int = 200, **values: Any) -> Response:
-        """Render a page; each one shows unreadable files and the progress of the runs."""
+        """Render a page; each one names unreadable files."""
         index = self.index
         page = self.templates.get_template(f"{template}.html.j2").render(
-            runs=[(run, *run.progress()) for run in index.runs.values()],
+            num_runs=len(index.runs),
             damaged=[(self._place(path), why) for path, (_, why) in index.damaged.items()],
             **values,
         )
@@ -92,6 +93,15 @@ class Pages:
                 return f"{run.name}: {path.relative_to(run.root)}"
         return str(path.name)
 
+    # --- the runs
+
+    def home(self, request: Request) -> Response:
+        """List the runs, each with its result and links to the draws of its last iteration."""
+        split(request, (), only=True)
+        return self.rendered(
+            "home", title="Runs", results=[result(run) for run in self.index.runs.values()]
+        )
+
     # --- the list
 
     def draws(self, request: Request) -> Response:
@@ -99,6 +109,7 @@ class Pages:
         asked = Filter.read(request.query_params.multi_items())
         self.index.prepare(asked)
         num, num_kept = self.store.count(asked)
+        draws = self.store.page(asked)
         return self.rendered(
             "draws",
             title="Draws",
@@ -108,7 +119,8 @@ class Pages:
             num_kept=num_kept,
             num_pages=max(1, math.ceil(num / PAGE)),
             first=(asked.page - 1) * PAGE + 1,
-            draws=self.store.page(asked),
+            draws=draws,
+            items=self.store.items(draws),
             lacks_gains=asked.sort in ("gain", "-gain") and not self.store.knows_gains(),
             facets=[*choices(asked, self.store.facets(asked))],
             chips=[*chips(asked)],

@@ -11,6 +11,7 @@ import duckdb
 from femtune.errors import ConfigError, FemtuneError
 from femtune.reporting.browser.filters import COLUMNS, NUMBERS, ORDERS, PAGE, Filter
 from femtune.reporting.browser.index import Index
+from femtune.reporting.browser.items import last_message, own_lines
 from femtune.reporting.browser.runs import PROBLEMS
 from femtune.types import Message, Problem, Prompt
 
@@ -267,6 +268,26 @@ class Store:
         """
         ids = [id for (id,) in self.index.query(sql, [problem_id, list(runs)])]
         return self.seen(ids, length)
+
+    def items(self, draws: Sequence[Seen]) -> dict[tuple[str, str, str], str]:
+        """Return what each of these draws is about, by run, kind and problem: see `own_lines`.
+
+        Problems that are not stored or can't be read are left out.
+        """
+        wanted: dict[tuple[str, str], set[str]] = {}
+        for draw in draws:
+            wanted.setdefault((draw.name.run, draw.name.kind), set()).add(draw.name.problem_id)
+        prompts: dict[tuple[str, str, str], str] = {}
+        for (run, kind), ids in wanted.items():
+            path = self.index.runs[run].root / PROBLEMS[kind]
+            sql = "SELECT id, prompt FROM read_parquet($links) WHERE list_contains($ids, id)"
+            try:
+                links = [self.index.linked(path)]
+                rows = self.index.query(sql, {"links": links, "ids": [*ids]}) if path.is_file() else []
+            except duckdb.Error:  # named at the head of the page
+                continue
+            prompts |= {(run, kind, id): last_message(prompt) for id, prompt in rows}
+        return own_lines(prompts)
 
     def asked(self, run: str, kind: str, problem_id: str) -> Asked:
         """Return the prompts of a problem, as the run rendered them."""

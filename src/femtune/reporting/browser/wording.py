@@ -102,7 +102,7 @@ def choices(asked: Filter, facets: Mapping[str, Sequence[Value]]) -> Iterator[tu
                 100 * each.num / most,
                 100 * each.num_kept / most,
                 chosen=each.value in chosen,
-                link="/?" + asked.toggled(name, each.value),
+                link="/draws?" + asked.toggled(name, each.value),
             )
             for each in values
         ]
@@ -124,12 +124,12 @@ def chips(asked: Filter) -> Iterator[tuple[str, str]]:
     """Yield each active condition, and the address without it."""
     for name, value in asked.items():
         if name in ("text", "problem"):
-            yield f"{name} has “{value}”", "/?" + asked.query(**{name: ""})
+            yield f"{name} has “{value}”", "/draws?" + asked.query(**{name: ""})
         elif name not in ("sort", "page"):
             own = next(each for each in getattr(asked, name) if str(each) == value)
             said = TITLES.get(name, name).lower()
             words = label(name, own) if name == "kept" else f"{said} {label(name, own)}"
-            yield words, "/?" + asked.toggled(name, own)
+            yield words, "/draws?" + asked.toggled(name, own)
 
 
 def toggled(lanes: Sequence[str], name: str) -> str:
