@@ -101,6 +101,7 @@ class RunFacts:
     history: Sequence[IterationMetrics]  # metrics of the iterations 1 to this one
     reports: Mapping[str, RowReport]  # of rows: "problems", and "eval" if its data are of their own
     difference: PairedDifference | None  # to the base, of accuracy on the same held-out problems
+    teacher: Mapping[str, Any] | None  # what teacher.json says, with tokens and seconds
     trains_hinted: bool  # True if some examples are trained under the hinted prompt
 
     @property
@@ -126,8 +127,19 @@ def read_told(root: Path, iteration: int) -> RunFacts:
         history=[metrics(number) for number in range(1, iteration + 1)],
         reports=read_reports(root / ROWS),
         difference=compare_iterations(root, iteration),
+        teacher=read_teacher(root, metrics(1).get("e_step", {})),
         trains_hinted="hinted" in _trained_under(root / f"iteration-{iteration:03}"),
     )
+
+
+def read_teacher(root: Path, first: EStepMetrics) -> dict[str, Any] | None:
+    """Return the teacher of a run with its tokens and seconds in iteration 1, None without one."""
+    path = root / "teacher.json"
+    if not path.exists() or "teacher_tokens" not in first:
+        return None
+    about = json.loads(path.read_text())
+    own = {"model": shown_name(str(about["model"])), "license": str(about["license"])}
+    return own | {"tokens": first["teacher_tokens"], "seconds": first["total_s"]}
 
 
 def _trained_under(folder: Path) -> set[str]:
@@ -232,6 +244,7 @@ def _about(told: RunFacts) -> dict[str, Any]:
         "wakes": told.trains_hinted,
         "covered_share": covered_share(told.metrics["e_step"]),
         "num_draws": sum(each["e_step"]["num_draws"] for each in told.history),
+        "teacher": told.teacher,
         "num_tokens": sum(each["e_step"]["generated_tokens"] for each in told.history),
         "evaluation": told.metrics.get("evaluation"),
         "measures": compared(told),
