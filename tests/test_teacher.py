@@ -144,7 +144,6 @@ def test_a_run_whose_teacher_changed_is_refused(run: Path, data: str, teacher: P
             ConfigError,
             "is for M-steps that train weights",
         ),
-        ({"teacher": None, "teacher_base_url": "http://x:1/v1"}, ConfigError, "set teacher too"),
         ({"max_cost": 1.0}, ConfigError, "max_cost is for --engine chat"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -158,8 +158,7 @@ class Ask:
         if self.ray_workers < 0 or (self.worker_gpus or 0) < 0:
             raise ConfigError("ray_workers and worker_gpus must be at least 0.")
         of_some = {"engine_args": ["vllm"], "base_url": _SERVERS, "served_model": _SERVERS}
-        if getattr(self, "teacher_base_url", None) is None:
-            of_some |= {name: ["chat"] for name in _CAPS}
+        of_some |= {name: ["chat"] for name in _CAPS}
         for name, engines in of_some.items():
             if getattr(self, name) not in (None, (), "") and self.engine not in engines:
                 known = " or ".join(engines)
@@ -215,8 +214,6 @@ class Train(Sample):
     """Maximum tokens of prompts and completions in each such M-step; default: no limit."""
     teacher: str | None = None
     """Another model, which draws the rationales of the first E-step: a folder, or an id on the Hub."""
-    teacher_base_url: str | None = None
-    """URL of a server of chat completions that answers as the teacher: http://host:8000/v1."""
     launch: str | None = None
     """Launcher for M-steps on several processes: "torchrun --standalone --nproc-per-node 8"."""
     share_device: bool = True
@@ -438,6 +435,5 @@ CHANGEABLE = frozenset(
         *("overlap", "device", "engine_args", "base_url", "served_model", "engine_timeout"),
         *("max_requests", "max_total_tokens", "max_cost", "prices", "on_model_change"),
         *("ray_workers", "ray_address", "worker_cpus", "worker_gpus", "launch", "fsdp", "share_device"),
-        "teacher_base_url",
     }
 )

@@ -207,7 +207,7 @@ def relied_on_model(model: str, settings: Ask, config: dict[str, Any], place: Pa
 
 def teacher_args(settings: Train, place: Path) -> tuple[str, ...]:
     """Return the template_args of a teacher; a run in `place` keeps the date of its first day."""
-    if settings.teacher is None or settings.teacher_base_url is not None:
+    if settings.teacher is None:
         return settings.template_args
     try:
         found = read_json(place / TEACHER) if (place / TEACHER).exists() else {}
@@ -218,9 +218,7 @@ def teacher_args(settings: Train, place: Path) -> tuple[str, ...]:
 
 
 def _relied_on_teacher(name: str, settings: Train, place: Path) -> dict[str, str]:
-    """Return the hashes of a teacher's weights and files; of one behind a server, its name."""
-    if settings.teacher_base_url is not None:
-        return {"teacher": name}
+    """Return the hashes of a teacher's weights and files."""
     folder = local_model(name)
     args = sorted(teacher_args(settings, place))
     files = [hash_config(folder), hash_tokenizer(folder), template_source(folder), args]

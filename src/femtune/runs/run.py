@@ -299,7 +299,7 @@ _RELIED = {
     "tokenizer": "the base model's tokenizer",
     "chat_template": "the chat template or template_args",
     "served_model": "the model's name on the server",
-    "teacher": "the teacher's weights or name",
+    "teacher": "the teacher's weights",
     "teacher_files": "the teacher's config, tokenizer or chat template",
     "demos": "the worked examples",
     "model_examples": "the worked examples of the model",

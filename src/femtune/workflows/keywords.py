@@ -127,7 +127,6 @@ class TrainSettings(SampleSettings, TrainingSettings, total=False):
     selection_requests: int
     selection_tokens: int | None
     teacher: str | None
-    teacher_base_url: str | None
     launch: str | None
     share_device: bool
     start_from: Literal["previous", "base"]

@@ -31,7 +31,7 @@ from femtune.types import SCORED, Problem, Sampling, Scheme
 from femtune.workflows.worked_examples import usable_demos
 
 # what a scheme must not need: the teacher's draws have another law than the student's
-_STUDENT = SCORED | {"current_model", "temperature_1"}
+_STUDENT = SCORED | {"temperature_1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,6 @@ def check_teacher(settings: Train, scheme: Scheme) -> None:
 
     Raises ConfigError or ModelError.
     """
-    if settings.teacher is None and settings.teacher_base_url is not None:
-        raise ConfigError("teacher_base_url needs the model's name on that server: set teacher too.")
     if settings.teacher is None:
         return
     if settings.m_step == "examples":
@@ -91,17 +89,14 @@ def check_teacher(settings: Train, scheme: Scheme) -> None:
             "teacher is for M-steps that train weights: with --m-step examples, show the teacher's "
             "rationales as worked examples (--demos FILE)."
         )
-    if scheme.needs & _STUDENT or scheme.remember is not None or scheme.proposal == "base":
+    if scheme.needs & _STUDENT or scheme.remember is not None:
         raise ConfigError(
-            f"Scheme {scheme.name} weighs, remembers or redraws draws by the student's own probability "
-            "of them, and the teacher's draws are another model's. Choose --scheme auto, rejection, "
-            "star, pps or mixture, without memo, chain, importance, expected, reasons, doubt and base; "
-            "or drop --teacher."
+            f"Scheme {scheme.name} weighs draws by the student's own probability of them, or remembers "
+            "them, and the teacher's draws are another model's. Choose --scheme auto, rejection, star or "
+            "pps without importance, expected, reasons, chain and hard; or drop --teacher."
         )
-    if settings.teacher_base_url is None:
-        folder = local_model(settings.teacher)
-        tokenizer = load_tokenizer(folder, settings.template_args)
-        check_cue(Cut(parse_format(settings.answer_format), tokenizer, ""), tokenizer)
+    tokenizer = load_tokenizer(local_model(settings.teacher), settings.template_args)
+    check_cue(Cut(parse_format(settings.answer_format), tokenizer, ""), tokenizer)
 
 
 def make_teacher(
@@ -112,22 +107,20 @@ def make_teacher(
     Raises ModelError if its files can't be read, DataError if prompts are too long for it.
     """
     settings = asked.settings
-    name, url = settings.teacher, settings.teacher_base_url
+    name = settings.teacher
     if name is None:
         return None
     args = teacher_args(settings, place)
-    licence = "unknown" if url else license_of(named_folder(name))
     about = {
         "model": name,
-        "license": licence,
-        "sha256": None if url else stored["relies_on"]["teacher"],
+        "license": license_of(named_folder(name)),
+        "sha256": stored["relies_on"]["teacher"],
     }
     own = replace(
         settings,
-        engine="transformers" if url is None else "chat",
+        engine="transformers",
         teacher=None,
-        teacher_base_url=None,
-        base_url=url,
+        base_url=None,
         served_model=None,
         engine_args=(),
         ray_workers=0,
