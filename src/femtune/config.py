@@ -212,6 +212,8 @@ class Train(Sample):
     """Maximum requests to the model in each M-step that chooses examples."""
     selection_tokens: int | None = None
     """Maximum tokens of prompts and completions in each such M-step; default: no limit."""
+    teacher: str | None = None
+    """Another model, which draws the rationales of the first E-step: a folder, or an id on the Hub."""
     launch: str | None = None
     """Launcher for M-steps on several processes: "torchrun --standalone --nproc-per-node 8"."""
     share_device: bool = True

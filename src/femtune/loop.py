@@ -34,7 +34,7 @@ from femtune.evaluation.advice import (
     nothing_kept,
 )
 from femtune.evaluation.chance import plain_attempts
-from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics
+from femtune.evaluation.evaluate import ask_into, estep_metrics, evaluation_metrics, teacher_tokens
 from femtune.evaluation.likelihood_bound import bound_into, subset
 from femtune.evaluation.rationales import read_all
 from femtune.evaluation.scored_answers import Scoring
@@ -115,6 +115,7 @@ class LoopConfig:
     reader_problems: int = 0  # held-out problems whose rationales the base reads: see rationales.py
     demos: Demos = ()  # in the first E-steps, draws from the base and its evaluation; never in training
     demo_iterations: int = 1
+    has_teacher: bool = False  # another model drew in iteration 1: see workflows/teacher.py
     force: Literal["evaluation", "always", "never"] = "evaluation"  # where answers are forced
     selection: Selection | None = None  # M-steps that choose examples; None: those of weights
 
@@ -259,6 +260,7 @@ class Steps:
         by_id = {problem.id: problem for problem in problems}
         metrics = estep_metrics(by_id, read_draws(folder), plain_attempts(scheme)) | scoring.metrics()
         metrics["total_s"] = round(metrics["total_s"] + metrics.get("scoring_s", 0.0), 3)
+        by_teacher = self.config.has_teacher and iteration == 1
         examples = self.run.iteration(iteration) / "examples.parquet"
         self.run.verify(examples)
         if not examples.exists() and not has_examples(metrics):
@@ -266,11 +268,12 @@ class Steps:
         self._warn(e_step_warnings(metrics, sampler.sampling.max_new_tokens, scheme))
         factors = made_factors(lambda: iter(scoring), by_id, scheme.weigh, self.config.balance)
         if not examples.exists():
-            tokenizer = None if self.sampler.text_only else self.tokenizer
+            tokenizer = None if self.sampler.text_only or by_teacher else self.tokenizer
             how = (self.sampler.prompts, tokenizer, factors.by_answer)
             write_examples(examples, scoring, by_id, scheme.weigh, *how)
             self.run.record(examples)
         scoring.remember()
+        metrics |= teacher_tokens(metrics) if by_teacher else EStepMetrics()
         return metrics | factors.metrics() | kept_metrics(outcomes(folder, by_id))
 
     def m_step(self, iteration: int) -> MStepMetrics:

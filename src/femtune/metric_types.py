@@ -94,6 +94,7 @@ class EStepMetrics(DrawMetrics, total=False):
     reasons: dict[str, dict[str, int]]  # by prompt and reason
     luck_share: float
     plain_share: float
+    teacher_tokens: int  # drawn by another model; generated_tokens are the student's own
     # how what is kept differs from all
     kept_by: KeptBy
     kept_scores: KeptScores

@@ -347,6 +347,7 @@ def make_loop_config(settings: Train, scheme: Scheme | None = None) -> LoopConfi
         bound_problems=settings.bound_problems,
         reader_problems=settings.reader_problems,
         demo_iterations=settings.demo_iterations,
+        has_teacher=settings.teacher is not None,
         force=settings.force_answers,
         selection=selection_of(settings, scheme),
     )

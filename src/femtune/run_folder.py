@@ -13,6 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from femtune._util.parsing import Unreadable, read_json
 from femtune._util.redaction import check_values
 from femtune.config import CHANGEABLE, Ask, Train
 from femtune.data.chat_tokenizer import DATE
@@ -39,6 +40,8 @@ from femtune.schemes.serialization import scheme_to_data
 from femtune.types import Demos, Problem, Scheme
 
 log = logging.getLogger("femtune")
+
+TEACHER = "teacher.json"  # the model that drew in iteration 1: see workflows/teacher.py
 
 
 def resolved(settings: Any, **more: Any) -> dict[str, Any]:
@@ -181,6 +184,8 @@ def relied_on_model(model: str, settings: Ask, config: dict[str, Any], place: Pa
     info = info_for(model, settings)
     shown = info.demos if info is not None and info.m_step == "examples" else None
     own = {"model_examples": hash_value(shown)} if shown and settings.demos == "auto" else {}
+    if isinstance(settings, Train) and settings.teacher is not None:
+        own |= _relied_on_teacher(settings.teacher, settings, place)
     if settings.engine == "chat":
         return {"served_model": served_name(model, settings)} | own
     folder = local_model(model)
@@ -198,6 +203,29 @@ def relied_on_model(model: str, settings: Ask, config: dict[str, Any], place: Pa
         raise ModelError(
             f"{error.filename or folder} can't be read: {error.strerror or error}."
         ) from error
+
+
+def teacher_args(settings: Train, place: Path) -> tuple[str, ...]:
+    """Return the template_args of a teacher; a run in `place` keeps the date of its first day."""
+    if settings.teacher is None:
+        return settings.template_args
+    try:
+        found = read_json(place / TEACHER) if (place / TEACHER).exists() else {}
+    except Unreadable as error:
+        raise RunError(f"{place / TEACHER} {error}. Start again in another --output-dir.") from error
+    stored = found.get("template_args", []) if isinstance(found, dict) else []
+    return tuple(dated(settings.template_args, local_model(settings.teacher), stored))
+
+
+def _relied_on_teacher(name: str, settings: Train, place: Path) -> dict[str, str]:
+    """Return the hashes of a teacher's weights and files."""
+    folder = local_model(name)
+    args = sorted(teacher_args(settings, place))
+    files = [hash_config(folder), hash_tokenizer(folder), template_source(folder), args]
+    return {
+        "teacher": hash_weights(folder, base_of_adapter(folder)),
+        "teacher_files": hash_value(files),
+    }
 
 
 def relied_on_inputs(

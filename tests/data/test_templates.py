@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from femtune.data import chat_tokenizer
 from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.prompts import Prompts
 from femtune.engines.model_files import load_tokenizer
@@ -150,6 +151,22 @@ def with_template(template: str, family: str = "qwen3") -> ChatTokenizer:
     tokenizer = FAMILY[family].tokenizer()
     tokenizer.chat_template = template
     return ChatTokenizer(tokenizer)
+
+
+ENDLESS = {
+    "a range of 10^9": "{% for a in range(1000000000) %}{% endfor %}",
+    "10^9 in ranges within ranges": (
+        "{% for a in range(100000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("loop", ENDLESS.values(), ids=ENDLESS)
+def test_a_template_with_an_endless_loop_is_refused(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_tokenizer, "_RENDER_S", 0.2)
+    chat = with_template(loop + "{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(ModelError, match=r"it takes more than 0.2 s to render|Range too big"):
+        chat.check()
 
 
 OPEN = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

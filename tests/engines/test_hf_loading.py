@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import peft
@@ -10,6 +11,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from femtune.data.worlds import SEEDLING
+from femtune.engines import model_files
 from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.weight_check import WeightCheck, write_check
 from femtune.errors import ModelError
@@ -81,6 +84,17 @@ def test_missing_weights_are_refused_not_drawn_at_random(folder: Path, tmp_path:
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ModelError, match=r"lacks weights .*up_proj"):
         TransformersEngine(folder).load(tmp_path)
+
+
+def test_4_bit_weights_need_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_files, "gpu_has_bfloat16", lambda: None)
+    config = json.loads((SEEDLING / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="holds 4-bit weights of bitsandbytes, which need a GPU, and"):
+        model_files.load_config(tmp_path)
+    monkeypatch.setattr(model_files, "gpu_has_bfloat16", lambda: True)
+    assert model_files.load_config(tmp_path).quantization_config["load_in_4bit"]
 
 
 def test_a_model_with_other_than_keys_and_values_is_refused(tmp_path: Path) -> None:

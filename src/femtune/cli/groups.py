@@ -25,7 +25,7 @@ PANELS = {
         *("prompt_template", "template_args", "demos", "demo_iterations", "demos_in_prompt"),
     ),
     "Reward": ("reward", "accept_at", "soft_accept", "soft_decay", "reward_timeout", "on_reward_error"),
-    "E-step": ("temperature", "top_p", "top_k", "balance", "start_from"),
+    "E-step": ("temperature", "top_p", "top_k", "balance", "start_from", "teacher"),
     "M-step": (
         *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "fsdp", "launch"),
         *("per_device_train_batch_size", "max_tokens_per_batch", "gradient_accumulation_steps"),

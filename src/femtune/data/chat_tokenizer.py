@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from femtune._util.text import brief
+from femtune._util.time_limits import TooSlow, time_limit
 from femtune.data.marks import Marks, special_ids
 from femtune.data.prompts import Prompts, as_messages, prompt_text
 from femtune.errors import ConfigError, EngineError, ModelError
@@ -23,6 +24,8 @@ from femtune.types import Message, Problem, Prompt, Tokenizer
 # The function by which templates write today's date, as Llama 3's does. As an argument of the template,
 # a day in its place: a run pins the day on which it began.
 DATE = "strftime_now"
+
+_RENDER_S = 5.0  # seconds of processor time for one prompt; a template takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -120,15 +123,21 @@ class ChatTokenizer:
         """Return what the template renders of messages. Raises ModelError if it fails."""
 
         def apply(**args: Any) -> str:
-            text: str = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=opens, **dated, **args
-            )
+            with time_limit(_RENDER_S):
+                text: str = self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=opens, **dated, **args
+                )
             return text
 
         args = self.rendering_args
         dated = self._dated  # outside: its error is complete
         try:
             return apply(**args)
+        except TooSlow as error:
+            raise ModelError(
+                f"the chat template can't be used: {error} to render a prompt. Correct the template in "
+                "the model's folder (chat_template.jinja)."
+            ) from error
         except Exception as error:  # jinja2's, or anything that the template raises
             try:  # some templates require a list of tools, and accept an empty one
                 return apply(**{"tools": [], "functions": [], **args})

@@ -13,6 +13,7 @@ from femtune._util.parsing import Unreadable, named_pairs, read_json, read_value
 from femtune._util.redaction import check_values
 from femtune.data.chat_tokenizer import ChatTokenizer
 from femtune.data.worlds import SEEDLING
+from femtune.engines.dtypes import gpu_has_bfloat16
 from femtune.errors import ModelError
 from femtune.runs.checkpoints import best_model
 
@@ -136,9 +137,23 @@ def load_config(folder: Path) -> Any:
     base = adapter_base(folder)
     folder = folder if base is None else local_model(base)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of a damaged file, whatever transformers meets with
         raise unreadable(folder, "model config", error) from error
+    _check_quantized(config, folder)
+    return config
+
+
+def _check_quantized(config: Any, folder: Path) -> None:
+    """Refuse weights that bitsandbytes quantized where there is no GPU. Raises ModelError."""
+    found = getattr(config, "quantization_config", None) or {}
+    named = found if isinstance(found, dict) else vars(found)
+    bits = 4 if named.get("load_in_4bit") else 8
+    if named.get("quant_method") == "bitsandbytes" and gpu_has_bfloat16() is None:
+        raise ModelError(
+            f"{folder} holds {bits}-bit weights of bitsandbytes, which need a GPU, and torch sees none "
+            "here. Use the model that they were made from, or a machine with a GPU."
+        )
 
 
 def adapter_base(folder: Path) -> str | None:

@@ -250,6 +250,11 @@ def _ratings(asked: Sequence[tuple[Problem, Item]]) -> dict[str, list[str]]:
     return ratings
 
 
+def teacher_tokens(metrics: EStepMetrics) -> EStepMetrics:
+    """Return the counts of tokens of an E-step that a teacher drew: none are the student's."""
+    return {"teacher_tokens": metrics["generated_tokens"], "generated_tokens": 0}
+
+
 def estep_metrics(problems: Mapping[str, Problem], stored: Stored, attempts: int = 0) -> EStepMetrics:
     """Metrics of an E-step's draws; `attempts` is how often a problem may be asked without a hint.
 

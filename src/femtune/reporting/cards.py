@@ -101,6 +101,7 @@ class RunFacts:
     history: Sequence[IterationMetrics]  # metrics of the iterations 1 to this one
     reports: Mapping[str, RowReport]  # of rows: "problems", and "eval" if its data are of their own
     difference: PairedDifference | None  # to the base, of accuracy on the same held-out problems
+    teacher: Mapping[str, Any] | None  # what teacher.json says, with tokens and seconds
 
     @property
     def metrics(self) -> IterationMetrics:
@@ -125,7 +126,18 @@ def read_told(root: Path, iteration: int) -> RunFacts:
         history=[metrics(number) for number in range(1, iteration + 1)],
         reports=read_reports(root / ROWS),
         difference=compare_iterations(root, iteration),
+        teacher=read_teacher(root, metrics(1).get("e_step", {})),
     )
+
+
+def read_teacher(root: Path, first: EStepMetrics) -> dict[str, Any] | None:
+    """Return the teacher of a run with its tokens and seconds in iteration 1, None without one."""
+    path = root / "teacher.json"
+    if not path.exists() or "teacher_tokens" not in first:
+        return None
+    about = json.loads(path.read_text())
+    own = {"model": shown_name(str(about["model"])), "license": str(about["license"])}
+    return own | {"tokens": first["teacher_tokens"], "seconds": first["total_s"]}
 
 
 def write_model_card(root: Path, iteration: int) -> Path:
@@ -223,6 +235,7 @@ def _about(told: RunFacts) -> dict[str, Any]:
         "any_hinted": any("hinted" in each["e_step"]["reasons"] for each in told.history),
         "covered_share": covered_share(told.metrics["e_step"]),
         "num_draws": sum(each["e_step"]["num_draws"] for each in told.history),
+        "teacher": told.teacher,
         "num_tokens": sum(each["e_step"]["generated_tokens"] for each in told.history),
         "evaluation": told.metrics.get("evaluation"),
         "measures": compared(told),
@@ -343,7 +356,7 @@ def data_card(told: RunFacts, folder: Path) -> DatasetCard:
     num, known = table.num_rows, table.column_names
     if "trained_under" in known and "hinted" in table["trained_under"].to_pylist():
         raise RunError(
-            f"{folder}: some examples have the correct answer in their prompts (+wake, which was removed). "
+            f"{folder}: some examples have the correct answer in their prompts (+wake, since removed). "
             "Commit 65a0ab4 can push them with a card that says so."
         )
     num_negative = pc.sum(pc.less(table["weight"], 0)).as_py() or 0

@@ -13,6 +13,7 @@
         examples.parquet     what the M-step trains on; also TRL's prompt / completion columns
         model/               an ordinary Hugging Face folder
         metrics.json         written last: the iteration is done
+    teacher.json             which model drew in iteration 1, and its licence: see teacher.py
     requests.jsonl           what was asked of an API and answered: see chat/request_log.py
     best, last               links to models
     manifest.jsonl           size and SHA-256 of each file: see manifest.py
@@ -300,6 +301,8 @@ _RELIED = {
     "tokenizer": "the base model's tokenizer",
     "chat_template": "the chat template or template_args",
     "served_model": "the model's name on the server",
+    "teacher": "the teacher's weights",
+    "teacher_files": "the teacher's config, tokenizer or chat template",
     "demos": "the worked examples",
     "model_examples": "the worked examples of the model",
     "reward": "the code of the reward",

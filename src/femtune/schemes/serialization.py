@@ -55,9 +55,9 @@ def scheme_from_data(data: Mapping[str, Any]) -> Scheme:
     """Return the scheme that was stored. Raises ConfigError, which names a rule that is missing."""
     if removed := [name for name in ("first", "proposal", "min_gain") if name in data]:
         raise ConfigError(
-            f"Scheme {data.get('name')} has {removed[0]}, which was removed. Commit 65a0ab4 was the last "
-            "that had it: use that one, or start again with another scheme. docs/findings.md has the "
-            "reason."
+            f"Scheme {data.get('name')} has {removed[0]}, which was removed. Commit 65a0ab4 was the "
+            "last that had it: use that one, or start again with another scheme. docs/findings.md has "
+            "the reason."
         )
     try:
         name, remember, at = data["name"], data["remember"], data["accept_at"]

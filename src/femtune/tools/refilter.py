@@ -197,9 +197,9 @@ def refilter(
         tokenizer = place[1]
         rule, prompts = new.weigh, stored.trained_prompts(tokenizer)
         examples = output_dir / "examples.parquet"
-        write_examples(
-            examples, drawn(again), stored.problems, rule, prompts, tokenizer, factors.by_answer
-        )
+        by_teacher = settings.teacher is not None and stored.iteration == 1  # its tokens are its own
+        how = (prompts, None if by_teacher else tokenizer, factors.by_answer)
+        write_examples(examples, drawn(again), stored.problems, rule, *how)
         write_json(output_dir / "refilter.json", report)
     if train:
         report["m_step"] = _fit(stored, settings, loop, examples, place, output_dir / "model", on_step)

@@ -116,6 +116,8 @@ def replay(
     problems = problems_of(root, kind)
     if missing := [draw.key.problem_id for draw in draws if draw.key.problem_id not in problems]:
         raise RunError(f"{root}: problem {missing[0]} is not stored with the run.")
+    if settings.teacher is not None and kind == "draws" and draws[0].key.iteration == 1:
+        raise RunError(f"{root}: the teacher {settings.teacher} drew these: replay later iterations.")
     base = local_model(str(config.get("model")))
     scheme = _scheme(root, config, settings, kind)
     weights = _weights(root, draws[0].key.iteration, kind, base)

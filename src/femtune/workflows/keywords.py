@@ -126,6 +126,7 @@ class TrainSettings(SampleSettings, TrainingSettings, total=False):
     num_examples: int
     selection_requests: int
     selection_tokens: int | None
+    teacher: str | None
     launch: str | None
     share_device: bool
     start_from: Literal["previous", "base"]

@@ -40,6 +40,7 @@ from femtune.sampler import SamplerBuilder, check_installed, make_sampler_builde
 from femtune.selection.limits import check_items
 from femtune.tools.estimate.disk import at_most, check_disk
 from femtune.types import Demos, Sampling, Scheme
+from femtune.workflows.teacher import check_teacher, make_teacher
 from femtune.workflows.trained_model import TrainedModel
 from femtune.workflows.worked_examples import store_demos, usable_demos, without_held_out
 
@@ -88,16 +89,13 @@ def run_train(
     asked, other, parts = _inputs(data, model, settings, output_dir, scheme, reward)
     config = make_loop_config(asked.settings, scheme)
     place, stored = run_place(
-        output_dir,
-        "train",
-        data,
-        model,
-        asked.settings,
+        *(output_dir, "train", data, model, asked.settings),
         *parts.groups,
         reward=asked.reward,
         demos=asked.demos,
         scheme=scheme or named_scheme(asked.settings),
     )
+    teacher = make_teacher(asked, place, stored, parts.train)
     asked = with_pinned_date(asked, stored)
     builder = make_sampler_builder(model, asked, *parts.groups)
     config = replace(config, demos=_first_demos(builder, config))
@@ -113,6 +111,8 @@ def run_train(
         reports = {"problems": asked.report} | ({} if other is None else {"eval": other.report})
         store_problems(run, parts.train, parts.test, reports, dev=parts.dev)
         store_demos(run, builder)
+        if teacher is not None:
+            teacher.draw(run, parts.train, config, draws, progress)
         with builder.sampler(draws, parts.train, config.scheme.needs, folder=run.root) as sampler:
             _check_adapters(sampler, config)
             history = fem(
@@ -147,6 +147,7 @@ def _check(settings: Train, scheme: Scheme | None) -> None:
             "A running server can't load new full weights. Train through it with --use-peft "
             "(LoRA adapters), or take --engine vllm."
         )
+    check_teacher(settings, scheme or named_scheme(settings))
     check_trackers(settings.training.trackers)
     if scheme is not None:
         check_storable(scheme)

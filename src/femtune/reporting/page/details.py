@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from femtune.metric_types import EStepMetrics
+from femtune.reporting.cards import read_teacher
 from femtune.reporting.page import predictions
 from femtune.reporting.page.contenders import best, contenders
 from femtune.reporting.page.drawing import NUM_COLOURS, Axis, mark
@@ -221,7 +223,7 @@ def settings(found: Found) -> Section:
     tables.append(
         Table("Settings of all runs" if len(runs) > 1 else "Settings", ["setting", "value"], rows)
     )
-    tables += _rows(runs[0])
+    tables += _rows(runs[0]) + _teachers(runs)
     environment = _flat(runs[0].environment)
     if environment:
         tables.append(
@@ -246,6 +248,21 @@ def _rows(run: Record) -> list[Table]:
     ]
     tables = [Table("Rows left out", ["of", "why", "rows", "for example"], left)] if left else []
     return tables + ([Table("How labels were read", ["of", "how"], read)] if read else [])
+
+
+def _teachers(runs: Sequence[Record]) -> list[Table]:
+    """Return the teachers that drew in iteration 1, with tokens, seconds and licence."""
+    found = [(run, read_teacher(run.root, run.e_steps().get(1, EStepMetrics()))) for run in runs]
+    rows = [
+        [
+            *(name(run.root.resolve().name), name(each["model"], 200), count(each["tokens"])),
+            *(f"{each['seconds']:,.0f}", name(each["license"], 200)),
+        ]
+        for run, each in found
+        if each is not None
+    ]
+    head = ["run", "teacher of iteration 1", "tokens", "seconds", "licence"]
+    return [Table("Teachers", head, rows)] if rows else []
 
 
 def _flat(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
