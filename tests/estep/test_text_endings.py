@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from femtune.data.answer_format import parse_format
@@ -62,6 +62,7 @@ def by_text(text: str, end: FinishReason, forced_by: str = "") -> Completion:
     return Completion((), text, end, math.nan, served=served)
 
 
+@example("Answer: 4<think>", "stop", "", "stop", "line", "ended")
 @given(texts, ends, texts, ends, st.sampled_from(FORMATS), st.sampled_from(("never", "ended", "all")))
 def test_text_is_forced_and_ends_as_tokens_are(
     text: str, end: FinishReason, reply: str, reply_end: FinishReason, spec: str, force: Force

@@ -288,6 +288,15 @@ def test_the_first_page_lists_the_runs_with_their_results(look: Look, tmp_path: 
     assert len(links) == 4 and len(page(client, links[0]).names()) == 1
 
 
+def test_a_baseline_is_done_when_it_is_measured(look: Look, tmp_path: Path) -> None:
+    run = Run(tmp_path / "votes")
+    write_draws(run.shard(0, "eval", 0), [made()], {})
+    (run.iteration(0) / "metrics.json").write_text(json.dumps({"evaluation": {"accuracy": 0.5}}))
+    run.root.joinpath("config.yaml").write_text("iterations: 3\nscheme: votes\nmodel: m\n")
+    shown = page(look(tmp_path), "/").spaced
+    assert "accuracy 50.0%" in shown and "not finished" not in shown
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"evaluation": 3}', '{"evaluation": {"accuracy": "x"}}']
 )

@@ -88,14 +88,17 @@ class TextEndings:
         """Return rationale, cue and answer as one completion of two requests."""
         if answer.finish_reason == "error" or answer.served is None:
             return answer
-        whole = second.prefill + answer.text
+        whole, begin = second.prefill + answer.text, len(second.prefill)
         if answer.served.forced_by == "turn":
-            whole = self._in_turn(first.text, second.prefill, answer.text)
-        place = cut_text(whole, self.format)
+            whole, begin = self._in_turn(first.text, second.prefill, answer.text), len(first.text)
+        # the rationale holds no answer, though one that an open <think> hid may end there now
+        place = cut_text(whole[len(first.text) :], self.format)
+        end = None if place is None else len(first.text) + place
+        is_cut = end is not None and end > begin
         return Completion(
             (),
-            whole[:place],
-            answer.finish_reason if place is None else "answered",
+            whole[:end] if is_cut else whole,
+            "answered" if is_cut else answer.finish_reason,
             answer.logprob,
             num_forced=max(1, answer.num_tokens),
             served=_both(first.served, answer.served),

@@ -19,6 +19,7 @@ import yaml
 from femtune.data.answer_format import parse_format
 from femtune.data.prompts import HINT, Prompts
 from femtune.errors import RunError
+from femtune.reporting.page.record import BASELINES
 
 Kind = Literal["draws", "eval"]
 KINDS: tuple[Kind, ...] = ("draws", "eval")
@@ -81,12 +82,15 @@ class Found:
         )
 
     def progress(self) -> tuple[int, int | None]:
-        """Return the last completed iteration (-1 for none), and the planned last one, if known."""
+        """Return the last completed iteration (-1 for none), and the planned last one, if known.
+
+        A baseline has the iterations of its comparison among its settings, and makes none.
+        """
         done = [
             path.parent.name.rpartition("-")[2] for path in self.root.glob("iteration-*/metrics.json")
         ]
         last = max((int(number) for number in done if number.isdecimal()), default=-1)
-        known = self.config.get("iterations")
+        known = None if self.config.get("scheme") in BASELINES else self.config.get("iterations")
         return last, known if isinstance(known, int) else None
 
 
