@@ -84,7 +84,7 @@ def test_the_first_draws_are_those_that_the_teacher_makes_itself(
 
 def test_the_student_trains_on_the_teachers_text_under_the_plain_prompt(run: Path) -> None:
     first = pq.read_table(run / "iteration-001" / "examples.parquet").to_pydict()
-    assert "completion_tokens" not in first and {*first["trained_under"]} == {"plain"}
+    assert "completion_tokens" not in first
     assert {each[0]["content"] for each in first["completion"]} <= {*texts(run, 1)}
     assert "completion_tokens" in pq.read_schema(run / "iteration-002" / "examples.parquet").names
 

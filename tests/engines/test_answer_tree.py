@@ -23,7 +23,7 @@ from femtune.types import Asked, Engine
 from ..models import FAMILIES, tiny_model
 from ..models import folder as folder  # fixtures
 from ..models import one_thread as one_thread
-from .test_hf_engine import NO_MEMORY
+from .test_hf_memory import NO_MEMORY
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from femtune.engines.hf.engine import TransformersEngine
 from femtune.engines.hf.fused import Fused
 from femtune.types import Asked, Completion, DrawKey, Request, Sampling, Tokens
 
+from ..engine_requests import pull_from, requests, run, tokens_of
 from ..models import FAMILIES, tiny_model
 from ..models import folder as folder  # fixtures
 from ..models import one_thread as one_thread
-from .test_hf_engine import pull_from, requests, run, tokens_of
 
 SAMPLING = Sampling(max_new_tokens=12)
 

@@ -211,7 +211,9 @@ def test_the_command_serves_till_ctrl_c(folder: Folder) -> None:
         host = urlsplit(address)
         token = dict(parse_qsl(host.query))["token"]
         cookie = f"femtune-view-{host.port}={token}"
-        with urlopen(UrlRequest(f"http://127.0.0.1:{host.port}/", headers={"Cookie": cookie})) as answer:
+        with urlopen(
+            UrlRequest(f"http://127.0.0.1:{host.port}/draws", headers={"Cookie": cookie})
+        ) as answer:
             assert f"{len(folder.draws):,}" in answer.read().decode()
         assert host.port is not None
         with socket.socket() as other, pytest.raises(OSError):

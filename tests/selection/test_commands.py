@@ -153,9 +153,8 @@ REFUSED = {
         "trains no weights: leave learning_rate out",
     ),
     "launch": (Train(m_step="examples", launch="torchrun"), "trains no weights: leave launch out"),
-    "restart": (Train(m_step="examples", scheme="star+restart"), "leave base, restart and start_from"),
-    "start": (Train(m_step="examples", start_from="base"), "leave base, restart and start_from"),
-    "base": (Train(m_step="examples", scheme="star+base"), "leave base, restart and start_from"),
+    "restart": (Train(m_step="examples", scheme="star+restart"), "leave restart and start_from"),
+    "start": (Train(m_step="examples", start_from="base"), "leave restart and start_from"),
     "dev": (Train(m_step="examples", dev_share=0.0), "chooses by the development part"),
 }
 
