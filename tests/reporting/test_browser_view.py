@@ -146,7 +146,7 @@ def test_a_reader_gets_around_by_clicks(
     tab.locator("input[name=b]").last.check()
     tab.get_by_role("button", name="Show the difference").click()
     assert tab.get_by_role("heading", name="Difference", exact=True).is_visible()
-    tab.goto(f"{visit.base}/?kept=no")
+    tab.goto(f"{visit.base}/draws?kept=no")
     with tab.expect_download() as waiting:
         tab.get_by_role("link", name="JSON lines").click()
     lines = Path(waiting.value.path()).read_text().splitlines()
