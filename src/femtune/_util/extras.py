@@ -10,6 +10,8 @@ from femtune.errors import ConfigError
 OPTIONAL = {
     "bm25s": ("bm25s", "similar"),
     "datasets": ("datasets", "datasets"),
+    "dspy": ("dspy", "compare-prompts"),
+    "gepa": ("gepa", "compare-prompts"),
     "math_verify": ("math-verify", "math"),
     "scipy": ("scipy", "stats"),
     "sklearn": ("scikit-learn", "stats"),

@@ -14,6 +14,8 @@
     fem-votes     a trained model by vote: a rung of a ladder
     random-examples, similar-examples   the base with its own right answers as worked examples; only on
                   request: see `example_baselines`
+    dspy-examples, gepa-instruction   the base with a prompt that another library's search has chosen;
+                  only on request: see `prompt_baselines`
     grpo, rloo, latro   reinforcement learning on the same problems: see `rl`; only on request
 
 The base itself, with the same prompts as the schemes, is iteration 0 of every scheme's run.
@@ -42,12 +44,8 @@ from femtune.comparison.baseline_draws import (
     without_soundness,
 )
 from femtune.comparison.direct import direct_answers, direct_metrics, expected_score
-from femtune.comparison.example_baselines import (
-    EXAMPLE_BASELINES,
-    SCHEME,
-    check_examples,
-    run_examples,
-)
+from femtune.comparison.example_baselines import SCHEME
+from femtune.comparison.prompt_baselines import PROMPT_BASELINES, check_prompt, run_prompt
 from femtune.comparison.regression import with_values
 from femtune.comparison.regression_baseline import check_regression, run_regression
 from femtune.comparison.rl import RL_BASELINES, check_reinforced, reinforce
@@ -104,7 +102,7 @@ def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
     Raises ConfigError for an unknown baseline, an unsuitable one, and one whose requirements are
     missing.
     """
-    known = (*APPLY["judge"], *EXAMPLE_BASELINES, *RL_BASELINES, "none")
+    known = (*APPLY["judge"], *PROMPT_BASELINES, *RL_BASELINES, "none")
     for name in names or ():
         if name not in known:
             raise ConfigError(f"no baseline {name!r}.{near(name, known)} There are {', '.join(known)}.")
@@ -127,8 +125,8 @@ def chosen(names: Sequence[str] | None, settings: Train) -> tuple[str, ...]:
             raise ConfigError(f"baseline {name} needs held-out problems: give --eval-data.")
         if name in RL_BASELINES:
             check_reinforced(name, settings)
-        elif name in EXAMPLE_BASELINES:
-            check_examples(name)
+        elif name in PROMPT_BASELINES:
+            check_prompt(name, settings)
         elif name not in suit:
             raise ConfigError(f"baseline {name} does not suit task {settings.task}: leave it out.")
         if name == "regression":
@@ -154,7 +152,7 @@ def baseline_settings(name: str, settings: Train, draws: int, rl: RL | None = No
         return Reinforced(**(fields | own), **vars(rl or RL()))
     # no iterations to choose among, so these learn from the development part too
     own |= {"dev_share": 0.0, "patience": 0, "m_step": "weights"}
-    if name not in EXAMPLE_BASELINES:
+    if name not in PROMPT_BASELINES:
         own |= _NO_CHOICE
     return Baseline(**(fields | own), draws=draws if name in DRAWING else 1)
 
@@ -221,7 +219,7 @@ def run_on(
         if isinstance(settings, Reinforced):
             builder = make_sampler_builder(model, asked, *parts.groups)
             return reinforce(run, builder, settings, settings, parts)
-        number = 1 if settings.scheme in ("answer-only", *EXAMPLE_BASELINES) else 0
+        number = 1 if settings.scheme in ("answer-only", *PROMPT_BASELINES) else 0
         stored = run.iteration(number) / "metrics.json"
         if not stored.exists():
             train, test = parts.train, parts.test
@@ -256,7 +254,7 @@ def _made(
     if settings.scheme == "answer-only":
         info = info_of(settings, asked.settings, model, stored_config(run.root)["relies_on"]["weights"])
         return _answer_only(run, builder, settings, train, test, progress, info)
-    if settings.scheme in EXAMPLE_BASELINES:
+    if settings.scheme in PROMPT_BASELINES:
         return _examples(run, builder, settings, train, test, progress)
     if settings.scheme in ("votes", "fem-votes"):
         return _votes(run, builder, settings, test, progress)
@@ -332,11 +330,11 @@ def _examples(
     test: Sequence[Problem],
     progress: Progress,
 ) -> IterationMetrics:
-    """Answer with worked examples that are drawn first, at the settings' temperature."""
+    """Answer with worked examples, or an instruction, that are made by draws first."""
     own = replace(settings, scheme=SCHEME, **_NO_CHOICE)
     config = replace(make_loop_config(own), demos=builder.demos)
     with builder.sampler(sampling(own)) as sampler:
-        return run_examples(_steps(run, builder, config, sampler, train, test, progress), settings)
+        return run_prompt(_steps(run, builder, config, sampler, train, test, progress), settings)
 
 
 # --- votes

@@ -28,7 +28,7 @@ from femtune.estep.scheduler import Lease, Sampler
 from femtune.estep.together import work_off_together
 from femtune.evaluation.evaluate import evaluation_metrics
 from femtune.loop import Steps
-from femtune.metric_types import IterationMetrics
+from femtune.metric_types import EvaluationMetrics, IterationMetrics
 from femtune.runs.draws import drawn, read_draws, write_draws
 from femtune.schemes.filters import paper_filter
 from femtune.schemes.named import AUTO_EXAMPLES
@@ -67,10 +67,10 @@ def run_examples(steps: Steps, settings: Baseline) -> IterationMetrics:
             (each, [problem]) for problem, each in zip(test, similar_sets(pool, num, test), strict=True)
         ]
     )
-    _answer(steps, pool, sets)
-    by_id = {problem.id: problem for problem in test}
-    folder = steps.run.iteration(1) / "eval"
-    return {"e_step": e_step, "evaluation": evaluation_metrics(by_id, read_draws(folder))}
+    return {
+        "e_step": e_step,
+        "evaluation": answer_held_out(steps, greedy(steps, pool.candidates), sets),
+    }
 
 
 def random_sets(pool: Pool, num: int, seed: int) -> list[Demos]:
@@ -110,15 +110,20 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def _answer(steps: Steps, pool: Pool, sets: Sequence[Asked]) -> None:
-    """Draw an answer to each problem under its sets, greedily, and store the draws by problem."""
+def answer_held_out(steps: Steps, sampler: Sampler, sets: Sequence[Asked]) -> EvaluationMetrics:
+    """Draw an answer to each problem under its sets, store the draws by problem, and measure them."""
+    _answer(steps, sampler, sets)
+    by_id = {problem.id: problem for problem in steps.eval_problems}
+    return evaluation_metrics(by_id, read_draws(steps.run.iteration(1) / "eval"))
+
+
+def _answer(steps: Steps, sampler: Sampler, sets: Sequence[Asked]) -> None:
     run, stored = steps.run, steps.run.shard(1, "eval", 0)
     run.verify(stored)
     if stored.exists():
         return
     steps.progress.phase("evaluation", 1, sum(len(problems) for _, problems in sets))
     run.log("evaluation", iteration=1)
-    sampler = _greedy(steps, pool)
     for number, begin in enumerate(range(0, len(sets), TOGETHER)):
         place = run.shard(1, "answers", number)
         run.verify(place)
@@ -135,8 +140,9 @@ def _answer(steps: Steps, pool: Pool, sets: Sequence[Asked]) -> None:
     run.record(stored)
 
 
-def _greedy(steps: Steps, pool: Pool) -> Sampler:
-    shown = with_examples(steps.sampler.prompts, pool.candidates, tokenizer_of(steps))
+def greedy(steps: Steps, demos: Demos) -> Sampler:
+    """Return a sampler for greedy answers, whose prompts can show these worked examples."""
+    shown = with_examples(steps.sampler.prompts, demos, tokenizer_of(steps))
     return replace(
         steps.sampler,
         prompts=shown.with_demos(()),

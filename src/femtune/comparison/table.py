@@ -72,9 +72,11 @@ def _measures(history: History) -> dict[str, float]:
         for name in ("kept_share", "covered_share"):
             if shares := [share for each in e_steps if (share := measure(each, name)) is not None]:
                 measures[name] = fmean(shares)
-        drawing = (*e_steps, *m_steps)  # an M-step draws where it chooses examples
+    chooses = any("num_requests" in each for each in m_steps)
+    if e_steps or chooses:
+        drawing = (*e_steps, *m_steps)  # an M-step draws where it chooses a prompt
         measures["generated_tokens"] = sum(each.get("generated_tokens", 0) for each in drawing)
-    if any("num_requests" in each for each in m_steps) or (e_steps and not m_steps):
+    if chooses or (e_steps and not m_steps):
         measures["requests"] = sum(each["num_draws"] for each in e_steps)
         measures["requests"] += sum(each["num_requests"] for each in m_steps)
     if e_steps or m_steps:

@@ -266,8 +266,8 @@ def candidates(
     shown = _in_one_form(found, sampler.prompts, tokenizer_of(steps))
     if len(shown) < len(found):
         left_out["not shown in full by the chat template"] += len(found) - len(shown)
-    longest = _longest([*steps.problems, *steps.dev_problems, *steps.eval_problems])
-    return Pool(tuple(shown), _fits(longest, sampler, tokenizer_of(steps))), dict(left_out)
+    longest = longest_of([*steps.problems, *steps.dev_problems, *steps.eval_problems])
+    return Pool(tuple(shown), fits_context(longest, sampler, tokenizer_of(steps))), dict(left_out)
 
 
 def _in_one_form(
@@ -284,11 +284,14 @@ def _in_one_form(
     return max(by_form.values(), key=len, default=[])
 
 
-def _longest(problems: Sequence[Problem]) -> Problem:
+def longest_of(problems: Sequence[Problem]) -> Problem:
+    """Return the problem with the longest prompt."""
     return max(problems, key=lambda problem: len(prompt_text(problem.prompt)))
 
 
-def _fits(problem: Problem, sampler: Sampler, tokenizer: Tokenizer | None) -> Callable[[Demos], bool]:
+def fits_context(
+    problem: Problem, sampler: Sampler, tokenizer: Tokenizer | None
+) -> Callable[[Demos], bool]:
     """Return whether a set of examples leaves room for the longest problem, its hint and its answer."""
 
     def fits(demos: Demos) -> bool:
