@@ -40,15 +40,15 @@ def search_examples(search: PromptSearch, num_examples: int) -> tuple[Demos, int
         "DSPy compares %d sets of examples by %d problems, with at most %d requests.",
         *(num_sets + 1, len(search.choosing), search.left()),
     )
-    optimizer = dspy.BootstrapFewShotWithRandomSearch(
-        metric=lambda example, prediction, trace=None: prediction.right,
-        max_bootstrapped_demos=num_examples,
-        max_labeled_demos=0,  # they are answers without a rationale
-        num_candidate_programs=num_sets,
-        num_threads=1,  # the answers come in batches
-        max_errors=1,
-    )
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        optimizer = dspy.BootstrapFewShotWithRandomSearch(
+            metric=lambda example, prediction, trace=None: prediction.right,
+            max_bootstrapped_demos=num_examples,
+            max_labeled_demos=0,  # they are answers without a rationale
+            num_candidate_programs=num_sets,
+            num_threads=1,  # the answers come in batches
+            max_errors=1,
+        )
         program = optimizer.compile(
             _program(search),
             trainset=[dspy.Example(problem=each.id).with_inputs("problem") for each in search.train],
